@@ -1,0 +1,1 @@
+"""A Dask client whose tasks are owned by the process that calls them."""
