@@ -7,6 +7,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Pure tests come first: they fail within seconds, before any cluster starts.
 FIRST  := $(wildcard tests/core tests/simulation)
+REST   := $(filter-out $(FIRST) tests/conftest.py tests/__%,$(wildcard tests/*))
 CODE   := $(wildcard dask_ownership tests examples)
 
 .PHONY: demo demo-compare test lint test-slow soak bench clean
@@ -18,8 +19,8 @@ demo-compare: $(VENV)/stamp
 	$(BIN)/python examples/stdlib_index.py --compare $(ARGS)
 
 test: lint
-	$(if $(FIRST),$(BIN)/python -m pytest $(FIRST))
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(FIRST)) $(ARGS)
+	$(if $(ARGS),,$(if $(FIRST),$(BIN)/python -m pytest $(FIRST)))
+	$(BIN)/python -m pytest $(or $(ARGS),$(REST))
 
 lint: $(VENV)/stamp
 	$(BIN)/ruff check $(CODE)

@@ -17,7 +17,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import stdlib_tasks
 from distributed import Client, as_completed
@@ -31,7 +31,15 @@ except ImportError:  # plain text says the same
     Console = None  # type: ignore[assignment,misc]
 
 ENGINES = {"ownership": "dask_ownership.Client", "distributed": "distributed.Client"}
+PART = 20  # files of a package that one task takes
 NOT_LIBRARY = {"__pycache__", "site-packages", "dist-packages", "lib-dynload"}
+
+
+class Package(NamedTuple):
+    """A package's name and its files, by their paths below the library."""
+
+    name: str
+    paths: list[str]
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,11 @@ class Run:
         return self.index.tasks / self.seconds
 
 
-def find_packages() -> dict[str, list[str]]:
-    """The files of each package, by its name; a top-level module is a package of one file."""
+def find_packages() -> list[Package]:
+    """The packages of the library by name; a top-level module is a package of one file.
+
+    A package of many files comes in parts, so that none takes long and the progress bar moves.
+    """
     packages: defaultdict[str, list[str]] = defaultdict(list)
     for folder, folders, files in os.walk(STDLIB):
         folders[:] = sorted(set(folders) - NOT_LIBRARY)
@@ -56,7 +67,11 @@ def find_packages() -> dict[str, list[str]]:
         for file in sorted(name for name in files if name.endswith(".py")):
             path = file if at == "." else os.path.join(at, file)
             packages[file[:-3] if at == "." else at.replace(os.sep, ".")].append(path)
-    return dict(sorted(packages.items()))
+    return [
+        Package(name, paths[at : at + PART])
+        for name, paths in sorted(packages.items())
+        for at in range(0, len(paths), PART)
+    ]
 
 
 def connect(engine: str, args: argparse.Namespace) -> Client:
@@ -74,11 +89,11 @@ def connect(engine: str, args: argparse.Namespace) -> Client:
     return client
 
 
-def run(engine: str, packages: dict[str, list[str]], args: argparse.Namespace) -> Run:
+def run(engine: str, packages: list[Package], args: argparse.Namespace) -> Run:
     """Index ``packages``: a task for each, merged in a tree."""
     with connect(engine, args) as client:
         start = time.perf_counter()
-        futures = client.map(index_package, list(packages.values()), pure=False)
+        futures = client.map(index_package, [package.paths for package in packages], pure=False)
         for future in show_progress(as_completed(futures), len(futures), ENGINES[engine]):
             if future.status == "error":
                 future.result()  # raises what went wrong there
@@ -183,12 +198,13 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     packages = find_packages()
-    chosen = dict(list(packages.items())[: args.limit])
+    chosen = packages[: args.limit]
     if args.compare and args.limit is None:
         print("Without the package test, which takes stock Dask minutes; --limit takes any number.")
-        chosen = {name: files for name, files in chosen.items() if name.split(".")[0] != "test"}
+        chosen = [package for package in chosen if package.name.split(".")[0] != "test"]
     print(f"Python {sys.version.split()[0]}: {len(chosen)} of {len(packages)} packages", end=" ")
-    print(f"in {STDLIB}, {args.workers} workers with {args.threads} threads each")
+    own = f"{args.workers} workers of {args.threads} threads"
+    print(f"in {STDLIB}, on {args.scheduler or own}")
 
     engines = list(ENGINES) if args.compare else [args.engine]
     runs = [run(engine, chosen, args) for engine in engines]
@@ -199,12 +215,12 @@ def main() -> int:
         [(ENGINES[r.engine], r.index.tasks, f"{r.seconds:.2f}", f"{r.rate:,.0f}") for r in runs],
     )
     if args.compare:
-        own, stock = runs
-        if own.index != stock.index:
+        ours, stock = runs
+        if ours.index != stock.index:
             print("The two engines found different things: one of them is wrong.")
             return 1
         print("Both engines found the same.", end=" ")
-        print(f"{ENGINES[own.engine]} is {stock.seconds / own.seconds:.1f} times as fast.")
+        print(f"{ENGINES[ours.engine]} is {stock.seconds / ours.seconds:.1f} times as fast.")
     return 0
 
 

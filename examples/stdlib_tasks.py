@@ -13,6 +13,7 @@ import ast
 import re
 import sys
 import sysconfig
+import threading
 import tokenize
 import warnings
 from collections import Counter, defaultdict
@@ -34,6 +35,11 @@ MODULE, FUNCTION, MERGE = 1, 2, 3
 # Old sources hold escapes such as "\d" that the parser warns of; that is their authors' business.
 ORIGIN = "<stdlib_index>"
 warnings.filterwarnings("ignore", module=re.escape(ORIGIN))
+
+NEVER_LOADED = re.compile(r"__name__ == |\bTYPE_CHECKING\b")  # as the test of an if
+
+# CPython 3.11 counts the depth of a parse in one place for all threads, so one thread at a time.
+PARSING = threading.Lock()
 
 BRANCHES = (
     ast.If,
@@ -141,13 +147,13 @@ def index_module(path: str) -> Index:
     try:
         with tokenize.open(STDLIB / path) as file:
             source = file.read()
-        tree = ast.parse(source, ORIGIN)
+        tree = parse(source)
     except (SyntaxError, ValueError, RecursionError):
         return Index(skipped=(path,))  # such files are there to test parsers with
 
     name = module_name(path)
     functions, rest = split(tree)
-    imports = frozenset(imported_by(rest)) - {name.partition(".")[0]}
+    imports = frozenset(imported_by(tree)) - {name.partition(".")[0]}
     index = Index(
         modules=1,
         lines=source.count("\n"),
@@ -171,7 +177,7 @@ def index_function(name: str, text: str) -> Index:
     """Index the text of one function."""
     if text[0].isspace():  # a method: an indented block needs something above it
         text = f"if True:\n{text}"
-    body = ast.parse(text, ORIGIN).body[0]
+    body = parse(text).body[0]
     if isinstance(body, ast.If):
         text = text.partition("\n")[2]
         body = body.body[0]
@@ -189,6 +195,11 @@ def index_function(name: str, text: str) -> Index:
         largest=(function,),
         branchiest=(function,),
     )
+
+
+def parse(text: str) -> ast.Module:
+    with PARSING:
+        return ast.parse(text, ORIGIN)
 
 
 def split(tree: ast.Module) -> tuple[list[tuple[str, ast.stmt]], list[ast.AST]]:
@@ -222,14 +233,24 @@ def called_by(nodes: Iterable[ast.AST]) -> Iterator[str]:
                 yield f".{node.func.attr}"
 
 
-def imported_by(nodes: Iterable[ast.AST]) -> Iterator[str]:
-    """The standard top-level names that these nodes import; relative imports stay inside."""
-    for node in nodes:
+def imported_by(tree: ast.Module) -> Iterator[str]:
+    """The standard top-level names that a module imports while it loads.
+
+    Not what its functions import, nor what it imports as a program or for a type checker.
+    Relative imports stay inside.
+    """
+    todo: list[ast.AST] = [tree]
+    while todo:
+        node = todo.pop()
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names = [node.module]
+        elif isinstance(node, ast.If) and NEVER_LOADED.search(ast.unparse(node.test)):
+            todo.extend(node.orelse)
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.expr)):
+            todo.extend(ast.iter_child_nodes(node))
         for name in names:
             if (first := name.partition(".")[0]) in sys.stdlib_module_names:
                 yield first
