@@ -82,7 +82,7 @@ def connect(engine: str, args: argparse.Namespace) -> Client:
         Engine = Client
     if args.scheduler is None:
         return Engine(
-            n_workers=args.workers, threads_per_worker=args.threads, dashboard_address=None
+            n_workers=args.workers, threads_per_worker=args.threads, dashboard_address=":0"
         )
     client = Engine(args.scheduler)
     client.upload_file(stdlib_tasks.__file__)
