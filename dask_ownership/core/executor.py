@@ -1,0 +1,581 @@
+"""What an executor decides: which task a free slot takes, and what waits for what.
+
+One executor serves every owner that linked to its worker. For each owner it has
+a session with entries by key: tasks that wait, run or ended, and values that are
+kept. The runtime (or the virtual cluster) runs the tasks, fetches and stores; it
+asks `next_work` when a slot is free and tells `succeeded`, `failed`, `parked`,
+`wants_slot`, `fetched`. Answers for the owner collect in the session's ``outbox``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from dask_ownership.core import messages as m
+from dask_ownership.core.messages import Key, Message
+from dask_ownership.core.queue import OrderedQueue
+
+# ---- states of an entry ----
+
+BLOCKED = 0
+"""A task that waits for a dependency to be made or fetched."""
+QUEUED = 1
+RUNNING = 2
+FETCHING = 3
+"""No task: a value on its way from another worker."""
+HELD = 4
+"""A live value that the owner has too, kept until the owner has said so."""
+COPIED = 5
+"""A pickled value that the owner sent for several tasks."""
+KEPT = 6
+"""A value in the worker's store, until the owner frees it."""
+GONE = 7
+
+STATE_NAMES = (
+    "blocked",
+    "queued",
+    "running",
+    "fetching",
+    "held",
+    "copied",
+    "kept",
+    "gone",
+)
+
+
+class Entry:
+    """A task or a value of one owner at this worker.
+
+    Attributes
+    ----------
+    session : Session
+    key : hashable
+    attempt : int
+        The owner's number of this push.
+    function : int
+        Id of the function within the session.
+    payload : bytes
+    order : int
+    dependencies : list
+        `Entry` for what is here, bytes for what came with the push.
+    missing : int
+        How many of them have no value yet.
+    waiters : list of Entry
+        Tasks here that wait for this one.
+    state : int
+    value : object
+        Live (`HELD`) or pickled (`COPIED`) value.
+    options : dict
+    cancelled : bool
+        Nobody wants its outcome any more; set while it runs.
+    addresses : tuple of str
+        Where to fetch it from (`FETCHING`).
+    nbytes : int
+    parked_for : float
+        Time it spent without a slot; written by the runtime.
+    """
+
+    __slots__ = (
+        "addresses",
+        "attempt",
+        "cancelled",
+        "dependencies",
+        "function",
+        "key",
+        "missing",
+        "nbytes",
+        "options",
+        "order",
+        "parked_for",
+        "payload",
+        "session",
+        "state",
+        "value",
+        "waiters",
+    )
+
+    def __init__(self, session: Session, key: Key, attempt: int = 0) -> None:
+        self.session = session
+        self.key = key
+        self.attempt = attempt
+        self.function = 0
+        self.payload: bytes = b""
+        self.order = 0
+        self.dependencies: list[Any] | tuple[()] = ()
+        self.missing = 0
+        self.waiters: list[Entry] | None = None
+        self.state = BLOCKED
+        self.value: Any = None
+        self.options: dict[str, Any] | None = None
+        self.cancelled = False
+        self.addresses: tuple[str, ...] = ()
+        self.nbytes = 0
+        self.parked_for = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Entry {self.key!r} {STATE_NAMES[self.state]} attempt={self.attempt}>"
+
+    @property
+    def depth(self) -> int:
+        """Nesting of the task, see `Options.depth`."""
+        return self.options["depth"] if self.options else 0
+
+    @property
+    def has_value(self) -> bool:
+        return HELD <= self.state <= KEPT
+
+
+class Session:
+    """What the executor has for one owner.
+
+    Attributes
+    ----------
+    owner : str
+        The owner's incarnation.
+    entries : dict
+        Key to entry.
+    functions : dict
+        Id to whatever the runtime makes of the pickled function.
+    outbox : list of tuple
+        Answers that have not left yet.
+    unacknowledged : deque
+        ``(batch, entries)``: `HELD` entries that the owner may still refer to.
+    """
+
+    __slots__ = (
+        "closed",
+        "entries",
+        "fresh",
+        "functions",
+        "link",
+        "outbox",
+        "owner",
+        "queues",
+        "unacknowledged",
+    )
+
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
+        self.entries: dict[Key, Entry] = {}
+        self.functions: dict[int, Any] = {}
+        self.outbox: list[Message] = []
+        self.fresh: list[Entry] = []
+        self.unacknowledged: deque[tuple[int, list[Entry]]] = deque()
+        self.queues: dict[int, OrderedQueue[Entry]] = {}
+        self.closed = False
+        self.link: Any = None
+
+    def __repr__(self) -> str:
+        return f"<Session of {self.owner} entries={len(self.entries)}>"
+
+
+class Executor:
+    """Tasks and values of all owners at one worker.
+
+    Parameters
+    ----------
+    slots : int
+        How many tasks may run at once (the worker's ``nthreads``).
+    resources : dict, optional
+        Abstract resources of the worker and how much of each.
+
+    Attributes
+    ----------
+    busy : int
+        Slots that are taken.
+    resuming : deque
+        Parked tasks that want a slot to go on.
+    parked_count : int
+        Tasks without a slot that wait for something.
+    fetches : list of Entry
+        Values to fetch; the runtime takes them.
+    freed : list of (str, hashable)
+        ``(owner, key)`` of stored values to delete; the runtime takes them.
+    interrupted : list of Entry
+        Running tasks that were cancelled; the runtime takes them.
+    """
+
+    def __init__(self, slots: int, resources: dict[str, float] | None = None) -> None:
+        self.slots = slots
+        self.accepting = True
+        self.busy = 0
+        self.parked_count = 0
+        self.resources = dict(resources or {})
+        self.available = dict(self.resources)
+        self.sessions: dict[str, Session] = {}
+        self.resuming: deque[Any] = deque()
+        self.fetches: list[Entry] = []
+        self.freed: list[tuple[str, Key]] = []
+        self.interrupted: list[Entry] = []
+        self.queued = 0
+        self._turns: dict[int, deque[Session]] = {}
+        self._depths: list[int] = []
+        self._constrained: list[Entry] = []
+
+    # ---- sessions ----
+
+    def open(self, owner: str) -> Session:
+        """The session of an owner, made when it is new."""
+        session = self.sessions.get(owner)
+        if session is None:
+            session = self.sessions[owner] = Session(owner)
+            session.outbox.append((m.ACCEPTING, self.accepting, self.slots))
+        return session
+
+    def close(self, owner: str) -> None:
+        """An owner is gone: drop its tasks and values. Running ones end unheard."""
+        session = self.sessions.pop(owner, None)
+        if session is None:
+            return
+        session.closed = True
+        for entry in list(session.entries.values()):
+            self._drop(entry)
+        session.entries.clear()
+        session.functions.clear()
+        session.outbox.clear()
+        session.unacknowledged.clear()
+
+    def set_accepting(self, yes: bool, slots: int) -> None:
+        """The worker pauses, goes on, or changes its number of threads."""
+        if yes == self.accepting and slots == self.slots:
+            return
+        self.accepting = yes
+        self.slots = slots
+        for session in self.sessions.values():
+            session.outbox.append((m.ACCEPTING, yes, slots))
+            if not yes:
+                for entry in list(session.entries.values()):
+                    if entry.state in (QUEUED, BLOCKED):
+                        self._give_back(entry, m.REFUSED)
+
+    # ---- from the owner ----
+
+    def receive(self, session: Session, batch: Iterable[Message]) -> None:
+        """Messages of an owner, in the order in which it sent them."""
+        entries = session.entries
+        for message in batch:
+            kind = message[0]
+            if kind == m.PUSH:
+                self._pushed(session, message)
+            elif kind == m.FUNCTION:
+                session.functions[message[1]] = message[2]
+            elif kind == m.FREE:
+                for key in message[1]:
+                    entry = entries.get(key)
+                    if entry is not None and entry.state in (KEPT, COPIED, FETCHING):
+                        self._drop(entry)
+                        self._give_back_waiters(entry)
+            elif kind == m.COPY:
+                _, key, value = message
+                entry = entries[key] = Entry(session, key)
+                entry.value = value
+                entry.state = COPIED
+            elif kind == m.CANCEL:
+                entry = entries.get(message[1])
+                if entry is not None and entry.attempt == message[2]:
+                    self._cancel(entry)
+            elif kind == m.RECALL:
+                self._recall(session, message[1])
+
+    def acknowledged(self, session: Session, batch: int) -> None:
+        """The owner has our answers up to this batch and their values with them."""
+        waiting = session.unacknowledged
+        while waiting and waiting[0][0] <= batch:
+            for entry in waiting.popleft()[1]:
+                # Tasks that are queued here hold the entry itself and its value.
+                if session.entries.get(entry.key) is entry:
+                    del session.entries[entry.key]
+
+    def packed(self, session: Session, batch: int) -> None:
+        """The answers so far leave as this batch."""
+        if session.fresh:
+            session.unacknowledged.append((batch, session.fresh))
+            session.fresh = []
+
+    # ---- slots ----
+
+    def next_work(self) -> Any:
+        """What a free slot does: a parked task that goes on, a task, or None.
+
+        The caller that gets something has taken the slot. Parked tasks come
+        first; then deeper tasks before shallower, because shallower ones wait for
+        them; then owners in turn.
+        """
+        if self.busy >= self.slots:
+            return None
+        if self.resuming:
+            self.busy += 1
+            self.parked_count -= 1
+            return self.resuming.popleft()
+        if not self.queued or not self.accepting:
+            return None
+        for depth in self._depths:
+            turns = self._turns[depth]
+            while turns:
+                session = turns[0]
+                queue = session.queues.get(depth)
+                if not queue:
+                    turns.popleft()
+                    continue
+                entry = queue.pop()
+                if not len(queue):
+                    turns.popleft()
+                elif len(turns) > 1:
+                    turns.rotate(-1)
+                if entry.state != QUEUED:
+                    continue
+                self.queued -= 1
+                if entry.options and not self._acquire(entry):
+                    continue
+                entry.state = RUNNING
+                self.busy += 1
+                return entry
+        return None
+
+    def released_slot(self) -> None:
+        """A slot is free again: its task ended, or it had nothing to do."""
+        self.busy -= 1
+
+    def parked(self, entry: Entry | None) -> None:
+        """A running task waits for another and gives its slot up."""
+        self.busy -= 1
+        self.parked_count += 1
+        if entry is not None and not entry.cancelled:
+            entry.session.outbox.append((m.PARKED, entry.key, entry.attempt))
+
+    def wants_slot(self, token: Any) -> None:
+        """A parked task can go on; `next_work` gives the token when there is a slot."""
+        self.resuming.append(token)
+
+    # ---- outcomes ----
+
+    def succeeded(self, entry: Entry, message: Message, state: int, value: Any) -> bool:
+        """A task ended with a value, `HELD` or `KEPT`.
+
+        Returns
+        -------
+        bool
+            Whether anyone wants it; False means that a stored value is to be deleted.
+        """
+        self._release_resources(entry)
+        session = entry.session
+        if entry.cancelled or session.closed:
+            self._forget(entry)
+            return False
+        entry.state = state
+        entry.dependencies = ()
+        entry.payload = b""
+        session.outbox.append(message)
+        if state == HELD:
+            entry.value = value
+            session.fresh.append(entry)
+        if entry.waiters is not None:
+            self._serve(entry)
+        return True
+
+    def failed(self, entry: Entry, message: Message) -> None:
+        """A task ended with an error."""
+        self._release_resources(entry)
+        if not entry.cancelled and not entry.session.closed:
+            entry.session.outbox.append(message)
+        self._forget(entry)
+        self._give_back_waiters(entry)
+
+    def give_back(self, entry: Entry, reason: int, keys: tuple[Any, ...] = ()) -> None:
+        """A task could not be run here after all."""
+        self._release_resources(entry)
+        if entry.state != GONE:
+            self._give_back(entry, reason, keys)
+
+    def fetched(self, entry: Entry) -> None:
+        """A value arrived in the store."""
+        if entry.state != FETCHING:
+            self.freed.append((entry.session.owner, entry.key))
+            return
+        entry.state = KEPT
+        if entry.waiters is not None:
+            self._serve(entry)
+
+    def fetch_failed(self, entry: Entry, addresses: tuple[str, ...]) -> None:
+        """No address had the value."""
+        if entry.state != FETCHING:
+            return
+        waiters = entry.waiters or []
+        entry.waiters = None
+        self._forget(entry)
+        for waiter in waiters:
+            if waiter.state == BLOCKED:
+                self._give_back(waiter, m.MISSING, ((entry.key, addresses),))
+
+    # ---- inside ----
+
+    def _pushed(self, session: Session, message: Message) -> None:
+        _, key, attempt, function, payload, order, dependencies, options = message
+        entries = session.entries
+        before = entries.get(key)
+        if before is not None:
+            if before.attempt >= attempt:
+                return  # it came twice
+            self._cancel(before)
+        entry = entries[key] = Entry(session, key, attempt)
+        entry.function = function
+        entry.payload = payload
+        entry.order = order
+        entry.options = options
+        if not self.accepting or not self._possible(options):
+            self._give_back(entry, m.REFUSED)
+            return
+        if dependencies:
+            resolved: list[Any] = []
+            for reference in dependencies:
+                kind = reference[0]
+                if kind == m.VALUE:
+                    resolved.append(reference[1])
+                    continue
+                there = entries.get(reference[1])
+                if there is None:
+                    if kind == m.LOCAL:
+                        self._give_back(entry, m.MISSING, ((reference[1], ()),))
+                        return
+                    there = entries[reference[1]] = Entry(session, reference[1])
+                    there.state = FETCHING
+                    there.nbytes = reference[2]
+                    there.addresses = reference[3]
+                    self.fetches.append(there)
+                resolved.append(there)
+            entry.dependencies = resolved
+            for there in resolved:
+                if type(there) is Entry and not there.has_value:
+                    entry.missing += 1
+                    if there.waiters is None:
+                        there.waiters = [entry]
+                    else:
+                        there.waiters.append(entry)
+        if entry.missing == 0:
+            self._queue(entry)
+
+    def _queue(self, entry: Entry) -> None:
+        entry.state = QUEUED
+        self.queued += 1
+        depth = entry.options["depth"] if entry.options else 0
+        session = entry.session
+        queue = session.queues.get(depth)
+        if queue is None:
+            queue = session.queues[depth] = OrderedQueue()
+        if not len(queue):
+            turns = self._turns.get(depth)
+            if turns is None:
+                turns = self._turns[depth] = deque()
+                self._depths = sorted(self._turns, reverse=True)
+            turns.append(session)
+        queue.push(entry)
+
+    def _serve(self, entry: Entry) -> None:
+        waiters = entry.waiters or ()
+        entry.waiters = None
+        for waiter in waiters:
+            if waiter.state == BLOCKED:
+                waiter.missing -= 1
+                if waiter.missing == 0:
+                    self._queue(waiter)
+
+    def _cancel(self, entry: Entry) -> None:
+        if entry.state == RUNNING:
+            if not entry.cancelled:
+                entry.cancelled = True
+                self.interrupted.append(entry)
+                if entry.session.entries.get(entry.key) is entry:
+                    del entry.session.entries[entry.key]
+        else:
+            self._drop(entry)
+        self._give_back_waiters(entry)
+
+    def _drop(self, entry: Entry) -> None:
+        """Take an entry out, whatever it is."""
+        if entry.state == RUNNING:
+            if not entry.cancelled:
+                entry.cancelled = True
+                self.interrupted.append(entry)
+            return
+        if entry.state == QUEUED:
+            self.queued -= 1
+        elif entry.state == KEPT:
+            self.freed.append((entry.session.owner, entry.key))
+        self._forget(entry)
+
+    def _forget(self, entry: Entry) -> None:
+        entry.state = GONE
+        entry.value = None
+        entry.dependencies = ()
+        entry.payload = b""
+        if entry.session.entries.get(entry.key) is entry:
+            del entry.session.entries[entry.key]
+
+    def _give_back(self, entry: Entry, reason: int, keys: tuple[Any, ...] = ()) -> None:
+        if entry.state == QUEUED:
+            self.queued -= 1
+        if not entry.cancelled and not entry.session.closed:
+            entry.session.outbox.append((m.RETURNED, entry.key, entry.attempt, reason, keys))
+        self._forget(entry)
+        self._give_back_waiters(entry)
+
+    def _give_back_waiters(self, entry: Entry) -> None:
+        """Tasks that wait for what will not come, and those that wait for them."""
+        stack = list(entry.waiters or ())
+        entry.waiters = None
+        while stack:
+            waiter = stack.pop()
+            if waiter.state != BLOCKED:
+                continue
+            stack.extend(waiter.waiters or ())
+            waiter.waiters = None
+            if not waiter.session.closed:
+                waiter.session.outbox.append(
+                    (m.RETURNED, waiter.key, waiter.attempt, m.BLOCKED, ())
+                )
+            self._forget(waiter)
+
+    def _recall(self, session: Session, count: int) -> None:
+        """Give unstarted tasks back, those that would start last first."""
+        candidates: list[Entry] = []
+        for queue in session.queues.values():
+            candidates.extend(entry for entry in queue.items() if entry.state == QUEUED)
+        for entry in reversed(candidates):
+            if count <= 0:
+                break
+            if entry.waiters is None and not (entry.options and entry.options.get("moved")):
+                count -= 1
+                self._give_back(entry, m.RECALLED)
+        session.outbox.append((m.RETURNED, None, 0, m.RECALLED, ()))
+
+    # ---- resources ----
+
+    def _possible(self, options: dict[str, Any] | None) -> bool:
+        wanted = options.get("resources") if options else None
+        return not wanted or all(self.resources.get(k, 0) >= v for k, v in wanted.items())
+
+    def _acquire(self, entry: Entry) -> bool:
+        """Take the task's resources, or put it aside until they are there."""
+        wanted = (entry.options or {}).get("resources")
+        if not wanted:
+            return True
+        if any(self.available.get(k, 0) < v for k, v in wanted.items()):
+            self._constrained.append(entry)
+            self.queued += 1
+            return False
+        for name, amount in wanted.items():
+            self.available[name] -= amount
+        return True
+
+    def _release_resources(self, entry: Entry) -> None:
+        wanted = entry.options.get("resources") if entry.options else None
+        if wanted and entry.state == RUNNING:
+            for name, amount in wanted.items():
+                self.available[name] += amount
+            aside, self._constrained = self._constrained, []
+            for waiting in aside:
+                if waiting.state == QUEUED:
+                    self.queued -= 1
+                    self._queue(waiting)

@@ -1,0 +1,95 @@
+"""The vocabulary of a link.
+
+A link carries batches of small tuples between one owner and one executor. The
+first item of each tuple is one of the integers below; the rest is described
+beside it. Integers, strings, bytes and tuples only, so that msgpack carries a
+batch as it is and nobody unpickles anything to route it.
+
+``key`` is the Dask key. The owner is implied by the link, so ``(owner, key)``
+identifies an object everywhere. ``attempt`` counts how often a task was handed
+out; an answer with another attempt than the current one changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, TypeAlias
+
+Key: TypeAlias = Hashable
+Message: TypeAlias = tuple[Any, ...]
+
+# ---- owner to executor ----
+
+PUSH = 1
+"""``(PUSH, key, attempt, function_id, payload, order, dependencies, options)``
+
+``payload`` is the pickled ``(args, kwargs)``. ``order`` is the owner's number
+for the task, lower first. ``dependencies`` lists what the payload's slots refer
+to, as `VALUE`, `LOCAL` and `REMOTE` entries, or is ``()``. ``options`` is a dict
+or None: ``depth`` (of nesting), ``priority``, ``resources``."""
+
+FUNCTION = 2
+"""``(FUNCTION, function_id, pickled)``: sent once per link, before its first use."""
+
+COPY = 3
+"""``(COPY, key, pickled)``: a value that several tasks here use; kept until FREE."""
+
+FREE = 4
+"""``(FREE, keys)``: drop the values (and copies) of these keys."""
+
+CANCEL = 5
+"""``(CANCEL, key, attempt)``: do not start it, and drop what it made or is making."""
+
+RECALL = 6
+"""``(RECALL, count)``: give back up to ``count`` tasks that did not start."""
+
+# ---- dependencies inside a PUSH ----
+
+VALUE = 0
+"""``(VALUE, pickled)``: the value itself."""
+
+LOCAL = 1
+"""``(LOCAL, key)``: here already, or made by a task that was pushed here before."""
+
+REMOTE = 2
+"""``(REMOTE, key, nbytes, addresses)``: to be fetched from one of the addresses."""
+
+# ---- executor to owner ----
+
+DONE = 10
+"""``(DONE, key, attempt, pickled, microseconds)``: the value, small enough to travel."""
+
+STORED = 11
+"""``(STORED, key, attempt, nbytes, type_name, microseconds)``: the value stays here."""
+
+FAILED = 12
+"""``(FAILED, key, attempt, pickled_error, microseconds)``"""
+
+RETURNED = 13
+"""``(RETURNED, key, attempt, reason, keys)``: not run; see the reasons below."""
+
+PARKED = 14
+"""``(PARKED, key, attempt)``: it waits for another task and gave its slot up."""
+
+ACCEPTING = 15
+"""``(ACCEPTING, yes, nthreads)``: whether new tasks are taken, and on how many slots."""
+
+# ---- reasons of RETURNED ----
+
+RECALLED = 0
+"""Asked for by RECALL. One more with the key None says that the recall is over."""
+DROPPED = 1
+"""It was cancelled before it started."""
+MISSING = 2
+"""The dependencies in ``keys`` could not be had from any address that was given."""
+BLOCKED = 3
+"""A task here that it waited for ended without a value."""
+UNKNOWN_FUNCTION = 4
+REFUSED = 5
+"""The worker is paused or leaving, or can never offer the resources."""
+
+NAMES = {
+    value: name
+    for name, value in list(globals().items())
+    if name.isupper() and isinstance(value, int) and value > REMOTE
+}

@@ -1,0 +1,605 @@
+"""What an owner decides: the life of its rows.
+
+The runtime (or the virtual cluster) tells what happened: `submit`, `receive`,
+`release`, `cancel`, `add_worker`, `remove_worker`, `tick`. The answer is in two
+places: messages in each worker's ``outbox``, and rows that someone waits for in
+`completed`. Every method may be called twice, late, or for what is already gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from dask_ownership.core import messages as m
+from dask_ownership.core.messages import Message
+from dask_ownership.core.placement import (
+    SHORTEST,
+    STALLED,
+    UNKNOWN_DURATION,
+    WINDOW,
+    Placement,
+    WorkerView,
+)
+from dask_ownership.core.table import (
+    CANCELLED,
+    ERROR,
+    FORGOTTEN,
+    INLINE,
+    LOST,
+    PUSHED,
+    READY,
+    STORED,
+    WAITING,
+    Failure,
+    Row,
+    Table,
+)
+
+REPEATED = 512
+"""Inline values longer than this are sent once per worker when several tasks use them."""
+
+CHAIN_WIDTH = 8
+"""Tasks with more dependents, or more dependencies, are not chained."""
+
+
+class Ownership:
+    """The rows of one owner, and what becomes of them.
+
+    Parameters
+    ----------
+    lock : context manager
+        Covers the counts, see `Table`.
+    home : str, optional
+        Address of the worker in this process.
+    allowed_failures : int
+        How many workers may die under a task before it is given up.
+    """
+
+    def __init__(
+        self,
+        lock: AbstractContextManager[Any],
+        home: str | None = None,
+        allowed_failures: int = 3,
+    ) -> None:
+        self.table = Table(lock)
+        self.placement = Placement(home)
+        self.allowed_failures = allowed_failures
+        self.completed: list[Row] = []
+        self.desired: set[Row] = set()
+        self.attempts = 0
+        self.counts = {"submitted": 0, "done": 0, "failed": 0, "returned": 0, "recalled": 0}
+
+    # ---- what the user does ----
+
+    def submit(self, rows: Iterable[Row]) -> None:
+        """Rows that were just adopted: find out which can start."""
+        for row in rows:
+            self.counts["submitted"] += 1
+            if row.state != WAITING:
+                continue  # cancelled or forgotten before it got here
+            if not row.dependencies:
+                row.state = READY
+                self.placement.add_ready(row)
+                continue
+            self._wait_for_dependencies(row, first=True)
+            if row.state == WAITING:
+                self._chain(row)
+
+    def put(self, row: Row, holders: Iterable[WorkerView], nbytes: int) -> None:
+        """A value that was scattered: it has holders and no task."""
+        if row.state >= INLINE:
+            return
+        row.holders = tuple(holders)
+        row.nbytes = nbytes
+        row.state = STORED
+        self._succeeded(row)
+
+    def settle(self, row: Row, failure: Failure) -> None:
+        """End a row that cannot go on."""
+        self._fail(row, ERROR, failure)
+
+    def desire(self, rows: Iterable[Row]) -> None:
+        """``fire_and_forget``: keep these until they end."""
+        for row in rows:
+            if row.state < INLINE and row not in self.desired:
+                with self.table.lock:
+                    row.handles += 1
+                self.desired.add(row)
+
+    def release(self, rows: Iterable[Row]) -> None:
+        """One handle of each row went away."""
+        dead = []
+        with self.table.lock:
+            for row in rows:
+                row.handles -= 1
+                if row.handles <= 0 and row.uses <= 0:
+                    dead.append(row)
+        for row in dead:
+            self._forget(row)
+
+    def cancel(self, rows: Iterable[Row], detail: str) -> None:
+        """End these rows and all that depend on them."""
+        for row in rows:
+            if row.state in (FORGOTTEN, CANCELLED):
+                continue
+            if row.state >= INLINE:
+                self._unhold(row)
+                self._end(row, CANCELLED, Failure("cancelled", row.key, detail))
+            else:
+                self._fail(row, CANCELLED, Failure("cancelled", row.key, detail))
+
+    def cancel_children(self, parent: Any, detail: str) -> None:
+        """End all rows that this task submitted."""
+        rows = [r for r in list(self.table.rows.values()) if r.options.parent == parent]
+        self.cancel([r for r in rows if not r.done], detail)
+
+    def retry(self, rows: Iterable[Row]) -> None:
+        """Run failed rows again, together with the failed rows that they need."""
+        todo: list[Row] = []
+        stack = [row for row in rows if row.state == ERROR and row.function is not None]
+        seen: set[Row] = set()
+        while stack:
+            row = stack.pop()
+            if row in seen:
+                continue
+            seen.add(row)
+            todo.append(row)
+            stack.extend(d for d in row.dependencies if d.state == ERROR and d.function is not None)
+        for row in todo:
+            row.state = WAITING
+            row.value = None
+        for row in todo:
+            self._wait_for_dependencies(row)
+
+    # ---- members ----
+
+    def add_worker(self, view: WorkerView) -> None:
+        """A worker joined; the same address twice changes nothing."""
+        if view.address not in self.placement.workers:
+            self.placement.add_worker(view)
+
+    def remove_worker(self, view: WorkerView, reason: str = "left the cluster") -> None:
+        """A worker is gone: what it was given is tried elsewhere, what only it had is lost."""
+        if not view.alive:
+            return
+        view.alive = False
+        view.accepting = False
+        self.placement.remove_worker(view)
+        pushed = list(view.pushed.values())
+        view.pushed.clear()
+        view.outbox.clear()
+        for row in list(self.table.rows.values()):
+            if view in row.holders:
+                self._drop_holders(row, {view}, reason)
+        # Nobody knows what ran: the oldest unanswered, as many as there are slots.
+        suspects = set(pushed[: max(1, view.nthreads)])
+        for row in pushed:
+            if row.state != PUSHED or row.worker is not view:
+                continue
+            if row in suspects:
+                row.options = row.options.copy()
+                row.options.deaths += 1
+                if row.options.deaths > self.allowed_failures:
+                    detail = (
+                        f"{row.options.deaths} workers died while running it, the last was "
+                        f"{view.address}, which {reason}"
+                    )
+                    self._fail(row, ERROR, Failure("killed-worker", row.key, detail))
+                    continue
+            self._again(row)
+
+    def receive(self, view: WorkerView, batch: Iterable[Message], now: float) -> None:
+        """Answers of a worker, in the order in which it gave them."""
+        if not view.alive:
+            return
+        pushed = view.pushed
+        view.heard = now
+        for message in batch:
+            kind = message[0]
+            if kind == m.ACCEPTING:
+                view.accepting = message[1]
+                view.nthreads = message[2]
+                continue
+            key = message[1]
+            row = pushed.get(key)
+            if row is None or row.attempt != message[2]:
+                self._late(view, message)
+                continue
+            if kind == m.PARKED:
+                if row.estimate:
+                    view.load -= row.estimate
+                    view.active -= 1
+                    row.estimate = 0.0
+                continue
+            del pushed[key]
+            if row.estimate:
+                view.active -= 1
+                view.load -= row.estimate
+            if not pushed:
+                view.load = 0.0
+            if kind == m.DONE:
+                value = message[3]
+                self._measured(row, message[4])
+                row.value = value
+                row.nbytes = len(value)
+                row.state = INLINE
+                self._succeeded(row)
+            elif kind == m.STORED:
+                self._measured(row, message[5])
+                row.nbytes = message[3]
+                row.type_name = message[4]
+                row.holders = (view,)
+                row.state = STORED
+                self._succeeded(row)
+            elif kind == m.FAILED:
+                self._measured(row, message[4])
+                if row.options.retries > 0:
+                    row.options = row.options.copy()
+                    row.options.retries -= 1
+                    self._again(row)
+                else:
+                    self._fail(row, ERROR, message[3])
+            elif kind == m.RETURNED:
+                self._returned(view, row, message[3], message[4])
+
+    # ---- time ----
+
+    def schedule(self, now: float) -> None:
+        """Give ready rows to workers that want more."""
+        placement = self.placement
+        if not placement.workers:
+            return
+        progress = True
+        while progress and placement._restricted:
+            progress = False
+            for row, views in placement.restricted():
+                if not views and not placement.matching(row.options.workers or ()):
+                    if row.options.workers is None:
+                        continue
+                    placement.take_restricted(row)
+                    self._fail(row, ERROR, self._no_worker(row))
+                    progress = True
+                    continue
+                view = placement.choose(row, views)
+                if view is not None:
+                    placement.take_restricted(row)
+                    self._push(row, view, now)
+                    progress = True
+        next_ready = placement.next_ready
+        choose = placement.choose
+        while (row_or_none := next_ready()) is not None:
+            row = row_or_none
+            view = choose(row)
+            if view is None:
+                return
+            placement.take(row)
+            self._push(row, view, now)
+
+    def tick(self, now: float) -> bool:
+        """Recall queued work for idle workers; whether to be called again soon."""
+        views = list(self.placement.workers.values())
+        idle = sum(1 for view in views if view.idle)
+        if not idle or self.placement.next_ready() is not None:
+            return False
+        again = False
+        for view in views:
+            spare = view.active - view.nthreads
+            if spare <= 0 or len(views) < 2:
+                continue
+            again = True
+            if view.recalled or now - view.heard < STALLED:
+                continue
+            view.recalled = True
+            view.outbox.append((m.RECALL, max(1, spare // 2 + spare % 2)))
+        return again
+
+    # ---- one row ----
+
+    def _wait_for_dependencies(self, row: Row, first: bool = False) -> None:
+        """Count what it waits for; READY when nothing, failed when one failed.
+
+        ``first`` says that it waits nowhere yet, so that nobody looks.
+        """
+        waiting = 0
+        for dependency in row.dependencies:
+            state = dependency.state
+            if state == INLINE or state == STORED:
+                continue
+            if state > STORED:
+                self._inherit(row, dependency)
+                return
+            waiting += 1
+            if dependency.dependents is None:
+                dependency.dependents = [row]
+            elif first or row not in dependency.dependents:
+                dependency.dependents.append(row)
+        row.waiting = waiting
+        if waiting == 0:
+            row.state = READY
+            self.placement.add_ready(row)
+        else:
+            row.state = WAITING
+
+    def _inherit(self, row: Row, dependency: Row) -> None:
+        """Fail a row as its dependency failed."""
+        if dependency.state == CANCELLED:
+            self._fail(row, CANCELLED, dependency.value)
+        else:
+            self._fail(row, ERROR, dependency.value)
+
+    def _push(self, row: Row, view: WorkerView, now: float) -> None:
+        stack = [row]
+        while stack:
+            row = stack.pop()
+            dependencies: tuple[Any, ...] = ()
+            if row.dependencies:
+                failed = next((d for d in row.dependencies if d.state > STORED), None)
+                if failed is not None:
+                    self._inherit(row, failed)
+                    continue
+                dependencies = tuple([self._reference(d, view) for d in row.dependencies])
+            function = row.function
+            assert function is not None
+            if function.id not in view.functions:
+                view.functions.add(function.id)
+                view.outbox.append((m.FUNCTION, function.id, function.pickled))
+            self.attempts += 1
+            row.attempt = self.attempts
+            row.state = PUSHED
+            row.worker = view
+            duration = function.duration
+            if duration < 0:
+                duration = UNKNOWN_DURATION
+            elif duration < SHORTEST:
+                duration = SHORTEST
+            row.estimate = duration
+            if view.active <= 0:
+                view.heard = now
+            view.load += duration
+            view.active += 1
+            view.pushed[row.key] = row
+            options = row.options
+            extra: dict[str, Any] | None = None
+            if options.depth or options.resources or options.moved:
+                extra = {"depth": options.depth}
+                if options.resources:
+                    extra["resources"] = options.resources
+                if options.moved:
+                    extra["moved"] = True
+            view.outbox.append(
+                (
+                    m.PUSH,
+                    row.key,
+                    row.attempt,
+                    function.id,
+                    row.payload,
+                    row.order,
+                    dependencies,
+                    extra,
+                )
+            )
+            if row.dependents is not None and len(row.dependents) <= CHAIN_WIDTH:
+                for dependent in row.dependents:
+                    if dependent not in stack and self._chainable(dependent, view):
+                        stack.append(dependent)
+
+    def _chain(self, row: Row) -> None:
+        """Push a new row behind its unfinished dependencies when one worker has them all."""
+        for dependency in row.dependencies:
+            if dependency.state == PUSHED:
+                view = dependency.worker
+                waiting = dependency.dependents or ()
+                if len(waiting) <= CHAIN_WIDTH and self._chainable(row, view):
+                    self._push(row, view, view.heard)
+                return
+
+    def _chainable(self, row: Row, view: WorkerView) -> bool:
+        if (
+            row.state != WAITING
+            or len(row.dependencies) > CHAIN_WIDTH
+            or not view.accepting
+            or view.load >= WINDOW * view.nthreads
+            or row.options.workers is not None
+            or row.options.resources
+        ):
+            return False
+        for dependency in row.dependencies:
+            state = dependency.state
+            if state < INLINE:
+                if state != PUSHED or dependency.worker is not view:
+                    return False
+            elif state > STORED:
+                return False
+        return True
+
+    def _reference(self, dependency: Row, view: WorkerView) -> tuple[Any, ...]:
+        """How a push names a dependency."""
+        state = dependency.state
+        if state == INLINE:
+            value = dependency.value
+            assert isinstance(value, bytes)
+            if view in dependency.holders:
+                return (m.LOCAL, dependency.key)
+            if len(value) <= REPEATED or dependency.uses <= 1:
+                return (m.VALUE, value)
+            dependency.holders += (view,)
+            view.outbox.append((m.COPY, dependency.key, value))
+            return (m.LOCAL, dependency.key)
+        if state == STORED and view not in dependency.holders:
+            addresses = tuple([holder.address for holder in dependency.holders])
+            dependency.holders += (view,)
+            return (m.REMOTE, dependency.key, dependency.nbytes, addresses)
+        return (m.LOCAL, dependency.key)
+
+    def _measured(self, row: Row, microseconds: float) -> None:
+        function = row.function
+        if function is not None:
+            known = function.duration
+            if known < 0:
+                function.duration = microseconds
+            else:
+                weight = 0.5 if microseconds > known else 0.2
+                function.duration = known + weight * (microseconds - known)
+
+    def _succeeded(self, row: Row) -> None:
+        self.counts["done"] += 1
+        dependents = row.dependents
+        dependencies = row.dependencies
+        row.worker = None
+        row.payload = None
+        row.function = None
+        if dependents is not None:
+            row.dependents = None
+            for dependent in dependents:
+                if dependent.state == WAITING:
+                    dependent.waiting -= 1
+                    if dependent.waiting <= 0:
+                        dependent.state = READY
+                        self.placement.add_ready(dependent)
+        if row.waiters is not None:
+            self.completed.append(row)
+        if dependencies or row.contains:
+            row.dependencies = ()
+            self._release_uses(dependencies + row.contains)
+            row.contains = ()
+        if self.desired and row in self.desired:
+            self.desired.discard(row)
+            self.release([row])
+
+    def _again(self, row: Row) -> None:
+        """Back to waiting or ready: the attempt ended without an outcome."""
+        self.counts["returned"] += 1
+        row.worker = None
+        row.state = WAITING
+        self._wait_for_dependencies(row)
+
+    def _returned(self, view: WorkerView, row: Row, reason: int, keys: Any) -> None:
+        if reason == m.UNKNOWN_FUNCTION and row.function is not None:
+            view.functions.discard(row.function.id)
+        elif reason == m.REFUSED:
+            view.accepting = False
+        elif reason == m.RECALLED:
+            self.counts["recalled"] += 1
+            row.options = row.options.copy()
+            row.options.moved = True
+        elif reason == m.MISSING:
+            by_key = {dependency.key: dependency for dependency in row.dependencies}
+            for key, addresses in keys:
+                dependency = by_key.get(key)
+                if dependency is None or dependency.state not in (INLINE, STORED):
+                    continue
+                gone = {h for h in dependency.holders if h is view or h.address in addresses}
+                self._drop_holders(dependency, gone, "does not have it any more")
+        self._again(row)
+
+    def _late(self, view: WorkerView, message: Message) -> None:
+        """An answer nobody waits for. Whoever superseded its attempt sent a CANCEL,
+        and that drops what the attempt left there."""
+        if message[0] == m.RETURNED and message[1] is None:
+            view.recalled = False
+
+    # ---- ends ----
+
+    def _fail(self, row: Row, state: int, value: bytes | Failure | None) -> None:
+        """End a row without a value, and all that wait for it."""
+        self.counts["failed"] += 1
+        stack = [row]
+        while stack:
+            row = stack.pop()
+            if row.state >= INLINE:
+                continue
+            if row.state == PUSHED:
+                self._take_back(row)
+            stack.extend(row.dependents or ())
+            self._end(row, state, value)
+
+    def _end(self, row: Row, state: int, value: bytes | Failure | None) -> None:
+        row.state = state
+        row.value = value
+        row.dependents = None
+        row.worker = None
+        if row.waiters is not None:
+            self.completed.append(row)
+        if state != ERROR:
+            # An error may be retried and keeps what it needs for that.
+            dependencies = row.dependencies + row.contains
+            row.dependencies = row.contains = ()
+            row.payload = None
+            row.function = None
+            with self.table.lock:
+                if self.table.rows.get(row.key) is row:
+                    del self.table.rows[row.key]
+            self._release_uses(dependencies)
+        if row in self.desired:
+            self.desired.discard(row)
+            self.release([row])
+
+    def _take_back(self, row: Row) -> None:
+        """Tell the worker to drop an attempt, and stop counting it there."""
+        view = row.worker
+        if view.pushed.pop(row.key, None) is not None:
+            if row.estimate:
+                view.active -= 1
+                view.load -= row.estimate
+            if not view.pushed:
+                view.load = 0.0
+            view.outbox.append((m.CANCEL, row.key, row.attempt))
+
+    def _unhold(self, row: Row) -> None:
+        for view in row.holders:
+            if view.alive:
+                view.outbox.append((m.FREE, (row.key,)))
+        row.holders = ()
+
+    def _drop_holders(self, row: Row, gone: set[WorkerView], reason: str) -> None:
+        addresses = ", ".join(sorted(view.address for view in gone))
+        row.holders = tuple([view for view in row.holders if view not in gone])
+        if row.state == STORED and not row.holders:
+            detail = f"its only copy was at {addresses}, which {reason}"
+            self._end(row, LOST, Failure("lost-data", row.key, detail))
+
+    def _release_uses(self, rows: Iterable[Row]) -> None:
+        dead = []
+        with self.table.lock:
+            for row in rows:
+                row.uses -= 1
+                if row.uses <= 0 and row.handles <= 0:
+                    dead.append(row)
+        for row in dead:
+            self._forget(row)
+
+    def _forget(self, row: Row) -> None:
+        """Nobody counts it: take it out, and free what it held."""
+        stack = [row]
+        table = self.table
+        while stack:
+            row = stack.pop()
+            if not table.unlink(row):
+                continue
+            if row.state == PUSHED:
+                self._take_back(row)
+            if row.holders:
+                self._unhold(row)
+            row.state = FORGOTTEN
+            row.value = None
+            row.payload = None
+            row.dependents = None
+            needed = row.dependencies + row.contains
+            row.dependencies = row.contains = ()
+            if needed:
+                with table.lock:
+                    for dependency in needed:
+                        dependency.uses -= 1
+                        if dependency.uses <= 0 and dependency.handles <= 0:
+                            stack.append(dependency)
+
+    def _no_worker(self, row: Row) -> Failure:
+        there = ", ".join(sorted(self.placement.workers)) or "none"
+        wanted = ", ".join(row.options.workers or ())
+        detail = (
+            f"workers=[{wanted}] names no worker of the cluster (its workers: {there}); "
+            "use allow_other_workers=True to run it elsewhere"
+        )
+        return Failure("no-worker", row.key, detail)

@@ -1,0 +1,306 @@
+"""Where a ready task goes.
+
+Binding is late: a ready task waits at the owner until a worker wants more. Each
+worker has a *window* of queued work, counted in measured time and not in tasks:
+about ten milliseconds per slot, which is one task when tasks are long and
+hundreds when they do nothing. A worker that has a free slot comes before one
+that only has room in its window, and a task goes to the worker that holds most
+of its large inputs when that one has room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from dask_ownership.core.messages import Message
+from dask_ownership.core.queue import OrderedQueue
+from dask_ownership.core.table import READY, STORED, Row
+
+WINDOW = 10_000.0
+"""Microseconds of queued work per slot."""
+
+UNKNOWN_DURATION = 5_000.0
+"""Microseconds that a function is taken to run before it was measured."""
+
+SHORTEST = 12.0
+"""Microseconds below which a task costs its handling, not its running."""
+
+RUN_LENGTH = 16
+"""How many tasks in a row go to one worker, so that neighbours in a graph meet."""
+
+BANDWIDTH = 200.0
+"""Bytes per microsecond between workers, as far as choosing needs it."""
+
+STALLED = 5_000.0
+"""Microseconds without an answer after which a worker's queue may be recalled."""
+
+
+class WorkerView:
+    """What an owner knows of one worker.
+
+    Attributes
+    ----------
+    address : str
+        Names the worker: a restarted one has another address.
+    pushed : dict
+        Key to row, oldest first: what it was given and has not answered.
+    active : int
+        How many of those do not wait for others.
+    load : float
+        Microseconds of its window that are taken.
+    outbox : list
+        Messages to it that have not left yet.
+    functions : set of int
+        Functions it was sent.
+    heard : float
+        When it last answered or was given work after being idle, microseconds.
+    recalled : bool
+        A recall is under way.
+    """
+
+    __slots__ = (
+        "accepting",
+        "active",
+        "address",
+        "alive",
+        "functions",
+        "heard",
+        "host",
+        "link",
+        "load",
+        "name",
+        "nthreads",
+        "outbox",
+        "pushed",
+        "recalled",
+        "resources",
+    )
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        nthreads: int = 1,
+        name: Any = None,
+        host: str = "",
+        resources: dict[str, float] | None = None,
+    ) -> None:
+        self.address = address
+        self.nthreads = nthreads
+        self.name = name
+        self.host = host
+        self.resources = resources or {}
+        self.accepting = True
+        self.alive = True
+        self.pushed: dict[Any, Row] = {}
+        self.active = 0
+        self.load = 0.0
+        self.outbox: list[Message] = []
+        self.functions: set[int] = set()
+        self.heard = 0.0
+        self.recalled = False
+        self.link: Any = None
+
+    def __repr__(self) -> str:
+        return f"<WorkerView {self.address} pushed={len(self.pushed)} load={self.load:.0f}us>"
+
+    @property
+    def idle(self) -> bool:
+        """Whether a slot of it has nothing to do, as far as this owner knows."""
+        return self.accepting and self.active < self.nthreads
+
+    @property
+    def open(self) -> bool:
+        """Whether it wants more."""
+        return self.accepting and (
+            self.load < WINDOW * self.nthreads or self.active < self.nthreads
+        )
+
+    def answers_to(self, name: str) -> bool:
+        """Whether ``workers=name`` means this one: its address, name or host."""
+        return (
+            name == self.address
+            or name == str(self.name)
+            or name == self.host
+            or name == self.address.partition("://")[2]
+        )
+
+
+def _restriction(row: Row) -> tuple[Any, ...]:
+    options = row.options
+    resources = options.resources or {}
+    return (options.workers, options.loose, tuple(sorted(resources.items())))
+
+
+class Placement:
+    """Ready rows and the workers that may take them.
+
+    Parameters
+    ----------
+    home : str, optional
+        Address of the worker in this process, preferred for tasks without data
+        elsewhere (nested tasks stay near their parent).
+    """
+
+    def __init__(self, home: str | None = None) -> None:
+        self.home = home
+        self.workers: dict[str, WorkerView] = {}
+        self._free: OrderedQueue[Row] = OrderedQueue()
+        self._restricted: dict[Any, OrderedQueue[Row]] = {}
+        self._rotation: list[WorkerView] = []
+        self._next = 0
+        self._run_worker: WorkerView | None = None
+        self._run_left = 0
+
+    # ---- members ----
+
+    def add_worker(self, view: WorkerView) -> None:
+        self.workers[view.address] = view
+        self._rotation.append(view)
+
+    def remove_worker(self, view: WorkerView) -> None:
+        self.workers.pop(view.address, None)
+        if view in self._rotation:
+            self._rotation.remove(view)
+        if self._run_worker is view:
+            self._run_worker = None
+
+    def matching(self, names: Iterable[str]) -> list[WorkerView]:
+        """Workers that answer to one of the names."""
+        names = tuple(names)
+        return [w for w in self.workers.values() if any(w.answers_to(n) for n in names)]
+
+    # ---- ready rows ----
+
+    def add_ready(self, row: Row) -> None:
+        options = row.options
+        if options.workers is not None or options.resources:
+            kind = _restriction(row)
+            queue = self._restricted.get(kind)
+            if queue is None:
+                queue = self._restricted[kind] = OrderedQueue()
+            queue.push(row)
+            return
+        self._free.push(row)
+
+    @property
+    def ready_count(self) -> int:
+        """How many rows are queued, dead ones included."""
+        return len(self._free) + sum(map(len, self._restricted.values()))
+
+    def next_ready(self) -> Row | None:
+        """The first unrestricted row that is still ready, left in place."""
+        queue = self._free
+        while len(queue):
+            row = queue.peek()
+            if row.state == READY:
+                return row
+            queue.pop()
+        return None
+
+    def take(self, row: Row) -> None:
+        """Remove the row that `next_ready` gave."""
+        self._free.pop()
+
+    def restricted(self) -> list[tuple[Row, list[WorkerView]]]:
+        """For each kind of restriction its first ready row and the workers for it.
+
+        Rows that nobody takes stay; an empty list of workers means that no member
+        matches.
+        """
+        found = []
+        for kind, queue in list(self._restricted.items()):
+            while len(queue) and queue.peek().state != READY:
+                queue.pop()
+            if not len(queue):
+                del self._restricted[kind]
+                continue
+            found.append((queue.peek(), self.allowed(queue.peek())))
+        return found
+
+    def take_restricted(self, row: Row) -> None:
+        """Remove the row that `restricted` gave."""
+        self._restricted[_restriction(row)].pop()
+
+    def allowed(self, row: Row) -> list[WorkerView]:
+        """Members that the row's ``workers`` and ``resources`` allow."""
+        options = row.options
+        views = list(self.workers.values())
+        if options.workers is not None:
+            named = self.matching(options.workers)
+            if named or not options.loose:
+                views = named
+        if options.resources:
+            wanted = options.resources.items()
+            views = [w for w in views if all(w.resources.get(k, 0) >= v for k, v in wanted)]
+        return views
+
+    # ---- choosing ----
+
+    def choose(self, row: Row, among: list[WorkerView] | None = None) -> WorkerView | None:
+        """The worker that should take the row now, or None while none wants more."""
+        best: WorkerView | None = None
+        if row.dependencies:
+            best = self._nearest(row, among)
+        if among is not None:
+            if best is not None:
+                return best
+            candidates = [w for w in among if w.open]
+            return min(candidates, key=lambda w: w.load, default=None)
+        other = self._any_open()
+        if best is None or other is None or best is other:
+            return best or other
+        if best.idle:
+            return best
+        # The holder is busy: moving the data may be faster than waiting for it.
+        nbytes = sum(
+            d.nbytes for d in row.dependencies if d.state == STORED and best in d.holders
+        )
+        if other.idle and best.load / best.nthreads > nbytes / BANDWIDTH + 1000.0:
+            return other
+        return best
+
+    def _nearest(self, row: Row, among: list[WorkerView] | None) -> WorkerView | None:
+        held: dict[WorkerView, int] = {}
+        for dependency in row.dependencies:
+            if dependency.state == STORED:
+                for holder in dependency.holders:
+                    held[holder] = held.get(holder, 0) + dependency.nbytes
+        best = None
+        most = 0
+        for view, nbytes in held.items():
+            if nbytes > most and view.open and (among is None or view in among):
+                best = view
+                most = nbytes
+        return best
+
+    def _any_open(self) -> WorkerView | None:
+        view = self._run_worker
+        if view is not None and self._run_left > 0 and view.open:
+            self._run_left -= 1
+            return view
+        home = self.workers.get(self.home) if self.home is not None else None
+        if home is not None and home.open:
+            return home
+        rotation = self._rotation
+        count = len(rotation)
+        start = self._next
+        second = None
+        for step in range(count):
+            candidate = rotation[(start + step) % count]
+            if candidate.accepting and candidate.active < candidate.nthreads:
+                self._next = (start + step + 1) % count
+                return self._start_run(candidate)
+            if second is None and candidate.open:
+                second = step
+        if second is None:
+            return None
+        self._next = (start + second + 1) % count
+        return self._start_run(rotation[(start + second) % count])
+
+    def _start_run(self, view: WorkerView) -> WorkerView:
+        share = self.ready_count // (2 * len(self._rotation))
+        self._run_worker = view
+        self._run_left = min(RUN_LENGTH, share)
+        return view

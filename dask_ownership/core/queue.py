@@ -1,0 +1,74 @@
+"""A priority queue that is a plain deque as long as things arrive in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heapify, heappop, heappush
+from typing import Generic, Protocol, TypeVar
+
+
+class Ordered(Protocol):
+    """What can be queued: ``order`` is its place, lower first."""
+
+    order: int
+
+
+T = TypeVar("T", bound=Ordered)
+
+
+class OrderedQueue(Generic[T]):
+    """Takes items in any order and gives them back by ``order``, lowest first.
+
+    A loop of submits arrives in order, so the common case costs one append and
+    one popleft. What arrives out of order goes to a heap beside it.
+    """
+
+    __slots__ = ("_count", "_heap", "_run")
+
+    def __init__(self) -> None:
+        self._run: deque[T] = deque()
+        self._heap: list[tuple[int, int, T]] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._run) + len(self._heap)
+
+    def push(self, item: T) -> None:
+        run = self._run
+        if not run or run[-1].order <= item.order:
+            run.append(item)
+        else:
+            self._count += 1
+            heappush(self._heap, (item.order, self._count, item))
+
+    def pop(self) -> T:
+        """The lowest item.
+
+        Raises
+        ------
+        IndexError
+            When nothing is queued.
+        """
+        heap = self._heap
+        if heap and (not self._run or heap[0][0] < self._run[0].order):
+            return heappop(heap)[2]
+        return self._run.popleft()
+
+    def peek(self) -> T:
+        """The lowest item, left in place."""
+        heap = self._heap
+        if heap and (not self._run or heap[0][0] < self._run[0].order):
+            return heap[0][2]
+        return self._run[0]
+
+    def items(self) -> list[T]:
+        """Everything queued, in order."""
+        merged = list(self._run) + [entry[2] for entry in self._heap]
+        merged.sort(key=lambda item: item.order)
+        return merged
+
+    def remove(self, items: set[T]) -> None:
+        """Drop these items, in time linear in what is queued."""
+        self._run = deque(item for item in self._run if item not in items)
+        self._heap = [entry for entry in self._heap if entry[2] not in items]
+        heapify(self._heap)

@@ -1,0 +1,323 @@
+"""The ownership table: one row per object that this process owns.
+
+A row is both the object and the task that makes it, because a Dask task makes
+one object. Only the owner writes its rows (rule R1).
+
+States::
+
+    WAITING ──▶ READY ──▶ PUSHED ──▶ INLINE | STORED | ERROR
+       ▲          ▲          │
+       └──────────┴──────────┘   given back, tried again
+    any ──▶ CANCELLED | LOST | FORGOTTEN
+
+Counts, each with one meaning:
+
+``handles``
+    Futures in this process, and pins such as ``fire_and_forget``.
+``uses``
+    Rows that still need this one: tasks that did not end with a value and have
+    it as an argument, and rows whose arguments contain its future.
+
+A row is forgotten when both are zero.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+from dask_ownership.core.messages import Key
+
+WAITING = 0
+"""Some dependency has no value yet."""
+READY = 1
+"""Could start; waits here, at the owner, until a slot wants it."""
+PUSHED = 2
+"""Handed to a worker, which is written here before the message leaves."""
+INLINE = 3
+"""The value is here, pickled."""
+STORED = 4
+"""The value is with its holders."""
+ERROR = 5
+CANCELLED = 6
+LOST = 7
+"""The value is gone and cannot be made again."""
+FORGOTTEN = 8
+"""Nobody can reach it; the row is not in the table any more."""
+
+STATE_NAMES = (
+    "waiting",
+    "ready",
+    "pushed",
+    "inline",
+    "stored",
+    "error",
+    "cancelled",
+    "lost",
+    "forgotten",
+)
+
+
+class Failure:
+    """Why a row has no value, when it was not its function that raised.
+
+    The runtime makes the exception of it when someone asks for the value.
+
+    Attributes
+    ----------
+    kind : str
+        ``cancelled``, ``lost-data``, ``killed-worker``, ``no-worker`` or ``closed``.
+    key : hashable
+        The key that it happened to; for those that depend on it, not their own.
+    detail : str
+        What happened, where, what was tried.
+    """
+
+    __slots__ = ("detail", "key", "kind")
+
+    def __init__(self, kind: str, key: Key, detail: str) -> None:
+        self.kind = kind
+        self.key = key
+        self.detail = detail
+
+    def __repr__(self) -> str:
+        return f"<Failure {self.kind} {self.key!r}: {self.detail}>"
+
+
+class Function:
+    """A function as the owner knows it: how to send it and how long it takes.
+
+    Attributes
+    ----------
+    id : int
+        Names the pickled function on the wire, within one owner.
+    pickled : bytes
+    name : str
+    duration : float
+        Moving average of its running time in microseconds; negative while unknown.
+    """
+
+    __slots__ = ("duration", "id", "name", "pickled")
+
+    def __init__(self, id: int, pickled: bytes, name: str) -> None:
+        self.id = id
+        self.pickled = pickled
+        self.name = name
+        self.duration = -1.0
+
+
+class Options:
+    """What few tasks have, kept off the row.
+
+    Attributes
+    ----------
+    workers : tuple of str or None
+        Addresses, names or hosts where the task may run.
+    loose : bool
+        ``allow_other_workers``: ``workers`` is a preference only.
+    retries : int
+        How many more times a failure is tried again.
+    resources : dict or None
+    depth : int
+        Nesting: 0 for what a client submits, one more than the submitting task's.
+    deaths : int
+        How many workers died while this task may have been running there.
+    moved : bool
+        It was recalled once and is not recalled again.
+    parent : hashable or None
+        Key and owner of the task that submitted it.
+    """
+
+    __slots__ = (
+        "deaths",
+        "depth",
+        "loose",
+        "moved",
+        "parent",
+        "resources",
+        "retries",
+        "workers",
+    )
+
+    def __init__(
+        self,
+        *,
+        workers: tuple[str, ...] | None = None,
+        loose: bool = False,
+        retries: int = 0,
+        resources: dict[str, float] | None = None,
+        depth: int = 0,
+        parent: Any = None,
+    ) -> None:
+        self.workers = workers
+        self.loose = loose
+        self.retries = retries
+        self.resources = resources
+        self.depth = depth
+        self.parent = parent
+        self.deaths = 0
+        self.moved = False
+
+    def copy(self) -> Options:
+        """Options of its own for a row that is about to differ."""
+        made = Options(
+            workers=self.workers,
+            loose=self.loose,
+            retries=self.retries,
+            resources=self.resources,
+            depth=self.depth,
+            parent=self.parent,
+        )
+        made.deaths = self.deaths
+        made.moved = self.moved
+        return made
+
+
+NO_OPTIONS = Options()
+
+
+class Row:
+    """One owned object and the task that makes it.
+
+    Attributes
+    ----------
+    key : hashable
+    state : int
+    attempt : int
+        How often it was handed out; fences late answers.
+    function, payload
+        The task: what is called, and the pickled arguments.
+    dependencies : tuple of Row
+        What the payload's slots stand for, in order.
+    contains : tuple of Row
+        Rows whose futures travel inside the payload, to be kept with it.
+    dependents : list of Row or None
+        Rows that wait for this one.
+    waiting : int
+        How many dependencies have no value yet.
+    order : int
+        Place among all rows of this owner, the user's priority included; lower first.
+    options : Options
+        Shared and not written to, unless ``deaths``, ``retries`` or ``moved`` change.
+    worker : WorkerView or None
+        Where it was pushed.
+    estimate : float
+        Microseconds of that worker's window that it takes.
+    value : bytes, Failure or None
+        Pickled value (`INLINE`), pickled error (`ERROR`), or why there is none.
+    nbytes : int
+    holders : tuple of WorkerView
+        Who has a copy, the one that made it first.
+    type_name : bytes or None
+        Pickled type of a stored value.
+    handles, uses : int
+        Counts, see the module.
+    waiters : object or None
+        Told when the state becomes final; belongs to the runtime.
+    """
+
+    __slots__ = (
+        "attempt",
+        "contains",
+        "dependencies",
+        "dependents",
+        "estimate",
+        "function",
+        "handles",
+        "holders",
+        "key",
+        "nbytes",
+        "options",
+        "order",
+        "payload",
+        "state",
+        "type_name",
+        "uses",
+        "value",
+        "waiters",
+        "waiting",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        key: Key,
+        function: Function | None,
+        payload: bytes | None,
+        dependencies: tuple[Row, ...],
+        order: int,
+        options: Options = NO_OPTIONS,
+    ) -> None:
+        self.key = key
+        self.state = WAITING
+        self.attempt = 0
+        self.function = function
+        self.payload = payload
+        self.dependencies = dependencies
+        self.contains: tuple[Row, ...] = ()
+        self.dependents: list[Row] | None = None
+        self.waiting = 0
+        self.order = order
+        self.options = options
+        self.worker: Any = None
+        self.estimate = 0.0
+        self.value: bytes | Failure | None = None
+        self.nbytes = 0
+        self.holders: tuple[Any, ...] = ()
+        self.type_name: bytes | None = None
+        self.handles = 1
+        self.uses = 0
+        self.waiters: Any = None
+
+    def __repr__(self) -> str:
+        return f"<Row {self.key!r} {STATE_NAMES[self.state]} attempt={self.attempt}>"
+
+    @property
+    def done(self) -> bool:
+        """Whether the state is final (a retry may still change an error)."""
+        return self.state >= INLINE
+
+
+class Table:
+    """Rows by key.
+
+    Threads meet here in two ways only: one looks a key up and takes a handle
+    (`adopt`), another tests for zero and unlinks (`unlink`). ``lock`` covers both.
+    """
+
+    __slots__ = ("lock", "rows")
+
+    def __init__(self, lock: AbstractContextManager[Any]) -> None:
+        self.lock = lock
+        self.rows: dict[Key, Row] = {}
+
+    def adopt(self, row: Row) -> Row:
+        """Add a row with one handle, or take a handle on the one that is there."""
+        with self.lock:
+            known = self.rows.setdefault(row.key, row)
+            if known is not row:
+                known.handles += 1
+                return known
+            for dependency in row.dependencies:
+                dependency.uses += 1
+            for inner in row.contains:
+                inner.uses += 1
+        return row
+
+    def find(self, key: Key) -> Row | None:
+        """The row of a key with one more handle on it, or None."""
+        with self.lock:
+            row = self.rows.get(key)
+            if row is not None:
+                row.handles += 1
+        return row
+
+    def unlink(self, row: Row) -> bool:
+        """Take the row out when nothing counts it; whether it went out now."""
+        with self.lock:
+            if row.handles > 0 or row.uses > 0 or row.state == FORGOTTEN:
+                return False
+            row_there = self.rows.get(row.key)
+            if row_there is row:
+                del self.rows[row.key]
+        return True

@@ -1,0 +1,1 @@
+"""Instruments for tests: a virtual cluster around the real core."""
