@@ -1,0 +1,429 @@
+"""The cases: what every engine is asked to do.
+
+A case is a function of an engine and a size; it does its work once, checks the answer and returns
+what it measured. What it does before its clock starts and after it stops does not count.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from dask_ownership.benchmarks import collection_cases, functions, system_cases
+from dask_ownership.benchmarks.engines import (
+    COLLECTIONS,
+    PENDING,
+    SCHEDULER,
+    TASKS,
+    Engine,
+)
+
+__all__ = ["CASES", "Case", "Metric", "case_named", "round_trips"]
+
+MEBIBYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that a case measures.
+
+    Attributes
+    ----------
+    name
+        What the case calls it.
+    label
+        What the table calls it, after the title of the case; may be empty.
+    unit
+        The unit.
+    higher
+        Whether more is better.
+    compared
+        Whether every engine is meant to be compared by it.
+    """
+
+    name: str
+    label: str
+    unit: str
+    higher: bool = False
+    compared: bool = True
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something to measure.
+
+    Attributes
+    ----------
+    name
+        Its name on the command line.
+    title
+        Its name in the table, with ``{n}`` for the size.
+    run
+        Does it once: takes the engine and the size, returns numbers by the names of ``metrics``.
+    size, quick_size
+        The size, and the size for ``--quick``.
+    metrics
+        What is measured.
+    needs
+        What the engine must be able to do.
+    warm_up
+        The size of the warm-up; 0 for none.
+    isolated
+        Whether it wants a process, and a cluster, of its own.
+    repeat
+        The most repeats that make sense.
+    """
+
+    name: str
+    title: str
+    run: Callable[[Engine, int], dict[str, float]]
+    size: int
+    quick_size: int
+    metrics: tuple[Metric, ...]
+    needs: str = TASKS
+    warm_up: int = 100
+    isolated: bool = False
+    repeat: int = 1000
+
+    def full_title(self, size: int) -> str:
+        """Return the title with the size filled in."""
+        return self.title.format(n=f"{size:,}".replace(",", " "))
+
+
+_numbers = itertools.count()
+
+
+def _fresh(n: int) -> range:
+    """Return ``n`` numbers that no task had as an argument before."""
+    block = next(_numbers)
+    start = (block << 32) + 1
+    return range(start, start + n)
+
+
+@contextmanager
+def _clock(result: dict[str, float], name: str = "seconds") -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    result[name] = time.perf_counter() - start
+
+
+def _check(value: Any, expected: Any) -> None:
+    if value != expected:
+        raise AssertionError(f"wrong answer: {str(value)[:200]} instead of {str(expected)[:200]}")
+
+
+def _rate(n: int, seconds: float) -> dict[str, float]:
+    return {"rate": n / seconds}
+
+
+def submit_loop(engine: Engine, n: int) -> dict[str, float]:
+    """Submit no-ops one by one and gather them."""
+    client = engine.client
+    start = time.perf_counter()
+    futures = [client.submit(functions.noop, i, pure=False) for i in range(n)]
+    values = client.gather(futures)
+    seconds = time.perf_counter() - start
+    _check(values, list(range(n)))
+    return _rate(n, seconds)
+
+
+def map_once(engine: Engine, n: int) -> dict[str, float]:
+    """Submit no-ops by one ``map`` and gather them."""
+    client = engine.client
+    start = time.perf_counter()
+    values = client.gather(client.map(functions.noop, range(n), pure=False))
+    seconds = time.perf_counter() - start
+    _check(values, list(range(n)))
+    return _rate(n, seconds)
+
+
+def pure_keys(engine: Engine, n: int) -> dict[str, float]:
+    """Submit no-ops whose keys are hashes of their arguments."""
+    client = engine.client
+    numbers = _fresh(n)
+    start = time.perf_counter()
+    values = client.gather([client.submit(functions.noop, i) for i in numbers])
+    seconds = time.perf_counter() - start
+    _check(values, list(numbers))
+    return _rate(n, seconds)
+
+
+def closures(engine: Engine, n: int) -> dict[str, float]:
+    """Submit functions that have to be pickled by value, each another."""
+    client = engine.client
+    start = time.perf_counter()
+    values = client.gather([client.submit(functions.closure(i), pure=False) for i in range(n)])
+    seconds = time.perf_counter() - start
+    _check(values, list(range(n)))
+    return _rate(n, seconds)
+
+
+def round_trips(call: Callable[[int], Any], n: int, limit: float = 4.0) -> dict[str, float]:
+    """Time single calls, one after the other.
+
+    Parameters
+    ----------
+    call
+        Calls with a number and returns it.
+    n
+        The most calls.
+    limit
+        The seconds after which no more calls are made, once there are a hundred.
+    """
+    for i in range(10):
+        call(i)
+    times = []
+    end = time.perf_counter() + limit
+    for i in range(n):
+        start = time.perf_counter()
+        value = call(i)
+        stop = time.perf_counter()
+        times.append((stop - start) * 1000)
+        _check(value, i)
+        if stop > end and i >= 99:
+            break
+    if len(times) < 2:
+        times *= 2
+    return {
+        "p50": statistics.median(times),
+        "p99": statistics.quantiles(times, n=100, method="inclusive")[98],
+    }
+
+
+def round_trip(engine: Engine, n: int) -> dict[str, float]:
+    """Submit one task at a time and wait for its result."""
+    client = engine.client
+    return round_trips(lambda i: client.submit(functions.noop, i, pure=False).result(), n)
+
+
+def chain(engine: Engine, n: int) -> dict[str, float]:
+    """Submit tasks that each take the result of the one before."""
+    client = engine.client
+    result: dict[str, float] = {}
+    with _clock(result):
+        future = client.submit(functions.inc, 0, pure=False)
+        for _ in range(n - 1):
+            future = client.submit(functions.inc, future, pure=False)
+        value = future.result()
+    _check(value, n)
+    return result
+
+
+def tree(engine: Engine, n: int) -> dict[str, float]:
+    """Submit leaves and add them in pairs: ``n`` tasks in all."""
+    client = engine.client
+    result: dict[str, float] = {}
+    leaves = (n + 1) // 2
+    with _clock(result):
+        level = [client.submit(functions.inc, i, pure=False) for i in range(leaves)]
+        while len(level) > 1:
+            pairs = [
+                client.submit(functions.add, left, right, pure=False)
+                for left, right in zip(level[::2], level[1::2], strict=False)
+            ]
+            level = pairs + level[len(pairs) * 2 :]
+        value = level[0].result()
+    _check(value, leaves * (leaves + 1) // 2)
+    return result
+
+
+def nested(engine: Engine, n: int) -> dict[str, float]:
+    """Submit four tasks that each submit ``n`` and gather them."""
+    client = engine.client
+    result: dict[str, float] = {}
+    with _clock(result):
+        futures = [client.submit(functions.nested, n, pure=False) for _ in range(4)]
+        values = client.gather(futures)
+    _check(values, [n * (n - 1) // 2] * 4)
+    return result
+
+
+def fib(engine: Engine, n: int) -> dict[str, float]:
+    """Compute a Fibonacci number with a task per call."""
+    client = engine.client
+    result: dict[str, float] = {}
+    with _clock(result):
+        value = client.submit(functions.fib, n, pure=False).result()
+    a, b = 0, 1
+    for _ in range(n):
+        a, b = b, a + b
+    _check(value, a)
+    return result
+
+
+def pass_array(engine: Engine, n: int) -> dict[str, float]:
+    """Make 1 MiB at one worker, use it at another, fetch what comes of it; ``n`` times."""
+    client = engine.client
+    workers = engine.workers()
+    places = [None if w is None else [w] for w in workers]
+    times = []
+    for i in range(n):
+        start = time.perf_counter()
+        first = client.submit(
+            functions.make_array, MEBIBYTE, i, workers=places[i % len(places)], pure=False
+        )
+        second = client.submit(
+            functions.shifted, first, workers=places[(i + 1) % len(places)], pure=False
+        )
+        value = second.result()
+        times.append((time.perf_counter() - start) * 1000)
+        _check((len(value), int(value[-1])), (MEBIBYTE, (i + 1) % 256))
+    return {"p50": statistics.median(times)}
+
+
+def shared_argument(engine: Engine, n: int) -> dict[str, float]:
+    """Scatter 1 MiB once and use it in ``n`` tasks."""
+    client = engine.client
+    array = functions.make_array(MEBIBYTE, next(_numbers))
+    expected = [int(array[0])] * n
+    result: dict[str, float] = {}
+    with _clock(result):
+        shared = client.scatter(array)
+        futures = [client.submit(functions.first_bytes, shared, i, pure=False) for i in range(n)]
+        values = client.gather(futures)
+    _check(values, expected)
+    return result
+
+
+def uneven(engine: Engine, n: int) -> dict[str, float]:
+    """Run mostly short tasks and a few long ones, in an order drawn once."""
+    client = engine.client
+    long = max(n // 25, 1)
+    durations = [0.2] * long + [0.001] * (n - long)
+    random.Random(7).shuffle(durations)
+    ideal = max(sum(durations) / engine.slots, max(durations))
+    result: dict[str, float] = {}
+    with _clock(result):
+        values = client.gather(client.map(functions.sleep, durations, pure=False))
+    _check(values, durations)
+    result["times_ideal"] = result["seconds"] / ideal
+    return result
+
+
+RATE = (Metric("rate", "", "tasks/s", higher=True),)
+SECONDS = (Metric("seconds", "", "s"),)
+TRIP = (Metric("p50", "median", "ms"), Metric("p99", "p99", "ms", compared=False))
+MIDDLE = (Metric("p50", "median", "ms"),)
+UNEVEN = (
+    Metric("seconds", "", "s"),
+    Metric("times_ideal", "against the ideal", "x", compared=False),
+)
+MEMORY = (
+    Metric("bytes", "memory of each", "B", compared=False),
+    Metric("longest", "longest submit", "ms", compared=False),
+)
+MESSAGES = (
+    Metric("messages", "messages", "messages", compared=False),
+    Metric("bytes", "bytes", "B", compared=False),
+)
+
+CASES: tuple[Case, ...] = (
+    Case("submit loop", "{n} no-op submit, gather", submit_loop, 10_000, 2_000, RATE),
+    Case("map", "map of {n} no-ops, gather", map_once, 10_000, 2_000, RATE),
+    Case("pure keys", "{n} no-op submit, keys hashed", pure_keys, 10_000, 2_000, RATE),
+    Case("closures", "{n} closures", closures, 2_000, 300, RATE),
+    Case("round trip", "submit().result() in turn", round_trip, 2_000, 200, TRIP, warm_up=20),
+    Case("chain", "chain of {n} inc", chain, 1_000, 300, SECONDS),
+    Case("tree", "tree of {n} tasks", tree, 2_047, 511, SECONDS),
+    Case("nested", "4 tasks that each submit {n}", nested, 1_000, 200, SECONDS, warm_up=20),
+    Case("fib", "fib({n}) by recursion", fib, 11, 7, SECONDS, warm_up=3),
+    Case("pass array", "1 MiB made, passed on, fetched", pass_array, 50, 10, MIDDLE, warm_up=4),
+    Case("shared argument", "1 MiB used by {n} tasks", shared_argument, 1_000, 200, SECONDS),
+    Case("uneven", "{n} tasks, 1 ms and 200 ms", uneven, 200, 50, UNEVEN, warm_up=4),
+    Case(
+        "array sum",
+        "sum of an array of {n} chunks",
+        collection_cases.array_sum,
+        10_000,
+        900,
+        SECONDS,
+        COLLECTIONS,
+    ),
+    Case(
+        "transpose add",
+        "x + x.T of {n}², chunks of 100²",
+        collection_cases.transpose_add,
+        5_000,
+        1_500,
+        SECONDS,
+        COLLECTIONS,
+        warm_up=500,
+    ),
+    Case(
+        "bag",
+        "bag of {n} partitions",
+        collection_cases.bag_sum,
+        1_000,
+        200,
+        SECONDS,
+        COLLECTIONS,
+        warm_up=20,
+    ),
+    Case(
+        "dataframe",
+        "groupby of {n} partitions",
+        collection_cases.dataframe_groupby,
+        100,
+        20,
+        SECONDS,
+        COLLECTIONS,
+        warm_up=4,
+    ),
+    Case(
+        "delayed merge",
+        "delayed: {n} inc, one sum",
+        collection_cases.delayed_merge,
+        5_000,
+        500,
+        SECONDS,
+        COLLECTIONS,
+    ),
+    Case(
+        "delayed tree",
+        "delayed: tree of {n} leaves",
+        collection_cases.delayed_tree,
+        4_096,
+        512,
+        SECONDS,
+        COLLECTIONS,
+    ),
+    Case(
+        "scheduler messages",
+        "scheduler, {n} tasks above idle",
+        system_cases.scheduler_messages,
+        10_000,
+        2_000,
+        MESSAGES,
+        SCHEDULER,
+        warm_up=0,
+        isolated=True,
+        repeat=3,
+    ),
+    Case(
+        "memory",
+        "no-ops pending",
+        system_cases.pending_memory,
+        1_000_000,
+        100_000,
+        MEMORY,
+        PENDING,
+        warm_up=0,
+        isolated=True,
+        repeat=1,
+    ),
+)
+
+
+def case_named(name: str) -> Case:
+    """Find a case by its name, with ``-`` or ``_`` for blanks."""
+    wanted = name.strip().replace("-", " ").replace("_", " ")
+    for case in CASES:
+        if case.name == wanted:
+            return case
+    raise ValueError(f"no case is named {name!r}: choose from {', '.join(c.name for c in CASES)}")

@@ -1,0 +1,105 @@
+"""The functions that the benchmark's tasks run; workers import them by name."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "add",
+    "closure",
+    "fib",
+    "first_bytes",
+    "inc",
+    "make_array",
+    "nested",
+    "noop",
+    "shifted",
+    "sleep",
+    "task_client",
+    "wait_for_removal",
+]
+
+
+def noop(value: Any = None) -> Any:
+    """Return the argument."""
+    return value
+
+
+def inc(value: int) -> int:
+    """Return the next number."""
+    return value + 1
+
+
+def add(left: int, right: int) -> int:
+    """Return the sum of two numbers."""
+    return left + right
+
+
+def closure(value: int) -> Callable[[], int]:
+    """Make a function that can only be pickled by value."""
+    return lambda: value
+
+
+def sleep(seconds: float) -> float:
+    """Sleep, and return for how long."""
+    time.sleep(seconds)
+    return seconds
+
+
+def make_array(n_bytes: int, value: int) -> Any:
+    """Make an array of that many bytes, all of one value."""
+    import numpy
+
+    return numpy.full(n_bytes, value % 256, dtype="u1")
+
+
+def shifted(array: Any) -> Any:
+    """Return a new array of the same size, one greater everywhere."""
+    return array + 1
+
+
+def first_bytes(array: Any, index: int) -> int:
+    """Read one element of an array."""
+    return int(array[index % len(array)])
+
+
+def wait_for_removal(path: str, name: str) -> str:
+    """Say that this task runs, then keep its slot until the file at ``path`` is gone."""
+    Path(f"{path}.{name}").touch()
+    while os.path.exists(path):
+        time.sleep(0.01)
+    return name
+
+
+def task_client() -> Any:
+    """Return the context manager of a client for use inside a task, of whatever engine runs it."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        from dask_ownership.benchmarks.ray_client import RayClient
+
+        return RayClient(ray)
+    from distributed import worker_client
+
+    return worker_client()
+
+
+def nested(n: int) -> int:
+    """Submit ``n`` no-ops from inside a task and gather them."""
+    with task_client() as client:
+        futures = [client.submit(noop, i, pure=False) for i in range(n)]
+        return sum(client.gather(futures))
+
+
+def fib(n: int) -> int:
+    """Compute a Fibonacci number with a task per call."""
+    if n < 2:
+        return n
+    with task_client() as client:
+        left = client.submit(fib, n - 1, pure=False)
+        right = client.submit(fib, n - 2, pure=False)
+        return sum(client.gather([left, right]))
