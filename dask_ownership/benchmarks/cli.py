@@ -153,9 +153,14 @@ def main(argv: list[str] | None = None) -> int:
     machine = describe()
     command = shlex.join(["python", "-m", "dask_ownership.benchmarks", *arguments])
     runs: dict[str, EngineRun] = {}
-    with _progress(len(engines) * len(cases)) as progress:
-        for engine in engines:
-            runs[engine] = run_cases(engine, cases, settings, progress)
+    interrupted = False
+    try:
+        with _progress(len(engines) * len(cases)) as progress:
+            for engine in engines:
+                runs[engine] = run_cases(engine, cases, settings, progress)
+    except KeyboardInterrupt:
+        interrupted = True
+        print("interrupted: these engines had finished", file=sys.stderr)
     record = as_json(runs, cases, asdict(settings), machine, command)
     print(render(runs, cases, record, options.markdown))
     if options.json:
@@ -163,6 +168,8 @@ def main(argv: list[str] | None = None) -> int:
             json.dump(record, file, indent=1)
     if options.plot:
         draw_plot(runs, cases, options.plot, one_line(record))
+    if interrupted:
+        return 130
     return 0 if any(run.results for run in runs.values()) else 1
 
 
