@@ -1,1 +1,57 @@
-"""A Dask client whose tasks are owned by the process that calls them."""
+"""Tasks owned by the process that calls them, on a stock Dask cluster.
+
+``from dask_ownership import Client`` in place of ``from distributed import Client``,
+or ``dask.config.set(scheduler="ownership")`` in existing code.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from distributed import fire_and_forget, get_client, get_worker, worker_client
+
+from dask_ownership import config as _config
+
+_config.install()
+
+from dask_ownership.client import Client  # noqa: E402
+from dask_ownership.errors import (  # noqa: E402
+    ClosedOwner,
+    KilledWorker,
+    LostData,
+    NotHere,
+    NotSerializable,
+    NoWorker,
+    OwnershipError,
+    PluginMissing,
+    TaskExit,
+)
+from dask_ownership.future import Future  # noqa: E402
+from dask_ownership.get import get  # noqa: E402
+from dask_ownership.waiting import as_completed, wait  # noqa: E402
+
+try:
+    __version__ = version("dask-ownership")
+except PackageNotFoundError:  # a source tree on the path, not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "Client",
+    "ClosedOwner",
+    "Future",
+    "KilledWorker",
+    "LostData",
+    "NoWorker",
+    "NotHere",
+    "NotSerializable",
+    "OwnershipError",
+    "PluginMissing",
+    "TaskExit",
+    "as_completed",
+    "fire_and_forget",
+    "get",
+    "get_client",
+    "get_worker",
+    "wait",
+    "worker_client",
+]

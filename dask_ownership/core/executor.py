@@ -75,6 +75,8 @@ class Entry:
     nbytes : int
     parked_for : float
         Time it spent without a slot; written by the runtime.
+    occurrences : dict or None
+        How often it made each call, for the keys of its children.
     """
 
     __slots__ = (
@@ -86,6 +88,7 @@ class Entry:
         "key",
         "missing",
         "nbytes",
+        "occurrences",
         "options",
         "order",
         "parked_for",
@@ -113,6 +116,7 @@ class Entry:
         self.addresses: tuple[str, ...] = ()
         self.nbytes = 0
         self.parked_for = 0.0
+        self.occurrences: dict[bytes, int] | None = None
 
     def __repr__(self) -> str:
         return f"<Entry {self.key!r} {STATE_NAMES[self.state]} attempt={self.attempt}>"
@@ -153,6 +157,7 @@ class Session:
         "outbox",
         "owner",
         "queues",
+        "runtime",
         "unacknowledged",
     )
 
@@ -166,6 +171,7 @@ class Session:
         self.queues: dict[int, OrderedQueue[Entry]] = {}
         self.closed = False
         self.link: Any = None
+        self.runtime: Any = None
 
     def __repr__(self) -> str:
         return f"<Session of {self.owner} entries={len(self.entries)}>"
@@ -176,13 +182,15 @@ class Executor:
 
     Parameters
     ----------
-    slots : int
-        How many tasks may run at once (the worker's ``nthreads``).
+    nthreads : int
+        Threads of the worker, and at first the slots that may be used.
     resources : dict, optional
         Abstract resources of the worker and how much of each.
 
     Attributes
     ----------
+    slots : int
+        How many tasks may run at once now; the runtime changes it.
     busy : int
         Slots that are taken.
     resuming : deque
@@ -197,8 +205,9 @@ class Executor:
         Running tasks that were cancelled; the runtime takes them.
     """
 
-    def __init__(self, slots: int, resources: dict[str, float] | None = None) -> None:
-        self.slots = slots
+    def __init__(self, nthreads: int, resources: dict[str, float] | None = None) -> None:
+        self.nthreads = nthreads
+        self.slots = nthreads
         self.accepting = True
         self.busy = 0
         self.parked_count = 0
@@ -221,7 +230,7 @@ class Executor:
         session = self.sessions.get(owner)
         if session is None:
             session = self.sessions[owner] = Session(owner)
-            session.outbox.append((m.ACCEPTING, self.accepting, self.slots))
+            session.outbox.append((m.ACCEPTING, self.accepting, self.nthreads))
         return session
 
     def close(self, owner: str) -> None:
@@ -237,14 +246,14 @@ class Executor:
         session.outbox.clear()
         session.unacknowledged.clear()
 
-    def set_accepting(self, yes: bool, slots: int) -> None:
+    def set_accepting(self, yes: bool, nthreads: int) -> None:
         """The worker pauses, goes on, or changes its number of threads."""
-        if yes == self.accepting and slots == self.slots:
+        if yes == self.accepting and nthreads == self.nthreads:
             return
         self.accepting = yes
-        self.slots = slots
+        self.nthreads = nthreads
         for session in self.sessions.values():
-            session.outbox.append((m.ACCEPTING, yes, slots))
+            session.outbox.append((m.ACCEPTING, yes, nthreads))
             if not yes:
                 for entry in list(session.entries.values()):
                     if entry.state in (QUEUED, BLOCKED):
@@ -345,6 +354,10 @@ class Executor:
         if entry is not None and not entry.cancelled:
             entry.session.outbox.append((m.PARKED, entry.key, entry.attempt))
 
+    def ended_parked(self) -> None:
+        """A task ended without having taken a slot again."""
+        self.parked_count -= 1
+
     def wants_slot(self, token: Any) -> None:
         """A parked task can go on; `next_work` gives the token when there is a slot."""
         self.resuming.append(token)
@@ -408,6 +421,26 @@ class Executor:
         for waiter in waiters:
             if waiter.state == BLOCKED:
                 self._give_back(waiter, m.MISSING, ((entry.key, addresses),))
+
+    def fetch_impossible(self, entry: Entry, pickled_error: bytes) -> None:
+        """A value cannot be pickled or unpickled: the tasks that need it fail."""
+        if entry.state != FETCHING:
+            return
+        waiters = entry.waiters or []
+        entry.waiters = None
+        self._forget(entry)
+        for waiter in waiters:
+            if waiter.state == BLOCKED:
+                self.failed(waiter, (m.FAILED, waiter.key, waiter.attempt, pickled_error, 0.0))
+
+    def keep(self, session: Session, key: Key) -> None:
+        """A value was put in the store for its owner."""
+        before = session.entries.get(key)
+        entry = session.entries[key] = Entry(session, key)
+        entry.state = KEPT
+        if before is not None and before.waiters is not None:
+            entry.waiters = before.waiters
+            self._serve(entry)
 
     # ---- inside ----
 

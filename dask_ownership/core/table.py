@@ -95,15 +95,18 @@ class Function:
     name : str
     duration : float
         Moving average of its running time in microseconds; negative while unknown.
+    token : bytes or None
+        Identifies it in keys of pure calls, when it is named and not pickled by value.
     """
 
-    __slots__ = ("duration", "id", "name", "pickled")
+    __slots__ = ("duration", "id", "name", "pickled", "token")
 
     def __init__(self, id: int, pickled: bytes, name: str) -> None:
         self.id = id
         self.pickled = pickled
         self.name = name
         self.duration = -1.0
+        self.token: bytes | None = None
 
 
 class Options:

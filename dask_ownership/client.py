@@ -1,0 +1,621 @@
+"""The client: a `distributed.Client` that owns what it submits.
+
+What is overridden here goes to this process's `Owner`; what is inherited and not
+owned (actors, queues, variables, datasets, cluster administration) goes to the
+scheduler as in Dask. `Client.central_calls` counts the calls that went there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+from collections.abc import Callable, Collection, Iterable, Iterator
+from numbers import Number
+from queue import Queue as PyQueue
+from typing import Any
+
+import dask
+import distributed
+from distributed.core import PooledRPCCall
+from distributed.utils import sync
+from distributed.utils import _parse_timedelta as parse_timeout
+
+from dask_ownership.calls import Calls
+from dask_ownership.cluster.scheduler_plugin import NAME, OwnershipSchedulerPlugin
+from dask_ownership.core.table import INLINE, STORED, Row
+from dask_ownership.errors import ClosedOwner, NotHere, PluginMissing
+from dask_ownership.future import Future, owned_clients
+from dask_ownership.graph import Graph, graph_rows
+from dask_ownership.runtime.link import PROTOCOL
+from dask_ownership.runtime.membership import JOIN, MEMBERS
+from dask_ownership.runtime.owner import Owner
+from dask_ownership.scatter import scatter
+
+logger = logging.getLogger("dask_ownership.client")
+
+CONTAINERS = (list, tuple, set, frozenset)
+
+ACTIVE_CONFIG = {"dataframe.shuffle.method": "tasks", "array.rechunk.method": "tasks"}
+"""P2P shuffles need the central scheduler, so they are not the default here."""
+
+CENTRAL_DATA = {"queue_put", "variable_set", "publish_put"}
+"""Operations of the scheduler that take keys of futures, and what owned keys do not do yet."""
+
+
+class GuardedScheduler:
+    """The scheduler's operations, with an eye on owned keys.
+
+    The scheduler knows nothing of owned keys and would wait for them for ever, so
+    passing one to it is an error here.
+    """
+
+    def __init__(self, rpc: PooledRPCCall, client: Client) -> None:
+        self._rpc = rpc
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        operation = getattr(self._rpc, name)
+        if name not in CENTRAL_DATA:
+            return operation
+
+        def guarded(**kwargs: Any) -> Any:
+            keys = [kwargs.get("key"), *(k for ks in kwargs.get("keys") or () for k in ks)]
+            for key in keys:
+                if key is not None and key in self._client.owner.core.table.rows:
+                    raise NotImplementedError(
+                        f"the owned future {key!r} cannot go through the scheduler "
+                        f"({name}): put its value there, or a future of a stock "
+                        "distributed.Client"
+                    )
+            self._client.central_calls += 1
+            return operation(**kwargs)
+
+        return guarded
+
+
+class Client(distributed.Client):
+    """A `distributed.Client` whose tasks are owned by this process.
+
+    Takes what `distributed.Client` takes, and works on any Dask cluster where
+    dask_ownership is installed: the first client installs the plugins.
+
+    Attributes
+    ----------
+    owner : dask_ownership.runtime.owner.Owner
+        The ownership table and the links of this client.
+    central_calls : int
+        How many calls went to the central scheduler because they are not owned.
+
+    Raises
+    ------
+    PluginMissing
+        When the cluster has no plugin and does not let this client install it.
+    """
+
+    owner: Owner
+
+    def __init__(self, *args: Any, _worker_side: Any = None, **kwargs: Any) -> None:
+        self._worker_side = _worker_side
+        self._joined_comm: Any = None
+        self.central_calls = 0
+        self._active_config: Any = None
+        super().__init__(*args, **kwargs)
+
+    @classmethod
+    def for_worker(cls, side: Any, timeout: Any = None) -> Client:
+        """The client that tasks of a worker get: on the worker's loop and owner."""
+        worker = side.worker
+        try:
+            on_loop = asyncio.get_running_loop() is worker.loop.asyncio_loop
+        except RuntimeError:
+            on_loop = False
+        return cls(
+            worker.scheduler.address,
+            loop=worker.loop,
+            security=worker.security,
+            set_as_default=False,
+            asynchronous=on_loop,
+            direct_to_workers=True,
+            name="worker",
+            _worker_side=side,
+            **({} if timeout is None else {"timeout": timeout}),
+        )
+
+    # ---- life ----
+
+    def start(self, **kwargs: Any) -> None:
+        """Start the loop when it is this client's own, and connect."""
+        if self.status == "newly-created":
+            if self._worker_side is not None:
+                self.owner = self._worker_side.owner
+            else:
+                self.owner = Owner(self.connection_args, self.id)
+                self._stream_handlers[MEMBERS] = self.owner.members_changed
+            self.calls = Calls(self.owner)
+            owned_clients[self.owner.incarnation] = self
+            if self._set_as_default or self._worker_side is not None:
+                self._active_config = dask.config.set(ACTIVE_CONFIG)
+        super().start(**kwargs)
+
+    async def _start(self, *args: Any, **kwargs: Any) -> Any:
+        if self._worker_side is None:
+            await self.owner.start()
+        return await super()._start(*args, **kwargs)
+
+    async def _ensure_connected(self, timeout: Any = None) -> None:
+        if isinstance(self.scheduler, PooledRPCCall):
+            self.scheduler = GuardedScheduler(self.scheduler, self)
+        await super()._ensure_connected(timeout)
+        if self.status != "running" or self._joined_comm is self.scheduler_comm:
+            return
+        self._joined_comm = self.scheduler_comm
+        try:
+            if self._worker_side is not None:
+                await self._worker_side.join()
+            else:
+                await self._join()
+        except PluginMissing:
+            await self._close()
+            raise
+
+    async def _join(self) -> None:
+        """Install the plugins if nobody has, and learn who is in the cluster."""
+        problem: Any = None
+        try:
+            await self._register_scheduler_plugin(
+                OwnershipSchedulerPlugin(), name=NAME, idempotent=True
+            )
+        except Exception as error:
+            problem = error
+        answer = None
+        try:
+            answer = await getattr(self.scheduler, JOIN)(
+                owner=self.owner.incarnation, client=self.id, protocol=PROTOCOL
+            )
+        except Exception as error:
+            problem = problem or error
+        if not isinstance(answer, dict) or answer.get("status") != "OK":
+            reason = answer.get("reason") if isinstance(answer, dict) else repr(problem)
+            raise PluginMissing(
+                f"the scheduler {self._rpc_address()} does not take owners, and this client may "
+                f"not install the plugin there ({reason}). Start the scheduler with "
+                "`--preload dask_ownership.preload`, with dask_ownership installed on the "
+                "scheduler and the workers"
+            )
+        self.owner.token = answer["token"]
+        self.owner.members_changed(answer["members"], [])
+
+    def _rpc_address(self) -> str:
+        return str(getattr(self.scheduler, "address", "of this client"))
+
+    async def _close(self, fast: bool = False) -> None:
+        if self.status == "closed":
+            return
+        if self._worker_side is None and hasattr(self, "owner"):
+            await self.owner.close()
+        if self._active_config is not None:
+            with self._active_config:
+                pass  # leaving it restores what was set before
+            self._active_config = None
+        await super()._close(fast=fast)
+
+    def _handle_restart(self) -> None:
+        super()._handle_restart()
+        self.owner.core.cancel(list(self.owner.core.table.rows.values()), "the cluster restarted")
+        self.owner._step()
+
+    def _check_open(self) -> None:
+        if self.status in ("closed", "closing"):
+            raise ClosedOwner(f"{self.id} is closed")
+
+    # ---- submitting ----
+
+    def submit(  # type: ignore[override]
+        self,
+        func: Callable[..., Any],
+        *args: Any,
+        key: Any = None,
+        workers: Any = None,
+        resources: Any = None,
+        retries: Any = None,
+        priority: Any = 0,
+        fifo_timeout: Any = "100 ms",
+        allow_other_workers: Any = False,
+        actor: bool = False,
+        actors: bool = False,
+        pure: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Run a function on the cluster; see `distributed.Client.submit`.
+
+        Raises
+        ------
+        NotSerializable
+            When the function or an argument cannot be pickled.
+        """
+        if actor or actors:
+            self._refuse_owned((args, kwargs), "an actor")
+            self.central_calls += 1
+            return super().submit(
+                func, *args, key=key, workers=workers, resources=resources, retries=retries,
+                priority=priority, fifo_timeout=fifo_timeout,
+                allow_other_workers=allow_other_workers, actor=True, pure=pure, **kwargs,
+            )  # fmt: skip
+        if not callable(func):
+            raise TypeError("First input to submit must be a callable function")
+        if allow_other_workers not in (True, False, None):
+            raise TypeError("allow_other_workers= must be True or False")
+        if allow_other_workers and workers is None:
+            raise ValueError("Only use allow_other_workers= if using workers=")
+        if self.status in ("closed", "closing"):
+            self._check_open()
+        calls = self.calls
+        row = calls.row(
+            func, args, kwargs, key, pure, workers, resources, retries, priority,
+            allow_other_workers,
+        )  # fmt: skip
+        return Future(self, row)
+
+    def map(  # type: ignore[override]
+        self,
+        func: Callable[..., Any],
+        *iterables: Collection[Any],
+        key: Any = None,
+        workers: Any = None,
+        retries: Any = None,
+        resources: Any = None,
+        priority: Any = 0,
+        allow_other_workers: bool = False,
+        fifo_timeout: Any = "100 ms",
+        actor: bool = False,
+        actors: bool = False,
+        pure: bool = True,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run a function on each item; see `distributed.Client.map`."""
+        if actor or actors:
+            self._refuse_owned((iterables, kwargs), "an actor")
+            self.central_calls += 1
+            return super().map(
+                func, *iterables, key=key, workers=workers, retries=retries, resources=resources,
+                priority=priority, allow_other_workers=allow_other_workers,
+                fifo_timeout=fifo_timeout, actor=True, pure=pure, batch_size=batch_size, **kwargs,
+            )  # fmt: skip
+        if not callable(func):
+            raise TypeError("First input to map must be a callable function")
+        if all(isinstance(it, PyQueue) for it in iterables) or all(
+            isinstance(it, Iterator) for it in iterables
+        ):
+            raise TypeError(
+                "Dask no longer supports mapping over Iterators or Queues. "
+                "Consider using a normal for loop and Client.submit"
+            )
+        if allow_other_workers and workers is None:
+            raise ValueError("Only use allow_other_workers= if using workers=")
+        if workers is not None and not isinstance(workers, str | Number | list | tuple | set):
+            raise TypeError("Workers must be a list or set of workers or None")
+        self._check_open()
+        rows = self.calls.map_rows(
+            func, iterables, kwargs, key, pure, workers, resources, retries, priority,
+            allow_other_workers, batch_size,
+        )  # fmt: skip
+        return [Future(self, row) for row in rows]
+
+    def _graph_to_futures(  # type: ignore[override]
+        self,
+        expr: Any,
+        keys: Any,
+        span_metadata: Any = None,
+        workers: Any = None,
+        allow_other_workers: Any = None,
+        internal_priority: Any = None,
+        user_priority: Any = 0,
+        resources: Any = None,
+        retries: Any = None,
+        fifo_timeout: Any = 0,
+        actors: Any = None,
+    ) -> dict[Any, Any]:
+        """Where `get`, `compute` and `persist` come together: rows of a graph."""
+        if allow_other_workers not in (True, False, None):
+            raise TypeError("allow_other_workers= must be True, False, or None")
+        self._check_open()
+        graph = Graph(expr) if not actors else None
+        if graph is None or graph.central:
+            self.central_calls += 1
+            return super()._graph_to_futures(
+                expr, keys, span_metadata, workers=workers,
+                allow_other_workers=allow_other_workers, internal_priority=internal_priority,
+                user_priority=user_priority, resources=resources, retries=retries,
+                fifo_timeout=fifo_timeout, actors=actors,
+            )  # fmt: skip
+        call = {
+            "workers": workers,
+            "allow_other_workers": allow_other_workers,
+            "resources": resources,
+            "retries": retries,
+            "priority": user_priority,
+        }
+        rows = graph_rows(self.calls, graph, set(keys), internal_priority, call)
+        return {key: Future(self, row) for key, row in rows.items()}
+
+    def get(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
+        """Compute a graph; see `distributed.Client.get`.
+
+        Inside an owned task the slot is given up by itself while it waits.
+        """
+        wait = kwargs.pop("sync", True)
+        asynchronous = kwargs.pop("asynchronous", None)
+        direct = kwargs.pop("direct", None)
+        packed = super().get(dsk, keys, sync=False, **kwargs)
+        if not wait:
+            return packed
+        return self.gather(packed, direct=direct, asynchronous=asynchronous)
+
+    # ---- results ----
+
+    def _owned(self, future: Any) -> bool:
+        return isinstance(future, Future) and future._client.owner is self.owner
+
+    def _row_of(self, future: Any) -> Row | None:
+        return future._row if self._owned(future) else None
+
+    def _refuse_owned(self, structure: Any, what: str) -> None:
+        for future in distributed.futures_of(structure):
+            if isinstance(future, Future):
+                raise NotImplementedError(
+                    f"{what} is run by the central scheduler, which cannot take the owned future "
+                    f"{future.key!r} as an argument: pass its value (future.result())"
+                )
+
+    def gather(
+        self,
+        futures: Any,
+        errors: str = "raise",
+        direct: Any = None,
+        asynchronous: bool | None = None,
+    ) -> Any:
+        """Bring values here; see `distributed.Client.gather`."""
+        if isinstance(futures, PyQueue):
+            raise TypeError(
+                "Dask no longer supports gathering over Iterators and Queues. "
+                "Consider using a normal for loop and Client.submit/gather"
+            )
+        if isinstance(futures, Iterator):
+            return (self.gather(f, errors=errors, direct=direct) for f in futures)
+        if errors not in ("raise", "skip"):
+            raise ValueError(f"Bad value, `errors={errors}`")
+        if self.asynchronous if asynchronous is None else asynchronous:
+            return self._gather(futures, errors, direct)
+        found: dict[Any, Any] = {}
+        _collect(futures, found)
+        if any(type(future) is not Future for future in found):
+            return sync(self.loop, self._gather, futures, errors, direct)
+        self._check_mine(found)
+        rows = [future._row for future in found]
+        self.owner.wait(rows, stop_at_error=errors == "raise")
+        stored = self._read_inline(found, errors)
+        if stored:
+            fetched = self._read_local(stored, found)
+            if fetched:
+                values = sync(self.loop, self.owner.fetch, [f._row for f in fetched])
+                self._read_fetched(fetched, values, found, errors)
+        return _repack(futures, found, errors)
+
+    async def _gather(
+        self,
+        futures: Any,
+        errors: str = "raise",
+        direct: Any = None,
+        local_worker: Any = None,
+    ) -> Any:
+        found: dict[Any, Any] = {}
+        _collect(futures, found)
+        central = [f for f in found if not isinstance(f, Future)]
+        owned = {f: None for f in found if isinstance(f, Future)}
+        for future in central:
+            if isinstance(future, distributed.Future):
+                future._verify_initialized()
+        if not owned and central:
+            return await super()._gather(futures, errors, direct, local_worker)
+        self._check_mine(owned)
+        rows = [future._row for future in owned]
+        await self.owner.wait_async(rows, stop_at_error=errors == "raise")
+        results: dict[Any, Any] = dict(owned)
+        stored = self._read_inline(results, errors)
+        if stored:
+            stored = self._read_local(stored, results)
+            values = await self.owner.fetch([f._row for f in stored])
+            self._read_fetched(stored, values, results, errors)
+        for future in central:
+            results[future] = await super()._gather(future, errors, direct, local_worker)
+        return _repack(futures, results, errors)
+
+    async def _values(self, futures: list[Any]) -> list[Any]:
+        """Values of owned futures that have one."""
+        found: dict[Any, Any] = dict.fromkeys(futures)
+        stored = self._read_inline(found, "raise")
+        if stored:
+            stored = self._read_local(stored, found)
+            values = await self.owner.fetch([f._row for f in stored])
+            self._read_fetched(stored, values, found, "raise")
+        return [found[f] for f in futures]
+
+    def _value_of(self, future: Any, timeout: Any) -> Any:
+        """The value of one owned future that ended, as `Future.result` needs it."""
+        error = future._error()
+        if error is not None:
+            raise error
+        seconds = parse_timeout(timeout)
+        return sync(self.loop, self._values, [future], callback_timeout=seconds)[0]
+
+    def _check_mine(self, futures: Iterable[Any]) -> None:
+        others = [f for f in futures if not self._owned(f)]
+        if others:
+            raise ValueError(
+                "Cannot gather Futures created by another client. "
+                f"These are the {len(others)} mismatched Futures and their client IDs (this "
+                f"client is {self.id}): { {f.key: f.client.id for f in others} }"
+            )
+
+    def _read_inline(self, found: dict[Any, Any], errors: str) -> list[Any]:
+        """Fill in what is here; the futures whose values are stored elsewhere."""
+        stored = []
+        loads = pickle.loads
+        for future in found:
+            row = future._row
+            if row.state == INLINE:
+                found[future] = loads(row.value)
+            elif row.state == STORED:
+                stored.append(future)
+            else:
+                self._bad(future, future._error(), found, errors)
+        return stored
+
+    def _read_local(self, futures: list[Any], found: dict[Any, Any]) -> list[Any]:
+        """Fill in what this process's own worker stores; the futures that remain."""
+        executor = self.owner.executor
+        if executor is None:
+            return futures
+        remaining = []
+        for future in futures:
+            try:
+                found[future] = executor.store.get(self.owner.incarnation, future.key)
+            except KeyError:
+                remaining.append(future)
+        return remaining
+
+    def _read_fetched(
+        self, futures: list[Any], values: dict[Row, Any], found: dict[Any, Any], errors: str
+    ) -> None:
+        for future in futures:
+            row = future._row
+            try:
+                if row in values:
+                    found[future] = self.owner.unpacked(future.key, values[row])
+                    continue
+                error = future._error()  # it was lost or cancelled meanwhile
+            except Exception as problem:
+                error = problem
+            self._bad(future, error, found, errors)
+
+    @staticmethod
+    def _bad(future: Any, error: BaseException | None, found: dict[Any, Any], errors: str) -> None:
+        if errors == "raise":
+            raise error if error is not None else NotHere(f"{future.key!r} has no value")
+        found[future] = _SKIPPED
+
+    # ---- data ----
+
+    def scatter(  # type: ignore[override]
+        self,
+        data: Any,
+        workers: Any = None,
+        broadcast: Any = False,
+        direct: Any = None,
+        hash: bool = True,
+        timeout: Any = None,
+        asynchronous: bool | None = None,
+    ) -> Any:
+        """Put values at workers; see `distributed.Client.scatter`.
+
+        They have no lineage: a value whose every holder is gone is lost.
+        """
+        if isinstance(data, PyQueue | Iterator):
+            raise TypeError(
+                "Dask no longer supports mapping over Iterators or Queues. "
+                "Consider using a normal for loop and Client.submit"
+            )
+        self._check_open()
+        if not isinstance(timeout, int | float | str | None):
+            timeout = None
+        seconds = parse_timeout(timeout) or self._timeout
+        return self.sync(
+            scatter, self, data, workers, broadcast, hash, seconds, asynchronous=asynchronous
+        )
+
+    # ---- requests about futures ----
+
+    async def _cancel(
+        self, futures: Any, reason: Any = None, msg: Any = None, force: bool = False
+    ) -> None:
+        mine, others = self._split(futures)
+        if mine:
+            detail = str(msg or reason or "cancelled by its client")
+            self.owner._process()
+            self.owner.core.cancel([f._row for f in mine], detail)
+            self.owner._step()
+        if others:
+            self.central_calls += 1
+            await super()._cancel(others, reason=reason, msg=msg, force=force)
+
+    async def _retry(self, futures: Any) -> None:
+        mine, others = self._split(futures)
+        if mine:
+            self.owner._process()
+            self.owner.core.retry([f._row for f in mine])
+            self.owner._step()
+        if others:
+            self.central_calls += 1
+            await super()._retry(others)
+
+    def _split(self, futures: Any) -> tuple[list[Any], list[Any]]:
+        found = distributed.futures_of(futures)
+        mine = [f for f in found if self._owned(f)]
+        return mine, [f for f in found if not self._owned(f)]
+
+    def _send_to_scheduler(self, msg: dict[str, Any]) -> None:
+        if msg.get("client") == "fire-and-forget" and msg.get("op") == "client-desires-keys":
+            rows = [self.owner.core.table.rows.get(key) for key in msg["keys"]]
+            owned = [row for row in rows if row is not None]
+            if owned:
+                self.owner.call(self.owner.core.desire, owned)
+                return
+        super()._send_to_scheduler(msg)
+
+
+class _Skipped:
+    """Marks what ``errors="skip"`` leaves out."""
+
+
+_SKIPPED = _Skipped()
+
+
+def _collect(structure: Any, found: dict[Any, Any]) -> None:
+    """Futures in nested containers, in order."""
+    kind = type(structure)
+    if kind is Future:
+        found[structure] = None
+    elif kind in CONTAINERS:
+        for item in structure:
+            _collect(item, found)
+    elif kind is dict:
+        for item in structure.values():
+            _collect(item, found)
+    elif isinstance(structure, distributed.Future):
+        found[structure] = None
+    elif isinstance(structure, tuple) and hasattr(structure, "_fields"):
+        for item in structure:
+            _collect(item, found)
+
+
+def _repack(structure: Any, found: dict[Any, Any], errors: str, top: bool = True) -> Any:
+    """The structure with values in place of futures; skipped ones go from the top list."""
+    kind = type(structure)
+    if isinstance(structure, distributed.Future):
+        value = found[structure]
+        return None if value is _SKIPPED else value
+    if kind in CONTAINERS:
+        if top and kind is list and errors == "skip":
+            structure = [
+                f
+                for f in structure
+                if not (isinstance(f, distributed.Future) and found[f] is _SKIPPED)
+            ]
+        return kind([_repack(item, found, errors, False) for item in structure])
+    if kind is dict:
+        return {k: _repack(v, found, errors, False) for k, v in structure.items()}
+    if isinstance(structure, tuple) and hasattr(structure, "_fields"):
+        return kind(*[_repack(item, found, errors, False) for item in structure])
+    return structure

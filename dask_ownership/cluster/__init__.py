@@ -1,0 +1,1 @@
+"""What is installed into a Dask cluster: a scheduler plugin and a worker plugin."""

@@ -1,0 +1,139 @@
+"""The scheduler's part: it tells owners who is in the cluster, and nothing per task."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+from uuid import uuid4
+
+import dask
+from dask.utils import parse_timedelta
+from distributed.diagnostics.plugin import SchedulerPlugin
+
+from dask_ownership.cluster.worker_plugin import OwnershipWorkerPlugin
+from dask_ownership.runtime.link import PROTOCOL
+from dask_ownership.runtime.membership import JOIN, MEMBERS, OWNER_GONE, Member
+
+logger = logging.getLogger("dask_ownership.scheduler")
+
+NAME = "dask-ownership"
+
+
+class OwnershipSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
+    """Lets owners join, and tells them and the workers of changes.
+
+    Attributes
+    ----------
+    token : str
+        Secret of this cluster; given to registered clients and workers, and asked
+        for by executors.
+    owners : dict
+        Incarnation of each owner that joined to ``("client", id)`` or
+        ``("worker", address)``.
+    """
+
+    name = NAME
+    idempotent = True
+
+    def __init__(self) -> None:
+        self.token = ""
+        self.owners: dict[str, tuple[str, str]] = {}
+        self.scheduler: Any = None
+        self._partings: set[asyncio.Task[None]] = set()
+
+    async def start(self, scheduler: Any) -> None:
+        """Install everything, once, whoever comes first."""
+        if NAME in scheduler.extensions:
+            return
+        # Taken at once: another client's start may run before this one's awaits end.
+        scheduler.extensions[NAME] = self
+        self.token = uuid4().hex
+        self.scheduler = scheduler
+        scheduler.handlers[JOIN] = self.join
+        if NAME not in scheduler.plugins:
+            scheduler.add_plugin(self, name=NAME, idempotent=True)
+        plugin = OwnershipWorkerPlugin(self.token)
+        await scheduler.register_worker_plugin(
+            None, _dumps(plugin), name=plugin.name, idempotent=True
+        )
+
+    def join(
+        self,
+        owner: str = "",
+        client: str | None = None,
+        worker: str | None = None,
+        protocol: int | None = None,
+    ) -> dict[str, Any]:
+        """Handler of `JOIN`: the token and who is there."""
+        if protocol != PROTOCOL:
+            reason = (
+                f"the scheduler speaks version {PROTOCOL} of the ownership protocol and the owner "
+                f"version {protocol}: install the same dask_ownership in both places"
+            )
+            return {"status": "refused", "reason": reason}
+        if client is not None and client in self.scheduler.clients:
+            self.owners[owner] = ("client", client)
+        elif worker is not None and worker in self.scheduler.workers:
+            self.owners[owner] = ("worker", worker)
+        else:
+            return {"status": "refused", "reason": "only registered clients and workers may join"}
+        members = [_member(state) for state in self.scheduler.workers.values()]
+        return {"status": "OK", "token": self.token, "members": members}
+
+    def add_worker(self, scheduler: Any, worker: str) -> None:
+        """A worker registered: owners may use it."""
+        self._tell_owners([_member(scheduler.workers[worker])], [])
+
+    def remove_worker(self, scheduler: Any, worker: str, **kwargs: Any) -> None:
+        """A worker is gone: its tasks are tried elsewhere, and what it owned is dropped."""
+        self._tell_owners([], [worker])
+        for owner, who in list(self.owners.items()):
+            if who == ("worker", worker):
+                del self.owners[owner]
+                self._tell_workers(owner)
+
+    def remove_client(self, scheduler: Any, client: str) -> None:
+        """A client is gone, or only its old connection: wait, look again, then drop."""
+        for owner, who in list(self.owners.items()):
+            if who == ("client", client):
+                task = asyncio.ensure_future(self._part(owner, client))
+                self._partings.add(task)
+                task.add_done_callback(self._partings.discard)
+
+    async def _part(self, owner: str, client: str) -> None:
+        await asyncio.sleep(parse_timedelta(dask.config.get("ownership.grace", "10s")))
+        if client not in self.scheduler.clients and self.owners.pop(owner, None):
+            self._tell_workers(owner)
+
+    async def before_close(self) -> None:
+        for task in list(self._partings):
+            task.cancel()
+
+    def _tell_owners(self, added: list[Member], removed: list[str]) -> None:
+        message = {"op": MEMBERS, "added": added, "removed": removed}
+        for kind, who in set(self.owners.values()):
+            if kind == "client" and who in self.scheduler.client_comms:
+                self.scheduler.client_send(who, message)
+            elif kind == "worker" and who in self.scheduler.stream_comms:
+                self.scheduler.worker_send(who, message)
+
+    def _tell_workers(self, owner: str) -> None:
+        for address in list(self.scheduler.stream_comms):
+            self.scheduler.worker_send(address, {"op": OWNER_GONE, "owner": owner})
+
+
+def _member(state: Any) -> Member:
+    return Member(
+        address=state.address,
+        nthreads=state.nthreads,
+        name=state.name if isinstance(state.name, str | int) else str(state.name),
+        host=state.host,
+        resources=dict(state.resources),
+    )
+
+
+def _dumps(plugin: Any) -> bytes:
+    from distributed.protocol.pickle import dumps
+
+    return bytes(dumps(plugin))

@@ -1,0 +1,128 @@
+"""The worker's part: an executor, and an owner for what its tasks submit."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from dask_ownership.runtime.link import PROTOCOL
+from dask_ownership.runtime.membership import JOIN, MEMBERS, OWNER_GONE, Member
+
+logger = logging.getLogger("dask_ownership.worker")
+
+
+class OwnershipWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
+    """Sets up the executor and the owner of one worker.
+
+    Parameters
+    ----------
+    token : str
+        The cluster's secret, which links must show.
+    """
+
+    name = "dask-ownership"
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+
+    async def setup(self, worker: Any) -> None:
+        """Attach to a worker. Errors here are swallowed by Dask, so they are logged."""
+        try:
+            await WorkerSide(worker, self.token).start()
+        except Exception:
+            logger.exception("dask_ownership could not be set up on %s", worker.address)
+            raise
+
+    async def teardown(self, worker: Any) -> None:
+        """Detach when the worker closes."""
+        side = worker.extensions.pop("dask-ownership", None)
+        if side is not None:
+            await side.close()
+
+
+class WorkerSide:
+    """What the plugin leaves on a worker, as ``worker.extensions["dask-ownership"]``.
+
+    Attributes
+    ----------
+    executor : dask_ownership.runtime.executor.Executor
+    owner : dask_ownership.runtime.owner.Owner
+    """
+
+    def __init__(self, worker: Any, token: str) -> None:
+        from dask_ownership.runtime.executor import Executor
+        from dask_ownership.runtime.owner import Owner
+
+        self.worker = worker
+        self.token = token
+        self.executor = Executor(worker, token)
+        self.executor.on_interrupted = self._cancel_children
+        self.owner = Owner(
+            worker.security.get_connection_args("worker"),
+            worker.address,
+            self.executor,
+        )
+        self.owner.token = token
+        self._client: Any = None
+        self._joined: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Register handlers, metrics and the client that tasks get."""
+        import dask_ownership.get  # noqa: F401  (names the scheduler "ownership")
+
+        worker = self.worker
+        await self.executor.start()
+        await self.owner.start()
+        worker.extensions["dask-ownership"] = self
+        worker.stream_handlers[MEMBERS] = self.members_changed
+        worker.stream_handlers[OWNER_GONE] = self.owner_gone
+        worker.metrics["owned_running"] = lambda worker: self.executor.core.busy
+        worker.metrics["owned_nbytes"] = lambda worker: self.executor.store.nbytes
+        worker._get_client = self.get_client
+
+    def members_changed(self, added: list[Member], removed: list[str]) -> None:
+        """Stream handler: the scheduler tells of workers."""
+        self.owner.members_changed(added, removed)
+
+    def owner_gone(self, owner: str) -> None:
+        """Stream handler: an owner is gone for good."""
+        self.executor.drop_owner(owner)
+
+    async def join(self) -> None:
+        """Have this worker's owner learn the members, once, when its first task submits."""
+        if self._joined is None:
+            self._joined = asyncio.ensure_future(self._join())
+        await asyncio.shield(self._joined)
+
+    async def _join(self) -> None:
+        answer = await getattr(self.worker.scheduler, JOIN)(
+            owner=self.owner.incarnation, worker=self.worker.address, protocol=PROTOCOL
+        )
+        self.owner.members_changed(answer["members"], [])
+
+    def get_client(self, timeout: Any = None) -> Any:
+        """What ``get_client()`` gives inside a task: a client on the worker's owner."""
+        if self._client is None or self._client.status == "closed":
+            from dask_ownership.client import Client
+
+            self._client = Client.for_worker(self, timeout)
+        return self._client
+
+    def _cancel_children(self, interrupted: list[Any]) -> None:
+        for entry in interrupted:
+            parent = (entry.session.owner, entry.key)
+            detail = f"the task {entry.key!r} that submitted it was cancelled"
+            self.owner.call(self.owner.core.cancel_children, parent, detail)
+
+    async def close(self) -> None:
+        """Undo `start`."""
+        if self._joined is not None:
+            self._joined.cancel()
+        await self.owner.close()
+        await self.executor.close()
+        client, self._client = self._client, None
+        if client is not None and client.status != "closed":
+            await client._close(fast=True)

@@ -1,0 +1,374 @@
+"""Futures: thin handles on rows."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pickle
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+from typing import Any
+from weakref import WeakValueDictionary
+
+import distributed
+from dask.utils import typename
+from distributed.utils import _parse_timedelta as parse_timeout
+from dask.utils import shorten_traceback
+
+from dask_ownership.core.table import (
+    CANCELLED,
+    ERROR,
+    INLINE,
+    LOST,
+    STORED,
+    Failure,
+    Row,
+)
+from dask_ownership.errors import FutureCancelledError, NotHere, from_failure
+from dask_ownership.runtime.serialize import loads_error, pickling
+from dask_ownership.runtime.waiting import Callback, hang
+
+logger = logging.getLogger("dask_ownership.client")
+
+STATUS = {INLINE: "finished", STORED: "finished", ERROR: "error", CANCELLED: "cancelled", LOST: "lost"}
+
+owned_clients: WeakValueDictionary[str, Any] = WeakValueDictionary()
+"""Clients of this process by their owner's incarnation: where futures come home to."""
+
+
+class Future(distributed.Future):  # type: ignore[type-arg]
+    """A value that may not exist yet, owned by this process.
+
+    Everything `distributed.Future` offers, for a row of the ownership table. Made by
+    `Client`; users do not make any.
+    """
+
+    __slots__ = ("_cleared", "_client", "_row")
+
+    def __init__(self, client: Any, row: Row) -> None:
+        self.key = row.key
+        self._client = client
+        self._row = row
+        self._cleared = False
+
+    # ---- what stock code looks at ----
+
+    def _bind_late(self) -> None:
+        pass
+
+    def bind_client(self, client: Any) -> None:
+        """An owned future belongs to its owner from the start."""
+
+    def _verify_initialized(self) -> None:
+        pass
+
+    @property
+    def client(self) -> Any:
+        return self._client
+
+    @property
+    def _state(self) -> RowState:
+        return RowState(self)
+
+    # ---- state ----
+
+    @property
+    def status(self) -> str:
+        """``pending``, ``finished``, ``error``, ``cancelled`` or ``lost``."""
+        if self._cleared:
+            return "cancelled"
+        return STATUS.get(self._row.state, "pending")
+
+    def done(self) -> bool:
+        """Whether the computation ended, with a value or without."""
+        return self._row.state >= INLINE
+
+    def cancelled(self) -> bool:
+        return self.status == "cancelled"
+
+    @property
+    def type(self) -> Any:
+        """The type of the value; None while there is no value."""
+        row = self._row
+        if row.state == INLINE:
+            return type(pickle.loads(row.value))
+        if row.state == STORED and row.type_name is not None:
+            try:
+                return pickle.loads(row.type_name)
+            except Exception:
+                return None
+        return None
+
+    # ---- outcome ----
+
+    def _error(self) -> BaseException | None:
+        """Why there is no value, with its traceback; None when there is one."""
+        row = self._row
+        if self._cleared and row.state < INLINE:
+            return FutureCancelledError(self.key, "released", "the future was released")
+        if row.state in (INLINE, STORED):
+            return None
+        value = row.value
+        if isinstance(value, Failure):
+            return from_failure(self.key, value)
+        if isinstance(value, bytes):
+            error, frames = loads_error(value)
+            return error.with_traceback(frames) if frames is not None else error
+        return FutureCancelledError(self.key, "released", "the future was released")
+
+    def result(self, timeout: Any = None) -> Any:
+        """Wait for the value and bring it here.
+
+        Inside an owned task the slot is given up meanwhile.
+
+        Raises
+        ------
+        TimeoutError
+            After ``timeout`` (seconds or a string such as ``"2s"``).
+        Exception
+            What the task raised, or why its value is not to be had.
+        """
+        client = self._client
+        if client.asynchronous:
+            coroutine = self._result()
+            if timeout is not None:
+                return asyncio.wait_for(coroutine, parse_timeout(timeout))
+            return coroutine
+        row = self._row
+        if row.state < INLINE:
+            self._wait(timeout)
+        if row.state == INLINE:
+            return pickle.loads(row.value)
+        with shorten_traceback():
+            return client._value_of(self, timeout)
+
+    def _wait(self, timeout: Any) -> None:
+        if self._cleared:
+            return
+        if not self._client.owner.wait((self._row,), parse_timeout(timeout)):
+            raise asyncio.TimeoutError(f"{self.key!r} did not end within {timeout}")
+
+    async def _result(self, raiseit: bool = True) -> Any:
+        if not self._cleared:
+            await self._client.owner.wait_async((self._row,))
+        error = self._error()
+        if error is None:
+            return (await self._client._values([self]))[0]
+        if raiseit:
+            raise error
+        if self.status == "error":
+            return type(error), error, error.__traceback__
+        return error
+
+    async def _exception(self) -> BaseException | None:
+        await self._client.owner.wait_async((self._row,))
+        return self._error()
+
+    def exception(self, timeout: Any = None, **kwargs: Any) -> Any:
+        """The exception of the task, or None when it has a value."""
+        if self._client.asynchronous:
+            return asyncio.wait_for(self._exception(), parse_timeout(timeout))
+        self._wait(timeout)
+        return self._error()
+
+    async def _traceback(self) -> Any:
+        error = await self._exception()
+        return None if error is None else error.__traceback__
+
+    def traceback(self, timeout: Any = None, **kwargs: Any) -> Any:
+        """The traceback of the task's exception, or None."""
+        if self._client.asynchronous:
+            return asyncio.wait_for(self._traceback(), parse_timeout(timeout))
+        error = self.exception(timeout)
+        return None if error is None else error.__traceback__
+
+    def add_done_callback(self, fn: Any) -> None:
+        """Call ``fn(future)`` in a thread when the computation ended."""
+        cls = distributed.Future
+        if cls._cb_executor is None or cls._cb_executor_pid != os.getpid():
+            cls._cb_executor = ThreadPoolExecutor(1, thread_name_prefix="Dask-Callback-Thread")
+            cls._cb_executor_pid = os.getpid()
+        executor = cls._cb_executor
+
+        def call() -> None:
+            try:
+                fn(self)
+            except BaseException:
+                logger.exception("Error in callback %s of %s:", fn, self)
+                raise
+
+        rows = (self._row,)
+        hang(Callback(rows, lambda row: executor.submit(call)), rows, self._client.owner.lock)
+
+    # ---- requests ----
+
+    def cancel(self, reason: Any = None, msg: Any = None, **kwargs: Any) -> Any:
+        """Cancel the computation and what depends on it."""
+        return self._client.cancel([self], reason=reason, msg=msg, **kwargs)
+
+    def retry(self, **kwargs: Any) -> Any:
+        """Run it again after it failed."""
+        return self._client.retry([self], **kwargs)
+
+    def release(self) -> None:
+        """Give this handle up. Twice is once."""
+        if not self._cleared:
+            self._cleared = True
+            self._client.owner.drop(self._row)
+
+    def __del__(self) -> None:
+        try:
+            if not self._cleared:
+                self._cleared = True
+                self._client.owner.drop(self._row)
+        except AttributeError:
+            pass  # it was never finished, or the interpreter is being taken down
+
+    # ---- travelling ----
+
+    def __reduce__(self) -> Any:
+        if pickling.found is not None:
+            pickling.found.append(self)
+        owner = self._client.owner
+        return come_home, (owner.incarnation, owner.name, self.key)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._result().__await__()
+
+    def __dask_tokenize__(self) -> Any:
+        return type(self).__name__, self.key, self._client.owner.incarnation, self._row.order
+
+    def __hash__(self) -> int:
+        return id(self) >> 4
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __repr__(self) -> str:
+        kind = self.type
+        middle = f" type: {typename(kind)}," if kind else ""
+        return f"<Future: {self.status},{middle} key: {self.key}>"
+
+    def __str__(self) -> str:
+        return repr(self)
+
+
+class TravelledFuture(distributed.Future):  # type: ignore[type-arg]
+    """What a future becomes in a process that does not own it.
+
+    It can be passed on, and comes alive when it is back with its owner. Asking it
+    for anything says what it is.
+    """
+
+    def __init__(self, incarnation: str, owner: str, key: Any) -> None:
+        self.key = key
+        self._home = (incarnation, owner)
+        self._client = None
+        self._cleared = True
+
+    def _bind_late(self) -> None:
+        pass
+
+    def _refuse(self) -> NotHere:
+        return NotHere(
+            f"the future {self.key!r} is owned by {self._home[1]} and cannot be asked here: pass it "
+            "as an argument itself, or in a list, tuple, set or dict, and the task gets its value"
+        )
+
+    def _verify_initialized(self) -> None:
+        raise self._refuse()
+
+    @property
+    def client(self) -> Any:
+        raise self._refuse()
+
+    @property
+    def _state(self) -> Any:
+        raise self._refuse()
+
+    @property
+    def status(self) -> Any:
+        raise self._refuse()
+
+    @property
+    def type(self) -> Any:
+        raise self._refuse()
+
+    def release(self) -> None:
+        """There is nothing to release here."""
+
+    def __del__(self) -> None:
+        pass
+
+    def __reduce__(self) -> Any:
+        return come_home, (*self._home, self.key)
+
+    def __dask_tokenize__(self) -> Any:
+        return "Future", self.key, self._home[0]
+
+    def __hash__(self) -> int:
+        return hash((self._home[0], self.key))
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __repr__(self) -> str:
+        return f"<Future: owned by {self._home[1]}, key: {self.key}>"
+
+    __str__ = __repr__
+
+
+def come_home(incarnation: str, owner: str, key: Any) -> Any:
+    """Unpickle a future: alive where it is owned, a `TravelledFuture` elsewhere."""
+    client = owned_clients.get(incarnation)
+    if client is not None:
+        row = client.owner.core.table.find(key)
+        if row is not None:
+            return Future(client, row)
+    return TravelledFuture(incarnation, owner, key)
+
+
+class RowState:
+    """A row in the shape of `distributed.client.FutureState`, for stock functions."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, future: Future) -> None:
+        self.future = future
+
+    @property
+    def key(self) -> Any:
+        return self.future.key
+
+    @property
+    def status(self) -> str:
+        return self.future.status
+
+    @property
+    def type(self) -> Any:
+        return self.future.type
+
+    @property
+    def exception(self) -> Any:
+        return self.future._error()
+
+    @property
+    def traceback(self) -> Any:
+        error = self.future._error()
+        return None if error is None else error.__traceback__
+
+    def done(self) -> bool:
+        return self.future.done()
+
+    async def wait(self, timeout: Any = None) -> None:
+        """Wait until the row ends."""
+        started = perf_counter()
+        owner = self.future._client.owner
+        if not await owner.wait_async((self.future._row,), timeout):
+            waited = perf_counter() - started
+            raise asyncio.TimeoutError(f"{self.key!r} did not end within {waited:.1f} s")
+
+    def __repr__(self) -> str:
+        return f"<RowState: {self.status}>"

@@ -1,0 +1,94 @@
+"""What ``dask.config.set(scheduler=...)`` takes: ``"ownership"`` or `get` itself."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import dask.base
+import distributed
+from distributed.worker import get_client, get_worker
+
+from dask_ownership.client import Client
+
+_lock = threading.Lock()
+_attached: WeakKeyDictionary[Any, Client] = WeakKeyDictionary()
+_embedded: Client | None = None
+
+
+def current_client() -> Client:
+    """The client whose owner serves the caller.
+
+    Inside a task the worker's; else the current or default client when it is one of
+    ours; else one attached to the cluster of the default `distributed.Client`; else
+    one with an embedded cluster, started now and closed at exit.
+    """
+    try:
+        get_worker()
+    except ValueError:
+        pass
+    else:
+        client = get_client()
+        if isinstance(client, Client):
+            return client
+    try:
+        default = distributed.Client.current()
+    except ValueError:
+        return _embedded_client()
+    if isinstance(default, Client):
+        return default
+    return _attach(default)
+
+
+def _attach(stock: Any) -> Client:
+    with _lock:
+        client = _attached.get(stock)
+        if client is None or client.status != "running":
+            target = stock.cluster if stock.cluster is not None else stock.scheduler.address
+            client = _attached[stock] = Client(
+                target, security=stock.security, set_as_default=False
+            )
+            atexit.register(_close, client)
+        return client
+
+
+def _embedded_client() -> Client:
+    global _embedded
+    with _lock:
+        if _embedded is None or _embedded.status != "running":
+            _embedded = Client(dashboard_address=":0", set_as_default=False)
+            atexit.register(_close, _embedded)
+        return _embedded
+
+
+def _close(client: Client) -> None:
+    if client.status != "closed":
+        client.close()
+
+
+class OwnershipScheduler:
+    """A Dask scheduler that finds the current owner at each call."""
+
+    def __call__(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
+        """Compute the keys of a graph; see `distributed.Client.get`."""
+        kwargs.pop("num_workers", None)
+        kwargs.pop("pool", None)
+        return current_client().get(dsk, keys, **kwargs)
+
+    def persist(self, collections: Any, **kwargs: Any) -> Any:
+        """Start computing collections; what `dask.persist` calls."""
+        kwargs.pop("num_workers", None)
+        return current_client().persist(collections, **kwargs)
+
+    def __reduce__(self) -> str:
+        return "get"
+
+    def __repr__(self) -> str:
+        return "<dask_ownership.get>"
+
+
+get = OwnershipScheduler()
+
+dask.base.named_schedulers["ownership"] = get

@@ -1,0 +1,20 @@
+"""Preload module for clusters where clients may not register plugins.
+
+``dask scheduler --preload dask_ownership.preload``, or in the configuration
+``distributed.scheduler.preload: [dask_ownership.preload]``. Workers need only have
+the package installed: the scheduler sends them the worker plugin.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distributed import Scheduler
+
+from dask_ownership.cluster.scheduler_plugin import OwnershipSchedulerPlugin
+
+
+async def dask_setup(server: Any) -> None:
+    """Install the scheduler plugin when the process is a scheduler."""
+    if isinstance(server, Scheduler):
+        await OwnershipSchedulerPlugin().start(server)

@@ -1,0 +1,162 @@
+"""Everything of distributed that is private and that this project touches.
+
+Other modules import these names from here, so that a new release of distributed
+is looked at in one place.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Iterator, MutableMapping
+from time import time
+from typing import Any
+
+from dask.context import thread_state
+from distributed import threadpoolexecutor
+from distributed.core import Status
+from distributed.worker import _worker_cvar
+from distributed.worker_state_machine import SecedeEvent, UnpauseEvent
+
+__all__ = [
+    "HiddenData",
+    "Lending",
+    "current_worker",
+    "ignore_secede_of",
+    "pool_state",
+    "state_data",
+    "thread_state",
+]
+
+current_worker: contextvars.ContextVar[Any] = _worker_cvar
+pool_state = threadpoolexecutor.thread_state
+"""What ``secede()`` and ``rejoin()`` look at in a thread."""
+
+PREFIX = "owned-"
+
+
+class HiddenData(MutableMapping[Any, Any]):
+    """A worker's ``data`` as its state machine sees it: without owned values.
+
+    The state machine takes every key of ``data`` for one of its tasks.
+    """
+
+    def __init__(self, data: MutableMapping[Any, Any]) -> None:
+        self.data = data
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.data[key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.data[key] = value
+
+    def __delitem__(self, key: Any) -> None:
+        del self.data[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.data
+
+    def __iter__(self) -> Iterator[Any]:
+        for key in list(self.data):
+            if not (isinstance(key, str) and key.startswith(PREFIX)):
+                yield key
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def state_data(worker: Any) -> None:
+    """Hide owned values from the worker's state machine."""
+    if not isinstance(worker.state.data, HiddenData):
+        worker.state.data = HiddenData(worker.state.data)
+
+
+def ignore_secede_of(worker: Any, owned: Any) -> None:
+    """Keep ``secede()`` inside owned tasks from the state machine.
+
+    It would look for the key among its own tasks, and close the worker when it has
+    the same key in another state. ``owned`` says whether a key is an owned task's
+    that runs here.
+    """
+    stock = worker.handle_stimulus
+
+    def handle_stimulus(*events: Any) -> None:
+        kept = [e for e in events if not (isinstance(e, SecedeEvent) and owned(e.key))]
+        if kept or not events:
+            stock(*kept)
+
+    worker.handle_stimulus = handle_stimulus
+
+
+class Lending:
+    """Slots that the worker's state machine lends to owned tasks.
+
+    The state machine runs ``nthreads`` tasks at once. While an owned task holds a
+    slot, that number is one lower, so that the worker never runs more than it has
+    threads for, whoever sent the work. Loop thread only.
+
+    Attributes
+    ----------
+    lent : int
+        Slots that owned tasks may use now.
+    """
+
+    FAIR_TURN = 0.05
+    """Seconds that either side may keep a slot while the other waits for one."""
+
+    def __init__(self, worker: Any) -> None:
+        self.worker = worker
+        self.lent = 0
+        self._taken_at = 0.0
+        self._reserved = 0
+
+    @property
+    def nthreads(self) -> int:
+        """All slots of the worker, lent and not."""
+        return int(self.worker.state.nthreads) + self.lent + self._reserved
+
+    @property
+    def stock_waits(self) -> bool:
+        """Whether ordinary Dask tasks could start if they had a slot."""
+        state = self.worker.state
+        return bool(state.ready or state.constrained)
+
+    @property
+    def running(self) -> bool:
+        """Whether the worker takes new tasks at all."""
+        return bool(self.worker.status == Status.running)
+
+    def borrow(self, wanted: int) -> int:
+        """Take up to ``wanted`` more slots; how many were had now.
+
+        What cannot be had now is reserved: it comes free when an ordinary task
+        ends, and `borrow` gets it when it is called again.
+        """
+        state = self.worker.state
+        free = state.nthreads + self._reserved - len(state.executing)
+        got = max(0, min(wanted, free))
+        state.nthreads += self._reserved - got
+        self._reserved = 0
+        self.lent += got
+        if got:
+            self._taken_at = time()
+        elif wanted and state.nthreads > 0 and self.lent == 0:
+            self._reserved = 1
+            state.nthreads -= 1
+        return got
+
+    def give_back(self, count: int) -> None:
+        """Return slots, and let the state machine use them if the worker runs."""
+        count = min(count, self.lent) + self._reserved
+        self.lent -= count - self._reserved
+        self._reserved = 0
+        if not count:
+            return
+        self.worker.state.nthreads += count
+        if self.running and self.stock_waits:
+            # Never sent to a paused worker, which it would set going again.
+            self.worker.handle_stimulus(UnpauseEvent(stimulus_id=f"ownership-{time()}"))
+
+    @property
+    def overdue(self) -> bool:
+        """Whether ordinary tasks have waited for a lent slot long enough."""
+        return self.lent > 0 and self.stock_waits and time() - self._taken_at > self.FAIR_TURN

@@ -1,0 +1,621 @@
+"""The executor of one worker: slots and threads, links from owners, the store.
+
+Three kinds of threads meet here. The event loop takes batches in and sends them
+out. Runner threads take tasks from the core and run them, one slot each. A thread
+whose task waits for another is parked: it gave its slot up and sleeps until it is
+handed one again. One lock covers the core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+import logging
+import threading
+from collections.abc import Iterable
+from time import perf_counter
+from typing import Any
+from uuid import uuid4
+
+from distributed.comm import Comm, CommClosedError
+from distributed.core import ConnectionPool, Status
+from distributed.protocol import Serialized
+from tornado.ioloop import PeriodicCallback
+
+from dask_ownership.core import executor as ex
+from dask_ownership.core.executor import Entry, Session
+from dask_ownership.core.executor import Executor as Core
+from dask_ownership.core.link import LinkState
+from dask_ownership.errors import NotSerializable
+from dask_ownership.runtime import compat
+from dask_ownership.runtime.link import BYE, PROTOCOL, UNSAID_BATCHES, Writer
+from dask_ownership.runtime.runner import Outcome, coroutine_entry, here, run_in_thread, run_on_loop
+from dask_ownership.runtime.serialize import dumps_error
+from dask_ownership.runtime.store import Store
+from dask_ownership.runtime.transfer import Fetcher, pack, unpack_off_loop
+
+logger = logging.getLogger("dask_ownership.executor")
+
+SPARE_THREADS = 8
+"""Idle threads that are kept beyond the worker's slots."""
+
+WATCH_INTERVAL = 100
+"""Milliseconds between looks at the worker's status and at tasks that wait for slots."""
+
+
+class ThreadToken:
+    """Wakes a parked thread when there is a slot for it."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wait(self) -> None:
+        self._lock.acquire()
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+class LoopToken:
+    """Wakes a parked coroutine when there is a slot for it."""
+
+    __slots__ = ("_future", "_loop")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[None] = self._loop.create_future()
+
+    async def wait(self) -> None:
+        await self._future
+
+    def release(self) -> None:
+        self._loop.call_soon_threadsafe(self._set)
+
+    def _set(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+
+class EventToken:
+    """Sets the event that ``distributed.rejoin()`` waits for."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self, event: threading.Event) -> None:
+        self._event = event
+
+    def release(self) -> None:
+        self._event.set()
+
+
+class ExecutorLink:
+    """The executor's end of a link."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.state = LinkState()
+        self.writer: Writer | None = None
+        self.local: Any = None
+
+    def send(self, messages: list[Any]) -> int:
+        """Number a batch and send it when there is a connection; its number."""
+        batch = self.state.pack(messages)
+        if self.local is not None:
+            self.local(batch)
+        elif self.writer is not None:
+            try:
+                self.writer.write(batch)
+            except CommClosedError:
+                self.writer = None
+        return batch[0]
+
+
+class _Pool:
+    """What ``secede()`` and ``rejoin()`` find in an owned task's thread.
+
+    They take the thread out of its pool and put it back; here that parks the task
+    and asks for a slot again.
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._rejoin_lock = threading.Lock()
+        self._threads = self
+        self._rejoin_list = self
+
+    def remove(self, thread: threading.Thread) -> None:
+        self._executor.park()
+
+    def append(self, waiting: tuple[threading.Thread, threading.Event]) -> None:
+        here.parked = False
+        self._executor.want_slot(EventToken(waiting[1]))
+
+    def _adjust_thread_count(self) -> None:
+        pass
+
+    def submit(self, function: Any) -> None:
+        pass
+
+
+class Executor:
+    """Runs owned tasks at one worker.
+
+    Parameters
+    ----------
+    worker : distributed.Worker
+    token : str
+        What links must show.
+    """
+
+    _thread_numbers = itertools.count(1)
+
+    def __init__(self, worker: Any, token: str) -> None:
+        self.worker = worker
+        self.token = token
+        self.incarnation = uuid4().hex
+        self.lock = threading.Lock()
+        self.lending = compat.Lending(worker)
+        self.core = Core(self.lending.nthreads, dict(worker.state.total_resources))
+        self.core.slots = 0
+        self.store = Store(worker)
+        self.links: dict[str, ExecutorLink] = {}
+        self.closed = False
+        self.counts = {"run": 0, "coroutines": 0}
+        self.on_interrupted: Any = None
+        self.loop: asyncio.AbstractEventLoop = worker.loop.asyncio_loop
+        self._sleepers: list[threading.Lock] = []
+        self._waking = 0
+        self._threads: set[threading.Thread] = set()
+        self._flush_scheduled = False
+        self._pool = _Pool(self)
+        self.pool = ConnectionPool(
+            deserialize=False,
+            connection_args=worker.security.get_connection_args("worker"),
+            server=worker,
+        )
+        self.fetcher = Fetcher(self.pool, token, self._arrived, self._fetch_failed)
+        self._coroutines: set[asyncio.Task[None]] = set()
+        self._watch = PeriodicCallback(self._look, WATCH_INTERVAL)
+
+    async def start(self) -> None:
+        """Register what peers call, and begin."""
+        await self.pool.start()
+        self.worker.handlers["ownership_link"] = self.link
+        self.worker.handlers["ownership_get"] = self.get
+        self.worker.handlers["ownership_put"] = self.put
+        compat.ignore_secede_of(self.worker, self._runs)
+        self._watch.start()
+
+    async def close(self) -> None:
+        """Drop everything and end the threads that are idle."""
+        self.closed = True
+        self._watch.stop()
+        for name in ("ownership_link", "ownership_get", "ownership_put"):
+            self.worker.handlers.pop(name, None)
+        await self.fetcher.close()
+        for link in self.links.values():
+            if link.writer is not None:
+                link.writer.comm.abort()
+        for task in list(self._coroutines):
+            task.cancel()
+        with self.lock:
+            for owner in list(self.core.sessions):
+                self.core.close(owner)
+            self.core.slots = 1 << 30  # parked threads go on, to find that all is over
+            while (work := self.core.next_work()) is not None:
+                if not isinstance(work, Entry):
+                    work.release()
+            sleepers, self._sleepers = self._sleepers, []
+        for sleeper in sleepers:
+            sleeper.release()
+        self.lending.give_back(self.lending.lent)
+        await self.pool.close()
+
+    def _runs(self, key: Any) -> bool:
+        """Whether an owned task of this key has a thread here."""
+        return any(
+            (entry := session.entries.get(key)) is not None and entry.state == ex.RUNNING
+            for session in list(self.core.sessions.values())
+        )
+
+    # ---- links ----
+
+    def refuse(self, protocol: int | None, token: str | None) -> str | None:
+        """Why a peer is not let in, or None."""
+        address = self.worker.address
+        if protocol != PROTOCOL:
+            return (
+                f"the worker {address} speaks version {PROTOCOL} of the ownership protocol and "
+                f"the owner version {protocol}: install the same dask_ownership in both places"
+            )
+        if token != self.token:
+            return f"the worker {address} does not know this owner's token: is it of this cluster?"
+        if self.closed or self.worker.status in (Status.closing, Status.closed):
+            return f"the worker {address} is closing"
+        return None
+
+    async def link(
+        self,
+        comm: Comm,
+        owner: str = "",
+        protocol: int | None = None,
+        token: str | None = None,
+        received: int = 0,
+        **hello: Any,
+    ) -> Any:
+        """Handler of ``ownership_link``: take a connection over for good."""
+        reason = self.refuse(protocol, token)
+        if reason is not None:
+            return {"status": "refused", "reason": reason}
+        link = self._link_of(owner)
+        if link.writer is not None:
+            link.writer.comm.abort()
+            link.writer = None
+        await comm.write(
+            {"status": "OK", "incarnation": self.incarnation, "received": link.state.received}
+        )
+        for batch in link.state.resume(received):
+            await comm.write(batch)
+        writer = link.writer = Writer(comm)
+        self._flush()
+        try:
+            while True:
+                batch = await comm.read()
+                if batch == BYE:
+                    self.drop_owner(owner)
+                    break
+                self.receive(link, batch)
+        except (OSError, ValueError) as error:
+            logger.debug("link of %s: %r", owner, error)
+        finally:
+            if link.writer is writer:
+                link.writer = None
+            comm.abort()
+        return Status.dont_reply
+
+    def _link_of(self, owner: str) -> ExecutorLink:
+        link = self.links.get(owner)
+        if link is None:
+            with self.lock:
+                session = self.core.open(owner)
+            session.runtime = self
+            link = self.links[owner] = session.link = ExecutorLink(session)
+        return link
+
+    def local_link(self, owner: str, deliver: Any) -> Any:
+        """A link to the owner in this process; what to call with its batches."""
+        link = self._link_of(owner)
+        link.local = deliver
+        return lambda batch: self.drop_owner(owner) if batch == BYE else self.receive(link, batch)
+
+    def drop_owner(self, owner: str) -> None:
+        """An owner is gone for good."""
+        with self.lock:
+            self.core.close(owner)
+        self.links.pop(owner, None)
+        self._flush()
+
+    def receive(self, link: ExecutorLink, batch: Any) -> None:
+        """A batch of an owner. Loop thread."""
+        messages = link.state.receive(batch)
+        with self.lock:
+            self.core.acknowledged(link.session, link.state.acknowledged)
+            if messages:
+                self.core.receive(link.session, messages)
+        if messages:
+            self._provide()
+            if (
+                self.core.fetches
+                or self.core.freed
+                or self.core.interrupted
+                or link.session.outbox
+                or link.state.unsaid >= UNSAID_BATCHES
+            ):
+                self._flush()
+
+    # ---- slots ----
+
+    def _provide(self) -> None:
+        """Borrow slots for what waits, and wake as many threads. Loop thread."""
+        core = self.core
+        wanted = core.queued + len(core.resuming) - (core.slots - core.busy)
+        if wanted > 0 and self.lending.running:
+            core.slots += self.lending.borrow(wanted)
+        with self.lock:
+            self._wake()
+
+    def _wake(self) -> None:
+        """Set threads to work for what free slots can take. The lock is held."""
+        core = self.core
+        free = core.slots - core.busy
+        while free > 0 and core.resuming:
+            core.next_work().release()
+            free -= 1
+        for _ in range(min(free, core.queued) - self._waking):
+            self._waking += 1
+            if self._sleepers:
+                self._sleepers.pop().release()
+            else:
+                thread = threading.Thread(
+                    target=self._run_thread,
+                    name=f"Dask-Ownership-Threads-{next(self._thread_numbers)}",
+                    daemon=True,
+                )
+                self._threads.add(thread)
+                thread.start()
+
+    def _run_thread(self) -> None:
+        """A runner thread: one task after another, asleep when there is none."""
+        compat.current_worker.set(self.worker)
+        compat.thread_state.execution_state = self.worker.execution_state
+        compat.pool_state.executor = self._pool
+        compat.pool_state.proceed = True
+        base = contextvars.copy_context()
+        core = self.core
+        lock = self.lock
+        sleeper = threading.Lock()
+        sleeper.acquire()
+        active = self.worker.active_threads
+        ident = threading.get_ident()
+        lock.acquire()
+        self._waking -= 1
+        try:
+            while True:
+                work = core.next_work()
+                if work is None:
+                    if self.closed or len(self._sleepers) >= core.nthreads + SPARE_THREADS:
+                        return
+                    self._sleepers.append(sleeper)
+                    lock.release()
+                    active.pop(ident, None)
+                    self._flush_soon()
+                    sleeper.acquire()
+                    lock.acquire()
+                    self._waking -= 1
+                    continue
+                lock.release()
+                outcome = None
+                if type(work) is Entry:
+                    outcome = run_in_thread(work, base)
+                else:
+                    work.release()
+                lock.acquire()
+                if outcome is not None:
+                    self._ended(work, outcome, parked=here.parked)
+        finally:
+            active.pop(ident, None)
+            self._threads.discard(threading.current_thread())
+            lock.release()
+
+    def _ended(self, entry: Entry, outcome: Outcome, parked: bool) -> None:
+        """A task came to its end. The lock is held."""
+        core = self.core
+        self.counts["run"] += 1
+        if outcome.gave_back is not None:
+            core.give_back(entry, *outcome.gave_back)
+        elif outcome.state == ex.GONE:
+            core.failed(entry, outcome.message)
+        elif not core.succeeded(entry, outcome.message, outcome.state, outcome.value):
+            core.freed.append((entry.session.owner, entry.key))
+        if parked:
+            core.ended_parked()
+        else:
+            core.released_slot()
+        if not self._flush_scheduled:
+            self._flush_soon()
+
+    # ---- coroutine tasks ----
+
+    def run_coroutine(self, *call: Any) -> None:
+        """Start a coroutine task on the loop; its slot goes with it."""
+        self.loop.call_soon_threadsafe(self._start_coroutine, call)
+
+    def _start_coroutine(self, call: tuple[Any, ...]) -> None:
+        task = asyncio.ensure_future(self._coroutine(*call))
+        self._coroutines.add(task)
+        task.add_done_callback(self._coroutines.discard)
+
+    async def _coroutine(self, entry: Entry, *call: Any) -> None:
+        compat.current_worker.set(self.worker)
+        self.counts["coroutines"] += 1
+        outcome = await run_on_loop(entry, *call)
+        with self.lock:
+            self._ended(entry, outcome, parked=False)
+            self._wake()
+
+    # ---- waiting without a slot ----
+
+    def park(self) -> bool:
+        """The task of this thread waits: give its slot up. False when it has none."""
+        entry = here.entry
+        if entry is None or here.parked:
+            return False
+        here.parked = True
+        with self.lock:
+            self.core.parked(entry)
+            self._wake()
+        if not self._flush_scheduled:
+            self._flush_soon()
+        return True
+
+    def want_slot(self, token: Any) -> None:
+        """Ask for a slot; the token is released when there is one."""
+        with self.lock:
+            self.core.wants_slot(token)
+            self._wake()
+        if self.core.resuming and not self._flush_scheduled:
+            self._flush_soon()
+
+    def wait_parked(self, lock: Any, timeout: float) -> bool:
+        """Acquire a lock (for at most ``timeout`` seconds, negative: for ever), without
+        a slot meanwhile when the caller is an owned task."""
+        if lock.acquire(False):
+            return True
+        if not self.park():
+            return bool(lock.acquire(True, timeout))
+        since = perf_counter()
+        try:
+            return bool(lock.acquire(True, timeout))
+        finally:
+            token = ThreadToken()
+            self.want_slot(token)
+            token.wait()
+            here.parked = False
+            if here.entry is not None:
+                here.entry.parked_for += perf_counter() - since
+
+    async def await_parked(self, awaitable: Any) -> Any:
+        """Await something, without a slot meanwhile when the caller is a coroutine task."""
+        entry = coroutine_entry.get()
+        if entry is None:
+            return await awaitable
+        since = perf_counter()
+        with self.lock:
+            self.core.parked(entry)
+            self._wake()
+        self._flush_soon()
+        try:
+            return await awaitable
+        finally:
+            token = LoopToken()
+            self.want_slot(token)
+            await token.wait()
+            entry.parked_for += perf_counter() - since
+
+    # ---- flushing ----
+
+    def _flush_soon(self) -> None:
+        """Have the loop send what there is. Any thread."""
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            try:
+                self.loop.call_soon_threadsafe(self._flush)
+            except RuntimeError:
+                pass  # the loop is closed, and with it everything else
+
+    def _flush(self) -> None:
+        """Send answers, fetch and free what the core decided, return slots. Loop thread."""
+        self._flush_scheduled = False
+        core = self.core
+        if core.queued or core.resuming:
+            self._provide()
+        outgoing: list[tuple[ExecutorLink, list[Any]]] = []
+        with self.lock:
+            for link in self.links.values():
+                session = link.session
+                if session.outbox:
+                    outgoing.append((link, session.outbox))
+                    session.outbox = []
+                    core.packed(session, link.state.sent + 1)
+                elif link.state.unsaid >= UNSAID_BATCHES:
+                    outgoing.append((link, []))
+            fetches, core.fetches = core.fetches, []
+            freed, core.freed = core.freed, []
+            interrupted, core.interrupted = core.interrupted, []
+            if self.lending.overdue:
+                core.slots = max(0, core.slots - 1)
+            elif not core.queued and not core.resuming:
+                core.slots = core.busy
+            surplus = self.lending.lent - max(core.slots, core.busy)
+        for link, messages in outgoing:
+            link.send(messages)
+        if surplus > 0:
+            self.lending.give_back(surplus)
+        if freed:
+            for owner, key in freed:
+                self.store.delete(owner, key)
+        if fetches:
+            self.fetcher.fetch(fetches)
+        if interrupted and self.on_interrupted is not None:
+            self.on_interrupted(interrupted)
+
+    def _look(self) -> None:
+        """What nobody tells: the worker's status, its threads, slots that came free."""
+        running = self.lending.running
+        nthreads = self.lending.nthreads
+        if running != self.core.accepting or nthreads != self.core.nthreads:
+            with self.lock:
+                self.core.set_accepting(running, nthreads)
+        self._flush()
+        for link in self.links.values():
+            if link.state.unsaid:
+                link.send([])
+
+    # ---- values ----
+
+    async def _arrived(self, entry: Entry, packed: Serialized) -> None:
+        try:
+            value = await unpack_off_loop(packed)
+            if entry.state == ex.FETCHING:
+                self.store.put(entry.session.owner, entry.key, value)
+        except Exception as error:
+            self._fetch_failed(entry, str(error))
+            return
+        with self.lock:
+            self.core.fetched(entry)
+        self._provide()
+        self._flush()
+
+    def _fetch_failed(self, entry: Entry, reason: str | None) -> None:
+        with self.lock:
+            if reason is None:
+                self.core.fetch_failed(entry, entry.addresses)
+            else:
+                try:
+                    raise NotSerializable(
+                        f"the input {entry.key!r} could not be brought to worker "
+                        f"{self.worker.address}: {reason}"
+                    )
+                except NotSerializable as error:
+                    self.core.fetch_impossible(
+                        entry, dumps_error(error, entry.key, self.worker.address)
+                    )
+        self._flush()
+
+    async def get(self, owner: str, keys: Iterable[Any], token: str) -> dict[str, Any]:
+        """Handler of ``ownership_get``: values of one owner, those that are here."""
+        reason = self.refuse(PROTOCOL, token)
+        if reason is not None and "closing" not in reason:
+            return {"status": "refused", "reason": reason}
+        answer: dict[str, Any] = {"status": "OK"}
+        found: list[Any] = []
+        values: list[Serialized] = []
+        unserializable: list[Any] = []
+        reasons: list[str] = []
+        for key in keys:
+            try:
+                value = self.store.get(owner, key)
+            except KeyError:
+                continue
+            try:
+                values.append(pack(value))
+                found.append(key)
+            except Exception as error:
+                unserializable.append(key)
+                reasons.append(str(error))
+        answer.update(keys=found, values=values, unserializable=unserializable, reasons=reasons)
+        return answer
+
+    async def put(self, owner: str, data: dict[Any, Any], token: str) -> dict[str, Any]:
+        """Handler of ``ownership_put``: values that an owner scatters here."""
+        reason = self.refuse(PROTOCOL, token)
+        if reason is not None:
+            return {"status": "refused", "reason": reason}
+        sizes = []
+        for key, value in data:
+            if isinstance(value, Serialized):
+                value = await unpack_off_loop(value)
+            sizes.append(self.hold(owner, key, value))
+        return {"status": "OK", "nbytes": sizes}
+
+    def hold(self, owner: str, key: Any, value: Any) -> int:
+        """Keep a scattered value for its owner; its size in bytes."""
+        nbytes = self.store.put(owner, key, value)
+        session = self._link_of(owner).session
+        with self.lock:
+            self.core.keep(session, key)
+        return nbytes

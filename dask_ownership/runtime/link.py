@@ -1,0 +1,240 @@
+"""Links: one ordered, numbered stream of batches between an owner and an executor.
+
+The owner dials with a replied, versioned operation on the worker's own listening
+address, so security, ports and protocols are those of the cluster. The
+connection may break; the link lives on and is dialled again until membership
+says that the worker is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from distributed.comm import Comm, CommClosedError, connect
+
+from dask_ownership.core.link import LinkState
+from dask_ownership.core.messages import Message
+
+logger = logging.getLogger("dask_ownership.link")
+
+PROTOCOL = 1
+"""Version of the messages; both ends must have the same."""
+
+BYE = "bye"
+"""Sent instead of a batch by an owner that closes."""
+
+UNSAID_BATCHES = 16
+"""Batches after which an acknowledgement is sent of its own."""
+
+
+class LinkRefused(Exception):
+    """The worker answered, and does not take this link."""
+
+
+class Writer:
+    """Writes batches to a comm, one at a time and in order.
+
+    `Comm.write` of a small message completes without waiting, so the coroutine is
+    stepped in place; only what does wait becomes a task.
+    """
+
+    def __init__(self, comm: Comm) -> None:
+        self.comm = comm
+        self._queue: list[Any] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def write(self, message: Any) -> None:
+        """Send a message now, or after those that are still on their way.
+
+        Raises
+        ------
+        CommClosedError
+            When the connection is gone.
+        """
+        if self._task is not None:
+            self._queue.append(message)
+            return
+        coroutine = self.comm.write(message)
+        try:
+            waited_for = coroutine.send(None)
+        except StopIteration:
+            return
+        self._task = asyncio.ensure_future(self._finish(coroutine, waited_for))
+
+    async def _finish(self, coroutine: Any, waited_for: Any) -> None:
+        try:
+            while True:
+                try:
+                    if waited_for is None:
+                        await asyncio.sleep(0)
+                        waited_for = coroutine.send(None)
+                        continue
+                    waited_for._asyncio_future_blocking = False
+                    try:
+                        await asyncio.wait([waited_for])
+                    finally:
+                        waited_for = coroutine.send(None)
+                except StopIteration:
+                    break
+            while self._queue:
+                queue, self._queue = self._queue, []
+                for message in queue:
+                    await self.comm.write(message)
+        except CommClosedError:
+            self._queue.clear()
+        except Exception:
+            logger.exception("a link could not be written to; it is dialled again")
+            self.comm.abort()
+        finally:
+            self._task = None
+
+
+class OwnerLink:
+    """The owner's end.
+
+    Parameters
+    ----------
+    address : str
+        The worker's.
+    hello : dict
+        Who dials: ``owner``, ``client``, ``token``.
+    received : callable
+        ``received(messages)`` on the event loop.
+    refused : callable
+        ``refused(reason)``, once, when the worker will not take the link.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        hello: dict[str, Any],
+        connection_args: dict[str, Any],
+        received: Callable[[Any], None],
+        refused: Callable[[str], None],
+    ) -> None:
+        self.address = address
+        self.hello = hello
+        self.connection_args = connection_args
+        self.received = received
+        self.refused = refused
+        self.state = LinkState()
+        self.closed = False
+        self._writer: Writer | None = None
+        self._incarnation: str | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def connected(self) -> bool:
+        return self._writer is not None
+
+    def start(self) -> None:
+        """Dial, and keep dialling while the link is wanted."""
+        if self._task is None and not self.closed:
+            self._task = asyncio.ensure_future(self._run())
+
+    def send(self, messages: list[Message]) -> None:
+        """Number a batch and send it, now or when the connection is there."""
+        batch = self.state.pack(messages)
+        if self._writer is not None:
+            try:
+                self._writer.write(batch)
+            except CommClosedError:
+                self._writer = None
+        elif self._task is None:
+            self.start()
+
+    async def _run(self) -> None:
+        pause = 0.02
+        while not self.closed:
+            comm = None
+            try:
+                comm = await connect(self.address, **self.connection_args)
+                comm.name = "Owner->Executor"
+                await self._greet(comm)
+                pause = 0.02
+                await self._listen(comm)
+            except LinkRefused as error:
+                self.closed = True
+                self.refused(str(error))
+            except (OSError, ValueError) as error:
+                logger.debug("link to %s: %r", self.address, error)
+            finally:
+                self._writer = None
+                if comm is not None:
+                    comm.abort()
+            if not self.closed:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 1.0)
+
+    async def _greet(self, comm: Comm) -> None:
+        await comm.write(
+            {
+                "op": "ownership_link",
+                "protocol": PROTOCOL,
+                "received": self.state.received,
+                **self.hello,
+            }
+        )
+        answer = await comm.read()
+        if not isinstance(answer, dict):
+            raise LinkRefused(
+                f"the worker {self.address} does not know dask_ownership: install the package "
+                "there, and start it again so that the worker plugin is set up"
+            )
+        if answer.get("status") != "OK":
+            raise LinkRefused(answer.get("reason") or f"the worker answered {answer!r}")
+        if self._incarnation not in (None, answer["incarnation"]):
+            raise LinkRefused(f"another worker answers at {self.address} now")
+        self._incarnation = answer["incarnation"]
+        for batch in self.state.resume(answer["received"]):
+            await comm.write(batch)
+        self._writer = Writer(comm)
+
+    async def _listen(self, comm: Comm) -> None:
+        while True:
+            batch = await comm.read()
+            messages = self.state.receive(batch)
+            if messages:
+                self.received(messages)
+
+    async def close(self, say_bye: bool = True) -> None:
+        """End the link; the worker drops what the owner had there."""
+        self.closed = True
+        writer, self._writer = self._writer, None
+        if say_bye and writer is not None:
+            try:
+                await writer.comm.write(BYE)
+                await writer.comm.close()
+            except (OSError, CommClosedError):
+                pass
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
+            try:
+                await self._task
+            except asyncio.CancelledError:
+                pass
+
+
+class LocalLink:
+    """The owner's end of a link to the executor in the same process: no connection."""
+
+    connected = True
+    closed = False
+
+    def __init__(self, deliver: Callable[[Any], None]) -> None:
+        self.state = LinkState()
+        self._deliver = deliver
+
+    def start(self) -> None:
+        pass
+
+    def send(self, messages: list[Message]) -> None:
+        self._deliver(self.state.pack(messages))
+
+    async def close(self, say_bye: bool = True) -> None:
+        self.closed = True
+        if say_bye:
+            self._deliver(BYE)

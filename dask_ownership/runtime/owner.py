@@ -1,0 +1,474 @@
+"""The owner: what one process owns, on a real cluster.
+
+A thread that submits makes a row, adds it to the table and appends it to the
+owner's inbox; it never blocks. The event loop takes the inbox in, lets the core
+decide, and sends each worker what the core left in its outbox, one batch each.
+Answers come back the same way. There is one owner per client and one per worker,
+the same class; the worker's serves tasks that submit tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from time import perf_counter
+from typing import Any
+from uuid import uuid4
+
+import dask
+from distributed.core import ConnectionPool
+from distributed.protocol import Serialized
+
+from dask_ownership.core.ownership import Ownership
+from dask_ownership.core.placement import WorkerView
+from dask_ownership.core.table import INLINE, READY, STORED, Failure, Row
+from dask_ownership.errors import ClosedOwner, LostData, NotSerializable, OwnershipError
+from dask_ownership.runtime.link import UNSAID_BATCHES, LocalLink, OwnerLink
+from dask_ownership.runtime.membership import Member
+from dask_ownership.runtime.serialize import Functions
+from dask_ownership.runtime.transfer import ask, unpack
+from dask_ownership.runtime.waiting import AllDone, Gate, LoopGate, hang, unhang
+
+logger = logging.getLogger("dask_ownership.owner")
+
+TICK = 0.005
+"""Seconds between looks for work to recall, while any worker is idle and another is not."""
+
+GATHER_BATCH = 500
+"""Values asked for in one request when gathering."""
+
+
+class Owner:
+    """Rows, links and waiting of one client or worker.
+
+    Parameters
+    ----------
+    connection_args : dict
+        Of the cluster's security, for the role of this process.
+    name : str
+        The client's id or the worker's address, for messages and logs.
+    executor : dask_ownership.runtime.executor.Executor, optional
+        The one in this process.
+    """
+
+    def __init__(
+        self,
+        connection_args: dict[str, Any],
+        name: str,
+        executor: Any = None,
+    ) -> None:
+        self.incarnation = uuid4().hex
+        self.name = name
+        self.executor = executor
+        self.token = ""
+        self.connection_args = connection_args
+        self.lock = threading.Lock()
+        self.core = Ownership(
+            self.lock,
+            home=executor.worker.address if executor is not None else None,
+            allowed_failures=int(dask.config.get("distributed.scheduler.allowed-failures")),
+        )
+        self.functions = Functions()
+        self.pool = ConnectionPool(deserialize=False, connection_args=connection_args)
+        self.closed = False
+        self.refused: dict[str, str] = {}
+        self.central_calls = 0
+        self._order = 0
+        self._inbox: deque[Any] = deque()
+        self._dropped: deque[Row] = deque()
+        self._awake = False
+        self._ticking = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._gone: set[str] = set()
+
+    async def start(self) -> None:
+        """Begin on the event loop that is running."""
+        self._loop = asyncio.get_running_loop()
+        await self.pool.start()
+        self._wake()
+
+    # ---- any thread ----
+
+    def next_order(self, count: int = 1, priority: float = 0) -> int:
+        """Places for ``count`` rows in a row, lower first, the user's priority included."""
+        self._order += count
+        order = self._order - count
+        if priority:
+            order -= int(max(-(2**20), min(2**20, priority)) * 2**40)
+        return order
+
+    def submit(self, row: Row) -> Row:
+        """Add a row and have it run; the row that is known under its key, if any.
+
+        Raises
+        ------
+        ClosedOwner
+        """
+        if self.closed:
+            raise ClosedOwner(f"{self.name} is closed; it cannot submit {row.key!r}")
+        adopted = self.core.table.adopt(row)
+        if adopted is row:
+            self._inbox.append(row)
+            if not self._awake:
+                self._wake()
+        return adopted
+
+    def submit_many(self, rows: Sequence[Row]) -> list[Row]:
+        """As `submit`, for rows in an order in which each follows its dependencies."""
+        if self.closed:
+            raise ClosedOwner(f"{self.name} is closed; it cannot submit {len(rows)} tasks")
+        adopt = self.core.table.adopt
+        inbox = self._inbox
+        known = []
+        for row in rows:
+            adopted = adopt(row)
+            known.append(adopted)
+            if adopted is row:
+                inbox.append(row)
+        if not self._awake:
+            self._wake()
+        return known
+
+    def drop(self, row: Row) -> None:
+        """One handle of a row went away. Called by finalizers, at any moment."""
+        self._dropped.append(row)
+        if not self._awake:
+            self._wake()
+
+    def call(self, function: Callable[..., None], *args: Any) -> None:
+        """Do something to the core on the loop, in order with what was submitted before."""
+        self._inbox.append((function, args))
+        if not self._awake:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._loop is None:
+            return  # not started: `start` takes in what is there
+        self._awake = True
+        try:
+            self._loop.call_soon_threadsafe(self._process)
+        except RuntimeError:
+            pass  # the loop is closed: nothing of this owner lives any more
+
+    # ---- the loop ----
+
+    def _process(self) -> None:
+        """Take in what threads left, decide, send."""
+        self._awake = False
+        inbox = self._inbox
+        core = self.core
+        rows: list[Row] = []
+        while inbox:
+            item = inbox.popleft()
+            if type(item) is Row:
+                rows.append(item)
+                continue
+            if rows:
+                core.submit(rows)
+                rows = []
+            function, args = item
+            try:
+                function(*args)
+            except Exception:
+                logger.exception("an operation on the ownership table failed")
+        if rows:
+            core.submit(rows)
+        dropped = self._dropped
+        if dropped:
+            gone = []
+            while dropped:
+                gone.append(dropped.popleft())
+            core.release(gone)
+        self._step()
+
+    def _received(self, view: WorkerView, messages: Any) -> None:
+        """A batch of answers arrived."""
+        self.core.receive(view, messages, perf_counter() * 1e6)
+        self._step()
+
+    def _step(self) -> None:
+        """Schedule, tell who waits, flush the links."""
+        core = self.core
+        core.schedule(perf_counter() * 1e6)
+        if core.completed:
+            completed, core.completed = core.completed, []
+            for row in completed:
+                waiters, row.waiters = row.waiters, None
+                for waiter in waiters or ():
+                    waiter.row_done(row)
+        busy = False
+        for view in list(core.placement.workers.values()):
+            if view.outbox:
+                messages, view.outbox = view.outbox, []
+                self._link_to(view).send(messages)
+            elif view.link is not None and view.link.state.unsaid >= UNSAID_BATCHES:
+                view.link.send([])
+            if view.active > view.nthreads or (view.link is not None and view.link.state.unsaid):
+                busy = True
+        if busy and not self._ticking:
+            self._ticking = True
+            assert self._loop is not None
+            self._loop.call_later(TICK, self._tick)
+
+    def _tick(self) -> None:
+        self._ticking = False
+        if self.closed:
+            return
+        self.core.tick(perf_counter() * 1e6)
+        for view in self.core.placement.workers.values():
+            if view.link is not None and view.link.state.unsaid and not view.outbox:
+                view.link.send([])
+        self._step()
+
+    # ---- members ----
+
+    def members_changed(self, added: Iterable[Member], removed: Iterable[str]) -> None:
+        """Workers joined or left. Loop thread; late and repeated news change nothing."""
+        for address in removed:
+            self._gone.add(address)
+            self.refused.pop(address, None)
+            view = self.core.placement.workers.get(address)
+            if view is not None:
+                self._lose(view, "left the cluster")
+        for member in added:
+            address = member["address"]
+            if address in self._gone or address in self.core.placement.workers:
+                continue
+            view = WorkerView(
+                address,
+                nthreads=member["nthreads"],
+                name=member["name"],
+                host=member["host"],
+                resources=dict(member["resources"]),
+            )
+            self.core.add_worker(view)
+        self._step()
+
+    def _lose(self, view: WorkerView, reason: str) -> None:
+        link, view.link = view.link, None
+        if link is not None:
+            link.closed = True
+            asyncio.ensure_future(link.close(say_bye=False))
+        self.pool.remove(view.address)
+        self.core.remove_worker(view, reason)
+
+    def _link_to(self, view: WorkerView) -> Any:
+        link = view.link
+        if link is not None:
+            return link
+        if self.executor is not None and view.address == self.executor.worker.address:
+            loop = self._loop
+            assert loop is not None
+            deliver = self.executor.local_link(
+                self.incarnation,
+                lambda batch: loop.call_soon(self._local_batch, view, batch),
+            )
+            link = LocalLink(deliver)
+        else:
+            hello = {"owner": self.incarnation, "name": self.name, "token": self.token}
+            link = OwnerLink(
+                view.address,
+                hello,
+                self.connection_args,
+                lambda messages: self._received(view, messages),
+                lambda reason: self._refused(view, reason),
+            )
+        view.link = link
+        return link
+
+    def _local_batch(self, view: WorkerView, batch: Any) -> None:
+        if view.link is not None:
+            messages = view.link.state.receive(batch)
+            if messages:
+                self._received(view, messages)
+
+    def _refused(self, view: WorkerView, reason: str) -> None:
+        """A worker will not take the link: go on without it."""
+        logger.warning("tasks are not sent to %s: %s", view.address, reason)
+        self.refused[view.address] = reason
+        view.link = None
+        self.core.remove_worker(view, "refused the link")
+        if not self.core.placement.workers:
+            detail = "no worker of the cluster takes owned tasks: " + "; ".join(
+                self.refused.values()
+            )
+            for row in list(self.core.table.rows.values()):
+                if row.state == READY:
+                    self.core.settle(row, Failure("no-worker", row.key, detail))
+        self._step()
+
+    # ---- waiting ----
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ClosedOwner(f"{self.name} is closed; its futures cannot be waited for")
+
+    def wait(
+        self,
+        rows: Sequence[Row],
+        timeout: float | None = None,
+        *,
+        stop_at_error: bool = False,
+        any_one: bool = False,
+    ) -> bool:
+        """Block until rows end; False when the time ran out.
+
+        Inside an owned task the slot is given up meanwhile.
+
+        Raises
+        ------
+        ClosedOwner
+        RuntimeError
+            On the event loop's own thread, where blocking would stop everything.
+        """
+        pending = [row for row in rows if row.state < INLINE]
+        if not pending or (any_one and len(pending) < len(rows)):
+            return True
+        if stop_at_error and any(row.state > STORED for row in rows):
+            return True
+        self._check_open()
+        if threading.get_ident() == getattr(self._loop, "_thread_id", None):
+            raise RuntimeError(
+                "a future was waited for on the thread of the event loop that must bring its "
+                "result; await it instead"
+            )
+        gate = Gate()
+        waiter = AllDone(pending, gate.open, stop_at_error, any_one)
+        hang(waiter, pending, self.lock)
+        seconds = -1.0 if timeout is None else max(0.0, timeout)
+        try:
+            if self.executor is not None:
+                return bool(self.executor.wait_parked(gate.lock, seconds))
+            return gate.lock.acquire(True, seconds)
+        finally:
+            if waiter._pending:
+                unhang(waiter, pending, self.lock)
+
+    async def wait_async(
+        self,
+        rows: Sequence[Row],
+        timeout: float | None = None,
+        *,
+        stop_at_error: bool = False,
+        any_one: bool = False,
+    ) -> bool:
+        """As `wait`, for a coroutine on any event loop."""
+        pending = [row for row in rows if row.state < INLINE]
+        if not pending or (any_one and len(pending) < len(rows)):
+            return True
+        if stop_at_error and any(row.state > STORED for row in rows):
+            return True
+        self._check_open()
+        gate = LoopGate()
+        waiter = AllDone(pending, gate.open, stop_at_error, any_one)
+        hang(waiter, pending, self.lock)
+        waiting = asyncio.wait_for(gate.wait(), timeout)
+        try:
+            if self.executor is not None:
+                await self.executor.await_parked(waiting)
+            else:
+                await waiting
+        except (TimeoutError, asyncio.TimeoutError):
+            return False
+        finally:
+            if waiter._pending:
+                unhang(waiter, pending, self.lock)
+        return True
+
+    # ---- values ----
+
+    async def fetch(self, rows: Iterable[Row]) -> dict[Row, Serialized | Exception]:
+        """Bring stored values here, still packed; for each row the value or why not."""
+        result: dict[Row, Serialized | Exception] = {}
+        tried: dict[Row, int] = {}
+        todo = [row for row in rows if row.state == STORED]
+        while todo:
+            places: dict[str, list[Row]] = {}
+            for row in todo:
+                index = tried.get(row, 0)
+                if row.state != STORED:
+                    continue
+                if index >= len(row.holders) + 1:
+                    detail = "none of its holders gave it: " + ", ".join(
+                        view.address for view in row.holders
+                    )
+                    result[row] = LostData(row.key, detail)
+                    continue
+                places.setdefault(row.holders[index % len(row.holders)].address, []).append(row)
+                tried[row] = index + 1
+            todo = []
+            requests = [
+                self._fetch_from(address, group[start : start + GATHER_BATCH], result)
+                for address, group in places.items()
+                for start in range(0, len(group), GATHER_BATCH)
+            ]
+            for missing in await asyncio.gather(*requests):
+                todo.extend(missing)
+        return result
+
+    async def _fetch_from(
+        self, address: str, rows: list[Row], result: dict[Row, Serialized | Exception]
+    ) -> list[Row]:
+        """Ask one worker; the rows that it did not give."""
+        by_key: dict[Hashable, Row] = {row.key: row for row in rows}
+        try:
+            values, reasons = await ask(
+                self.pool, address, self.incarnation, list(by_key), self.token
+            )
+        except OSError:
+            # It may be dead: membership will say so, and then the rows change.
+            await asyncio.sleep(0.1)
+            return rows
+        for key, value in values.items():
+            result[by_key.pop(key)] = value
+        for key, reason in reasons.items():
+            result[by_key.pop(key)] = NotSerializable(
+                f"the value of {key!r} is at worker {address} and cannot be sent: {reason}"
+            )
+        return list(by_key.values())
+
+    @staticmethod
+    def unpacked(key: Hashable, value: Serialized | Exception) -> Any:
+        """The value that `fetch` brought.
+
+        Raises
+        ------
+        OwnershipError
+            What `fetch` found instead, or that it cannot be unpickled here.
+        """
+        if isinstance(value, Exception):
+            raise value
+        try:
+            return unpack(value)
+        except OwnershipError as error:
+            raise NotSerializable(f"{key!r}: {error}") from error
+
+    # ---- the end ----
+
+    async def close(self) -> None:
+        """End all links and let everyone who waits know."""
+        if self.closed:
+            return
+        self.closed = True
+        failure = "its client was closed before it ended"
+        for row in list(self.core.table.rows.values()):
+            if not row.done:
+                self.core.settle(row, Failure("closed", row.key, failure))
+        completed, self.core.completed = self.core.completed, []
+        for row in completed:
+            waiters, row.waiters = row.waiters, None
+            for waiter in waiters or ():
+                waiter.row_done(row)
+        views = list(self.core.placement.workers.values())
+        await asyncio.gather(
+            *(view.link.close() for view in views if view.link is not None),
+            return_exceptions=True,
+        )
+        for view in views:
+            self.core.placement.remove_worker(view)
+        await self.pool.close()
+
+

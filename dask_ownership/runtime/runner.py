@@ -1,0 +1,187 @@
+"""Running one task: in a thread of this worker, or as a coroutine on its loop.
+
+Everything that costs time per task is here: unpickling the call, running it,
+pickling what came out. The bookkeeping is `dask_ownership.core.executor`'s.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import pickle
+import threading
+from collections.abc import Callable
+from inspect import iscoroutinefunction
+from threading import get_ident
+from time import perf_counter, time
+from typing import Any
+
+from distributed.sizeof import safe_sizeof
+from dask.utils import typename
+
+from dask_ownership.core import executor as ex
+from dask_ownership.core import messages as m
+from dask_ownership.core.executor import Entry
+from dask_ownership.errors import NotSerializable
+from dask_ownership.runtime.compat import thread_state
+from dask_ownership.runtime.serialize import ATOMS, dumps, dumps_error, loads_call
+
+INLINE_LIMIT = 64 * 1024
+"""Bytes of a pickled result above which it stays at the worker."""
+
+
+class _Here(threading.local):
+    """The owned task that this thread runs."""
+
+    entry: Entry | None = None
+    parked = False
+
+
+here = _Here()
+
+coroutine_entry: contextvars.ContextVar[Entry | None] = contextvars.ContextVar(
+    "dask_ownership_task", default=None
+)
+"""The owned coroutine task that runs in this context."""
+
+
+def current_entry() -> Entry | None:
+    """The owned task that the caller is in, or None.
+
+    Threads that a task starts by itself are in no task.
+    """
+    return here.entry or coroutine_entry.get()
+
+
+class MissingInput(Exception):
+    """A stored dependency is not here any more; its keys are in ``args``."""
+
+
+class UnknownFunction(Exception):
+    """The function was forgotten here and must be sent again."""
+
+
+def load_function(entry: Entry) -> tuple[Callable[..., Any], bool]:
+    """The function of a task, and whether it is a coroutine function."""
+    functions = entry.session.functions
+    function = functions.get(entry.function)
+    if function is None:
+        raise UnknownFunction
+    if type(function) is bytes:
+        try:
+            loaded = pickle.loads(function)
+        except Exception as error:
+            raise NotSerializable(
+                f"the worker could not unpickle the function of {entry.key!r}: {error!r}; "
+                "is what it imports installed there?"
+            ) from error
+        function = functions[entry.function] = (loaded, iscoroutinefunction(loaded))
+    return function
+
+
+def load_inputs(entry: Entry) -> list[Any]:
+    """Values of a task's dependencies, in the order of its slots."""
+    values = []
+    store = entry.session.runtime.store
+    for dependency in entry.dependencies:
+        if type(dependency) is bytes:
+            values.append(pickle.loads(dependency))
+            continue
+        state = dependency.state
+        if state == ex.HELD:
+            values.append(dependency.value)
+        elif state == ex.COPIED:
+            values.append(pickle.loads(dependency.value))
+        else:
+            try:
+                values.append(store.get(entry.session.owner, dependency.key))
+            except KeyError:
+                raise MissingInput(dependency.key) from None
+    return values
+
+
+class Outcome:
+    """What became of a task: a message for its owner and how to keep the value."""
+
+    __slots__ = ("gave_back", "message", "state", "value")
+
+    def __init__(self, message: Any, state: int, value: Any = None, gave_back: Any = None) -> None:
+        self.message = message
+        self.state = state
+        self.value = value
+        self.gave_back = gave_back
+
+
+def keep_result(entry: Entry, result: Any, started: float) -> Outcome:
+    """Decide whether a result travels or stays, and do it."""
+    if type(result) in ATOMS and type(result) not in (str, bytes):
+        pickled: bytes | None = pickle.dumps(result, 5)
+    elif safe_sizeof(result) > INLINE_LIMIT:
+        pickled = None
+    else:
+        try:
+            pickled = dumps(result)
+        except Exception:
+            pickled = None  # it stays here, for tasks here; fetching it says why it cannot travel
+        else:
+            if len(pickled) > INLINE_LIMIT:
+                pickled = None
+    if pickled is not None:
+        microseconds = (perf_counter() - started - entry.parked_for) * 1e6
+        return Outcome(
+            (m.DONE, entry.key, entry.attempt, pickled, microseconds), ex.HELD, result
+        )
+    nbytes = entry.session.runtime.store.put(entry.session.owner, entry.key, result)
+    microseconds = (perf_counter() - started - entry.parked_for) * 1e6
+    try:
+        kind = dumps(type(result))
+    except Exception:
+        kind = dumps(typename(type(result)))
+    return Outcome((m.STORED, entry.key, entry.attempt, nbytes, kind, microseconds), ex.KEPT)
+
+
+def keep_error(entry: Entry, error: BaseException, started: float) -> Outcome:
+    """What a task's exception becomes. Call it while the exception is handled."""
+    if isinstance(error, UnknownFunction):
+        return Outcome(None, ex.GONE, gave_back=(m.UNKNOWN_FUNCTION, ()))
+    if isinstance(error, MissingInput):
+        return Outcome(None, ex.GONE, gave_back=(m.MISSING, ((error.args[0], ()),)))
+    microseconds = (perf_counter() - started - entry.parked_for) * 1e6
+    address = entry.session.runtime.worker.address
+    pickled = dumps_error(error, entry.key, f"worker {address}")
+    return Outcome((m.FAILED, entry.key, entry.attempt, pickled, microseconds), ex.GONE)
+
+
+def run_in_thread(entry: Entry, base: contextvars.Context) -> Outcome | None:
+    """Run a task here. None when it is a coroutine, which goes on on the loop."""
+    runtime = entry.session.runtime
+    started = perf_counter()
+    thread_state.key = entry.key
+    thread_state.start_time = time()
+    runtime.worker.active_threads[get_ident()] = entry.key
+    here.entry = entry
+    here.parked = False
+    try:
+        function, is_coroutine = load_function(entry)
+        args, kwargs = loads_call(entry.payload, load_inputs(entry) if entry.dependencies else ())
+        if is_coroutine:
+            runtime.run_coroutine(entry, function, args, kwargs, started)
+            return None
+        # A context of its own, so that what a task sets is not seen by the next.
+        result = base.copy().run(function, *args, **kwargs)
+        del args, kwargs
+        return keep_result(entry, result, started)
+    except BaseException as error:
+        return keep_error(entry, error, started)
+    finally:
+        here.entry = None
+
+
+async def run_on_loop(
+    entry: Entry, function: Any, args: Any, kwargs: Any, started: float
+) -> Outcome:
+    """Run a coroutine task."""
+    coroutine_entry.set(entry)
+    try:
+        return keep_result(entry, await function(*args, **kwargs), started)
+    except BaseException as error:
+        return keep_error(entry, error, started)

@@ -1,0 +1,299 @@
+"""Pickling of functions, calls, results and errors.
+
+All of it happens in the thread that submits or runs the task, never on an event
+loop. Plain pickle first, because it is the fastest; cloudpickle for what pickle
+cannot do or would do by reference to a ``__main__`` that the other side lacks.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from hashlib import blake2b
+from itertools import count
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+import cloudpickle
+from distributed.core import clean_exception, error_message
+from dask.utils import funcname
+
+from dask_ownership.core.table import Function, Row
+from dask_ownership.errors import NotSerializable, TaskExit
+
+ATOMS = frozenset({int, float, bool, type(None), str, bytes, complex})
+CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
+NAMED = (FunctionType, BuiltinFunctionType, type)
+KNOWN_FUNCTIONS = 10_000
+"""How many functions that are pickled by value an owner remembers."""
+
+
+def dumps(value: Any) -> bytes:
+    """Pickle a value for another process.
+
+    Raises
+    ------
+    Exception
+        Whatever the value's pickling raises.
+    """
+    if not cloudpickle.list_registry_pickle_by_value():
+        try:
+            pickled = pickle.dumps(value, 5)
+        except Exception:
+            return bytes(cloudpickle.dumps(value, 5))
+        if b"__main__" not in pickled:
+            return pickled
+    return bytes(cloudpickle.dumps(value, 5))
+
+
+class Functions:
+    """The functions that one owner sends, each under a number.
+
+    Functions that other processes can import are recognised by identity with what
+    their name refers to now. All others are pickled at each submit, so that a
+    global or a closed-over value that changed in between is seen, as in Dask; they
+    are recognised by the hash of their pickle.
+    """
+
+    def __init__(self) -> None:
+        self._named: dict[tuple[str, str], tuple[Any, Function]] = {}
+        self._hashed: OrderedDict[bytes, Function] = OrderedDict()
+        self._numbers = count(1)
+        self._lock = threading.Lock()
+
+    def get(self, function: Callable[..., Any]) -> Function:
+        """The owner's record of a function.
+
+        Raises
+        ------
+        NotSerializable
+            When it cannot be pickled.
+        """
+        if isinstance(function, NAMED):
+            name = (function.__module__, function.__qualname__)
+            known = self._named.get(name)
+            if known is not None and known[0] is function and _is_named(function, name):
+                return known[1]
+            if _is_named(function, name):
+                record = self._record(function, function.__name__)
+                record.token = blake2b(repr(name).encode(), digest_size=32).digest()
+                self._named[name] = (function, record)
+                return record
+        return self._record(function, funcname(function))
+
+    def _record(self, function: Callable[..., Any], name: str) -> Function:
+        try:
+            pickled = dumps(function)
+        except Exception as error:
+            raise NotSerializable(
+                f"could not pickle the function {name!r} to send it to a worker: {error!r}"
+            ) from error
+        return self.by_value(pickled, name)
+
+    def by_value(self, pickled: bytes, name: str, kind: str = "") -> Function:
+        """The record of a pickled function; ``kind`` keeps durations of one apart."""
+        digest = blake2b(pickled, digest_size=16, person=kind.encode()[:16]).digest()
+        with self._lock:
+            known = self._hashed.get(digest)
+            if known is None:
+                known = self._hashed[digest] = Function(next(self._numbers), pickled, name)
+                if len(self._hashed) > KNOWN_FUNCTIONS:
+                    self._hashed.popitem(last=False)
+            else:
+                self._hashed.move_to_end(digest)
+        return known
+
+
+def _is_named(function: Any, name: tuple[str, str]) -> bool:
+    """Whether importing the name in another process gives this very function."""
+    module, attribute = name
+    if module is None or module == "__main__":
+        return False
+    by_value = cloudpickle.list_registry_pickle_by_value()
+    if by_value and any(module == m or module.startswith(m + ".") for m in by_value):
+        return False
+    there = sys.modules.get(module)
+    return there is not None and getattr(there, attribute, None) is function
+
+
+# ---- calls ----
+
+
+class _Unpickling(threading.local):
+    """What the slots of the payload that this thread unpickles stand for."""
+
+    values: list[Any] | tuple[()] = ()
+
+
+class _Pickling(threading.local):
+    """Futures met while this thread pickles, or None when nobody asks."""
+
+    found: list[Any] | None = None
+
+
+_unpickling = _Unpickling()
+pickling = _Pickling()
+
+
+def _slot_value(index: int) -> Any:
+    return _unpickling.values[index]
+
+
+class Slot:
+    """Stands in a payload for the value of a dependency."""
+
+    __slots__ = ("index",)
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _slot_value, (self.index,)
+
+
+class Call:
+    """A pickled call: its payload, what its slots stand for, what travels inside."""
+
+    __slots__ = ("contains", "dependencies", "payload")
+
+    def __init__(
+        self, payload: bytes, dependencies: tuple[Row, ...] = (), contains: tuple[Row, ...] = ()
+    ) -> None:
+        self.payload = payload
+        self.dependencies = dependencies
+        self.contains = contains
+
+
+def dumps_call(
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    name: str,
+    row_of: Callable[[Any], Row | None],
+    future_type: type,
+) -> Call:
+    """Pickle the arguments of a call.
+
+    Futures at any depth of lists, tuples, sets and dicts become dependencies, as
+    in Dask; those deeper inside other objects travel as futures.
+
+    Parameters
+    ----------
+    row_of : callable
+        Gives the row of a future that this owner owns, None for another's.
+    future_type : type
+        What counts as a future.
+
+    Raises
+    ------
+    NotSerializable
+        When an argument cannot be pickled.
+    """
+    if not kwargs:
+        for value in args:
+            if type(value) not in ATOMS:
+                break
+        else:
+            return Call(pickle.dumps((args, kwargs), 5))
+    slots: dict[Row, Slot] = {}
+
+    def replace(value: Any) -> Any:
+        kind = type(value)
+        if kind in ATOMS:
+            return value
+        if isinstance(value, future_type):
+            row = row_of(value)
+            if row is None:
+                return value
+            slot = slots.get(row)
+            if slot is None:
+                slot = slots[row] = Slot(len(slots))
+            return slot
+        if kind is dict:
+            items = {replace(k): replace(v) for k, v in value.items()}
+            same = all(a is b for a, b in zip(items.values(), value.values(), strict=False))
+            return value if same and len(items) == len(value) and items.keys() == value.keys() else items
+        if kind in CONTAINERS:
+            made = [replace(item) for item in value]
+            if all(a is b for a, b in zip(made, value, strict=False)):
+                return value
+            return kind(made)
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            made = [replace(item) for item in value]
+            if all(a is b for a, b in zip(made, value, strict=False)):
+                return value
+            return kind(*made)
+        return value
+
+    args = tuple([replace(value) for value in args])
+    kwargs = {key: replace(value) for key, value in kwargs.items()}
+    outer = pickling.found
+    found: list[Any] = []
+    pickling.found = found
+    try:
+        payload = dumps((args, kwargs))
+    except Exception as error:
+        raise NotSerializable(
+            f"could not pickle the arguments of {name!r} to send them to a worker: {error!r}"
+        ) from error
+    finally:
+        pickling.found = outer
+    contains = ()
+    if found:
+        rows = dict.fromkeys(row for row in map(row_of, found) if row is not None)
+        contains = tuple(rows)
+    return Call(payload, tuple(slots), contains)
+
+
+def loads_call(payload: bytes, values: list[Any] | tuple[()]) -> tuple[Any, dict[str, Any]]:
+    """Unpickle a call, with the values in place of its slots."""
+    if not values:
+        return pickle.loads(payload)
+    _unpickling.values = values
+    try:
+        return pickle.loads(payload)
+    finally:
+        _unpickling.values = ()
+
+
+def run_node(node: Any, values: dict[Any, Any]) -> Any:
+    """What a worker calls for a task of a graph: the node on its inputs."""
+    return node(values)
+
+
+def identity(value: Any) -> Any:
+    """What a worker calls for an alias."""
+    return value
+
+
+# ---- errors ----
+
+
+def dumps_error(error: BaseException, key: Any, where: str) -> bytes:
+    """Pickle an exception with its traceback, so that it can be rebuilt for certain.
+
+    Must be called while the exception is being handled. What cannot be rebuilt
+    travels as an ``Exception`` with its text.
+    """
+    if isinstance(error, (SystemExit, KeyboardInterrupt)):
+        error = TaskExit(
+            f"the task {key!r} at {where} raised {error!r}; it failed, and the worker goes on"
+        )
+    try:
+        message = error_message(error)
+        traceback = message["traceback"]
+        pair = (message["exception"].data, None if traceback is None else traceback.data)
+    except BaseException as problem:
+        text = f"{type(error).__name__} (which itself could not be shown: {type(problem).__name__})"
+        pair = (pickle.dumps(Exception(text)), None)
+    return pickle.dumps(pair, 5)
+
+
+def loads_error(pickled: bytes) -> tuple[BaseException, Any]:
+    """The exception and its traceback (or None)."""
+    exception, traceback = pickle.loads(pickled)
+    _, error, frames = clean_exception(exception, traceback)
+    assert error is not None
+    return error, frames

@@ -1,0 +1,199 @@
+"""Values between processes: asking the executor that has them.
+
+A request names several keys. Values travel in distributed's own families, arrays
+without a copy, and stay opaque until the receiver wants them, so that one that
+cannot be unpickled harms its own key only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable, Iterable
+from typing import Any
+
+from distributed.core import ConnectionPool
+from distributed.protocol import Serialized, deserialize, serialize
+from distributed.protocol.compression import decompress
+from distributed.protocol.serialize import merge_and_deserialize
+from distributed.utils import offload
+
+from dask_ownership.core.executor import Entry
+from dask_ownership.errors import NotSerializable
+
+LARGE = 1_000_000
+"""Bytes above which a value is unpickled off the event loop."""
+
+IN_TRANSIT = 100_000_000
+"""Bytes that one executor asks for at once."""
+
+TRIES = 3
+"""How often an address that does not answer is asked again."""
+
+
+def pack(value: Any) -> Serialized:
+    """A value for the wire.
+
+    Raises
+    ------
+    NotSerializable
+        When it cannot be pickled.
+    """
+    try:
+        header, frames = serialize(value, on_error="raise")
+    except Exception as error:
+        raise NotSerializable(f"could not pickle a {type(value).__name__}: {error}") from error
+    return Serialized(header, frames)
+
+
+def unpack(packed: Serialized) -> Any:
+    """The value of what `pack` made.
+
+    Raises
+    ------
+    NotSerializable
+        When it cannot be unpickled here.
+    """
+    header, frames = packed.header, packed.frames
+    try:
+        if "compression" in header:
+            frames = decompress(header, frames)
+        if "num-sub-frames" in header or "split-num-sub-frames" in header:
+            return merge_and_deserialize(header, frames)
+        return deserialize(header, frames)
+    except Exception as error:
+        raise NotSerializable(f"could not unpickle a value that arrived: {error!r}") from error
+
+
+def size_of(packed: Serialized) -> int:
+    """Bytes of a packed value."""
+    return sum(len(memoryview(frame).cast("B")) if len(frame) else 0 for frame in packed.frames)
+
+
+async def unpack_off_loop(packed: Serialized) -> Any:
+    """As `unpack`, in a thread when the value is large."""
+    if size_of(packed) > LARGE:
+        return await offload(unpack, packed)
+    return unpack(packed)
+
+
+async def ask(
+    pool: ConnectionPool, address: str, owner: str, keys: list[Hashable], token: str
+) -> tuple[dict[Hashable, Serialized], dict[Hashable, str]]:
+    """Ask one executor for values of one owner.
+
+    Returns
+    -------
+    dict, dict
+        Packed values by key, and reasons for those that cannot be pickled there. A
+        key in neither is not there.
+
+    Raises
+    ------
+    OSError
+        When the address does not answer.
+    """
+    answer = await pool(address).ownership_get(owner=owner, keys=keys, token=token)
+    if not isinstance(answer, dict) or answer.get("status") != "OK":
+        raise OSError(f"{address} refused to give values: {answer!r}")
+    return dict(zip(answer["keys"], answer["values"], strict=True)), dict(
+        zip(answer["unserializable"], answer["reasons"], strict=True)
+    )
+
+
+class Fetcher:
+    """Brings the missing dependencies of one executor's tasks.
+
+    Parameters
+    ----------
+    pool : ConnectionPool
+        One that leaves values packed.
+    token : str
+    arrived : callable
+        ``arrived(entry, packed)``, a coroutine function.
+    failed : callable
+        ``failed(entry, reason)``; ``reason`` is None when nobody has the value.
+    """
+
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        token: str,
+        arrived: Callable[[Entry, Serialized], Awaitable[None]],
+        failed: Callable[[Entry, str | None], None],
+    ) -> None:
+        self.pool = pool
+        self.token = token
+        self.arrived = arrived
+        self.failed = failed
+        self.in_transit = 0
+        self._waiting: dict[tuple[str, str], list[tuple[Entry, int]]] = {}
+        self._asking: set[tuple[str, str]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def fetch(self, entries: Iterable[Entry]) -> None:
+        """Ask for these, each at its first address; many keys go in one request."""
+        for entry in entries:
+            self._ask_at(entry, 0)
+        self._start()
+
+    def _ask_at(self, entry: Entry, index: int) -> None:
+        if index >= len(entry.addresses):
+            self.failed(entry, None)
+            return
+        place = (entry.addresses[index], entry.session.owner)
+        self._waiting.setdefault(place, []).append((entry, index))
+
+    def _start(self) -> None:
+        for place in list(self._waiting):
+            if place in self._asking:
+                continue
+            if self.in_transit > IN_TRANSIT:
+                return
+            waiting = self._waiting[place]
+            batch: list[tuple[Entry, int]] = []
+            nbytes = 0
+            while waiting and nbytes < IN_TRANSIT / 2:
+                item = waiting.pop(0)
+                nbytes += item[0].nbytes
+                batch.append(item)
+            if not waiting:
+                del self._waiting[place]
+            self._asking.add(place)
+            self.in_transit += nbytes
+            task = asyncio.ensure_future(self._request(place, batch, nbytes))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _request(
+        self, place: tuple[str, str], batch: list[tuple[Entry, int]], nbytes: int
+    ) -> None:
+        address, owner = place
+        values: dict[Hashable, Serialized] = {}
+        reasons: dict[Hashable, str] = {}
+        try:
+            for attempt in range(TRIES):
+                try:
+                    keys = [entry.key for entry, _ in batch]
+                    values, reasons = await ask(self.pool, address, owner, keys, self.token)
+                    break
+                except OSError:
+                    if attempt + 1 < TRIES:
+                        await asyncio.sleep(0.05 * 4**attempt)
+            for entry, index in batch:
+                if entry.key in values:
+                    await self.arrived(entry, values[entry.key])
+                elif entry.key in reasons:
+                    self.failed(entry, reasons[entry.key])
+                else:
+                    self._ask_at(entry, index + 1)
+        finally:
+            self._asking.discard(place)
+            self.in_transit -= nbytes
+            self._start()
+
+    async def close(self) -> None:
+        """Stop asking."""
+        self._waiting.clear()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

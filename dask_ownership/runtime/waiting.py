@@ -1,0 +1,140 @@
+"""Waiting for rows: from a thread, from a coroutine, and with a callback.
+
+A waiter hangs on each row it waits for and is told on the event loop when the
+row ends. Telling it twice, or about a row it does not wait for, changes nothing,
+so a thread may look at a row itself right after hanging the waiter on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from dask_ownership.core.table import STORED, Row
+
+
+class Waiter:
+    """Base: told of rows that ended."""
+
+    __slots__ = ()
+
+    def row_done(self, row: Row) -> None:
+        raise AssertionError("abstract")
+
+
+def hang(waiter: Waiter, rows: Iterable[Row], lock: AbstractContextManager[Any]) -> None:
+    """Hang a waiter on rows and tell it of those that have ended."""
+    ended = []
+    with lock:
+        for row in rows:
+            waiters = row.waiters
+            row.waiters = (waiter,) if waiters is None else (*waiters, waiter)
+            # Looked at after the waiter is there: whoever ends the row now sees it.
+            if row.done:
+                ended.append(row)
+    for row in ended:
+        waiter.row_done(row)
+
+
+def unhang(waiter: Waiter, rows: Iterable[Row], lock: AbstractContextManager[Any]) -> None:
+    """Take a waiter off rows that it gave up waiting for."""
+    with lock:
+        for row in rows:
+            waiters = row.waiters
+            if waiters is not None:
+                row.waiters = tuple([w for w in waiters if w is not waiter]) or None
+
+
+class AllDone(Waiter):
+    """Opens when every row ended, or the first one ended without a value.
+
+    Parameters
+    ----------
+    rows : iterable of Row
+    opened : callable
+        Called once, on any thread.
+    stop_at_error : bool
+    any_one : bool
+        Open at the first row that ends.
+    """
+
+    __slots__ = ("_open", "_opened", "_pending", "any_one", "stop_at_error")
+
+    def __init__(
+        self,
+        rows: Iterable[Row],
+        opened: Callable[[], None],
+        stop_at_error: bool = False,
+        any_one: bool = False,
+    ) -> None:
+        self._pending = set(rows)
+        self._opened = opened
+        self._open = False
+        self.stop_at_error = stop_at_error
+        self.any_one = any_one
+
+    def row_done(self, row: Row) -> None:
+        self._pending.discard(row)
+        if (
+            not self._pending
+            or self.any_one
+            or (self.stop_at_error and row.state > STORED)
+        ) and not self._open:
+            self._open = True
+            self._opened()
+
+
+class Callback(Waiter):
+    """Calls a function with each row that ends, once per row."""
+
+    __slots__ = ("_call", "_rows")
+
+    def __init__(self, rows: Iterable[Row], call: Callable[[Row], None]) -> None:
+        self._rows = set(rows)
+        self._call = call
+
+    def row_done(self, row: Row) -> None:
+        try:
+            self._rows.remove(row)
+        except KeyError:
+            return
+        self._call(row)
+
+
+class Gate:
+    """A lock that opens once; `release` may be called more than once."""
+
+    __slots__ = ("lock",)
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.lock.acquire()
+
+    def open(self) -> None:
+        try:
+            self.lock.release()
+        except RuntimeError:
+            pass  # open already
+
+
+class LoopGate:
+    """As `Gate`, for a coroutine."""
+
+    __slots__ = ("_future", "_loop")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[None] = self._loop.create_future()
+
+    def open(self) -> None:
+        self._loop.call_soon_threadsafe(self._set)
+
+    def _set(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+    async def wait(self) -> None:
+        await self._future
