@@ -10,9 +10,8 @@ from typing import Any
 
 import dask
 from dask.tokenize import tokenize
-from dask.utils import parse_bytes
+from dask.utils import funcname, parse_bytes
 from distributed.protocol.pickle import loads as _loads  # noqa: F401  (installs tblib's support)
-from dask.utils import funcname
 from toolz import partition_all
 
 from dask_ownership.core.identity import child_key
@@ -97,7 +96,7 @@ class Calls:
 
     def row_of(self, future: Any) -> Row | None:
         """The row of a future that this owner owns."""
-        if type(future) is Future and future._client.owner is self.owner:
+        if type(future) is Future and future._owner is self.owner:
             return future._row
         return None
 
@@ -173,8 +172,9 @@ class Calls:
                 else:
                     one = None
                 rows.append(
-                    self.row(func, args, kwargs, one, pure, workers, resources, retries, priority,
-                             loose)  # fmt: skip
+                    self.row(
+                        func, args, kwargs, one, pure, workers, resources, retries, priority, loose
+                    )
                 )
             start += len(batch)
         return rows
@@ -216,9 +216,7 @@ class Calls:
         return self.owner.submit(row)
 
 
-def make_options(
-    workers: Any, resources: Any, retries: Any, loose: Any, entry: Any
-) -> Options:
+def make_options(workers: Any, resources: Any, retries: Any, loose: Any, entry: Any) -> Options:
     """Options of a row from what the user wrote."""
     names: tuple[str, ...] | None = None
     if workers:

@@ -18,8 +18,8 @@ from typing import Any
 import dask
 import distributed
 from distributed.core import PooledRPCCall
-from distributed.utils import sync
 from distributed.utils import _parse_timedelta as parse_timeout
+from distributed.utils import sync
 
 from dask_ownership.calls import Calls
 from dask_ownership.cluster.scheduler_plugin import NAME, OwnershipSchedulerPlugin
@@ -74,7 +74,7 @@ class GuardedScheduler:
         return guarded
 
 
-class Client(distributed.Client):
+class Client(distributed.Client):  # type: ignore[misc]
     """A `distributed.Client` whose tasks are owned by this process.
 
     Takes what `distributed.Client` takes, and works on any Dask cluster where
@@ -211,7 +211,7 @@ class Client(distributed.Client):
 
     # ---- submitting ----
 
-    def submit(  # type: ignore[override]
+    def submit(
         self,
         func: Callable[..., Any],
         *args: Any,
@@ -257,7 +257,7 @@ class Client(distributed.Client):
         )  # fmt: skip
         return Future(self, row)
 
-    def map(  # type: ignore[override]
+    def map(
         self,
         func: Callable[..., Any],
         *iterables: Collection[Any],
@@ -303,7 +303,7 @@ class Client(distributed.Client):
         )  # fmt: skip
         return [Future(self, row) for row in rows]
 
-    def _graph_to_futures(  # type: ignore[override]
+    def _graph_to_futures(
         self,
         expr: Any,
         keys: Any,
@@ -356,7 +356,7 @@ class Client(distributed.Client):
     # ---- results ----
 
     def _owned(self, future: Any) -> bool:
-        return isinstance(future, Future) and future._client.owner is self.owner
+        return isinstance(future, Future) and future._owner is self.owner
 
     def _row_of(self, future: Any) -> Row | None:
         return future._row if self._owned(future) else None
@@ -446,7 +446,10 @@ class Client(distributed.Client):
         """The value of one owned future that ended, as `Future.result` needs it."""
         error = future._error()
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame, and so the future
         seconds = parse_timeout(timeout)
         return sync(self.loop, self._values, [future], callback_timeout=seconds)[0]
 
@@ -502,13 +505,18 @@ class Client(distributed.Client):
 
     @staticmethod
     def _bad(future: Any, error: BaseException | None, found: dict[Any, Any], errors: str) -> None:
-        if errors == "raise":
+        if errors != "raise":
+            found[future] = _SKIPPED
+            return
+        found.clear()
+        try:
             raise error if error is not None else NotHere(f"{future.key!r} has no value")
-        found[future] = _SKIPPED
+        finally:
+            del error, future  # the traceback holds this frame
 
     # ---- data ----
 
-    def scatter(  # type: ignore[override]
+    def scatter(
         self,
         data: Any,
         workers: Any = None,

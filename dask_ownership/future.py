@@ -13,9 +13,8 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import distributed
-from dask.utils import typename
+from dask.utils import shorten_traceback, typename
 from distributed.utils import _parse_timedelta as parse_timeout
-from dask.utils import shorten_traceback
 
 from dask_ownership.core.table import (
     CANCELLED,
@@ -32,24 +31,31 @@ from dask_ownership.runtime.waiting import Callback, hang
 
 logger = logging.getLogger("dask_ownership.client")
 
-STATUS = {INLINE: "finished", STORED: "finished", ERROR: "error", CANCELLED: "cancelled", LOST: "lost"}
+STATUS = {
+    INLINE: "finished",
+    STORED: "finished",
+    ERROR: "error",
+    CANCELLED: "cancelled",
+    LOST: "lost",
+}
 
 owned_clients: WeakValueDictionary[str, Any] = WeakValueDictionary()
 """Clients of this process by their owner's incarnation: where futures come home to."""
 
 
-class Future(distributed.Future):  # type: ignore[type-arg]
+class Future(distributed.Future):  # type: ignore[misc]
     """A value that may not exist yet, owned by this process.
 
     Everything `distributed.Future` offers, for a row of the ownership table. Made by
     `Client`; users do not make any.
     """
 
-    __slots__ = ("_cleared", "_client", "_row")
+    __slots__ = ("_cleared", "_client", "_owner", "_row")
 
     def __init__(self, client: Any, row: Row) -> None:
         self.key = row.key
         self._client = client
+        self._owner = client.owner
         self._row = row
         self._cleared = False
 
@@ -78,7 +84,7 @@ class Future(distributed.Future):  # type: ignore[type-arg]
     def status(self) -> str:
         """``pending``, ``finished``, ``error``, ``cancelled`` or ``lost``."""
         if self._cleared:
-            return "cancelled"
+            return "cancelled"  # as in Dask, for a future that was released
         return STATUS.get(self._row.state, "pending")
 
     def done(self) -> bool:
@@ -147,23 +153,26 @@ class Future(distributed.Future):  # type: ignore[type-arg]
     def _wait(self, timeout: Any) -> None:
         if self._cleared:
             return
-        if not self._client.owner.wait((self._row,), parse_timeout(timeout)):
+        if not self._owner.wait((self._row,), parse_timeout(timeout)):
             raise asyncio.TimeoutError(f"{self.key!r} did not end within {timeout}")
 
     async def _result(self, raiseit: bool = True) -> Any:
         if not self._cleared:
-            await self._client.owner.wait_async((self._row,))
+            await self._owner.wait_async((self._row,))
         error = self._error()
         if error is None:
             return (await self._client._values([self]))[0]
         if raiseit:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame, and so the future
         if self.status == "error":
             return type(error), error, error.__traceback__
         return error
 
     async def _exception(self) -> BaseException | None:
-        await self._client.owner.wait_async((self._row,))
+        await self._owner.wait_async((self._row,))
         return self._error()
 
     def exception(self, timeout: Any = None, **kwargs: Any) -> Any:
@@ -200,7 +209,7 @@ class Future(distributed.Future):  # type: ignore[type-arg]
                 raise
 
         rows = (self._row,)
-        hang(Callback(rows, lambda row: executor.submit(call)), rows, self._client.owner.lock)
+        hang(Callback(rows, lambda row: executor.submit(call)), rows, self._owner.lock)
 
     # ---- requests ----
 
@@ -216,13 +225,13 @@ class Future(distributed.Future):  # type: ignore[type-arg]
         """Give this handle up. Twice is once."""
         if not self._cleared:
             self._cleared = True
-            self._client.owner.drop(self._row)
+            self._owner.drop(self._row)
 
     def __del__(self) -> None:
         try:
             if not self._cleared:
                 self._cleared = True
-                self._client.owner.drop(self._row)
+                self._owner.drop(self._row)
         except AttributeError:
             pass  # it was never finished, or the interpreter is being taken down
 
@@ -231,14 +240,14 @@ class Future(distributed.Future):  # type: ignore[type-arg]
     def __reduce__(self) -> Any:
         if pickling.found is not None:
             pickling.found.append(self)
-        owner = self._client.owner
+        owner = self._owner
         return come_home, (owner.incarnation, owner.name, self.key)
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._result().__await__()
 
     def __dask_tokenize__(self) -> Any:
-        return type(self).__name__, self.key, self._client.owner.incarnation, self._row.order
+        return type(self).__name__, self.key, self._owner.incarnation, self._row.order
 
     def __hash__(self) -> int:
         return id(self) >> 4
@@ -255,7 +264,7 @@ class Future(distributed.Future):  # type: ignore[type-arg]
         return repr(self)
 
 
-class TravelledFuture(distributed.Future):  # type: ignore[type-arg]
+class TravelledFuture(distributed.Future):  # type: ignore[misc]
     """What a future becomes in a process that does not own it.
 
     It can be passed on, and comes alive when it is back with its owner. Asking it
@@ -273,8 +282,8 @@ class TravelledFuture(distributed.Future):  # type: ignore[type-arg]
 
     def _refuse(self) -> NotHere:
         return NotHere(
-            f"the future {self.key!r} is owned by {self._home[1]} and cannot be asked here: pass it "
-            "as an argument itself, or in a list, tuple, set or dict, and the task gets its value"
+            f"the future {self.key!r} is owned by {self._home[1]} and cannot be asked here: "
+            "pass it as an argument itself, or in a list, tuple, set or dict, and the task gets its value"
         )
 
     def _verify_initialized(self) -> None:
@@ -365,7 +374,7 @@ class RowState:
     async def wait(self, timeout: Any = None) -> None:
         """Wait until the row ends."""
         started = perf_counter()
-        owner = self.future._client.owner
+        owner = self.future._owner
         if not await owner.wait_async((self.future._row,), timeout):
             waited = perf_counter() - started
             raise asyncio.TimeoutError(f"{self.key!r} did not end within {waited:.1f} s")

@@ -29,7 +29,7 @@ from dask.utils import key_split
 from distributed.scheduler import validate_key
 
 from dask_ownership.calls import Calls, make_options
-from dask_ownership.core.table import NO_OPTIONS, Failure, Function, Options, Row
+from dask_ownership.core.table import NO_OPTIONS, Function, Options, Row
 from dask_ownership.errors import NotSerializable
 from dask_ownership.runtime.runner import current_entry
 from dask_ownership.runtime.serialize import Slot, dumps, identity, pickling, run_node
@@ -100,9 +100,7 @@ def graph_rows(
 class _Builder:
     """The making of one graph's rows."""
 
-    def __init__(
-        self, calls: Calls, graph: Graph, keys: set[Any], call: dict[str, Any]
-    ) -> None:
+    def __init__(self, calls: Calls, graph: Graph, keys: set[Any], call: dict[str, Any]) -> None:
         self.calls = calls
         self.owner = calls.owner
         self.graph = graph
@@ -127,7 +125,9 @@ class _Builder:
 
     def build(self, internal_priority: Any) -> dict[Any, Row]:
         needed = self._needed()
-        places = internal_priority or (order(needed) if len(needed) > 1 else dict.fromkeys(needed, 0))
+        places = internal_priority or (
+            order(needed) if len(needed) > 1 else dict.fromkeys(needed, 0)
+        )
         ordered = sorted(needed, key=places.__getitem__)
         base = self.owner.next_order(len(ordered))
         priority = self.call["priority"]

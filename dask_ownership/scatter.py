@@ -61,9 +61,7 @@ async def scatter(
             batches.setdefault(view, []).append((row, value))
     placed: dict[Row, list[tuple[WorkerView, int]]] = {}
     try:
-        await asyncio.gather(
-            *(_put(owner, view, batch, placed) for view, batch in batches.items())
-        )
+        await asyncio.gather(*(_put(owner, view, batch, placed) for view, batch in batches.items()))
     except BaseException:
         for row in rows.values():
             owner.drop(row)
@@ -150,5 +148,3 @@ def _type_of(value: Any) -> bytes | None:
         return dumps(type(value))
     except Exception:
         return None
-
-

@@ -49,7 +49,7 @@ def wait(fs: Any, timeout: Any = None, return_when: str = ALL_COMPLETED) -> Any:
     if not futures or any(type(f) is not Future for f in futures):
         return distributed.wait(fs, timeout=timeout, return_when=return_when)
     client = futures[0]._client
-    if any(f._client.owner is not client.owner for f in futures):
+    if any(f._owner is not client.owner for f in futures):
         return distributed.wait(fs, timeout=timeout, return_when=return_when)
     rows = [f._row for f in futures]
     seconds = parse_timeout(timeout)
@@ -85,7 +85,7 @@ def _outcome(futures: list[Any], ended: bool, timeout: Any) -> Any:
     return DoneAndNotDoneFutures(done, set(futures) - done)
 
 
-class as_completed(distributed.as_completed):  # noqa: N801
+class as_completed(distributed.as_completed):
     """Futures in the order in which they end; see `distributed.as_completed`.
 
     Takes owned futures of one client; for others use the stock class.
@@ -125,7 +125,7 @@ class as_completed(distributed.as_completed):  # noqa: N801
                 )
             if self._owner is None:
                 self._client = future._client
-                self._owner = future._client.owner
+                self._owner = future._owner
             added[future._row].append(future)
         with self.lock:
             for group in added.values():

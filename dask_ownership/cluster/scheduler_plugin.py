@@ -103,7 +103,8 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     async def _part(self, owner: str, client: str) -> None:
         await asyncio.sleep(parse_timedelta(dask.config.get("ownership.grace", "10s")))
-        if client not in self.scheduler.clients and self.owners.pop(owner, None):
+        if client not in self.scheduler.clients and owner in self.owners:
+            del self.owners[owner]
             self._tell_workers(owner)
 
     async def before_close(self) -> None:

@@ -60,7 +60,7 @@ def check_ownership(owner: Ownership) -> None:
 
 def check_executor(executor: Executor) -> None:
     """Slots, queues and entries of one executor agree with each other."""
-    assert 0 <= executor.busy, executor.busy
+    assert executor.busy >= 0, executor.busy
     assert executor.parked_count >= 0
     queued = 0
     for session in executor.sessions.values():

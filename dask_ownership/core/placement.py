@@ -254,9 +254,7 @@ class Placement:
         if best.idle:
             return best
         # The holder is busy: moving the data may be faster than waiting for it.
-        nbytes = sum(
-            d.nbytes for d in row.dependencies if d.state == STORED and best in d.holders
-        )
+        nbytes = sum(d.nbytes for d in row.dependencies if d.state == STORED and best in d.holders)
         if other.idle and best.load / best.nthreads > nbytes / BANDWIDTH + 1000.0:
             return other
         return best

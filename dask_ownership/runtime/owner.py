@@ -83,6 +83,7 @@ class Owner:
         self._ticking = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._gone: set[str] = set()
+        self._closing: set[asyncio.Future[None]] = set()
 
     async def start(self) -> None:
         """Begin on the event loop that is running."""
@@ -251,7 +252,9 @@ class Owner:
         link, view.link = view.link, None
         if link is not None:
             link.closed = True
-            asyncio.ensure_future(link.close(say_bye=False))
+            closing = asyncio.ensure_future(link.close(say_bye=False))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
         self.pool.remove(view.address)
         self.core.remove_worker(view, reason)
 
@@ -470,5 +473,3 @@ class Owner:
         for view in views:
             self.core.placement.remove_worker(view)
         await self.pool.close()
-
-

@@ -15,8 +15,8 @@ from threading import get_ident
 from time import perf_counter, time
 from typing import Any
 
-from distributed.sizeof import safe_sizeof
 from dask.utils import typename
+from distributed.sizeof import safe_sizeof
 
 from dask_ownership.core import executor as ex
 from dask_ownership.core import messages as m
@@ -127,9 +127,7 @@ def keep_result(entry: Entry, result: Any, started: float) -> Outcome:
                 pickled = None
     if pickled is not None:
         microseconds = (perf_counter() - started - entry.parked_for) * 1e6
-        return Outcome(
-            (m.DONE, entry.key, entry.attempt, pickled, microseconds), ex.HELD, result
-        )
+        return Outcome((m.DONE, entry.key, entry.attempt, pickled, microseconds), ex.HELD, result)
     nbytes = entry.session.runtime.store.put(entry.session.owner, entry.key, result)
     microseconds = (perf_counter() - started - entry.parked_for) * 1e6
     try:

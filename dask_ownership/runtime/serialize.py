@@ -18,8 +18,8 @@ from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import cloudpickle
-from distributed.core import clean_exception, error_message
 from dask.utils import funcname
+from distributed.core import clean_exception, error_message
 
 from dask_ownership.core.table import Function, Row
 from dask_ownership.errors import NotSerializable, TaskExit
@@ -214,7 +214,11 @@ def dumps_call(
         if kind is dict:
             items = {replace(k): replace(v) for k, v in value.items()}
             same = all(a is b for a, b in zip(items.values(), value.values(), strict=False))
-            return value if same and len(items) == len(value) and items.keys() == value.keys() else items
+            return (
+                value
+                if same and len(items) == len(value) and items.keys() == value.keys()
+                else items
+            )
         if kind in CONTAINERS:
             made = [replace(item) for item in value]
             if all(a is b for a, b in zip(made, value, strict=False)):

@@ -79,9 +79,7 @@ class AllDone(Waiter):
     def row_done(self, row: Row) -> None:
         self._pending.discard(row)
         if (
-            not self._pending
-            or self.any_one
-            or (self.stop_at_error and row.state > STORED)
+            not self._pending or self.any_one or (self.stop_at_error and row.state > STORED)
         ) and not self._open:
             self._open = True
             self._opened()
