@@ -74,7 +74,7 @@ class GuardedScheduler:
         return guarded
 
 
-class Client(distributed.Client):  # type: ignore[misc]
+class Client(distributed.Client):
     """A `distributed.Client` whose tasks are owned by this process.
 
     Takes what `distributed.Client` takes, and works on any Dask cluster where
@@ -94,6 +94,7 @@ class Client(distributed.Client):  # type: ignore[misc]
     """
 
     owner: Owner
+    scheduler: Any
 
     def __init__(self, *args: Any, _worker_side: Any = None, **kwargs: Any) -> None:
         self._worker_side = _worker_side

@@ -43,7 +43,7 @@ owned_clients: WeakValueDictionary[str, Any] = WeakValueDictionary()
 """Clients of this process by their owner's incarnation: where futures come home to."""
 
 
-class Future(distributed.Future):  # type: ignore[misc]
+class Future(distributed.Future):
     """A value that may not exist yet, owned by this process.
 
     Everything `distributed.Future` offers, for a row of the ownership table. Made by
@@ -53,7 +53,7 @@ class Future(distributed.Future):  # type: ignore[misc]
     __slots__ = ("_cleared", "_client", "_owner", "_row")
 
     def __init__(self, client: Any, row: Row) -> None:
-        self.key = row.key
+        self.key = row.key  # type: ignore[misc]  # a slot of the base class
         self._client = client
         self._owner = client.owner
         self._row = row
@@ -264,7 +264,7 @@ class Future(distributed.Future):  # type: ignore[misc]
         return repr(self)
 
 
-class TravelledFuture(distributed.Future):  # type: ignore[misc]
+class TravelledFuture(distributed.Future):
     """What a future becomes in a process that does not own it.
 
     It can be passed on, and comes alive when it is back with its owner. Asking it
@@ -283,7 +283,8 @@ class TravelledFuture(distributed.Future):  # type: ignore[misc]
     def _refuse(self) -> NotHere:
         return NotHere(
             f"the future {self.key!r} is owned by {self._home[1]} and cannot be asked here: "
-            "pass it as an argument itself, or in a list, tuple, set or dict, and the task gets its value"
+            "pass it as an argument itself, or in a list, tuple, set or dict, and the task "
+            "gets its value"
         )
 
     def _verify_initialized(self) -> None:

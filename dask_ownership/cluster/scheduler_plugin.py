@@ -20,7 +20,7 @@ logger = logging.getLogger("dask_ownership.scheduler")
 NAME = "dask-ownership"
 
 
-class OwnershipSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]
+class OwnershipSchedulerPlugin(SchedulerPlugin):
     """Lets owners join, and tells them and the workers of changes.
 
     Attributes

@@ -14,7 +14,7 @@ from dask_ownership.runtime.membership import JOIN, MEMBERS, OWNER_GONE, Member
 logger = logging.getLogger("dask_ownership.worker")
 
 
-class OwnershipWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
+class OwnershipWorkerPlugin(WorkerPlugin):
     """Sets up the executor and the owner of one worker.
 
     Parameters

@@ -264,7 +264,7 @@ class Row:
         self.options = options
         self.worker: Any = None
         self.estimate = 0.0
-        self.value: bytes | Failure | None = None
+        self.value: Any = None
         self.nbytes = 0
         self.holders: tuple[Any, ...] = ()
         self.type_name: bytes | None = None

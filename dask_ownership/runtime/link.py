@@ -43,6 +43,9 @@ class Writer:
 
     def __init__(self, comm: Comm) -> None:
         self.comm = comm
+        # Batches are pickled already: measuring each to see whether a thread should
+        # serialize it costs more than serializing it.
+        comm.allow_offload = False
         self._queue: list[Any] = []
         self._task: asyncio.Task[None] | None = None
 

@@ -37,6 +37,12 @@ logger = logging.getLogger("dask_ownership.owner")
 TICK = 0.005
 """Seconds between looks for work to recall, while any worker is idle and another is not."""
 
+SWEEP = 0.03
+"""Seconds after which rows whose handles went away are looked at."""
+
+DROPPED_AT_ONCE = 1000
+"""Handles that may be gone before the loop is woken for them."""
+
 GATHER_BATCH = 500
 """Values asked for in one request when gathering."""
 
@@ -81,6 +87,7 @@ class Owner:
         self._dropped: deque[Row] = deque()
         self._awake = False
         self._ticking = False
+        self._sweeping = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._gone: set[str] = set()
         self._closing: set[asyncio.Future[None]] = set()
@@ -136,7 +143,9 @@ class Owner:
     def drop(self, row: Row) -> None:
         """One handle of a row went away. Called by finalizers, at any moment."""
         self._dropped.append(row)
-        if not self._awake:
+        # A sweep is on its way while the table holds rows; waking the loop for each
+        # handle would cost more than all the rest of a round trip.
+        if len(self._dropped) > DROPPED_AT_ONCE and not self._awake:
             self._wake()
 
     def call(self, function: Callable[..., None], *args: Any) -> None:
@@ -209,10 +218,20 @@ class Owner:
                 view.link.send([])
             if view.active > view.nthreads or (view.link is not None and view.link.state.unsaid):
                 busy = True
+        loop = self._loop
+        assert loop is not None
         if busy and not self._ticking:
             self._ticking = True
-            assert self._loop is not None
-            self._loop.call_later(TICK, self._tick)
+            loop.call_later(TICK, self._tick)
+        if not self._sweeping and (core.table.rows or self._dropped) and not self.closed:
+            self._sweeping = True
+            loop.call_later(SWEEP, self._sweep)
+
+    def _sweep(self) -> None:
+        """Let go of rows whose handles went away."""
+        self._sweeping = False
+        if not self.closed:
+            self._process()
 
     def _tick(self) -> None:
         self._ticking = False

@@ -244,7 +244,7 @@ def dumps_call(
         ) from error
     finally:
         pickling.found = outer
-    contains = ()
+    contains: tuple[Row, ...] = ()
     if found:
         rows = dict.fromkeys(row for row in map(row_of, found) if row is not None)
         contains = tuple(rows)
