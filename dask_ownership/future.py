@@ -26,6 +26,7 @@ from dask_ownership.core.table import (
     Row,
 )
 from dask_ownership.errors import FutureCancelledError, NotHere, from_failure
+from dask_ownership.runtime.collector import untrack
 from dask_ownership.runtime.serialize import loads_error, pickling
 from dask_ownership.runtime.waiting import Callback, hang
 
@@ -58,6 +59,7 @@ class Future(distributed.Future):
         self._owner = client.owner
         self._row = row
         self._cleared = False
+        untrack(self)
 
     # ---- what stock code looks at ----
 

@@ -583,6 +583,7 @@ class Ownership:
             if row.holders:
                 self._unhold(row)
             row.state = FORGOTTEN
+            row.waiters = None
             row.value = None
             row.payload = None
             row.dependents = None

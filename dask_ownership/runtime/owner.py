@@ -26,6 +26,7 @@ from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.table import INLINE, READY, STORED, Failure, Row
 from dask_ownership.errors import ClosedOwner, LostData, NotSerializable, OwnershipError
+from dask_ownership.runtime.collector import untrack
 from dask_ownership.runtime.link import UNSAID_BATCHES, LocalLink, OwnerLink
 from dask_ownership.runtime.membership import Member
 from dask_ownership.runtime.serialize import Functions
@@ -119,26 +120,11 @@ class Owner:
             raise ClosedOwner(f"{self.name} is closed; it cannot submit {row.key!r}")
         adopted = self.core.table.adopt(row)
         if adopted is row:
+            untrack(row)
             self._inbox.append(row)
             if not self._awake:
                 self._wake()
         return adopted
-
-    def submit_many(self, rows: Sequence[Row]) -> list[Row]:
-        """As `submit`, for rows in an order in which each follows its dependencies."""
-        if self.closed:
-            raise ClosedOwner(f"{self.name} is closed; it cannot submit {len(rows)} tasks")
-        adopt = self.core.table.adopt
-        inbox = self._inbox
-        known = []
-        for row in rows:
-            adopted = adopt(row)
-            known.append(adopted)
-            if adopted is row:
-                inbox.append(row)
-        if not self._awake:
-            self._wake()
-        return known
 
     def drop(self, row: Row) -> None:
         """One handle of a row went away. Called by finalizers, at any moment."""
