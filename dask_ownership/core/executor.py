@@ -44,6 +44,9 @@ STATE_NAMES = (
     "gone",
 )
 
+KNOWN_FUNCTIONS = 4096
+"""How many functions of one owner are kept."""
+
 
 class Entry:
     """A task or a value of one owner at this worker.
@@ -269,7 +272,11 @@ class Executor:
             if kind == m.PUSH:
                 self._pushed(session, message)
             elif kind == m.FUNCTION:
-                session.functions[message[1]] = message[2]
+                functions = session.functions
+                functions[message[1]] = message[2]
+                if len(functions) > KNOWN_FUNCTIONS:
+                    # The owner sends it again when a task that needs it is bounced.
+                    del functions[next(iter(functions))]
             elif kind == m.FREE:
                 for key in message[1]:
                     entry = entries.get(key)
