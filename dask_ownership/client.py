@@ -430,7 +430,8 @@ class Client(distributed.Client):
             values = await self.owner.fetch([f._row for f in stored])
             self._read_fetched(stored, values, results, errors)
         for future in central:
-            results[future] = await super()._gather(future, errors, direct, local_worker)
+            values = await super()._gather([future], errors, direct, local_worker)
+            results[future] = values[0] if values else _SKIPPED
         return _repack(futures, results, errors)
 
     async def _values(self, futures: list[Any]) -> list[Any]:
@@ -469,11 +470,15 @@ class Client(distributed.Client):
         loads = pickle.loads
         for future in found:
             row = future._row
-            if row.state == INLINE:
+            if future._cleared:
+                self._bad(future, future._error(), found, errors)
+            elif row.state == INLINE:
                 found[future] = loads(row.value)
             elif row.state == STORED:
                 stored.append(future)
             else:
+                if row.state < INLINE:  # waiting ended because another failed: that one is told
+                    future = next((f for f in found if f._row.state > STORED), future)
                 self._bad(future, future._error(), found, errors)
         return stored
 

@@ -114,7 +114,7 @@ class Future(distributed.Future):
     def _error(self) -> BaseException | None:
         """Why there is no value, with its traceback; None when there is one."""
         row = self._row
-        if self._cleared and row.state < INLINE:
+        if self._cleared:
             return FutureCancelledError(self.key, "released", "the future was released")
         if row.state in (INLINE, STORED):
             return None
@@ -147,7 +147,7 @@ class Future(distributed.Future):
         row = self._row
         if row.state < INLINE:
             self._wait(timeout)
-        if row.state == INLINE:
+        if row.state == INLINE and not self._cleared:
             return pickle.loads(row.value)
         with shorten_traceback():
             return client._value_of(self, timeout)
@@ -174,7 +174,8 @@ class Future(distributed.Future):
         return error
 
     async def _exception(self) -> BaseException | None:
-        await self._owner.wait_async((self._row,))
+        if not self._cleared:
+            await self._owner.wait_async((self._row,))
         return self._error()
 
     def exception(self, timeout: Any = None, **kwargs: Any) -> Any:

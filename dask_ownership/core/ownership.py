@@ -583,7 +583,8 @@ class Ownership:
             if row.holders:
                 self._unhold(row)
             row.state = FORGOTTEN
-            row.waiters = None
+            if row.waiters is not None:
+                self.completed.append(row)
             row.value = None
             row.payload = None
             row.dependents = None

@@ -190,11 +190,7 @@ class Owner:
         core = self.core
         core.schedule(perf_counter() * 1e6)
         if core.completed:
-            completed, core.completed = core.completed, []
-            for row in completed:
-                waiters, row.waiters = row.waiters, None
-                for waiter in waiters or ():
-                    waiter.row_done(row)
+            self._tell()
         busy = False
         for view in list(core.placement.workers.values()):
             if view.outbox:
@@ -218,6 +214,17 @@ class Owner:
         self._sweeping = False
         if not self.closed:
             self._process()
+
+    def _tell(self) -> None:
+        """Tell who waits for rows that ended, once."""
+        completed, self.core.completed = self.core.completed, []
+        with self.lock:
+            told = [(row, row.waiters) for row in completed]
+            for row in completed:
+                row.waiters = None
+        for row, waiters in told:
+            for waiter in waiters or ():
+                waiter.row_done(row)
 
     def _tick(self) -> None:
         self._ticking = False
@@ -465,11 +472,7 @@ class Owner:
         for row in list(self.core.table.rows.values()):
             if not row.done:
                 self.core.settle(row, Failure("closed", row.key, failure))
-        completed, self.core.completed = self.core.completed, []
-        for row in completed:
-            waiters, row.waiters = row.waiters, None
-            for waiter in waiters or ():
-                waiter.row_done(row)
+        self._tell()
         views = list(self.core.placement.workers.values())
         await asyncio.gather(
             *(view.link.close() for view in views if view.link is not None),

@@ -34,6 +34,7 @@ def hang(waiter: Waiter, rows: Iterable[Row], lock: AbstractContextManager[Any])
             row.waiters = (waiter,) if waiters is None else (*waiters, waiter)
             # Looked at after the waiter is there: whoever ends the row now sees it.
             if row.done:
+                row.waiters = waiters
                 ended.append(row)
     for row in ended:
         waiter.row_done(row)

@@ -1,0 +1,136 @@
+"""``Client.scatter``."""
+
+from __future__ import annotations
+
+import queue
+
+import numpy as np
+import pytest
+from dask.dataframe import from_pandas
+from distributed import LocalCluster
+from programs import inc, where
+
+from dask_ownership import Client, Future
+
+
+def test_one_value(client: Client) -> None:
+    future = client.scatter(5)
+    assert isinstance(future, Future)
+    assert future.result() == 5
+    assert future.status == "finished"
+    assert client.submit(inc, future).result() == 6
+
+
+@pytest.mark.parametrize("kind", [list, tuple, set, frozenset])
+def test_containers(client: Client, kind: type) -> None:
+    futures = client.scatter(kind([1, 2, 3]))
+    assert type(futures) is kind
+    assert sorted(f.result() for f in futures) == [1, 2, 3]
+
+
+def test_dict_names_the_keys(client: Client) -> None:
+    futures = client.scatter({"x": 1, "y": [2]})
+    assert futures["x"].key == "x"
+    assert client.gather(futures) == {"x": 1, "y": [2]}
+
+
+def test_range_and_empty(client: Client) -> None:
+    assert client.gather(client.scatter(range(3))) == [0, 1, 2]
+    assert client.scatter([]) == []
+    assert client.scatter({}) == {}
+
+
+def test_array(client: Client) -> None:
+    x = np.arange(100_000)
+    future = client.scatter(x)
+    assert (future.result() == x).all()
+    assert client.submit(np.sum, future).result() == x.sum()
+    assert future.type is np.ndarray
+
+
+def test_hash(client: Client) -> None:
+    assert client.scatter(5).key == client.scatter(5).key
+    assert client.scatter(5, hash=False).key != client.scatter(5, hash=False).key
+
+
+def test_same_value_twice(client: Client) -> None:
+    futures = client.scatter([1, 1, 2])
+    assert client.gather(futures) == [1, 1, 2]
+
+
+def test_workers(client: Client, workers: list[str]) -> None:
+    for address in workers:
+        future = client.scatter(np.ones(1000 + workers.index(address)), workers=[address])
+        assert client.submit(where, future, pure=False).result() == address
+    assert client.scatter("by address", workers=workers[0]).result() == "by address"
+
+
+def test_unknown_worker(client: Client) -> None:
+    with pytest.raises(ValueError, match="nobody"):
+        client.scatter(1, workers=["nobody"], timeout=0.2)
+
+
+@pytest.mark.parametrize("broadcast", [True, 2])
+def test_broadcast(client: Client, workers: list[str], broadcast: bool | int) -> None:
+    future = client.scatter(np.ones(100_000), broadcast=broadcast)
+    for address in workers:
+        assert client.submit(np.sum, future, workers=address, pure=False).result() == 100_000
+    held = client.run(
+        lambda dask_worker: (
+            dask_worker.extensions["dask-ownership"].store.nbytes
+            if hasattr(dask_worker.extensions["dask-ownership"], "store")
+            else dask_worker.extensions["dask-ownership"].executor.store.nbytes
+        )
+    )
+    assert all(nbytes >= 800_000 for nbytes in held.values())
+
+
+def test_values_are_spread(client: Client, workers: list[str]) -> None:
+    futures = client.scatter([np.ones(1000 + i) for i in range(4)])
+    at = client.run(
+        lambda dask_worker: len(dask_worker.extensions["dask-ownership"].executor.store.sizes)
+    )
+    assert sorted(at.values()) == [2, 2]
+    assert len(client.gather(futures)) == 4
+
+
+def test_iterators_are_refused(client: Client) -> None:
+    with pytest.raises(TypeError, match="Iterators"):
+        client.scatter(iter([1]))
+    with pytest.raises(TypeError, match="Queues"):
+        client.scatter(queue.Queue())
+
+
+def test_unpicklable(client: Client) -> None:
+    import threading
+
+    with pytest.raises(TypeError, match="pickle"):
+        client.scatter(threading.Lock())
+    assert client.scatter(1).result() == 1
+
+
+def test_dataframe(client: Client) -> None:
+    import pandas as pd
+
+    frame = pd.DataFrame({"a": range(1000), "b": list("ab") * 500})
+    future = client.scatter(frame)
+    pd.testing.assert_frame_equal(future.result(), frame)
+    assert client.submit(len, future).result() == 1000
+    assert from_pandas(frame, npartitions=2).a.sum().compute() == 499500
+
+
+def test_cancel(client: Client) -> None:
+    future = client.scatter(np.ones(1000))
+    future.cancel()
+    assert future.cancelled()
+
+
+def test_wrong_address_does_not_disturb(client: Client, cluster: LocalCluster) -> None:
+    with pytest.raises(ValueError):
+        client.scatter({"x": 1}, workers="nobody:1", timeout="100ms")
+    assert client.scatter({"x": 1})["x"].result() == 1
+
+
+def test_none_and_futures_inside(client: Client) -> None:
+    assert client.scatter(None).result() is None
+    assert client.gather(client.scatter([None, None])) == [None, None]
