@@ -490,7 +490,7 @@ class Client(distributed.Client):
         remaining = []
         for future in futures:
             try:
-                found[future] = executor.store.get(self.owner.incarnation, future.key)
+                found[future] = executor.stored(self.owner.incarnation, future.key)
             except KeyError:
                 remaining.append(future)
         return remaining

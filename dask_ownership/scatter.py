@@ -56,13 +56,23 @@ async def scatter(
             continue
         row = rows[key] = owner.core.table.adopt(Row(key, None, None, (), 0))
         row.type_name = _type_of(value)
+        owner.core.attempts += 1
+        row.attempt = owner.core.attempts
         for copy in range(copies):
             view = views[(number + copy) % len(views)]
             batches.setdefault(view, []).append((row, value))
     placed: dict[Row, list[tuple[WorkerView, int]]] = {}
     try:
-        await asyncio.gather(*(_put(owner, view, batch, placed) for view, batch in batches.items()))
+        outcomes = await asyncio.gather(
+            *(_put(owner, view, batch, placed) for view, batch in batches.items()),
+            return_exceptions=True,
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
     except BaseException:
+        for row, holders in placed.items():  # so that dropping them frees what was taken
+            owner.core.put(row, [view for view, _ in holders], holders[0][1])
         for row in rows.values():
             owner.drop(row)
         raise
@@ -77,9 +87,11 @@ async def _put(
 ) -> None:
     executor = owner.executor
     if executor is not None and view.address == executor.worker.address:
-        sizes = [executor.hold(owner.incarnation, row.key, value) for row, value in batch]
+        sizes = [
+            executor.hold(owner.incarnation, row.key, row.attempt, value) for row, value in batch
+        ]
     else:
-        data = [(row.key, pack(value)) for row, value in batch]
+        data = [(row.key, row.attempt, pack(value)) for row, value in batch]
         answer = await owner.pool(view.address).ownership_put(
             owner=owner.incarnation, data=data, token=owner.token
         )

@@ -32,6 +32,8 @@ COPIED = 5
 KEPT = 6
 """A value in the worker's store, until the owner frees it."""
 GONE = 7
+ASIDE = 8
+"""A task that could start but for resources that others hold."""
 
 STATE_NAMES = (
     "blocked",
@@ -42,6 +44,7 @@ STATE_NAMES = (
     "copied",
     "kept",
     "gone",
+    "aside",
 )
 
 KNOWN_FUNCTIONS = 4096
@@ -76,6 +79,11 @@ class Entry:
     addresses : tuple of str
         Where to fetch it from (`FETCHING`).
     nbytes : int
+    stored : object
+        The name of its value in the store, which no other value ever has; written by
+        the runtime. Several attempts of one key may be here at once.
+    parks : int
+        How many waits it is in without a slot.
     parked_for : float
         Time it spent without a slot; written by the runtime.
     occurrences : dict or None
@@ -95,9 +103,11 @@ class Entry:
         "options",
         "order",
         "parked_for",
+        "parks",
         "payload",
         "session",
         "state",
+        "stored",
         "value",
         "waiters",
     )
@@ -118,6 +128,8 @@ class Entry:
         self.cancelled = False
         self.addresses: tuple[str, ...] = ()
         self.nbytes = 0
+        self.stored: Any = None
+        self.parks = 0
         self.parked_for = 0.0
         self.occurrences: dict[bytes, int] | None = None
 
@@ -202,8 +214,8 @@ class Executor:
         Tasks without a slot that wait for something.
     fetches : list of Entry
         Values to fetch; the runtime takes them.
-    freed : list of (str, hashable)
-        ``(owner, key)`` of stored values to delete; the runtime takes them.
+    freed : list
+        Names (`Entry.stored`) of values to delete; the runtime takes them.
     interrupted : list of Entry
         Running tasks that were cancelled; the runtime takes them.
     """
@@ -219,7 +231,7 @@ class Executor:
         self.sessions: dict[str, Session] = {}
         self.resuming: deque[Any] = deque()
         self.fetches: list[Entry] = []
-        self.freed: list[tuple[str, Key]] = []
+        self.freed: list[Any] = []
         self.interrupted: list[Entry] = []
         self.queued = 0
         self._turns: dict[int, deque[Session]] = {}
@@ -259,13 +271,15 @@ class Executor:
             session.outbox.append((m.ACCEPTING, yes, nthreads))
             if not yes:
                 for entry in list(session.entries.values()):
-                    if entry.state in (QUEUED, BLOCKED):
+                    if entry.state in (QUEUED, BLOCKED, ASIDE):
                         self._give_back(entry, m.REFUSED)
 
     # ---- from the owner ----
 
     def receive(self, session: Session, batch: Iterable[Message]) -> None:
         """Messages of an owner, in the order in which it sent them."""
+        if session.closed:
+            return  # the owner was said to be gone while these were on their way
         entries = session.entries
         for message in batch:
             kind = message[0]
@@ -280,7 +294,11 @@ class Executor:
             elif kind == m.FREE:
                 for key in message[1]:
                     entry = entries.get(key)
-                    if entry is not None and entry.state in (KEPT, COPIED, FETCHING):
+                    if (
+                        entry is not None
+                        and entry.attempt <= message[2]
+                        and entry.state in (KEPT, COPIED, FETCHING)
+                    ):
                         self._drop(entry)
                         self._give_back_waiters(entry)
             elif kind == m.COPY:
@@ -377,7 +395,7 @@ class Executor:
         Returns
         -------
         bool
-            Whether anyone wants it; False means that a stored value is to be deleted.
+            Whether anyone wants it.
         """
         self._release_resources(entry)
         session = entry.session
@@ -412,7 +430,7 @@ class Executor:
     def fetched(self, entry: Entry) -> None:
         """A value arrived in the store."""
         if entry.state != FETCHING:
-            self.freed.append((entry.session.owner, entry.key))
+            self._free(entry)
             return
         entry.state = KEPT
         if entry.waiters is not None:
@@ -440,13 +458,23 @@ class Executor:
             if waiter.state == BLOCKED:
                 self.failed(waiter, (m.FAILED, waiter.key, waiter.attempt, pickled_error, 0.0))
 
-    def keep(self, session: Session, key: Key) -> None:
-        """A value was put in the store for its owner."""
-        before = session.entries.get(key)
-        entry = session.entries[key] = Entry(session, key)
+    def keep(self, entry: Entry) -> None:
+        """A value was put in the store for its owner, who numbers it like an attempt.
+
+        It does not come over the link: what the link has still to say about an older
+        value of the same key must not touch it.
+        """
+        session = entry.session
+        before = session.entries.get(entry.key)
+        if session.closed or (before is not None and before.attempt > entry.attempt):
+            self._forget(entry)
+            return
+        if before is not None:
+            entry.waiters, before.waiters = before.waiters, None
+            self._cancel(before)
+        session.entries[entry.key] = entry
         entry.state = KEPT
-        if before is not None and before.waiters is not None:
-            entry.waiters = before.waiters
+        if entry.waiters is not None:
             self._serve(entry)
 
     # ---- inside ----
@@ -464,9 +492,7 @@ class Executor:
         entry.payload = payload
         entry.order = order
         entry.options = options
-        if not self.accepting or not self._possible(options):
-            self._give_back(entry, m.REFUSED)
-            return
+        missing: list[tuple[Key, tuple[str, ...]]] = []
         if dependencies:
             resolved: list[Any] = []
             for reference in dependencies:
@@ -477,8 +503,9 @@ class Executor:
                 there = entries.get(reference[1])
                 if there is None:
                     if kind == m.LOCAL:
-                        self._give_back(entry, m.MISSING, ((reference[1], ()),))
-                        return
+                        missing.append((reference[1], ()))
+                        continue
+                    # Also when the task is refused: the owner counts on this copy now.
                     there = entries[reference[1]] = Entry(session, reference[1])
                     there.state = FETCHING
                     there.nbytes = reference[2]
@@ -486,15 +513,22 @@ class Executor:
                     self.fetches.append(there)
                 resolved.append(there)
             entry.dependencies = resolved
-            for there in resolved:
+        if not self.accepting:
+            self._give_back(entry, m.REFUSED)
+        elif not self._possible(options):
+            self._give_back(entry, m.REFUSED, (tuple(self.resources.items()),))
+        elif missing:
+            self._give_back(entry, m.MISSING, tuple(missing))
+        else:
+            for there in entry.dependencies:
                 if type(there) is Entry and not there.has_value:
                     entry.missing += 1
                     if there.waiters is None:
                         there.waiters = [entry]
                     else:
                         there.waiters.append(entry)
-        if entry.missing == 0:
-            self._queue(entry)
+            if entry.missing == 0:
+                self._queue(entry)
 
     def _queue(self, entry: Entry) -> None:
         entry.state = QUEUED
@@ -541,11 +575,16 @@ class Executor:
             return
         if entry.state == QUEUED:
             self.queued -= 1
-        elif entry.state == KEPT:
-            self.freed.append((entry.session.owner, entry.key))
         self._forget(entry)
 
+    def _free(self, entry: Entry) -> None:
+        """Have the runtime delete the entry's value in the store, if it has one."""
+        if entry.stored is not None:
+            self.freed.append(entry.stored)
+            entry.stored = None
+
     def _forget(self, entry: Entry) -> None:
+        self._free(entry)
         entry.state = GONE
         entry.value = None
         entry.dependencies = ()
@@ -582,6 +621,11 @@ class Executor:
         candidates: list[Entry] = []
         for queue in session.queues.values():
             candidates.extend(entry for entry in queue.items() if entry.state == QUEUED)
+        candidates.extend(
+            entry
+            for entry in self._constrained
+            if entry.session is session and entry.state == ASIDE
+        )
         for entry in reversed(candidates):
             if count <= 0:
                 break
@@ -602,8 +646,8 @@ class Executor:
         if not wanted:
             return True
         if any(self.available.get(k, 0) < v for k, v in wanted.items()):
+            entry.state = ASIDE
             self._constrained.append(entry)
-            self.queued += 1
             return False
         for name, amount in wanted.items():
             self.available[name] -= amount
@@ -616,6 +660,5 @@ class Executor:
                 self.available[name] += amount
             aside, self._constrained = self._constrained, []
             for waiting in aside:
-                if waiting.state == QUEUED:
-                    self.queued -= 1
+                if waiting.state == ASIDE:
                     self._queue(waiting)

@@ -35,7 +35,8 @@ COPY = 3
 """``(COPY, key, pickled)``: a value that several tasks here use; kept until FREE."""
 
 FREE = 4
-"""``(FREE, keys)``: drop the values (and copies) of these keys."""
+"""``(FREE, keys, attempt)``: drop the values (and copies) of these keys, but nothing
+that was put here with a higher number since (scattered values do not use the link)."""
 
 CANCEL = 5
 """``(CANCEL, key, attempt)``: do not start it, and drop what it made or is making."""
@@ -86,7 +87,8 @@ BLOCKED = 3
 """A task here that it waited for ended without a value."""
 UNKNOWN_FUNCTION = 4
 REFUSED = 5
-"""The worker is paused or leaving, or can never offer the resources."""
+"""The worker is paused or leaving, which ACCEPTING says before. Or it can never offer the
+resources; then ``keys`` has what it can, as one tuple of pairs."""
 
 NAMES = {
     value: name

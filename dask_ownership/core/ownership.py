@@ -91,8 +91,12 @@ class Ownership:
         """A value that was scattered: it has holders and no task."""
         if row.state >= INLINE:
             return
-        row.holders = tuple(holders)
+        row.holders = tuple([view for view in holders if view.alive])
         row.nbytes = nbytes
+        if not row.holders:
+            detail = "the workers that took it left the cluster"
+            self._fail(row, LOST, Failure("lost-data", row.key, detail))
+            return
         row.state = STORED
         self._succeeded(row)
 
@@ -425,11 +429,13 @@ class Ownership:
             if len(value) <= REPEATED or dependency.uses <= 1:
                 return (m.VALUE, value)
             dependency.holders += (view,)
+            view.copies[dependency.key] = self.attempts + 1
             view.outbox.append((m.COPY, dependency.key, value))
             return (m.LOCAL, dependency.key)
         if state == STORED and view not in dependency.holders:
             addresses = tuple([holder.address for holder in dependency.holders])
             dependency.holders += (view,)
+            view.copies[dependency.key] = self.attempts + 1
             return (m.REMOTE, dependency.key, dependency.nbytes, addresses)
         return (m.LOCAL, dependency.key)
 
@@ -479,7 +485,8 @@ class Ownership:
         if reason == m.UNKNOWN_FUNCTION and row.function is not None:
             view.functions.discard(row.function.id)
         elif reason == m.REFUSED:
-            view.accepting = False
+            if keys:  # it takes others; `ACCEPTING` has said when it does not
+                view.resources = dict(keys[0])
         elif reason == m.RECALLED:
             self.counts["recalled"] += 1
             row.options = row.options.copy()
@@ -490,8 +497,12 @@ class Ownership:
                 dependency = by_key.get(key)
                 if dependency is None or dependency.state not in (INLINE, STORED):
                     continue
-                gone = {h for h in dependency.holders if h is view or h.address in addresses}
-                self._drop_holders(dependency, gone, "does not have it any more")
+                gone = {h for h in dependency.holders if h.address in addresses}
+                # It may have been given another copy since it said this.
+                if view in dependency.holders and view.copies.get(key, 0) <= row.attempt:
+                    gone.add(view)
+                if gone:
+                    self._drop_holders(dependency, gone, "does not have it any more")
         self._again(row)
 
     def _late(self, view: WorkerView, message: Message) -> None:
@@ -516,8 +527,8 @@ class Ownership:
             self._end(row, state, value)
 
     def _end(self, row: Row, state: int, value: bytes | Failure | None) -> None:
+        row.value = value  # first: another thread looks at it once the state is final
         row.state = state
-        row.value = value
         row.dependents = None
         row.worker = None
         if row.waiters is not None:
@@ -529,8 +540,7 @@ class Ownership:
             row.payload = None
             row.function = None
             with self.table.lock:
-                if self.table.rows.get(row.key) is row:
-                    del self.table.rows[row.key]
+                self.table.rows.remove(row)
             self._release_uses(dependencies)
         if row in self.desired:
             self.desired.discard(row)
@@ -548,14 +558,20 @@ class Ownership:
             view.outbox.append((m.CANCEL, row.key, row.attempt))
 
     def _unhold(self, row: Row) -> None:
-        for view in row.holders:
-            if view.alive:
-                view.outbox.append((m.FREE, (row.key,)))
+        self._free(row, row.holders)
         row.holders = ()
+
+    def _free(self, row: Row, views: Iterable[WorkerView]) -> None:
+        for view in views:
+            if view.alive:
+                view.copies.pop(row.key, None)
+                view.outbox.append((m.FREE, (row.key,), self.attempts))
 
     def _drop_holders(self, row: Row, gone: set[WorkerView], reason: str) -> None:
         addresses = ", ".join(sorted(view.address for view in gone))
         row.holders = tuple([view for view in row.holders if view not in gone])
+        # One that only did not have it yet must not be left with it.
+        self._free(row, sorted(gone, key=lambda view: view.address))
         if row.state == STORED and not row.holders:
             detail = f"its only copy was at {addresses}, which {reason}"
             self._end(row, LOST, Failure("lost-data", row.key, detail))

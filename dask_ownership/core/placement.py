@@ -53,6 +53,8 @@ class WorkerView:
         Messages to it that have not left yet.
     functions : set of int
         Functions it was sent.
+    copies : dict
+        Key to the attempt number with which it was given a copy of that value.
     heard : float
         When it last answered or was given work after being idle, microseconds.
     recalled : bool
@@ -64,6 +66,7 @@ class WorkerView:
         "active",
         "address",
         "alive",
+        "copies",
         "functions",
         "heard",
         "host",
@@ -98,6 +101,7 @@ class WorkerView:
         self.load = 0.0
         self.outbox: list[Message] = []
         self.functions: set[int] = set()
+        self.copies: dict[Any, int] = {}
         self.heard = 0.0
         self.recalled = False
         self.link: Any = None

@@ -399,8 +399,8 @@ class Executor:
             core.give_back(entry, *outcome.gave_back)
         elif outcome.state == ex.GONE:
             core.failed(entry, outcome.message)
-        elif not core.succeeded(entry, outcome.message, outcome.state, outcome.value):
-            core.freed.append((entry.session.owner, entry.key))
+        else:
+            core.succeeded(entry, outcome.message, outcome.state, outcome.value)
         if parked:
             core.ended_parked()
         else:
@@ -526,8 +526,8 @@ class Executor:
         if surplus > 0:
             self.lending.give_back(surplus)
         if freed:
-            for owner, key in freed:
-                self.store.delete(owner, key)
+            for name in freed:
+                self.store.delete(name)
         if fetches:
             self.fetcher.fetch(fetches)
         if interrupted and self.on_interrupted is not None:
@@ -551,7 +551,7 @@ class Executor:
         try:
             value = await unpack_off_loop(packed)
             if entry.state == ex.FETCHING:
-                self.store.put(entry.session.owner, entry.key, value)
+                self.store.put(entry, value)
         except Exception as error:
             self._fetch_failed(entry, str(error))
             return
@@ -588,8 +588,12 @@ class Executor:
         reasons: list[str] = []
         for key in keys:
             try:
-                value = self.store.get(owner, key)
+                value = self.stored(owner, key)
             except KeyError:
+                continue
+            except Exception as error:
+                unserializable.append(key)
+                reasons.append(f"it could not be read back: {error!r}")
                 continue
             try:
                 values.append(pack(value))
@@ -600,22 +604,35 @@ class Executor:
         answer.update(keys=found, values=values, unserializable=unserializable, reasons=reasons)
         return answer
 
-    async def put(self, owner: str, data: dict[Any, Any], token: str) -> dict[str, Any]:
+    def stored(self, owner: str, key: Any) -> Any:
+        """A value of an owner that is kept here.
+
+        Raises
+        ------
+        KeyError
+            When it is not here.
+        """
+        entry = self.core.sessions[owner].entries[key]
+        if entry.state != ex.KEPT:
+            raise KeyError(key)
+        return self.store.get(entry)
+
+    async def put(self, owner: str, data: list[Any], token: str) -> dict[str, Any]:
         """Handler of ``ownership_put``: values that an owner scatters here."""
         reason = self.refuse(PROTOCOL, token)
         if reason is not None:
             return {"status": "refused", "reason": reason}
         sizes = []
-        for key, value in data:
+        for key, number, value in data:
             if isinstance(value, Serialized):
                 value = await unpack_off_loop(value)
-            sizes.append(self.hold(owner, key, value))
+            sizes.append(self.hold(owner, key, number, value))
         return {"status": "OK", "nbytes": sizes}
 
-    def hold(self, owner: str, key: Any, value: Any) -> int:
+    def hold(self, owner: str, key: Any, number: int, value: Any) -> int:
         """Keep a scattered value for its owner; its size in bytes."""
-        nbytes = self.store.put(owner, key, value)
-        session = self._link_of(owner).session
+        entry = Entry(self._link_of(owner).session, key, number)
+        nbytes = self.store.put(entry, value)
         with self.lock:
-            self.core.keep(session, key)
+            self.core.keep(entry)
         return nbytes

@@ -93,7 +93,7 @@ def load_inputs(entry: Entry) -> list[Any]:
             values.append(pickle.loads(dependency.value))
         else:
             try:
-                values.append(store.get(entry.session.owner, dependency.key))
+                values.append(store.get(dependency))
             except KeyError:
                 raise MissingInput(dependency.key) from None
     return values
@@ -128,7 +128,7 @@ def keep_result(entry: Entry, result: Any, started: float) -> Outcome:
     if pickled is not None:
         microseconds = (perf_counter() - started - entry.parked_for) * 1e6
         return Outcome((m.DONE, entry.key, entry.attempt, pickled, microseconds), ex.HELD, result)
-    nbytes = entry.session.runtime.store.put(entry.session.owner, entry.key, result)
+    nbytes = entry.session.runtime.store.put(entry, result)
     microseconds = (perf_counter() - started - entry.parked_for) * 1e6
     try:
         kind = dumps(type(result))

@@ -1,16 +1,19 @@
 """Owned values in the worker's own ``data``.
 
 There they obey the worker's memory limits: they spill, and they count when the
-worker decides to pause. Their names are hashed and hidden from the state machine.
+worker decides to pause. Their names are hashed and hidden from the state machine,
+and no name is used twice: an attempt that nobody wants any more may end after the
+next attempt of its key, and must not touch what that one made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import itertools
 from typing import Any
 
 from distributed.sizeof import safe_sizeof
 
+from dask_ownership.core.executor import Entry
 from dask_ownership.core.identity import stored_name
 from dask_ownership.runtime.compat import state_data
 
@@ -30,40 +33,40 @@ class Store:
         self.worker = worker
         self.sizes: dict[str, int] = {}
         self.nbytes = 0
+        self._numbers = itertools.count()
         state_data(worker)
 
-    def put(self, owner: str, key: Hashable, value: Any, nbytes: int | None = None) -> int:
-        """Keep a value; its size in bytes.
+    def put(self, entry: Entry, value: Any) -> int:
+        """Keep the value of an entry and write its name there; its size in bytes.
 
         Raises
         ------
         Exception
             When the value is larger than memory allows and cannot be spilled.
         """
-        name = stored_name(owner, key)
-        if nbytes is None:
-            nbytes = safe_sizeof(value)
+        name = f"{stored_name(entry.session.owner, entry.key)}-{next(self._numbers):x}"
+        nbytes = safe_sizeof(value)
         self.worker.data[name] = value
-        self.nbytes += nbytes - self.sizes.get(name, 0)
+        self.nbytes += nbytes
         self.sizes[name] = nbytes
+        entry.stored = name
         return nbytes
 
-    def get(self, owner: str, key: Hashable) -> Any:
-        """The value, read back from disk when it was spilled.
+    def get(self, entry: Entry) -> Any:
+        """The value of an entry, read back from disk when it was spilled.
 
         Raises
         ------
         KeyError
             When it is not here.
         """
-        return self.worker.data[stored_name(owner, key)]
+        name = entry.stored
+        if name is None:
+            raise KeyError(entry.key)
+        return self.worker.data[name]
 
-    def has(self, owner: str, key: Hashable) -> bool:
-        return stored_name(owner, key) in self.sizes
-
-    def delete(self, owner: str, key: Hashable) -> None:
+    def delete(self, name: str) -> None:
         """Drop a value; nothing happens when it is not here."""
-        name = stored_name(owner, key)
         nbytes = self.sizes.pop(name, None)
         if nbytes is not None:
             self.nbytes -= nbytes

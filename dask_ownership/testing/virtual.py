@@ -171,7 +171,7 @@ class VirtualWorker:
         self.address = address
         self.slots = slots
         self.core = Executor(slots)
-        self.store: dict[tuple[str, Any], bytes] = {}
+        self.store: dict[Any, bytes] = {}
         self.owner = VirtualOwner(cluster, f"owner-of-{address}", home=address)
         self.pipes: dict[str, Pipe] = {}
         self.alive = True
@@ -217,7 +217,7 @@ class VirtualWorker:
             elif dependency.state == ex.COPIED:
                 inputs.append(pickle.loads(dependency.value))
             elif dependency.state == ex.KEPT:
-                inputs.append(pickle.loads(self.store[entry.session.owner, dependency.key]))
+                inputs.append(pickle.loads(self.store[dependency.stored]))
             else:
                 self.cluster.assert_unwanted(entry.session.owner, entry, dependency)
                 self.core.give_back(entry, m.MISSING, ((dependency.key, ()),))
@@ -280,10 +280,9 @@ class VirtualWorker:
             return
         value = task.constant + sum(inputs)
         if task.large:
-            self.store[name] = pickle.dumps(value)
+            self.put(entry, pickle.dumps(value))
             message = (m.STORED, entry.key, entry.attempt, 100_000, None, task.duration)
-            if not self.core.succeeded(entry, message, ex.KEPT, None):
-                self.core.freed.append(name)
+            self.core.succeeded(entry, message, ex.KEPT, None)
         else:
             message = (m.DONE, entry.key, entry.attempt, pickle.dumps(value), task.duration)
             self.core.succeeded(entry, message, ex.HELD, value)
@@ -296,6 +295,19 @@ class VirtualWorker:
         self.core.released_slot()
         self.cluster.dirty.add(self)
 
+    def put(self, entry: Entry, value: bytes) -> None:
+        """Keep a value under a name that no other value ever has."""
+        entry.stored = (entry.session.owner, entry.key, self.cluster.number())
+        self.store[entry.stored] = value
+
+    def stored(self, owner: str, key: Any) -> bytes | None:
+        """The value of an owner that is kept here, or None."""
+        session = self.core.sessions.get(owner)
+        entry = session.entries.get(key) if session is not None else None
+        if entry is None or entry.state != ex.KEPT:
+            return None
+        return self.store[entry.stored]
+
     def _fetch(self, entry: Entry, index: int) -> None:
         if entry.state != ex.FETCHING:
             return
@@ -303,15 +315,15 @@ class VirtualWorker:
             self.core.fetch_failed(entry, entry.addresses)
             self.cluster.dirty.add(self)
             return
-        name = (entry.session.owner, entry.key)
         peer = self.cluster.workers.get(entry.addresses[index])
-        value = peer.store.get(name) if peer is not None and peer.alive else None
+        value = peer.stored(entry.session.owner, entry.key) if peer is not None else None
 
         def arrive() -> None:
             if value is None:
                 self._fetch(entry, index + 1)
-            elif entry.state == ex.FETCHING:
-                self.store[name] = value
+            else:
+                if entry.state == ex.FETCHING:
+                    self.put(entry, value)
                 self.core.fetched(entry)
             self.cluster.dirty.add(self)
 
@@ -382,7 +394,9 @@ class VirtualCluster:
         """A worker dies: its tasks, values and owner are gone; all others hear of it."""
         worker = self.workers.pop(address)
         worker.alive = False
-        self.pipes = [p for p in self.pipes if p.worker is not worker and p.owner is not worker.owner]
+        self.pipes = [
+            p for p in self.pipes if p.worker is not worker and p.owner is not worker.owner
+        ]
         for owner in [*self.clients, *(w.owner for w in self.workers.values())]:
             pipe = owner.pipes.pop(address, None)
             if pipe is not None:
@@ -445,6 +459,11 @@ class VirtualCluster:
 
     # ---- the clock ----
 
+    def number(self) -> int:
+        """A number that was not given before."""
+        self._count += 1
+        return self._count
+
     def later(self, delay: float, call: Callable[[], None]) -> None:
         self._count += 1
         heappush(self._events, (self.now + delay, self._count, call))
@@ -498,8 +517,9 @@ class VirtualCluster:
             return int(pickle.loads(row.value))
         for view in row.holders:
             worker = self.workers.get(view.address)
-            if worker is not None and (owner.name, row.key) in worker.store:
-                return int(pickle.loads(worker.store[owner.name, row.key]))
+            value = worker.stored(owner.name, row.key) if worker is not None else None
+            if value is not None:
+                return int(pickle.loads(value))
         raise AssertionError(f"{row} is with none of {row.holders}")
 
     def outcome(self, owner: VirtualOwner, row: Row) -> Any:
@@ -527,7 +547,7 @@ class VirtualCluster:
             for row in owner.core.table.rows.values():
                 if row.state == STORED:
                     primary = self.workers.get(row.holders[0].address)
-                    assert primary is None or (owner.name, row.key) in primary.store, (
+                    assert primary is None or primary.stored(owner.name, row.key), (
                         f"{row} was freed early at {primary.address}"
                     )
         for worker in self.workers.values():
