@@ -6,8 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Pure tests come first: they fail within seconds, before any cluster starts.
-FIRST  := $(wildcard tests/core tests/simulation)
-REST   := $(filter-out $(FIRST) tests/conftest.py tests/__%,$(wildcard tests/*))
+FIRST  := tests/core tests/simulation
 CODE   := $(wildcard dask_ownership tests examples)
 
 .PHONY: demo demo-compare test lint test-slow soak bench clean
@@ -19,8 +18,8 @@ demo-compare: $(VENV)/stamp
 	$(BIN)/python examples/stdlib_index.py --compare $(ARGS)
 
 test: lint
-	$(if $(ARGS),,$(if $(FIRST),$(BIN)/python -m pytest $(FIRST)))
-	$(BIN)/python -m pytest $(or $(ARGS),$(REST))
+	$(if $(ARGS),,$(BIN)/python -m pytest $(FIRST))
+	$(BIN)/python -m pytest $(or $(ARGS),tests $(addprefix --ignore=,$(FIRST)))
 
 lint: $(VENV)/stamp
 	$(BIN)/ruff check $(CODE)
