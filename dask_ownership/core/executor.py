@@ -437,7 +437,10 @@ class Executor:
             self._serve(entry)
 
     def fetch_failed(self, entry: Entry, addresses: tuple[str, ...]) -> None:
-        """No address had the value."""
+        """No address gave the value; ``addresses`` said that they do not have it.
+
+        One that did not answer is not among them: whether it is dead is for others to say.
+        """
         if entry.state != FETCHING:
             return
         waiters = entry.waiters or []
@@ -445,7 +448,7 @@ class Executor:
         self._forget(entry)
         for waiter in waiters:
             if waiter.state == BLOCKED:
-                self._give_back(waiter, m.MISSING, ((entry.key, addresses),))
+                self._give_back(waiter, m.MISSING, ((entry.key, tuple(addresses)),))
 
     def fetch_impossible(self, entry: Entry, pickled_error: bytes) -> None:
         """A value cannot be pickled or unpickled: the tasks that need it fail."""

@@ -82,7 +82,8 @@ RECALLED = 0
 DROPPED = 1
 """It was cancelled before it started."""
 MISSING = 2
-"""The dependencies in ``keys`` could not be had from any address that was given."""
+"""Pairs of a dependency that could not be had, and the addresses that were asked and said
+that they do not have it."""
 BLOCKED = 3
 """A task here that it waited for ended without a value."""
 UNKNOWN_FUNCTION = 4

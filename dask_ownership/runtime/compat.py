@@ -115,6 +115,11 @@ class Lending:
         return int(self.worker.state.nthreads) + self.lent + self._reserved
 
     @property
+    def reserved(self) -> bool:
+        """Whether a slot that is not free yet is kept for `borrow`."""
+        return self._reserved > 0
+
+    @property
     def stock_waits(self) -> bool:
         """Whether ordinary Dask tasks could start if they had a slot."""
         state = self.worker.state

@@ -255,14 +255,17 @@ class Executor:
         if link.writer is not None:
             link.writer.comm.abort()
             link.writer = None
-        await comm.write(
-            {"status": "OK", "incarnation": self.incarnation, "received": link.state.received}
-        )
-        for batch in link.state.resume(received):
-            await comm.write(batch)
-        writer = link.writer = Writer(comm)
-        self._flush()
+        # No await until the writer is there: a batch that is numbered meanwhile would be
+        # neither among those that are sent again nor written by itself.
+        writer = Writer(comm)
         try:
+            writer.write(
+                {"status": "OK", "incarnation": self.incarnation, "received": link.state.received}
+            )
+            for batch in link.state.resume(received):
+                writer.write(batch)
+            link.writer = writer
+            self._flush()
             while True:
                 batch = await comm.read()
                 if batch == BYE:
@@ -424,7 +427,10 @@ class Executor:
         self.counts["coroutines"] += 1
         outcome = await run_on_loop(entry, *call)
         with self.lock:
-            self._ended(entry, outcome, parked=False)
+            # Awaits that it started and left behind find that there is no slot to take.
+            parked = entry.parks > 0
+            entry.parks = -1 << 30
+            self._ended(entry, outcome, parked)
             self._wake()
 
     # ---- waiting without a slot ----
@@ -475,16 +481,23 @@ class Executor:
             return await awaitable
         since = perf_counter()
         with self.lock:
-            self.core.parked(entry)
-            self._wake()
+            # It may await several things at once, and has one slot to give up for them.
+            entry.parks += 1
+            if entry.parks == 1:
+                self.core.parked(entry)
+                self._wake()
         self._flush_soon()
         try:
             return await awaitable
         finally:
-            token = LoopToken()
-            self.want_slot(token)
-            await token.wait()
-            entry.parked_for += perf_counter() - since
+            with self.lock:
+                entry.parks -= 1
+                wants = entry.parks == 0
+            if wants:
+                token = LoopToken()
+                self.want_slot(token)
+                await token.wait()
+                entry.parked_for += perf_counter() - since
 
     # ---- flushing ----
 
@@ -523,8 +536,8 @@ class Executor:
             surplus = self.lending.lent - max(core.slots, core.busy)
         for link, messages in outgoing:
             link.send(messages)
-        if surplus > 0:
-            self.lending.give_back(surplus)
+        if surplus > 0 or (self.lending.reserved and not core.queued and not core.resuming):
+            self.lending.give_back(max(surplus, 0))
         if freed:
             for name in freed:
                 self.store.delete(name)
@@ -553,17 +566,17 @@ class Executor:
             if entry.state == ex.FETCHING:
                 self.store.put(entry, value)
         except Exception as error:
-            self._fetch_failed(entry, str(error))
+            self._fetch_failed(entry, str(error), ())
             return
         with self.lock:
             self.core.fetched(entry)
         self._provide()
         self._flush()
 
-    def _fetch_failed(self, entry: Entry, reason: str | None) -> None:
+    def _fetch_failed(self, entry: Entry, reason: str | None, absent: tuple[str, ...]) -> None:
         with self.lock:
             if reason is None:
-                self.core.fetch_failed(entry, entry.addresses)
+                self.core.fetch_failed(entry, absent)
             else:
                 try:
                     raise NotSerializable(

@@ -162,7 +162,7 @@ class OwnerLink:
             except LinkRefused as error:
                 self.closed = True
                 self.refused(str(error))
-            except (OSError, ValueError) as error:
+            except Exception as error:
                 logger.debug("link to %s: %r", self.address, error)
             finally:
                 self._writer = None
@@ -192,16 +192,22 @@ class OwnerLink:
         if self._incarnation not in (None, answer["incarnation"]):
             raise LinkRefused(f"another worker answers at {self.address} now")
         self._incarnation = answer["incarnation"]
+        # No await in between: a batch that is numbered meanwhile would be in neither.
+        writer = Writer(comm)
         for batch in self.state.resume(answer["received"]):
-            await comm.write(batch)
-        self._writer = Writer(comm)
+            writer.write(batch)
+        self._writer = writer
 
     async def _listen(self, comm: Comm) -> None:
         while True:
             batch = await comm.read()
             messages = self.state.receive(batch)
             if messages:
-                self.received(messages)
+                try:
+                    self.received(messages)
+                except Exception:
+                    # The link goes on: the next batches are numbered after this one.
+                    logger.exception("answers of %s were not taken in", self.address)
 
     async def close(self, say_bye: bool = True) -> None:
         """End the link; the worker drops what the owner had there."""

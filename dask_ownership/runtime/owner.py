@@ -178,6 +178,8 @@ class Owner:
             while dropped:
                 gone.append(dropped.popleft())
             core.release(gone)
+        if self.closed:
+            self._settle_all()  # a thread was about to submit while this owner closed
         self._step()
 
     def _received(self, view: WorkerView, messages: Any) -> None:
@@ -224,7 +226,11 @@ class Owner:
                 row.waiters = None
         for row, waiters in told:
             for waiter in waiters or ():
-                waiter.row_done(row)
+                try:
+                    waiter.row_done(row)
+                except Exception:
+                    # For one its event loop is closed; the others must still hear of it.
+                    logger.exception("one that waited for %r could not be told", row.key)
 
     def _tick(self) -> None:
         self._ticking = False
@@ -463,15 +469,18 @@ class Owner:
 
     # ---- the end ----
 
+    def _settle_all(self) -> None:
+        failure = "its client was closed before it ended"
+        for row in list(self.core.table.rows.values()):
+            if not row.done:
+                self.core.settle(row, Failure("closed", row.key, failure))
+
     async def close(self) -> None:
         """End all links and let everyone who waits know."""
         if self.closed:
             return
         self.closed = True
-        failure = "its client was closed before it ended"
-        for row in list(self.core.table.rows.values()):
-            if not row.done:
-                self.core.settle(row, Failure("closed", row.key, failure))
+        self._settle_all()
         self._tell()
         views = list(self.core.placement.workers.values())
         await asyncio.gather(

@@ -8,6 +8,7 @@ cannot be unpickled harms its own key only.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import Any
 
@@ -19,6 +20,8 @@ from distributed.utils import offload
 
 from dask_ownership.core.executor import Entry
 from dask_ownership.errors import NotSerializable
+
+logger = logging.getLogger("dask_ownership.transfer")
 
 LARGE = 1_000_000
 """Bytes above which a value is unpickled off the event loop."""
@@ -111,7 +114,8 @@ class Fetcher:
     arrived : callable
         ``arrived(entry, packed)``, a coroutine function.
     failed : callable
-        ``failed(entry, reason)``; ``reason`` is None when nobody has the value.
+        ``failed(entry, reason, absent)``; ``reason`` is None when nobody gave the value,
+        and ``absent`` has the addresses that said that they do not have it.
     """
 
     def __init__(
@@ -119,7 +123,7 @@ class Fetcher:
         pool: ConnectionPool,
         token: str,
         arrived: Callable[[Entry, Serialized], Awaitable[None]],
-        failed: Callable[[Entry, str | None], None],
+        failed: Callable[[Entry, str | None, tuple[str, ...]], None],
     ) -> None:
         self.pool = pool
         self.token = token
@@ -129,6 +133,7 @@ class Fetcher:
         self._waiting: dict[tuple[str, str], list[tuple[Entry, int]]] = {}
         self._asking: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._absent: dict[Entry, tuple[str, ...]] = {}
 
     def fetch(self, entries: Iterable[Entry]) -> None:
         """Ask for these, each at its first address; many keys go in one request."""
@@ -138,7 +143,7 @@ class Fetcher:
 
     def _ask_at(self, entry: Entry, index: int) -> None:
         if index >= len(entry.addresses):
-            self.failed(entry, None)
+            self.failed(entry, None, self._absent.pop(entry, ()))
             return
         place = (entry.addresses[index], entry.session.owner)
         self._waiting.setdefault(place, []).append((entry, index))
@@ -170,21 +175,28 @@ class Fetcher:
         address, owner = place
         values: dict[Hashable, Serialized] = {}
         reasons: dict[Hashable, str] = {}
+        answered = False
         try:
             for attempt in range(TRIES):
                 try:
                     keys = [entry.key for entry, _ in batch]
                     values, reasons = await ask(self.pool, address, owner, keys, self.token)
+                    answered = True
                     break
-                except OSError:
+                except Exception as error:
+                    logger.debug("fetching from %s: %r", address, error)
                     if attempt + 1 < TRIES:
                         await asyncio.sleep(0.05 * 4**attempt)
             for entry, index in batch:
                 if entry.key in values:
+                    self._absent.pop(entry, None)
                     await self.arrived(entry, values[entry.key])
                 elif entry.key in reasons:
-                    self.failed(entry, reasons[entry.key])
+                    self._absent.pop(entry, None)
+                    self.failed(entry, reasons[entry.key], ())
                 else:
+                    if answered:
+                        self._absent[entry] = (*self._absent.get(entry, ()), address)
                     self._ask_at(entry, index + 1)
         finally:
             self._asking.discard(place)
