@@ -9,6 +9,7 @@ from itertools import count
 from typing import Any
 
 import dask
+import distributed
 from dask.tokenize import tokenize
 from dask.utils import funcname, parse_bytes
 from distributed.protocol.pickle import loads as _loads  # noqa: F401  (installs tblib's support)
@@ -16,8 +17,8 @@ from toolz import partition_all
 
 from dask_ownership.core.identity import child_key
 from dask_ownership.core.table import INLINE, NO_OPTIONS, Function, Options, Row
-from dask_ownership.errors import NotSerializable
-from dask_ownership.future import Future
+from dask_ownership.errors import NotHere, NotSerializable
+from dask_ownership.future import Future, TravelledFuture
 from dask_ownership.runtime.owner import Owner
 from dask_ownership.runtime.runner import current_entry
 from dask_ownership.runtime.serialize import ATOMS, dumps, dumps_call
@@ -60,13 +61,13 @@ class Calls:
         function = owner.functions.get(func)
         if key is None and pure:
             key = self._pure_key(func, function, args, kwargs)
+        entry = current_entry() if owner.executor is not None else None
         if key is not None:
-            known = owner.core.table.find(key)
+            known = owner.core.table.find(key, parent_of(entry))
             if known is not None:
                 return known
-        call = dumps_call(args, kwargs, function.name, self.row_of, Future)
+        call = dumps_call(args, kwargs, function.name, self.row_of, distributed.Future)
         annotations = dask.get_annotations()
-        entry = current_entry() if owner.executor is not None else None
         if annotations:
             workers = workers or annotations.get("workers", annotations.get("restrictions"))
             resources = resources or annotations.get("resources")
@@ -95,10 +96,26 @@ class Calls:
         return owner.submit(row)
 
     def row_of(self, future: Any) -> Row | None:
-        """The row of a future that this owner owns."""
-        if type(future) is Future and future._owner is self.owner:
-            return future._row
-        return None
+        """The row of a future that this owner owns; None for one that only passes through.
+
+        Raises
+        ------
+        NotHere
+            For a future of another client or of the central scheduler.
+        """
+        if type(future) is Future:
+            if future._owner is self.owner:
+                return future._row
+            raise NotHere(
+                f"the future {future.key!r} belongs to {future._owner.name} and cannot be an "
+                f"argument of a task of {self.owner.name}: pass its value"
+            )
+        if isinstance(future, TravelledFuture):
+            return None
+        raise NotHere(
+            f"the future {future.key!r} is computed by the central scheduler and cannot be an "
+            "argument of an owned task: pass its value (future.result())"
+        )
 
     def _pure_key(
         self, func: Any, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -216,6 +233,11 @@ class Calls:
         return self.owner.submit(row)
 
 
+def parent_of(entry: Any) -> Any:
+    """How rows name the task that submitted them."""
+    return (entry.session.owner, entry.key, entry.attempt) if entry is not None else None
+
+
 def make_options(workers: Any, resources: Any, retries: Any, loose: Any, entry: Any) -> Options:
     """Options of a row from what the user wrote."""
     names: tuple[str, ...] | None = None
@@ -230,5 +252,5 @@ def make_options(workers: Any, resources: Any, retries: Any, loose: Any, entry: 
         retries=int(retries or 0),
         resources=dict(resources) if resources else None,
         depth=entry.depth + 1 if entry is not None else 0,
-        parent=(entry.session.owner, entry.key) if entry is not None else None,
+        parent=parent_of(entry),
     )

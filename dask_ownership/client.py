@@ -322,8 +322,8 @@ class Client(distributed.Client):
         if allow_other_workers not in (True, False, None):
             raise TypeError("allow_other_workers= must be True, False, or None")
         self._check_open()
-        graph = Graph(expr) if not actors else None
-        if graph is None or graph.central:
+        graph = Graph(expr)
+        if actors or self._needs_scheduler(graph):
             self.central_calls += 1
             return super()._graph_to_futures(
                 expr, keys, span_metadata, workers=workers,
@@ -340,6 +340,34 @@ class Client(distributed.Client):
         }
         rows = graph_rows(self.calls, graph, set(keys), internal_priority, call)
         return {key: Future(self, row) for key, row in rows.items()}
+
+    def _needs_scheduler(self, graph: Graph) -> bool:
+        """Whether only the central scheduler can run a graph.
+
+        Raises
+        ------
+        NotImplementedError
+            When it also needs owned futures, which the scheduler does not know.
+        """
+        outside = graph.outside()
+        rows = self.owner.core.table.rows
+        central = [key for key in outside if key in self.futures and key not in rows]
+        if not graph.central and not central:
+            return False
+        owned = [key for key in outside if key in rows]
+        if owned:
+            why = (
+                f"it needs {central[0]!r}, which the scheduler computed"
+                if central
+                else "it holds a P2P shuffle"
+            )
+            raise NotImplementedError(
+                f"the graph must be run by the central scheduler ({why}) and needs the owned "
+                f"future {owned[0]!r}, which the scheduler cannot see: use "
+                'dask.config.set({"dataframe.shuffle.method": "tasks", '
+                '"array.rechunk.method": "tasks"}) from the start'
+            )
+        return True
 
     def get(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
         """Compute a graph; see `distributed.Client.get`.

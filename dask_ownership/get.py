@@ -7,11 +7,12 @@ import threading
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import dask
 import dask.base
 import distributed
 from distributed.worker import get_client, get_worker
 
-from dask_ownership.client import Client
+from dask_ownership.client import ACTIVE_CONFIG, Client
 
 _lock = threading.Lock()
 _attached: WeakKeyDictionary[Any, Client] = WeakKeyDictionary()
@@ -58,6 +59,8 @@ def _embedded_client() -> Client:
     global _embedded
     with _lock:
         if _embedded is None or _embedded.status != "running":
+            # The process is the cluster's only user: its shuffles are owned ones from here on.
+            dask.config.set(ACTIVE_CONFIG)
             _embedded = Client(dashboard_address=":0", set_as_default=False)
             atexit.register(_close, _embedded)
         return _embedded

@@ -66,6 +66,11 @@ class Graph:
             return False
         return any(isinstance(node, shuffle.P2PBarrierTask) for node in self.nodes.values())
 
+    def outside(self) -> set[Any]:
+        """Keys that the graph needs and does not make."""
+        nodes = self.nodes
+        return {key for node in nodes.values() for key in node.dependencies if key not in nodes}
+
 
 def graph_rows(
     calls: Calls,
@@ -267,15 +272,17 @@ class _Builder:
         return slot
 
     def _lost(self, key: Any) -> Row:
-        """A row for what nobody here owns and the graph does not make."""
-        row = Row(key, None, None, (), 0)
-        row = self.owner.submit(row)
+        """A row for what nobody here owns and the graph does not make.
+
+        It stands in no table: the key itself is free.
+        """
+        row = self.rows[key] = Row(key, None, None, (), 0)
         detail = (
             "lost dependencies: the graph needs this key, does not make it, and this client does "
             "not own it; was its future cancelled, or is it another client's?"
         )
-        self.owner.call(self.owner.core.cancel, [row], detail)
-        self.rows[key] = row
+        row.value = Failure("cancelled", key, detail)
+        row.state = CANCELLED
         self.handles.append(row)
         return row
 
