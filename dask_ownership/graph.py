@@ -29,7 +29,7 @@ from dask.utils import key_split
 from distributed.scheduler import validate_key
 
 from dask_ownership.calls import Calls, make_options
-from dask_ownership.core.table import NO_OPTIONS, Function, Options, Row
+from dask_ownership.core.table import CANCELLED, NO_OPTIONS, Failure, Function, Options, Row
 from dask_ownership.errors import NotSerializable
 from dask_ownership.runtime.runner import current_entry
 from dask_ownership.runtime.serialize import Slot, dumps, identity, pickling, run_node
