@@ -113,7 +113,7 @@ class WorkerSide:
 
     def _cancel_children(self, interrupted: list[Any]) -> None:
         for entry in interrupted:
-            parent = (entry.session.owner, entry.key)
+            parent = (entry.session.owner, entry.key, entry.attempt)
             detail = f"the task {entry.key!r} that submitted it was cancelled"
             self.owner.call(self.owner.core.cancel_children, parent, detail)
 

@@ -129,7 +129,7 @@ class Options:
     moved : bool
         It was recalled once and is not recalled again.
     parent : hashable or None
-        Key and owner of the task that submitted it.
+        Owner, key and attempt of the task that submitted it and alone has it.
     """
 
     __slots__ = (
@@ -276,6 +276,13 @@ class Row:
     def __repr__(self) -> str:
         return f"<Row {self.key!r} {STATE_NAMES[self.state]} attempt={self.attempt}>"
 
+    def shared_with(self, parent: Any) -> None:
+        """Another than the task that submitted it has it too: it does not end with that."""
+        mine = self.options.parent
+        if mine is not None and mine != parent:
+            self.options = self.options.copy()
+            self.options.parent = None
+
     @property
     def done(self) -> bool:
         """Whether the state is final (a retry may still change an error)."""
@@ -346,6 +353,7 @@ class Table:
             known = self.rows.setdefault(row.key, row)
             if known is not row:
                 known.handles += 1
+                known.shared_with(row.options.parent)
                 return known
             for dependency in row.dependencies:
                 dependency.uses += 1
@@ -353,12 +361,16 @@ class Table:
                 inner.uses += 1
         return row
 
-    def find(self, key: Key) -> Row | None:
-        """The row of a key with one more handle on it, or None."""
+    def find(self, key: Key, parent: Any = None) -> Row | None:
+        """The row of a key with one more handle on it, or None.
+
+        ``parent`` is the task that asks, as in `Options.parent`.
+        """
         with self.lock:
             row = self.rows.get(key)
             if row is not None:
                 row.handles += 1
+                row.shared_with(parent)
         return row
 
     def unlink(self, row: Row) -> bool:

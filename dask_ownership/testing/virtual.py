@@ -192,7 +192,7 @@ class VirtualWorker:
             self.store.pop(name, None)
         interrupted, core.interrupted = core.interrupted, []
         for entry in interrupted:
-            parent = (entry.session.owner, entry.key)
+            parent = (entry.session.owner, entry.key, entry.attempt)
             self.owner.core.cancel_children(parent, "its parent was cancelled")
             self.cluster.dirty.add(self.owner)
         for pipe in self.pipes.values():
@@ -229,7 +229,7 @@ class VirtualWorker:
 
     def _descend(self, entry: Entry, task: Task, inputs: list[int]) -> None:
         """Submit the children and wait for them without a slot."""
-        parent = (entry.session.owner, entry.key)
+        parent = (entry.session.owner, entry.key, entry.attempt)
         seen: dict[bytes, int] = {}
         rows = []
         for child in task.children:
