@@ -469,7 +469,9 @@ class Executor:
         """
         session = entry.session
         before = session.entries.get(entry.key)
-        if session.closed or (before is not None and before.attempt > entry.attempt):
+        if before is entry:
+            return
+        if session.closed or (before is not None and before.attempt >= entry.attempt):
             self._forget(entry)
             return
         if before is not None:

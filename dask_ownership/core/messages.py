@@ -92,7 +92,17 @@ REFUSED = 5
 resources; then ``keys`` has what it can, as one tuple of pairs."""
 
 NAMES = {
-    value: name
-    for name, value in list(globals().items())
-    if name.isupper() and isinstance(value, int) and value > REMOTE
+    PUSH: "PUSH",
+    FUNCTION: "FUNCTION",
+    COPY: "COPY",
+    FREE: "FREE",
+    CANCEL: "CANCEL",
+    RECALL: "RECALL",
+    DONE: "DONE",
+    STORED: "STORED",
+    FAILED: "FAILED",
+    RETURNED: "RETURNED",
+    PARKED: "PARKED",
+    ACCEPTING: "ACCEPTING",
 }
+"""Kinds of messages by number, for people."""

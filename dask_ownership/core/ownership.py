@@ -95,7 +95,10 @@ class Ownership:
         row.nbytes = nbytes
         if not row.holders:
             detail = "the workers that took it left the cluster"
-            self._fail(row, LOST, Failure("lost-data", row.key, detail))
+            dependents = row.dependents or ()
+            self._end(row, LOST, Failure("lost-data", row.key, detail))
+            for dependent in dependents:
+                self._fail(dependent, ERROR, row.value)
             return
         row.state = STORED
         self._succeeded(row)
@@ -156,6 +159,12 @@ class Ownership:
             row.value = None
         for row in todo:
             self._wait_for_dependencies(row)
+
+    def close(self, detail: str) -> None:
+        """The owner ends: so does every row, and no value is kept."""
+        for row in list(self.table.rows.values()):
+            if row.state != FORGOTTEN:
+                self._end(row, CANCELLED, Failure("closed", row.key, detail))
 
     # ---- members ----
 

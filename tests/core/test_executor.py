@@ -1,0 +1,437 @@
+from __future__ import annotations
+
+import pytest
+
+from dask_ownership.core import executor as ex
+from dask_ownership.core import messages as m
+from dask_ownership.core.executor import Entry, Executor, Session
+from dask_ownership.core.invariants import check_executor, check_executor_empty
+
+_attempts = iter(range(1, 1 << 30))
+
+
+def push(key, deps=(), attempt=None, order=None, **options):
+    attempt = next(_attempts) if attempt is None else attempt
+    extra = {"depth": 0, **options} if options else None
+    place = attempt if order is None else order
+    return (m.PUSH, key, attempt, 1, b"call", place, tuple(deps), extra)
+
+
+class Bench:
+    """An executor, one owner, and what a runtime does for them."""
+
+    def __init__(self, slots=1, resources=None):
+        self.core = Executor(slots, resources)
+        self.session = self.core.open("owner")
+        self.said()
+
+    def tell(self, *batch, session: Session | None = None):
+        self.core.receive(session or self.session, batch)
+        check_executor(self.core)
+
+    def start(self) -> Entry:
+        entry = self.core.next_work()
+        assert isinstance(entry, Entry), entry
+        check_executor(self.core)
+        return entry
+
+    def inline(self, entry, value="value"):
+        message = (m.DONE, entry.key, entry.attempt, b"value", 1.0)
+        kept = self.core.succeeded(entry, message, ex.HELD, value)
+        self.core.released_slot()
+        check_executor(self.core)
+        return kept
+
+    def stored(self, entry):
+        entry.stored = f"{entry.key}-{entry.attempt}"
+        message = (m.STORED, entry.key, entry.attempt, 8, None, 1.0)
+        kept = self.core.succeeded(entry, message, ex.KEPT, None)
+        self.core.released_slot()
+        check_executor(self.core)
+        return kept
+
+    def fails(self, entry):
+        self.core.failed(entry, (m.FAILED, entry.key, entry.attempt, b"error", 1.0))
+        self.core.released_slot()
+        check_executor(self.core)
+
+    def said(self, session: Session | None = None):
+        session = session or self.session
+        out, session.outbox = session.outbox, []
+        return [(m.NAMES[message[0]], *message[1:]) for message in out]
+
+    def acknowledge(self):
+        self.core.packed(self.session, 1)
+        self.core.acknowledged(self.session, 1)
+
+
+@pytest.fixture
+def bench():
+    return Bench()
+
+
+def test_a_session_is_opened_once_and_says_whether_it_takes_tasks():
+    core = Executor(2)
+    session = core.open("owner")
+    assert core.open("owner") is session
+    assert session.outbox == [(m.ACCEPTING, True, 2)]
+
+
+def test_a_task_runs_once_however_often_it_is_pushed(bench):
+    message = push("x", attempt=7)
+    bench.tell(message, message)
+    entry = bench.start()
+    bench.tell(message)
+    assert bench.core.next_work() is None
+    bench.inline(entry)
+    bench.tell(message)
+    assert bench.core.next_work() is None
+    assert bench.said() == [("DONE", "x", 7, b"value", 1.0)]
+    bench.acknowledge()
+    check_executor_empty(bench.core)
+
+
+def test_owners_take_turns_and_deeper_tasks_come_first(bench):
+    other = bench.core.open("other")
+    bench.tell(push("a1"), push("a2"))
+    bench.tell(push("b1"), push("deep", depth=1), session=other)
+    ran = []
+    while (entry := bench.core.next_work()) is not None:
+        ran.append(entry.key)
+        bench.inline(entry)
+    assert ran == ["deep", "a1", "b1", "a2"]
+
+
+def test_a_parked_task_comes_before_new_ones_and_keeps_to_the_slots(bench):
+    bench.tell(push("p"), push("x"), push("y"))
+    parent = bench.start()
+    bench.core.parked(parent)
+    x = bench.start()
+    bench.core.wants_slot("token", parent)
+    assert bench.core.next_work() is None
+    bench.inline(x)
+    assert bench.core.next_work() == "token"
+    assert bench.core.next_work() is None
+    assert (bench.core.busy, bench.core.parked_count) == (1, 0)
+
+
+def test_a_value_that_is_held_goes_when_its_owner_has_it_but_not_for_tasks_here(bench):
+    bench.tell(push("x"), push("y", [(m.LOCAL, "x")]), push("z", [(m.LOCAL, "x")]))
+    bench.inline(bench.start(), 42)
+    y = bench.start()
+    bench.acknowledge()
+    bench.acknowledge()
+    assert "x" not in bench.session.entries
+    assert [d.value for d in y.dependencies] == [42]
+    bench.inline(y)
+    assert bench.start().dependencies[0].value == 42
+
+
+def test_acknowledging_again_spares_a_later_attempt(bench):
+    bench.tell(push("x"))
+    bench.inline(bench.start())
+    bench.core.packed(bench.session, 1)
+    bench.tell(push("x"))
+    bench.core.acknowledged(bench.session, 1)
+    assert bench.start().key == "x"
+
+
+@pytest.mark.parametrize("end", ["fails", "cancel", "gives back"])
+def test_tasks_behind_one_that_ends_without_a_value_are_returned_with_it(bench, end):
+    bench.tell(
+        push("x", attempt=1001),
+        push("y", [(m.LOCAL, "x")], 1002),
+        push("z", [(m.LOCAL, "y")], 1003),
+    )
+    entry = bench.start()
+    if end == "fails":
+        bench.fails(entry)
+        first = [("FAILED", "x", 1001, b"error", 1.0)]
+    elif end == "cancel":
+        bench.tell((m.CANCEL, "x", 1001), (m.CANCEL, "x", 1001))
+        first = []
+    else:
+        bench.core.give_back(entry, m.UNKNOWN_FUNCTION)
+        bench.core.released_slot()
+        first = [("RETURNED", "x", 1001, m.UNKNOWN_FUNCTION, ())]
+    assert bench.said() == [
+        *first,
+        ("RETURNED", "y", 1002, m.BLOCKED, ()),
+        ("RETURNED", "z", 1003, m.BLOCKED, ()),
+    ]
+    assert bench.core.next_work() is None
+    if end == "cancel":
+        assert bench.core.interrupted == [entry]
+        assert not bench.inline(entry)
+        assert bench.said() == []
+    check_executor_empty(bench.core)
+
+
+def test_cancelling_another_attempt_or_what_is_gone_changes_nothing(bench):
+    bench.tell(push("x", attempt=2000), (m.CANCEL, "x", 1999), (m.CANCEL, "nothing", 1))
+    bench.inline(bench.start())
+    assert bench.said() == [("DONE", "x", 2000, b"value", 1.0)]
+
+
+def test_cancelling_a_queued_a_parked_and_a_stored_task(bench):
+    bench.tell(push("q", attempt=3000), (m.CANCEL, "q", 3000))
+    assert bench.core.next_work() is None
+    bench.tell(push("p", attempt=3001))
+    parked = bench.start()
+    bench.core.parked(parked)
+    bench.said()
+    bench.tell((m.CANCEL, "p", 3001))
+    bench.core.wants_slot("token", parked)
+    assert bench.core.next_work() == "token"
+    assert not bench.inline(parked)
+    bench.tell(push("s", attempt=3002))
+    bench.stored(bench.start())
+    bench.said()
+    bench.tell((m.CANCEL, "s", 3002), (m.CANCEL, "s", 3002))
+    assert bench.core.freed == ["s-3002"]
+    assert bench.said() == []
+    check_executor_empty(bench.core)
+    assert bench.core.busy == 0
+
+
+def test_a_superseded_attempt_that_ends_late_touches_nothing_of_the_next(bench):
+    bench.core.slots = 2
+    bench.tell(push("x", attempt=4000))
+    old = bench.start()
+    bench.tell((m.CANCEL, "x", 4000), push("x", attempt=4001))
+    new = bench.start()
+    assert bench.stored(new)
+    assert not bench.stored(old)
+    assert bench.core.freed == ["x-4000"], "only what the old attempt made"
+    assert bench.said() == [("STORED", "x", 4001, 8, None, 1.0)]
+    assert bench.session.entries["x"] is new and new.stored == "x-4001"
+
+
+def test_a_push_supersedes_an_older_attempt_even_without_a_cancel(bench):
+    bench.core.slots = 2
+    bench.tell(push("x", attempt=4100))
+    old = bench.start()
+    bench.tell(push("x", attempt=4101))
+    assert bench.core.interrupted == [old]
+    new = bench.start()
+    bench.inline(old)
+    bench.inline(new)
+    assert bench.said() == [("DONE", "x", 4101, b"value", 1.0)]
+
+
+def test_a_copy_is_there_until_it_is_freed(bench):
+    bench.tell((m.COPY, "c", b"bytes"), push("x", [(m.LOCAL, "c"), (m.VALUE, b"v")]))
+    entry = bench.start()
+    assert entry.dependencies[0].value == b"bytes" and entry.dependencies[1] == b"v"
+    bench.inline(entry)
+    bench.acknowledge()
+    bench.tell((m.FREE, ("c",), 0), (m.FREE, ("c", "never"), 0))
+    check_executor_empty(bench.core)
+
+
+def test_a_dependency_that_is_not_here_returns_the_task_but_counts_its_fetches(bench):
+    bench.tell(push("x", [(m.LOCAL, "no"), (m.REMOTE, "far", 8, ("there",))], 5000))
+    assert bench.said() == [("RETURNED", "x", 5000, m.MISSING, (("no", ()),))]
+    # The owner now counts on the copy, and will free it.
+    assert [entry.key for entry in bench.core.fetches] == ["far"]
+    bench.tell((m.FREE, ("far",), 5000))
+    check_executor_empty(bench.core)
+
+
+def test_a_value_is_fetched_once_for_all_that_need_it(bench):
+    far = (m.REMOTE, "far", 8, ("there",))
+    bench.tell(push("x", [far]), push("y", [far]))
+    (entry,) = bench.core.fetches
+    assert bench.core.next_work() is None
+    entry.stored = "far-copy"
+    bench.core.fetched(entry)
+    bench.inline(bench.start())
+    bench.inline(bench.start())
+    bench.acknowledge()
+    bench.tell((m.FREE, ("far",), 1 << 30))
+    assert bench.core.freed == ["far-copy"]
+    check_executor_empty(bench.core)
+
+
+def test_a_fetch_that_ends_after_it_was_freed_deletes_its_own_value_only(bench):
+    far = (m.REMOTE, "far", 8, ("there",))
+    bench.tell(push("x", [far], 5100), (m.CANCEL, "x", 5100), (m.FREE, ("far",), 5100))
+    bench.tell(push("y", [far], 5101))
+    first, second = bench.core.fetches
+    second.stored = "second"
+    bench.core.fetched(second)
+    bench.core.fetched(first)
+    bench.core.fetch_failed(first, ("there",))
+    bench.core.fetch_impossible(first, b"error")
+    assert bench.core.freed == []
+    first.stored = "first"
+    bench.core.fetched(first)
+    assert bench.core.freed == ["first"]
+    assert bench.start().dependencies == [second]
+
+
+def test_a_fetch_that_fails_says_who_does_not_have_the_value(bench):
+    bench.tell(push("x", [(m.REMOTE, "far", 8, ("a", "b"))], 5200))
+    (entry,) = bench.core.fetches
+    for _ in range(2):
+        bench.core.fetch_failed(entry, ("a",))
+    assert bench.said() == [("RETURNED", "x", 5200, m.MISSING, (("far", ("a",)),))]
+    check_executor_empty(bench.core)
+
+
+def test_a_value_that_cannot_travel_fails_the_tasks_that_need_it(bench):
+    bench.tell(push("x", [(m.REMOTE, "far", 8, ("a",))], 5300), push("y", [(m.LOCAL, "x")], 5301))
+    for _ in range(2):
+        bench.core.fetch_impossible(bench.core.fetches[0], b"error")
+    assert bench.said() == [
+        ("FAILED", "x", 5300, b"error", 0.0),
+        ("RETURNED", "y", 5301, m.BLOCKED, ()),
+    ]
+    check_executor_empty(bench.core)
+
+
+def test_a_scattered_value_is_not_freed_by_what_the_link_says_of_an_older_one(bench):
+    first, second = Entry(bench.session, "s", 10), Entry(bench.session, "s", 20)
+    first.stored, second.stored = "first", "second"
+    bench.core.keep(first)
+    bench.core.keep(first)
+    assert bench.core.freed == []
+    bench.core.keep(second)  # overtakes the FREE of the first
+    assert bench.core.freed == ["first"]
+    late = Entry(bench.session, "s", 15)
+    late.stored = "late"
+    bench.core.keep(late)
+    assert bench.core.freed == ["first", "late"]
+    bench.tell((m.FREE, ("s",), 12))
+    assert bench.session.entries["s"] is second and second.state == ex.KEPT
+    bench.tell((m.FREE, ("s",), 20))
+    assert bench.core.freed == ["first", "late", "second"]
+    check_executor_empty(bench.core)
+
+
+def test_recall_gives_back_the_last_ones_once_and_says_that_it_is_over(bench):
+    bench.tell(push("a"), push("b"), push("c"), push("d", moved=True))
+    bench.start()
+    bench.said()
+    bench.tell((m.RECALL, 1))
+    said = bench.said()
+    assert [(s[1], s[3]) for s in said] == [("c", m.RECALLED), (None, m.RECALLED)]
+    bench.tell((m.RECALL, 10))
+    assert [s[1] for s in bench.said()] == ["b", None]
+
+
+def test_recall_leaves_tasks_that_others_here_wait_for(bench):
+    bench.tell(push("a"), push("b"), push("c", [(m.LOCAL, "b")]))
+    bench.start()
+    bench.tell((m.RECALL, 10))
+    assert [s[1] for s in bench.said()] == [None]
+
+
+def test_pausing_gives_back_what_did_not_start_and_going_on_takes_again(bench):
+    bench.tell(push("a", attempt=6000), push("b", attempt=6001))
+    running = bench.start()
+    for _ in range(2):
+        bench.core.set_accepting(False, 1)
+    assert bench.said() == [("ACCEPTING", False, 1), ("RETURNED", "b", 6001, m.REFUSED, ())]
+    bench.tell(push("c", attempt=6002))
+    assert bench.said() == [("RETURNED", "c", 6002, m.REFUSED, ())]
+    bench.inline(running)
+    assert bench.core.next_work() is None
+    bench.core.set_accepting(True, 2)
+    bench.tell(push("c", attempt=6003))
+    bench.inline(bench.start())
+    assert [s[:3] for s in bench.said()] == [
+        ("DONE", "a", 6000),
+        ("ACCEPTING", True, 2),
+        ("DONE", "c", 6003),
+    ]
+
+
+def test_a_paused_worker_lets_parked_tasks_go_on(bench):
+    bench.tell(push("p"))
+    parent = bench.start()
+    bench.core.parked(parent)
+    bench.core.set_accepting(False, 1)
+    bench.core.wants_slot("token", parent)
+    assert bench.core.next_work() == "token"
+
+
+def test_tasks_share_resources_and_those_without_do_not_count_as_queued():
+    bench = Bench(slots=3, resources={"gpu": 1})
+    one = {"gpu": 1}
+    bench.tell(push("a", resources=one), push("b", resources=one), push("c", resources=one))
+    a = bench.start()
+    assert bench.core.next_work() is None
+    assert bench.core.queued == 0, "nothing can be done about them now: no thread is to look"
+    bench.tell((m.CANCEL, "b", bench.session.entries["b"].attempt))
+    bench.tell(push("plain"))
+    assert bench.start().key == "plain"
+    bench.inline(a)
+    c = bench.start()
+    assert c.key == "c"
+    bench.fails(c)
+    assert bench.core.available == {"gpu": 1}
+
+
+@pytest.mark.parametrize("how", ["recall", "pause", "close"])
+def test_tasks_that_wait_for_resources_can_be_taken_back(how):
+    bench = Bench(slots=2, resources={"gpu": 1})
+    bench.tell(push("a", resources={"gpu": 1}), push("b", resources={"gpu": 1}))
+    a = bench.start()
+    assert bench.core.next_work() is None
+    bench.said()
+    if how == "recall":
+        bench.tell((m.RECALL, 5))
+        assert [s[1] for s in bench.said()] == ["b", None]
+    elif how == "pause":
+        bench.core.set_accepting(False, 2)
+        assert [s[1] for s in bench.said()] == [False, "b"]
+    else:
+        bench.core.close("owner")
+    bench.inline(a)
+    assert bench.core.next_work() is None and bench.core.available == {"gpu": 1}
+    check_executor(bench.core)
+
+
+def test_resources_that_are_not_here_are_said_and_other_tasks_go_on(bench):
+    bench.tell(push("x", attempt=7000, resources={"gpu": 1}), push("y"))
+    assert bench.said() == [("RETURNED", "x", 7000, m.REFUSED, ((),))]
+    bench.inline(bench.start())
+
+
+def test_closing_drops_everything_and_late_messages_of_that_owner_change_nothing(bench):
+    bench.core.slots = 2
+    bench.tell(push("s", attempt=8000))
+    bench.stored(bench.start())
+    bench.tell(push("r"), push("q"), push("far", [(m.REMOTE, "f", 1, ("a",))]))
+    running = bench.start()
+    fetching = bench.core.fetches[0]
+    bench.core.close("owner")
+    bench.core.close("owner")
+    assert bench.core.freed == ["s-8000"] and bench.core.interrupted == [running]
+    bench.tell(push("late"), (m.COPY, "c", b"v"), (m.RECALL, 3), (m.FREE, ("s",), 1 << 30))
+    bench.core.acknowledged(bench.session, 5)
+    fetching.stored = "f"
+    bench.core.fetched(fetching)
+    late = Entry(bench.session, "scattered", 9000)
+    late.stored = "late"
+    bench.core.keep(late)
+    assert bench.core.next_work() is None
+    assert not bench.stored(running)
+    assert sorted(bench.core.freed) == sorted(["s-8000", "f", "late", f"r-{running.attempt}"])
+    assert bench.said() == [] and not bench.session.entries
+    assert bench.core.busy == 0 and bench.core.queued == 0
+
+
+def test_two_owners_may_use_the_same_key(bench):
+    bench.core.slots = 2
+    other = bench.core.open("other")
+    bench.tell(push("x", attempt=1))
+    bench.tell(push("x", attempt=1), session=other)
+    first, second = bench.start(), bench.start()
+    bench.stored(first)
+    second.stored = "of the other"
+    bench.core.succeeded(second, (m.STORED, "x", 1, 1, None, 1.0), ex.KEPT, None)
+    bench.tell((m.FREE, ("x",), 99), session=other)
+    assert bench.core.freed == ["of the other"]
+    assert bench.session.entries["x"] is first

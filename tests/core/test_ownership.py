@@ -1,0 +1,429 @@
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+
+from dask_ownership.core import messages as m
+from dask_ownership.core.invariants import check_empty, check_ownership
+from dask_ownership.core.ownership import Ownership
+from dask_ownership.core.placement import WorkerView
+from dask_ownership.core.table import (
+    CANCELLED,
+    ERROR,
+    FORGOTTEN,
+    INLINE,
+    LOST,
+    PUSHED,
+    READY,
+    STORED,
+    WAITING,
+    Failure,
+    Function,
+    Options,
+    Row,
+)
+
+BIG = b"x" * 1000
+
+
+class Bench:
+    """An owner, its workers, and what a runtime does for them."""
+
+    def __init__(self, *addresses: str, slots: int = 1) -> None:
+        self.core = Ownership(nullcontext())
+        self.function = Function(1, b"function", "f")
+        self.function.duration = 100.0
+        self.views = {a: WorkerView(a, nthreads=slots) for a in addresses}
+        for view in self.views.values():
+            self.core.add_worker(view)
+
+    def row(self, key, *dependencies: Row, **options) -> Row:
+        row = Row(key, self.function, b"call", dependencies, self.core.attempts, Options(**options))
+        adopted = self.core.table.adopt(row)
+        if adopted is row:
+            self.core.submit([row])
+        self.step()
+        return adopted
+
+    def step(self) -> None:
+        self.core.schedule(0.0)
+        check_ownership(self.core)
+
+    def sent(self, address: str = "a"):
+        view = self.views[address]
+        out, view.outbox = view.outbox, []
+        return [(m.NAMES[message[0]], *message[1:]) for message in out]
+
+    def kinds(self, address: str = "a"):
+        return [message[:2] for message in self.sent(address) if message[0] != "FUNCTION"]
+
+    def answer(self, address: str, *messages) -> None:
+        self.core.receive(self.views[address], messages, 0.0)
+        check_ownership(self.core)
+        self.step()
+
+    def done(self, row: Row, value: bytes = b"value") -> None:
+        self.answer(row.worker.address, (m.DONE, row.key, row.attempt, value, 10.0))
+
+    def stored(self, row: Row) -> None:
+        message = (m.STORED, row.key, row.attempt, 10**6, None, 10.0)
+        self.answer(row.worker.address, message)
+
+    def returned(self, row: Row, reason: int, keys=()) -> None:
+        message = (m.RETURNED, row.key, row.attempt, reason, keys)
+        self.answer(row.worker.address, message)
+
+    def release(self, *rows: Row) -> None:
+        self.core.release(rows)
+        self.step()
+
+
+@pytest.fixture
+def bench():
+    return Bench("a")
+
+
+def test_every_answer_counts_once(bench):
+    row = bench.row("x")
+    attempt = row.attempt
+    answers = [
+        (m.DONE, "x", attempt, b"value", 1.0),
+        (m.STORED, "x", attempt, 1, None, 1.0),
+        (m.FAILED, "x", attempt, b"error", 1.0),
+        (m.PARKED, "x", attempt),
+        (m.RETURNED, "x", attempt, m.RECALLED, ()),
+        (m.RETURNED, "x", attempt, m.MISSING, (("y", ("a",)),)),
+        (m.RETURNED, None, 0, m.RECALLED, ()),
+    ]
+    bench.answer("a", (m.DONE, "x", attempt - 1, b"of another attempt", 1.0))
+    assert row.state == PUSHED
+    for answer in answers:
+        bench.answer("a", answer)
+        assert (row.state, row.value, row.attempt) == (INLINE, b"value", attempt)
+    bench.release(row)
+    for answer in answers:
+        bench.answer("a", answer)
+    check_empty(bench.core)
+
+
+def test_releasing_and_cancelling_what_is_gone_changes_nothing(bench):
+    row = bench.row("x")
+    bench.release(row)
+    assert row.state == FORGOTTEN
+    bench.core.cancel([row], "late")
+    bench.core.retry([row])
+    bench.core.desire([row])
+    bench.core.put(row, [bench.views["a"]], 1)
+    bench.core.settle(row, Failure("closed", "x", "late"))
+    bench.core.submit([row])
+    assert row.state == FORGOTTEN
+    check_empty(bench.core)
+
+
+def test_forgetting_a_pushed_row_takes_it_back_once(bench):
+    row = bench.row("x")
+    bench.sent()
+    bench.release(row)
+    assert bench.sent() == [("CANCEL", "x", row.attempt)]
+
+
+def test_a_stored_value_is_freed_once_when_nobody_needs_it(bench):
+    x = bench.row("x")
+    bench.stored(x)
+    y = bench.row("y", x)
+    bench.release(x)
+    bench.sent()
+    assert x.state == STORED, "y still uses it"
+    bench.done(y)
+    assert [s[:2] for s in bench.sent()] == [("FREE", ("x",))]
+    bench.release(y)
+    assert bench.sent() == []
+    check_empty(bench.core)
+
+
+def test_who_waits_for_a_row_that_is_released_hears_of_it(bench):
+    row = bench.row("x")
+    row.waiters = ["someone"]
+    bench.release(row)
+    assert bench.core.completed == [row]
+
+
+def test_a_chain_is_pushed_behind_its_dependency_and_comes_back_with_it():
+    bench = Bench("a", "b")
+    x = bench.row("x")
+    y = bench.row("y", x)
+    z = bench.row("z", y)
+    home = x.worker
+    assert y.worker is home and z.worker is home
+    for row, reason in ((x, m.RECALLED), (z, m.BLOCKED), (y, m.MISSING)):
+        keys = (("x", ()),) if reason == m.MISSING else ()
+        bench.core.receive(home, [(m.RETURNED, row.key, row.attempt, reason, keys)], 0.0)
+        check_ownership(bench.core)
+    assert (x.state, y.state, z.state) == (READY, WAITING, WAITING)
+    bench.step()
+    for row in (x, y, z):
+        bench.done(row)
+    bench.release(x, y, z)
+    check_empty(bench.core)
+
+
+def test_cancelling_the_head_of_a_chain_ends_all_of_it(bench):
+    rows = [bench.row("x")]
+    rows.append(bench.row("y", rows[0]))
+    rows.append(bench.row("z", rows[1], rows[0]))
+    bench.sent()
+    for _ in range(2):
+        bench.core.cancel([rows[0]], "stop")
+        bench.step()
+    assert [r.state for r in rows] == [CANCELLED] * 3
+    assert sorted(s[1] for s in bench.sent()) == ["x", "y", "z"]
+    bench.release(*rows)
+    check_empty(bench.core)
+
+
+def test_a_key_that_was_cancelled_is_a_new_row(bench):
+    old = bench.row("x")
+    bench.core.cancel([old], "stop")
+    new = bench.row("x")
+    assert new is not old
+    bench.answer("a", (m.DONE, "x", old.attempt, b"old", 1.0))
+    assert new.state == PUSHED
+    bench.done(new, b"new")
+    assert new.value == b"new"
+    bench.release(old, new)
+    check_empty(bench.core)
+
+
+def test_retries_are_used_up_and_retry_runs_failed_dependencies_too(bench):
+    x = bench.row("x", retries=1)
+    y = bench.row("y", x)
+    z = bench.row("z", x)
+    for _ in range(2):
+        bench.answer("a", (m.FAILED, "x", x.attempt, b"error", 1.0))
+    assert [r.state for r in (x, y, z)] == [ERROR] * 3 and y.value == b"error"
+    for _ in range(2):
+        bench.core.retry([y])
+        bench.step()
+    assert (x.state, y.state, z.state) == (PUSHED, PUSHED, ERROR)
+    bench.done(x)
+    bench.done(y)
+    bench.core.retry([x, y])
+    assert (x.state, y.state) == (INLINE, INLINE)
+    bench.release(x, y, z)
+    check_empty(bench.core)
+
+
+def test_a_retried_row_whose_dependency_was_cancelled_meanwhile_is_cancelled(bench):
+    x, y = bench.row("x"), bench.row("y")
+    z = bench.row("z", x, y)
+    bench.answer("a", (m.FAILED, "x", x.attempt, b"error", 1.0))
+    bench.core.cancel([y], "stop")
+    bench.core.retry([z])
+    bench.step()
+    assert z.state == CANCELLED
+    bench.release(x, y, z)
+    check_empty(bench.core)
+
+
+def test_fire_and_forget_keeps_a_row_until_it_ends(bench):
+    for end in (m.DONE, m.FAILED):
+        row = bench.row("x")
+        bench.core.desire([row])
+        bench.core.desire([row])
+        bench.release(row)
+        assert row.state == PUSHED
+        bench.answer("a", (end, "x", row.attempt, b"bytes", 1.0))
+        assert row.state == FORGOTTEN
+        check_empty(bench.core)
+
+
+def test_a_parked_task_leaves_room_in_the_window_once(bench):
+    row = bench.row("x")
+    view = bench.views["a"]
+    for _ in range(2):
+        bench.answer("a", (m.PARKED, "x", row.attempt))
+        assert (view.active, view.load) == (0, 0.0)
+    bench.done(row)
+    assert (view.active, view.load) == (0, 0.0)
+
+
+def test_a_worker_that_pauses_gets_nothing_until_it_goes_on(bench):
+    bench.answer("a", (m.ACCEPTING, False, 1))
+    row = bench.row("x")
+    assert row.state == READY
+    bench.answer("a", (m.ACCEPTING, True, 1))
+    assert row.state == PUSHED
+
+
+def test_a_refusal_for_resources_neither_loops_nor_stops_the_worker():
+    bench = Bench("a", "b")
+    for view in bench.views.values():
+        view.resources = {"gpu": 1.0}
+    row = bench.row("x", resources={"gpu": 1})
+    first = row.worker
+    bench.returned(row, m.REFUSED, ((),))
+    assert row.worker is not first and first.accepting and first.resources == {}
+    bench.returned(row, m.REFUSED, ((("gpu", 0.5),),))
+    assert row.state == READY
+    plain = bench.row("y")
+    assert plain.state == PUSHED
+
+
+def test_an_unknown_function_is_sent_again(bench):
+    row = bench.row("x")
+    assert [s[0] for s in bench.sent()] == ["FUNCTION", "PUSH"]
+    bench.returned(row, m.UNKNOWN_FUNCTION)
+    assert [s[0] for s in bench.sent()] == ["FUNCTION", "PUSH"]
+    other = bench.row("y")
+    assert other.state in (PUSHED, READY)
+    assert "FUNCTION" not in [s[0] for s in bench.sent()]
+
+
+def test_workers_that_do_not_exist_fail_the_row_and_loose_ones_go_elsewhere(bench):
+    bad = bench.row("x", workers=("nowhere",))
+    assert bad.state == ERROR and bad.value.kind == "no-worker"
+    assert bench.row("y", workers=("nowhere",), loose=True).state == PUSHED
+
+
+def test_a_repeated_value_is_sent_once_per_worker_and_freed_there(bench):
+    x = bench.row("x")
+    bench.done(x, BIG)
+    bench.sent()
+    rows = [bench.row(name, x) for name in ("p", "q", "r")]
+    for row in rows:
+        if row.state == PUSHED:
+            bench.done(row)
+    kinds = bench.kinds()
+    assert kinds.count(("COPY", "x")) == 1
+    bench.release(x, *rows)
+    assert ("FREE", ("x",)) in bench.kinds()
+    check_empty(bench.core)
+
+
+def two_copies():
+    """x is stored at a; y needed it at b, which was told to fetch it."""
+    bench = Bench("a", "b")
+    x = bench.row("x", workers=("a",))
+    bench.stored(x)
+    y = bench.row("y", x, workers=("b",))
+    assert [view.address for view in x.holders] == ["a", "b"]
+    bench.sent("b")
+    return bench, x, y
+
+
+def test_a_worker_that_misses_a_copy_is_told_to_free_it_and_another_tries():
+    bench, x, y = two_copies()
+    bench.returned(y, m.MISSING, (("x", ()),))
+    assert x.state == STORED
+    kinds = bench.kinds("b")
+    assert kinds == [("FREE", ("x",)), ("PUSH", "y")], "it may have it by now, uncounted"
+    bench.done(y)
+    bench.release(x, y)
+    assert ("FREE", ("x",)) in bench.kinds("a") and ("FREE", ("x",)) in bench.kinds("b")
+
+
+def test_an_old_answer_does_not_undo_a_newer_copy():
+    bench, x, y = two_copies()
+    z = bench.row("z", x, workers=("b",))
+    if z.state != PUSHED:
+        bench.views["b"].nthreads = 2
+        bench.step()
+    bench.returned(y, m.MISSING, (("x", ()),))  # y is pushed again, with a new fetch
+    assert len(x.holders) == 2
+    bench.sent("b")
+    bench.returned(z, m.MISSING, (("x", ()),))  # said before that
+    assert len(x.holders) == 2 and x.state == STORED
+    assert ("FREE", ("x",)) not in bench.kinds("b")
+
+
+def test_a_value_that_nobody_has_is_lost_and_all_that_needs_it_fails():
+    bench, x, y = two_copies()
+    bench.returned(y, m.MISSING, (("x", ("a",)),))
+    assert x.state == LOST and x.value.kind == "lost-data"
+    assert y.state == ERROR and y.value is x.value
+    assert bench.row("x", workers=("a",)) is not x
+
+
+def test_a_dead_worker_takes_its_values_and_gives_its_tasks_back():
+    bench, x, y = two_copies()
+    b = bench.views["b"]
+    bench.core.add_worker(b)
+    assert len(bench.core.placement.workers) == 2
+    y.options.workers = None
+    for _ in range(2):
+        bench.core.remove_worker(b)
+        bench.step()
+    assert y.state == PUSHED and y.worker.address == "a" and y.options.deaths == 1
+    assert [view.address for view in x.holders] == ["a"]
+    old = y.attempt
+    bench.core.receive(b, [(m.DONE, "y", old - 1, b"late", 1.0)], 0.0)
+    assert y.state == PUSHED
+    bench.core.remove_worker(bench.views["a"])
+    assert x.state == LOST
+    assert y.state == ERROR and y.value.kind == "lost-data"
+
+
+def test_a_task_under_which_many_workers_die_is_given_up():
+    bench = Bench(*"abcdef")
+    row = bench.row("x")
+    behind = bench.row("y", row)
+    for died in range(1, 5):
+        assert row.state == PUSHED
+        bench.core.remove_worker(row.worker, "died")
+        bench.step()
+        assert row.options.deaths == died
+    assert row.state == ERROR and row.value.kind == "killed-worker"
+    assert behind.state == ERROR
+    bench.release(row, behind)
+    check_empty(bench.core)
+
+
+def test_a_scattered_value_whose_workers_left_meanwhile_is_lost(bench):
+    row = bench.core.table.adopt(Row("s", None, None, (), 0))
+    view = bench.views["a"]
+    user = bench.row("y", row)
+    bench.core.remove_worker(view)
+    for _ in range(2):
+        bench.core.put(row, [view], 8)
+        bench.step()
+    assert row.state == LOST and user.state == ERROR and user.value.kind == "lost-data"
+    bench.release(row, user)
+    check_empty(bench.core)
+
+
+def test_children_end_with_the_attempt_that_alone_has_them(bench):
+    mine, theirs = ("o", "p", 1), ("o", "p", 2)
+    one = bench.row("one", parent=mine)
+    both = bench.row("both", parent=mine)
+    assert bench.row("both", parent=theirs) is both
+    again = bench.row("again", parent=mine)
+    assert bench.row("again", parent=mine) is again
+    for _ in range(2):
+        bench.core.cancel_children(mine, "stop")
+        bench.step()
+    assert (one.state, again.state) == (CANCELLED, CANCELLED)
+    assert both.state < INLINE
+    bench.release(one, both, both, again, again)
+    check_empty(bench.core)
+
+
+def test_recall_is_asked_for_once_until_it_is_over():
+    bench = Bench("a", "b")
+    rows = [bench.row(i, workers=("a",)) for i in range(20)]
+    bench.sent("a")
+    for now in (1e6, 2e6):
+        bench.core.tick(now)
+    assert [s[0] for s in bench.sent("a")] == ["RECALL"]
+    bench.answer("a", (m.RETURNED, None, 0, m.RECALLED, ()))
+    bench.core.tick(3e6)
+    assert [s[0] for s in bench.sent("a")] == ["RECALL"]
+    bench.release(*rows)
+
+
+def test_two_owners_of_one_key_know_nothing_of_each_other():
+    one, two = Bench("a"), Bench("a")
+    x, y = one.row("x"), two.row("x")
+    one.stored(x)
+    one.release(x)
+    assert y.state == PUSHED

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import pytest
+
+from dask_ownership.core.placement import WINDOW, Placement, WorkerView
+from dask_ownership.core.table import CANCELLED, PUSHED, READY, STORED, Options, Row
+
+
+def view(address, **kwargs):
+    return WorkerView(address, **kwargs)
+
+
+def ready(key, order=0, dependencies=(), **options):
+    row = Row(key, None, None, dependencies, order, Options(**options))
+    row.state = READY
+    return row
+
+
+def stored(key, nbytes, *holders):
+    row = Row(key, None, None, (), 0)
+    row.state, row.nbytes, row.holders = STORED, nbytes, holders
+    return row
+
+
+def test_orders_decide_and_rows_that_are_no_longer_ready_are_skipped():
+    placement = Placement()
+    rows = [ready("b", 2), ready("a", 1), ready("c", 3)]
+    for row in rows:
+        placement.add_ready(row)
+    rows[1].state = CANCELLED
+    got = []
+    while (row := placement.next_ready()) is not None:
+        assert placement.next_ready() is row
+        placement.take(row)
+        row.state = PUSHED
+        got.append(row.key)
+    assert got == ["b", "c"] and placement.ready_count == 0
+
+
+def test_a_row_that_is_queued_twice_is_taken_once():
+    placement = Placement()
+    row = ready("x")
+    placement.add_ready(row)
+    placement.add_ready(row)
+    placement.take(placement.next_ready())
+    row.state = PUSHED
+    assert placement.next_ready() is None
+
+
+@pytest.mark.parametrize("name", ["tcp://h:1", "h:1", "h", "7"])
+def test_a_worker_answers_to_its_address_host_and_name(name):
+    one = view("tcp://h:1", name=7, host="h")
+    assert one.answers_to(name)
+    assert not one.answers_to("other")
+
+
+def test_restrictions_of_one_kind_queue_together_and_wait_for_their_workers():
+    placement = Placement()
+    a, b = view("a"), view("b", resources={"gpu": 1})
+    placement.add_worker(a)
+    placement.add_worker(b)
+    rows = [ready("x", 1, workers=("a",)), ready("y", 0, workers=("a",))]
+    gpu = ready("g", resources={"gpu": 1})
+    much = ready("m", resources={"gpu": 2})
+    for row in (*rows, gpu, much):
+        placement.add_ready(row)
+    assert placement.next_ready() is None
+    found = dict(placement.restricted())
+    assert found == {rows[1]: [a], gpu: [b], much: []}
+    placement.take_restricted(rows[1])
+    assert rows[0] in dict(placement.restricted())
+    for row in (*rows, gpu, much):
+        row.state = CANCELLED
+    assert placement.restricted() == [] and placement.ready_count == 0
+
+
+def test_a_free_slot_comes_before_room_in_a_window():
+    placement = Placement()
+    a, b = view("a"), view("b")
+    placement.add_worker(a)
+    placement.add_worker(b)
+    a.active = 1
+    assert placement.choose(ready("x")) is b
+    b.active = 1
+    a.load = b.load = WINDOW
+    assert placement.choose(ready("x")) is None
+    b.load = WINDOW / 2
+    assert placement.choose(ready("x")) is b
+    b.accepting = False
+    assert placement.choose(ready("x")) is None
+
+
+def test_a_task_goes_to_its_data_unless_moving_it_is_faster():
+    placement = Placement()
+    a, b = view("a"), view("b")
+    placement.add_worker(a)
+    placement.add_worker(b)
+    for holder in (a, b):
+        large = ready("x", dependencies=(stored("d", 10**8, holder), stored("e", 10, a)))
+        assert placement.choose(large) is holder
+    a.active, a.load = 1, 9_000.0
+    assert placement.choose(ready("y", dependencies=(stored("d", 10**8, a),))) is a
+    assert placement.choose(ready("y", dependencies=(stored("d", 10, a),))) is b
+    assert placement.choose(ready("y", dependencies=(stored("d", 10**8, a),)), [b]) is b
+
+
+def test_home_comes_first_and_a_worker_that_left_is_not_chosen():
+    placement = Placement("home")
+    home, other = view("home"), view("other")
+    placement.add_worker(other)
+    placement.add_worker(home)
+    assert placement.choose(ready("x")) is home
+    for _ in range(2):
+        placement.remove_worker(home)
+    assert placement.choose(ready("x")) is other
+    placement.remove_worker(other)
+    assert placement.choose(ready("x")) is None

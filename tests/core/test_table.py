@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+from dask_ownership.core.table import CANCELLED, FORGOTTEN, INLINE, Options, Row, Table
+
+
+def make(key, *dependencies, **options):
+    return Row(key, None, None, dependencies, 0, Options(**options))
+
+
+def test_a_key_has_one_row_and_each_adoption_one_handle():
+    table = Table(nullcontext())
+    first = make("x")
+    assert table.adopt(first) is first and first.handles == 1
+    assert table.adopt(make("x")) is first and first.handles == 2
+    assert table.find("x") is first and first.handles == 3
+    assert table.find("y") is None
+
+
+def test_only_the_row_that_got_in_counts_its_dependencies():
+    table = Table(nullcontext())
+    x = table.adopt(make("x"))
+    inner = table.adopt(make("inner"))
+    for _ in range(2):
+        y = make("y", x)
+        y.contains = (inner,)
+        table.adopt(y)
+    assert (x.uses, inner.uses) == (1, 1)
+
+
+def test_a_row_goes_out_when_nothing_counts_it_and_only_once():
+    table = Table(nullcontext())
+    x = table.adopt(make("x"))
+    assert not table.unlink(x)
+    x.handles, x.uses = 0, 1
+    assert not table.unlink(x)
+    x.uses = 0
+    assert table.unlink(x)
+    x.state = FORGOTTEN
+    assert not table.unlink(x)
+    assert len(list(table.rows.values())) == 0
+
+
+def test_unlinking_an_old_row_leaves_the_new_one_of_its_key():
+    table = Table(nullcontext())
+    old = table.adopt(make("x"))
+    table.rows.remove(old)
+    old.state = CANCELLED
+    new = table.adopt(make("x"))
+    assert new is not old
+    old.handles = 0
+    table.unlink(old)
+    assert table.find("x") is new
+
+
+def test_a_row_that_others_have_too_is_not_its_submitters_alone():
+    table = Table(nullcontext())
+    row = table.adopt(make("x", parent=("o", "p", 1)))
+    table.find("x", ("o", "p", 1))
+    assert row.options.parent == ("o", "p", 1)
+    shared = row.options
+    table.find("x")
+    assert row.options.parent is None and shared.parent is not None
+
+
+def test_states_from_inline_on_are_final():
+    row = make("x")
+    done = []
+    for state in range(FORGOTTEN + 1):
+        row.state = state
+        done.append(row.done)
+    assert done == [state >= INLINE for state in range(FORGOTTEN + 1)]
+    assert "forgotten" in repr(row)
