@@ -50,6 +50,9 @@ STATE_NAMES = (
 KNOWN_FUNCTIONS = 4096
 """How many functions of one owner are kept."""
 
+PARKED_LIMIT = 60
+"""Parked tasks, beyond four per thread, above which only deeper tasks start."""
+
 
 class Entry:
     """A task or a value of one owner at this worker.
@@ -209,9 +212,11 @@ class Executor:
     busy : int
         Slots that are taken.
     resuming : deque
-        Parked tasks that want a slot to go on.
+        Parked tasks that want a slot to go on: their tokens and depths.
     parked_count : int
         Tasks without a slot that wait for something.
+    parked_limit : int
+        How many of them there may be before only deeper tasks start.
     fetches : list of Entry
         Values to fetch; the runtime takes them.
     freed : list
@@ -226,6 +231,9 @@ class Executor:
         self.accepting = True
         self.busy = 0
         self.parked_count = 0
+        self.parked_limit = PARKED_LIMIT + 4 * nthreads
+        self.relieved = False
+        self._parked_depths: dict[int, int] = {}
         self.resources = dict(resources or {})
         self.available = dict(self.resources)
         self.sessions: dict[str, Session] = {}
@@ -340,12 +348,16 @@ class Executor:
         if self.busy >= self.slots:
             return None
         if self.resuming:
+            token, depth = self.resuming.popleft()
             self.busy += 1
-            self.parked_count -= 1
-            return self.resuming.popleft()
+            self._unpark(depth)
+            return token
         if not self.queued or not self.accepting:
             return None
+        crowded = self.crowded
         for depth in self._depths:
+            if crowded and depth <= max(self._parked_depths):
+                return None
             turns = self._turns[depth]
             while turns:
                 session = turns[0]
@@ -365,27 +377,52 @@ class Executor:
                     continue
                 entry.state = RUNNING
                 self.busy += 1
+                self.relieved = False
                 return entry
         return None
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many tasks are parked that only deeper ones may start.
+
+        Those are what the parked ones wait for, as a rule. When nothing ends all the
+        same, `relieve` lets one more start: liveness before neatness.
+        """
+        return self.parked_count >= self.parked_limit and not self.relieved
+
+    def relieve(self) -> None:
+        """Nothing has ended for a while: let one more task start, whatever it is."""
+        if self.parked_count >= self.parked_limit:
+            self.relieved = True
 
     def released_slot(self) -> None:
         """A slot is free again: its task ended, or it had nothing to do."""
         self.busy -= 1
 
-    def parked(self, entry: Entry | None) -> None:
+    def parked(self, entry: Entry) -> None:
         """A running task waits for another and gives its slot up."""
         self.busy -= 1
         self.parked_count += 1
-        if entry is not None and not entry.cancelled:
+        depth = entry.depth
+        self._parked_depths[depth] = self._parked_depths.get(depth, 0) + 1
+        if not entry.cancelled:
             entry.session.outbox.append((m.PARKED, entry.key, entry.attempt))
 
-    def ended_parked(self) -> None:
+    def ended_parked(self, entry: Entry) -> None:
         """A task ended without having taken a slot again."""
-        self.parked_count -= 1
+        self._unpark(entry.depth)
 
-    def wants_slot(self, token: Any) -> None:
+    def _unpark(self, depth: int) -> None:
+        self.parked_count -= 1
+        left = self._parked_depths[depth] - 1
+        if left:
+            self._parked_depths[depth] = left
+        else:
+            del self._parked_depths[depth]
+
+    def wants_slot(self, token: Any, entry: Entry) -> None:
         """A parked task can go on; `next_work` gives the token when there is a slot."""
-        self.resuming.append(token)
+        self.resuming.append((token, entry.depth))
 
     # ---- outcomes ----
 

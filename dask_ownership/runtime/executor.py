@@ -131,8 +131,10 @@ class _Pool:
         self._executor.park()
 
     def append(self, waiting: tuple[threading.Thread, threading.Event]) -> None:
+        entry = here.entry
+        assert entry is not None
         here.parked = False
-        self._executor.want_slot(EventToken(waiting[1]))
+        self._executor.want_slot(EventToken(waiting[1]), entry)
 
     def _adjust_thread_count(self) -> None:
         pass
@@ -169,6 +171,7 @@ class Executor:
         self.loop: asyncio.AbstractEventLoop = worker.loop.asyncio_loop
         self._sleepers: list[threading.Lock] = []
         self._waking = 0
+        self._ended_at_last_look = 0
         self._threads: set[threading.Thread] = set()
         self._flush_scheduled = False
         self._pool = _Pool(self)
@@ -405,7 +408,7 @@ class Executor:
         else:
             core.succeeded(entry, outcome.message, outcome.state, outcome.value)
         if parked:
-            core.ended_parked()
+            core.ended_parked(entry)
         else:
             core.released_slot()
         if not self._flush_scheduled:
@@ -448,31 +451,33 @@ class Executor:
             self._flush_soon()
         return True
 
-    def want_slot(self, token: Any) -> None:
+    def want_slot(self, token: Any, entry: Entry) -> None:
         """Ask for a slot; the token is released when there is one."""
         with self.lock:
-            self.core.wants_slot(token)
+            self.core.wants_slot(token, entry)
             self._wake()
         if self.core.resuming and not self._flush_scheduled:
             self._flush_soon()
 
     def wait_parked(self, lock: Any, timeout: float) -> bool:
         """Acquire a lock (for at most ``timeout`` seconds, negative: for ever), without
-        a slot meanwhile when the caller is an owned task."""
+        a slot meanwhile when the caller is a task, owned or ordinary."""
         if lock.acquire(False):
             return True
         if not self.park():
-            return bool(lock.acquire(True, timeout))
+            with compat.without_slot(self.worker):
+                return bool(lock.acquire(True, timeout))
+        entry = here.entry
+        assert entry is not None
         since = perf_counter()
         try:
             return bool(lock.acquire(True, timeout))
         finally:
             token = ThreadToken()
-            self.want_slot(token)
+            self.want_slot(token, entry)
             token.wait()
             here.parked = False
-            if here.entry is not None:
-                here.entry.parked_for += perf_counter() - since
+            entry.parked_for += perf_counter() - since
 
     async def await_parked(self, awaitable: Any) -> Any:
         """Await something, without a slot meanwhile when the caller is a coroutine task."""
@@ -495,7 +500,7 @@ class Executor:
                 wants = entry.parks == 0
             if wants:
                 token = LoopToken()
-                self.want_slot(token)
+                self.want_slot(token, entry)
                 await token.wait()
                 entry.parked_for += perf_counter() - since
 
@@ -553,6 +558,9 @@ class Executor:
         if running != self.core.accepting or nthreads != self.core.nthreads:
             with self.lock:
                 self.core.set_accepting(running, nthreads)
+        if self.counts["run"] == self._ended_at_last_look:
+            self.core.relieve()
+        self._ended_at_last_look = self.counts["run"]
         self._flush()
         for link in self.links.values():
             if link.state.unsaid:

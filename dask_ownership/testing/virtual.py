@@ -174,6 +174,7 @@ class VirtualWorker:
         self.store: dict[Any, bytes] = {}
         self.owner = VirtualOwner(cluster, f"owner-of-{address}", home=address)
         self.pipes: dict[str, Pipe] = {}
+        self.watching = False
         self.alive = True
 
     def step(self) -> None:
@@ -205,6 +206,14 @@ class VirtualWorker:
             elif pipe.there.unsaid:
                 self.cluster.send(pipe, pipe.there.pack([]), to_worker=False)
         assert core.busy <= core.slots, (self.address, core.busy)
+        if core.crowded and not self.watching:
+            self.watching = True
+            self.cluster.later(100_000.0, self._watch)
+
+    def _watch(self) -> None:
+        self.watching = False
+        self.core.relieve()
+        self.cluster.dirty.add(self)
 
     def _start(self, entry: Entry) -> None:
         task: Task = pickle.loads(entry.payload)
@@ -265,7 +274,7 @@ class VirtualWorker:
             nonlocal left
             left -= 1
             if left == 0:
-                self.core.wants_slot(finish)
+                self.core.wants_slot(finish, entry)
                 self.cluster.dirty.add(self)
 
         for row in rows:
