@@ -390,6 +390,19 @@ class Executor:
         """
         return self.parked_count >= self.parked_limit and not self.relieved
 
+    @property
+    def startable(self) -> int:
+        """How many queued tasks may start when there are slots."""
+        if not self.queued or not self.crowded:
+            return self.queued
+        deepest = max(self._parked_depths)
+        return sum(
+            len(session.queues[depth])
+            for depth in self._depths
+            if depth > deepest
+            for session in self._turns[depth]
+        )
+
     def relieve(self) -> None:
         """Nothing has ended for a while: let one more task start, whatever it is."""
         if self.parked_count >= self.parked_limit:

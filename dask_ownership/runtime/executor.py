@@ -341,7 +341,7 @@ class Executor:
         while free > 0 and core.resuming:
             core.next_work().release()
             free -= 1
-        for _ in range(min(free, core.queued) - self._waking):
+        for _ in range(min(free, core.startable) - self._waking):
             self._waking += 1
             if self._sleepers:
                 self._sleepers.pop().release()

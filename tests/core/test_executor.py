@@ -435,3 +435,17 @@ def test_two_owners_may_use_the_same_key(bench):
     bench.tell((m.FREE, ("x",), 99), session=other)
     assert bench.core.freed == ["of the other"]
     assert bench.session.entries["x"] is first
+
+
+def test_with_many_parked_only_deeper_tasks_start_and_no_thread_looks_for_others(bench):
+    bench.core.parked_limit = 1
+    bench.tell(push("p", depth=1), push("same", depth=1))
+    parent = bench.start()
+    bench.core.parked(parent)
+    assert bench.core.next_work() is None
+    assert (bench.core.queued, bench.core.startable) == (1, 0)
+    bench.tell(push("child", depth=2))
+    assert bench.core.startable == 1
+    bench.inline(bench.start())
+    bench.core.relieve()
+    assert bench.core.startable == 1 and bench.start().key == "same"
