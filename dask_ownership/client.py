@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import pickle
 from collections.abc import Callable, Collection, Iterable, Iterator
 from numbers import Number
 from queue import Queue as PyQueue
@@ -17,6 +16,7 @@ from typing import Any
 
 import dask
 import distributed
+from distributed.client import _get_global_client
 from distributed.core import PooledRPCCall
 from distributed.utils import _parse_timedelta as parse_timeout
 from distributed.utils import sync
@@ -24,12 +24,13 @@ from distributed.utils import sync
 from dask_ownership.calls import Calls
 from dask_ownership.cluster.scheduler_plugin import NAME, OwnershipSchedulerPlugin
 from dask_ownership.core.table import INLINE, STORED, Row
-from dask_ownership.errors import ClosedOwner, NotHere, PluginMissing
+from dask_ownership.errors import ClosedOwner, NotHere, NotSerializable, PluginMissing
 from dask_ownership.future import Future, owned_clients
 from dask_ownership.graph import Graph, graph_rows
 from dask_ownership.runtime.link import PROTOCOL
 from dask_ownership.runtime.membership import JOIN, MEMBERS
 from dask_ownership.runtime.owner import Owner
+from dask_ownership.runtime.serialize import loads_value
 from dask_ownership.scatter import scatter
 
 logger = logging.getLogger("dask_ownership.client")
@@ -38,6 +39,9 @@ CONTAINERS = (list, tuple, set, frozenset)
 
 ACTIVE_CONFIG = {"dataframe.shuffle.method": "tasks", "array.rechunk.method": "tasks"}
 """P2P shuffles need the central scheduler, so they are not the default here."""
+
+HOUSEKEEPING = {"address", "close_rpc", "identity", "register_scheduler_plugin", JOIN}
+"""Operations of the scheduler that every client uses, whatever it runs."""
 
 CENTRAL_DATA = {"queue_put", "variable_set", "publish_put"}
 """Operations of the scheduler that take keys of futures, and what owned keys do not do yet."""
@@ -56,22 +60,25 @@ class GuardedScheduler:
 
     def __getattr__(self, name: str) -> Any:
         operation = getattr(self._rpc, name)
-        if name not in CENTRAL_DATA:
+        if name in HOUSEKEEPING or not callable(operation):
             return operation
 
-        def guarded(**kwargs: Any) -> Any:
-            keys = [kwargs.get("key"), *(k for ks in kwargs.get("keys") or () for k in ks)]
-            for key in keys:
-                if key is not None and key in self._client.owner.core.table.rows:
-                    raise NotImplementedError(
-                        f"the owned future {key!r} cannot go through the scheduler "
-                        f"({name}): put its value there, or a future of a stock "
-                        "distributed.Client"
-                    )
+        def counted(**kwargs: Any) -> Any:
+            if name in CENTRAL_DATA:
+                self._refuse_owned(name, kwargs)
             self._client.central_calls += 1
             return operation(**kwargs)
 
-        return guarded
+        return counted
+
+    def _refuse_owned(self, name: str, kwargs: dict[str, Any]) -> None:
+        keys = [kwargs.get("key"), *(k for ks in kwargs.get("keys") or () for k in ks)]
+        for key in keys:
+            if key is not None and key in self._client.owner.core.table.rows:
+                raise NotImplementedError(
+                    f"the owned future {key!r} cannot go through the scheduler ({name}): put its "
+                    "value there, or a future of a stock distributed.Client"
+                )
 
 
 class Client(distributed.Client):
@@ -115,7 +122,8 @@ class Client(distributed.Client):
             worker.scheduler.address,
             loop=worker.loop,
             security=worker.security,
-            set_as_default=False,
+            # Stock functions inside tasks look for it; never in place of the program's own.
+            set_as_default=_get_global_client() is None,
             asynchronous=on_loop,
             direct_to_workers=True,
             name="worker",
@@ -413,6 +421,7 @@ class Client(distributed.Client):
             )
         if isinstance(futures, Iterator):
             return (self.gather(f, errors=errors, direct=direct) for f in futures)
+        self._check_open()
         if errors not in ("raise", "skip"):
             raise ValueError(f"Bad value, `errors={errors}`")
         if self.asynchronous if asynchronous is None else asynchronous:
@@ -495,13 +504,15 @@ class Client(distributed.Client):
     def _read_inline(self, found: dict[Any, Any], errors: str) -> list[Any]:
         """Fill in what is here; the futures whose values are stored elsewhere."""
         stored = []
-        loads = pickle.loads
         for future in found:
             row = future._row
             if future._cleared:
                 self._bad(future, future._error(), found, errors)
             elif row.state == INLINE:
-                found[future] = loads(row.value)
+                try:
+                    found[future] = loads_value(row.key, row.value)
+                except NotSerializable as error:
+                    self._bad(future, error, found, errors)
             elif row.state == STORED:
                 stored.append(future)
             else:
@@ -582,6 +593,7 @@ class Client(distributed.Client):
     async def _cancel(
         self, futures: Any, reason: Any = None, msg: Any = None, force: bool = False
     ) -> None:
+        self._check_open()
         mine, others = self._split(futures)
         if mine:
             detail = str(msg or reason or "cancelled by its client")
@@ -593,6 +605,7 @@ class Client(distributed.Client):
             await super()._cancel(others, reason=reason, msg=msg, force=force)
 
     async def _retry(self, futures: Any) -> None:
+        self._check_open()
         mine, others = self._split(futures)
         if mine:
             self.owner._process()
