@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from time import time
 from typing import Any
 
 from dask.context import thread_state
-from distributed import threadpoolexecutor
+from distributed import rejoin, secede, threadpoolexecutor
 from distributed.core import Status
 from distributed.worker import _worker_cvar
 from distributed.worker_state_machine import SecedeEvent, UnpauseEvent
@@ -25,6 +26,7 @@ __all__ = [
     "pool_state",
     "state_data",
     "thread_state",
+    "without_slot",
 ]
 
 current_worker: contextvars.ContextVar[Any] = _worker_cvar
@@ -85,6 +87,27 @@ def ignore_secede_of(worker: Any, owned: Any) -> None:
             stock(*kept)
 
     worker.handle_stimulus = handle_stimulus
+
+
+@contextmanager
+def without_slot(worker: Any) -> Iterator[None]:
+    """Secede while the caller waits, when it is an ordinary Dask task of this worker.
+
+    What it waits for may need the very slot that it holds.
+    """
+    task = None
+    if getattr(pool_state, "executor", None) is worker.executors.get("default") and getattr(
+        pool_state, "proceed", False
+    ):
+        task = worker.state.tasks.get(getattr(thread_state, "key", None))
+    if task is None or task.state != "executing":
+        yield
+        return
+    secede()
+    try:
+        yield
+    finally:
+        rejoin()
 
 
 class Lending:
