@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from itertools import count
+from numbers import Real
 from typing import Any
 
 import dask
@@ -13,6 +14,7 @@ import distributed
 from dask.tokenize import tokenize
 from dask.utils import funcname, parse_bytes
 from distributed.protocol.pickle import loads as _loads  # noqa: F401  (installs tblib's support)
+from distributed.scheduler import validate_key
 from toolz import partition_all
 
 from dask_ownership.core.identity import child_key
@@ -58,6 +60,8 @@ class Calls:
     ) -> Row:
         """The row of one `submit`, with a handle for its future."""
         owner = self.owner
+        if key is not None and type(key) is not str:
+            validate_key(key)
         function = owner.functions.get(func)
         if key is None and pure:
             key = self._pure_key(func, function, args, kwargs)
@@ -96,12 +100,12 @@ class Calls:
         return owner.submit(row)
 
     def row_of(self, future: Any) -> Row | None:
-        """The row of a future that this owner owns; None for one that only passes through.
+        """The row of a future that this owner owns.
 
         Raises
         ------
         NotHere
-            For a future of another client or of the central scheduler.
+            For a future of another process, another client or the central scheduler.
         """
         if type(future) is Future:
             if future._owner is self.owner:
@@ -111,7 +115,7 @@ class Calls:
                 f"argument of a task of {self.owner.name}: pass its value"
             )
         if isinstance(future, TravelledFuture):
-            return None
+            raise future._refuse()
         raise NotHere(
             f"the future {future.key!r} is computed by the central scheduler and cannot be an "
             "argument of an owned task: pass its value (future.result())"
@@ -167,6 +171,8 @@ class Calls:
         are sent once per worker.
         """
         keys = list(key) if isinstance(key, list) else None
+        if keys is None and key is not None and type(key) is not str:
+            raise TypeError(f"map takes a list of keys or a string to begin them, not {key!r}")
         shared: list[Future] = []
         if kwargs:
             kwargs = {name: self._share(value, shared) for name, value in kwargs.items()}
@@ -188,11 +194,15 @@ class Calls:
                     one = f"{key}-{tokenize(func, kwargs, *args)}"
                 else:
                     one = None
-                rows.append(
-                    self.row(
+                try:
+                    row = self.row(
                         func, args, kwargs, one, pure, workers, resources, retries, priority, loose
                     )
-                )
+                except BaseException:
+                    for row in rows:
+                        self.owner.drop(row)
+                    raise
+                rows.append(row)
             start += len(batch)
         return rows
 
@@ -244,8 +254,19 @@ def make_options(workers: Any, resources: Any, retries: Any, loose: Any, entry: 
     if workers:
         if isinstance(workers, list | tuple | set | frozenset):
             names = tuple(str(name) for name in workers)
-        else:
+        elif isinstance(workers, str | Real):
             names = (str(workers),)
+        else:
+            raise TypeError(
+                "workers= takes an address, a name, a host or a list of them, "
+                f"not a {type(workers).__name__}: {workers!r}"
+            )
+    if retries and not isinstance(retries, int):
+        raise TypeError(f"retries= takes a whole number, not {retries!r}")
+    if resources and not (
+        isinstance(resources, dict) and all(isinstance(v, Real) for v in resources.values())
+    ):
+        raise TypeError(f"resources= takes a dict of names and numbers, not {resources!r}")
     return Options(
         workers=names,
         loose=bool(loose),

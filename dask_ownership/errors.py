@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from concurrent.futures import CancelledError
 
 from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker as _StockKilledWorker
@@ -70,7 +71,7 @@ class NoWorker(OwnershipError, ValueError):
 
 
 class NotSerializable(OwnershipError, TypeError):
-    """A function, argument, result or value cannot be pickled or unpickled."""
+    """A function, argument, result, value or exception cannot be pickled or unpickled."""
 
 
 class NotHere(OwnershipError, RuntimeError):
@@ -82,17 +83,27 @@ class PluginMissing(OwnershipError, RuntimeError):
 
 
 class TaskExit(OwnershipError, RuntimeError):
-    """A task raised SystemExit or KeyboardInterrupt, which must not end other processes."""
+    """A task raised SystemExit, KeyboardInterrupt or another exception that is no `Exception`.
+
+    It must not end other processes, or cancel the coroutine that asks for the result.
+    """
 
 
-class ClosedOwner(OwnershipError, RuntimeError):
-    """The client was closed, so nothing can be asked of what it owned."""
+class ClosedOwner(OwnershipError, CancelledError, RuntimeError):
+    """The client was closed, so nothing can be asked of what it owned.
+
+    Closing frees every value, those that were here already too, so that what a
+    future answers then does not depend on its value's size.
+    """
 
 
 def from_failure(key: Hashable, failure: Failure) -> BaseException:
     """The exception that says why a row has no value."""
     if failure.kind == "cancelled":
-        return FutureCancelledError(key, failure.detail)
+        detail = failure.detail
+        if failure.key != key:
+            detail = f"its input {failure.key!r} was cancelled ({detail})"
+        return FutureCancelledError(key, detail)
     kinds: dict[str, type[Exception]] = {
         "lost-data": LostData,
         "killed-worker": KilledWorker,

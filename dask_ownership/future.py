@@ -27,7 +27,7 @@ from dask_ownership.core.table import (
 )
 from dask_ownership.errors import FutureCancelledError, NotHere, from_failure
 from dask_ownership.runtime.collector import untrack
-from dask_ownership.runtime.serialize import loads_error, pickling
+from dask_ownership.runtime.serialize import loads_error, loads_value, pickling
 from dask_ownership.runtime.waiting import Callback, hang
 
 logger = logging.getLogger("dask_ownership.client")
@@ -101,7 +101,10 @@ class Future(distributed.Future):
         """The type of the value; None while there is no value."""
         row = self._row
         if row.state == INLINE:
-            return type(pickle.loads(row.value))
+            try:
+                return type(pickle.loads(row.value))
+            except Exception:
+                return None
         if row.state == STORED and row.type_name is not None:
             try:
                 return pickle.loads(row.type_name)
@@ -148,7 +151,7 @@ class Future(distributed.Future):
         if row.state < INLINE:
             self._wait(timeout)
         if row.state == INLINE and not self._cleared:
-            return pickle.loads(row.value)
+            return loads_value(self.key, row.value)
         with shorten_traceback():
             return client._value_of(self, timeout)
 

@@ -46,6 +46,8 @@ def wait(fs: Any, timeout: Any = None, return_when: str = ALL_COMPLETED) -> Any:
             "Only return_when='ALL_COMPLETED' and 'FIRST_COMPLETED' are supported"
         )
     futures = futures_of(fs)
+    for future in futures:
+        future._verify_initialized()
     if not futures or any(type(f) is not Future for f in futures):
         return distributed.wait(fs, timeout=timeout, return_when=return_when)
     client = futures[0]._client

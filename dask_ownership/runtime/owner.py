@@ -14,6 +14,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from numbers import Real
 from time import perf_counter
 from typing import Any
 from uuid import uuid4
@@ -106,6 +107,8 @@ class Owner:
         self._order += count
         order = self._order - count
         if priority:
+            if not isinstance(priority, Real):
+                raise TypeError(f"priority= takes a number, not {priority!r}")
             order -= int(max(-(2**20), min(2**20, priority)) * 2**40)
         return order
 
@@ -470,10 +473,7 @@ class Owner:
     # ---- the end ----
 
     def _settle_all(self) -> None:
-        failure = "its client was closed before it ended"
-        for row in list(self.core.table.rows.values()):
-            if not row.done:
-                self.core.settle(row, Failure("closed", row.key, failure))
+        self.core.close(f"its client {self.name} is closed, which freed it")
 
     async def close(self) -> None:
         """End all links and let everyone who waits know."""

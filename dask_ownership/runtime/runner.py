@@ -71,8 +71,8 @@ def load_function(entry: Entry) -> tuple[Callable[..., Any], bool]:
             loaded = pickle.loads(function)
         except Exception as error:
             raise NotSerializable(
-                f"the worker could not unpickle the function of {entry.key!r}: {error!r}; "
-                "is what it imports installed there?"
+                f"the worker {entry.session.runtime.worker.address} could not unpickle the "
+                f"function of {entry.key!r}: {error!r}; is what it imports installed there?"
             ) from error
         function = functions[entry.function] = (loaded, iscoroutinefunction(loaded))
     return function
@@ -97,6 +97,25 @@ def load_inputs(entry: Entry) -> list[Any]:
             except KeyError:
                 raise MissingInput(dependency.key) from None
     return values
+
+
+def load_arguments(entry: Entry) -> tuple[Any, dict[str, Any]]:
+    """What a task is called with.
+
+    Raises
+    ------
+    NotSerializable
+        When something of it cannot be unpickled here.
+    """
+    try:
+        return loads_call(entry.payload, load_inputs(entry) if entry.dependencies else ())
+    except MissingInput:
+        raise
+    except Exception as error:
+        raise NotSerializable(
+            f"the worker {entry.session.runtime.worker.address} could not unpickle the arguments "
+            f"of {entry.key!r}: {error!r}; is what they import installed there?"
+        ) from error
 
 
 class Outcome:
@@ -160,7 +179,7 @@ def run_in_thread(entry: Entry, base: contextvars.Context) -> Outcome | None:
     here.parked = False
     try:
         function, is_coroutine = load_function(entry)
-        args, kwargs = loads_call(entry.payload, load_inputs(entry) if entry.dependencies else ())
+        args, kwargs = load_arguments(entry)
         if is_coroutine:
             runtime.run_coroutine(entry, function, args, kwargs, started)
             return None

@@ -14,12 +14,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import blake2b
 from itertools import count
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, TracebackType
 from typing import Any
 
 import cloudpickle
 from dask.utils import funcname
-from distributed.core import clean_exception, error_message
+from distributed.core import error_message
 
 from dask_ownership.core.table import Function, Row
 from dask_ownership.errors import NotSerializable, TaskExit
@@ -262,6 +262,23 @@ def loads_call(payload: bytes, values: list[Any] | tuple[()]) -> tuple[Any, dict
         _unpickling.values = ()
 
 
+def loads_value(key: Any, pickled: bytes) -> Any:
+    """The value of an inline row.
+
+    Raises
+    ------
+    NotSerializable
+        When it cannot be unpickled here.
+    """
+    try:
+        return pickle.loads(pickled)
+    except Exception as error:
+        raise NotSerializable(
+            f"the value of {key!r} arrived and could not be unpickled here: {error!r}; "
+            "is what it imports installed?"
+        ) from error
+
+
 def run_node(node: Any, values: dict[Any, Any]) -> Any:
     """What a worker calls for a task of a graph: the node on its inputs."""
     return node(values)
@@ -279,25 +296,50 @@ def dumps_error(error: BaseException, key: Any, where: str) -> bytes:
     """Pickle an exception with its traceback, so that it can be rebuilt for certain.
 
     Must be called while the exception is being handled. What cannot be rebuilt
-    travels as an ``Exception`` with its text.
+    travels as a `NotSerializable` with its text.
     """
-    if isinstance(error, (SystemExit, KeyboardInterrupt)):
+    if not isinstance(error, Exception):
         error = TaskExit(
             f"the task {key!r} at {where} raised {error!r}; it failed, and the worker goes on"
         )
     try:
         message = error_message(error)
         traceback = message["traceback"]
-        pair = (message["exception"].data, None if traceback is None else traceback.data)
+        pickled = bytes(message["exception"].data)
+        text = f"the task {key!r} at {where} raised {message['exception_text']}"
+        if type(pickle.loads(pickled)) is not type(error):
+            pickled = _dumps_bare(error) or pickle.dumps(
+                NotSerializable(f"{text}, which cannot be pickled")
+            )
+        parts = (pickled, None if traceback is None else bytes(traceback.data), text)
     except BaseException as problem:
-        text = f"{type(error).__name__} (which itself could not be shown: {type(problem).__name__})"
-        pair = (pickle.dumps(Exception(text)), None)
-    return pickle.dumps(pair, 5)
+        text = (
+            f"the task {key!r} at {where} raised {type(error).__name__}, which itself could not "
+            f"be shown: {type(problem).__name__}"
+        )
+        parts = (pickle.dumps(NotSerializable(text)), None, text)
+    return pickle.dumps(parts, 5)
+
+
+def _dumps_bare(error: BaseException) -> bytes | None:
+    """Pickle an exception without its traceback, which is too deep after a recursion."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    try:
+        pickled = dumps(error)
+        return pickled if type(pickle.loads(pickled)) is type(error) else None
+    except Exception:
+        return None
 
 
 def loads_error(pickled: bytes) -> tuple[BaseException, Any]:
     """The exception and its traceback (or None)."""
-    exception, traceback = pickle.loads(pickled)
-    _, error, frames = clean_exception(exception, traceback)
-    assert error is not None
-    return error, frames
+    exception, traceback, text = pickle.loads(pickled)
+    try:
+        error = pickle.loads(exception)
+    except Exception as problem:
+        error = NotSerializable(f"{text}, which cannot be unpickled here: {problem!r}")
+    try:
+        frames = None if traceback is None else pickle.loads(traceback)
+    except Exception:
+        frames = None
+    return error, frames if isinstance(frames, TracebackType) else None

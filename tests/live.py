@@ -1,0 +1,147 @@
+"""Helpers for tests on real clusters: time limits, and looking into owners and executors."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import distributed
+import psutil
+
+from dask_ownership import Client
+
+
+def until(condition: Callable[[], Any], seconds: float = 3, what: str = "") -> Any:
+    """Wait until the condition gives something true, which is returned."""
+    end = time.monotonic() + seconds
+    while True:
+        found = condition()
+        if found:
+            return found
+        if time.monotonic() > end:
+            raise AssertionError(f"not so after {seconds} s: {what or condition}")
+        time.sleep(0.01)
+
+
+def small_cluster(**options: Any) -> distributed.LocalCluster:
+    """A cluster of two processes of one thread each, unless told otherwise."""
+    return distributed.LocalCluster(
+        **{"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", **options}
+    )
+
+
+def wait_for_members(client: Client, count: int) -> list[str]:
+    """Wait until the owner knows so many workers; their addresses."""
+    workers = client.owner.core.placement.workers
+    until(lambda: len(workers) == count, what=f"{count} workers: {list(workers)}")
+    return list(workers)
+
+
+def held_at_worker(dask_worker: Any) -> dict[str, Any]:
+    """What the executor and the owner of a worker still have; empty when all is free."""
+    side = dask_worker.extensions.get("dask-ownership")
+    if side is None:
+        return {"no plugin": True}
+    core = side.executor.core
+    held: dict[str, Any] = {
+        f"entries of {owner}": [repr(e) for e in session.entries.values()]
+        for owner, session in core.sessions.items()
+        # The last answers stay until the owner's next batch says that they arrived.
+        if any(e.state != 4 for e in session.entries.values())
+    }
+    if side.executor.store.sizes:
+        held["store"] = dict(side.executor.store.sizes)
+    if side.owner.core.table.rows:
+        held["rows"] = [repr(row) for row in side.owner.core.table.rows.values()]
+    if core.busy or core.queued or core.parked_count or core.resuming:
+        held["slots"] = (core.busy, core.queued, core.parked_count, len(core.resuming))
+    if side.executor.lending.lent:
+        held["lent"] = side.executor.lending.lent
+    return held
+
+
+def sessions_at_worker(dask_worker: Any) -> list[str]:
+    """Owners that a worker has anything of."""
+    return list(dask_worker.extensions["dask-ownership"].executor.core.sessions)
+
+
+def assert_nothing_left(client: Client) -> None:
+    """Nobody holds a future: every table is empty, here and at the workers."""
+
+    def clean() -> bool:
+        gc.collect()
+        return not client.owner.core.table.rows
+
+    until(clean, what=f"rows left at the client: {list(client.owner.core.table.rows.values())[:5]}")
+    left: dict[str, Any] = {}
+
+    def free() -> bool:
+        left.clear()
+        left.update({w: h for w, h in client.run(held_at_worker).items() if h})
+        return not left
+
+    try:
+        until(free)
+    except AssertionError:
+        raise AssertionError(f"left at the workers: {left}") from None
+
+
+def threads_of_this_process() -> set[str]:
+    """Names of the threads that are alive."""
+    return {thread.name for thread in threading.enumerate() if thread.is_alive()}
+
+
+def child_processes() -> set[int]:
+    """Processes that this one started, and theirs; not the helpers of multiprocessing."""
+    found = set()
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            line = " ".join(child.cmdline())
+            if "resource_tracker" not in line and "forkserver" not in line and line:
+                found.add(child.pid)
+    return found
+
+
+def pid_of(client: Client, address: str) -> int:
+    """The process of a worker."""
+    return int(client.run(os.getpid, workers=[address])[address])
+
+
+def kill(client: Client, address: str) -> None:
+    """``kill -9`` a worker."""
+    os.kill(pid_of(client, address), signal.SIGKILL)
+
+
+# ---- tasks ----
+
+
+def inc(x: int) -> int:
+    return x + 1
+
+
+def slowinc(x: int, delay: float = 0.01) -> int:
+    time.sleep(delay)
+    return x + 1
+
+
+def total(*parts: Any) -> Any:
+    return sum(parts)
+
+
+def where() -> str:
+    return str(distributed.get_worker().address)
+
+
+def blob(size: int = 200_000, seed: int = 0) -> bytearray:
+    """A value that stays at its worker."""
+    return bytearray([seed % 256]) * size
+
+
+def boom(text: str = "boom") -> None:
+    raise ZeroDivisionError(text)

@@ -1,0 +1,280 @@
+"""Workers that die and links that break: everyone hears of it, and nobody hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import distributed
+import pytest
+from live import (
+    blob,
+    inc,
+    kill,
+    pid_of,
+    sessions_at_worker,
+    slowinc,
+    small_cluster,
+    total,
+    until,
+    wait_for_members,
+    where,
+)
+
+from dask_ownership import Client, wait
+from dask_ownership.errors import KilledWorker, LostData
+
+
+@pytest.fixture(scope="module")
+def own_cluster():
+    """Nannies start workers again; each test waits until two are there."""
+    with small_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(own_cluster):
+    with Client(own_cluster, set_as_default=False) as client:
+        until(lambda: len(client.owner.core.placement.workers) == 2, 20, "two workers")
+        yield client
+        assert client.submit(inc, 1, pure=False).result(timeout=20) == 2
+
+
+def die() -> None:
+    os._exit(1)
+
+
+def die_once(path: str) -> str:
+    """Kills its worker the first time."""
+    marker = Path(path)
+    if not marker.exists():
+        marker.touch()
+        os._exit(1)
+    return "survived"
+
+
+def length(value: bytearray, delay: float = 0.0) -> int:
+    time.sleep(delay)
+    return len(value)
+
+
+def parent_of(path: str, count: int) -> int:
+    """Submits children, and writes down which process it runs in."""
+    client = distributed.get_client()
+    children = client.map(slowinc, range(count), delay=0.01, pure=False)
+    Path(path).write_text(str(os.getpid()))
+    return sum(client.gather(children))
+
+
+def parent_of_death() -> str:
+    """Asks a child that kills its worker and may run on no other one."""
+    client = distributed.get_client()
+    here = distributed.get_worker().address
+    others = [w for w in client.scheduler_info(n_workers=-1)["workers"] if w != here]
+    try:
+        client.submit(die, workers=others, pure=False, key="deadly-child").result(timeout=30)
+    except Exception as error:
+        return type(error).__name__
+    return "no error"
+
+
+def test_pushed_tasks_are_tried_elsewhere(client):
+    futures = client.map(slowinc, range(300), delay=0.002, pure=False)
+    kill(client, wait_for_members(client, 2)[0])
+    assert client.gather(futures) == list(range(1, 301))
+
+
+def test_chains_are_tried_elsewhere(client):
+    last = client.submit(slowinc, 0, pure=False)
+    for _ in range(100):
+        last = client.submit(slowinc, last, 0.002, pure=False)
+    until(lambda: last._row.worker is not None or last._row.state)
+    busy = next(v.address for v in client.owner.core.placement.workers.values() if v.pushed)
+    kill(client, busy)
+    assert last.result(timeout=30) == 101
+
+
+def test_lost_value(client):
+    """It says which value, where it was, and so do tasks that needed it."""
+    victim, other = wait_for_members(client, 2)
+    value = client.submit(blob, key="only-copy", workers=victim, allow_other_workers=True)
+    wait(value)
+    assert value._row.holders[0].address == victim
+    blocker = client.submit(slowinc, 1, 0.5, workers=other, pure=False)
+    waiting = client.submit(length, value, 5, workers=victim, allow_other_workers=True)
+    small = client.submit(inc, 10, pure=False)
+    assert small.result() == 11
+    kill(client, victim)
+    with pytest.raises(LostData, match="'only-copy'") as info:
+        value.result(timeout=20)
+    assert victim in str(info.value)
+    assert value.status == "lost"
+    with pytest.raises(LostData, match="'only-copy'"):
+        waiting.result(timeout=20)
+    with pytest.raises(LostData, match="'only-copy'"):
+        client.submit(length, value).result(timeout=20)
+    with pytest.raises(LostData, match="'only-copy'"):
+        client.gather([small, value])
+    assert client.gather([small, value], errors="skip") == [11]
+    assert blocker.result() == 2
+
+
+def test_value_with_a_second_copy_is_not_lost(client):
+    victim, other = wait_for_members(client, 2)
+    value = client.submit(blob, key="two-copies", workers=victim)
+    assert client.submit(length, value, workers=other).result() == 200_000
+    kill(client, victim)
+    until(lambda: victim not in client.owner.core.placement.workers, 20)
+    assert len(value.result(timeout=20)) == 200_000
+    assert client.submit(length, value, pure=False).result(timeout=20) == 200_000
+
+
+def test_gather_while_the_worker_dies(client):
+    victim = wait_for_members(client, 2)[0]
+    values = [client.submit(blob, 3_000_000, i, workers=victim) for i in range(5)]
+    wait(values)
+    os.kill(pid_of(client, victim), signal.SIGKILL)
+    with pytest.raises(LostData, match="blob-"):
+        client.gather(values)
+
+
+def test_task_that_kills_its_worker_each_time(client):
+    """It is given up; what ran beside it is not."""
+    innocent = client.map(slowinc, range(40), delay=0.01, pure=False)
+    deadly = client.submit(die, key="deadly")
+    more = client.map(slowinc, range(40), delay=0.01, pure=False)
+    with pytest.raises(KilledWorker, match="'deadly'") as info:
+        deadly.result(timeout=50)
+    assert "tcp://" in str(info.value)
+    assert "workers died while running it" in str(info.value)
+    assert isinstance(info.value, distributed.KilledWorker)
+    assert client.gather(innocent) == client.gather(more) == list(range(1, 41))
+
+
+def test_task_that_kills_its_worker_once(client, tmp_path):
+    assert client.submit(die_once, str(tmp_path / "marker")).result(timeout=30) == "survived"
+
+
+def test_worker_of_a_nested_parent_dies(client, tmp_path):
+    """The parent runs again elsewhere, with its children."""
+    marker = tmp_path / "pid"
+    parent = client.submit(parent_of, str(marker), 60, key="parent")
+    pid = int(until(lambda: marker.exists() and marker.read_text()))
+    marker.unlink()
+    os.kill(pid, signal.SIGKILL)
+    assert parent.result(timeout=30) == sum(range(1, 61))
+    assert int(marker.read_text()) != pid
+
+
+def test_child_dies_far_from_its_parent(client):
+    assert client.submit(parent_of_death, pure=False).result(timeout=50) == "NoWorker"
+
+
+def test_worker_with_two_owners_dies(client, own_cluster):
+    with Client(own_cluster, set_as_default=False) as other:
+        futures = [c.map(slowinc, range(50), delay=0.005, pure=False) for c in (client, other)]
+        kill(client, wait_for_members(client, 2)[1])
+        assert client.gather(futures[0]) == list(range(1, 51))
+        assert other.gather(futures[1]) == list(range(1, 51))
+
+
+def test_broken_links_are_dialled_again(client):
+    """Tasks run once, answers arrive, values stay."""
+    value = client.submit(blob, key="stays")
+    wait(value)
+    futures = client.map(slowinc, range(200), delay=0.003, pure=False)
+    views = list(client.owner.core.placement.workers.values())
+    links = [until(lambda view=view: view.link) for view in views]
+
+    async def break_links() -> None:
+        for link in links:
+            if link._writer is not None:
+                link._writer.comm.abort()
+
+    def ran() -> int:
+        counts = client.run(lambda dask_worker: count_of(dask_worker))
+        return sum(counts.values())
+
+    before = ran()
+    for _ in range(5):
+        client.sync(break_links)
+        time.sleep(0.05)
+    assert client.gather(futures) == list(range(1, 201))
+    assert ran() - before <= 200
+    assert [view.link for view in views] == links
+    assert all(view.alive for view in views)
+    assert len(value.result(timeout=10)) == 200_000
+    assert client.submit(total, [inc(1)] * 2 and 2, 3, pure=False).result(timeout=10) == 5
+
+
+def count_of(dask_worker) -> int:
+    return dask_worker.extensions["dask-ownership"].executor.counts["run"]
+
+
+def test_links_broken_at_the_workers_end(client):
+    futures = client.map(slowinc, range(100), delay=0.003, pure=False)
+    for _ in range(3):
+        client.run(abort_links)
+        time.sleep(0.03)
+    assert client.gather(futures) == list(range(1, 101))
+
+
+def abort_links(dask_worker) -> None:
+    for link in dask_worker.extensions["dask-ownership"].executor.links.values():
+        if link.writer is not None:
+            link.writer.comm.abort()
+
+
+def test_client_that_dies_is_forgotten(client, own_cluster):
+    """A process that is killed leaves nothing at the workers."""
+    import subprocess
+    import sys
+
+    program = (
+        "import os, sys; from dask_ownership import Client; from live import blob, slowinc\n"
+        f"c = Client({own_cluster.scheduler_address!r})\n"
+        "f = c.map(blob, [100000] * 4, pure=False)\n"
+        "c.gather(f); g = c.map(slowinc, range(1000), delay=0.01)\n"
+        "print(c.owner.incarnation, flush=True); os.kill(os.getpid(), 9)"
+    )
+    client.run_on_scheduler(set_grace, "100ms")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=30)
+    dead = done.stdout.decode().strip()
+    assert len(dead) == 32, done.stderr
+    until(
+        lambda: not any(dead in s for s in client.run(sessions_at_worker).values()),
+        10,
+        "the dead client's values are dropped",
+    )
+
+
+def set_grace(value: str) -> None:
+    import dask
+
+    dask.config.set({"ownership.grace": value})
+
+
+def test_without_nannies():
+    """Workers that die stay dead; the last one's death leaves tasks waiting for a new one."""
+    with (
+        distributed.LocalCluster(
+            n_workers=0, threads_per_worker=1, dashboard_address=":0"
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        cluster.scale(1)
+        only = until(lambda: list(client.owner.core.placement.workers), 20)[0]
+        value = client.submit(blob, key="gone-with-it")
+        wait(value)
+        cluster.scale(0)
+        until(lambda: not client.owner.core.placement.workers, 20)
+        with pytest.raises(LostData, match="'gone-with-it'") as info:
+            value.result(timeout=10)
+        assert only in str(info.value)
+        future = client.submit(where, pure=False)
+        with pytest.raises(TimeoutError):
+            future.result(timeout=0.2)
+        cluster.scale(1)
+        assert future.result(timeout=20) != only
