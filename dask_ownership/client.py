@@ -195,6 +195,14 @@ class Client(distributed.Client):
         self.owner.token = answer["token"]
         self.owner.members_changed(answer["members"], [])
 
+    def sync(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run a coroutine function on the loop and wait for it; inside a task without a slot."""
+        executor = self.owner.executor if hasattr(self, "owner") else None
+        if executor is None:
+            return super().sync(func, *args, **kwargs)
+        with executor.without_slot():
+            return super().sync(func, *args, **kwargs)
+
     def _rpc_address(self) -> str:
         return str(getattr(self.scheduler, "address", "of this client"))
 

@@ -7,13 +7,14 @@ is looked at in one place.
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
 from time import time
 from typing import Any
 
 from dask.context import thread_state
-from distributed import rejoin, secede, threadpoolexecutor
+from distributed import as_completed, rejoin, secede, threadpoolexecutor
 from distributed.core import Status
 from distributed.worker import _worker_cvar
 from distributed.worker_state_machine import SecedeEvent, UnpauseEvent
@@ -21,6 +22,7 @@ from distributed.worker_state_machine import SecedeEvent, UnpauseEvent
 __all__ = [
     "HiddenData",
     "Lending",
+    "block_as_completed_in",
     "current_worker",
     "ignore_secede_of",
     "pool_state",
@@ -108,6 +110,22 @@ def without_slot(worker: Any) -> Iterator[None]:
         yield
     finally:
         rejoin()
+
+
+def block_as_completed_in(without_slot: Callable[[], AbstractContextManager[None]]) -> None:
+    """Have the stock ``as_completed`` block without a slot inside owned tasks."""
+    stock = as_completed.__next__
+    if hasattr(stock, "__wrapped__"):
+        return
+
+    @wraps(stock)
+    def __next__(self: Any) -> Any:
+        if not self.queue.empty():
+            return stock(self)
+        with without_slot():
+            return stock(self)
+
+    as_completed.__next__ = __next__
 
 
 class Lending:

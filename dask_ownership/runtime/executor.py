@@ -13,7 +13,8 @@ import contextvars
 import itertools
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import perf_counter
 from typing import Any
 from uuid import uuid4
@@ -143,6 +144,11 @@ class _Pool:
         pass
 
 
+def _caller_without_slot() -> AbstractContextManager[None]:
+    entry = here.entry
+    return nullcontext() if entry is None else entry.session.runtime.without_slot()
+
+
 class Executor:
     """Runs owned tasks at one worker.
 
@@ -191,6 +197,7 @@ class Executor:
         self.worker.handlers["ownership_get"] = self.get
         self.worker.handlers["ownership_put"] = self.put
         compat.ignore_secede_of(self.worker, self._runs)
+        compat.block_as_completed_in(_caller_without_slot)
         self._watch.start()
 
     async def close(self) -> None:
@@ -464,14 +471,21 @@ class Executor:
         a slot meanwhile when the caller is a task, owned or ordinary."""
         if lock.acquire(False):
             return True
+        with self.without_slot():
+            return bool(lock.acquire(True, timeout))
+
+    @contextmanager
+    def without_slot(self) -> Iterator[None]:
+        """Give the slot of the caller up while the body blocks, if it is a task."""
         if not self.park():
             with compat.without_slot(self.worker):
-                return bool(lock.acquire(True, timeout))
+                yield
+            return
         entry = here.entry
         assert entry is not None
         since = perf_counter()
         try:
-            return bool(lock.acquire(True, timeout))
+            yield
         finally:
             token = ThreadToken()
             self.want_slot(token, entry)
