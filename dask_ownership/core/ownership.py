@@ -89,6 +89,12 @@ class Ownership:
 
     def put(self, row: Row, holders: Iterable[WorkerView], nbytes: int) -> None:
         """A value that was scattered: it has holders and no task."""
+        if row.state > STORED:
+            # It was cancelled or forgotten while its values were on their way.
+            for view in holders:
+                if view.alive:
+                    view.outbox.append((m.CANCEL, row.key, row.attempt))
+            return
         if row.state >= INLINE:
             return
         row.holders = tuple([view for view in holders if view.alive])
@@ -158,7 +164,8 @@ class Ownership:
             row.state = WAITING
             row.value = None
         for row in todo:
-            self._wait_for_dependencies(row)
+            if row.state == WAITING:  # not ended or forgotten with one before it
+                self._wait_for_dependencies(row)
 
     def close(self, detail: str) -> None:
         """The owner ends: so does every row, and no value is kept."""

@@ -427,3 +427,27 @@ def test_two_owners_of_one_key_know_nothing_of_each_other():
     one.stored(x)
     one.release(x)
     assert y.state == PUSHED
+
+
+def test_retrying_does_not_bring_back_what_is_forgotten_on_the_way(bench):
+    x, y = bench.row("x"), bench.row("y")
+    z = bench.row("z", x, y)
+    bench.answer("a", (m.FAILED, "x", x.attempt, b"error", 1.0))
+    bench.core.cancel([y], "stop")
+    bench.release(x)
+    bench.core.retry([z])  # z is cancelled as y was, and with it nobody needs x any more
+    bench.step()
+    assert (x.state, z.state) == (FORGOTTEN, CANCELLED)
+    bench.release(y, z)
+    check_empty(bench.core)
+
+
+def test_a_value_that_arrives_after_its_row_ended_is_dropped(bench):
+    view = bench.views["a"]
+    row = bench.core.table.adopt(Row("s", None, None, (), 0))
+    row.attempt = 77
+    bench.core.cancel([row], "stop")
+    bench.core.put(row, [view], 8)
+    assert bench.sent() == [("CANCEL", "s", 77)]
+    bench.release(row)
+    check_empty(bench.core)

@@ -1,0 +1,149 @@
+"""The virtual network: links that delay, reorder, repeat and break, by a seed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from dask_ownership.core import messages as m
+from dask_ownership.core.executor import STATE_NAMES as ENTRY_STATES
+from dask_ownership.core.executor import Session
+from dask_ownership.core.link import LinkState
+from dask_ownership.core.placement import WorkerView
+from dask_ownership.core.table import STATE_NAMES as ROW_STATES
+
+if TYPE_CHECKING:
+    from dask_ownership.testing.virtual import VirtualOwner, VirtualWorker
+
+
+@dataclass
+class Faults:
+    """How bad the network is; each is a probability per batch or per event."""
+
+    duplicate: float = 0.1
+    disconnect: float = 0.02
+    longest_delay: float = 2_000.0
+
+
+@dataclass
+class Pipe:
+    """One link: an owner's end and an executor's end."""
+
+    owner: VirtualOwner
+    view: WorkerView
+    worker: VirtualWorker
+    session: Session
+    there: LinkState = field(default_factory=LinkState)
+    here: LinkState = field(default_factory=LinkState)
+    epoch: int = 0
+    to_worker_at: float = 0.0
+    to_owner_at: float = 0.0
+
+
+class Network:
+    """Carries batches along pipes, and counts what met what.
+
+    Parameters
+    ----------
+    random : Random
+    faults : Faults
+    later : callable
+        ``later(delay, call)``: the virtual clock.
+    dirty : set
+        Gets whoever something was delivered to.
+
+    Attributes
+    ----------
+    met : Counter
+        ``(state, kind)``: how often a message of a kind found a row (by the name of
+        its state) or an entry in a state; ``none`` when there was none, and ``late``
+        before the state when the message speaks of another attempt.
+    """
+
+    def __init__(
+        self,
+        random: Random,
+        faults: Faults,
+        later: Callable[[float, Callable[[], None]], None],
+        dirty: set[Any],
+    ) -> None:
+        self.random = random
+        self.faults = faults
+        self.later = later
+        self.dirty = dirty
+        self.pipes: list[Pipe] = []
+        self.met: Counter[tuple[str, str, str]] = Counter()
+        self.clock: Callable[[], float] = lambda: 0.0
+
+    def delay(self) -> float:
+        """How long the next message takes, in microseconds."""
+        return self.random.expovariate(1.0) * self.faults.longest_delay / 5
+
+    def send(self, pipe: Pipe, batch: Any, to_worker: bool) -> None:
+        """Deliver a batch after a while: in order on this link, perhaps twice, or
+        never, when the connection breaks and both ends resume."""
+        now = self.clock()
+        at = now + self.delay()
+        at = max(at, (pipe.to_worker_at if to_worker else pipe.to_owner_at) + 0.001)
+        if to_worker:
+            pipe.to_worker_at = at
+        else:
+            pipe.to_owner_at = at
+        epoch = pipe.epoch
+        times = 2 if self.random.random() < self.faults.duplicate else 1
+        for _ in range(times):
+            self.later(at - now, lambda: self._deliver(pipe, batch, to_worker, epoch))
+        if self.random.random() < self.faults.disconnect:
+            self.later(self.delay(), lambda: self._disconnect(pipe, epoch))
+
+    def _deliver(self, pipe: Pipe, batch: Any, to_worker: bool, epoch: int) -> None:
+        if epoch != pipe.epoch or pipe not in self.pipes:
+            return
+        if to_worker:
+            messages = pipe.there.receive(batch)
+            pipe.worker.core.acknowledged(pipe.session, pipe.there.acknowledged)
+            for message in messages:
+                self._count_entry(pipe.session, message)
+                pipe.worker.core.receive(pipe.session, [message])
+            self.dirty.add(pipe.worker)
+        else:
+            messages = pipe.here.receive(batch)
+            for message in messages:
+                self._count_row(pipe, message)
+                pipe.owner.core.receive(pipe.view, [message], self.clock())
+            self.dirty.add(pipe.owner)
+
+    def _count_entry(self, session: Session, message: Any) -> None:
+        kind = m.NAMES[message[0]]
+        if kind in ("PUSH", "COPY", "CANCEL", "FREE"):
+            for key in message[1] if kind == "FREE" else (message[1],):
+                entry = session.entries.get(key)
+                state = ENTRY_STATES[entry.state] if entry is not None else "none"
+                self.met["entry", state, kind] += 1
+
+    def _count_row(self, pipe: Pipe, message: Any) -> None:
+        kind = m.NAMES[message[0]]
+        if kind == "ACCEPTING" or message[1] is None:
+            return
+        if kind == "RETURNED":
+            kind = f"RETURNED {message[3]}"
+        row = pipe.owner.core.table.rows.get(message[1])
+        if row is None:
+            state = "none"
+        else:
+            state = ROW_STATES[row.state]
+            if row.attempt != message[2]:
+                state = f"late {state}"
+        self.met["row", state, kind] += 1
+
+    def _disconnect(self, pipe: Pipe, epoch: int) -> None:
+        if epoch != pipe.epoch or pipe not in self.pipes:
+            return
+        pipe.epoch += 1
+        for batch in pipe.here.resume(pipe.there.received):
+            self.send(pipe, batch, to_worker=True)
+        for batch in pipe.there.resume(pipe.here.received):
+            self.send(pipe, batch, to_worker=False)
