@@ -66,6 +66,7 @@ class Ownership:
         self.table = Table(lock)
         self.placement = Placement(home)
         self.allowed_failures = allowed_failures
+        self.refused: dict[str, str] = {}
         self.completed: list[Row] = []
         self.desired: set[Row] = set()
         self.attempts = 0
@@ -636,4 +637,6 @@ class Ownership:
             f"workers=[{wanted}] names no worker of the cluster (its workers: {there}); "
             "use allow_other_workers=True to run it elsewhere"
         )
+        if self.refused:
+            detail += "; workers that do not take part: " + "; ".join(self.refused.values())
         return Failure("no-worker", row.key, detail)

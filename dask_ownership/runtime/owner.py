@@ -82,7 +82,7 @@ class Owner:
         self.functions = Functions()
         self.pool = ConnectionPool(deserialize=False, connection_args=connection_args)
         self.closed = False
-        self.refused: dict[str, str] = {}
+        self.refused = self.core.refused
         self.central_calls = 0
         self._order = 0
         self._inbox: deque[Any] = deque()
@@ -194,6 +194,8 @@ class Owner:
         """Schedule, tell who waits, flush the links."""
         core = self.core
         core.schedule(perf_counter() * 1e6)
+        if self.refused and not core.placement.workers:
+            self._settle_refused()
         if core.completed:
             self._tell()
         busy = False
@@ -315,14 +317,14 @@ class Owner:
         self.refused[view.address] = reason
         view.link = None
         self.core.remove_worker(view, "refused the link")
-        if not self.core.placement.workers:
-            detail = "no worker of the cluster takes owned tasks: " + "; ".join(
-                self.refused.values()
-            )
-            for row in list(self.core.table.rows.values()):
-                if row.state == READY:
-                    self.core.settle(row, Failure("no-worker", row.key, detail))
         self._step()
+
+    def _settle_refused(self) -> None:
+        """End what could start if any worker took owned tasks."""
+        detail = "no worker of the cluster takes owned tasks: " + "; ".join(self.refused.values())
+        for row in list(self.core.table.rows.values()):
+            if row.state == READY:
+                self.core.settle(row, Failure("no-worker", row.key, detail))
 
     # ---- waiting ----
 
