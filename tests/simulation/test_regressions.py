@@ -16,6 +16,8 @@ RUNS = {
     # A scattered value whose row was cancelled meanwhile stayed at its workers.
     "scatter of what is cancelled": (2294930058, 2, 1, 1, 6, QUIET, 0),
     "scatter of what is cancelled, with a death": (1083892138, 1, 1, 2, 8, QUIET, 1),
+    # A superseded attempt found its input gone, which a new row of the same key had again.
+    "a superseded attempt is unwanted": (2194678813, 4, 1, 2, 44, Faults(0.2, 0.0), 2),
 }
 
 
