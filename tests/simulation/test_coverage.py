@@ -1,0 +1,65 @@
+"""What the random programs reach: which message meets what in which state."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from simulation_programs import run_program
+
+from dask_ownership.core import messages as m
+
+REASONS = {
+    str(reason): name
+    for name, reason in (
+        ("recalled", m.RECALLED),
+        ("dropped", m.DROPPED),
+        ("missing", m.MISSING),
+        ("blocked", m.BLOCKED),
+        ("unknown function", m.UNKNOWN_FUNCTION),
+        ("refused", m.REFUSED),
+    )
+}
+
+REQUIRED = {
+    "row": {
+        # An answer finds its row pushed with that attempt, or gone from the table, or failed
+        # with what it waited for.
+        "pushed": "DONE STORED FAILED PARKED RETURNED:recalled RETURNED:missing RETURNED:blocked "
+        "RETURNED:unknown_function RETURNED:refused",
+        "none": "DONE STORED FAILED PARKED RETURNED:blocked RETURNED:refused",
+        "error": "RETURNED:blocked",
+    },
+    "entry": {
+        "none": "PUSH COPY CANCEL FREE",
+        "blocked": "CANCEL",
+        "queued": "CANCEL",
+        "running": "CANCEL",
+        "held": "CANCEL",
+        "copied": "FREE",
+        "kept": "FREE CANCEL",
+    },
+}
+"""Kinds of messages by what they must have found, in which state."""
+
+
+def test_messages_meet_rows_and_entries_in_every_state_that_they_can():
+    met: Counter[tuple[str, str, str]] = Counter()
+    for seed in range(60):
+        cluster = run_program(
+            seed, workers=1 + seed % 4, slots=1 + seed % 3, length=60, kills=seed % 3
+        )
+        for (where, state, kind), count in cluster.network.met.items():
+            name, _, reason = kind.partition(" ")
+            if reason:
+                name = f"{name}:{REASONS[reason].replace(' ', '_')}"
+            met[where, state, name] += count
+    for where, state, kind in sorted(met):
+        print(f"{where:6} {state:14} {kind:28} {met[where, state, kind]:6}")
+    required = {
+        (where, state, kind)
+        for where, states in REQUIRED.items()
+        for state, kinds in states.items()
+        for kind in kinds.split()
+    }
+    missed = sorted(required - set(met))
+    assert not missed, f"never reached: {missed}"
