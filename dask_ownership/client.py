@@ -554,7 +554,10 @@ class Client(distributed.Client):
                 error = future._error()  # it was lost or cancelled meanwhile
             except Exception as problem:
                 error = problem
-            self._bad(future, error, found, errors)
+            try:
+                self._bad(future, error, found, errors)
+            finally:
+                del error  # its traceback holds this frame, and so the futures
 
     @staticmethod
     def _bad(future: Any, error: BaseException | None, found: dict[Any, Any], errors: str) -> None:
