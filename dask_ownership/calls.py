@@ -72,8 +72,9 @@ class Calls:
                 return known
         call = dumps_call(args, kwargs, function.name, self.row_of, distributed.Future)
         annotations = dask.get_annotations()
+        workers = named(workers)
         if annotations:
-            workers = workers or annotations.get("workers", annotations.get("restrictions"))
+            workers = workers or named(annotations.get("workers", annotations.get("restrictions")))
             resources = resources or annotations.get("resources")
             retries = retries or annotations.get("retries")
             priority = priority or annotations.get("priority", 0)
@@ -246,6 +247,11 @@ class Calls:
 def parent_of(entry: Any) -> Any:
     """How rows name the task that submitted them."""
     return (entry.session.owner, entry.key, entry.attempt) if entry is not None else None
+
+
+def named(workers: Any) -> Any:
+    """``workers=`` with a number as the name that it is: 0 is a worker of every `LocalCluster`."""
+    return str(workers) if isinstance(workers, Real) else workers
 
 
 def make_options(workers: Any, resources: Any, retries: Any, loose: Any, entry: Any) -> Options:

@@ -28,7 +28,7 @@ from dask.order import order
 from dask.utils import key_split
 from distributed.scheduler import validate_key
 
-from dask_ownership.calls import Calls, make_options
+from dask_ownership.calls import Calls, make_options, named
 from dask_ownership.core.table import CANCELLED, NO_OPTIONS, Failure, Function, Options, Row
 from dask_ownership.errors import NotSerializable
 from dask_ownership.runtime.runner import current_entry
@@ -118,7 +118,8 @@ class _Builder:
         self.entry = current_entry() if self.owner.executor is not None else None
         everywhere = dict(dask.get_annotations())
         self.call = {
-            "workers": call.get("workers") or _either(everywhere, "workers", "restrictions"),
+            "workers": named(call.get("workers"))
+            or named(_either(everywhere, "workers", "restrictions")),
             "allow_other_workers": call.get("allow_other_workers")
             or _either(everywhere, "allow_other_workers", "loose_restrictions"),
             "resources": call.get("resources") or everywhere.get("resources"),
@@ -300,6 +301,7 @@ class _Builder:
         return self._options(merged)
 
     def _options(self, call: dict[str, Any]) -> Options:
+        call = {**call, "workers": named(call["workers"])}
         if (
             self.entry is None
             and not call["workers"]
@@ -322,4 +324,4 @@ _SAME = {"restrictions": "workers", "loose_restrictions": "allow_other_workers"}
 
 
 def _either(annotations: dict[str, Any], *names: str) -> Any:
-    return next((annotations[name] for name in names if annotations.get(name)), None)
+    return next((annotations[name] for name in names if annotations.get(name) is not None), None)

@@ -196,7 +196,10 @@ class as_completed(distributed.as_completed):
         error = future._error()
         if error is not None:
             if self.raise_errors and future.status == "error":
-                raise error
+                try:
+                    raise error
+                finally:
+                    del error  # its traceback holds this frame, and so the future
             return future, (
                 (type(error), error, error.__traceback__) if future.status == "error" else error
             )

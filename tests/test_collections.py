@@ -158,7 +158,7 @@ def test_dataframe_sort_and_index(client: Client, frame: pd.DataFrame, ddf: dd.D
     assert list(got.a) == list(frame.a)
 
 
-@pytest.mark.filterwarnings("ignore:(?s:.*)inplace keyword in DataFrame.reset_index")
+@pytest.mark.filterwarnings(r"ignore:[\s\S]*inplace keyword in DataFrame")
 def test_dataframe_parquet(client: Client, ddf: dd.DataFrame, tmp_path: Path) -> None:
     ddf.to_parquet(tmp_path / "data")
     back = dd.read_parquet(tmp_path / "data")
