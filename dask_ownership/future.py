@@ -126,7 +126,10 @@ class Future(distributed.Future):
             return from_failure(self.key, value)
         if isinstance(value, bytes):
             error, frames = loads_error(value)
-            return error.with_traceback(frames) if frames is not None else error
+            try:
+                return error.with_traceback(frames) if frames is not None else error
+            finally:
+                del error, frames  # as in loads_error: or they live until the next collection
         return FutureCancelledError(self.key, "released", "the future was released")
 
     def result(self, timeout: Any = None) -> Any:
@@ -189,15 +192,14 @@ class Future(distributed.Future):
         return self._error()
 
     async def _traceback(self) -> Any:
-        error = await self._exception()
-        return None if error is None else error.__traceback__
+        return getattr(await self._exception(), "__traceback__", None)
 
     def traceback(self, timeout: Any = None, **kwargs: Any) -> Any:
         """The traceback of the task's exception, or None."""
         if self._client.asynchronous:
             return asyncio.wait_for(self._traceback(), parse_timeout(timeout))
-        error = self.exception(timeout)
-        return None if error is None else error.__traceback__
+        # Not in a variable: its frames lead back to this one.
+        return getattr(self.exception(timeout), "__traceback__", None)
 
     def add_done_callback(self, fn: Any) -> None:
         """Call ``fn(future)`` in a thread when the computation ended."""
@@ -372,8 +374,7 @@ class RowState:
 
     @property
     def traceback(self) -> Any:
-        error = self.future._error()
-        return None if error is None else error.__traceback__
+        return getattr(self.future._error(), "__traceback__", None)
 
     def done(self) -> bool:
         return self.future.done()

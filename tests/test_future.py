@@ -85,6 +85,28 @@ def test_error_can_be_asked_twice(client: Client) -> None:
             future.result()
 
 
+def test_errors_are_let_go_without_the_collector(client: Client) -> None:
+    """What was told of an error holds no frames, and through them no futures."""
+    gc.collect()
+    gc.disable()
+    try:
+        for ask in ("result", "exception", "traceback"):
+            try:
+                getattr(client.submit(oops, ask), ask)()
+            except Oops:
+                pass
+        try:
+            client.gather([client.submit(oops)])
+        except Oops:
+            pass
+        deadline = time.time() + 2
+        while client.owner.core.table.rows and time.time() < deadline:
+            time.sleep(0.01)
+        assert not client.owner.core.table.rows
+    finally:
+        gc.enable()
+
+
 def test_error_with_attributes(client: Client) -> None:
     error = client.submit(twofold).exception()
     assert isinstance(error, Twofold) and error.code == 7

@@ -331,8 +331,12 @@ def _dumps_bare(error: BaseException) -> bytes | None:
         return None
 
 
-def loads_error(pickled: bytes) -> tuple[BaseException, Any]:
-    """The exception and its traceback (or None)."""
+def loads_error(pickled: bytes) -> BaseException:
+    """The exception with its traceback, if that could travel.
+
+    A traceback that arrives refers to the frames in which it was unpickled, so none of
+    them may refer to the exception when it is returned: that would be a cycle.
+    """
     exception, traceback, text = pickle.loads(pickled)
     try:
         error = pickle.loads(exception)
@@ -342,4 +346,7 @@ def loads_error(pickled: bytes) -> tuple[BaseException, Any]:
         frames = None if traceback is None else pickle.loads(traceback)
     except Exception:
         frames = None
-    return error, frames if isinstance(frames, TracebackType) else None
+    try:
+        return error.with_traceback(frames) if isinstance(frames, TracebackType) else error
+    finally:
+        del error, frames
