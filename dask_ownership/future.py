@@ -125,11 +125,7 @@ class Future(distributed.Future):
         if isinstance(value, Failure):
             return from_failure(self.key, value)
         if isinstance(value, bytes):
-            error, frames = loads_error(value)
-            try:
-                return error.with_traceback(frames) if frames is not None else error
-            finally:
-                del error, frames  # as in loads_error: or they live until the next collection
+            return loads_error(value)
         return FutureCancelledError(self.key, "released", "the future was released")
 
     def result(self, timeout: Any = None) -> Any:

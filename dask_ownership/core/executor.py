@@ -437,6 +437,15 @@ class Executor:
         """A parked task can go on; `next_work` gives the token when there is a slot."""
         self.resuming.append((token, entry.depth))
 
+    def goes_on(self, entry: Entry) -> None:
+        """A parked task stopped waiting because its time ran out.
+
+        It goes on at once, for a while on one slot more than there are: what it waits
+        for may need that slot for long, or need the task itself to go on.
+        """
+        self.busy += 1
+        self._unpark(entry.depth)
+
     # ---- outcomes ----
 
     def succeeded(self, entry: Entry, message: Message, state: int, value: Any) -> bool:

@@ -61,6 +61,10 @@ class ThreadToken:
         self._lock.release()
 
 
+class _TimeIsUp(Exception):
+    """A wait without a slot ended because its time ran out."""
+
+
 class LoopToken:
     """Wakes a parked coroutine when there is a slot for it."""
 
@@ -335,8 +339,10 @@ class Executor:
     def _provide(self) -> None:
         """Borrow slots for what waits, and wake as many threads. Loop thread."""
         core = self.core
-        wanted = core.queued + len(core.resuming) - (core.slots - core.busy)
-        if wanted > 0 and self.lending.running:
+        # A paused worker starts nothing, but what it started goes on.
+        wanted = len(core.resuming) + (core.queued if self.lending.running else 0)
+        wanted -= core.slots - core.busy
+        if wanted > 0:
             core.slots += self.lending.borrow(wanted)
         with self.lock:
             self._wake()
@@ -471,12 +477,21 @@ class Executor:
         a slot meanwhile when the caller is a task, owned or ordinary."""
         if lock.acquire(False):
             return True
-        with self.without_slot():
-            return bool(lock.acquire(True, timeout))
+        try:
+            with self.without_slot():
+                if not lock.acquire(True, timeout):
+                    raise _TimeIsUp
+        except _TimeIsUp:
+            return False
+        return True
 
     @contextmanager
     def without_slot(self) -> Iterator[None]:
-        """Give the slot of the caller up while the body blocks, if it is a task."""
+        """Give the slot of the caller up while the body blocks, if it is a task.
+
+        When the body raises (its time ran out, say) the task goes on without waiting
+        for a slot.
+        """
         if not self.park():
             with compat.without_slot(self.worker):
                 yield
@@ -486,10 +501,15 @@ class Executor:
         since = perf_counter()
         try:
             yield
-        finally:
+        except BaseException:
+            with self.lock:
+                self.core.goes_on(entry)
+            raise
+        else:
             token = ThreadToken()
             self.want_slot(token, entry)
             token.wait()
+        finally:
             here.parked = False
             entry.parked_for += perf_counter() - since
 
@@ -507,16 +527,22 @@ class Executor:
                 self._wake()
         self._flush_soon()
         try:
-            return await awaitable
-        finally:
+            value = await awaitable
+        except BaseException:
             with self.lock:
                 entry.parks -= 1
-                wants = entry.parks == 0
-            if wants:
-                token = LoopToken()
-                self.want_slot(token, entry)
-                await token.wait()
-                entry.parked_for += perf_counter() - since
+                if entry.parks == 0:
+                    self.core.goes_on(entry)
+            raise
+        with self.lock:
+            entry.parks -= 1
+            wants = entry.parks == 0
+        if wants:
+            token = LoopToken()
+            self.want_slot(token, entry)
+            await token.wait()
+            entry.parked_for += perf_counter() - since
+        return value
 
     # ---- flushing ----
 
