@@ -397,14 +397,15 @@ class Executor:
                     self._waking -= 1
                     continue
                 lock.release()
-                outcome = None
                 if type(work) is Entry:
                     outcome = run_in_thread(work, base)
+                    lock.acquire()
+                    if outcome is not None:
+                        self._ended(work, outcome, parked=here.parked)
+                    outcome = None  # a thread that sleeps keeps no result
                 else:
                     work.release()
-                lock.acquire()
-                if outcome is not None:
-                    self._ended(work, outcome, parked=here.parked)
+                    lock.acquire()
         finally:
             active.pop(ident, None)
             self._threads.discard(threading.current_thread())
