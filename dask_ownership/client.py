@@ -23,19 +23,16 @@ from distributed.utils import sync
 
 from dask_ownership.calls import Calls
 from dask_ownership.cluster.scheduler_plugin import NAME, OwnershipSchedulerPlugin
-from dask_ownership.core.table import INLINE, STORED, Row
-from dask_ownership.errors import ClosedOwner, NotHere, NotSerializable, PluginMissing
+from dask_ownership.errors import ClosedOwner, PluginMissing
 from dask_ownership.future import Future, owned_clients
+from dask_ownership.gathering import SKIPPED, Gathering, collect, repack
 from dask_ownership.graph import Graph, graph_rows
 from dask_ownership.runtime.link import PROTOCOL
 from dask_ownership.runtime.membership import JOIN, MEMBERS
 from dask_ownership.runtime.owner import Owner
-from dask_ownership.runtime.serialize import loads_value
 from dask_ownership.scatter import scatter
 
 logger = logging.getLogger("dask_ownership.client")
-
-CONTAINERS = (list, tuple, set, frozenset)
 
 ACTIVE_CONFIG = {"dataframe.shuffle.method": "tasks", "array.rechunk.method": "tasks"}
 """P2P shuffles need the central scheduler, so they are not the default here."""
@@ -200,7 +197,7 @@ class Client(distributed.Client):
         executor = self.owner.executor if hasattr(self, "owner") else None
         if executor is None:
             return super().sync(func, *args, **kwargs)
-        with executor.without_slot():
+        with executor.parking.without_slot():
             return super().sync(func, *args, **kwargs)
 
     def _rpc_address(self) -> str:
@@ -403,9 +400,6 @@ class Client(distributed.Client):
     def _owned(self, future: Any) -> bool:
         return isinstance(future, Future) and future._owner is self.owner
 
-    def _row_of(self, future: Any) -> Row | None:
-        return future._row if self._owned(future) else None
-
     def _refuse_owned(self, structure: Any, what: str) -> None:
         for future in distributed.futures_of(structure):
             if isinstance(future, Future):
@@ -435,19 +429,17 @@ class Client(distributed.Client):
         if self.asynchronous if asynchronous is None else asynchronous:
             return self._gather(futures, errors, direct)
         found: dict[Any, Any] = {}
-        _collect(futures, found)
+        collect(futures, found)
         if any(type(future) is not Future for future in found):
             return sync(self.loop, self._gather, futures, errors, direct)
         self._check_mine(found)
-        rows = [future._row for future in found]
-        self.owner.wait(rows, stop_at_error=errors == "raise")
-        stored = self._read_inline(found, errors)
-        if stored:
-            fetched = self._read_local(stored, found)
-            if fetched:
-                values = sync(self.loop, self.owner.fetch, [f._row for f in fetched])
-                self._read_fetched(fetched, values, found, errors)
-        return _repack(futures, found, errors)
+        gathering = Gathering(self.owner, found, errors)
+        self.owner.wait(gathering.rows, stop_at_error=errors == "raise")
+        remaining = gathering.read_here()
+        if remaining:
+            fetched = sync(self.loop, self.owner.fetch, [f._row for f in remaining])
+            gathering.read_fetched(remaining, fetched)
+        return repack(futures, gathering.values, errors)
 
     async def _gather(
         self,
@@ -457,37 +449,30 @@ class Client(distributed.Client):
         local_worker: Any = None,
     ) -> Any:
         found: dict[Any, Any] = {}
-        _collect(futures, found)
+        collect(futures, found)
+        owned = [f for f in found if isinstance(f, Future)]
         central = [f for f in found if not isinstance(f, Future)]
-        owned = {f: None for f in found if isinstance(f, Future)}
         for future in central:
             if isinstance(future, distributed.Future):
                 future._verify_initialized()
         if not owned and central:
             return await super()._gather(futures, errors, direct, local_worker)
         self._check_mine(owned)
-        rows = [future._row for future in owned]
-        await self.owner.wait_async(rows, stop_at_error=errors == "raise")
-        results: dict[Any, Any] = dict(owned)
-        stored = self._read_inline(results, errors)
-        if stored:
-            stored = self._read_local(stored, results)
-            values = await self.owner.fetch([f._row for f in stored])
-            self._read_fetched(stored, values, results, errors)
+        values = await self._values(owned, errors)
         for future in central:
-            values = await super()._gather([future], errors, direct, local_worker)
-            results[future] = values[0] if values else _SKIPPED
-        return _repack(futures, results, errors)
+            one = await super()._gather([future], errors, direct, local_worker)
+            values[future] = one[0] if one else SKIPPED
+        return repack(futures, values, errors)
 
-    async def _values(self, futures: list[Any]) -> list[Any]:
-        """Values of owned futures that have one."""
-        found: dict[Any, Any] = dict.fromkeys(futures)
-        stored = self._read_inline(found, "raise")
-        if stored:
-            stored = self._read_local(stored, found)
-            values = await self.owner.fetch([f._row for f in stored])
-            self._read_fetched(stored, values, found, "raise")
-        return [found[f] for f in futures]
+    async def _values(self, futures: list[Any], errors: str = "raise") -> dict[Any, Any]:
+        """Values of owned futures, once they are there."""
+        gathering = Gathering(self.owner, futures, errors)
+        await self.owner.wait_async(gathering.rows, stop_at_error=errors == "raise")
+        remaining = gathering.read_here()
+        if remaining:
+            fetched = await self.owner.fetch([f._row for f in remaining])
+            gathering.read_fetched(remaining, fetched)
+        return gathering.values
 
     def _value_of(self, future: Any, timeout: Any) -> Any:
         """The value of one owned future that ended, as `Future.result` needs it."""
@@ -498,7 +483,7 @@ class Client(distributed.Client):
             finally:
                 del error  # its traceback holds this frame, and so the future
         seconds = parse_timeout(timeout)
-        return sync(self.loop, self._values, [future], callback_timeout=seconds)[0]
+        return sync(self.loop, self._values, [future], callback_timeout=seconds)[future]
 
     def _check_mine(self, futures: Iterable[Any]) -> None:
         others = [f for f in futures if not self._owned(f)]
@@ -508,67 +493,6 @@ class Client(distributed.Client):
                 f"These are the {len(others)} mismatched Futures and their client IDs (this "
                 f"client is {self.id}): { {f.key: f.client.id for f in others} }"
             )
-
-    def _read_inline(self, found: dict[Any, Any], errors: str) -> list[Any]:
-        """Fill in what is here; the futures whose values are stored elsewhere."""
-        stored = []
-        for future in found:
-            row = future._row
-            if future._cleared:
-                self._bad(future, future._error(), found, errors)
-            elif row.state == INLINE:
-                try:
-                    found[future] = loads_value(row.key, row.value)
-                except NotSerializable as error:
-                    self._bad(future, error, found, errors)
-            elif row.state == STORED:
-                stored.append(future)
-            else:
-                if row.state < INLINE:  # waiting ended because another failed: that one is told
-                    future = next((f for f in found if f._row.state > STORED), future)
-                self._bad(future, future._error(), found, errors)
-        return stored
-
-    def _read_local(self, futures: list[Any], found: dict[Any, Any]) -> list[Any]:
-        """Fill in what this process's own worker stores; the futures that remain."""
-        executor = self.owner.executor
-        if executor is None:
-            return futures
-        remaining = []
-        for future in futures:
-            try:
-                found[future] = executor.stored(self.owner.incarnation, future.key)
-            except KeyError:
-                remaining.append(future)
-        return remaining
-
-    def _read_fetched(
-        self, futures: list[Any], values: dict[Row, Any], found: dict[Any, Any], errors: str
-    ) -> None:
-        for future in futures:
-            row = future._row
-            try:
-                if row in values:
-                    found[future] = self.owner.unpacked(future.key, values[row])
-                    continue
-                error = future._error()  # it was lost or cancelled meanwhile
-            except Exception as problem:
-                error = problem
-            try:
-                self._bad(future, error, found, errors)
-            finally:
-                del error  # its traceback holds this frame, and so the futures
-
-    @staticmethod
-    def _bad(future: Any, error: BaseException | None, found: dict[Any, Any], errors: str) -> None:
-        if errors != "raise":
-            found[future] = _SKIPPED
-            return
-        found.clear()
-        try:
-            raise error if error is not None else NotHere(f"{future.key!r} has no value")
-        finally:
-            del error, future  # the traceback holds this frame
 
     # ---- data ----
 
@@ -639,49 +563,3 @@ class Client(distributed.Client):
                 self.owner.call(self.owner.core.desire, owned)
                 return
         super()._send_to_scheduler(msg)
-
-
-class _Skipped:
-    """Marks what ``errors="skip"`` leaves out."""
-
-
-_SKIPPED = _Skipped()
-
-
-def _collect(structure: Any, found: dict[Any, Any]) -> None:
-    """Futures in nested containers, in order."""
-    kind = type(structure)
-    if kind is Future:
-        found[structure] = None
-    elif kind in CONTAINERS:
-        for item in structure:
-            _collect(item, found)
-    elif kind is dict:
-        for item in structure.values():
-            _collect(item, found)
-    elif isinstance(structure, distributed.Future):
-        found[structure] = None
-    elif isinstance(structure, tuple) and hasattr(structure, "_fields"):
-        for item in structure:
-            _collect(item, found)
-
-
-def _repack(structure: Any, found: dict[Any, Any], errors: str, top: bool = True) -> Any:
-    """The structure with values in place of futures; skipped ones go from the top list."""
-    kind = type(structure)
-    if isinstance(structure, distributed.Future):
-        value = found[structure]
-        return None if value is _SKIPPED else value
-    if kind in CONTAINERS:
-        if top and kind is list and errors == "skip":
-            structure = [
-                f
-                for f in structure
-                if not (isinstance(f, distributed.Future) and found[f] is _SKIPPED)
-            ]
-        return kind([_repack(item, found, errors, False) for item in structure])
-    if kind is dict:
-        return {k: _repack(v, found, errors, False) for k, v in structure.items()}
-    if isinstance(structure, tuple) and hasattr(structure, "_fields"):
-        return kind(*[_repack(item, found, errors, False) for item in structure])
-    return structure

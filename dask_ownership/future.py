@@ -165,7 +165,7 @@ class Future(distributed.Future):
             await self._owner.wait_async((self._row,))
         error = self._error()
         if error is None:
-            return (await self._client._values([self]))[0]
+            return (await self._client._values([self]))[self]
         if raiseit:
             try:
                 raise error

@@ -224,7 +224,7 @@ class as_completed(distributed.as_completed):
             executor = self._owner.executor
             seconds = -1.0 if left is None else left
             if executor is not None:
-                executor.wait_parked(gate.lock, seconds)
+                executor.parking.wait(gate.lock, seconds)
             else:
                 gate.lock.acquire(True, seconds)
 
@@ -255,7 +255,7 @@ class as_completed(distributed.as_completed):
             if empty:
                 raise StopAsyncIteration
             if self._owner.executor is not None:
-                await self._owner.executor.await_parked(self._async_gate.wait())
+                await self._owner.executor.parking.wait_async(self._async_gate.wait())
             else:
                 await self._async_gate.wait()
 

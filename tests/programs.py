@@ -22,7 +22,7 @@ from distributed import (
 )
 
 import dask_ownership
-from dask_ownership.core import executor as ex
+from dask_ownership.core import session as ex
 
 
 class Oops(Exception):

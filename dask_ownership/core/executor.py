@@ -16,35 +16,18 @@ from typing import Any
 from dask_ownership.core import messages as m
 from dask_ownership.core.messages import Key, Message
 from dask_ownership.core.queue import OrderedQueue
-
-# ---- states of an entry ----
-
-BLOCKED = 0
-"""A task that waits for a dependency to be made or fetched."""
-QUEUED = 1
-RUNNING = 2
-FETCHING = 3
-"""No task: a value on its way from another worker."""
-HELD = 4
-"""A live value that the owner has too, kept until the owner has said so."""
-COPIED = 5
-"""A pickled value that the owner sent for several tasks."""
-KEPT = 6
-"""A value in the worker's store, until the owner frees it."""
-GONE = 7
-ASIDE = 8
-"""A task that could start but for resources that others hold."""
-
-STATE_NAMES = (
-    "blocked",
-    "queued",
-    "running",
-    "fetching",
-    "held",
-    "copied",
-    "kept",
-    "gone",
-    "aside",
+from dask_ownership.core.session import (
+    ASIDE,
+    BLOCKED,
+    COPIED,
+    FETCHING,
+    GONE,
+    HELD,
+    KEPT,
+    QUEUED,
+    RUNNING,
+    Entry,
+    Session,
 )
 
 KNOWN_FUNCTIONS = 4096
@@ -52,147 +35,6 @@ KNOWN_FUNCTIONS = 4096
 
 PARKED_LIMIT = 60
 """Parked tasks, beyond four per thread, above which only deeper tasks start."""
-
-
-class Entry:
-    """A task or a value of one owner at this worker.
-
-    Attributes
-    ----------
-    session : Session
-    key : hashable
-    attempt : int
-        The owner's number of this push.
-    function : int
-        Id of the function within the session.
-    payload : bytes
-    order : int
-    dependencies : list
-        `Entry` for what is here, bytes for what came with the push.
-    missing : int
-        How many of them have no value yet.
-    waiters : list of Entry
-        Tasks here that wait for this one.
-    state : int
-    value : object
-        Live (`HELD`) or pickled (`COPIED`) value.
-    options : dict
-    cancelled : bool
-        Nobody wants its outcome any more; set while it runs.
-    addresses : tuple of str
-        Where to fetch it from (`FETCHING`).
-    nbytes : int
-    stored : object
-        The name of its value in the store, which no other value ever has; written by
-        the runtime. Several attempts of one key may be here at once.
-    parks : int
-        How many waits it is in without a slot.
-    parked_for : float
-        Time it spent without a slot; written by the runtime.
-    occurrences : dict or None
-        How often it made each call, for the keys of its children.
-    """
-
-    __slots__ = (
-        "addresses",
-        "attempt",
-        "cancelled",
-        "dependencies",
-        "function",
-        "key",
-        "missing",
-        "nbytes",
-        "occurrences",
-        "options",
-        "order",
-        "parked_for",
-        "parks",
-        "payload",
-        "session",
-        "state",
-        "stored",
-        "value",
-        "waiters",
-    )
-
-    def __init__(self, session: Session, key: Key, attempt: int = 0) -> None:
-        self.session = session
-        self.key = key
-        self.attempt = attempt
-        self.function = 0
-        self.payload: bytes = b""
-        self.order = 0
-        self.dependencies: list[Any] | tuple[()] = ()
-        self.missing = 0
-        self.waiters: list[Entry] | None = None
-        self.state = BLOCKED
-        self.value: Any = None
-        self.options: dict[str, Any] | None = None
-        self.cancelled = False
-        self.addresses: tuple[str, ...] = ()
-        self.nbytes = 0
-        self.stored: Any = None
-        self.parks = 0
-        self.parked_for = 0.0
-        self.occurrences: dict[bytes, int] | None = None
-
-    def __repr__(self) -> str:
-        return f"<Entry {self.key!r} {STATE_NAMES[self.state]} attempt={self.attempt}>"
-
-    @property
-    def depth(self) -> int:
-        """Nesting of the task, see `Options.depth`."""
-        return self.options["depth"] if self.options else 0
-
-    @property
-    def has_value(self) -> bool:
-        return HELD <= self.state <= KEPT
-
-
-class Session:
-    """What the executor has for one owner.
-
-    Attributes
-    ----------
-    owner : str
-        The owner's incarnation.
-    entries : dict
-        Key to entry.
-    functions : dict
-        Id to whatever the runtime makes of the pickled function.
-    outbox : list of tuple
-        Answers that have not left yet.
-    unacknowledged : deque
-        ``(batch, entries)``: `HELD` entries that the owner may still refer to.
-    """
-
-    __slots__ = (
-        "closed",
-        "entries",
-        "fresh",
-        "functions",
-        "link",
-        "outbox",
-        "owner",
-        "queues",
-        "runtime",
-        "unacknowledged",
-    )
-
-    def __init__(self, owner: str) -> None:
-        self.owner = owner
-        self.entries: dict[Key, Entry] = {}
-        self.functions: dict[int, Any] = {}
-        self.outbox: list[Message] = []
-        self.fresh: list[Entry] = []
-        self.unacknowledged: deque[tuple[int, list[Entry]]] = deque()
-        self.queues: dict[int, OrderedQueue[Entry]] = {}
-        self.closed = False
-        self.link: Any = None
-        self.runtime: Any = None
-
-    def __repr__(self) -> str:
-        return f"<Session of {self.owner} entries={len(self.entries)}>"
 
 
 class Executor:

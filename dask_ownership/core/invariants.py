@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from dask_ownership.core import executor as ex
+from dask_ownership.core import session as ex
 from dask_ownership.core.executor import Executor
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.table import (

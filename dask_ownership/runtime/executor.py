@@ -13,25 +13,23 @@ import contextvars
 import itertools
 import logging
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from time import perf_counter
+from collections.abc import Iterable
 from typing import Any
 from uuid import uuid4
 
-from distributed.comm import Comm, CommClosedError
+from distributed.comm import Comm
 from distributed.core import ConnectionPool, Status
 from distributed.protocol import Serialized
 from tornado.ioloop import PeriodicCallback
 
-from dask_ownership.core import executor as ex
-from dask_ownership.core.executor import Entry, Session
+from dask_ownership.core import session as ex
 from dask_ownership.core.executor import Executor as Core
-from dask_ownership.core.link import LinkState
+from dask_ownership.core.session import Entry
 from dask_ownership.errors import NotSerializable
 from dask_ownership.runtime import compat
-from dask_ownership.runtime.link import BYE, PROTOCOL, UNSAID_BATCHES, Writer
-from dask_ownership.runtime.runner import Outcome, coroutine_entry, here, run_in_thread, run_on_loop
+from dask_ownership.runtime.link import BYE, PROTOCOL, UNSAID_BATCHES, ExecutorLink, Writer
+from dask_ownership.runtime.parking import Parking, Pool, caller_without_slot
+from dask_ownership.runtime.runner import Outcome, here, run_in_thread, run_on_loop
 from dask_ownership.runtime.serialize import dumps_error
 from dask_ownership.runtime.store import Store
 from dask_ownership.runtime.transfer import Fetcher, pack, unpack_off_loop
@@ -43,114 +41,6 @@ SPARE_THREADS = 8
 
 WATCH_INTERVAL = 100
 """Milliseconds between looks at the worker's status and at tasks that wait for slots."""
-
-
-class ThreadToken:
-    """Wakes a parked thread when there is a slot for it."""
-
-    __slots__ = ("_lock",)
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def wait(self) -> None:
-        self._lock.acquire()
-
-    def release(self) -> None:
-        self._lock.release()
-
-
-class _TimeIsUp(Exception):
-    """A wait without a slot ended because its time ran out."""
-
-
-class LoopToken:
-    """Wakes a parked coroutine when there is a slot for it."""
-
-    __slots__ = ("_future", "_loop")
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._future: asyncio.Future[None] = self._loop.create_future()
-
-    async def wait(self) -> None:
-        await self._future
-
-    def release(self) -> None:
-        self._loop.call_soon_threadsafe(self._set)
-
-    def _set(self) -> None:
-        if not self._future.done():
-            self._future.set_result(None)
-
-
-class EventToken:
-    """Sets the event that ``distributed.rejoin()`` waits for."""
-
-    __slots__ = ("_event",)
-
-    def __init__(self, event: threading.Event) -> None:
-        self._event = event
-
-    def release(self) -> None:
-        self._event.set()
-
-
-class ExecutorLink:
-    """The executor's end of a link."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.state = LinkState()
-        self.writer: Writer | None = None
-        self.local: Any = None
-
-    def send(self, messages: list[Any]) -> int:
-        """Number a batch and send it when there is a connection; its number."""
-        batch = self.state.pack(messages)
-        if self.local is not None:
-            self.local(batch)
-        elif self.writer is not None:
-            try:
-                self.writer.write(batch)
-            except CommClosedError:
-                self.writer = None
-        return batch[0]
-
-
-class _Pool:
-    """What ``secede()`` and ``rejoin()`` find in an owned task's thread.
-
-    They take the thread out of its pool and put it back; here that parks the task
-    and asks for a slot again.
-    """
-
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
-        self._rejoin_lock = threading.Lock()
-        self._threads = self
-        self._rejoin_list = self
-
-    def remove(self, thread: threading.Thread) -> None:
-        self._executor.park()
-
-    def append(self, waiting: tuple[threading.Thread, threading.Event]) -> None:
-        entry = here.entry
-        assert entry is not None
-        here.parked = False
-        self._executor.want_slot(EventToken(waiting[1]), entry)
-
-    def _adjust_thread_count(self) -> None:
-        pass
-
-    def submit(self, function: Any) -> None:
-        pass
-
-
-def _caller_without_slot() -> AbstractContextManager[None]:
-    entry = here.entry
-    return nullcontext() if entry is None else entry.session.runtime.without_slot()
 
 
 class Executor:
@@ -184,7 +74,8 @@ class Executor:
         self._ended_at_last_look = 0
         self._threads: set[threading.Thread] = set()
         self._flush_scheduled = False
-        self._pool = _Pool(self)
+        self.parking = Parking(worker, self.core, self.lock, self._wake, self._flush_soon)
+        self._pool = Pool(self.parking)
         self.pool = ConnectionPool(
             deserialize=False,
             connection_args=worker.security.get_connection_args("worker"),
@@ -201,7 +92,7 @@ class Executor:
         self.worker.handlers["ownership_get"] = self.get
         self.worker.handlers["ownership_put"] = self.put
         compat.ignore_secede_of(self.worker, self._runs)
-        compat.block_as_completed_in(_caller_without_slot)
+        compat.block_as_completed_in(caller_without_slot)
         self._watch.start()
 
     async def close(self) -> None:
@@ -449,101 +340,6 @@ class Executor:
             entry.parks = -1 << 30
             self._ended(entry, outcome, parked)
             self._wake()
-
-    # ---- waiting without a slot ----
-
-    def park(self) -> bool:
-        """The task of this thread waits: give its slot up. False when it has none."""
-        entry = here.entry
-        if entry is None or here.parked:
-            return False
-        here.parked = True
-        with self.lock:
-            self.core.parked(entry)
-            self._wake()
-        if not self._flush_scheduled:
-            self._flush_soon()
-        return True
-
-    def want_slot(self, token: Any, entry: Entry) -> None:
-        """Ask for a slot; the token is released when there is one."""
-        with self.lock:
-            self.core.wants_slot(token, entry)
-            self._wake()
-        if self.core.resuming and not self._flush_scheduled:
-            self._flush_soon()
-
-    def wait_parked(self, lock: Any, timeout: float) -> bool:
-        """Acquire a lock (for at most ``timeout`` seconds, negative: for ever), without
-        a slot meanwhile when the caller is a task, owned or ordinary."""
-        if lock.acquire(False):
-            return True
-        try:
-            with self.without_slot():
-                if not lock.acquire(True, timeout):
-                    raise _TimeIsUp
-        except _TimeIsUp:
-            return False
-        return True
-
-    @contextmanager
-    def without_slot(self) -> Iterator[None]:
-        """Give the slot of the caller up while the body blocks, if it is a task.
-
-        When the body raises (its time ran out, say) the task goes on without waiting
-        for a slot.
-        """
-        if not self.park():
-            with compat.without_slot(self.worker):
-                yield
-            return
-        entry = here.entry
-        assert entry is not None
-        since = perf_counter()
-        try:
-            yield
-        except BaseException:
-            with self.lock:
-                self.core.goes_on(entry)
-            raise
-        else:
-            token = ThreadToken()
-            self.want_slot(token, entry)
-            token.wait()
-        finally:
-            here.parked = False
-            entry.parked_for += perf_counter() - since
-
-    async def await_parked(self, awaitable: Any) -> Any:
-        """Await something, without a slot meanwhile when the caller is a coroutine task."""
-        entry = coroutine_entry.get()
-        if entry is None:
-            return await awaitable
-        since = perf_counter()
-        with self.lock:
-            # It may await several things at once, and has one slot to give up for them.
-            entry.parks += 1
-            if entry.parks == 1:
-                self.core.parked(entry)
-                self._wake()
-        self._flush_soon()
-        try:
-            value = await awaitable
-        except BaseException:
-            with self.lock:
-                entry.parks -= 1
-                if entry.parks == 0:
-                    self.core.goes_on(entry)
-            raise
-        with self.lock:
-            entry.parks -= 1
-            wants = entry.parks == 0
-        if wants:
-            token = LoopToken()
-            self.want_slot(token, entry)
-            await token.wait()
-            entry.parked_for += perf_counter() - since
-        return value
 
     # ---- flushing ----
 

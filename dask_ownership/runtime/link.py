@@ -17,6 +17,7 @@ from distributed.comm import Comm, CommClosedError, connect
 
 from dask_ownership.core.link import LinkState
 from dask_ownership.core.messages import Message
+from dask_ownership.core.session import Session
 
 logger = logging.getLogger("dask_ownership.link")
 
@@ -247,3 +248,25 @@ class LocalLink:
         self.closed = True
         if say_bye:
             self._deliver(BYE)
+
+
+class ExecutorLink:
+    """The executor's end of a link."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.state = LinkState()
+        self.writer: Writer | None = None
+        self.local: Any = None
+
+    def send(self, messages: list[Any]) -> int:
+        """Number a batch and send it when there is a connection; its number."""
+        batch = self.state.pack(messages)
+        if self.local is not None:
+            self.local(batch)
+        elif self.writer is not None:
+            try:
+                self.writer.write(batch)
+            except CommClosedError:
+                self.writer = None
+        return batch[0]

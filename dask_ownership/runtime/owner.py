@@ -367,7 +367,7 @@ class Owner:
         seconds = -1.0 if timeout is None else max(0.0, timeout)
         try:
             if self.executor is not None:
-                return bool(self.executor.wait_parked(gate.lock, seconds))
+                return bool(self.executor.parking.wait(gate.lock, seconds))
             return gate.lock.acquire(True, seconds)
         finally:
             if waiter._pending:
@@ -394,7 +394,7 @@ class Owner:
         waiting = asyncio.wait_for(gate.wait(), timeout)
         try:
             if self.executor is not None:
-                await self.executor.await_parked(waiting)
+                await self.executor.parking.wait_async(waiting)
             else:
                 await waiting
         except (TimeoutError, asyncio.TimeoutError):

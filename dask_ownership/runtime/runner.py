@@ -18,9 +18,9 @@ from typing import Any
 from dask.utils import typename
 from distributed.sizeof import safe_sizeof
 
-from dask_ownership.core import executor as ex
 from dask_ownership.core import messages as m
-from dask_ownership.core.executor import Entry
+from dask_ownership.core import session as ex
+from dask_ownership.core.session import Entry
 from dask_ownership.errors import NotSerializable
 from dask_ownership.runtime.compat import thread_state
 from dask_ownership.runtime.serialize import ATOMS, dumps, dumps_error, loads_call

@@ -13,8 +13,8 @@ from typing import Any
 
 from distributed.sizeof import safe_sizeof
 
-from dask_ownership.core.executor import Entry
 from dask_ownership.core.identity import stored_name
+from dask_ownership.core.session import Entry
 from dask_ownership.runtime.compat import state_data
 
 

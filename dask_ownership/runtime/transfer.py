@@ -18,7 +18,7 @@ from distributed.protocol.compression import decompress
 from distributed.protocol.serialize import merge_and_deserialize
 from distributed.utils import offload
 
-from dask_ownership.core.executor import Entry
+from dask_ownership.core.session import Entry
 from dask_ownership.errors import NotSerializable
 
 logger = logging.getLogger("dask_ownership.transfer")

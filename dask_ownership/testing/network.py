@@ -9,10 +9,10 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from dask_ownership.core import messages as m
-from dask_ownership.core.executor import STATE_NAMES as ENTRY_STATES
-from dask_ownership.core.executor import Session
 from dask_ownership.core.link import LinkState
 from dask_ownership.core.placement import WorkerView
+from dask_ownership.core.session import STATE_NAMES as ENTRY_STATES
+from dask_ownership.core.session import Session
 from dask_ownership.core.table import STATE_NAMES as ROW_STATES
 
 if TYPE_CHECKING:

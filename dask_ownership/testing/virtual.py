@@ -17,9 +17,9 @@ from heapq import heappop, heappush
 from random import Random
 from typing import Any
 
-from dask_ownership.core import executor as ex
 from dask_ownership.core import messages as m
-from dask_ownership.core.executor import Entry, Executor
+from dask_ownership.core import session as ex
+from dask_ownership.core.executor import Executor
 from dask_ownership.core.identity import child_key
 from dask_ownership.core.invariants import (
     check_empty,
@@ -29,6 +29,7 @@ from dask_ownership.core.invariants import (
 )
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
+from dask_ownership.core.session import Entry
 from dask_ownership.core.table import (
     CANCELLED,
     ERROR,

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from dask_ownership.core import executor as ex
 from dask_ownership.core import messages as m
-from dask_ownership.core.executor import Entry, Executor, Session
+from dask_ownership.core import session as ex
+from dask_ownership.core.executor import Executor
 from dask_ownership.core.invariants import check_executor, check_executor_empty
+from dask_ownership.core.session import Entry, Session
 
 _attempts = iter(range(1, 1 << 30))
 

@@ -1,0 +1,148 @@
+"""Bringing values here: the futures of a structure, and the structure of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import distributed
+
+from dask_ownership.core.table import INLINE, STORED, Row
+from dask_ownership.errors import NotHere, NotSerializable
+from dask_ownership.future import Future
+from dask_ownership.runtime.owner import Owner
+from dask_ownership.runtime.serialize import loads_value
+
+CONTAINERS = (list, tuple, set, frozenset)
+
+
+class _Skipped:
+    """Marks what ``errors="skip"`` leaves out."""
+
+
+SKIPPED = _Skipped()
+
+
+class Gathering:
+    """Owned futures that ended, and their values as they come in.
+
+    Parameters
+    ----------
+    owner : Owner
+    futures : iterable of Future
+    errors : str
+        ``"raise"`` or ``"skip"``.
+
+    Attributes
+    ----------
+    values : dict
+        Future to its value, `SKIPPED`, or None while it is not there.
+    """
+
+    def __init__(self, owner: Owner, futures: Iterable[Any], errors: str) -> None:
+        self.owner = owner
+        self.errors = errors
+        self.values: dict[Any, Any] = dict.fromkeys(futures)
+
+    @property
+    def rows(self) -> list[Row]:
+        return [future._row for future in self.values]
+
+    def read_here(self) -> list[Any]:
+        """Fill in what this process has; the futures whose values are elsewhere."""
+        values = self.values
+        stored = []
+        for future in values:
+            row = future._row
+            if future._cleared:
+                self._bad(future, future._error())
+            elif row.state == INLINE:
+                try:
+                    values[future] = loads_value(row.key, row.value)
+                except NotSerializable as error:
+                    self._bad(future, error)
+            elif row.state == STORED:
+                stored.append(future)
+            else:
+                if row.state < INLINE:  # waiting ended because another failed: that one is told
+                    future = next((f for f in values if f._row.state > STORED), future)
+                self._bad(future, future._error())
+        return self._read_store(stored) if stored else stored
+
+    def _read_store(self, futures: list[Any]) -> list[Any]:
+        """Fill in what this process's own worker stores; the futures that remain."""
+        executor = self.owner.executor
+        if executor is None:
+            return futures
+        remaining = []
+        for future in futures:
+            try:
+                self.values[future] = executor.stored(self.owner.incarnation, future.key)
+            except KeyError:
+                remaining.append(future)
+        return remaining
+
+    def read_fetched(self, futures: list[Any], fetched: dict[Row, Any]) -> None:
+        """Fill in what `Owner.fetch` brought."""
+        for future in futures:
+            row = future._row
+            try:
+                if row in fetched:
+                    self.values[future] = self.owner.unpacked(future.key, fetched[row])
+                    continue
+                error = future._error()  # it was lost or cancelled meanwhile
+            except Exception as problem:
+                error = problem
+            try:
+                self._bad(future, error)
+            finally:
+                del error  # its traceback holds this frame, and so the futures
+
+    def _bad(self, future: Any, error: BaseException | None) -> None:
+        if self.errors != "raise":
+            self.values[future] = SKIPPED
+            return
+        self.values.clear()
+        try:
+            raise error if error is not None else NotHere(f"{future.key!r} has no value")
+        finally:
+            del error, future  # the traceback holds this frame
+
+
+def collect(structure: Any, found: dict[Any, Any]) -> None:
+    """Futures in nested containers, in order."""
+    kind = type(structure)
+    if kind is Future:
+        found[structure] = None
+    elif kind in CONTAINERS:
+        for item in structure:
+            collect(item, found)
+    elif kind is dict:
+        for item in structure.values():
+            collect(item, found)
+    elif isinstance(structure, distributed.Future):
+        found[structure] = None
+    elif isinstance(structure, tuple) and hasattr(structure, "_fields"):
+        for item in structure:
+            collect(item, found)
+
+
+def repack(structure: Any, values: dict[Any, Any], errors: str, top: bool = True) -> Any:
+    """The structure with values in place of futures; skipped ones go from the top list."""
+    kind = type(structure)
+    if isinstance(structure, distributed.Future):
+        value = values[structure]
+        return None if value is SKIPPED else value
+    if kind in CONTAINERS:
+        if top and kind is list and errors == "skip":
+            structure = [
+                item
+                for item in structure
+                if not (isinstance(item, distributed.Future) and values[item] is SKIPPED)
+            ]
+        return kind([repack(item, values, errors, False) for item in structure])
+    if kind is dict:
+        return {k: repack(v, values, errors, False) for k, v in structure.items()}
+    if isinstance(structure, tuple) and hasattr(structure, "_fields"):
+        return kind(*[repack(item, values, errors, False) for item in structure])
+    return structure
