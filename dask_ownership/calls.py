@@ -72,7 +72,8 @@ class Calls:
                 return known
         call = dumps_call(args, kwargs, function.name, self.row_of, distributed.Future)
         annotations = dask.get_annotations()
-        workers = named(workers)
+        if workers is not None:
+            workers = named(workers)
         if annotations:
             workers = workers or named(annotations.get("workers", annotations.get("restrictions")))
             resources = resources or annotations.get("resources")

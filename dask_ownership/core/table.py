@@ -313,10 +313,6 @@ class Rows(Mapping[Key, Row]):
     def __contains__(self, key: object) -> bool:
         return key in self.shards[hash(key) % SHARDS]
 
-    def setdefault(self, key: Key, row: Row) -> Row:
-        """The row that is there; this one when there is none."""
-        return self.shards[hash(key) % SHARDS].setdefault(key, row)
-
     def remove(self, row: Row) -> None:
         """Take a row out, unless another one has its key."""
         shard = self.shards[hash(row.key) % SHARDS]
@@ -349,8 +345,9 @@ class Table:
 
     def adopt(self, row: Row) -> Row:
         """Add a row with one handle, or take a handle on the one that is there."""
+        shard = self.rows.shards[hash(row.key) % SHARDS]
         with self.lock:
-            known = self.rows.setdefault(row.key, row)
+            known = shard.setdefault(row.key, row)
             if known is not row:
                 known.handles += 1
                 known.shared_with(row.options.parent)
