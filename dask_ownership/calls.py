@@ -63,11 +63,13 @@ class Calls:
         if key is not None and type(key) is not str:
             validate_key(key)
         function = owner.functions.get(func)
+        find = owner.find
         if key is None and pure:
             key = self._pure_key(func, function, args, kwargs)
+            find = owner.core.table.find
         entry = current_entry() if owner.executor is not None else None
         if key is not None:
-            known = owner.core.table.find(key, parent_of(entry))
+            known = find(key, parent_of(entry))
             if known is not None:
                 return known
         call = dumps_call(args, kwargs, function.name, self.row_of, distributed.Future)

@@ -159,7 +159,7 @@ class _Builder:
         nodes = self.graph.nodes
         needed: dict[Any, GraphNode] = {}
         stack = list(self.keys)
-        find = self.owner.core.table.find
+        find = self.owner.find
         while stack:
             key = stack.pop()
             if key in needed or key in self.rows:

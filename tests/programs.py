@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import dask
+import distributed
 import numpy as np
 from distributed import (
     Event,
@@ -159,6 +160,26 @@ async def coroutine_as_completed(n: int) -> int:
     async for future in as_completed(client.map(inc, range(n))):
         result += await future
     return result
+
+
+async def coroutine_stock_as_completed(n: int) -> int:
+    client = get_client()
+    result = 0
+    async for future in distributed.as_completed(client.map(inc, range(n)), loop=client.loop):
+        result += await future
+    return result
+
+
+def impatient(seconds: float) -> float:
+    """How long a wait of 0.1 s lasts for a child that takes longer and runs first."""
+    future = get_client().submit(sleep, seconds, pure=False)
+    time.sleep(0.1)
+    started = time.perf_counter()
+    try:
+        future.result(timeout=0.1)
+    except TimeoutError:
+        return time.perf_counter() - started
+    return -1.0
 
 
 async def coroutine_deep(n: int) -> int:

@@ -218,3 +218,12 @@ def test_cluster_administration(client: Client, workers: list[str]) -> None:
     assert set(client.nthreads()) == set(workers)
     assert "Client" in repr(client)
     assert client.dashboard_link
+
+
+def test_a_key_may_name_something_else_once_its_future_is_gone(client: Client) -> None:
+    for value in range(20):
+        future = client.submit(inc, value, key="reused")
+        assert future.result() == value + 1
+        del future
+    for value in range(20):
+        assert client.get({"x": (inc, value), "y": (inc, "x")}, "y") == value + 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dask
 import distributed
@@ -22,6 +23,7 @@ from programs import (
     coroutine_as_completed,
     coroutine_awaits,
     coroutine_deep,
+    coroutine_stock_as_completed,
     coroutine_submits,
     deep,
     fan,
@@ -31,6 +33,7 @@ from programs import (
     fan_together,
     fan_wait,
     fib,
+    impatient,
     inc,
     inc_later,
     large_child,
@@ -164,6 +167,17 @@ def test_deep_recursion_on_one_slot(one_slot_client: Client) -> None:
 
 def test_deep_recursion_of_coroutines_on_one_slot(one_slot_client: Client) -> None:
     assert one_slot_client.submit(coroutine_deep, 60).result(timeout=30) == 60
+
+
+@pytest.mark.parametrize("function", [coroutine_as_completed, coroutine_stock_as_completed])
+def test_coroutine_as_completed_on_one_slot(one_slot_client: Client, function: Any) -> None:
+    assert one_slot_client.submit(function, 5).result(timeout=10) == sum(range(1, 6))
+
+
+def test_a_wait_whose_time_runs_out_ends_on_time_on_one_slot(one_slot_client: Client) -> None:
+    waited = one_slot_client.submit(impatient, 1.0).result(timeout=10)
+    assert 0.1 <= waited < 0.6
+    assert one_slot_client.submit(fib, 4).result(timeout=10) == 3
 
 
 def test_wide_recursion_on_one_slot(one_slot_client: Client) -> None:

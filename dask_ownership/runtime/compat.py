@@ -7,7 +7,7 @@ is looked at in one place.
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from time import time
@@ -112,8 +112,11 @@ def without_slot(worker: Any) -> Iterator[None]:
         rejoin()
 
 
-def block_as_completed_in(without_slot: Callable[[], AbstractContextManager[None]]) -> None:
-    """Have the stock ``as_completed`` block without a slot inside owned tasks."""
+def block_as_completed_in(
+    without_slot: Callable[[], AbstractContextManager[None]],
+    await_without_slot: Callable[[Awaitable[Any]], Awaitable[Any]],
+) -> None:
+    """Have the stock ``as_completed`` wait without a slot inside owned tasks."""
     stock = as_completed.__next__
     if hasattr(stock, "__wrapped__"):
         return
@@ -125,7 +128,16 @@ def block_as_completed_in(without_slot: Callable[[], AbstractContextManager[None
         with without_slot():
             return stock(self)
 
+    stock_async = as_completed.__anext__
+
+    @wraps(stock_async)
+    async def __anext__(self: Any) -> Any:
+        if not self.queue.empty() or not self.futures:
+            return await stock_async(self)
+        return await await_without_slot(stock_async(self))
+
     as_completed.__next__ = __next__
+    as_completed.__anext__ = __anext__
 
 
 class Lending:

@@ -28,7 +28,12 @@ from dask_ownership.core.session import Entry
 from dask_ownership.errors import NotSerializable
 from dask_ownership.runtime import compat
 from dask_ownership.runtime.link import BYE, PROTOCOL, UNSAID_BATCHES, ExecutorLink, Writer
-from dask_ownership.runtime.parking import Parking, Pool, caller_without_slot
+from dask_ownership.runtime.parking import (
+    Parking,
+    Pool,
+    await_without_slot,
+    caller_without_slot,
+)
 from dask_ownership.runtime.runner import Outcome, here, run_in_thread, run_on_loop
 from dask_ownership.runtime.serialize import dumps_error
 from dask_ownership.runtime.store import Store
@@ -92,7 +97,7 @@ class Executor:
         self.worker.handlers["ownership_get"] = self.get
         self.worker.handlers["ownership_put"] = self.put
         compat.ignore_secede_of(self.worker, self._runs)
-        compat.block_as_completed_in(caller_without_slot)
+        compat.block_as_completed_in(caller_without_slot, await_without_slot)
         self._watch.start()
 
     async def close(self) -> None:

@@ -45,6 +45,9 @@ SWEEP = 0.03
 DROPPED_AT_ONCE = 1000
 """Handles that may be gone before the loop is woken for them."""
 
+FIND_TIMEOUT = 5.0
+"""Seconds for which looking a key up waits for an event loop that does not answer."""
+
 GATHER_BATCH = 500
 """Values asked for in one request when gathering."""
 
@@ -137,6 +140,24 @@ class Owner:
         if len(self._dropped) > DROPPED_AT_ONCE and not self._awake:
             self._wake()
 
+    def find(self, key: Hashable, parent: Any = None) -> Row | None:
+        """The row of a key that a user chose, with one more handle on it, or None.
+
+        Such a key may name something else once its futures are gone, so those that are
+        gone are looked at first.
+        """
+        row = self.core.table.find(key, parent)
+        if row is None or not self._dropped or self._loop is None:
+            return row
+        self._dropped.append(row)
+        if threading.get_ident() == getattr(self._loop, "_thread_id", None):
+            self._release_dropped()
+        else:
+            gate = Gate()
+            self.call(self._release_dropped, gate)
+            gate.lock.acquire(True, FIND_TIMEOUT)
+        return self.core.table.find(key, parent)
+
     def call(self, function: Callable[..., None], *args: Any) -> None:
         """Do something to the core on the loop, in order with what was submitted before."""
         self._inbox.append((function, args))
@@ -175,15 +196,20 @@ class Owner:
                 logger.exception("an operation on the ownership table failed")
         if rows:
             core.submit(rows)
+        self._release_dropped()
+        if self.closed:
+            self._settle_all()  # a thread was about to submit while this owner closed
+        self._step()
+
+    def _release_dropped(self, gate: Gate | None = None) -> None:
         dropped = self._dropped
         if dropped:
             gone = []
             while dropped:
                 gone.append(dropped.popleft())
-            core.release(gone)
-        if self.closed:
-            self._settle_all()  # a thread was about to submit while this owner closed
-        self._step()
+            self.core.release(gone)
+        if gate is not None:
+            gate.open()
 
     def _received(self, view: WorkerView, messages: Any) -> None:
         """A batch of answers arrived."""

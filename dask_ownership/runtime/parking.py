@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import perf_counter
 from typing import Any
@@ -226,3 +226,11 @@ def caller_without_slot() -> AbstractContextManager[None]:
     """As `Parking.without_slot`, for the owned task that the caller is in, if any."""
     entry = here.entry
     return nullcontext() if entry is None else entry.session.runtime.parking.without_slot()
+
+
+async def await_without_slot(awaitable: Awaitable[Any]) -> Any:
+    """As `Parking.wait_async`, for the owned coroutine task that the caller is in, if any."""
+    entry = coroutine_entry.get()
+    if entry is None:
+        return await awaitable
+    return await entry.session.runtime.parking.wait_async(awaitable)
