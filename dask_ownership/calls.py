@@ -15,7 +15,6 @@ from dask.tokenize import tokenize
 from dask.utils import funcname, parse_bytes
 from distributed.protocol.pickle import loads as _loads  # noqa: F401  (installs tblib's support)
 from distributed.scheduler import validate_key
-from toolz import partition_all
 
 from dask_ownership.core.identity import child_key
 from dask_ownership.core.table import INLINE, NO_OPTIONS, Function, Options, Row
@@ -167,7 +166,6 @@ class Calls:
         retries: Any,
         priority: Any,
         loose: Any,
-        batch_size: int | None = None,
     ) -> list[Row]:
         """The rows of one `map`, each with a handle for its future.
 
@@ -187,27 +185,24 @@ class Calls:
             raise ValueError(f"map got {len(keys)} keys for {len(items)} items")
         if not pure and keys is None:
             unique = f"{name}-{self._unique}{next(self._numbers):x}"
-        start = 0
-        for batch in partition_all(batch_size or len(items) or 1, items):
-            for number, args in enumerate(batch, start):
-                if keys is not None:
-                    one = keys[number]
-                elif not pure:
-                    one = f"{unique}-{number}" if current_entry() is None else None
-                elif isinstance(key, str):
-                    one = f"{key}-{tokenize(func, kwargs, *args)}"
-                else:
-                    one = None
-                try:
-                    row = self.row(
-                        func, args, kwargs, one, pure, workers, resources, retries, priority, loose
-                    )
-                except BaseException:
-                    for row in rows:
-                        self.owner.drop(row)
-                    raise
-                rows.append(row)
-            start += len(batch)
+        for number, args in enumerate(items):
+            if keys is not None:
+                one = keys[number]
+            elif not pure:
+                one = f"{unique}-{number}" if current_entry() is None else None
+            elif isinstance(key, str):
+                one = f"{key}-{tokenize(func, kwargs, *args)}"
+            else:
+                one = None
+            try:
+                row = self.row(
+                    func, args, kwargs, one, pure, workers, resources, retries, priority, loose
+                )
+            except BaseException:
+                for row in rows:
+                    self.owner.drop(row)
+                raise
+            rows.append(row)
         return rows
 
     def _share(self, value: Any, shared: list[Future]) -> Any:

@@ -2,7 +2,7 @@
 
 What is overridden here goes to this process's `Owner`; what is inherited and not
 owned (actors, queues, variables, datasets, cluster administration) goes to the
-scheduler as in Dask. `Client.central_calls` counts the calls that went there.
+scheduler as in Dask. `Client.central_calls` counts the operations that went there.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from numbers import Number
 from queue import Queue as PyQueue
 from typing import Any
 
-import dask
 import distributed
-from distributed.client import _get_global_client
 from distributed.core import PooledRPCCall
 from distributed.utils import _parse_timedelta as parse_timeout
 from distributed.utils import sync
 
+from dask_ownership import config
 from dask_ownership.calls import Calls
 from dask_ownership.cluster.scheduler_plugin import NAME, OwnershipSchedulerPlugin
-from dask_ownership.errors import ClosedOwner, PluginMissing
+from dask_ownership.errors import ClosedOwner, NotHere, PluginMissing
 from dask_ownership.future import Future, owned_clients
 from dask_ownership.gathering import SKIPPED, Gathering, collect, repack
 from dask_ownership.graph import Graph, graph_rows
@@ -34,14 +33,23 @@ from dask_ownership.scatter import scatter
 
 logger = logging.getLogger("dask_ownership.client")
 
-ACTIVE_CONFIG = {"dataframe.shuffle.method": "tasks", "array.rechunk.method": "tasks"}
-"""P2P shuffles need the central scheduler, so they are not the default here."""
-
 HOUSEKEEPING = {"address", "close_rpc", "identity", "register_scheduler_plugin", JOIN}
 """Operations of the scheduler that every client uses, whatever it runs."""
 
-CENTRAL_DATA = {"queue_put", "variable_set", "publish_put"}
-"""Operations of the scheduler that take keys of futures, and what owned keys do not do yet."""
+CENTRAL_DATA = {
+    "call_stack",
+    "gather",
+    "has_what",
+    "nbytes",
+    "publish_put",
+    "queue_put",
+    "rebalance",
+    "replicate",
+    "retry",
+    "variable_set",
+    "who_has",
+}
+"""Operations of the scheduler on keys, none of which knows owned ones."""
 
 
 class GuardedScheduler:
@@ -69,12 +77,15 @@ class GuardedScheduler:
         return counted
 
     def _refuse_owned(self, name: str, kwargs: dict[str, Any]) -> None:
-        keys = [kwargs.get("key"), *(k for ks in kwargs.get("keys") or () for k in ks)]
+        keys = [kwargs.get("key")]
+        for key in kwargs.get("keys") or ():
+            keys.extend(key if isinstance(key, list) else [key])
+        rows = self._client.owner.core.table.rows
         for key in keys:
-            if key is not None and key in self._client.owner.core.table.rows:
+            if key is not None and key in rows:
                 raise NotImplementedError(
-                    f"the owned future {key!r} cannot go through the scheduler ({name}): put its "
-                    "value there, or a future of a stock distributed.Client"
+                    f"the scheduler cannot do {name!r} for {key!r}: it is owned by this client, "
+                    "and the scheduler does not know it; use its value (future.result())"
                 )
 
 
@@ -89,7 +100,7 @@ class Client(distributed.Client):
     owner : dask_ownership.runtime.owner.Owner
         The ownership table and the links of this client.
     central_calls : int
-        How many calls went to the central scheduler because they are not owned.
+        How many operations went to the central scheduler because they are not owned.
 
     Raises
     ------
@@ -104,7 +115,7 @@ class Client(distributed.Client):
         self._worker_side = _worker_side
         self._joined_comm: Any = None
         self.central_calls = 0
-        self._active_config: Any = None
+        self._counted_open = False
         super().__init__(*args, **kwargs)
 
     @classmethod
@@ -119,8 +130,7 @@ class Client(distributed.Client):
             worker.scheduler.address,
             loop=worker.loop,
             security=worker.security,
-            # Stock functions inside tasks look for it; never in place of the program's own.
-            set_as_default=_get_global_client() is None,
+            set_as_default=False,
             asynchronous=on_loop,
             direct_to_workers=True,
             name="worker",
@@ -140,8 +150,9 @@ class Client(distributed.Client):
                 self._stream_handlers[MEMBERS] = self.owner.members_changed
             self.calls = Calls(self.owner)
             owned_clients[self.owner.incarnation] = self
-            if self._set_as_default or self._worker_side is not None:
-                self._active_config = dask.config.set(ACTIVE_CONFIG)
+            # The clients of workers are among those: tasks shuffle too.
+            config.client_opened()
+            self._counted_open = True
         super().start(**kwargs)
 
     async def _start(self, *args: Any, **kwargs: Any) -> Any:
@@ -208,20 +219,27 @@ class Client(distributed.Client):
             return
         if self._worker_side is None and hasattr(self, "owner"):
             await self.owner.close()
-        if self._active_config is not None:
-            with self._active_config:
-                pass  # leaving it restores what was set before
-            self._active_config = None
+        if self._counted_open:
+            self._counted_open = False
+            config.client_closed()
         await super()._close(fast=fast)
 
     def _handle_restart(self) -> None:
         super()._handle_restart()
-        self.owner.core.cancel(list(self.owner.core.table.rows.values()), "the cluster restarted")
-        self.owner._step()
+        self.owner.cancel(list(self.owner.core.table.rows.values()), "the cluster restarted")
 
     def _check_open(self) -> None:
         if self.status in ("closed", "closing"):
             raise ClosedOwner(f"{self.id} is closed")
+
+    def _inc_ref(self, key: Any) -> None:
+        """Stock futures of owned keys are refused: they would wait for the scheduler for ever."""
+        if key in self.owner.core.table.rows:
+            raise NotHere(
+                f"{key!r} is owned by this client; distributed.Future(key, client) makes futures "
+                "of the central scheduler. Keep the future that submit gave, or submit it again"
+            )
+        super()._inc_ref(key)
 
     # ---- submitting ----
 
@@ -288,7 +306,10 @@ class Client(distributed.Client):
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Run a function on each item; see `distributed.Client.map`."""
+        """Run a function on each item; see `distributed.Client.map`.
+
+        ``batch_size`` is taken and changes nothing: tasks leave in batches anyway.
+        """
         if actor or actors:
             self._refuse_owned((iterables, kwargs), "an actor")
             self.central_calls += 1
@@ -313,7 +334,7 @@ class Client(distributed.Client):
         self._check_open()
         rows = self.calls.map_rows(
             func, iterables, kwargs, key, pure, workers, resources, retries, priority,
-            allow_other_workers, batch_size,
+            allow_other_workers,
         )  # fmt: skip
         return [Future(self, row) for row in rows]
 
@@ -532,9 +553,7 @@ class Client(distributed.Client):
         mine, others = self._split(futures)
         if mine:
             detail = str(msg or reason or "cancelled by its client")
-            self.owner._process()
-            self.owner.core.cancel([f._row for f in mine], detail)
-            self.owner._step()
+            self.owner.cancel([f._row for f in mine], detail)
         if others:
             self.central_calls += 1
             await super()._cancel(others, reason=reason, msg=msg, force=force)
@@ -543,11 +562,8 @@ class Client(distributed.Client):
         self._check_open()
         mine, others = self._split(futures)
         if mine:
-            self.owner._process()
-            self.owner.core.retry([f._row for f in mine])
-            self.owner._step()
+            self.owner.retry([f._row for f in mine])
         if others:
-            self.central_calls += 1
             await super()._retry(others)
 
     def _split(self, futures: Any) -> tuple[list[Any], list[Any]]:

@@ -2,12 +2,45 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import dask
 import yaml
 
 _DEFAULTS = Path(__file__).parent / "ownership.yaml"
+
+
+ACTIVE = {"dataframe.shuffle.method": "tasks", "array.rechunk.method": "tasks"}
+"""P2P shuffles need the central scheduler, so they are not the default while a client is open."""
+
+_lock = threading.Lock()
+_open_clients = 0
+_changed: list[str] = []
+
+
+def client_opened() -> None:
+    """Switch shuffles to tasks, unless the user chose; for the first client that opens."""
+    global _open_clients
+    with _lock:
+        _open_clients += 1
+        if _open_clients == 1:
+            for name, value in ACTIVE.items():
+                if dask.config.get(name, None) is None:
+                    dask.config.set({name: value})
+                    _changed.append(name)
+
+
+def client_closed() -> None:
+    """Undo it when the last client closed; what the user set meanwhile stays."""
+    global _open_clients
+    with _lock:
+        _open_clients -= 1
+        if _open_clients == 0:
+            for name in _changed:
+                if dask.config.get(name, None) == ACTIVE[name]:
+                    dask.config.set({name: None})
+            _changed.clear()
 
 
 def install() -> None:

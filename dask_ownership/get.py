@@ -10,9 +10,9 @@ from weakref import WeakKeyDictionary
 import dask
 import dask.base
 import distributed
-from distributed.worker import get_client, get_worker
+from distributed.worker import get_worker
 
-from dask_ownership.client import ACTIVE_CONFIG, Client
+from dask_ownership.client import Client
 
 _lock = threading.Lock()
 _attached: WeakKeyDictionary[Any, Client] = WeakKeyDictionary()
@@ -27,13 +27,13 @@ def current_client() -> Client:
     one with an embedded cluster, started now and closed at exit.
     """
     try:
-        get_worker()
+        worker = get_worker()
     except ValueError:
         pass
     else:
-        client = get_client()
-        if isinstance(client, Client):
-            return client
+        side = worker.extensions.get("dask-ownership")
+        if side is not None:
+            return side.owned_client()
     try:
         default = distributed.Client.current()
     except ValueError:
@@ -59,8 +59,6 @@ def _embedded_client() -> Client:
     global _embedded
     with _lock:
         if _embedded is None or _embedded.status != "running":
-            # The process is the cluster's only user: its shuffles are owned ones from here on.
-            dask.config.set(ACTIVE_CONFIG)
             _embedded = Client(dashboard_address=":0", set_as_default=False)
             atexit.register(_close, _embedded)
         return _embedded

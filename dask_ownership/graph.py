@@ -31,6 +31,7 @@ from distributed.scheduler import validate_key
 from dask_ownership.calls import Calls, make_options, named
 from dask_ownership.core.table import CANCELLED, NO_OPTIONS, Failure, Function, Options, Row
 from dask_ownership.errors import NotSerializable
+from dask_ownership.runtime.owner import prioritised
 from dask_ownership.runtime.runner import current_entry
 from dask_ownership.runtime.serialize import Slot, dumps, identity, pickling, run_node
 
@@ -136,9 +137,8 @@ class _Builder:
         )
         ordered = sorted(needed, key=places.__getitem__)
         base = self.owner.next_order(len(ordered))
-        priority = self.call["priority"]
         for place, key in enumerate(ordered):
-            self._add(key, needed[key], base + place, priority)
+            self._add(key, needed[key], base + place)
         found: dict[Any, Row] = {}
         for key in self.keys:
             row = self.rows.get(key)
@@ -175,7 +175,7 @@ class _Builder:
                 stack.extend(node.dependencies)
         return needed
 
-    def _add(self, key: Any, node: GraphNode, place: int, priority: Any) -> None:
+    def _add(self, key: Any, node: GraphNode, place: int) -> None:
         if isinstance(node, Alias):
             target = self.rows.get(node.target) or self._lost(node.target)
             if key not in self.keys:
@@ -208,8 +208,9 @@ class _Builder:
             rows = {self.calls.row_of(future) for future in pickling.found}
         finally:
             pickling.found = outer
+        priority = self._priority_of(key)
         if priority:
-            place -= int(max(-(2**20), min(2**20, priority)) * 2**40)
+            place = prioritised(place, priority)
         row = Row(key, function, payload, tuple(slots), place, self._options_of(key))
         row.contains = tuple(r for r in rows if r is not None and r not in slots)
         self._adopt(row)
@@ -288,6 +289,11 @@ class _Builder:
         return row
 
     # ---- options ----
+
+    def _priority_of(self, key: Any) -> Any:
+        own = self.graph.annotations.get("priority", {}).get(key)
+        priority = self.call["priority"] if own is None else own
+        return priority(key) if callable(priority) else priority
 
     def _options_of(self, key: Any) -> Options:
         annotations = self.graph.annotations

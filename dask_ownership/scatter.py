@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterator
 from time import time
 from typing import Any
 
@@ -130,8 +129,6 @@ async def _places(client: Any, workers: Any, timeout: float) -> list[WorkerView]
 def _spread(data: Any, hash: bool) -> tuple[dict[Any, Any], Any]:
     """Values by key, and what makes the user's structure of futures by key."""
     if isinstance(data, range):
-        data = list(data)
-    if isinstance(data, Iterator):
         data = list(data)
     kind = type(data)
     if kind is dict:

@@ -170,6 +170,10 @@ async def coroutine_stock_as_completed(n: int) -> int:
     return result
 
 
+def kind_of_client() -> str:
+    return type(get_client()).__module__
+
+
 def impatient(seconds: float) -> float:
     """How long a wait of 0.1 s lasts for a child that takes longer and runs first."""
     future = get_client().submit(sleep, seconds, pure=False)

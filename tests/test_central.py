@@ -9,7 +9,7 @@ import pytest
 from distributed import Event, Lock, Queue, Semaphore, Variable
 from programs import Counter, inc, lines, set_event, slowly, under_lock, wait_event
 
-from dask_ownership import Client, wait
+from dask_ownership import Client, NotHere, wait
 
 
 def test_actor(client: Client) -> None:
@@ -47,7 +47,7 @@ def test_queue_with_values(client: Client) -> None:
 def test_queue_with_an_owned_future(client: Client) -> None:
     queue = Queue("futures", client=client)
     x = client.submit(inc, 1)
-    with pytest.raises(NotImplementedError, match="owned future"):
+    with pytest.raises(NotImplementedError, match="owned"):
         queue.put(x)
     assert queue.qsize() == 0
     assert x.result() == 2
@@ -58,7 +58,7 @@ def test_variable(client: Client) -> None:
     variable = Variable("variable", client=client)
     variable.set({"a": 1})
     assert variable.get(timeout=5) == {"a": 1}
-    with pytest.raises(NotImplementedError, match="owned future"):
+    with pytest.raises(NotImplementedError, match="owned"):
         variable.set(client.submit(inc, 1))
     assert variable.get(timeout=5) == {"a": 1}
     variable.delete()
@@ -66,9 +66,9 @@ def test_variable(client: Client) -> None:
 
 def test_published_dataset_of_owned_futures(client: Client) -> None:
     x = client.submit(inc, 1)
-    with pytest.raises(NotImplementedError, match="owned future"):
+    with pytest.raises(NotImplementedError, match="owned"):
         client.publish_dataset(x, name="mine")
-    with pytest.raises(NotImplementedError, match="owned future"):
+    with pytest.raises(NotImplementedError, match="owned"):
         client.publish_dataset(mine=[x])
     assert "mine" not in client.list_datasets()
     client.publish_dataset(plain=[1, 2])
@@ -141,3 +141,14 @@ def test_stock_calls_of_the_client(client: Client, workers: list[str]) -> None:
     client.wait_for_workers(2, timeout=5)
     assert client.get_versions(check=False)["client"]
     assert future.result() == 1
+
+
+def test_what_the_scheduler_cannot_do_for_owned_keys(client: Client) -> None:
+    x = client.submit(inc, 1)
+    x.result()
+    for ask in (client.who_has, client.replicate, client.rebalance, client.call_stack):
+        with pytest.raises(NotImplementedError, match="owned by this client"):
+            ask([x])
+    with pytest.raises(NotHere, match="owned by this client"):
+        distributed.Future(x.key, client)
+    assert x.result() == 2

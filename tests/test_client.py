@@ -179,10 +179,17 @@ def test_close_ends_those_who_wait(cluster: LocalCluster) -> None:
 def test_close_restores_configuration(cluster: LocalCluster) -> None:
     import dask
 
-    before = dask.config.get("dataframe.shuffle.method", None)
-    with Client(cluster):
-        assert dask.config.get("dataframe.shuffle.method") == "tasks"
-    assert dask.config.get("dataframe.shuffle.method", None) == before
+    name = "dataframe.shuffle.method"
+    before = dask.config.get(name, None)
+    with Client(cluster) as first:
+        assert dask.config.get(name) == "tasks"
+        with Client(cluster):
+            first.close()
+            assert dask.config.get(name) == "tasks"
+    assert dask.config.get(name, None) == before
+    with dask.config.set({name: "p2p"}), Client(cluster):
+        assert dask.config.get(name) == "p2p"
+    assert dask.config.get(name, None) == before
 
 
 def test_address_of_a_running_cluster(cluster: LocalCluster) -> None:

@@ -20,6 +20,7 @@ from programs import (
     children_leave_marks,
     compute_array_inside,
     compute_inside,
+    compute_with,
     coroutine_as_completed,
     coroutine_awaits,
     coroutine_deep,
@@ -36,6 +37,7 @@ from programs import (
     impatient,
     inc,
     inc_later,
+    kind_of_client,
     large_child,
     lines,
     oops_later,
@@ -192,10 +194,18 @@ def test_ordinary_task_that_uses_the_owner_on_one_slot(
 ) -> None:
     """A task of a stock client gives its slot up as well."""
     with distributed.Client(one_slot, set_as_default=False) as stock:
-        assert stock.submit(fan, 10).result(timeout=20) == sum(range(1, 11))
-        assert stock.submit(deep, 5).result(timeout=20) == 5
+        assert stock.submit(compute_with, "ownership", 10).result(timeout=20) == 55
         assert stock.submit(inc, 1).result(timeout=20) == 2
     assert one_slot_client.submit(inc, 5).result(timeout=20) == 6
+
+
+def test_ordinary_tasks_keep_the_stock_client(one_slot: LocalCluster, client: Client) -> None:
+    """The plugins change nothing for those who do not use them."""
+    with distributed.Client(one_slot, set_as_default=False) as stock:
+        kind = stock.submit(kind_of_client, pure=False).result(timeout=20)
+        assert kind == "distributed.client"
+    with Client(one_slot, set_as_default=False) as owned:
+        assert owned.submit(kind_of_client, pure=False).result() == "dask_ownership.client"
 
 
 def test_parents_do_not_exceed_the_slots(one_slot_client: Client) -> None:

@@ -10,14 +10,19 @@ from uuid import uuid4
 import dask
 from dask.utils import parse_timedelta
 from distributed.diagnostics.plugin import SchedulerPlugin
+from tornado.ioloop import PeriodicCallback
 
 from dask_ownership.cluster.worker_plugin import OwnershipWorkerPlugin
+from dask_ownership.runtime.compat import keep_awake
 from dask_ownership.runtime.link import PROTOCOL
 from dask_ownership.runtime.membership import JOIN, MEMBERS, OWNER_GONE, Member
 
 logger = logging.getLogger("dask_ownership.scheduler")
 
 NAME = "dask-ownership"
+
+WATCH_INTERVAL = 500
+"""Milliseconds between looks at what the workers' heartbeats say."""
 
 
 class OwnershipSchedulerPlugin(SchedulerPlugin):
@@ -41,6 +46,8 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         self.owners: dict[str, tuple[str, str]] = {}
         self.scheduler: Any = None
         self._partings: set[asyncio.Task[None]] = set()
+        self._awake = False
+        self._watch: PeriodicCallback | None = None
 
     async def start(self, scheduler: Any) -> None:
         """Install everything, once, whoever comes first."""
@@ -50,13 +57,26 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         scheduler.extensions[NAME] = self
         self.token = uuid4().hex
         self.scheduler = scheduler
+        plugin = OwnershipWorkerPlugin(self.token)
+        try:
+            await scheduler.register_worker_plugin(
+                None, _dumps(plugin), name=plugin.name, idempotent=True
+            )
+        except BaseException:
+            del scheduler.extensions[NAME]  # the next client may try again
+            raise
         scheduler.handlers[JOIN] = self.join
         if NAME not in scheduler.plugins:
             scheduler.add_plugin(self, name=NAME, idempotent=True)
-        plugin = OwnershipWorkerPlugin(self.token)
-        await scheduler.register_worker_plugin(
-            None, _dumps(plugin), name=plugin.name, idempotent=True
-        )
+        self._watch = PeriodicCallback(self._look, WATCH_INTERVAL)
+        self._watch.start()
+
+    def _look(self) -> None:
+        """Keep a cluster whose workers have owned tasks from seeming idle."""
+        busy = any(state.metrics.get("owned_tasks") for state in self.scheduler.workers.values())
+        if busy != self._awake:
+            self._awake = busy
+            keep_awake(self.scheduler, busy)
 
     def join(
         self,
@@ -108,6 +128,8 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             self._tell_workers(owner)
 
     async def before_close(self) -> None:
+        if self._watch is not None:
+            self._watch.stop()
         for task in list(self._partings):
             task.cancel()
 

@@ -67,6 +67,7 @@ class WorkerSide:
         )
         self.owner.token = token
         self._client: Any = None
+        self._stock_client: Any = None
         self._joined: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -79,8 +80,10 @@ class WorkerSide:
         worker.extensions["dask-ownership"] = self
         worker.stream_handlers[MEMBERS] = self.members_changed
         worker.stream_handlers[OWNER_GONE] = self.owner_gone
+        worker.metrics["owned_tasks"] = lambda worker: self.executor.core.unfinished
         worker.metrics["owned_running"] = lambda worker: self.executor.core.busy
         worker.metrics["owned_nbytes"] = lambda worker: self.executor.store.nbytes
+        self._stock_client = worker._get_client
         worker._get_client = self.get_client
 
     def members_changed(self, added: list[Member], removed: list[str]) -> None:
@@ -104,7 +107,23 @@ class WorkerSide:
         self.owner.members_changed(answer["members"], [])
 
     def get_client(self, timeout: Any = None) -> Any:
-        """What ``get_client()`` gives inside a task: a client on the worker's owner."""
+        """What ``get_client()`` gives inside a task.
+
+        Inside an owned task a client on the worker's owner; inside an ordinary Dask
+        task the stock client, as without this plugin.
+        """
+        from dask_ownership.runtime.compat import current_client
+        from dask_ownership.runtime.runner import current_entry
+
+        if current_entry() is None:
+            return self._stock_client() if timeout is None else self._stock_client(timeout=timeout)
+        client = self.owned_client(timeout)
+        # Stock functions (``as_completed``, ``wait``) look for it, in this task only.
+        current_client.set(client)
+        return client
+
+    def owned_client(self, timeout: Any = None) -> Any:
+        """The client on this worker's owner."""
         if self._client is None or self._client.status == "closed":
             from dask_ownership.client import Client
 

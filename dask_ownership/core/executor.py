@@ -224,6 +224,11 @@ class Executor:
         return None
 
     @property
+    def unfinished(self) -> int:
+        """Tasks that could run, run or are parked."""
+        return self.busy + self.queued + self.parked_count
+
+    @property
     def crowded(self) -> bool:
         """Whether so many tasks are parked that only deeper ones may start.
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from dask.context import thread_state
 from distributed import as_completed, rejoin, secede, threadpoolexecutor
+from distributed.client import _current_client
 from distributed.core import Status
 from distributed.worker import _worker_cvar
 from distributed.worker_state_machine import SecedeEvent, UnpauseEvent
@@ -23,14 +24,17 @@ __all__ = [
     "HiddenData",
     "Lending",
     "block_as_completed_in",
+    "current_client",
     "current_worker",
     "ignore_secede_of",
+    "keep_awake",
     "pool_state",
     "state_data",
     "thread_state",
     "without_slot",
 ]
 
+current_client: contextvars.ContextVar[Any] = _current_client
 current_worker: contextvars.ContextVar[Any] = _worker_cvar
 pool_state = threadpoolexecutor.thread_state
 """What ``secede()`` and ``rejoin()`` look at in a thread."""
@@ -110,6 +114,11 @@ def without_slot(worker: Any) -> Iterator[None]:
         yield
     finally:
         rejoin()
+
+
+def keep_awake(scheduler: Any, yes: bool) -> None:
+    """Hold a scheduler's ``idle-timeout``, as it does itself while it takes a graph in."""
+    scheduler._active_graph_updates += 1 if yes else -1
 
 
 def block_as_completed_in(

@@ -74,6 +74,7 @@ class Executor:
         self.counts = {"run": 0, "coroutines": 0}
         self.on_interrupted: Any = None
         self.loop: asyncio.AbstractEventLoop = worker.loop.asyncio_loop
+        self._context = contextvars.copy_context()
         self._sleepers: list[threading.Lock] = []
         self._waking = 0
         self._ended_at_last_look = 0
@@ -353,7 +354,8 @@ class Executor:
         if not self._flush_scheduled:
             self._flush_scheduled = True
             try:
-                self.loop.call_soon_threadsafe(self._flush)
+                # Not in the caller's context: what is started from here is no part of its task.
+                self.loop.call_soon_threadsafe(self._flush, context=self._context)
             except RuntimeError:
                 pass  # the loop is closed, and with it everything else
 

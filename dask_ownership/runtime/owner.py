@@ -10,6 +10,7 @@ the same class; the worker's serves tasks that submit tasks.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import threading
 from collections import deque
@@ -52,6 +53,19 @@ GATHER_BATCH = 500
 """Values asked for in one request when gathering."""
 
 
+def prioritised(order: int, priority: Any) -> int:
+    """A row's place with the user's priority: higher comes before all that is lower.
+
+    Raises
+    ------
+    TypeError
+        When the priority is no number.
+    """
+    if not isinstance(priority, Real):
+        raise TypeError(f"priority= takes a number, not {priority!r}")
+    return order - int(max(-(2.0**20), min(2.0**20, float(priority))) * 2**40)
+
+
 class Owner:
     """Rows, links and waiting of one client or worker.
 
@@ -86,7 +100,6 @@ class Owner:
         self.pool = ConnectionPool(deserialize=False, connection_args=connection_args)
         self.closed = False
         self.refused = self.core.refused
-        self.central_calls = 0
         self._order = 0
         self._inbox: deque[Any] = deque()
         self._dropped: deque[Row] = deque()
@@ -94,12 +107,14 @@ class Owner:
         self._ticking = False
         self._sweeping = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._context: contextvars.Context | None = None
         self._gone: set[str] = set()
         self._closing: set[asyncio.Future[None]] = set()
 
     async def start(self) -> None:
         """Begin on the event loop that is running."""
         self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
         await self.pool.start()
         self._wake()
 
@@ -109,11 +124,7 @@ class Owner:
         """Places for ``count`` rows in a row, lower first, the user's priority included."""
         self._order += count
         order = self._order - count
-        if priority:
-            if not isinstance(priority, Real):
-                raise TypeError(f"priority= takes a number, not {priority!r}")
-            order -= int(max(-(2**20), min(2**20, priority)) * 2**40)
-        return order
+        return prioritised(order, priority) if priority else order
 
     def submit(self, row: Row) -> Row:
         """Add a row and have it run; the row that is known under its key, if any.
@@ -169,7 +180,7 @@ class Owner:
             return  # not started: `start` takes in what is there
         self._awake = True
         try:
-            self._loop.call_soon_threadsafe(self._process)
+            self._loop.call_soon_threadsafe(self._process, context=self._context)
         except RuntimeError:
             pass  # the loop is closed: nothing of this owner lives any more
 
@@ -210,6 +221,18 @@ class Owner:
             self.core.release(gone)
         if gate is not None:
             gate.open()
+
+    def cancel(self, rows: Iterable[Row], detail: str) -> None:
+        """End rows and what depends on them. Loop thread."""
+        self._process()
+        self.core.cancel(rows, detail)
+        self._step()
+
+    def retry(self, rows: Iterable[Row]) -> None:
+        """Run failed rows again. Loop thread."""
+        self._process()
+        self.core.retry(rows)
+        self._step()
 
     def _received(self, view: WorkerView, messages: Any) -> None:
         """A batch of answers arrived."""
