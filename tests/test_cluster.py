@@ -353,9 +353,9 @@ def test_many_clients_leave_no_threads(local):
 
 def test_idle_timeout_spares_a_cluster_with_owned_tasks():
     with (
-        dask.config.set({"distributed.scheduler.idle-timeout": "1s"}),
+        dask.config.set({"distributed.scheduler.idle-timeout": "3s"}),
         small_cluster(n_workers=1) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
-        assert client.submit(slowinc, 1, delay=3).result(timeout=10) == 2
+        assert client.submit(slowinc, 1, delay=5).result(timeout=10) == 2
         assert cluster.scheduler.status.name == "running"

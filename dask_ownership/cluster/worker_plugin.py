@@ -43,6 +43,19 @@ class OwnershipWorkerPlugin(WorkerPlugin):
             await side.close()
 
 
+class TaskClient:
+    """Stands for the worker's client in its tasks until one asks it for something.
+
+    Making a client connects to the scheduler, and most tasks need none.
+    """
+
+    def __init__(self, side: WorkerSide) -> None:
+        self._side = side
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._side.owned_client(), name)
+
+
 class WorkerSide:
     """What the plugin leaves on a worker, as ``worker.extensions["dask-ownership"]``.
 
@@ -60,6 +73,7 @@ class WorkerSide:
         self.token = token
         self.executor = Executor(worker, token)
         self.executor.on_interrupted = self._cancel_children
+        self.executor.task_client = TaskClient(self)
         self.owner = Owner(
             worker.security.get_connection_args("worker"),
             worker.address,
@@ -112,15 +126,11 @@ class WorkerSide:
         Inside an owned task a client on the worker's owner; inside an ordinary Dask
         task the stock client, as without this plugin.
         """
-        from dask_ownership.runtime.compat import current_client
         from dask_ownership.runtime.runner import current_entry
 
         if current_entry() is None:
             return self._stock_client() if timeout is None else self._stock_client(timeout=timeout)
-        client = self.owned_client(timeout)
-        # Stock functions (``as_completed``, ``wait``) look for it, in this task only.
-        current_client.set(client)
-        return client
+        return self.owned_client(timeout)
 
     def owned_client(self, timeout: Any = None) -> Any:
         """The client on this worker's owner."""

@@ -73,6 +73,7 @@ class Executor:
         self.closed = False
         self.counts = {"run": 0, "coroutines": 0}
         self.on_interrupted: Any = None
+        self.task_client: Any = None
         self.loop: asyncio.AbstractEventLoop = worker.loop.asyncio_loop
         self._context = contextvars.copy_context()
         self._sleepers: list[threading.Lock] = []
@@ -267,6 +268,7 @@ class Executor:
     def _run_thread(self) -> None:
         """A runner thread: one task after another, asleep when there is none."""
         compat.current_worker.set(self.worker)
+        compat.current_client.set(self.task_client)
         compat.thread_state.execution_state = self.worker.execution_state
         compat.pool_state.executor = self._pool
         compat.pool_state.proceed = True
@@ -338,6 +340,7 @@ class Executor:
 
     async def _coroutine(self, entry: Entry, *call: Any) -> None:
         compat.current_worker.set(self.worker)
+        compat.current_client.set(self.task_client)
         self.counts["coroutines"] += 1
         outcome = await run_on_loop(entry, *call)
         with self.lock:
