@@ -1,4 +1,4 @@
-"""One line of configuration moves existing Dask code to owned tasks.
+"""One import and one line of configuration move existing Dask code to owned tasks.
 
     python examples/config_line.py
 
@@ -13,6 +13,8 @@ from collections import Counter
 import dask
 import dask.bag
 from dask import delayed
+
+import dask_ownership  # noqa: F401  (gives the scheduler its name)
 
 
 def main() -> None:

@@ -1,0 +1,28 @@
+"""The programs in ``examples/``, run as a user runs them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        (["config_line.py"], "sum of squares: 332833500"),
+        (["nested.py"], "fib(14) = 377"),
+        (["stdlib_index.py", "--limit", "5", "--compare"], "Both engines found the same"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_example(program: list[str], expected: str) -> None:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / program[0]), *program[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout
+    assert "Traceback" not in done.stderr
