@@ -1,0 +1,74 @@
+"""Links over real connections that break."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from distributed.comm import CommClosedError, listen
+
+from dask_ownership.core.link import LinkState
+from dask_ownership.runtime.link import OwnerLink
+
+
+class Peer:
+    """An executor's end that breaks the connection after some batches."""
+
+    def __init__(self, break_after: list[int], pause: float = 0.0) -> None:
+        self.state = LinkState()
+        self.break_after = break_after
+        self.pause = pause
+        self.messages: list[Any] = []
+        self.connections = 0
+
+    async def serve(self, comm: Any) -> None:
+        self.connections += 1
+        left = self.break_after.pop(0) if self.break_after else 1 << 30
+        try:
+            hello = await comm.read()
+            assert hello["op"] == "ownership_link"
+            await asyncio.sleep(self.pause)
+            await comm.write(
+                {"status": "OK", "incarnation": "peer", "received": self.state.received}
+            )
+            while left:
+                left -= 1
+                self.messages.extend(self.state.receive(await comm.read()))
+        except CommClosedError:
+            pass
+        finally:
+            comm.abort()
+
+
+async def deliver(peer: Peer, batches: int, gap: float) -> None:
+    """Send batches one by one over a link to the peer, and wait until all are there."""
+    listener = await listen("tcp://127.0.0.1:0", peer.serve)
+    refused: list[str] = []
+    link = OwnerLink(listener.contact_address, {"owner": "me"}, {}, print, refused.append)
+    try:
+        for number in range(batches):
+            link.send([(number,)])
+            await asyncio.sleep(gap)
+        deadline = asyncio.get_running_loop().time() + 10
+        while len(peer.messages) < batches:
+            assert asyncio.get_running_loop().time() < deadline, peer.messages
+            await asyncio.sleep(0.01)
+    finally:
+        await link.close(say_bye=False)
+        listener.stop()
+    assert not refused
+
+
+def test_batches_that_are_numbered_while_a_link_resumes_arrive() -> None:
+    """In order, once each, however often the connection breaks."""
+    peer = Peer(break_after=[1, 3, 0, 2], pause=0.05)
+    asyncio.run(deliver(peer, 40, 0.01))
+    assert peer.messages == [(number,) for number in range(40)]
+    assert peer.connections >= 5
+
+
+def test_batches_wait_for_the_first_connection() -> None:
+    peer = Peer(break_after=[], pause=0.2)
+    asyncio.run(deliver(peer, 5, 0.0))
+    assert peer.messages == [(number,) for number in range(5)]
+    assert peer.connections == 1
