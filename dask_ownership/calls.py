@@ -14,12 +14,12 @@ import distributed
 from dask.tokenize import tokenize
 from dask.utils import funcname, parse_bytes
 from distributed.protocol.pickle import loads as _loads  # noqa: F401  (installs tblib's support)
-from distributed.scheduler import validate_key
 
 from dask_ownership.core.identity import child_key
 from dask_ownership.core.table import INLINE, NO_OPTIONS, Function, Options, Row
 from dask_ownership.errors import NotHere, NotSerializable
 from dask_ownership.future import Future, TravelledFuture
+from dask_ownership.runtime.keys import check_key
 from dask_ownership.runtime.owner import Owner
 from dask_ownership.runtime.runner import current_entry
 from dask_ownership.runtime.serialize import ATOMS, dumps, dumps_call
@@ -59,8 +59,8 @@ class Calls:
     ) -> Row:
         """The row of one `submit`, with a handle for its future."""
         owner = self.owner
-        if key is not None and type(key) is not str:
-            validate_key(key)
+        if key is not None:
+            check_key(key)
         function = owner.functions.get(func)
         find = owner.find
         if key is None and pure:
@@ -268,14 +268,15 @@ def make_options(workers: Any, resources: Any, retries: Any, loose: Any, entry: 
     if retries and not isinstance(retries, int):
         raise TypeError(f"retries= takes a whole number, not {retries!r}")
     if resources and not (
-        isinstance(resources, dict) and all(isinstance(v, Real) for v in resources.values())
+        isinstance(resources, dict)
+        and all(isinstance(k, str) and isinstance(v, Real) for k, v in resources.items())
     ):
         raise TypeError(f"resources= takes a dict of names and numbers, not {resources!r}")
     return Options(
         workers=names,
         loose=bool(loose),
         retries=int(retries or 0),
-        resources=dict(resources) if resources else None,
+        resources={k: float(v) for k, v in resources.items()} if resources else None,
         depth=entry.depth + 1 if entry is not None else 0,
         parent=parent_of(entry),
     )

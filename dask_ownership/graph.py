@@ -26,11 +26,11 @@ from dask._task_spec import (
 )
 from dask.order import order
 from dask.utils import key_split
-from distributed.scheduler import validate_key
 
 from dask_ownership.calls import Calls, make_options, named
 from dask_ownership.core.table import CANCELLED, NO_OPTIONS, Failure, Function, Options, Row
 from dask_ownership.errors import NotSerializable
+from dask_ownership.runtime.keys import check_key
 from dask_ownership.runtime.owner import prioritised
 from dask_ownership.runtime.runner import current_entry
 from dask_ownership.runtime.serialize import Slot, dumps, identity, pickling, run_node
@@ -95,7 +95,7 @@ def graph_rows(
         ``retries``, ``priority``. Annotations of a task win over them.
     """
     for key in keys:
-        validate_key(key)
+        check_key(key)
     builder = _Builder(calls, graph, keys, call)
     try:
         return builder.build(internal_priority)
@@ -176,6 +176,7 @@ class _Builder:
         return needed
 
     def _add(self, key: Any, node: GraphNode, place: int) -> None:
+        check_key(key)
         if isinstance(node, Alias):
             target = self.rows.get(node.target) or self._lost(node.target)
             if key not in self.keys:

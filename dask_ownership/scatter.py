@@ -13,6 +13,7 @@ from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.table import Row
 from dask_ownership.errors import NoWorker
 from dask_ownership.future import Future
+from dask_ownership.runtime.keys import check_key
 from dask_ownership.runtime.serialize import dumps
 from dask_ownership.runtime.transfer import pack
 
@@ -132,6 +133,8 @@ def _spread(data: Any, hash: bool) -> tuple[dict[Any, Any], Any]:
         data = list(data)
     kind = type(data)
     if kind is dict:
+        for key in data:
+            check_key(key)
         return dict(data), lambda futures: futures
     named = isinstance(data, tuple) and hasattr(data, "_fields")
     if kind in (list, tuple, set, frozenset) or named:

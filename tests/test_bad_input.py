@@ -715,3 +715,35 @@ def test_data_that_was_freed_says_so(client):
     future.release()
     with pytest.raises((FutureCancelledError, LostData), match="released"):
         future.result()
+
+
+# ---- keys that cannot be sent ----
+
+
+@pytest.mark.parametrize(
+    "key", [2**70, ("part", -(2**80)), "\ud800", ("x", "\udfff", 1)], ids=["int", "in", "str", "s"]
+)
+def test_a_key_that_no_message_can_carry_is_refused_where_it_is_said(client, key):
+    """The message of a task is one of a batch: a bad one must not stop the others."""
+    with pytest.raises(TypeError, match="cannot be sent to a worker"):
+        client.submit(inc, 1, key=key)
+    with pytest.raises(TypeError, match="cannot be sent to a worker"):
+        client.map(inc, [1, 2], key=["fine", key])
+    with pytest.raises(TypeError, match="cannot be sent to a worker"):
+        client.get({key: (inc, 1)}, key)
+    with pytest.raises(TypeError, match="cannot be sent to a worker"):
+        client.get({key: (inc, 1), "asked": (inc, key)}, "asked")
+    with pytest.raises(TypeError, match="cannot be sent to a worker"):
+        client.scatter({key: 1})
+    assert client.submit(inc, 1, key=("fine", 2**63, "é")).result() == 2
+
+
+def test_resources_are_numbers_by_name(client):
+    with pytest.raises(TypeError, match="resources="):
+        client.submit(inc, 1, resources={1: 1})
+    with pytest.raises(TypeError, match="resources="):
+        client.submit(inc, 1, resources={"GPU": "one"})
+    numpy = pytest.importorskip("numpy")
+    waits = client.submit(inc, 1, resources={"GPU": numpy.int64(1)}, pure=False)
+    assert client.submit(inc, 3, pure=False).result() == 4  # not held up behind it
+    assert waits.status == "pending"

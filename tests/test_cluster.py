@@ -289,7 +289,7 @@ def test_tls():
         sizes = client.map(length, values, workers=addresses[1])
         assert client.gather(sizes) == [100_000] * 4
         link = client.owner.core.placement.workers[addresses[0]].link
-        assert link._writer.comm.peer_address.startswith("tls://")
+        assert link._channel.comm.peer_address.startswith("tls://")
         with pytest.raises(OSError):
             ask_plainly(addresses[0].replace("tls://", "tcp://"), OPERATIONS[0])
         answer = ask_plainly(

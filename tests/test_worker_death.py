@@ -90,9 +90,9 @@ def test_chains_are_tried_elsewhere(client):
     last = client.submit(slowinc, 0, pure=False)
     for _ in range(100):
         last = client.submit(slowinc, last, 0.002, pure=False)
-    until(lambda: last._row.worker is not None or last._row.state)
-    busy = next(v.address for v in client.owner.core.placement.workers.values() if v.pushed)
-    kill(client, busy)
+    views = wait_for_members(client, 2) and client.owner.core.placement.workers
+    busy = until(lambda: [view.address for view in list(views.values()) if view.pushed])
+    kill(client, busy[0])
     assert last.result(timeout=30) == 101
 
 
@@ -190,8 +190,8 @@ def test_broken_links_are_dialled_again(client):
 
     async def break_links() -> None:
         for link in links:
-            if link._writer is not None:
-                link._writer.comm.abort()
+            if link._channel is not None:
+                link._channel.abort()
 
     def ran() -> int:
         counts = client.run(lambda dask_worker: count_of(dask_worker))
@@ -223,8 +223,8 @@ def test_links_broken_at_the_workers_end(client):
 
 def abort_links(dask_worker) -> None:
     for link in dask_worker.extensions["dask-ownership"].executor.links.values():
-        if link.writer is not None:
-            link.writer.comm.abort()
+        if link.channel is not None:
+            link.channel.abort()
 
 
 def test_client_that_dies_is_forgotten(client, own_cluster):

@@ -27,7 +27,8 @@ from dask_ownership.core.executor import Executor as Core
 from dask_ownership.core.session import Entry
 from dask_ownership.errors import NotSerializable
 from dask_ownership.runtime import compat
-from dask_ownership.runtime.link import BYE, PROTOCOL, UNSAID_BATCHES, ExecutorLink, Writer
+from dask_ownership.runtime.channel import Channel, channel, has_stream
+from dask_ownership.runtime.link import BYE, PROTOCOL, UNSAID_BATCHES, ExecutorLink
 from dask_ownership.runtime.parking import (
     Parking,
     Pool,
@@ -110,8 +111,8 @@ class Executor:
             self.worker.handlers.pop(name, None)
         await self.fetcher.close()
         for link in self.links.values():
-            if link.writer is not None:
-                link.writer.comm.abort()
+            if link.channel is not None:
+                link.channel.abort()
         for task in list(self._coroutines):
             task.cancel()
         with self.lock:
@@ -157,6 +158,7 @@ class Executor:
         protocol: int | None = None,
         token: str | None = None,
         received: int = 0,
+        stream: bool = False,
         **hello: Any,
     ) -> Any:
         """Handler of ``ownership_link``: take a connection over for good."""
@@ -164,33 +166,42 @@ class Executor:
         if reason is not None:
             return {"status": "refused", "reason": reason}
         link = self._link_of(owner)
-        if link.writer is not None:
-            link.writer.comm.abort()
-            link.writer = None
-        # No await until the writer is there: a batch that is numbered meanwhile would be
-        # neither among those that are sent again nor written by itself.
-        writer = Writer(comm)
+        stream = stream and has_stream(comm)
+        made: Channel | None = None
         try:
-            writer.write(
-                {"status": "OK", "incarnation": self.incarnation, "received": link.state.received}
+            await comm.write(
+                {
+                    "status": "OK",
+                    "incarnation": self.incarnation,
+                    "received": link.state.received,
+                    "stream": stream,
+                }
             )
+            if link.channel is not None:
+                link.channel.abort()
+            # No await from here until the channel is there: a batch that is numbered
+            # meanwhile would be neither among those sent again nor written by itself.
+            made = channel(comm, stream)
             for batch in link.state.resume(received):
-                writer.write(batch)
-            link.writer = writer
+                made.write(batch)
+            link.channel = made
             self._flush()
-            while True:
-                batch = await comm.read()
-                if batch == BYE:
-                    self.drop_owner(owner)
-                    break
-                self.receive(link, batch)
+            await made.listen(lambda batch: self._arrived_on(link, batch))
         except (OSError, ValueError) as error:
             logger.debug("link of %s: %r", owner, error)
         finally:
-            if link.writer is writer:
-                link.writer = None
+            if link.channel is made:
+                link.channel = None
             comm.abort()
         return Status.dont_reply
+
+    def _arrived_on(self, link: ExecutorLink, batch: Any) -> bool:
+        """A batch came; whether it was the last."""
+        if batch == BYE:
+            self.drop_owner(link.session.owner)
+            return True
+        self.receive(link, batch)
+        return False
 
     def _link_of(self, owner: str) -> ExecutorLink:
         link = self.links.get(owner)

@@ -18,6 +18,7 @@ from distributed.comm import Comm, CommClosedError, connect
 from dask_ownership.core.link import LinkState
 from dask_ownership.core.messages import Message
 from dask_ownership.core.session import Session
+from dask_ownership.runtime.channel import Channel, channel, has_stream
 
 logger = logging.getLogger("dask_ownership.link")
 
@@ -33,67 +34,6 @@ UNSAID_BATCHES = 16
 
 class LinkRefused(Exception):
     """The worker answered, and does not take this link."""
-
-
-class Writer:
-    """Writes batches to a comm, one at a time and in order.
-
-    `Comm.write` of a small message completes without waiting, so the coroutine is
-    stepped in place; only what does wait becomes a task.
-    """
-
-    def __init__(self, comm: Comm) -> None:
-        self.comm = comm
-        # Batches are pickled already: measuring each to see whether a thread should
-        # serialize it costs more than serializing it.
-        comm.allow_offload = False
-        self._queue: list[Any] = []
-        self._task: asyncio.Task[None] | None = None
-
-    def write(self, message: Any) -> None:
-        """Send a message now, or after those that are still on their way.
-
-        Raises
-        ------
-        CommClosedError
-            When the connection is gone.
-        """
-        if self._task is not None:
-            self._queue.append(message)
-            return
-        coroutine = self.comm.write(message)
-        try:
-            waited_for = coroutine.send(None)
-        except StopIteration:
-            return
-        self._task = asyncio.ensure_future(self._finish(coroutine, waited_for))
-
-    async def _finish(self, coroutine: Any, waited_for: Any) -> None:
-        try:
-            while True:
-                try:
-                    if waited_for is None:
-                        await asyncio.sleep(0)
-                        waited_for = coroutine.send(None)
-                        continue
-                    waited_for._asyncio_future_blocking = False
-                    try:
-                        await asyncio.wait([waited_for])
-                    finally:
-                        waited_for = coroutine.send(None)
-                except StopIteration:
-                    break
-            while self._queue:
-                queue, self._queue = self._queue, []
-                for message in queue:
-                    await self.comm.write(message)
-        except CommClosedError:
-            self._queue.clear()
-        except Exception:
-            logger.exception("a link could not be written to; it is dialled again")
-            self.comm.abort()
-        finally:
-            self._task = None
 
 
 class OwnerLink:
@@ -126,13 +66,13 @@ class OwnerLink:
         self.refused = refused
         self.state = LinkState()
         self.closed = False
-        self._writer: Writer | None = None
+        self._channel: Channel | None = None
         self._incarnation: str | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
     def connected(self) -> bool:
-        return self._writer is not None
+        return self._channel is not None
 
     def start(self) -> None:
         """Dial, and keep dialling while the link is wanted."""
@@ -142,11 +82,11 @@ class OwnerLink:
     def send(self, messages: list[Message]) -> None:
         """Number a batch and send it, now or when the connection is there."""
         batch = self.state.pack(messages)
-        if self._writer is not None:
+        if self._channel is not None:
             try:
-                self._writer.write(batch)
+                self._channel.write(batch)
             except CommClosedError:
-                self._writer = None
+                self._channel = None
         elif self._task is None:
             self.start()
 
@@ -157,28 +97,29 @@ class OwnerLink:
             try:
                 comm = await connect(self.address, **self.connection_args)
                 comm.name = "Owner->Executor"
-                await self._greet(comm)
+                greeted = await self._greet(comm)
                 pause = 0.02
-                await self._listen(comm)
+                await greeted.listen(self._arrived)
             except LinkRefused as error:
                 self.closed = True
                 self.refused(str(error))
             except Exception as error:
                 logger.debug("link to %s: %r", self.address, error)
             finally:
-                self._writer = None
+                self._channel = None
                 if comm is not None:
                     comm.abort()
             if not self.closed:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 1.0)
 
-    async def _greet(self, comm: Comm) -> None:
+    async def _greet(self, comm: Comm) -> Channel:
         await comm.write(
             {
                 "op": "ownership_link",
                 "protocol": PROTOCOL,
                 "received": self.state.received,
+                "stream": has_stream(comm),
                 **self.hello,
             }
         )
@@ -194,30 +135,29 @@ class OwnerLink:
             raise LinkRefused(f"another worker answers at {self.address} now")
         self._incarnation = answer["incarnation"]
         # No await in between: a batch that is numbered meanwhile would be in neither.
-        writer = Writer(comm)
+        made = channel(comm, answer.get("stream", False))
         for batch in self.state.resume(answer["received"]):
-            writer.write(batch)
-        self._writer = writer
+            made.write(batch)
+        self._channel = made
+        return made
 
-    async def _listen(self, comm: Comm) -> None:
-        while True:
-            batch = await comm.read()
-            messages = self.state.receive(batch)
-            if messages:
-                try:
-                    self.received(messages)
-                except Exception:
-                    # The link goes on: the next batches are numbered after this one.
-                    logger.exception("answers of %s were not taken in", self.address)
+    def _arrived(self, batch: Any) -> None:
+        messages = self.state.receive(batch)
+        if messages:
+            try:
+                self.received(messages)
+            except Exception:
+                # The link goes on: the next batches are numbered after this one.
+                logger.exception("answers of %s were not taken in", self.address)
 
     async def close(self, say_bye: bool = True) -> None:
         """End the link; the worker drops what the owner had there."""
         self.closed = True
-        writer, self._writer = self._writer, None
-        if say_bye and writer is not None:
+        channel, self._channel = self._channel, None
+        if say_bye and channel is not None:
             try:
-                await writer.comm.write(BYE)
-                await writer.comm.close()
+                channel.write(BYE)
+                await channel.close()
             except (OSError, CommClosedError):
                 pass
         if self._task is not None and self._task is not asyncio.current_task():
@@ -256,7 +196,7 @@ class ExecutorLink:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.state = LinkState()
-        self.writer: Writer | None = None
+        self.channel: Channel | None = None
         self.local: Any = None
 
     def send(self, messages: list[Any]) -> int:
@@ -264,9 +204,9 @@ class ExecutorLink:
         batch = self.state.pack(messages)
         if self.local is not None:
             self.local(batch)
-        elif self.writer is not None:
+        elif self.channel is not None:
             try:
-                self.writer.write(batch)
+                self.channel.write(batch)
             except CommClosedError:
-                self.writer = None
+                self.channel = None
         return batch[0]
