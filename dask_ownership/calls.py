@@ -71,7 +71,9 @@ class Calls:
             known = find(key, parent_of(entry))
             if known is not None:
                 return known
-        call = dumps_call(args, kwargs, function.name, self.row_of, distributed.Future)
+        payload, dependencies, contains = dumps_call(
+            args, kwargs, function.name, self.row_of, distributed.Future
+        )
         annotations = dask.get_annotations()
         if workers is not None:
             workers = named(workers)
@@ -87,19 +89,19 @@ class Calls:
             options = NO_OPTIONS
         if key is None:
             if entry is not None:
-                key = self._child_key(entry, function, call.payload)
+                key = self._child_key(entry, function, payload)
             else:
                 key = f"{function.name}-{self._unique}{next(self._numbers):x}"
         row = Row(
             key,
             function,
-            call.payload,
-            call.dependencies,
+            payload,
+            dependencies,
             owner.next_order(1, priority),
             options,
         )
-        if call.contains:
-            row.contains = call.contains
+        if contains:
+            row.contains = contains
         return owner.submit(row)
 
     def row_of(self, future: Any) -> Row | None:

@@ -90,7 +90,7 @@ def test_chains_are_tried_elsewhere(client):
     last = client.submit(slowinc, 0, pure=False)
     for _ in range(100):
         last = client.submit(slowinc, last, 0.002, pure=False)
-    views = wait_for_members(client, 2) and client.owner.core.placement.workers
+    views = client.owner.core.placement.workers
     busy = until(lambda: [view.address for view in list(views.values()) if view.pushed])
     kill(client, busy[0])
     assert last.result(timeout=30) == 101

@@ -124,14 +124,8 @@ class Ownership:
 
     def release(self, rows: Iterable[Row]) -> None:
         """One handle of each row went away."""
-        dead = []
-        with self.table.lock:
-            for row in rows:
-                row.handles -= 1
-                if row.handles <= 0 and row.uses <= 0:
-                    dead.append(row)
-        for row in dead:
-            self._forget(row)
+        for row in self.table.release(rows):
+            self._clear(row)
 
     def cancel(self, rows: Iterable[Row], detail: str) -> None:
         """End these rows and all that depend on them."""
@@ -288,21 +282,16 @@ class Ownership:
                     placement.take_restricted(row)
                     self._push(row, view, now)
                     progress = True
-        next_ready = placement.next_ready
-        choose = placement.choose
-        while (row_or_none := next_ready()) is not None:
-            row = row_or_none
-            view = choose(row)
-            if view is None:
-                return
-            placement.take(row)
-            self._push(row, view, now)
+        take_ready = placement.take_ready
+        push = self._push
+        while (taken := take_ready()) is not None:
+            push(taken[0], taken[1], now)
 
     def tick(self, now: float) -> bool:
         """Recall queued work for idle workers; whether to be called again soon."""
         views = list(self.placement.workers.values())
         idle = sum(1 for view in views if view.idle)
-        if not idle or self.placement.next_ready() is not None:
+        if not idle or self.placement.any_ready:
             return False
         again = False
         for view in views:
@@ -594,22 +583,15 @@ class Ownership:
             self._end(row, LOST, Failure("lost-data", row.key, detail))
 
     def _release_uses(self, rows: Iterable[Row]) -> None:
-        dead = []
-        with self.table.lock:
-            for row in rows:
-                row.uses -= 1
-                if row.uses <= 0 and row.handles <= 0:
-                    dead.append(row)
-        for row in dead:
-            self._forget(row)
+        for row in self.table.release_uses(rows):
+            self._clear(row)
 
-    def _forget(self, row: Row) -> None:
-        """Nobody counts it: take it out, and free what it held."""
+    def _clear(self, row: Row) -> None:
+        """Nobody counts it and it is out of the table: free what it held."""
         stack = [row]
-        table = self.table
         while stack:
             row = stack.pop()
-            if not table.unlink(row):
+            if row.state == FORGOTTEN:
                 continue
             if row.state == PUSHED:
                 self._take_back(row)
@@ -621,14 +603,10 @@ class Ownership:
             row.value = None
             row.payload = None
             row.dependents = None
-            needed = row.dependencies + row.contains
-            row.dependencies = row.contains = ()
-            if needed:
-                with table.lock:
-                    for dependency in needed:
-                        dependency.uses -= 1
-                        if dependency.uses <= 0 and dependency.handles <= 0:
-                            stack.append(dependency)
+            if row.dependencies or row.contains:
+                needed = row.dependencies + row.contains
+                row.dependencies = row.contains = ()
+                stack.extend(self.table.release_uses(needed))
 
     def _no_worker(self, row: Row) -> Failure:
         there = ", ".join(sorted(self.placement.workers)) or "none"

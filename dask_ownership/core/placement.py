@@ -193,19 +193,32 @@ class Placement:
         """How many rows are queued, dead ones included."""
         return len(self._free) + sum(map(len, self._restricted.values()))
 
-    def next_ready(self) -> Row | None:
-        """The first unrestricted row that is still ready, left in place."""
+    def take_ready(self) -> tuple[Row, WorkerView] | None:
+        """Remove the first unrestricted row that is still ready, and say where it goes.
+
+        None when there is no such row, or no worker that wants it.
+        """
         queue = self._free
         while len(queue):
-            row = queue.peek()
-            if row.state == READY:
-                return row
-            queue.pop()
+            row = queue.pop()
+            if row.state != READY:
+                continue
+            view = self.choose(row) if row.dependencies else self._any_open()
+            if view is None:
+                queue.put_back(row)
+                return None
+            return row, view
         return None
 
-    def take(self, row: Row) -> None:
-        """Remove the row that `next_ready` gave."""
-        self._free.pop()
+    @property
+    def any_ready(self) -> bool:
+        """Whether an unrestricted row waits for a worker."""
+        queue = self._free
+        while len(queue):
+            if queue.peek().state == READY:
+                return True
+            queue.pop()
+        return False
 
     def restricted(self) -> list[tuple[Row, list[WorkerView]]]:
         """For each kind of restriction its first ready row and the workers for it.
@@ -279,9 +292,11 @@ class Placement:
 
     def _any_open(self) -> WorkerView | None:
         view = self._run_worker
-        if view is not None and self._run_left > 0 and view.open:
-            self._run_left -= 1
-            return view
+        if view is not None and self._run_left > 0 and view.accepting:
+            nthreads = view.nthreads
+            if view.load < WINDOW * nthreads or view.active < nthreads:
+                self._run_left -= 1
+                return view
         home = self.workers.get(self.home) if self.home is not None else None
         if home is not None and home.open:
             return home

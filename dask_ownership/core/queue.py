@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from typing import Generic, Protocol, TypeVar
 
 
@@ -54,6 +54,10 @@ class OrderedQueue(Generic[T]):
             return heappop(heap)[2]
         return self._run.popleft()
 
+    def put_back(self, item: T) -> None:
+        """Undo `pop` of this item; nothing may have been pushed in between."""
+        self._run.appendleft(item)
+
     def peek(self) -> T:
         """The lowest item, left in place."""
         heap = self._heap
@@ -66,9 +70,3 @@ class OrderedQueue(Generic[T]):
         merged = list(self._run) + [entry[2] for entry in self._heap]
         merged.sort(key=lambda item: item.order)
         return merged
-
-    def remove(self, items: set[T]) -> None:
-        """Drop these items, in time linear in what is queued."""
-        self._run = deque(item for item in self._run if item not in items)
-        self._heap = [entry for entry in self._heap if entry[2] not in items]
-        heapify(self._heap)

@@ -23,7 +23,7 @@ A row is forgotten when both are zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -334,7 +334,8 @@ class Table:
     """Rows by key.
 
     Threads meet here in two ways only: one looks a key up and takes a handle
-    (`adopt`), another tests for zero and unlinks (`unlink`). ``lock`` covers both.
+    (`adopt`), another counts down and takes out what is at zero (`release`). ``lock``
+    covers both.
     """
 
     __slots__ = ("lock", "rows")
@@ -352,10 +353,12 @@ class Table:
                 known.handles += 1
                 known.shared_with(row.options.parent)
                 return known
-            for dependency in row.dependencies:
-                dependency.uses += 1
-            for inner in row.contains:
-                inner.uses += 1
+            if row.dependencies:
+                for dependency in row.dependencies:
+                    dependency.uses += 1
+            if row.contains:
+                for inner in row.contains:
+                    inner.uses += 1
         return row
 
     def find(self, key: Key, parent: Any = None) -> Row | None:
@@ -370,10 +373,24 @@ class Table:
                 row.shared_with(parent)
         return row
 
-    def unlink(self, row: Row) -> bool:
-        """Take the row out when nothing counts it; whether it went out now."""
+    def release(self, rows: Iterable[Row]) -> list[Row]:
+        """Count one handle of each row down; those that nothing counts now are taken out."""
+        dead = []
         with self.lock:
-            if row.handles > 0 or row.uses > 0 or row.state == FORGOTTEN:
-                return False
-            self.rows.remove(row)
-        return True
+            for row in rows:
+                row.handles -= 1
+                if row.handles <= 0 and row.uses <= 0 and row.state != FORGOTTEN:
+                    self.rows.remove(row)
+                    dead.append(row)
+        return dead
+
+    def release_uses(self, rows: Iterable[Row]) -> list[Row]:
+        """As `release`, for one use of each row."""
+        dead = []
+        with self.lock:
+            for row in rows:
+                row.uses -= 1
+                if row.uses <= 0 and row.handles <= 0 and row.state != FORGOTTEN:
+                    self.rows.remove(row)
+                    dead.append(row)
+        return dead

@@ -154,26 +154,13 @@ class Slot:
         return _slot_value, (self.index,)
 
 
-class Call:
-    """A pickled call: its payload, what its slots stand for, what travels inside."""
-
-    __slots__ = ("contains", "dependencies", "payload")
-
-    def __init__(
-        self, payload: bytes, dependencies: tuple[Row, ...] = (), contains: tuple[Row, ...] = ()
-    ) -> None:
-        self.payload = payload
-        self.dependencies = dependencies
-        self.contains = contains
-
-
 def dumps_call(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     name: str,
     row_of: Callable[[Any], Row | None],
     future_type: type,
-) -> Call:
+) -> tuple[bytes, tuple[Row, ...], tuple[Row, ...]]:
     """Pickle the arguments of a call.
 
     Futures at any depth of lists, tuples, sets and dicts become dependencies, as
@@ -186,6 +173,12 @@ def dumps_call(
     future_type : type
         What counts as a future.
 
+    Returns
+    -------
+    tuple
+        The payload, the rows that its slots stand for, and the rows whose futures
+        travel inside it.
+
     Raises
     ------
     NotSerializable
@@ -196,7 +189,7 @@ def dumps_call(
             if type(value) not in ATOMS:
                 break
         else:
-            return Call(pickle.dumps((args, kwargs), 5))
+            return pickle.dumps((args, kwargs), 5), (), ()
     slots: dict[Row, Slot] = {}
 
     def replace(value: Any) -> Any:
@@ -248,7 +241,7 @@ def dumps_call(
     if found:
         rows = dict.fromkeys(row for row in map(row_of, found) if row is not None)
         contains = tuple(rows)
-    return Call(payload, tuple(slots), contains)
+    return payload, tuple(slots), contains
 
 
 def loads_call(payload: bytes, values: list[Any] | tuple[()]) -> tuple[Any, dict[str, Any]]:

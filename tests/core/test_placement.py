@@ -29,11 +29,13 @@ def test_orders_decide_and_rows_that_are_no_longer_ready_are_skipped():
         placement.add_ready(row)
     rows[1].state = CANCELLED
     got = []
-    while (row := placement.next_ready()) is not None:
-        assert placement.next_ready() is row
-        placement.take(row)
-        row.state = PUSHED
-        got.append(row.key)
+    assert placement.any_ready and placement.take_ready() is None  # no worker
+    placement.add_worker(view("w"))
+    while placement.any_ready:
+        taken = placement.take_ready()
+        assert taken is not None and taken[1].address == "w"
+        taken[0].state = PUSHED
+        got.append(taken[0].key)
     assert got == ["b", "c"] and placement.ready_count == 0
 
 
@@ -42,9 +44,10 @@ def test_a_row_that_is_queued_twice_is_taken_once():
     row = ready("x")
     placement.add_ready(row)
     placement.add_ready(row)
-    placement.take(placement.next_ready())
+    placement.add_worker(view("w"))
+    assert placement.take_ready() is not None
     row.state = PUSHED
-    assert placement.next_ready() is None
+    assert placement.take_ready() is None and not placement.any_ready
 
 
 @pytest.mark.parametrize("name", ["tcp://h:1", "h:1", "h", "7"])
@@ -64,7 +67,7 @@ def test_restrictions_of_one_kind_queue_together_and_wait_for_their_workers():
     much = ready("m", resources={"gpu": 2})
     for row in (*rows, gpu, much):
         placement.add_ready(row)
-    assert placement.next_ready() is None
+    assert not placement.any_ready
     found = dict(placement.restricted())
     assert found == {rows[1]: [a], gpu: [b], much: []}
     placement.take_restricted(rows[1])

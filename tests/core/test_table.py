@@ -32,25 +32,23 @@ def test_only_the_row_that_got_in_counts_its_dependencies():
 def test_a_row_goes_out_when_nothing_counts_it_and_only_once():
     table = Table(nullcontext())
     x = table.adopt(make("x"))
-    assert not table.unlink(x)
-    x.handles, x.uses = 0, 1
-    assert not table.unlink(x)
-    x.uses = 0
-    assert table.unlink(x)
+    x.handles, x.uses = 2, 1
+    assert table.release([x]) == []
+    assert table.release([x]) == []
+    assert table.release_uses([x]) == [x]
     x.state = FORGOTTEN
-    assert not table.unlink(x)
+    assert table.release_uses([x]) == table.release([x]) == []
     assert len(list(table.rows.values())) == 0
 
 
-def test_unlinking_an_old_row_leaves_the_new_one_of_its_key():
+def test_letting_an_old_row_go_leaves_the_new_one_of_its_key():
     table = Table(nullcontext())
     old = table.adopt(make("x"))
     table.rows.remove(old)
     old.state = CANCELLED
     new = table.adopt(make("x"))
     assert new is not old
-    old.handles = 0
-    table.unlink(old)
+    assert table.release([old]) == [old]
     assert table.find("x") is new
 
 
