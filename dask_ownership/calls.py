@@ -22,7 +22,7 @@ from dask_ownership.future import Future, TravelledFuture
 from dask_ownership.runtime.keys import check_key
 from dask_ownership.runtime.owner import Owner
 from dask_ownership.runtime.runner import current_entry
-from dask_ownership.runtime.serialize import ATOMS, dumps, dumps_call
+from dask_ownership.runtime.serialize import ATOMS, CALL, dumps, dumps_call
 
 SHARED_ARGUMENT = "100 kB"
 """Size of a keyword argument of `map` above which it becomes an object of its own."""
@@ -71,6 +71,8 @@ class Calls:
             known = find(key, parent_of(entry))
             if known is not None:
                 return known
+        if function.pickled is CALL:
+            args = (func, *args)
         payload, dependencies, contains = dumps_call(
             args, kwargs, function.name, self.row_of, distributed.Future
         )

@@ -27,7 +27,7 @@ from dask_ownership.future import Future, owned_clients
 from dask_ownership.gathering import SKIPPED, Gathering, collect, repack
 from dask_ownership.graph import Graph, graph_rows
 from dask_ownership.runtime.link import PROTOCOL
-from dask_ownership.runtime.membership import JOIN, MEMBERS
+from dask_ownership.runtime.membership import DIAL, JOIN, MEMBERS, OWNER_GONE
 from dask_ownership.runtime.owner import Owner
 from dask_ownership.scatter import scatter
 
@@ -148,6 +148,8 @@ class Client(distributed.Client):
             else:
                 self.owner = Owner(self.connection_args, self.id)
                 self._stream_handlers[MEMBERS] = self.owner.members_changed
+                self._stream_handlers[OWNER_GONE] = self.owner.process_gone
+                self._stream_handlers[DIAL] = self.owner.dial
             self.calls = Calls(self.owner)
             owned_clients[self.owner.incarnation] = self
             # The clients of workers are among those: tasks shuffle too.
@@ -454,7 +456,7 @@ class Client(distributed.Client):
         if any(type(future) is not Future for future in found):
             return sync(self.loop, self._gather, futures, errors, direct)
         self._check_mine(found)
-        gathering = Gathering(self.owner, found, errors)
+        gathering = Gathering(self, found, errors)
         self.owner.wait(gathering.rows, stop_at_error=errors == "raise")
         remaining = gathering.read_here()
         if remaining:
@@ -487,7 +489,7 @@ class Client(distributed.Client):
 
     async def _values(self, futures: list[Any], errors: str = "raise") -> dict[Any, Any]:
         """Values of owned futures, once they are there."""
-        gathering = Gathering(self.owner, futures, errors)
+        gathering = Gathering(self, futures, errors)
         await self.owner.wait_async(gathering.rows, stop_at_error=errors == "raise")
         remaining = gathering.read_here()
         if remaining:

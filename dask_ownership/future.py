@@ -16,6 +16,7 @@ import distributed
 from dask.utils import shorten_traceback, typename
 from distributed.utils import _parse_timedelta as parse_timeout
 
+from dask_ownership.core.messages import Origin
 from dask_ownership.core.table import (
     CANCELLED,
     ERROR,
@@ -27,7 +28,15 @@ from dask_ownership.core.table import (
 )
 from dask_ownership.errors import FutureCancelledError, NotHere, from_failure
 from dask_ownership.runtime.collector import untrack
-from dask_ownership.runtime.serialize import loads_error, loads_value, pickling
+from dask_ownership.runtime.compat import tokenizing
+from dask_ownership.runtime.runner import current_entry
+from dask_ownership.runtime.serialize import (
+    arriving,
+    loads_error,
+    loads_value,
+    pickling,
+    unpickling,
+)
 from dask_ownership.runtime.waiting import Callback, hang
 
 logger = logging.getLogger("dask_ownership.client")
@@ -54,7 +63,8 @@ class Future(distributed.Future):
     __slots__ = ("_cleared", "_client", "_owner", "_row")
 
     def __init__(self, client: Any, row: Row) -> None:
-        self.key = row.key  # type: ignore[misc]  # a slot of the base class
+        # A slot of the base class.
+        self.key = row.origin[3] if row.borrowed else row.key  # type: ignore[misc, attr-defined]
         self._client = client
         self._owner = client.owner
         self._row = row
@@ -102,7 +112,8 @@ class Future(distributed.Future):
         row = self._row
         if row.state == INLINE:
             try:
-                return type(pickle.loads(row.value))
+                with arriving(self._client):
+                    return type(pickle.loads(row.value))
             except Exception:
                 return None
         if row.state == STORED and row.type_name is not None:
@@ -125,6 +136,11 @@ class Future(distributed.Future):
         if isinstance(value, Failure):
             return from_failure(self.key, value)
         if isinstance(value, bytes):
+            if row.contains:
+                error: BaseException = self._owner.open(
+                    self._client, row, lambda: loads_error(value)
+                )
+                return error
             return loads_error(value)
         return FutureCancelledError(self.key, "released", "the future was released")
 
@@ -150,6 +166,8 @@ class Future(distributed.Future):
         if row.state < INLINE:
             self._wait(timeout)
         if row.state == INLINE and not self._cleared:
+            if row.contains:
+                return self._owner.open(client, row, lambda: loads_value(self.key, row.value))
             return loads_value(self.key, row.value)
         with shorten_traceback():
             return client._value_of(self, timeout)
@@ -242,10 +260,21 @@ class Future(distributed.Future):
     # ---- travelling ----
 
     def __reduce__(self) -> Any:
+        owner = self._owner
         if pickling.found is not None:
             pickling.found.append(self)
-        owner = self._owner
-        return come_home, (owner.incarnation, owner.name, self.key)
+        elif not tokenizing():
+            # Nobody knows how long that pickle is kept.
+            owner.pin(self._row)
+        return come_home, owner.core.references.origin_of(self._row)
+
+    def __copy__(self) -> Future:
+        with self._owner.lock:
+            self._row.handles += 1
+        return Future(self._client, self._row)
+
+    def __deepcopy__(self, memo: Any) -> Future:
+        return self.__copy__()
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._result().__await__()
@@ -269,15 +298,15 @@ class Future(distributed.Future):
 
 
 class TravelledFuture(distributed.Future):
-    """What a future becomes in a process that does not own it.
+    """What a future becomes where there is no client that could ask its owner.
 
-    It can be passed on, and comes alive when it is back with its owner. Asking it
-    for anything says what it is.
+    It can be passed on, and comes alive where there is one. Asking it for anything
+    says what it is.
     """
 
-    def __init__(self, incarnation: str, owner: str, key: Any) -> None:
-        self.key = key
-        self._home = (incarnation, owner)
+    def __init__(self, origin: Origin) -> None:
+        self.key = origin[3]
+        self._origin = origin
         self._client = None
         self._cleared = True
 
@@ -286,9 +315,8 @@ class TravelledFuture(distributed.Future):
 
     def _refuse(self) -> NotHere:
         return NotHere(
-            f"the future {self.key!r} is owned by {self._home[1]} and cannot be asked here: "
-            "pass it as an argument itself, or in a list, tuple, set or dict, and the task "
-            "gets its value"
+            f"the future {self.key!r} is owned by {self._origin[2]} and was unpickled where there "
+            "is no dask_ownership.Client: make one of the same cluster first"
         )
 
     def _verify_initialized(self) -> None:
@@ -317,31 +345,44 @@ class TravelledFuture(distributed.Future):
         pass
 
     def __reduce__(self) -> Any:
-        return come_home, (*self._home, self.key)
+        return come_home, self._origin
 
     def __dask_tokenize__(self) -> Any:
-        return "Future", self.key, self._home[0]
+        return "Future", self.key, self._origin[0]
 
     def __hash__(self) -> int:
-        return hash((self._home[0], self.key))
+        return hash((self._origin[0], self.key))
 
     def __eq__(self, other: object) -> bool:
         return self is other
 
     def __repr__(self) -> str:
-        return f"<Future: owned by {self._home[1]}, key: {self.key}>"
+        return f"<Future: owned by {self._origin[2]}, key: {self.key}>"
 
     __str__ = __repr__
 
 
-def come_home(incarnation: str, owner: str, key: Any) -> Any:
-    """Unpickle a future: alive where it is owned, a `TravelledFuture` elsewhere."""
-    client = owned_clients.get(incarnation)
-    if client is not None:
-        row = client.owner.core.table.find(key)
-        if row is not None:
-            return Future(client, row)
-    return TravelledFuture(incarnation, owner, key)
+def come_home(incarnation: str, address: str, name: str, key: Any) -> Any:
+    """Unpickle a future: its owner's own where it is owned, borrowed elsewhere."""
+    origin = (incarnation, address, name, key)
+    client = owned_clients.get(incarnation) or unpickling.client or _client_here()
+    if client is None:
+        return TravelledFuture(origin)
+    return Future(client, client.owner.arrive(origin))
+
+
+def _client_here() -> Any:
+    """The client that a future becomes one of, when nobody says which."""
+    entry = current_entry()
+    if entry is not None:
+        return entry.session.runtime.task_client
+    try:
+        default = distributed.default_client()
+    except ValueError:
+        default = None
+    if default is not None and default.id in (c.id for c in owned_clients.values()):
+        return default
+    return next((c for c in owned_clients.values() if c.status == "running"), None)
 
 
 class RowState:

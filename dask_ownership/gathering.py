@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import distributed
@@ -28,7 +29,7 @@ class Gathering:
 
     Parameters
     ----------
-    owner : Owner
+    client : Client
     futures : iterable of Future
     errors : str
         ``"raise"`` or ``"skip"``.
@@ -39,8 +40,9 @@ class Gathering:
         Future to its value, `SKIPPED`, or None while it is not there.
     """
 
-    def __init__(self, owner: Owner, futures: Iterable[Any], errors: str) -> None:
-        self.owner = owner
+    def __init__(self, client: Any, futures: Iterable[Any], errors: str) -> None:
+        self.client = client
+        self.owner: Owner = client.owner
         self.errors = errors
         self.values: dict[Any, Any] = dict.fromkeys(futures)
 
@@ -58,7 +60,7 @@ class Gathering:
                 self._bad(future, future._error())
             elif row.state == INLINE:
                 try:
-                    values[future] = loads_value(row.key, row.value)
+                    values[future] = self._loads(row)
                 except NotSerializable as error:
                     self._bad(future, error)
             elif row.state == STORED:
@@ -69,6 +71,11 @@ class Gathering:
                 self._bad(future, future._error())
         return self._read_store(stored) if stored else stored
 
+    def _loads(self, row: Row) -> Any:
+        if row.contains:
+            return self.owner.open(self.client, row, lambda: loads_value(row.key, row.value))
+        return loads_value(row.key, row.value)
+
     def _read_store(self, futures: list[Any]) -> list[Any]:
         """Fill in what this process's own worker stores; the futures that remain."""
         executor = self.owner.executor
@@ -77,7 +84,8 @@ class Gathering:
         remaining = []
         for future in futures:
             try:
-                self.values[future] = executor.stored(self.owner.incarnation, future.key)
+                origin = self.owner.core.references.origin_of(future._row)
+                self.values[future] = executor.stored(origin[0], origin[3])
             except KeyError:
                 remaining.append(future)
         return remaining
@@ -88,7 +96,8 @@ class Gathering:
             row = future._row
             try:
                 if row in fetched:
-                    self.values[future] = self.owner.unpacked(future.key, fetched[row])
+                    unpack = partial(self.owner.unpacked, future.key, fetched[row])
+                    self.values[future] = self.owner.open(self.client, row, unpack)
                     continue
                 error = future._error()  # it was lost or cancelled meanwhile
             except Exception as problem:

@@ -33,7 +33,7 @@ from dask_ownership.errors import NotSerializable
 from dask_ownership.runtime.keys import check_key
 from dask_ownership.runtime.owner import prioritised
 from dask_ownership.runtime.runner import current_entry
-from dask_ownership.runtime.serialize import Slot, dumps, identity, pickling, run_node
+from dask_ownership.runtime.serialize import CALL, Slot, dumps, identity, pickling, run_node
 
 SEQUENCES: dict[type, type] = {List: list, Tuple: tuple, Set: set}
 
@@ -231,6 +231,8 @@ class _Builder:
         function = self.functions.get(id(node.func))
         if function is None:
             function = self.functions[id(node.func)] = self.owner.functions.get(node.func)
+        if function.pickled is CALL:
+            args = (node.func, *args)
         return function, args, kwargs
 
     def _argument(self, argument: Any, slots: dict[Row, Slot]) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pickle
 import sys
 import threading
 from concurrent.futures import CancelledError
@@ -17,7 +16,6 @@ from conftest import FAILED, check_nothing_left
 from dask.tokenize import TokenizationError
 from live import blob, boom, inc, slowinc, total, until, wait_for_members, where
 
-import dask_ownership
 from dask_ownership import Client
 from dask_ownership.errors import (
     ClosedOwner,
@@ -612,100 +610,6 @@ def test_futures_of_another_client(cluster, client):
         with pytest.raises((ValueError, NotHere), match="central"):
             client.submit(inc, central, key="takes-central").result()
         assert central.result() == 11
-
-
-class Box:
-    """Hides a future from Dask's search for futures."""
-
-    def __init__(self, content: Any) -> None:
-        self.content = content
-
-
-def ask_box(box: Box, question: str) -> Any:
-    answer = getattr(box.content, question)
-    return answer() if callable(answer) else answer
-
-
-def gather_box(box: Box) -> Any:
-    return distributed.get_client().gather(box.content)
-
-
-def submit_box(box: Box) -> Any:
-    return distributed.get_client().submit(inc, box.content, key="inner").result()
-
-
-def wait_box(box: Box) -> Any:
-    return dask_ownership.wait(box.content, timeout=5)
-
-
-def show_box(box: Box) -> str:
-    return repr(box.content)
-
-
-def give_back(box: Box) -> Any:
-    return box.content
-
-
-async def await_box(box: Box) -> Any:
-    return await box.content
-
-
-QUESTIONS = ["result", "exception", "traceback", "status", "done", "cancelled", "cancel", "retry"]
-
-
-@pytest.mark.parametrize("question", QUESTIONS)
-def test_future_that_travelled_inside_an_object(client, question):
-    future = client.submit(inc, 1, key="traveller")
-    answer = client.submit(ask_box, Box(future), question, key=f"asks-{question}")
-    with pytest.raises(NotHere, match="the future 'traveller' is owned by") as info:
-        answer.result()
-    assert client.id in str(info.value)
-    assert "pass it as an argument" in str(info.value)
-    assert future.result() == 2
-
-
-@pytest.mark.parametrize("function", [gather_box, submit_box, wait_box, await_box])
-def test_future_that_travelled_and_is_used(client, function):
-    future = client.submit(inc, 1, key="traveller-2")
-    answer = client.submit(function, Box(future), key=f"uses-{function.__name__}")
-    with pytest.raises(NotHere, match="the future 'traveller-2' is owned by"):
-        answer.result()
-
-
-def test_future_that_travelled_and_came_back(client):
-    future = client.submit(inc, 1, key="returns")
-    assert "key: returns" in client.submit(show_box, Box(future)).result()
-    back = client.submit(give_back, Box(future)).result()
-    assert back.key == "returns"
-    assert back.result() == 2
-    assert client.gather(back) == 2
-
-
-def test_future_that_a_task_returns(client):
-    """It belongs to the worker's owner: here it says so."""
-    back = client.submit(submit_and_return, key="makes-one").result()
-    with pytest.raises(NotHere, match="is owned by tcp://"):
-        back.result()
-    with pytest.raises((NotHere, ValueError), match=r"owned by|another client"):
-        client.gather(back)
-    with pytest.raises(NotHere, match="is owned by tcp://"):
-        client.submit(inc, back)
-
-
-def submit_and_return() -> Any:
-    return distributed.get_client().submit(inc, 5)
-
-
-def test_future_unpickled_when_its_row_is_gone(client):
-    future = client.submit(inc, 41, key="short-lived")
-    assert future.result() == 42
-    pickled = pickle.dumps(future)
-    assert pickle.loads(pickled).result() == 42
-    del future
-    assert_nothing_left_here(client)
-    ghost = pickle.loads(pickled)
-    with pytest.raises(NotHere, match="'short-lived'"):
-        ghost.result()
 
 
 def test_data_that_was_freed_says_so(client):

@@ -19,13 +19,11 @@ from programs import (
     Box,
     Oops,
     Twofold,
-    asks_future,
     fails_at_first,
     inc,
     lines,
     ones,
     oops,
-    returns_future,
     same,
     sleep,
     slowly,
@@ -33,7 +31,7 @@ from programs import (
     wait_for_file,
 )
 
-from dask_ownership import Client, Future, NotHere, wait
+from dask_ownership import Client, Future, wait
 
 
 def test_outcome_of_a_value(client: Client) -> None:
@@ -149,19 +147,7 @@ def test_copies_are_handles(client: Client) -> None:
     assert isinstance(third, Future) and third.key == future.key
     future.release()
     assert other.result().sum() == third.result().sum() == 100_000
-
-
-def test_pickled_at_its_owner_after_release(client: Client) -> None:
-    future = client.submit(inc, 1)
-    data = pickle.dumps(future)
-    future.result()
-    future.release()
-    del future
-    deadline = time.time() + 2
-    while client.owner.core.table.rows and time.time() < deadline:
-        time.sleep(0.01)
-    with pytest.raises(NotHere):
-        pickle.loads(data).result()
+    third.cancel()  # a pickle made by hand keeps it for good
 
 
 def test_done_callback(client: Client) -> None:
@@ -330,25 +316,11 @@ def test_client_retry(client: Client, tmp_path: Path) -> None:
     assert client.gather(futures) == [2, 2, 2]
 
 
-def test_future_hidden_in_an_object(client: Client) -> None:
-    """It cannot be asked where it is not owned, and says so."""
-    x = client.submit(inc, 1)
-    future = client.submit(asks_future, Box(x))
-    with pytest.raises(NotHere, match=str(x.key)):
-        future.result(timeout=5)
-
-
 def test_future_hidden_in_an_object_comes_home(client: Client) -> None:
     x = client.submit(slowly, 1)
     box = client.submit(same, Box(x)).result()
     assert isinstance(box.content, Future)
     assert box.content.result() == 1
-
-
-def test_future_of_a_worker_returned(client: Client) -> None:
-    future = client.submit(returns_future).result()
-    with pytest.raises(NotHere):
-        future.result(timeout=1)
 
 
 def test_result_on_the_event_loop(client: Client, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tornado.ioloop import PeriodicCallback
 from dask_ownership.cluster.worker_plugin import OwnershipWorkerPlugin
 from dask_ownership.runtime.compat import keep_awake
 from dask_ownership.runtime.link import PROTOCOL
-from dask_ownership.runtime.membership import JOIN, MEMBERS, OWNER_GONE, Member
+from dask_ownership.runtime.membership import DIAL, JOIN, MEMBERS, OWNER_GONE, Member
 
 logger = logging.getLogger("dask_ownership.scheduler")
 
@@ -66,6 +66,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             del scheduler.extensions[NAME]  # the next client may try again
             raise
         scheduler.handlers[JOIN] = self.join
+        scheduler.handlers[DIAL] = self.dial
         if NAME not in scheduler.plugins:
             scheduler.add_plugin(self, name=NAME, idempotent=True)
         self._watch = PeriodicCallback(self._look, WATCH_INTERVAL)
@@ -101,6 +102,15 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         members = [_member(state) for state in self.scheduler.workers.values()]
         return {"status": "OK", "token": self.token, "members": members}
 
+    def dial(self, owner: str = "", worker: str = "") -> bool:
+        """Handler of `DIAL`: tell a client to link to a worker; False when it is unknown."""
+        kind, who = self.owners.get(owner, ("", ""))
+        if kind != "client":
+            return False
+        if who in self.scheduler.client_comms:
+            self.scheduler.client_send(who, {"op": DIAL, "address": worker})
+        return True
+
     def add_worker(self, scheduler: Any, worker: str) -> None:
         """A worker registered: owners may use it."""
         self._tell_owners([_member(scheduler.workers[worker])], [])
@@ -111,7 +121,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         for owner, who in list(self.owners.items()):
             if who == ("worker", worker):
                 del self.owners[owner]
-                self._tell_workers(owner)
+                self._tell_all(owner)
 
     def remove_client(self, scheduler: Any, client: str) -> None:
         """A client is gone, or only its old connection: wait, look again, then drop."""
@@ -125,7 +135,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         await asyncio.sleep(parse_timedelta(dask.config.get("ownership.grace", "10s")))
         if client not in self.scheduler.clients and owner in self.owners:
             del self.owners[owner]
-            self._tell_workers(owner)
+            self._tell_all(owner)
 
     async def before_close(self) -> None:
         if self._watch is not None:
@@ -141,9 +151,13 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             elif kind == "worker" and who in self.scheduler.stream_comms:
                 self.scheduler.worker_send(who, message)
 
-    def _tell_workers(self, owner: str) -> None:
+    def _tell_all(self, owner: str) -> None:
+        message = {"op": OWNER_GONE, "owner": owner}
         for address in list(self.scheduler.stream_comms):
-            self.scheduler.worker_send(address, {"op": OWNER_GONE, "owner": owner})
+            self.scheduler.worker_send(address, message)
+        for kind, who in set(self.owners.values()):
+            if kind == "client" and who in self.scheduler.client_comms:
+                self.scheduler.client_send(who, message)
 
 
 def _member(state: Any) -> Member:

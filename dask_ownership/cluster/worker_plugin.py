@@ -9,7 +9,7 @@ from typing import Any
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from dask_ownership.runtime.link import PROTOCOL
-from dask_ownership.runtime.membership import JOIN, MEMBERS, OWNER_GONE, Member
+from dask_ownership.runtime.membership import DIAL, JOIN, MEMBERS, OWNER_GONE, Member
 
 logger = logging.getLogger("dask_ownership.worker")
 
@@ -52,6 +52,11 @@ class TaskClient:
     def __init__(self, side: WorkerSide) -> None:
         self._side = side
 
+    @property
+    def owner(self) -> Any:
+        """The worker's owner, for futures that arrive: those need no client yet."""
+        return self._side.owner
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._side.owned_client(), name)
 
@@ -80,6 +85,12 @@ class WorkerSide:
             self.executor,
         )
         self.owner.token = token
+        self.owner.on_unknown_member = self._join_soon
+        self.executor.owner = self.owner
+        self.executor.core.home = self.owner.incarnation
+        self.executor.on_undelivered = self._ask_to_dial
+        self._asked: set[str] = set()
+        self._asking: set[asyncio.Task[None]] = set()
         self._client: Any = None
         self._stock_client: Any = None
         self._joined: asyncio.Task[None] | None = None
@@ -107,6 +118,36 @@ class WorkerSide:
     def owner_gone(self, owner: str) -> None:
         """Stream handler: an owner is gone for good."""
         self.executor.drop_owner(owner)
+
+    def _join_soon(self) -> None:
+        """Futures arrived whose owners are workers: learn who those are."""
+        if self._joined is None:
+            self._joined = asyncio.ensure_future(self._join())
+
+    def _ask_to_dial(self, owners: list[str]) -> None:
+        """Have the scheduler tell clients that this worker has something for them."""
+        for owner in owners:
+            if owner not in self._asked:
+                self._asked.add(owner)
+                task = asyncio.ensure_future(self._dialled(owner))
+                self._asking.add(task)
+                task.add_done_callback(self._asking.discard)
+
+    async def _dialled(self, owner: str) -> None:
+        try:
+            known = await getattr(self.worker.scheduler, DIAL)(
+                owner=owner, worker=self.worker.address
+            )
+        except OSError:
+            return  # the scheduler is gone, and the worker will be
+        finally:
+            self._asked.discard(owner)
+        if not known:
+            with self.executor.lock:
+                self.executor.core.undeliverable(owner)
+            posts, self.executor.core.posts = self.executor.core.posts, []
+            self.owner.posted(posts)
+            self.executor.drop_owner(owner)
 
     async def join(self) -> None:
         """Have this worker's owner learn the members, once, when its first task submits."""
@@ -150,6 +191,8 @@ class WorkerSide:
         """Undo `start`."""
         if self._joined is not None:
             self._joined.cancel()
+        for task in list(self._asking):
+            task.cancel()
         await self.owner.close()
         await self.executor.close()
         client, self._client = self._client, None

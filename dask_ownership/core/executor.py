@@ -65,6 +65,14 @@ class Executor:
         Names (`Entry.stored`) of values to delete; the runtime takes them.
     interrupted : list of Entry
         Running tasks that were cancelled; the runtime takes them.
+    home : str
+        Incarnation of the owner in this process.
+    posts : list
+        What was posted to that owner; the runtime takes them.
+    passed_on : bool
+        Something was posted to another's session; the runtime sends it and clears this.
+    undelivered : dict
+        Posts by the incarnation of a receiver that has no session here.
     """
 
     def __init__(self, nthreads: int, resources: dict[str, float] | None = None) -> None:
@@ -83,6 +91,10 @@ class Executor:
         self.fetches: list[Entry] = []
         self.freed: list[Any] = []
         self.interrupted: list[Entry] = []
+        self.home = ""
+        self.posts: list[Message] = []
+        self.undelivered: dict[str, list[Message]] = {}
+        self.passed_on = False
         self.queued = 0
         self._turns: dict[int, deque[Session]] = {}
         self._depths: list[int] = []
@@ -96,6 +108,7 @@ class Executor:
         if session is None:
             session = self.sessions[owner] = Session(owner)
             session.outbox.append((m.ACCEPTING, self.accepting, self.nthreads))
+            session.outbox.extend(self.undelivered.pop(owner, ()))
         return session
 
     def close(self, owner: str) -> None:
@@ -110,6 +123,7 @@ class Executor:
         session.functions.clear()
         session.outbox.clear()
         session.unacknowledged.clear()
+        session.handed.clear()
 
     def set_accepting(self, yes: bool, nthreads: int) -> None:
         """The worker pauses, goes on, or changes its number of threads."""
@@ -162,15 +176,46 @@ class Executor:
                     self._cancel(entry)
             elif kind == m.RECALL:
                 self._recall(session, message[1])
+            elif kind == m.TOOK:
+                entry = session.handed.pop((message[1], message[2]), None)
+                if entry is not None:
+                    self._let_go(entry)
+            elif kind == m.POST:
+                self.deliver(message)
+
+    def deliver(self, message: Message) -> None:
+        """Pass a post on: to the owner in this process, or over the link of another."""
+        to = message[1]
+        if to == self.home:
+            self.posts.append(message)
+            return
+        session = self.sessions.get(to)
+        if session is not None:
+            session.outbox.append(message)
+            self.passed_on = True
+        else:
+            self.undelivered.setdefault(to, []).append(message)
+
+    def undeliverable(self, to: str) -> None:
+        """A receiver is gone for good: say so to those who posted to it."""
+        for message in self.undelivered.pop(to, ()):
+            sender = message[2]
+            if message[3] is not None:  # else both ends are gone
+                self.deliver((m.POST, sender[0], (to, "", "?"), None))
 
     def acknowledged(self, session: Session, batch: int) -> None:
         """The owner has our answers up to this batch and their values with them."""
         waiting = session.unacknowledged
         while waiting and waiting[0][0] <= batch:
             for entry in waiting.popleft()[1]:
-                # Tasks that are queued here hold the entry itself and its value.
-                if session.entries.get(entry.key) is entry:
-                    del session.entries[entry.key]
+                self._let_go(entry)
+
+    @staticmethod
+    def _let_go(entry: Entry) -> None:
+        """The owner has the value of an entry; tasks that are queued here hold both."""
+        entries = entry.session.entries
+        if entries.get(entry.key) is entry:
+            del entries[entry.key]
 
     def packed(self, session: Session, batch: int) -> None:
         """The answers so far leave as this batch."""
@@ -314,7 +359,10 @@ class Executor:
         session.outbox.append(message)
         if state == HELD:
             entry.value = value
-            session.fresh.append(entry)
+            if len(message) > 5:
+                session.handed[entry.key, entry.attempt] = entry
+            else:
+                session.fresh.append(entry)
         if entry.waiters is not None:
             self._serve(entry)
         return True
@@ -322,9 +370,14 @@ class Executor:
     def failed(self, entry: Entry, message: Message) -> None:
         """A task ended with an error."""
         self._release_resources(entry)
-        if not entry.cancelled and not entry.session.closed:
+        contains = entry.contains
+        heard = not entry.cancelled and not entry.session.closed
+        if heard:
             entry.session.outbox.append(message)
         self._forget(entry)
+        if heard and len(message) > 5:
+            entry.contains = contains
+            entry.session.handed[entry.key, entry.attempt] = entry
         self._give_back_waiters(entry)
 
     def give_back(self, entry: Entry, reason: int, keys: tuple[Any, ...] = ()) -> None:
@@ -421,6 +474,7 @@ class Executor:
                     there.state = FETCHING
                     there.nbytes = reference[2]
                     there.addresses = reference[3]
+                    there.origin = reference[4]
                     self.fetches.append(there)
                 resolved.append(there)
             entry.dependencies = resolved
@@ -498,6 +552,7 @@ class Executor:
         self._free(entry)
         entry.state = GONE
         entry.value = None
+        entry.contains = None
         entry.dependencies = ()
         entry.payload = b""
         if entry.session.entries.get(entry.key) is entry:

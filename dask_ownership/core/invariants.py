@@ -16,6 +16,7 @@ from dask_ownership.core.table import (
     PUSHED,
     STORED,
     WAITING,
+    Borrowed,
     Failure,
     Row,
 )
@@ -28,6 +29,9 @@ def check_ownership(owner: Ownership) -> None:
     for row in rows.values():
         uses.update(row.dependencies)
         uses.update(row.contains)
+        if row.borrowers is not None:
+            assert row.borrowers, row
+            uses[row] += 1
     for key, row in rows.items():
         assert row.key == key and row.state != FORGOTTEN, row
         assert row.handles > 0 or row.uses > 0, f"nobody counts {row}"
@@ -38,7 +42,8 @@ def check_ownership(owner: Ownership) -> None:
         elif row.state == INLINE:
             assert isinstance(row.value, bytes), row
         elif row.state == STORED:
-            assert row.holders, f"{row} is stored nowhere"
+            places = row.addresses if isinstance(row, Borrowed) else row.holders
+            assert places, f"{row} is stored nowhere"
             assert all(view.alive for view in row.holders), row
         elif row.state > STORED:
             assert isinstance(row.value, bytes | Failure), row
@@ -81,6 +86,8 @@ def check_empty(owner: Ownership) -> None:
     """Nothing is left over once nobody holds a future (rule R6)."""
     assert not owner.table.rows, list(owner.table.rows.values())[:5]
     assert not owner.desired
+    for peer in owner.references.peers.values():
+        assert not peer.borrowed and not peer.lent, peer
     for view in owner.placement.workers.values():
         assert not view.pushed, view
         assert view.active == 0 and view.load == 0, view
@@ -93,3 +100,4 @@ def check_executor_empty(executor: Executor) -> None:
     for session in executor.sessions.values():
         left = [e for e in session.entries.values() if e.state != ex.HELD]
         assert not left, (session, left[:5])
+        assert not session.handed, (session, session.handed)

@@ -18,6 +18,13 @@ from typing import Any, TypeAlias
 Key: TypeAlias = Hashable
 Message: TypeAlias = tuple[Any, ...]
 
+Process: TypeAlias = tuple[str, str, str]
+"""A process as others know it: its incarnation, its address (a worker's; empty for a
+client, which nobody can dial) and a name for people."""
+
+Origin: TypeAlias = tuple[str, str, str, Key]
+"""An object as everyone knows it: the process that owns it, and its key there."""
+
 # ---- owner to executor ----
 
 PUSH = 1
@@ -44,6 +51,9 @@ CANCEL = 5
 RECALL = 6
 """``(RECALL, count)``: give back up to ``count`` tasks that did not start."""
 
+TOOK = 7
+"""``(TOOK, key, attempt)``: the futures inside that result are counted for its owner."""
+
 # ---- dependencies inside a PUSH ----
 
 VALUE = 0
@@ -53,18 +63,21 @@ LOCAL = 1
 """``(LOCAL, key)``: here already, or made by a task that was pushed here before."""
 
 REMOTE = 2
-"""``(REMOTE, key, nbytes, addresses)``: to be fetched from one of the addresses."""
+"""``(REMOTE, key, nbytes, addresses, origin)``: to be fetched from one of the addresses.
+``origin`` is None, or the incarnation of another owner and the key there."""
 
 # ---- executor to owner ----
 
 DONE = 10
-"""``(DONE, key, attempt, pickled, microseconds)``: the value, small enough to travel."""
+"""``(DONE, key, attempt, pickled, microseconds, inside)``: the value, small enough to
+travel. ``inside`` lists the origins of the futures in it; it is left out when there are
+none. The worker keeps those until it hears `TOOK`."""
 
 STORED = 11
 """``(STORED, key, attempt, nbytes, type_name, microseconds)``: the value stays here."""
 
 FAILED = 12
-"""``(FAILED, key, attempt, pickled_error, microseconds)``"""
+"""``(FAILED, key, attempt, pickled_error, microseconds, inside)``, as `DONE`."""
 
 RETURNED = 13
 """``(RETURNED, key, attempt, reason, keys)``: not run; see the reasons below."""
@@ -74,6 +87,13 @@ PARKED = 14
 
 ACCEPTING = 15
 """``(ACCEPTING, yes, nthreads)``: whether new tasks are taken, and on how many slots."""
+
+# ---- either way ----
+
+POST = 16
+"""``(POST, to, sender, batch)``: from one process to another, see `core.references`. A
+worker passes on what is for another than itself. Without a batch: ``sender`` cannot be
+reached."""
 
 # ---- reasons of RETURNED ----
 
@@ -104,5 +124,7 @@ NAMES = {
     RETURNED: "RETURNED",
     PARKED: "PARKED",
     ACCEPTING: "ACCEPTING",
+    TOOK: "TOOK",
+    POST: "POST",
 }
 """Kinds of messages by number, for people."""

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from dask_ownership.core import messages as m
-from dask_ownership.core.messages import Message
+from dask_ownership.core.messages import Message, Process
 from dask_ownership.core.placement import (
     SHORTEST,
     STALLED,
@@ -22,6 +22,7 @@ from dask_ownership.core.placement import (
     Placement,
     WorkerView,
 )
+from dask_ownership.core.references import References
 from dask_ownership.core.table import (
     CANCELLED,
     ERROR,
@@ -32,6 +33,7 @@ from dask_ownership.core.table import (
     READY,
     STORED,
     WAITING,
+    Borrowed,
     Failure,
     Row,
     Table,
@@ -55,6 +57,17 @@ class Ownership:
         Address of the worker in this process.
     allowed_failures : int
         How many workers may die under a task before it is given up.
+    process : Process
+        This one, as others know it.
+
+    Attributes
+    ----------
+    references : References
+        What this process borrows and lends.
+    posts : list
+        For the executor in this process to pass on; the runtime takes them.
+    unposted : dict
+        What waits for a worker to become a member, by its address; ``""`` for any.
     """
 
     def __init__(
@@ -62,8 +75,12 @@ class Ownership:
         lock: AbstractContextManager[Any],
         home: str | None = None,
         allowed_failures: int = 3,
+        process: Process = ("", "", ""),
     ) -> None:
         self.table = Table(lock)
+        self.references = References(self, process)
+        self.posts: list[Message] = []
+        self.unposted: dict[str, list[tuple[Process, Message]]] = {}
         self.placement = Placement(home)
         self.allowed_failures = allowed_failures
         self.refused: dict[str, str] = {}
@@ -77,9 +94,13 @@ class Ownership:
     def submit(self, rows: Iterable[Row]) -> None:
         """Rows that were just adopted: find out which can start."""
         for row in rows:
-            self.counts["submitted"] += 1
             if row.state != WAITING:
                 continue  # cancelled or forgotten before it got here
+            if row.borrowed:
+                assert isinstance(row, Borrowed)
+                self.references.borrow(row)
+                continue
+            self.counts["submitted"] += 1
             if not row.dependencies:
                 row.state = READY
                 self.placement.add_ready(row)
@@ -108,7 +129,7 @@ class Ownership:
                 self._fail(dependent, ERROR, row.value)
             return
         row.state = STORED
-        self._succeeded(row)
+        self._succeeded(row, row.contains)
 
     def settle(self, row: Row, failure: Failure) -> None:
         """End a row that cannot go on."""
@@ -128,8 +149,12 @@ class Ownership:
             self._clear(row)
 
     def cancel(self, rows: Iterable[Row], detail: str) -> None:
-        """End these rows and all that depend on them."""
+        """End these rows and all that depend on them; borrowed ones at their owner."""
         for row in rows:
+            if row.borrowed:
+                assert isinstance(row, Borrowed)
+                self.references.request(row, "cancel", detail)
+                continue
             if row.state in (FORGOTTEN, CANCELLED):
                 continue
             if row.state >= INLINE:
@@ -146,6 +171,10 @@ class Ownership:
     def retry(self, rows: Iterable[Row]) -> None:
         """Run failed rows again, together with the failed rows that they need."""
         todo: list[Row] = []
+        rows = list(rows)
+        for row in rows:
+            if isinstance(row, Borrowed):
+                self.references.request(row, "retry", "")
         stack = [row for row in rows if row.state == ERROR and row.function is not None]
         seen: set[Row] = set()
         while stack:
@@ -164,6 +193,7 @@ class Ownership:
 
     def close(self, detail: str) -> None:
         """The owner ends: so does every row, and no value is kept."""
+        self.references.leave()
         for row in list(self.table.rows.values()):
             if row.state != FORGOTTEN:
                 self._end(row, CANCELLED, Failure("closed", row.key, detail))
@@ -174,6 +204,7 @@ class Ownership:
         """A worker joined; the same address twice changes nothing."""
         if view.address not in self.placement.workers:
             self.placement.add_worker(view)
+            self._post([*self.unposted.pop(view.address, ()), *self.unposted.pop("", ())])
 
     def remove_worker(self, view: WorkerView, reason: str = "left the cluster") -> None:
         """A worker is gone: what it was given is tried elsewhere, what only it had is lost."""
@@ -182,6 +213,8 @@ class Ownership:
         view.alive = False
         view.accepting = False
         self.placement.remove_worker(view)
+        self.unposted.pop(view.address, None)
+        self._post(self.references.again())
         pushed = list(view.pushed.values())
         view.pushed.clear()
         view.outbox.clear()
@@ -217,6 +250,10 @@ class Ownership:
                 view.accepting = message[1]
                 view.nthreads = message[2]
                 continue
+            if kind == m.POST:
+                if message[1] == self.references.process[0]:
+                    self.references.receive(message[2], message[3])
+                continue
             key = message[1]
             row = pushed.get(key)
             if row is None or row.attempt != message[2]:
@@ -239,6 +276,13 @@ class Ownership:
                 self._measured(row, message[4])
                 row.value = value
                 row.nbytes = len(value)
+                if len(message) > 5:
+                    # Before the state: another thread reads the value once it is final.
+                    arguments, row.contains = row.contains, self._inside(view, row, message)
+                    row.state = INLINE
+                    self._succeeded(row, row.contains)
+                    self._release_uses(arguments)
+                    continue
                 row.state = INLINE
                 self._succeeded(row)
             elif kind == m.STORED:
@@ -254,7 +298,10 @@ class Ownership:
                     row.options = row.options.copy()
                     row.options.retries -= 1
                     self._again(row)
+                    self._late(view, message)
                 else:
+                    if len(message) > 5:
+                        row.contains += self._inside(view, row, message)
                     self._fail(row, ERROR, message[3])
             elif kind == m.RETURNED:
                 self._returned(view, row, message[3], message[4])
@@ -304,6 +351,35 @@ class Ownership:
             view.recalled = True
             view.outbox.append((m.RECALL, max(1, spare // 2 + spare % 2)))
         return again
+
+    # ---- posts ----
+
+    def unreachable(self, address: str) -> None:
+        """No worker of this address has joined for a while: who was there is gone."""
+        if self.unposted.pop(address, None) is not None:
+            self.references.address_gone(address)
+
+    def post(self, acknowledge: bool = False) -> None:
+        """Put what references have to say into outboxes; see `References.flush`."""
+        if self.references.talking:
+            self._post(self.references.flush(acknowledge))
+
+    def _post(self, posts: Iterable[tuple[Process, Message]]) -> None:
+        """Send each on its way: to the worker that it is for, or to one that passes it on."""
+        workers = self.placement.workers
+        for process, message in posts:
+            address = process[1]
+            if address:
+                view = workers.get(address)
+            elif self.placement.home is not None:
+                self.posts.append(message)
+                continue
+            else:
+                view = next(iter(workers.values()), None)
+            if view is None:
+                self.unposted.setdefault(address, []).append((process, message))
+            else:
+                view.outbox.append(message)
 
     # ---- one row ----
 
@@ -439,10 +515,16 @@ class Ownership:
             view.outbox.append((m.COPY, dependency.key, value))
             return (m.LOCAL, dependency.key)
         if state == STORED and view not in dependency.holders:
-            addresses = tuple([holder.address for holder in dependency.holders])
+            if dependency.borrowed:
+                assert isinstance(dependency, Borrowed)
+                addresses = dependency.addresses
+                origin = (dependency.origin[0], dependency.origin[3])
+            else:
+                addresses = tuple([holder.address for holder in dependency.holders])
+                origin = None
             dependency.holders += (view,)
             view.copies[dependency.key] = self.attempts + 1
-            return (m.REMOTE, dependency.key, dependency.nbytes, addresses)
+            return (m.REMOTE, dependency.key, dependency.nbytes, addresses, origin)
         return (m.LOCAL, dependency.key)
 
     def _measured(self, row: Row, microseconds: float) -> None:
@@ -455,7 +537,38 @@ class Ownership:
                 weight = 0.5 if microseconds > known else 0.2
                 function.duration = known + weight * (microseconds - known)
 
-    def _succeeded(self, row: Row) -> None:
+    def _inside(self, view: WorkerView, row: Row, message: Message) -> tuple[Row, ...]:
+        """Rows of the futures that came inside a result, to be kept with it.
+
+        The worker keeps them too until they are counted for this process.
+        """
+        inner = self.references.rows_of(message[5])
+        key, attempt = row.key, row.attempt
+
+        def took() -> None:
+            if view.alive:
+                view.outbox.append((m.TOOK, key, attempt))
+
+        self.references.when_counted(inner, took)
+        if row in inner:  # else nothing would ever free it
+            self._release_uses((row,))
+            inner = tuple([r for r in inner if r is not row])
+        return inner
+
+    def _borrowed_ended(self, row: Row) -> None:
+        """A borrowed row has a value: who waits for it can go on."""
+        self._succeeded(row, row.contains)
+        self.counts["done"] -= 1  # that was its owner's
+
+    def _lose(self, row: Row, state: int, value: bytes | Failure) -> None:
+        """End a row that had or was to get a value, and all that wait for it."""
+        dependents = row.dependents or ()
+        self._end(row, state, value)
+        for dependent in dependents:
+            self._fail(dependent, CANCELLED if state == CANCELLED else ERROR, value)
+
+    def _succeeded(self, row: Row, inside: tuple[Row, ...] = ()) -> None:
+        """It has a value, with the futures of these rows inside."""
         self.counts["done"] += 1
         dependents = row.dependents
         dependencies = row.dependencies
@@ -472,10 +585,13 @@ class Ownership:
                         self.placement.add_ready(dependent)
         if row.waiters is not None:
             self.completed.append(row)
-        if dependencies or row.contains:
+        if dependencies or row.contains is not inside:
+            needed = dependencies if row.contains is inside else dependencies + row.contains
             row.dependencies = ()
-            self._release_uses(dependencies + row.contains)
-            row.contains = ()
+            row.contains = inside
+            self._release_uses(needed)
+        if row.borrowers is not None:
+            self.references.tell(row)
         if self.desired and row in self.desired:
             self.desired.discard(row)
             self.release([row])
@@ -503,6 +619,8 @@ class Ownership:
                 dependency = by_key.get(key)
                 if dependency is None or dependency.state not in (INLINE, STORED):
                     continue
+                if isinstance(dependency, Borrowed) and not self.references.missed(dependency):
+                    continue
                 gone = {h for h in dependency.holders if h.address in addresses}
                 # It may have been given another copy since it said this.
                 if view in dependency.holders and view.copies.get(key, 0) <= row.attempt:
@@ -514,6 +632,8 @@ class Ownership:
     def _late(self, view: WorkerView, message: Message) -> None:
         """An answer nobody waits for. Whoever superseded its attempt sent a CANCEL,
         and that drops what the attempt left there."""
+        if len(message) > 5 and message[0] in (m.DONE, m.FAILED):
+            view.outbox.append((m.TOOK, message[1], message[2]))
         if message[0] == m.RETURNED and message[1] is None:
             view.recalled = False
 
@@ -539,6 +659,8 @@ class Ownership:
         row.worker = None
         if row.waiters is not None:
             self.completed.append(row)
+        if row.borrowers is not None:
+            self.references.tell(row)
         if state != ERROR:
             # An error may be retried and keeps what it needs for that.
             dependencies = row.dependencies + row.contains
@@ -578,7 +700,11 @@ class Ownership:
         row.holders = tuple([view for view in row.holders if view not in gone])
         # One that only did not have it yet must not be left with it.
         self._free(row, sorted(gone, key=lambda view: view.address))
-        if row.state == STORED and not row.holders:
+        if row.state != STORED or row.borrowed:
+            return
+        if row.borrowers is not None and row.holders:
+            self.references.tell(row)
+        if not row.holders:
             detail = f"its only copy was at {addresses}, which {reason}"
             self._end(row, LOST, Failure("lost-data", row.key, detail))
 
@@ -598,6 +724,9 @@ class Ownership:
             if row.holders:
                 self._unhold(row)
             row.state = FORGOTTEN
+            if row.borrowed:
+                assert isinstance(row, Borrowed)
+                self.references.give_back(row)
             if row.waiters is not None:
                 self.completed.append(row)
             row.value = None

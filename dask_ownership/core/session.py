@@ -76,12 +76,20 @@ class Entry:
         Time it spent without a slot; written by the runtime.
     occurrences : dict or None
         How often it made each call, for the keys of its children.
+    contains : object
+        Handles of the futures inside its value; whatever the runtime keeps.
+    arrived : object
+        Rows of the futures that came in its arguments; written by the runtime.
+    origin : tuple or None
+        Incarnation of the owner and key there, for a borrowed value (`FETCHING`).
     """
 
     __slots__ = (
         "addresses",
+        "arrived",
         "attempt",
         "cancelled",
+        "contains",
         "dependencies",
         "function",
         "key",
@@ -90,6 +98,7 @@ class Entry:
         "occurrences",
         "options",
         "order",
+        "origin",
         "parked_for",
         "parks",
         "payload",
@@ -120,6 +129,9 @@ class Entry:
         self.parks = 0
         self.parked_for = 0.0
         self.occurrences: dict[bytes, int] | None = None
+        self.contains: Any = None
+        self.arrived: Any = None
+        self.origin: tuple[str, Key] | None = None
 
     def __repr__(self) -> str:
         return f"<Entry {self.key!r} {STATE_NAMES[self.state]} attempt={self.attempt}>"
@@ -149,6 +161,9 @@ class Session:
         Answers that have not left yet.
     unacknowledged : deque
         ``(batch, entries)``: `HELD` entries that the owner may still refer to.
+    handed : dict
+        ``(key, attempt)`` to entry: results with futures inside, until the owner says
+        that those are counted.
     """
 
     __slots__ = (
@@ -156,6 +171,7 @@ class Session:
         "entries",
         "fresh",
         "functions",
+        "handed",
         "link",
         "outbox",
         "owner",
@@ -171,6 +187,7 @@ class Session:
         self.outbox: list[Message] = []
         self.fresh: list[Entry] = []
         self.unacknowledged: deque[tuple[int, list[Entry]]] = deque()
+        self.handed: dict[tuple[Key, int], Entry] = {}
         self.queues: dict[int, OrderedQueue[Entry]] = {}
         self.closed = False
         self.link: Any = None

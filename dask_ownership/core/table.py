@@ -16,7 +16,8 @@ Counts, each with one meaning:
     Futures in this process, and pins such as ``fire_and_forget``.
 ``uses``
     Rows that still need this one: tasks that did not end with a value and have
-    it as an argument, and rows whose arguments contain its future.
+    it as an argument, and rows whose arguments or value contain its future. All
+    borrowers together are one use, and so is what waits to be handed over.
 
 A row is forgotten when both are zero.
 """
@@ -27,7 +28,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from dask_ownership.core.messages import Key
+from dask_ownership.core.messages import Key, Origin
 
 WAITING = 0
 """Some dependency has no value yet."""
@@ -194,7 +195,9 @@ class Row:
     dependencies : tuple of Row
         What the payload's slots stand for, in order.
     contains : tuple of Row
-        Rows whose futures travel inside the payload, to be kept with it.
+        Rows whose futures are inside the payload or, once there is one, the value.
+    borrowers : dict or None
+        Processes that borrow it (`references.Peer`) to the number of that borrowing.
     dependents : list of Row or None
         Rows that wait for this one.
     waiting : int
@@ -220,8 +223,12 @@ class Row:
         Told when the state becomes final; belongs to the runtime.
     """
 
+    borrowed = False
+    """Whether another process owns it."""
+
     __slots__ = (
         "attempt",
+        "borrowers",
         "contains",
         "dependencies",
         "dependents",
@@ -259,6 +266,7 @@ class Row:
         self.payload = payload
         self.dependencies = dependencies
         self.contains: tuple[Row, ...] = ()
+        self.borrowers: dict[Any, int] | None = None
         self.dependents: list[Row] | None = None
         self.waiting = 0
         self.order = order
@@ -287,6 +295,43 @@ class Row:
     def done(self) -> bool:
         """Whether the state is final (a retry may still change an error)."""
         return self.state >= INLINE
+
+
+class Borrowed(Row):
+    """An object that another process owns, in the table of one that borrows it.
+
+    Its state is what the owner said last: `WAITING` until then.
+
+    Attributes
+    ----------
+    origin : Origin
+    addresses : tuple of str
+        Workers that have the value, when it is `STORED`. ``holders`` are those that
+        fetched it for tasks of this process.
+    counted : bool
+        The owner counts this process, or there is nothing to count any more.
+    handovers : list
+        Told when it is counted.
+    misses : int
+        How often a holder did not have it.
+    """
+
+    borrowed = True
+
+    __slots__ = ("addresses", "counted", "handovers", "misses", "origin")
+
+    def __init__(self, origin: Origin) -> None:
+        super().__init__(borrowed_key(origin), None, None, (), 0)
+        self.origin = origin
+        self.addresses: tuple[str, ...] = ()
+        self.counted = False
+        self.handovers: list[Any] = []
+        self.misses = 0
+
+
+def borrowed_key(origin: Origin) -> Key:
+    """The key under which a borrowed object stands in the borrower's table and sessions."""
+    return ("borrowed", origin[0], origin[3])
 
 
 SHARDS = 256
@@ -359,6 +404,22 @@ class Table:
             if row.contains:
                 for inner in row.contains:
                     inner.uses += 1
+        return row
+
+    def adopt_for_use(self, row: Row) -> Row:
+        """As `adopt`, with one use in place of a handle."""
+        shard = self.rows.shards[hash(row.key) % SHARDS]
+        with self.lock:
+            known = shard.setdefault(row.key, row)
+            known.uses += 1
+        return known
+
+    def use(self, key: Key) -> Row | None:
+        """The row of a key with one more use, or None."""
+        with self.lock:
+            row: Row | None = self.rows.get(key)
+            if row is not None:
+                row.uses += 1
         return row
 
     def find(self, key: Key, parent: Any = None) -> Row | None:

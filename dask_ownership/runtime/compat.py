@@ -14,6 +14,7 @@ from time import time
 from typing import Any
 
 from dask.context import thread_state
+from dask.tokenize import tokenize_lock
 from distributed import as_completed, rejoin, secede, threadpoolexecutor
 from distributed.client import _current_client
 from distributed.core import Status
@@ -31,6 +32,7 @@ __all__ = [
     "pool_state",
     "state_data",
     "thread_state",
+    "tokenizing",
     "without_slot",
 ]
 
@@ -40,6 +42,11 @@ pool_state = threadpoolexecutor.thread_state
 """What ``secede()`` and ``rejoin()`` look at in a thread."""
 
 PREFIX = "owned-"
+
+
+def tokenizing() -> bool:
+    """Whether this thread pickles only to make a token: that pickle is read by nobody."""
+    return bool(tokenize_lock._is_owned())
 
 
 class HiddenData(MutableMapping[Any, Any]):

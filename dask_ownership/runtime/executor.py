@@ -29,6 +29,7 @@ from dask_ownership.errors import NotSerializable
 from dask_ownership.runtime import compat
 from dask_ownership.runtime.channel import Channel, channel, has_stream
 from dask_ownership.runtime.link import BYE, PROTOCOL, UNSAID_BATCHES, ExecutorLink
+from dask_ownership.runtime.owner import Handle
 from dask_ownership.runtime.parking import (
     Parking,
     Pool,
@@ -73,7 +74,9 @@ class Executor:
         self.links: dict[str, ExecutorLink] = {}
         self.closed = False
         self.counts = {"run": 0, "coroutines": 0}
+        self.owner: Any = None
         self.on_interrupted: Any = None
+        self.on_undelivered: Any = None
         self.task_client: Any = None
         self.loop: asyncio.AbstractEventLoop = worker.loop.asyncio_loop
         self._context = contextvars.copy_context()
@@ -89,7 +92,9 @@ class Executor:
             connection_args=worker.security.get_connection_args("worker"),
             server=worker,
         )
-        self.fetcher = Fetcher(self.pool, token, self._arrived, self._fetch_failed)
+        self.fetcher = Fetcher(
+            self.pool, token, worker.address, self._arrived, self._fetch_failed, self._share
+        )
         self._coroutines: set[asyncio.Task[None]] = set()
         self._watch = PeriodicCallback(self._look, WATCH_INTERVAL)
 
@@ -222,8 +227,17 @@ class Executor:
         """An owner is gone for good."""
         with self.lock:
             self.core.close(owner)
+            self.core.undeliverable(owner)
         self.links.pop(owner, None)
+        self.owner.process_gone(owner)
         self._flush()
+
+    def deliver(self, posts: Iterable[Any]) -> None:
+        """Pass on what the owner in this process posts. Loop thread."""
+        with self.lock:
+            for message in posts:
+                self.core.deliver(message)
+        self._flush_soon()
 
     def receive(self, link: ExecutorLink, batch: Any) -> None:
         """A batch of an owner. Loop thread."""
@@ -234,6 +248,12 @@ class Executor:
                 self.core.receive(link.session, messages)
         if messages:
             self._provide()
+            if self.core.posts:
+                posts, self.core.posts = self.core.posts, []
+                self.owner.posted(posts)
+            if self.core.passed_on:
+                self.core.passed_on = False
+                self._flush_soon()
             if (
                 self.core.fetches
                 or self.core.freed
@@ -325,7 +345,15 @@ class Executor:
         """A task came to its end. The lock is held."""
         core = self.core
         self.counts["run"] += 1
-        if outcome.gave_back is not None:
+        entry.contains = outcome.contains
+        if entry.arrived is not None and outcome.gave_back is None:
+            # Its owner keeps what it sent until this is said: not before this process is
+            # counted itself for the futures that came.
+            rows, entry.arrived = entry.arrived, None
+            self.owner.call(
+                self.owner.core.references.when_counted, rows, lambda: self._report(entry, outcome)
+            )
+        elif outcome.gave_back is not None:
             core.give_back(entry, *outcome.gave_back)
         elif outcome.state == ex.GONE:
             core.failed(entry, outcome.message)
@@ -337,6 +365,16 @@ class Executor:
             core.released_slot()
         if not self._flush_scheduled:
             self._flush_soon()
+
+    def _report(self, entry: Entry, outcome: Outcome) -> None:
+        """Say what became of a task whose slot is free already. Loop thread."""
+        with self.lock:
+            if outcome.state == ex.GONE:
+                self.core.failed(entry, outcome.message)
+            else:
+                self.core.succeeded(entry, outcome.message, outcome.state, outcome.value)
+        self._provide()
+        self._flush_soon()
 
     # ---- coroutine tasks ----
 
@@ -391,6 +429,7 @@ class Executor:
                     outgoing.append((link, []))
             fetches, core.fetches = core.fetches, []
             freed, core.freed = core.freed, []
+            undelivered = list(core.undelivered)
             interrupted, core.interrupted = core.interrupted, []
             if self.lending.overdue:
                 core.slots = max(0, core.slots - 1)
@@ -404,6 +443,8 @@ class Executor:
         if freed:
             for name in freed:
                 self.store.delete(name)
+        if undelivered and self.on_undelivered is not None:
+            self.on_undelivered(undelivered)
         if fetches:
             self.fetcher.fetch(fetches)
         if interrupted and self.on_interrupted is not None:
@@ -428,8 +469,24 @@ class Executor:
 
     async def _arrived(self, entry: Entry, packed: Serialized) -> None:
         try:
-            value = await unpack_off_loop(packed)
+            value, rows = await unpack_off_loop(packed, self.task_client)
+        except Exception as error:
+            self._fetch_failed(entry, str(error), ())
+            return
+        if not rows:
+            self._keep_fetched(entry, value)
+            return
+        handles = [Handle(self.owner, row) for row in rows]
+        # Whoever sent it keeps the futures inside until this one uses it: not before this
+        # process is counted for them itself.
+        self.owner.core.references.when_counted(
+            rows, lambda: self._keep_fetched(entry, value, handles)
+        )
+
+    def _keep_fetched(self, entry: Entry, value: Any, contains: Any = None) -> None:
+        try:
             if entry.state == ex.FETCHING:
+                entry.contains = contains
                 self.store.put(entry, value)
         except Exception as error:
             self._fetch_failed(entry, str(error), ())
@@ -438,6 +495,19 @@ class Executor:
             self.core.fetched(entry)
         self._provide()
         self._flush()
+
+    def _share(self, entry: Entry, owner: str, key: Any) -> bool:
+        """Take a value that another owner has at this very worker."""
+        session = self.core.sessions.get(owner)
+        there = session.entries.get(key) if session is not None else None
+        if there is None:
+            return False
+        try:
+            value = self.stored(owner, key)
+        except Exception:
+            return False
+        self._keep_fetched(entry, value, there.contains)
+        return True
 
     def _fetch_failed(self, entry: Entry, reason: str | None, absent: tuple[str, ...]) -> None:
         with self.lock:
@@ -503,14 +573,17 @@ class Executor:
             return {"status": "refused", "reason": reason}
         sizes = []
         for key, number, value in data:
+            handles: list[Handle] = []
             if isinstance(value, Serialized):
-                value = await unpack_off_loop(value)
-            sizes.append(self.hold(owner, key, number, value))
+                value, rows = await unpack_off_loop(value, self.task_client)
+                handles = [Handle(self.owner, row) for row in rows]
+            sizes.append(self.hold(owner, key, number, value, handles or None))
         return {"status": "OK", "nbytes": sizes}
 
-    def hold(self, owner: str, key: Any, number: int, value: Any) -> int:
+    def hold(self, owner: str, key: Any, number: int, value: Any, contains: Any = None) -> int:
         """Keep a scattered value for its owner; its size in bytes."""
         entry = Entry(self._link_of(owner).session, key, number)
+        entry.contains = contains
         nbytes = self.store.put(entry, value)
         with self.lock:
             self.core.keep(entry)

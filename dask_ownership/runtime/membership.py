@@ -22,4 +22,9 @@ MEMBERS = "ownership-members"
 """The stream operation by which the scheduler tells owners of changes."""
 
 OWNER_GONE = "ownership-owner-gone"
-"""The stream operation by which the scheduler tells workers that an owner is gone."""
+"""The stream operation by which the scheduler tells workers and clients that an owner is
+gone."""
+
+DIAL = "ownership_dial"
+"""The operation by which a worker that has something for a client asks the scheduler to
+have that client link to it, and the stream operation by which the client hears of it."""

@@ -24,14 +24,15 @@ import dask
 from distributed.core import ConnectionPool
 from distributed.protocol import Serialized
 
+from dask_ownership.core.messages import Origin
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.table import INLINE, READY, STORED, Failure, Row
+from dask_ownership.core.table import INLINE, READY, STORED, Borrowed, Failure, Row
 from dask_ownership.errors import ClosedOwner, LostData, NotSerializable, OwnershipError
 from dask_ownership.runtime.collector import untrack
 from dask_ownership.runtime.link import UNSAID_BATCHES, LocalLink, OwnerLink
 from dask_ownership.runtime.membership import Member
-from dask_ownership.runtime.serialize import Functions
+from dask_ownership.runtime.serialize import Functions, arriving, unpickling
 from dask_ownership.runtime.transfer import ask, unpack
 from dask_ownership.runtime.waiting import AllDone, Gate, LoopGate, hang, unhang
 
@@ -49,6 +50,13 @@ DROPPED_AT_ONCE = 1000
 FIND_TIMEOUT = 5.0
 """Seconds for which looking a key up waits for an event loop that does not answer."""
 
+UNKNOWN_MEMBER = 3.0
+"""Seconds for which an address may be no member before whoever was there is gone."""
+
+HANDED_ON = 0.5
+"""Seconds for which a dead borrower still counts: others may be about to be counted for
+what it sent them."""
+
 GATHER_BATCH = 500
 """Values asked for in one request when gathering."""
 
@@ -64,6 +72,21 @@ def prioritised(order: int, priority: Any) -> int:
     if not isinstance(priority, Real):
         raise TypeError(f"priority= takes a number, not {priority!r}")
     return order - int(max(-(2.0**20), min(2.0**20, float(priority))) * 2**40)
+
+
+class Handle:
+    """One handle on a row, given up when the last reference to this object goes."""
+
+    __slots__ = ("owner", "row")
+
+    def __init__(self, owner: Owner, row: Row) -> None:
+        with owner.lock:
+            row.handles += 1
+        self.owner = owner
+        self.row = row
+
+    def __del__(self) -> None:
+        self.owner.drop(self.row)
 
 
 class Owner:
@@ -91,11 +114,14 @@ class Owner:
         self.token = ""
         self.connection_args = connection_args
         self.lock = threading.Lock()
+        address = executor.worker.address if executor is not None else None
         self.core = Ownership(
             self.lock,
-            home=executor.worker.address if executor is not None else None,
+            home=address,
             allowed_failures=int(dask.config.get("distributed.scheduler.allowed-failures")),
+            process=(self.incarnation, address or "", name),
         )
+        self.on_unknown_member: Callable[[], None] | None = None
         self.functions = Functions()
         self.pool = ConnectionPool(deserialize=False, connection_args=connection_args)
         self.closed = False
@@ -109,6 +135,8 @@ class Owner:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._context: contextvars.Context | None = None
         self._gone: set[str] = set()
+        self._awaited: set[str] = set()
+        self.pinned: set[Row] = set()
         self._closing: set[asyncio.Future[None]] = set()
 
     async def start(self) -> None:
@@ -169,6 +197,37 @@ class Owner:
             gate.lock.acquire(True, FIND_TIMEOUT)
         return self.core.table.find(key, parent)
 
+    def arrive(self, origin: Origin) -> Row:
+        """The row of a future that was unpickled here, with one handle more. Any thread."""
+        if origin[0] == self.incarnation:
+            row = self.core.references.home(origin[3])
+        else:
+            made = Borrowed(origin)
+            row = self.core.table.adopt(made)
+            if row is made:
+                untrack(row)
+                self._inbox.append(row)
+                if not self._awake:
+                    self._wake()
+        if unpickling.arrived is not None:
+            unpickling.arrived.append(row)
+        return row
+
+    def open(self, client: Any, row: Row, load: Callable[[], Any]) -> Any:
+        """Unpickle the value of a row, which is kept until the futures inside are counted."""
+        with arriving(client) as arrived:
+            value = load()
+        if arrived:
+            self.call(self.core.references.hold_until_counted, row, arrived)
+        return value
+
+    def pin(self, row: Row) -> None:
+        """Keep a row as long as this owner: nobody knows where its future is pickled to."""
+        with self.lock:
+            if row not in self.pinned:
+                self.pinned.add(row)
+                row.handles += 1
+
     def call(self, function: Callable[..., None], *args: Any) -> None:
         """Do something to the core on the loop, in order with what was submitted before."""
         self._inbox.append((function, args))
@@ -194,7 +253,7 @@ class Owner:
         rows: list[Row] = []
         while inbox:
             item = inbox.popleft()
-            if type(item) is Row:
+            if type(item) is not tuple:
                 rows.append(item)
                 continue
             if rows:
@@ -243,6 +302,8 @@ class Owner:
         """Schedule, tell who waits, flush the links."""
         core = self.core
         core.schedule(perf_counter() * 1e6)
+        if core.references.talking:
+            self._post()
         if self.refused and not core.placement.workers:
             self._settle_refused()
         if core.completed:
@@ -256,6 +317,7 @@ class Owner:
                 view.link.send([])
             if view.active > view.nthreads or (view.link is not None and view.link.state.unsaid):
                 busy = True
+        busy = busy or bool(core.references.talking)
         loop = self._loop
         assert loop is not None
         if busy and not self._ticking:
@@ -264,6 +326,41 @@ class Owner:
         if not self._sweeping and (core.table.rows or self._dropped) and not self.closed:
             self._sweeping = True
             loop.call_later(SWEEP, self._sweep)
+
+    def _post(self, acknowledge: bool = False) -> None:
+        """Send what references have to say to other processes."""
+        core = self.core
+        core.post(acknowledge)
+        if core.posts:
+            posts, core.posts = core.posts, []
+            self.executor.deliver(posts)
+        if core.unposted:
+            loop = self._loop
+            assert loop is not None
+            if self.on_unknown_member is not None:
+                self.on_unknown_member()
+            for address in core.unposted:
+                if address not in self._awaited:
+                    self._awaited.add(address)
+                    loop.call_later(UNKNOWN_MEMBER, self._give_up, address)
+
+    def _give_up(self, address: str) -> None:
+        self._awaited.discard(address)
+        if not self.closed and address:
+            self.core.unreachable(address)
+            self._step()
+
+    def posted(self, posts: Iterable[Any]) -> None:
+        """Others said something to this process. Loop thread."""
+        for message in posts:
+            self.core.references.receive(message[2], message[3])
+        self._step()
+
+    def process_gone(self, owner: str) -> None:
+        """Another process is gone for good. Loop thread, and stream handler."""
+        self.core.references.process_gone(owner)
+        if self._loop is not None and not self.closed:
+            self._step()
 
     def _sweep(self) -> None:
         """Let go of rows whose handles went away."""
@@ -291,6 +388,7 @@ class Owner:
         if self.closed:
             return
         self.core.tick(perf_counter() * 1e6)
+        self._post(acknowledge=True)
         for view in self.core.placement.workers.values():
             if view.link is not None and view.link.state.unsaid and not view.outbox:
                 view.link.send([])
@@ -329,6 +427,20 @@ class Owner:
             closing.add_done_callback(self._closing.discard)
         self.pool.remove(view.address)
         self.core.remove_worker(view, reason)
+        assert self._loop is not None
+        self._loop.call_later(HANDED_ON, self._bury, view.address)
+
+    def _bury(self, address: str) -> None:
+        """What a dead worker may have handed on is counted by now."""
+        if not self.closed:
+            self.core.references.address_gone(address)
+            self._step()
+
+    def dial(self, address: str) -> None:
+        """A worker has a post for this process and no link. Stream handler."""
+        view = self.core.placement.workers.get(address)
+        if view is not None:
+            self._link_to(view).start()
 
     def _link_to(self, view: WorkerView) -> Any:
         link = view.link
@@ -461,38 +573,45 @@ class Owner:
         tried: dict[Row, int] = {}
         todo = [row for row in rows if row.state == STORED]
         while todo:
-            places: dict[str, list[Row]] = {}
+            places: dict[tuple[str, str], list[Row]] = {}
             for row in todo:
                 index = tried.get(row, 0)
                 if row.state != STORED:
                     continue
-                if index >= len(row.holders) + 1:
-                    detail = "none of its holders gave it: " + ", ".join(
-                        view.address for view in row.holders
-                    )
+                owner, addresses = self._places(row)
+                if index >= len(addresses) + 1:
+                    detail = f"none of its holders gave it: {', '.join(addresses)}"
                     result[row] = LostData(row.key, detail)
                     continue
-                places.setdefault(row.holders[index % len(row.holders)].address, []).append(row)
+                place = (addresses[index % len(addresses)], owner)
+                places.setdefault(place, []).append(row)
                 tried[row] = index + 1
             todo = []
             requests = [
-                self._fetch_from(address, group[start : start + GATHER_BATCH], result)
-                for address, group in places.items()
+                self._fetch_from(place, group[start : start + GATHER_BATCH], result)
+                for place, group in places.items()
                 for start in range(0, len(group), GATHER_BATCH)
             ]
             for missing in await asyncio.gather(*requests):
                 todo.extend(missing)
         return result
 
+    def _places(self, row: Row) -> tuple[str, list[str]]:
+        """Under which owner, and at which workers, a stored value is to be had."""
+        if isinstance(row, Borrowed):
+            return row.origin[0], list(row.addresses)
+        return self.incarnation, [view.address for view in row.holders]
+
     async def _fetch_from(
-        self, address: str, rows: list[Row], result: dict[Row, Serialized | Exception]
+        self, place: tuple[str, str], rows: list[Row], result: dict[Row, Serialized | Exception]
     ) -> list[Row]:
-        """Ask one worker; the rows that it did not give."""
-        by_key: dict[Hashable, Row] = {row.key: row for row in rows}
+        """Ask one worker for values of one owner; the rows that it did not give."""
+        address, owner = place
+        by_key: dict[Hashable, Row] = {
+            row.origin[3] if isinstance(row, Borrowed) else row.key: row for row in rows
+        }
         try:
-            values, reasons = await ask(
-                self.pool, address, self.incarnation, list(by_key), self.token
-            )
+            values, reasons = await ask(self.pool, address, owner, list(by_key), self.token)
         except OSError:
             # It may be dead: membership will say so, and then the rows change.
             await asyncio.sleep(0.1)
@@ -533,6 +652,11 @@ class Owner:
         self.closed = True
         self._settle_all()
         self._tell()
+        self.core.post()
+        for view in list(self.core.placement.workers.values()):
+            if view.outbox and view.link is not None:
+                messages, view.outbox = view.outbox, []
+                view.link.send(messages)
         views = list(self.core.placement.workers.values())
         await asyncio.gather(
             *(view.link.close() for view in views if view.link is not None),

@@ -20,10 +20,20 @@ from distributed.sizeof import safe_sizeof
 
 from dask_ownership.core import messages as m
 from dask_ownership.core import session as ex
+from dask_ownership.core.messages import Origin
 from dask_ownership.core.session import Entry
+from dask_ownership.core.table import Row
 from dask_ownership.errors import NotSerializable
 from dask_ownership.runtime.compat import thread_state
-from dask_ownership.runtime.serialize import ATOMS, dumps, dumps_error, loads_call
+from dask_ownership.runtime.serialize import (
+    ATOMS,
+    dumps,
+    dumps_error,
+    finding,
+    futures_in,
+    loads_call,
+    unpickling,
+)
 
 INLINE_LIMIT = 64 * 1024
 """Bytes of a pickled result above which it stays at the worker."""
@@ -121,24 +131,34 @@ def load_arguments(entry: Entry) -> tuple[Any, dict[str, Any]]:
 class Outcome:
     """What became of a task: a message for its owner and how to keep the value."""
 
-    __slots__ = ("gave_back", "message", "state", "value")
+    __slots__ = ("contains", "gave_back", "message", "state", "value")
 
-    def __init__(self, message: Any, state: int, value: Any = None, gave_back: Any = None) -> None:
+    def __init__(
+        self,
+        message: Any,
+        state: int,
+        value: Any = None,
+        gave_back: Any = None,
+        contains: Any = None,
+    ) -> None:
         self.message = message
         self.state = state
         self.value = value
         self.gave_back = gave_back
+        self.contains = contains
 
 
 def keep_result(entry: Entry, result: Any, started: float) -> Outcome:
     """Decide whether a result travels or stays, and do it."""
+    found: list[Any] = []
     if type(result) in ATOMS and type(result) not in (str, bytes):
         pickled: bytes | None = pickle.dumps(result, 5)
     elif safe_sizeof(result) > INLINE_LIMIT:
         pickled = None
     else:
         try:
-            pickled = dumps(result)
+            with finding() as found:
+                pickled = dumps(result)
         except Exception:
             pickled = None  # it stays here, for tasks here; fetching it says why it cannot travel
         else:
@@ -146,14 +166,35 @@ def keep_result(entry: Entry, result: Any, started: float) -> Outcome:
                 pickled = None
     if pickled is not None:
         microseconds = (perf_counter() - started - entry.parked_for) * 1e6
-        return Outcome((m.DONE, entry.key, entry.attempt, pickled, microseconds), ex.HELD, result)
+        message: m.Message = (m.DONE, entry.key, entry.attempt, pickled, microseconds)
+        if found:
+            return Outcome((*message, origins(found)), ex.HELD, result, contains=found)
+        return Outcome(message, ex.HELD, result)
+    if not found and may_contain_futures(entry):
+        found = futures_in(result)
+    entry.contains = found or None
     nbytes = entry.session.runtime.store.put(entry, result)
     microseconds = (perf_counter() - started - entry.parked_for) * 1e6
     try:
         kind = dumps(type(result))
     except Exception:
         kind = dumps(typename(type(result)))
-    return Outcome((m.STORED, entry.key, entry.attempt, nbytes, kind, microseconds), ex.KEPT)
+    message = (m.STORED, entry.key, entry.attempt, nbytes, kind, microseconds)
+    return Outcome(message, ex.KEPT, contains=found or None)
+
+
+def origins(futures: list[Any]) -> list[Origin]:
+    """How others know these futures."""
+    return [future._owner.core.references.origin_of(future._row) for future in futures]
+
+
+def may_contain_futures(entry: Entry) -> bool:
+    """Whether a task met futures: they came to it, or it made some."""
+    return (
+        entry.arrived is not None
+        or entry.occurrences is not None
+        or any(type(d) is Entry and d.contains for d in entry.dependencies)
+    )
 
 
 def keep_error(entry: Entry, error: BaseException, started: float) -> Outcome:
@@ -164,8 +205,12 @@ def keep_error(entry: Entry, error: BaseException, started: float) -> Outcome:
         return Outcome(None, ex.GONE, gave_back=(m.MISSING, ((error.args[0], ()),)))
     microseconds = (perf_counter() - started - entry.parked_for) * 1e6
     address = entry.session.runtime.worker.address
-    pickled = dumps_error(error, entry.key, f"worker {address}")
-    return Outcome((m.FAILED, entry.key, entry.attempt, pickled, microseconds), ex.GONE)
+    with finding() as found:
+        pickled = dumps_error(error, entry.key, f"worker {address}")
+    message = (m.FAILED, entry.key, entry.attempt, pickled, microseconds)
+    if found:
+        return Outcome((*message, origins(found)), ex.GONE, contains=found)
+    return Outcome(message, ex.GONE)
 
 
 def run_in_thread(entry: Entry, base: contextvars.Context) -> Outcome | None:
@@ -178,8 +223,15 @@ def run_in_thread(entry: Entry, base: contextvars.Context) -> Outcome | None:
     here.entry = entry
     here.parked = False
     try:
-        function, is_coroutine = load_function(entry)
-        args, kwargs = load_arguments(entry)
+        arrived: list[Row] = []
+        unpickling.arrived = arrived
+        try:
+            function, is_coroutine = load_function(entry)
+            args, kwargs = load_arguments(entry)
+        finally:
+            unpickling.arrived = None
+            if arrived:
+                entry.arrived = arrived
         if is_coroutine:
             runtime.run_coroutine(entry, function, args, kwargs, started)
             return None

@@ -7,11 +7,13 @@ cannot do or would do by reference to a ``__main__`` that the other side lacks.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import count
 from types import BuiltinFunctionType, FunctionType, TracebackType
@@ -23,6 +25,8 @@ from distributed.core import error_message
 
 from dask_ownership.core.table import Function, Row
 from dask_ownership.errors import NotSerializable, TaskExit
+
+logger = logging.getLogger("dask_ownership.serialize")
 
 ATOMS = frozenset({int, float, bool, type(None), str, bytes, complex})
 CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
@@ -49,6 +53,44 @@ def dumps(value: Any) -> bytes:
     return bytes(cloudpickle.dumps(value, 5))
 
 
+@contextmanager
+def finding() -> Iterator[list[Any]]:
+    """Collect the futures that are pickled in the body, each once."""
+    outer = pickling.found
+    found: list[Any] = []
+    pickling.found = found
+    try:
+        yield found
+    finally:
+        pickling.found = outer
+
+
+@contextmanager
+def arriving(client: Any) -> Iterator[list[Row]]:
+    """Have futures that are unpickled in the body be this client's; collects their rows."""
+    before = unpickling.client, unpickling.arrived
+    arrived: list[Row] = []
+    unpickling.client, unpickling.arrived = client, arrived
+    try:
+        yield arrived
+    finally:
+        unpickling.client, unpickling.arrived = before
+
+
+def futures_in(value: Any) -> list[Any]:
+    """The futures inside a value that is not going to be pickled now.
+
+    Buffers that pickle protocol 5 passes on out of band, such as those of arrays, are
+    not copied.
+    """
+    with finding() as found:
+        try:
+            cloudpickle.dumps(value, 5, buffer_callback=lambda buffer: False)
+        except Exception:
+            logger.debug("looking for futures in a %s", type(value).__name__, exc_info=True)
+    return found
+
+
 class Functions:
     """The functions that one owner sends, each under a number.
 
@@ -66,6 +108,9 @@ class Functions:
 
     def get(self, function: Callable[..., Any]) -> Function:
         """The owner's record of a function.
+
+        One with futures inside gets the record of `call` (its ``pickled`` is `CALL`) and
+        must be the first argument of that.
 
         Raises
         ------
@@ -86,11 +131,16 @@ class Functions:
 
     def _record(self, function: Callable[..., Any], name: str) -> Function:
         try:
-            pickled = dumps(function)
+            with finding() as found:
+                pickled = dumps(function)
         except Exception as error:
             raise NotSerializable(
                 f"could not pickle the function {name!r} to send it to a worker: {error!r}"
             ) from error
+        if found:
+            # Workers keep functions, and would keep these futures with it: it travels with
+            # the arguments of each call, as the argument of a function that calls it.
+            return self.by_value(CALL, name, kind=name)
         return self.by_value(pickled, name)
 
     def by_value(self, pickled: bytes, name: str, kind: str = "") -> Function:
@@ -123,9 +173,21 @@ def _is_named(function: Any, name: tuple[str, str]) -> bool:
 
 
 class _Unpickling(threading.local):
-    """What the slots of the payload that this thread unpickles stand for."""
+    """What this thread is unpickling.
+
+    Attributes
+    ----------
+    values : list
+        What the slots of a payload stand for.
+    client : Client or None
+        The client whose futures those become that arrive.
+    arrived : list of Row or None
+        Rows of futures that arrived, when somebody asks.
+    """
 
     values: list[Any] | tuple[()] = ()
+    client: Any = None
+    arrived: list[Row] | None = None
 
 
 class _Pickling(threading.local):
@@ -134,12 +196,12 @@ class _Pickling(threading.local):
     found: list[Any] | None = None
 
 
-_unpickling = _Unpickling()
+unpickling = _Unpickling()
 pickling = _Pickling()
 
 
 def _slot_value(index: int) -> Any:
-    return _unpickling.values[index]
+    return unpickling.values[index]
 
 
 class Slot:
@@ -248,11 +310,11 @@ def loads_call(payload: bytes, values: list[Any] | tuple[()]) -> tuple[Any, dict
     """Unpickle a call, with the values in place of its slots."""
     if not values:
         return pickle.loads(payload)
-    _unpickling.values = values
+    unpickling.values = values
     try:
         return pickle.loads(payload)
     finally:
-        _unpickling.values = ()
+        unpickling.values = ()
 
 
 def loads_value(key: Any, pickled: bytes) -> Any:
@@ -280,6 +342,14 @@ def run_node(node: Any, values: dict[Any, Any]) -> Any:
 def identity(value: Any) -> Any:
     """What a worker calls for an alias."""
     return value
+
+
+def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """What a worker calls for a function with futures inside."""
+    return function(*args, **kwargs)
+
+
+CALL = pickle.dumps(call, 5)
 
 
 # ---- errors ----

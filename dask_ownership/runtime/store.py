@@ -9,13 +9,40 @@ next attempt of its key, and must not touch what that one made.
 from __future__ import annotations
 
 import itertools
+import pickle
 from typing import Any
 
+import cloudpickle
 from distributed.sizeof import safe_sizeof
 
 from dask_ownership.core.identity import stored_name
 from dask_ownership.core.session import Entry
 from dask_ownership.runtime.compat import state_data
+from dask_ownership.runtime.serialize import finding
+
+
+class Containing:
+    """A value with futures inside, as it stands in ``data``.
+
+    When it spills, the futures are pickled there and their objects go away; what keeps
+    them meanwhile is `Entry.contains`.
+    """
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __reduce__(self) -> Any:
+        with finding():
+            return _contained, (cloudpickle.dumps(self.value, 5),)
+
+    def __sizeof__(self) -> int:
+        return int(safe_sizeof(self.value))
+
+
+def _contained(pickled: bytes) -> Containing:
+    return Containing(pickle.loads(pickled))
 
 
 class Store:
@@ -44,6 +71,8 @@ class Store:
         Exception
             When the value is larger than memory allows and cannot be spilled.
         """
+        if entry.contains and type(value) is not Containing:
+            value = Containing(value)
         name = f"{stored_name(entry.session.owner, entry.key)}-{next(self._numbers):x}"
         nbytes = safe_sizeof(value)
         self.worker.data[name] = value
@@ -63,7 +92,8 @@ class Store:
         name = entry.stored
         if name is None:
             raise KeyError(entry.key)
-        return self.worker.data[name]
+        value = self.worker.data[name]
+        return value.value if type(value) is Containing else value
 
     def delete(self, name: str) -> None:
         """Drop a value; nothing happens when it is not here."""

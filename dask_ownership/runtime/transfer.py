@@ -19,7 +19,9 @@ from distributed.protocol.serialize import merge_and_deserialize
 from distributed.utils import offload
 
 from dask_ownership.core.session import Entry
+from dask_ownership.core.table import Row
 from dask_ownership.errors import NotSerializable
+from dask_ownership.runtime.serialize import arriving, finding
 
 logger = logging.getLogger("dask_ownership.transfer")
 
@@ -42,7 +44,8 @@ def pack(value: Any) -> Serialized:
         When it cannot be pickled.
     """
     try:
-        header, frames = serialize(value, on_error="raise")
+        with finding():  # whoever sends it keeps the futures inside
+            header, frames = serialize(value, on_error="raise")
     except Exception as error:
         raise NotSerializable(f"could not pickle a {type(value).__name__}: {error}") from error
     return Serialized(header, frames)
@@ -72,11 +75,20 @@ def size_of(packed: Serialized) -> int:
     return sum(len(memoryview(frame).cast("B")) if len(frame) else 0 for frame in packed.frames)
 
 
-async def unpack_off_loop(packed: Serialized) -> Any:
-    """As `unpack`, in a thread when the value is large."""
+def _unpack_for(packed: Serialized, client: Any) -> tuple[Any, list[Row]]:
+    with arriving(client) as arrived:
+        return unpack(packed), arrived
+
+
+async def unpack_off_loop(packed: Serialized, client: Any) -> tuple[Any, list[Row]]:
+    """As `unpack`, in a thread when the value is large; also rows of the futures inside.
+
+    Those become futures of ``client``.
+    """
     if size_of(packed) > LARGE:
-        return await offload(unpack, packed)
-    return unpack(packed)
+        made: tuple[Any, list[Row]] = await offload(_unpack_for, packed, client)
+        return made
+    return _unpack_for(packed, client)
 
 
 async def ask(
@@ -103,6 +115,11 @@ async def ask(
     )
 
 
+def _name(entry: Entry) -> tuple[str, Hashable]:
+    """Whose value it is, and its key there."""
+    return entry.origin or (entry.session.owner, entry.key)
+
+
 class Fetcher:
     """Brings the missing dependencies of one executor's tasks.
 
@@ -111,22 +128,31 @@ class Fetcher:
     pool : ConnectionPool
         One that leaves values packed.
     token : str
+    here : str
+        This worker's address.
     arrived : callable
         ``arrived(entry, packed)``, a coroutine function.
     failed : callable
         ``failed(entry, reason, absent)``; ``reason`` is None when nobody gave the value,
         and ``absent`` has the addresses that said that they do not have it.
+    share : callable
+        ``share(entry, owner, key)`` takes a value that is at this very worker; False when
+        it is not.
     """
 
     def __init__(
         self,
         pool: ConnectionPool,
         token: str,
+        here: str,
         arrived: Callable[[Entry, Serialized], Awaitable[None]],
         failed: Callable[[Entry, str | None, tuple[str, ...]], None],
+        share: Callable[[Entry, str, Hashable], bool],
     ) -> None:
         self.pool = pool
         self.token = token
+        self.here = here
+        self.share = share
         self.arrived = arrived
         self.failed = failed
         self.in_transit = 0
@@ -145,7 +171,13 @@ class Fetcher:
         if index >= len(entry.addresses):
             self.failed(entry, None, self._absent.pop(entry, ()))
             return
-        place = (entry.addresses[index], entry.session.owner)
+        owner, key = _name(entry)
+        place = (entry.addresses[index], owner)
+        if place[0] == self.here:
+            if not self.share(entry, owner, key):
+                self._absent[entry] = (*self._absent.get(entry, ()), self.here)
+                self._ask_at(entry, index + 1)
+            return
         self._waiting.setdefault(place, []).append((entry, index))
 
     def _start(self) -> None:
@@ -179,7 +211,7 @@ class Fetcher:
         try:
             for attempt in range(TRIES):
                 try:
-                    keys = [entry.key for entry, _ in batch]
+                    keys = [_name(entry)[1] for entry, _ in batch]
                     values, reasons = await ask(self.pool, address, owner, keys, self.token)
                     answered = True
                     break
@@ -188,12 +220,13 @@ class Fetcher:
                     if attempt + 1 < TRIES:
                         await asyncio.sleep(0.05 * 4**attempt)
             for entry, index in batch:
-                if entry.key in values:
+                key = _name(entry)[1]
+                if key in values:
                     self._absent.pop(entry, None)
-                    await self.arrived(entry, values[entry.key])
-                elif entry.key in reasons:
+                    await self.arrived(entry, values[key])
+                elif key in reasons:
                     self._absent.pop(entry, None)
-                    self.failed(entry, reasons[entry.key], ())
+                    self.failed(entry, reasons[key], ())
                 else:
                     if answered:
                         self._absent[entry] = (*self._absent.get(entry, ()), address)

@@ -27,6 +27,7 @@ from dask_ownership.core.invariants import (
     check_executor_empty,
     check_ownership,
 )
+from dask_ownership.core.messages import Origin
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.session import Entry
@@ -36,12 +37,18 @@ from dask_ownership.core.table import (
     INLINE,
     LOST,
     STORED,
+    Borrowed,
     Failure,
     Function,
     Options,
     Row,
 )
+from dask_ownership.testing import travel
 from dask_ownership.testing.network import Faults, Network, Pipe
+from dask_ownership.testing.travel import VirtualFuture
+
+WINDOW = 50_000.0
+"""Virtual microseconds for which a dead borrower still counts."""
 
 __all__ = ["Faults", "Task", "VirtualCluster", "VirtualOwner", "VirtualWorker"]
 
@@ -63,6 +70,13 @@ class Task:
     fails : int
         How many of its attempts end with an error.
     children : tuple of Task
+    carries : tuple of VirtualFuture
+        Futures inside its arguments.
+    uses : str
+        What it does with futures that came to it: ``read`` their values and add them,
+        have a ``child`` add them, ``return`` them inside its value, or ``drop`` them.
+    escape : bool
+        It does not wait for its children but returns their futures inside its value.
     """
 
     constant: int = 1
@@ -70,10 +84,22 @@ class Task:
     large: bool = False
     fails: int = 0
     children: tuple[Task, ...] = ()
+    carries: tuple[Any, ...] = ()
+    uses: str = "drop"
+    escape: bool = False
 
     def value(self, inputs: Sequence[int]) -> int:
         """What a sequential program would get."""
         return self.constant + sum(inputs) + sum(c.value(()) for c in self.children)
+
+
+@dataclass
+class Frame:
+    """What a running task has: its inputs, and the futures that came to it."""
+
+    task: Task
+    inputs: list[int]
+    came: list[VirtualFuture]
 
 
 class VirtualOwner:
@@ -82,7 +108,9 @@ class VirtualOwner:
     def __init__(self, cluster: VirtualCluster, name: str, home: str | None = None) -> None:
         self.cluster = cluster
         self.name = name
-        self.core = Ownership(nullcontext(), home)
+        self.process = (name, home or "", name)
+        self.core = Ownership(nullcontext(), home, process=self.process)
+        self.dropped: list[Row] = []
         self.function = Function(1, b"run", "run")
         self.pipes: dict[str, Pipe] = {}
         self.order = 0
@@ -99,14 +127,16 @@ class VirtualOwner:
     ) -> Row:
         """A row with one handle, as `Client.submit` makes it."""
         self.order += 1
+        payload, found = travel.dumps(task)
         row = Row(
             key,
             self.function,
-            pickle.dumps(task),
+            payload,
             tuple(dict.fromkeys(dependencies)),
             self.order - priority * 2**40,
             options or Options(),
         )
+        row.contains = tuple(dict.fromkeys(future.row for future in found))
         adopted = self.core.table.adopt(row)
         if adopted is row:
             self.core.submit([row])
@@ -116,7 +146,14 @@ class VirtualOwner:
     def step(self) -> None:
         """Schedule, flush the links and wake who waits, as the runtime does after each event."""
         core = self.core
+        dropped, self.dropped = self.dropped, []
+        core.release(dropped)
         core.schedule(self.cluster.now)
+        core.post(acknowledge=True)
+        for address in core.unposted:
+            self.cluster.later(WINDOW, lambda a=address: self._give_up(a))  # type: ignore[misc]
+        if core.posts:
+            self.cluster.dirty.add(self.cluster.workers[self.process[1]])
         completed, core.completed = core.completed, []
         for row in completed:
             waiters, row.waiters = row.waiters, None
@@ -170,6 +207,37 @@ class VirtualOwner:
             self.cluster.later(self.cluster.delay(), lambda pipe=pipe: arrive(pipe))  # type: ignore[misc]
         return row
 
+    def arrive(self, origin: Origin) -> Row:
+        """A future was unpickled here: its row with one handle more."""
+        if origin[0] == self.name:
+            row = self.core.references.home(origin[3])
+            # Only what a dead process handed on may be freed before it gets here.
+            assert row.state != LOST or self.cluster.killed, f"{origin} was freed early"
+            return row
+        made = Borrowed(origin)
+        row = self.core.table.adopt(made)
+        if row is made:
+            # A thread left it in the inbox; the loop takes it in a little later.
+            self.cluster.later(self.cluster.random.random() * 50, lambda: self._take_in(made))
+        return row
+
+    def _give_up(self, address: str) -> None:
+        if self.alive and address:
+            self.core.unreachable(address)
+            self.cluster.dirty.add(self)
+
+    def _take_in(self, row: Row) -> None:
+        if self.alive:
+            self.core.submit([row])
+            self.cluster.dirty.add(self)
+
+    def open(self, row: Row) -> list[VirtualFuture]:
+        """The futures inside the value of a row, as `Future.result` gives them."""
+        data = row.value if row.state == INLINE else self.cluster.copies(self, row)[0]
+        _, futures = travel.loads(self, data)
+        self.core.references.hold_until_counted(row, [f.row for f in futures])
+        return futures
+
     def when_done(self, row: Row, wake: Callable[[], None]) -> None:
         """Call when the row ends; at once when it has."""
         if row.done:
@@ -192,6 +260,7 @@ class VirtualWorker:
         self.address = address
         self.slots = slots
         self.core = Executor(slots, resources)
+        self.core.home = f"owner-of-{address}"
         self.store: dict[Any, bytes] = {}
         self.owner = VirtualOwner(cluster, f"owner-of-{address}", home=address)
         self.pipes: dict[str, Pipe] = {}
@@ -216,6 +285,13 @@ class VirtualWorker:
         for entry in interrupted:
             parent = (entry.session.owner, entry.key, entry.attempt)
             self.owner.core.cancel_children(parent, "its parent was cancelled")
+            self.cluster.dirty.add(self.owner)
+        posts, self.owner.core.posts = self.owner.core.posts, []
+        for message in posts:
+            core.deliver(message)
+        posts, core.posts = core.posts, []
+        for message in posts:
+            self.owner.core.references.receive(message[2], message[3])
             self.cluster.dirty.add(self.owner)
         for pipe in self.pipes.values():
             session = pipe.session
@@ -252,48 +328,66 @@ class VirtualWorker:
             self.core.released_slot()
             self.cluster.dirty.add(self)
             return
-        task: Task = pickle.loads(entry.payload)
+        task, came = travel.loads(self.owner, entry.payload)
         inputs = []
         for dependency in entry.dependencies:
             if isinstance(dependency, bytes):
-                inputs.append(pickle.loads(dependency))
+                value, futures = travel.loads(self.owner, dependency)
             elif dependency.state == ex.HELD:
-                inputs.append(dependency.value)
+                value, futures = dependency.value
             elif dependency.state == ex.COPIED:
-                inputs.append(pickle.loads(dependency.value))
+                value, futures = travel.loads(self.owner, dependency.value)
             elif dependency.state == ex.KEPT:
-                inputs.append(pickle.loads(self.store[dependency.stored]))
+                value, futures = travel.loads(self.owner, self.store[dependency.stored])
             else:
                 self.cluster.assert_unwanted(entry.session.owner, entry, dependency)
                 self.core.give_back(entry, m.MISSING, ((dependency.key, ()),))
                 self.core.released_slot()
                 self.cluster.dirty.add(self)
                 return
-        after = self._finish if not task.children else self._descend
+            inputs.append(travel.number(value))
+            came = [*came, *futures]
+        plain = not task.children and not came
+        # The frame of the task: what it still has while it waits.
+        frame = Frame(task, inputs, came)
 
         def run() -> None:
             if self.alive:
-                after(entry, task, inputs)
+                if plain:
+                    self._finish(entry, task, inputs)
+                else:
+                    self._descend(entry, frame)
 
         self.cluster.later(task.duration, run)
 
-    def _descend(self, entry: Entry, task: Task, inputs: list[int]) -> None:
-        """Submit the children and wait for them without a slot."""
+    def _descend(self, entry: Entry, frame: Frame) -> None:
+        """Submit the children and wait for them, and for futures, without a slot."""
+        task = frame.task
         parent = (entry.session.owner, entry.key, entry.attempt)
         seen: dict[bytes, int] = {}
         rows = []
-        for child in task.children:
-            fingerprint = pickle.dumps(child)
+        children = list(task.children)
+        if task.uses == "child" and frame.came:
+            children.append(Task(1, 5.0, carries=tuple(frame.came), uses="read"))
+        for child in children:
+            fingerprint = travel.dumps(child)[0]
             occurrence = seen[fingerprint] = seen.get(fingerprint, -1) + 1
             key = child_key("child", f"{entry.key}-{entry.attempt}", fingerprint, occurrence)
             options = Options(depth=entry.depth + 1, parent=parent)
             rows.append(self.owner.submit(key, child, (), options))
-        left = sum(1 for row in rows if not row.done)
+        made = [VirtualFuture(self.owner, row) for row in rows]
+        if task.escape:
+            waited: list[Row] = []
+        else:
+            waited = list(rows)
+        if task.uses == "read":
+            waited += [future.row for future in frame.came]
+        returned = [*(made if task.escape else ()), *(frame.came if task.uses == "return" else ())]
 
         def finish() -> None:
             values: list[int] = []
             failed = False
-            for row in rows:
+            for row in waited:
                 value = self.cluster.outcome(self.owner, row)
                 if isinstance(value, int):
                     values.append(value)
@@ -301,14 +395,18 @@ class VirtualWorker:
                     failed = True
                     if (self.owner.name, row.key) in self.cluster.lost or value == "lost":
                         self.cluster.lost.add((entry.session.owner, entry.key))
-            self.owner.core.release(rows)
             self.cluster.dirty.add(self.owner)
+            came, frame.came = frame.came, []
+            made.clear()
             if failed:
                 self._fail(entry, "a child failed")
             else:
-                total = task.constant + sum(inputs) + sum(values)
-                self._finish(entry, Task(constant=total, large=task.large), [])
+                total = task.constant + sum(frame.inputs) + sum(values)
+                arrived = [future.row for future in came]
+                self._finish(entry, Task(constant=total, large=task.large), [], returned, arrived)
+            returned.clear()
 
+        left = sum(1 for row in waited if not row.done)
         if not left:
             finish()
             return
@@ -321,29 +419,49 @@ class VirtualWorker:
                 self.core.wants_slot(finish, entry)
                 self.cluster.dirty.add(self)
 
-        for row in rows:
+        for row in waited:
             if not row.done:
                 self.owner.when_done(row, one_done)
         self.cluster.dirty.add(self)
 
-    def _finish(self, entry: Entry, task: Task, inputs: list[int]) -> None:
+    def _finish(
+        self,
+        entry: Entry,
+        task: Task,
+        inputs: list[int],
+        returned: Sequence[VirtualFuture] = (),
+        arrived: Sequence[Row] = (),
+    ) -> None:
+        """End a task with its value, once the futures that came to it are counted."""
         name = (entry.session.owner, entry.key)
         if self.cluster.runs(name) <= task.fails:
             self._fail(entry, "it is meant to fail")
             return
-        value = task.constant + sum(inputs)
+        number = task.constant + sum(inputs)
+        value = (number, tuple(returned)) if returned else number
+        pickled, found = travel.dumps(value)
+        inside = (tuple([self.owner.core.references.origin_of(f.row) for f in found]),)
+        entry.contains = found
+        state, live = ex.HELD, (value, travel.inside(value))
         if task.large:
-            self.put(entry, pickle.dumps(value))
+            self.put(entry, pickled)
             message: m.Message = (m.STORED, entry.key, entry.attempt, 100_000, None, task.duration)
-            self.core.succeeded(entry, message, ex.KEPT, None)
+            state, live = ex.KEPT, None  # type: ignore[assignment]
         else:
-            pickled = pickle.dumps(value)
-            if value % 3 == 0:
+            if number % 3 == 0:
                 pickled += bytes(1000)  # long enough to be sent once for several tasks
             message = (m.DONE, entry.key, entry.attempt, pickled, task.duration)
-            self.core.succeeded(entry, message, ex.HELD, value)
+            if found:
+                message += inside
+
+        def succeed() -> None:
+            if self.alive:
+                self.core.succeeded(entry, message, state, live)
+                self.cluster.dirty.add(self)
+
         self.core.released_slot()
         self.cluster.dirty.add(self)
+        self.owner.core.references.when_counted(arrived, succeed)
 
     def _fail(self, entry: Entry, why: str) -> None:
         message = (m.FAILED, entry.key, entry.attempt, pickle.dumps(why), 1.0)
@@ -373,7 +491,8 @@ class VirtualWorker:
             return
         address = entry.addresses[index]
         peer = self.cluster.workers.get(address)
-        value = peer.stored(entry.session.owner, entry.key) if peer is not None else None
+        owner, key = entry.origin or (entry.session.owner, entry.key)
+        value = peer.stored(owner, key) if peer is not None else None
 
         def arrive() -> None:
             if not self.alive:
@@ -383,10 +502,17 @@ class VirtualWorker:
                 said = absent if peer is None else (*absent, address)
                 self._fetch(entry, index + 1, said)
             else:
+                _, entry.contains = travel.loads(self.owner, value)
+                rows = [future.row for future in entry.contains]
+                self.owner.core.references.when_counted(rows, lambda: fetched(value))
+            self.cluster.dirty.add(self)
+
+        def fetched(value: bytes) -> None:
+            if self.alive:
                 if entry.state == ex.FETCHING:
                     self.put(entry, value)
                 self.core.fetched(entry)
-            self.cluster.dirty.add(self)
+                self.cluster.dirty.add(self)
 
         self.cluster.later(self.cluster.delay(), arrive)
 
@@ -491,10 +617,18 @@ class VirtualCluster:
         if owner.alive:
             owner.core.remove_worker(view, "died")
             self.dirty.add(owner)
+            self.later(WINDOW, lambda: self._forget_process(owner, view.address))
+
+    def _forget_process(self, owner: VirtualOwner, address: str) -> None:
+        """What a dead process may have handed on was counted by now, or never will be."""
+        if owner.alive:
+            owner.core.references.address_gone(address)
+            self.dirty.add(owner)
 
     def _orphan(self, worker: VirtualWorker, owner: str) -> None:
         if worker.alive:
             worker.core.close(owner)
+            worker.core.undeliverable(owner)
             self.dirty.add(worker)
 
     # ---- the clock ----
@@ -555,17 +689,20 @@ class VirtualCluster:
         """The value of a row that has one, fetched from a holder when it is stored."""
         if row.state == INLINE:
             assert isinstance(row.value, bytes)
-            return int(pickle.loads(row.value))
+            return travel.number(travel.loads(owner, row.value)[0])
         copies = self.copies(owner, row)
         assert copies, f"{row} is with none of {row.holders}"
-        return int(pickle.loads(copies[0]))
+        return travel.number(travel.loads(owner, copies[0])[0])
 
     def copies(self, owner: VirtualOwner, row: Row) -> list[bytes]:
         """What its holders have of a stored row; for one that dies soon, what the rest has."""
         found = []
-        for view in row.holders:
-            worker = self.workers.get(view.address)
-            value = worker.stored(owner.name, row.key) if worker is not None else None
+        places = [(view.address, owner.name, row.key) for view in row.holders]
+        if isinstance(row, Borrowed):
+            places += [(address, row.origin[0], row.origin[3]) for address in row.addresses]
+        for address, name, key in places:
+            worker = self.workers.get(address)
+            value = worker.stored(name, key) if worker is not None else None
             if value is not None:
                 found.append(value)
         return found
@@ -601,6 +738,14 @@ class VirtualCluster:
             check_ownership(owner.core)
             for row in owner.core.table.rows.values():
                 if row.state == STORED and (owner.name, row.key) not in self.lost:
+                    if row.borrowed:
+                        # What its owner does not know yet is said when it is found out.
+                        origin = row.origin  # type: ignore[attr-defined]
+                        assert (
+                            self.killed or (origin[0], origin[3]) in self.lost
+                            or self.copies(owner, row)
+                        ), f"{row} was freed early"  # fmt: skip
+                        continue
                     assert self.copies(owner, row), f"{row} was freed early everywhere"
                     primary = self.workers.get(row.holders[0].address)
                     # After a death the first holder may be one that still fetches.

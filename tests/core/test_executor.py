@@ -231,7 +231,7 @@ def test_a_copy_is_there_until_it_is_freed(bench):
 
 
 def test_a_dependency_that_is_not_here_returns_the_task_but_counts_its_fetches(bench):
-    bench.tell(push("x", [(m.LOCAL, "no"), (m.REMOTE, "far", 8, ("there",))], 5000))
+    bench.tell(push("x", [(m.LOCAL, "no"), (m.REMOTE, "far", 8, ("there",), None)], 5000))
     assert bench.said() == [("RETURNED", "x", 5000, m.MISSING, (("no", ()),))]
     # The owner now counts on the copy, and will free it.
     assert [entry.key for entry in bench.core.fetches] == ["far"]
@@ -240,7 +240,7 @@ def test_a_dependency_that_is_not_here_returns_the_task_but_counts_its_fetches(b
 
 
 def test_a_value_is_fetched_once_for_all_that_need_it(bench):
-    far = (m.REMOTE, "far", 8, ("there",))
+    far = (m.REMOTE, "far", 8, ("there",), None)
     bench.tell(push("x", [far]), push("y", [far]))
     (entry,) = bench.core.fetches
     assert bench.core.next_work() is None
@@ -255,7 +255,7 @@ def test_a_value_is_fetched_once_for_all_that_need_it(bench):
 
 
 def test_a_fetch_that_ends_after_it_was_freed_deletes_its_own_value_only(bench):
-    far = (m.REMOTE, "far", 8, ("there",))
+    far = (m.REMOTE, "far", 8, ("there",), None)
     bench.tell(push("x", [far], 5100), (m.CANCEL, "x", 5100), (m.FREE, ("far",), 5100))
     bench.tell(push("y", [far], 5101))
     first, second = bench.core.fetches
@@ -272,7 +272,7 @@ def test_a_fetch_that_ends_after_it_was_freed_deletes_its_own_value_only(bench):
 
 
 def test_a_fetch_that_fails_says_who_does_not_have_the_value(bench):
-    bench.tell(push("x", [(m.REMOTE, "far", 8, ("a", "b"))], 5200))
+    bench.tell(push("x", [(m.REMOTE, "far", 8, ("a", "b"), None)], 5200))
     (entry,) = bench.core.fetches
     for _ in range(2):
         bench.core.fetch_failed(entry, ("a",))
@@ -281,7 +281,9 @@ def test_a_fetch_that_fails_says_who_does_not_have_the_value(bench):
 
 
 def test_a_value_that_cannot_travel_fails_the_tasks_that_need_it(bench):
-    bench.tell(push("x", [(m.REMOTE, "far", 8, ("a",))], 5300), push("y", [(m.LOCAL, "x")], 5301))
+    bench.tell(
+        push("x", [(m.REMOTE, "far", 8, ("a",), None)], 5300), push("y", [(m.LOCAL, "x")], 5301)
+    )
     for _ in range(2):
         bench.core.fetch_impossible(bench.core.fetches[0], b"error")
     assert bench.said() == [
@@ -404,7 +406,7 @@ def test_closing_drops_everything_and_late_messages_of_that_owner_change_nothing
     bench.core.slots = 2
     bench.tell(push("s", attempt=8000))
     bench.stored(bench.start())
-    bench.tell(push("r"), push("q"), push("far", [(m.REMOTE, "f", 1, ("a",))]))
+    bench.tell(push("r"), push("q"), push("far", [(m.REMOTE, "f", 1, ("a",), None)]))
     running = bench.start()
     fetching = bench.core.fetches[0]
     bench.core.close("owner")

@@ -1,0 +1,456 @@
+"""References that travel: who borrows what from whom.
+
+A future that is pickled in one process and unpickled in another makes the other a
+*borrower*. It has a row of its own for the value (`Borrowed`), which looks like any
+other row to whoever waits for it or uses it in a task, and it tells the owner, which
+counts it (`Row.borrowers`) until it gives the value back.
+
+Processes correspond in one ordered stream per pair (`Peer`), carried over the links
+that are there anyway; a worker passes on what is for another process. In a stream:
+
+``(BORROW, key, number)``
+    To the owner: I have it now. ``number`` tells this borrowing from earlier ones.
+``(LENT, key, number, outcome)``
+    From the owner: you are counted. The outcome is None while there is none.
+``(OUTCOME, key, number, outcome)``
+    From the owner: it ended, or its holders changed.
+``(RETURN, key, number)``
+    To the owner: nobody here has it any more.
+``(REQUEST, what, key, detail)``
+    To the owner: ``cancel`` or ``retry`` it.
+``(LEAVE,)``
+    The sender ends: it borrows nothing any more, and what it owns is gone.
+
+The rule that keeps values from being freed early: **nobody lets go of what it holds for
+another until the owner has counted that other.** Whoever sends a value with futures in
+it keeps them until the receiver says that it is counted everywhere (`when_counted`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from dask_ownership.core import messages as m
+from dask_ownership.core.link import LinkState
+from dask_ownership.core.messages import Key, Message, Origin, Process
+from dask_ownership.core.table import (
+    ERROR,
+    FORGOTTEN,
+    INLINE,
+    LOST,
+    STORED,
+    Borrowed,
+    Failure,
+    Row,
+)
+
+if TYPE_CHECKING:
+    from dask_ownership.core.ownership import Ownership
+
+BORROW = 0
+LENT = 1
+OUTCOME = 2
+RETURN = 3
+REQUEST = 4
+LEAVE = 5
+
+NAMES = ("BORROW", "LENT", "OUTCOME", "RETURN", "REQUEST", "LEAVE")
+"""Kinds of messages in a stream by number, for people."""
+
+MISSES = 20
+"""How often a holder may not have a borrowed value before it counts as lost."""
+
+Outcome = tuple[Any, ...]
+"""State, and what belongs to it: see `References.outcome_of`."""
+
+
+class Peer:
+    """Another process, as references need it.
+
+    Attributes
+    ----------
+    process : Process
+    stream : LinkState
+        Numbers what is said to it and what it says.
+    outbox : list
+        What was not sent yet.
+    borrowed : dict
+        Key to our row, for what we borrow from it.
+    lent : dict
+        ``(key, number)`` to the row, for what it borrows from us.
+    gone : bool
+    """
+
+    __slots__ = ("borrowed", "gone", "lent", "outbox", "process", "stream")
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.stream = LinkState()
+        self.outbox: list[Message] = []
+        self.borrowed: dict[Key, Borrowed] = {}
+        self.lent: dict[tuple[Key, int], Row] = {}
+        self.gone = False
+
+    def __repr__(self) -> str:
+        return f"<Peer {self.process[2]} borrowed={len(self.borrowed)} lent={len(self.lent)}>"
+
+
+class _Handover:
+    """Calls once all rows are counted by their owners."""
+
+    __slots__ = ("call", "left")
+
+    def __init__(self, left: int, call: Callable[[], None]) -> None:
+        self.left = left
+        self.call = call
+
+    def one_counted(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.call()
+
+
+class References:
+    """What one process borrows and lends.
+
+    Parameters
+    ----------
+    core : Ownership
+    process : Process
+        This one: incarnation, address (of a worker, else empty) and name.
+    """
+
+    def __init__(self, core: Ownership, process: Process) -> None:
+        self.core = core
+        self.process = process
+        self.peers: dict[str, Peer] = {}
+        self.talking: dict[str, Peer] = {}
+        self.gone: set[str] = set()
+        self.gone_addresses: set[str] = set()
+        self.left = False
+
+    # ---- names ----
+
+    def origin_of(self, row: Row) -> Origin:
+        """How the object of a row is named everywhere."""
+        if row.borrowed:
+            assert isinstance(row, Borrowed)
+            return row.origin
+        return (*self.process, row.key)
+
+    def peer(self, process: Process) -> Peer:
+        """The peer of a process, made when it is new."""
+        peer = self.peers.get(process[0])
+        if peer is None:
+            peer = self.peers[process[0]] = Peer(process)
+            peer.gone = process[0] in self.gone or process[1] in self.gone_addresses
+        return peer
+
+    def _say(self, peer: Peer, message: Message) -> None:
+        if not peer.gone:
+            peer.outbox.append(message)
+            self.talking[peer.process[0]] = peer
+
+    # ---- as a borrower ----
+
+    def borrow(self, row: Borrowed) -> None:
+        """A row that was just adopted: have its owner count it."""
+        origin = row.origin
+        peer = self.peer(origin[:3])
+        self.core.attempts += 1
+        row.attempt = self.core.attempts
+        if peer.gone:
+            self._lose(row, "its owner is gone")
+            self._counted(row)
+            return
+        peer.borrowed[origin[3]] = row
+        self._say(peer, (BORROW, origin[3], row.attempt))
+
+    def home(self, key: Key) -> Row:
+        """The row of a future that came back to its owner, with one handle more.
+
+        A row that was freed is made again outside the table, as one that is lost.
+        """
+        row = self.core.table.find(key)
+        if row is None:
+            row = Row(key, None, None, (), 0)
+            row.value = (
+                Failure("closed", key, f"its client {self.process[2]} is closed, which freed it")
+                if self.left
+                else Failure("lost-data", key, "it was freed: nobody held its future any more")
+            )
+            row.state = LOST
+        return row
+
+    def rows_of(self, origins: Iterable[Origin]) -> tuple[Row, ...]:
+        """Rows of futures that arrived inside something, each with one use more.
+
+        What this process owns and has freed already is left out: whoever looks for it
+        hears that.
+        """
+        table = self.core.table
+        rows: list[Row] = []
+        new: list[Borrowed] = []
+        for origin in origins:
+            if origin[0] == self.process[0]:
+                row = table.use(origin[3])
+                if row is not None:
+                    row.shared_with(None)
+                    rows.append(row)
+                continue
+            made = Borrowed(origin)
+            made.handles = 0
+            adopted = table.adopt_for_use(made)
+            if adopted is made:
+                new.append(made)
+            rows.append(adopted)
+        for made in new:
+            self.borrow(made)
+        return tuple(rows)
+
+    def when_counted(self, rows: Iterable[Row], call: Callable[[], None]) -> None:
+        """Call once the owner of each row counts this process, or there is nothing to count."""
+        waiting = [
+            row
+            for row in rows
+            if row.borrowed and isinstance(row, Borrowed) and not row.counted
+            and row.state != FORGOTTEN
+        ]  # fmt: skip
+        if not waiting:
+            call()
+            return
+        handover = _Handover(len(waiting), call)
+        for row in waiting:
+            row.handovers.append(handover)
+
+    def hold_until_counted(self, outer: Row, rows: Iterable[Row]) -> None:
+        """Keep ``outer``, from whose value these came, until their owners count them."""
+        if outer.state == FORGOTTEN:
+            return
+        with self.core.table.lock:
+            outer.uses += 1
+        self.when_counted(rows, lambda: self.core._release_uses((outer,)))
+
+    def _counted(self, row: Borrowed) -> None:
+        row.counted = True
+        handovers, row.handovers = row.handovers, []
+        for handover in handovers:
+            handover.one_counted()
+
+    def give_back(self, row: Borrowed) -> None:
+        """Nobody here has it any more."""
+        peer = self.peers.get(row.origin[0])
+        key = row.origin[3]
+        if peer is not None:
+            if peer.borrowed.get(key) is row:
+                del peer.borrowed[key]
+            if row.attempt:
+                self._say(peer, (RETURN, key, row.attempt))
+        self._counted(row)
+
+    def request(self, row: Borrowed, what: str, detail: str) -> None:
+        """Have the owner ``cancel`` or ``retry`` it."""
+        self._say(self.peer(row.origin[:3]), (REQUEST, what, row.origin[3], detail))
+
+    def missed(self, row: Borrowed) -> bool:
+        """A holder did not have it; whether to try again."""
+        row.misses += 1
+        if row.misses > MISSES and row.state == STORED:
+            self._lose(row, f"its holders {', '.join(row.addresses)} do not have it any more")
+        return row.state == STORED
+
+    def _lose(self, row: Borrowed, reason: str) -> None:
+        owner = row.origin[2]
+        self._take_in(
+            row, (LOST, "lost-data", row.origin[3], f"{reason}; it was borrowed from {owner}")
+        )
+
+    def _take_in(self, row: Borrowed, outcome: Outcome) -> None:
+        """What became of a borrowed value, or where it is now."""
+        core = self.core
+        state = outcome[0]
+        if state == STORED and row.state == STORED:
+            row.addresses = tuple(outcome[3])
+            return
+        if row.state >= INLINE and not (row.state == STORED and state > STORED):
+            return
+        if state == INLINE:
+            row.value = outcome[1]
+            row.nbytes = len(outcome[1])
+            inner = row.contains = self.rows_of(outcome[2])
+            row.state = INLINE
+            if inner:
+                self.hold_until_counted(row, inner)
+            core._borrowed_ended(row)
+        elif state == STORED:
+            row.nbytes = outcome[1]
+            row.type_name = outcome[2]
+            row.addresses = tuple(outcome[3])
+            row.state = STORED
+            core._borrowed_ended(row)
+        elif state == ERROR and isinstance(outcome[1], bytes):
+            inner = row.contains = self.rows_of(outcome[2])
+            if inner:
+                self.hold_until_counted(row, inner)
+            core._lose(row, ERROR, outcome[1])
+        else:
+            core._lose(row, state, Failure(outcome[1], outcome[2], outcome[3]))
+
+    # ---- as an owner ----
+
+    def outcome_of(self, row: Row) -> Outcome | None:
+        """What a borrower is told of a row; None while it has not ended."""
+        state = row.state
+        if state < INLINE:
+            return None
+        if state == INLINE:
+            return (INLINE, row.value, [self.origin_of(r) for r in row.contains])
+        if state == STORED:
+            if row.borrowed:
+                assert isinstance(row, Borrowed)
+                addresses = row.addresses
+            else:
+                addresses = tuple([view.address for view in row.holders])
+            return (STORED, row.nbytes, row.type_name, addresses)
+        value = row.value
+        if isinstance(value, bytes):
+            return (ERROR, value, [self.origin_of(r) for r in row.contains])
+        if isinstance(value, Failure):
+            return (state, value.kind, value.key, value.detail)
+        return (LOST, "lost-data", row.key, "it was freed")
+
+    def tell(self, row: Row) -> None:
+        """A row that is lent ended, or has other holders: say so."""
+        outcome = self.outcome_of(row)
+        for peer, number in (row.borrowers or {}).items():
+            self._say(peer, (OUTCOME, row.key, number, outcome))
+
+    def _lend(self, peer: Peer, key: Key, number: int) -> None:
+        table = self.core.table
+        with table.lock:
+            row = table.rows.get(key)
+            if row is not None:
+                if row.borrowers is None:
+                    row.borrowers = {}
+                    row.uses += 1
+                row.borrowers[peer] = number
+        if row is None:
+            detail = (
+                f"its owner {self.process[2]} freed it: nobody held it any more when this process "
+                "asked for it"
+            )
+            self._say(peer, (LENT, key, number, (LOST, "lost-data", key, detail)))
+            return
+        row.shared_with(None)
+        peer.lent[key, number] = row
+        self._say(peer, (LENT, key, number, self.outcome_of(row)))
+
+    def _unlend(self, peer: Peer, key: Key, number: int) -> None:
+        row = peer.lent.pop((key, number), None)
+        if row is None or row.borrowers is None or row.borrowers.get(peer) != number:
+            return
+        borrowers = row.borrowers
+        del borrowers[peer]
+        if not borrowers:
+            row.borrowers = None
+            self.core._release_uses((row,))
+
+    # ---- streams ----
+
+    def receive(self, sender: Process, batch: Any) -> None:
+        """What another process says. None when it cannot be reached and never will be."""
+        if batch is None:
+            self.process_gone(sender[0])
+            return
+        peer = self.peer(sender)
+        if peer.gone:
+            return
+        try:
+            messages = peer.stream.receive(batch)
+        except ValueError:
+            return  # what is missing in between is on its way again
+        if peer.stream.unsaid:
+            self.talking[sender[0]] = peer
+        for message in messages:
+            kind = message[0]
+            if kind == BORROW:
+                self._lend(peer, message[1], message[2])
+            elif kind == RETURN:
+                self._unlend(peer, message[1], message[2])
+            elif kind == LENT or kind == OUTCOME:
+                borrowed = peer.borrowed.get(message[1])
+                if borrowed is None or borrowed.attempt != message[2]:
+                    continue
+                if message[3] is not None:
+                    self._take_in(borrowed, message[3])
+                if kind == LENT and not borrowed.counted:
+                    self._counted(borrowed)
+            elif kind == REQUEST:
+                self._requested(message[1], message[2], message[3])
+            elif kind == LEAVE:
+                self.process_gone(sender[0])
+
+    def _requested(self, what: str, key: Key, detail: str) -> None:
+        row = self.core.table.rows.get(key)
+        if row is None:
+            return
+        if what == "cancel":
+            self.core.cancel([row], detail)
+        elif what == "retry":
+            self.core.retry([row])
+
+    def flush(self, acknowledge: bool = False) -> list[tuple[Process, Message]]:
+        """What is to be posted now, by receiver.
+
+        ``acknowledge`` also says what arrived to those to whom there is nothing to say.
+        """
+        posts: list[tuple[Process, Message]] = []
+        for incarnation, peer in list(self.talking.items()):
+            if peer.outbox or (acknowledge and peer.stream.unsaid):
+                messages, peer.outbox = peer.outbox, []
+                batch = peer.stream.pack(messages)
+                posts.append((peer.process, (m.POST, incarnation, self.process, batch)))
+            if not peer.stream.unsaid:
+                del self.talking[incarnation]
+        return posts
+
+    def again(self) -> list[tuple[Process, Message]]:
+        """What those without an address may not have got, because a way to them is gone."""
+        return [
+            (peer.process, (m.POST, peer.process[0], self.process, batch))
+            for peer in self.peers.values()
+            if not peer.process[1] and not peer.gone
+            for batch in peer.stream.resume(peer.stream.acknowledged)
+        ]
+
+    # ---- ends ----
+
+    def process_gone(self, incarnation: str) -> None:
+        """A process is gone for good: as an owner, and as a borrower."""
+        self.gone.add(incarnation)
+        peer = self.peers.pop(incarnation, None)
+        self.talking.pop(incarnation, None)
+        if peer is None or peer.gone:
+            return
+        peer.gone = True
+        peer.outbox.clear()
+        for row in list(peer.borrowed.values()):
+            self._lose(row, "its owner is gone")
+            self._counted(row)
+        peer.borrowed.clear()
+        for key, number in list(peer.lent):
+            self._unlend(peer, key, number)
+
+    def address_gone(self, address: str) -> None:
+        """A worker is gone, and with it the owner there."""
+        self.gone_addresses.add(address)
+        for incarnation, peer in list(self.peers.items()):
+            if peer.process[1] == address:
+                self.process_gone(incarnation)
+
+    def leave(self) -> None:
+        """This process ends: tell everyone it corresponds with."""
+        self.left = True
+        for peer in list(self.peers.values()):
+            self._say(peer, (LEAVE,))

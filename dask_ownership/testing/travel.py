@@ -1,0 +1,72 @@
+"""Futures of the virtual cluster, pickled and unpickled for real."""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING, Any
+
+from dask_ownership.core.messages import Origin
+from dask_ownership.core.table import Row
+
+if TYPE_CHECKING:
+    from dask_ownership.testing.virtual import VirtualOwner
+
+
+class VirtualFuture:
+    """One handle on a row, let go of when the last reference to this object goes."""
+
+    __slots__ = ("owner", "row")
+
+    def __init__(self, owner: VirtualOwner, row: Row) -> None:
+        self.owner = owner
+        self.row = row
+
+    def __reduce__(self) -> Any:
+        _found.append(self)
+        return _come_home, (self.owner.core.references.origin_of(self.row),)
+
+    def __del__(self) -> None:
+        self.owner.dropped.append(self.row)
+        self.owner.cluster.dirty.add(self.owner)
+
+    def __repr__(self) -> str:
+        return f"<VirtualFuture {self.row}>"
+
+
+_found: list[VirtualFuture] = []
+_here: list[VirtualOwner] = []
+
+
+def dumps(value: Any) -> tuple[bytes, list[VirtualFuture]]:
+    """Pickle a value; also the futures inside."""
+    _found.clear()
+    data = pickle.dumps(value)
+    found = list(_found)
+    _found.clear()
+    return data, found
+
+
+def loads(owner: VirtualOwner, data: bytes) -> tuple[Any, list[VirtualFuture]]:
+    """Unpickle a value at an owner; also the futures that came with it."""
+    _here.append(owner)
+    try:
+        value = pickle.loads(data)
+    finally:
+        _here.pop()
+    return value, inside(value)
+
+
+def inside(value: Any) -> list[VirtualFuture]:
+    """The futures in a value or a task, as often as they are in it."""
+    futures = value[1] if isinstance(value, tuple) else getattr(value, "carries", ())
+    return list(futures)
+
+
+def _come_home(origin: Origin) -> VirtualFuture:
+    owner = _here[-1]
+    return VirtualFuture(owner, owner.arrive(origin))
+
+
+def number(value: Any) -> int:
+    """The number in a value, with or without futures beside it."""
+    return int(value[0]) if isinstance(value, tuple) else int(value)
