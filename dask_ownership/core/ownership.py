@@ -260,10 +260,7 @@ class Ownership:
                 self._late(view, message)
                 continue
             if kind == m.PARKED:
-                if row.estimate:
-                    view.load -= row.estimate
-                    view.active -= 1
-                    row.estimate = 0.0
+                self._parked(view, row)
                 continue
             del pushed[key]
             if row.estimate:
@@ -494,7 +491,8 @@ class Ownership:
         for dependency in row.dependencies:
             state = dependency.state
             if state < INLINE:
-                if state != PUSHED or dependency.worker is not view:
+                # Not behind one that is parked, which takes no room.
+                if state != PUSHED or dependency.worker is not view or not dependency.estimate:
                     return False
             elif state > STORED:
                 return False
@@ -536,6 +534,21 @@ class Ownership:
             else:
                 weight = 0.5 if microseconds > known else 0.2
                 function.duration = known + weight * (microseconds - known)
+
+    @staticmethod
+    def _parked(view: WorkerView, row: Row) -> None:
+        """A task gave its slot up: it takes no room, and nor does what was pushed behind it.
+
+        What it waits for may need that room.
+        """
+        stack = [row]
+        while stack:
+            row = stack.pop()
+            if row.state == PUSHED and row.worker is view and row.estimate:
+                view.load -= row.estimate
+                view.active -= 1
+                row.estimate = 0.0
+                stack.extend(row.dependents or ())
 
     def _inside(self, view: WorkerView, row: Row, message: Message) -> tuple[Row, ...]:
         """Rows of the futures that came inside a result, to be kept with it.

@@ -248,6 +248,26 @@ def test_a_parked_task_leaves_room_in_the_window_once(bench):
     assert (view.active, view.load) == (0, 0.0)
 
 
+def test_tasks_behind_a_parked_one_leave_room_for_what_it_waits_for(bench):
+    """It may wait for a task of this very owner, which needs the room."""
+    bench.function.duration = 6_000.0
+    parked = bench.row("p")
+    behind = bench.row("q", parked)
+    assert behind.state == PUSHED
+    bench.answer("a", (m.PARKED, "p", parked.attempt))
+    view = bench.views["a"]
+    assert (view.active, view.load) == (0, 0.0)
+    late = bench.row("r", parked)
+    assert late.state == WAITING
+    needed = [bench.row(f"n{i}") for i in range(2)]
+    assert [row.state for row in needed] == [PUSHED, PUSHED]
+    bench.done(parked)
+    assert late.state == READY
+    for row in (behind, *needed, late):
+        bench.done(row)
+    assert (view.active, view.load) == (0, 0.0)
+
+
 def test_a_worker_that_pauses_gets_nothing_until_it_goes_on(bench):
     bench.answer("a", (m.ACCEPTING, False, 1))
     row = bench.row("x")
