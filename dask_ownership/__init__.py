@@ -26,7 +26,7 @@ from dask_ownership.errors import (  # noqa: E402
     PluginMissing,
     TaskExit,
 )
-from dask_ownership.future import Future  # noqa: E402
+from dask_ownership.future import Future, delegate  # noqa: E402
 from dask_ownership.get import get  # noqa: E402
 from dask_ownership.waiting import as_completed, wait  # noqa: E402
 
@@ -48,6 +48,7 @@ __all__ = [
     "PluginMissing",
     "TaskExit",
     "as_completed",
+    "delegate",
     "fire_and_forget",
     "get",
     "get_client",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import logging
 import os
 import pickle
@@ -29,7 +30,7 @@ from dask_ownership.core.table import (
 from dask_ownership.errors import FutureCancelledError, NotHere, from_failure
 from dask_ownership.runtime.collector import untrack
 from dask_ownership.runtime.compat import tokenizing
-from dask_ownership.runtime.runner import current_entry
+from dask_ownership.runtime.runner import Delegated, current_entry
 from dask_ownership.runtime.serialize import (
     arriving,
     loads_error,
@@ -360,6 +361,30 @@ class TravelledFuture(distributed.Future):
         return f"<Future: owned by {self._origin[2]}, key: {self.key}>"
 
     __str__ = __repr__
+
+
+def delegate(future: Any) -> Any:
+    """Have the value of another future be this task's: ``return delegate(future)``.
+
+    The task ends at once and keeps no slot and no thread; whoever waits for it gets what
+    the other resolves to, its error too. This is the tail spawn of CIEL: a loop of
+    tasks that each return a delegate of the next runs in constant memory of threads.
+
+    Parameters
+    ----------
+    future : Future
+        One that this task submitted or was given.
+
+    Raises
+    ------
+    TypeError
+        For anything else.
+    """
+    if not isinstance(future, Future):
+        raise TypeError(
+            f"delegate takes a future of dask_ownership, not a {builtins.type(future).__name__}"
+        )
+    return Delegated(future)
 
 
 def come_home(incarnation: str, address: str, name: str, key: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from typing import Any
 
@@ -177,8 +178,12 @@ class WorkerSide:
         """The client on this worker's owner."""
         if self._client is None or self._client.status == "closed":
             from dask_ownership.client import Client
+            from dask_ownership.runtime.runner import coroutine_entry
 
-            self._client = Client.for_worker(self, timeout)
+            # What the client starts lives on: not in the context of the task that asked first.
+            context = contextvars.copy_context()
+            context.run(coroutine_entry.set, None)
+            self._client = context.run(Client.for_worker, self, timeout)
         return self._client
 
     def _cancel_children(self, interrupted: list[Any]) -> None:

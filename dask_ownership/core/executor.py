@@ -179,6 +179,7 @@ class Executor:
             elif kind == m.TOOK:
                 entry = session.handed.pop((message[1], message[2]), None)
                 if entry is not None:
+                    entry.contains = None
                     self._let_go(entry)
             elif kind == m.POST:
                 self.deliver(message)

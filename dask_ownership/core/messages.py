@@ -88,6 +88,10 @@ PARKED = 14
 ACCEPTING = 15
 """``(ACCEPTING, yes, nthreads)``: whether new tasks are taken, and on how many slots."""
 
+DELEGATED = 17
+"""``(DELEGATED, key, attempt, None, microseconds, inside)``: its value is that of the one
+future in ``inside``, as `DONE`."""
+
 # ---- either way ----
 
 POST = 16
@@ -126,5 +130,6 @@ NAMES = {
     ACCEPTING: "ACCEPTING",
     TOOK: "TOOK",
     POST: "POST",
+    DELEGATED: "DELEGATED",
 }
 """Kinds of messages by number, for people."""

@@ -35,6 +35,8 @@ from dask_ownership.core.table import (
     WAITING,
     Borrowed,
     Failure,
+    Function,
+    Options,
     Row,
     Table,
 )
@@ -64,6 +66,9 @@ class Ownership:
     ----------
     references : References
         What this process borrows and lends.
+    identity : Function or None
+        Returns its argument; ``identity_call`` is the payload that calls it with a
+        dependency.
     posts : list
         For the executor in this process to pass on; the runtime takes them.
     unposted : dict
@@ -79,6 +84,8 @@ class Ownership:
     ) -> None:
         self.table = Table(lock)
         self.references = References(self, process)
+        self.identity: Function | None = None
+        self.identity_call = b""
         self.posts: list[Message] = []
         self.unposted: dict[str, list[tuple[Process, Message]]] = {}
         self.placement = Placement(home)
@@ -302,6 +309,9 @@ class Ownership:
                     self._fail(row, ERROR, message[3])
             elif kind == m.RETURNED:
                 self._returned(view, row, message[3], message[4])
+            elif kind == m.DELEGATED:
+                self._measured(row, message[4])
+                self._delegated(view, row, message)
 
     # ---- time ----
 
@@ -400,8 +410,7 @@ class Ownership:
                 dependency.dependents.append(row)
         row.waiting = waiting
         if waiting == 0:
-            row.state = READY
-            self.placement.add_ready(row)
+            self._ready(row)
         else:
             row.state = WAITING
 
@@ -535,6 +544,41 @@ class Ownership:
                 weight = 0.5 if microseconds > known else 0.2
                 function.duration = known + weight * (microseconds - known)
 
+    def _delegated(self, view: WorkerView, row: Row, message: Message) -> None:
+        """Its value is to be another's: wait for that one, without a slot."""
+        inner = self._inside(view, row, message)
+        needed = row.dependencies + row.contains
+        row.function = self.identity
+        row.payload = self.identity_call
+        row.options = Options(depth=row.options.depth, parent=row.options.parent)
+        row.dependencies, row.contains = inner, ()
+        row.worker = None
+        row.state = WAITING
+        self._release_uses(needed)
+        if inner:
+            self._wait_for_dependencies(row)
+        else:
+            detail = "it delegated to a future that is itself, or that its owner has freed"
+            self._fail(row, ERROR, Failure("lost-data", row.key, detail))
+
+    def _ready(self, row: Row) -> None:
+        """It has all that it needs."""
+        if row.function is self.identity:
+            source = row.dependencies[0]
+            if source.state == INLINE:
+                row.value = source.value
+                row.nbytes = source.nbytes
+                with self.table.lock:
+                    for inner in source.contains:
+                        inner.uses += 1
+                arguments, row.contains = row.contains, source.contains
+                row.state = INLINE
+                self._succeeded(row, row.contains)
+                self._release_uses(arguments)
+                return
+        row.state = READY
+        self.placement.add_ready(row)
+
     @staticmethod
     def _parked(view: WorkerView, row: Row) -> None:
         """A task gave its slot up: it takes no room, and nor does what was pushed behind it.
@@ -594,8 +638,7 @@ class Ownership:
                 if dependent.state == WAITING:
                     dependent.waiting -= 1
                     if dependent.waiting <= 0:
-                        dependent.state = READY
-                        self.placement.add_ready(dependent)
+                        self._ready(dependent)
         if row.waiters is not None:
             self.completed.append(row)
         if dependencies or row.contains is not inside:
@@ -645,7 +688,7 @@ class Ownership:
     def _late(self, view: WorkerView, message: Message) -> None:
         """An answer nobody waits for. Whoever superseded its attempt sent a CANCEL,
         and that drops what the attempt left there."""
-        if len(message) > 5 and message[0] in (m.DONE, m.FAILED):
+        if len(message) > 5 and message[0] in (m.DONE, m.FAILED, m.DELEGATED):
             view.outbox.append((m.TOOK, message[1], message[2]))
         if message[0] == m.RETURNED and message[1] is None:
             view.recalled = False

@@ -32,7 +32,14 @@ from dask_ownership.errors import ClosedOwner, LostData, NotSerializable, Owners
 from dask_ownership.runtime.collector import untrack
 from dask_ownership.runtime.link import UNSAID_BATCHES, LocalLink, OwnerLink
 from dask_ownership.runtime.membership import Member
-from dask_ownership.runtime.serialize import Functions, arriving, unpickling
+from dask_ownership.runtime.serialize import (
+    Functions,
+    Slot,
+    arriving,
+    dumps,
+    identity,
+    unpickling,
+)
 from dask_ownership.runtime.transfer import ask, unpack
 from dask_ownership.runtime.waiting import AllDone, Gate, LoopGate, hang, unhang
 
@@ -123,6 +130,8 @@ class Owner:
         )
         self.on_unknown_member: Callable[[], None] | None = None
         self.functions = Functions()
+        self.core.identity = self.functions.get(identity)
+        self.core.identity_call = dumps(((Slot(0),), {}))
         self.pool = ConnectionPool(deserialize=False, connection_args=connection_args)
         self.closed = False
         self.refused = self.core.refused

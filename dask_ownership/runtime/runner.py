@@ -62,6 +62,18 @@ def current_entry() -> Entry | None:
     return here.entry or coroutine_entry.get()
 
 
+class Delegated:
+    """What `delegate` gives to return."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, future: Any) -> None:
+        self.future = future
+
+    def __reduce__(self) -> Any:
+        raise NotSerializable("delegate(future) must be returned by a task itself, not inside")
+
+
 class MissingInput(Exception):
     """A stored dependency is not here any more; its keys are in ``args``."""
 
@@ -150,6 +162,12 @@ class Outcome:
 
 def keep_result(entry: Entry, result: Any, started: float) -> Outcome:
     """Decide whether a result travels or stays, and do it."""
+    message: m.Message
+    if type(result) is Delegated:
+        future = result.future
+        microseconds = (perf_counter() - started - entry.parked_for) * 1e6
+        message = (m.DELEGATED, entry.key, entry.attempt, None, microseconds, origins([future]))
+        return Outcome(message, ex.GONE, contains=[future])
     found: list[Any] = []
     if type(result) in ATOMS and type(result) not in (str, bytes):
         pickled: bytes | None = pickle.dumps(result, 5)
@@ -166,7 +184,7 @@ def keep_result(entry: Entry, result: Any, started: float) -> Outcome:
                 pickled = None
     if pickled is not None:
         microseconds = (perf_counter() - started - entry.parked_for) * 1e6
-        message: m.Message = (m.DONE, entry.key, entry.attempt, pickled, microseconds)
+        message = (m.DONE, entry.key, entry.attempt, pickled, microseconds)
         if found:
             return Outcome((*message, origins(found)), ex.HELD, result, contains=found)
         return Outcome(message, ex.HELD, result)

@@ -47,7 +47,10 @@ def pack(value: Any) -> Serialized:
         with finding():  # whoever sends it keeps the futures inside
             header, frames = serialize(value, on_error="raise")
     except Exception as error:
-        raise NotSerializable(f"could not pickle a {type(value).__name__}: {error}") from error
+        # Not in a variable: the error's traceback holds this frame.
+        raise NotSerializable(
+            f"could not pickle a {type(value).__name__}: {error.__cause__ or error}"
+        ) from error
     return Serialized(header, frames)
 
 
