@@ -15,7 +15,7 @@ from dask_ownership.errors import NoWorker
 from dask_ownership.future import Future
 from dask_ownership.runtime.keys import check_key
 from dask_ownership.runtime.serialize import dumps
-from dask_ownership.runtime.transfer import pack
+from dask_ownership.runtime.transfer import seal
 
 
 async def scatter(
@@ -91,7 +91,7 @@ async def _put(
             executor.hold(owner.incarnation, row.key, row.attempt, value) for row, value in batch
         ]
     else:
-        data = [(row.key, row.attempt, pack(value)) for row, value in batch]
+        data = [(row.key, row.attempt, seal(value)) for row, value in batch]
         answer = await owner.pool(view.address).ownership_put(
             owner=owner.incarnation, data=data, token=owner.token
         )

@@ -22,6 +22,7 @@ from distributed.core import ConnectionPool, Status
 from distributed.protocol import Serialized
 from tornado.ioloop import PeriodicCallback
 
+from dask_ownership.core import messages as m
 from dask_ownership.core import session as ex
 from dask_ownership.core.executor import Executor as Core
 from dask_ownership.core.session import Entry
@@ -37,7 +38,7 @@ from dask_ownership.runtime.parking import (
     caller_without_slot,
 )
 from dask_ownership.runtime.runner import Outcome, here, run_in_thread, run_on_loop
-from dask_ownership.runtime.serialize import dumps_error
+from dask_ownership.runtime.serialize import ATOMS, dumps_error, futures_in
 from dask_ownership.runtime.store import Store
 from dask_ownership.runtime.transfer import Fetcher, pack, unpack_off_loop
 
@@ -418,10 +419,13 @@ class Executor:
         if core.queued or core.resuming:
             self._provide()
         outgoing: list[tuple[ExecutorLink, list[Any]]] = []
+        unlinked: list[str] = []
         with self.lock:
             for link in self.links.values():
                 session = link.session
                 if session.outbox:
+                    if link.waits_for_first and any(x[0] == m.POST for x in session.outbox):
+                        unlinked.append(session.owner)
                     outgoing.append((link, session.outbox))
                     session.outbox = []
                     core.packed(session, link.state.sent + 1)
@@ -429,7 +433,7 @@ class Executor:
                     outgoing.append((link, []))
             fetches, core.fetches = core.fetches, []
             freed, core.freed = core.freed, []
-            undelivered = list(core.undelivered)
+            undelivered = [*core.undelivered, *unlinked]
             interrupted, core.interrupted = core.interrupted, []
             if self.lending.overdue:
                 core.slots = max(0, core.slots - 1)
@@ -572,18 +576,29 @@ class Executor:
         if reason is not None:
             return {"status": "refused", "reason": reason}
         sizes = []
+        arrived: list[Any] = []
         for key, number, value in data:
-            handles: list[Handle] = []
-            if isinstance(value, Serialized):
-                value, rows = await unpack_off_loop(value, self.task_client)
-                handles = [Handle(self.owner, row) for row in rows]
-            sizes.append(self.hold(owner, key, number, value, handles or None))
+            packed = Serialized(value.header, value.frames)
+            value, rows = await unpack_off_loop(packed, self.task_client)
+            arrived.extend(rows)
+            handles = [Handle(self.owner, row) for row in rows]
+            sizes.append(self.hold(owner, key, number, value, handles))
+        if arrived:
+            # With the answer, whoever sent them may let go of the futures inside.
+            counted = asyncio.Event()
+            self.owner.core.references.when_counted(arrived, counted.set)
+            await counted.wait()
         return {"status": "OK", "nbytes": sizes}
 
     def hold(self, owner: str, key: Any, number: int, value: Any, contains: Any = None) -> int:
-        """Keep a scattered value for its owner; its size in bytes."""
+        """Keep a scattered value for its owner; its size in bytes.
+
+        ``contains`` holds the futures inside; they are looked for when it is None.
+        """
         entry = Entry(self._link_of(owner).session, key, number)
-        entry.contains = contains
+        if contains is None and type(value) not in ATOMS:
+            contains = futures_in(value)
+        entry.contains = contains or None
         nbytes = self.store.put(entry, value)
         with self.lock:
             self.core.keep(entry)

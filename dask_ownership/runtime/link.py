@@ -199,6 +199,11 @@ class ExecutorLink:
         self.channel: Channel | None = None
         self.local: Any = None
 
+    @property
+    def waits_for_first(self) -> bool:
+        """Whether the owner never spoke here: nothing makes it connect but to ask for it."""
+        return self.channel is None and self.local is None and not self.state.received
+
     def send(self, messages: list[Any]) -> int:
         """Number a batch and send it when there is a connection; its number."""
         batch = self.state.pack(messages)

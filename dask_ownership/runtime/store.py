@@ -18,7 +18,7 @@ from distributed.sizeof import safe_sizeof
 from dask_ownership.core.identity import stored_name
 from dask_ownership.core.session import Entry
 from dask_ownership.runtime.compat import state_data
-from dask_ownership.runtime.serialize import finding
+from dask_ownership.runtime.serialize import finding, unpickling
 
 
 class Containing:
@@ -92,7 +92,14 @@ class Store:
         name = entry.stored
         if name is None:
             raise KeyError(entry.key)
-        value = self.worker.data[name]
+        if not entry.contains:
+            return self.worker.data[name]
+        # What is read back from disk has its futures made here, whoever asks.
+        before, unpickling.client = unpickling.client, entry.session.runtime.task_client
+        try:
+            value = self.worker.data[name]
+        finally:
+            unpickling.client = before
         return value.value if type(value) is Containing else value
 
     def delete(self, name: str) -> None:

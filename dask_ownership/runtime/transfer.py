@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Hashable, Iterable
+from pickle import PickleBuffer
 from typing import Any
 
 from distributed.core import ConnectionPool
-from distributed.protocol import Serialized, deserialize, serialize
+from distributed.protocol import Serialize, Serialized, deserialize, serialize
 from distributed.protocol.compression import decompress
 from distributed.protocol.serialize import merge_and_deserialize
 from distributed.utils import offload
@@ -71,6 +72,25 @@ def unpack(packed: Serialized) -> Any:
         return deserialize(header, frames)
     except Exception as error:
         raise NotSerializable(f"could not unpickle a value that arrived: {error!r}") from error
+
+
+class Sealed:
+    """A packed value that stays packed where the comm unpacks what arrives."""
+
+    __slots__ = ("frames", "header")
+
+    def __init__(self, header: Any, frames: list[Any]) -> None:
+        self.header = header
+        self.frames = frames
+
+    def __reduce__(self) -> Any:
+        return Sealed, (self.header, [PickleBuffer(frame) for frame in self.frames])
+
+
+def seal(value: Any) -> Serialize:
+    """As `pack`, for a handler that unpacks the value itself."""
+    packed = pack(value)
+    return Serialize(Sealed(packed.header, packed.frames))
 
 
 def size_of(packed: Serialized) -> int:
