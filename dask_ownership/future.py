@@ -53,6 +53,9 @@ STATUS = {
 owned_clients: WeakValueDictionary[str, Any] = WeakValueDictionary()
 """Clients of this process by their owner's incarnation: where futures come home to."""
 
+task_clients: WeakValueDictionary[str, Any] = WeakValueDictionary()
+"""What stands for the clients of workers in this process, by their owner's incarnation."""
+
 
 class Future(distributed.Future):
     """A value that may not exist yet, owned by this process.
@@ -407,7 +410,8 @@ def _client_here() -> Any:
         default = None
     if default is not None and default.id in (c.id for c in owned_clients.values()):
         return default
-    return next((c for c in owned_clients.values() if c.status == "running"), None)
+    running = next((c for c in owned_clients.values() if c.status == "running"), None)
+    return running or next(iter(task_clients.values()), None)
 
 
 class RowState:

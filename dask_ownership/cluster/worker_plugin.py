@@ -99,11 +99,13 @@ class WorkerSide:
     async def start(self) -> None:
         """Register handlers, metrics and the client that tasks get."""
         import dask_ownership.get  # noqa: F401  (names the scheduler "ownership")
+        from dask_ownership.future import task_clients
 
         worker = self.worker
         await self.executor.start()
         await self.owner.start()
         worker.extensions["dask-ownership"] = self
+        task_clients[self.owner.incarnation] = self.executor.task_client
         worker.stream_handlers[MEMBERS] = self.members_changed
         worker.stream_handlers[OWNER_GONE] = self.owner_gone
         worker.metrics["owned_tasks"] = lambda worker: self.executor.core.unfinished
@@ -194,6 +196,9 @@ class WorkerSide:
 
     async def close(self) -> None:
         """Undo `start`."""
+        from dask_ownership.future import task_clients
+
+        task_clients.pop(self.owner.incarnation, None)
         if self._joined is not None:
             self._joined.cancel()
         for task in list(self._asking):
