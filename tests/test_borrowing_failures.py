@@ -164,6 +164,39 @@ def test_spilled_scattered_values_keep_their_futures(spilling):
     assert spilling.submit(length_inside, outer, pure=False).result(timeout=10) == 1_200_000
 
 
+def scatter_inside(box: Box) -> Box:
+    """A task's own scatter puts values at its own worker, without pickling them."""
+    client = here()
+    mine = client.submit(blob, 1_100_000, pure=False)
+    return Box(client.scatter([(Box(mine, *box.content), b"x" * 2_000_000)])[0])
+
+
+def test_a_task_scatters_futures_at_its_own_worker(spilling):
+    inner = spilling.submit(blob, 1_300_000, pure=False)
+    box = spilling.submit(scatter_inside, Box(inner), pure=False).result(timeout=10)
+    del inner
+    time.sleep(0.3)
+    for address in wait_for_members(spilling, 2):
+        got = spilling.submit(length_of_both, box, workers=[address], pure=False)
+        assert got.result(timeout=10) == 2_400_000
+    value, _ = box.content[0].result(timeout=10)
+    assert length(value) == 2_400_000
+
+
+def length_of_both(box: Box) -> int:
+    return length(box.content[0].result()[0])
+
+
+def test_values_scattered_to_all_workers_keep_their_futures(spilling):
+    inner = spilling.submit(blob, 1_200_000, pure=False)
+    (outer,) = spilling.scatter([(Box(inner), b"x" * 2_000_000)], broadcast=True)
+    del inner
+    time.sleep(0.3)
+    for address in wait_for_members(spilling, 2):
+        got = spilling.submit(length_inside, outer, workers=[address], pure=False)
+        assert got.result(timeout=10) == 1_200_000
+
+
 # ---- kill -9 of a worker ----
 
 
@@ -312,6 +345,40 @@ def unpin_here(client: Client) -> None:
     client.owner.pinned.clear()
     for row in rows:
         client.owner.drop(row)
+
+
+def test_a_task_with_a_future_is_tried_again_after_its_worker_was_killed(mortal):
+    victim, other = wait_for_members(mortal, 2)
+    slow = mortal.submit(slowinc, 1, 1.0, workers=[other], pure=False)
+    task = mortal.submit(add, Box(slow), workers=[victim], allow_other_workers=True, pure=False)
+    del slow
+    time.sleep(0.3)
+    kill(mortal, victim)
+    assert task.result(timeout=20) == 2
+
+
+def test_a_value_with_futures_is_lost_with_its_worker_and_they_are_freed(mortal):
+    victim, other = wait_for_members(mortal, 2)
+    inner = mortal.submit(blob, 200_000, workers=[other], key="inner-of-lost", pure=False)
+    distributed.wait(inner)
+    outer = mortal.submit(box_beside, Box(inner), 200_000, workers=[victim], pure=False)
+    distributed.wait(outer)
+    del inner
+    time.sleep(0.3)
+    assert "inner-of-lost" in mortal.owner.core.table.rows
+    kill(mortal, victim)
+    with pytest.raises(LostData):
+        outer.result(timeout=20)
+    until(lambda: "inner-of-lost" not in mortal.owner.core.table.rows, 5)
+
+
+def test_a_task_is_cancelled_that_waits_for_its_future(mortal):
+    slow = mortal.submit(slowinc, 1, 0.7, pure=False)
+    task = mortal.submit(add, Box(slow), pure=False)
+    time.sleep(0.2)
+    task.cancel()
+    del slow
+    until(lambda: not rows_of(mortal), 5)
 
 
 # ---- another process ----
@@ -496,3 +563,140 @@ def test_what_cannot_carry_a_future_says_so_at_once(mortal, kind, shape, whose):
     back = value = future = place = None
     unpin_here(mortal)
     mortal.run(unpin)
+
+
+# ---- a cluster in a process of its own ----
+
+
+@pytest.fixture(scope="module")
+def far_cluster() -> Iterator[str]:
+    """The address of a cluster whose scheduler is in another process, as it usually is."""
+    program = (
+        "import sys; from live import small_cluster\n"
+        "if __name__ == '__main__':\n"
+        "    with small_cluster() as cluster:\n"
+        "        print(cluster.scheduler_address, flush=True)\n"
+        "        sys.stdin.readline()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    yield process.stdout.readline().strip()
+    process.communicate("end\n", timeout=30)
+
+
+@pytest.fixture
+def far(far_cluster: str, request: Any) -> Iterator[Client]:
+    with Client(far_cluster) as client:
+        until(lambda: len(client.owner.core.placement.workers) == 2, 20, "two workers")
+        yield client
+        if request.node.nodeid not in request.config.stash[FAILED]:
+            check_nothing_left(client)
+
+
+@pytest.mark.parametrize("place", ["queue", "variable", "dataset"])
+@pytest.mark.parametrize("shape", ["list", "box"])
+def test_futures_wait_in_a_scheduler_that_has_no_client(far, another, far_cluster, place, shape):
+    """Another process gets them out alive, or they were refused at once."""
+    future = far.submit(inc, 1, pure=False)
+    value: Any = [future] if shape == "list" else Box(future)
+    inside = "value[0]" if shape == "list" else "value.content[0]"
+    name = f"far-{place}-{shape}"
+    try:
+        if place == "queue":
+            distributed.Queue(name, client=far).put(value, timeout=5)
+            get = f"distributed.Queue({name!r}, client=client).get(timeout=5)"
+        elif place == "variable":
+            distributed.Variable(name, client=far).set(value, timeout=5)
+            get = f"distributed.Variable({name!r}, client=client).get(timeout=5)"
+        else:
+            far.publish_dataset(value, name=name)
+            get = f"client.get_dataset({name!r})"
+    except NotImplementedError as error:
+        assert "it is owned by" in str(error)
+        return
+    process = another(
+        f"value = {get}\nsay(type({inside}).__module__, {inside}.result(timeout=10))\n",
+        address=far_cluster,
+    )
+    assert line(process) == "dask_ownership.future 2"
+    process.communicate(timeout=20)
+    if place == "variable":
+        distributed.Variable(name, client=far).delete()
+    elif place == "dataset":
+        far.unpublish_dataset(name)
+    unpin_here(far)
+
+
+def test_futures_of_another_process_live_on_at_this_one(far, another, far_cluster, tmp_path):
+    """It borrows what that one made, passes it to tasks, and that one hears of the end."""
+    path = tmp_path / "futures"
+    process = another(
+        "box = client.submit(make, 3, pure=False).result(timeout=10)\n"
+        "mine = client.map(blob, [200_000] * 2, pure=False)\n"
+        "distributed.wait(mine)\n"
+        f"open({str(path)!r}, 'wb').write(pickle.dumps(Box(*mine, *box.content)))\n"
+        "del mine, box\n"
+        "say('written'); hear()\n"
+        "for row in list(client.owner.pinned): client.owner.drop(row)\n"
+        "client.owner.pinned.clear()\n"
+        "say(len(client.owner.core.table.rows)); hear()\n"
+        "time.sleep(0.5); say(len(client.owner.core.table.rows)); hear()\n",
+        address=far_cluster,
+    )
+    assert line(process) == "written"
+    box = pickle.loads(path.read_bytes())
+    assert [len(f.result(timeout=10)) for f in box.content[:2]] == [200_000] * 2
+    say(process)
+    assert int(line(process)) >= 2
+    assert [f.result(timeout=10) for f in box.content[2:]] == [1, 2, 3]
+    assert far.submit(length, Box(*box.content[:2]), pure=False).result(timeout=10) == 400_000
+    assert far.submit(total_length, *box.content[:2], pure=False).result(timeout=10) == 400_000
+    assert far.submit(add, Box(*box.content[2:]), pure=False).result(timeout=10) == 6
+    del box
+    until(lambda: not rows_of(far))
+    say(process)
+    assert int(line(process)) == 0
+    process.communicate("end\n", timeout=20)
+
+
+def say(process: Any) -> None:
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def total_length(*values: Any) -> int:
+    return sum(map(len, values))
+
+
+def test_with_tls(another, tmp_path):
+    """Two workers, and clients in two processes, all over TLS."""
+    security = distributed.security.Security.temporary()
+    names = ["tls_ca_file"]
+    names += [f"tls_{role}_{what}" for role in ("client",) for what in ("cert", "key")]
+    given = {name: getattr(security, name) for name in names} | {"require_encryption": True}
+    with small_cluster(security=security) as cluster, Client(cluster) as client:
+        assert cluster.scheduler_address.startswith("tls://")
+        future = client.submit(blob, 200_000, pure=False)
+        made = client.submit(make, 2, pure=False).result(timeout=10)
+        assert client.submit(length, Box(future), pure=False).result(timeout=10) == 200_000
+        assert client.submit(add, made, pure=False).result(timeout=10) == 3
+        path = tmp_path / "futures"
+        path.write_bytes(pickle.dumps(Box(future, *made.content)))
+        process = another(
+            f"box = pickle.load(open({str(path)!r}, 'rb'))\n"
+            "say(len(box.content[0].result(timeout=10)), add(Box(*box.content[1:])))\n"
+            "say(client.submit(length, Box(box.content[0]), pure=False).result(timeout=10))\n",
+            address=cluster.scheduler_address,
+            security=f"distributed.security.Security(**{given!r})",
+        )
+        assert line(process) == "200000 3"
+        assert line(process) == "200000"
+        process.communicate(timeout=20)
+        unpin_here(client)
+        del future, made
+        check_nothing_left(client)
