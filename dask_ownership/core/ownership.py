@@ -181,7 +181,7 @@ class Ownership:
         rows = list(rows)
         for row in rows:
             if isinstance(row, Borrowed):
-                self.references.request(row, "retry", "")
+                self.references.retry(row)
         stack = [row for row in rows if row.state == ERROR and row.function is not None]
         seen: set[Row] = set()
         while stack:
@@ -190,7 +190,13 @@ class Ownership:
                 continue
             seen.add(row)
             todo.append(row)
-            stack.extend(d for d in row.dependencies if d.state == ERROR and d.function is not None)
+            for dependency in row.dependencies:
+                if dependency.state != ERROR:
+                    continue
+                if isinstance(dependency, Borrowed):
+                    self.references.retry(dependency)
+                elif dependency.function is not None:
+                    stack.append(dependency)
         for row in todo:
             row.state = WAITING
             row.value = None
@@ -202,6 +208,8 @@ class Ownership:
         """The owner ends: so does every row, and no value is kept."""
         self.references.leave()
         for row in list(self.table.rows.values()):
+            if row.state == PUSHED:
+                self._take_back(row)
             if row.state != FORGOTTEN:
                 self._end(row, CANCELLED, Failure("closed", row.key, detail))
 
@@ -210,6 +218,7 @@ class Ownership:
     def add_worker(self, view: WorkerView) -> None:
         """A worker joined; the same address twice changes nothing."""
         if view.address not in self.placement.workers:
+            self.references.gone_addresses.discard(view.address)
             self.placement.add_worker(view)
             self._post([*self.unposted.pop(view.address, ()), *self.unposted.pop("", ())])
 
@@ -608,7 +617,7 @@ class Ownership:
 
         self.references.when_counted(inner, took)
         if row in inner:  # else nothing would ever free it
-            self._release_uses((row,))
+            self._release_uses([r for r in inner if r is row])
             inner = tuple([r for r in inner if r is not row])
         return inner
 
@@ -675,12 +684,13 @@ class Ownership:
                 dependency = by_key.get(key)
                 if dependency is None or dependency.state not in (INLINE, STORED):
                     continue
-                if isinstance(dependency, Borrowed) and not self.references.missed(dependency):
-                    continue
                 gone = {h for h in dependency.holders if h.address in addresses}
                 # It may have been given another copy since it said this.
                 if view in dependency.holders and view.copies.get(key, 0) <= row.attempt:
                     gone.add(view)
+                    # Once for all the tasks that waited for one copy.
+                    if isinstance(dependency, Borrowed) and dependency.state == STORED:
+                        self.references.missed(dependency)
                 if gone:
                     self._drop_holders(dependency, gone, "does not have it any more")
         self._again(row)

@@ -35,11 +35,13 @@ from dask_ownership.core import messages as m
 from dask_ownership.core.link import LinkState
 from dask_ownership.core.messages import Key, Message, Origin, Process
 from dask_ownership.core.table import (
+    CANCELLED,
     ERROR,
     FORGOTTEN,
     INLINE,
     LOST,
     STORED,
+    WAITING,
     Borrowed,
     Failure,
     Row,
@@ -253,12 +255,23 @@ class References:
         """Have the owner ``cancel`` or ``retry`` it."""
         self._say(self.peer(row.origin[:3]), (REQUEST, what, row.origin[3], detail))
 
-    def missed(self, row: Borrowed) -> bool:
-        """A holder did not have it; whether to try again."""
+    def retry(self, row: Borrowed) -> None:
+        """Have the owner try a failed row again, which waits for that here."""
+        self.request(row, "retry", "")
+        if row.state == ERROR and not self.peer(row.origin[:3]).gone:
+            self._waits_again(row)
+
+    def _waits_again(self, row: Borrowed) -> None:
+        row.state = WAITING
+        row.value = None
+        inside, row.contains = row.contains, ()
+        self.core._release_uses(inside)
+
+    def missed(self, row: Borrowed) -> None:
+        """None of its holders had it: after some of that it is lost."""
         row.misses += 1
-        if row.misses > MISSES and row.state == STORED:
+        if row.misses > MISSES:
             self._lose(row, f"its holders {', '.join(row.addresses)} do not have it any more")
-        return row.state == STORED
 
     def _lose(self, row: Borrowed, reason: str) -> None:
         owner = row.origin[2]
@@ -273,7 +286,9 @@ class References:
         if state == STORED and row.state == STORED:
             row.addresses = tuple(outcome[3])
             return
-        if row.state >= INLINE and not (row.state == STORED and state > STORED):
+        had = row.state
+        ends = (had == STORED and state > STORED) or (had == INLINE and state == CANCELLED)
+        if had >= INLINE and not ends:
             return
         if state == INLINE:
             row.value = outcome[1]
@@ -383,15 +398,17 @@ class References:
                 if borrowed is None or borrowed.attempt != message[2]:
                     continue
                 if message[3] is not None:
+                    if borrowed.state == ERROR and kind == OUTCOME:
+                        self._waits_again(borrowed)  # it was tried again, or cancelled
                     self._take_in(borrowed, message[3])
                 if kind == LENT and not borrowed.counted:
                     self._counted(borrowed)
             elif kind == REQUEST:
-                self._requested(message[1], message[2], message[3])
+                self._requested(peer, message[1], message[2], message[3])
             elif kind == LEAVE:
                 self.process_gone(sender[0])
 
-    def _requested(self, what: str, key: Key, detail: str) -> None:
+    def _requested(self, peer: Peer, what: str, key: Key, detail: str) -> None:
         row = self.core.table.rows.get(key)
         if row is None:
             return
@@ -399,6 +416,9 @@ class References:
             self.core.cancel([row], detail)
         elif what == "retry":
             self.core.retry([row])
+            if row.done and row.borrowers is not None and peer in row.borrowers:
+                # It cannot be tried again, or was already: who asked waits for an answer.
+                self._say(peer, (OUTCOME, key, row.borrowers[peer], self.outcome_of(row)))
 
     def flush(self, acknowledge: bool = False) -> list[tuple[Process, Message]]:
         """What is to be posted now, by receiver.

@@ -1,0 +1,492 @@
+"""What references make of each message: once, twice, late, and for what is gone."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+
+from dask_ownership.core import messages as m
+from dask_ownership.core import references as r
+from dask_ownership.core.invariants import check_ownership
+from dask_ownership.core.ownership import Ownership
+from dask_ownership.core.placement import WorkerView
+from dask_ownership.core.table import (
+    CANCELLED,
+    ERROR,
+    FORGOTTEN,
+    INLINE,
+    LOST,
+    PUSHED,
+    STORED,
+    WAITING,
+    Borrowed,
+    Failure,
+    Function,
+    Options,
+    Row,
+)
+
+
+class Side:
+    """One process: its core with one worker that never answers by itself."""
+
+    def __init__(self, name: str) -> None:
+        self.process = (name, "", name)
+        self.core = Ownership(nullcontext(), process=self.process)
+        self.references = self.core.references
+        self.function = Function(1, b"f", "f")
+        self.view = WorkerView("w", nthreads=4)
+        self.core.add_worker(self.view)
+
+    def row(self, key, *dependencies, contains=(), retries=0) -> Row:
+        row = Row(key, self.function, b"call", dependencies, 0, Options(retries=retries))
+        row.contains = tuple(contains)
+        self.core.table.adopt(row)
+        self.core.submit([row])
+        self.core.schedule(0.0)
+        return row
+
+    def answer(self, row, kind, *rest) -> None:
+        self.core.receive(self.view, [(kind, row.key, row.attempt, *rest)], 0.0)
+        self.core.schedule(0.0)
+
+    def done(self, row, value=b"value", inside=()) -> None:
+        rest = (value, 1.0, inside) if inside else (value, 1.0)
+        self.answer(row, m.DONE, *rest)
+
+    def failed(self, row, value=b"error", inside=()) -> None:
+        rest = (value, 1.0, inside) if inside else (value, 1.0)
+        self.answer(row, m.FAILED, *rest)
+
+    def borrow(self, origin) -> Row:
+        made = Borrowed(origin)
+        row = self.core.table.adopt(made)
+        if row is made:
+            self.core.submit([row])
+        return row
+
+    def release(self, *rows) -> None:
+        self.core.release(rows)
+
+
+class Pair:
+    """An owner and a borrower; what they say is carried when the test says so."""
+
+    def __init__(self) -> None:
+        self.owner = Side("owner")
+        self.borrower = Side("borrower")
+
+    def carry(self, *, times: int = 1) -> None:
+        """Deliver what both have to say until neither has, each batch so many times."""
+        busy = True
+        while busy:
+            busy = False
+            for one, other in ((self.owner, self.borrower), (self.borrower, self.owner)):
+                for _, post in one.references.flush():
+                    if post[1] != other.process[0]:
+                        continue  # to a third, who never answers
+                    busy = True
+                    for _ in range(times):
+                        other.references.receive(post[2], post[3])
+            self.check()
+
+    def check(self) -> None:
+        check_ownership(self.owner.core)
+        check_ownership(self.borrower.core)
+
+    def tell_owner(self, *message) -> None:
+        """As if the borrower had said it."""
+        peer = self.borrower.references.peer(self.owner.process)
+        self.borrower.references._say(peer, message)
+
+    def tell_borrower(self, *message) -> None:
+        peer = self.owner.references.peer(self.borrower.process)
+        self.owner.references._say(peer, message)
+
+    def lent(self, row: Row) -> Row:
+        borrowed = self.borrower.borrow(self.owner.references.origin_of(row))
+        self.carry()
+        return borrowed
+
+
+@pytest.fixture
+def pair():
+    return Pair()
+
+
+def counts(row):
+    return (row.handles, row.uses, len(row.borrowers or ()))
+
+
+# ---- BORROW, LENT, RETURN ----
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_borrower_counts_once_until_it_gives_back(pair, times):
+    row = pair.owner.row("x")
+    borrowed = pair.borrower.borrow(pair.owner.references.origin_of(row))
+    pair.carry(times=times)
+    assert borrowed.counted and borrowed.state == WAITING
+    assert counts(row) == (1, 1, 1)
+    pair.owner.release(row)
+    assert row.state == PUSHED and counts(row) == (0, 1, 1)
+    pair.borrower.release(borrowed)
+    pair.carry(times=times)
+    assert row.state == FORGOTTEN and not pair.owner.core.table.rows
+
+
+def test_the_same_borrowing_said_twice_counts_once(pair):
+    row = pair.owner.row("x")
+    borrowed = pair.lent(row)
+    pair.tell_owner(r.BORROW, "x", borrowed.attempt)
+    pair.carry()
+    assert counts(row) == (1, 1, 1)
+    for _ in range(2):
+        pair.tell_owner(r.RETURN, "x", borrowed.attempt)
+        pair.carry()
+        assert counts(row) == (1, 0, 0)
+
+
+def test_a_return_of_an_earlier_borrowing_takes_nothing_from_a_later_one(pair):
+    row = pair.owner.row("x")
+    borrowed = pair.lent(row)
+    pair.tell_owner(r.BORROW, "x", borrowed.attempt + 1)
+    pair.tell_owner(r.RETURN, "x", borrowed.attempt)
+    pair.carry()
+    assert counts(row) == (1, 1, 1)
+    pair.tell_owner(r.RETURN, "x", borrowed.attempt + 7)
+    pair.carry()
+    assert counts(row) == (1, 1, 1)
+    pair.tell_owner(r.RETURN, "x", borrowed.attempt + 1)
+    pair.carry()
+    assert counts(row) == (1, 0, 0)
+
+
+def test_returned_before_it_was_lent(pair):
+    """The future goes at once: both messages are on their way together."""
+    row = pair.owner.row("x")
+    borrowed = pair.borrower.borrow(pair.owner.references.origin_of(row))
+    pair.borrower.release(borrowed)
+    assert borrowed.state == FORGOTTEN and borrowed.counted
+    pair.carry()
+    assert counts(row) == (1, 0, 0)
+    again = pair.lent(row)
+    assert again.state == WAITING and counts(row) == (1, 1, 1)
+
+
+def test_borrowing_what_was_freed_loses_it(pair):
+    row = pair.owner.row("x")
+    origin = pair.owner.references.origin_of(row)
+    pair.owner.release(row)
+    borrowed = pair.borrower.borrow(origin)
+    pair.carry(times=2)
+    assert borrowed.state == LOST and borrowed.counted
+    assert "freed" in borrowed.value.detail
+    pair.borrower.release(borrowed)
+    pair.carry()
+    assert not pair.owner.references.peers["borrower"].lent
+
+
+def test_lent_and_outcome_of_another_borrowing_change_nothing(pair):
+    row = pair.owner.row("x")
+    borrowed = pair.borrower.borrow(pair.owner.references.origin_of(row))
+    for kind in (r.LENT, r.OUTCOME):
+        pair.tell_borrower(kind, "x", borrowed.attempt + 1, (INLINE, b"not this", []))
+        pair.tell_borrower(kind, "y", borrowed.attempt, (INLINE, b"nor this", []))
+    for _, post in pair.owner.references.flush():
+        pair.borrower.references.receive(post[2], post[3])
+    assert borrowed.state == WAITING and not borrowed.counted
+
+
+# ---- OUTCOME ----
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_every_outcome_reaches_a_borrower(pair, early):
+    owner = pair.owner
+    rows = {name: owner.row(name) for name in ("inline", "stored", "error", "cancelled", "lost")}
+    borrowed = {}
+    if early:
+        borrowed = {name: pair.lent(row) for name, row in rows.items()}
+    owner.done(rows["inline"])
+    owner.answer(rows["stored"], m.STORED, 1000, b"type", 1.0)
+    owner.failed(rows["error"])
+    if not early:
+        borrowed = {n: pair.lent(rows[n]) for n in ("inline", "stored", "error", "cancelled")}
+        borrowed["lost"] = pair.lent(rows["lost"])
+    owner.core.cancel([rows["cancelled"]], "by hand")
+    owner.core.settle(rows["lost"], Failure("killed-worker", "lost", "why"))
+    pair.carry(times=2)
+    assert [borrowed[n].state for n in rows] == [INLINE, STORED, ERROR, CANCELLED, ERROR]
+    assert borrowed["inline"].value == b"value" and borrowed["error"].value == b"error"
+    assert borrowed["stored"].addresses == ("w",)
+    assert borrowed["lost"].value.kind == "killed-worker"
+    pair.borrower.release(*borrowed.values())
+    owner.release(*rows.values())
+    pair.carry()
+    assert not owner.core.table.rows and not pair.borrower.core.table.rows
+
+
+def test_an_outcome_that_comes_late_finds_nothing(pair):
+    row = pair.owner.row("x")
+    borrowed = pair.lent(row)
+    pair.owner.done(row)
+    pair.borrower.release(borrowed)
+    pair.carry(times=2)
+    assert borrowed.state == FORGOTTEN and counts(row) == (1, 0, 0)
+
+
+# ---- futures inside ----
+
+
+def test_a_value_is_kept_until_the_futures_inside_are_counted(pair):
+    third = Side("third")
+    inner = third.row("y")
+    row = pair.owner.row("x")
+    pair.owner.done(row, inside=[third.references.origin_of(inner)])
+    (kept,) = row.contains
+    borrowed = pair.lent(row)
+    (mine,) = borrowed.contains
+    assert not mine.counted
+    handles = borrowed.uses
+    assert handles == 1
+    pair.borrower.release(borrowed)
+    assert borrowed.state == INLINE, "its owner must keep y until y's owner counts this one"
+    pair.borrower.references._counted(mine)
+    assert borrowed.state == FORGOTTEN and mine.state == FORGOTTEN
+    pair.carry()
+    assert counts(row) == (1, 0, 0) and kept.uses == 1
+
+
+def test_a_worker_is_told_once_what_it_handed_over_is_counted(pair):
+    third = Side("third")
+    origin = third.references.origin_of(third.row("y"))
+    row = pair.owner.row("x")
+    pair.owner.view.outbox.clear()
+    pair.owner.done(row, inside=[origin])
+    assert not [o for o in pair.owner.view.outbox if o[0] == m.TOOK]
+    pair.owner.references._counted(row.contains[0])
+    assert [o for o in pair.owner.view.outbox if o[0] == m.TOOK] == [(m.TOOK, "x", 1)]
+    pair.owner.answer(row, m.DONE, b"late", 1.0, [origin])
+    assert len([o for o in pair.owner.view.outbox if o[0] == m.TOOK]) == 2
+
+
+def test_a_value_with_its_own_future_inside_is_freed(pair):
+    row = pair.owner.row("x")
+    own = pair.owner.references.origin_of(row)
+    pair.owner.done(row, inside=[own, own])
+    assert row.contains == () and counts(row) == (1, 0, 0)
+    pair.owner.release(row)
+    assert row.state == FORGOTTEN
+
+
+# ---- REQUEST ----
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_borrower_cancels(pair, ended):
+    row = pair.owner.row("x")
+    borrowed = pair.lent(row)
+    if ended:
+        pair.owner.done(row)
+        pair.carry()
+        assert borrowed.state == INLINE
+    for _ in range(2):
+        pair.borrower.core.cancel([borrowed], "by hand")
+        pair.carry()
+        assert row.state == borrowed.state == CANCELLED
+    pair.borrower.release(borrowed)
+    pair.carry()
+    pair.borrower.core.cancel([borrowed], "late")
+    pair.carry()
+    assert counts(row) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("who", ["owner", "borrower"])
+def test_what_is_tried_again_gets_a_value_everywhere(pair, who):
+    row = pair.owner.row("x")
+    borrowed = pair.lent(row)
+    pair.owner.failed(row)
+    pair.carry()
+    assert borrowed.state == ERROR
+    side = getattr(pair, who)
+    for _ in range(2):
+        side.core.retry([borrowed if who == "borrower" else row])
+        pair.carry()
+    pair.owner.core.schedule(0.0)
+    assert row.state == PUSHED
+    pair.owner.done(row)
+    pair.carry()
+    assert (borrowed.state, borrowed.value) == (INLINE, b"value")
+
+
+def test_a_task_that_is_tried_again_has_the_borrowed_input_that_failed_tried_again(pair):
+    row = pair.owner.row("x")
+    borrowed = pair.lent(row)
+    task = pair.borrower.row("t", borrowed)
+    pair.owner.failed(row)
+    pair.carry()
+    assert task.state == ERROR
+    pair.borrower.core.retry([task])
+    pair.carry()
+    assert task.state == WAITING
+    pair.owner.core.schedule(0.0)
+    pair.owner.done(row)
+    pair.carry()
+    pair.borrower.core.schedule(0.0)
+    assert task.state == PUSHED
+
+
+def test_retrying_what_cannot_be_tried_again_is_answered(pair):
+    row = pair.owner.row("x")
+    borrowed = pair.lent(row)
+    pair.owner.core.settle(row, Failure("no-worker", "x", "none"))
+    pair.carry()
+    row.function = None
+    pair.borrower.core.retry([borrowed])
+    assert borrowed.state == WAITING
+    pair.carry()
+    assert borrowed.state == ERROR
+
+
+def test_an_error_that_is_tried_again_lets_go_of_the_futures_in_it(pair):
+    third = Side("third")
+    row = pair.owner.row("x")
+    pair.owner.failed(row, inside=[third.references.origin_of(third.row("y"))])
+    borrowed = pair.lent(row)
+    (inner,) = borrowed.contains
+    pair.borrower.references._counted(inner)
+    pair.borrower.core.retry([borrowed])
+    assert inner.state == FORGOTTEN and borrowed.contains == ()
+
+
+# ---- holders that do not have it ----
+
+
+def missing(side, task, key):
+    side.answer(task, m.RETURNED, m.MISSING, ((key, ()),))
+
+
+def test_a_copy_that_many_tasks_missed_was_missed_once(pair):
+    row = pair.owner.row("x")
+    borrowed = pair.lent(row)
+    pair.owner.answer(row, m.STORED, 1000, None, 1.0)
+    pair.carry()
+    tasks = [pair.borrower.row(f"t{i}", borrowed) for i in range(2 * r.MISSES)]
+    pushed = [(t, t.attempt) for t in tasks if t.state == PUSHED]
+    for task, attempt in pushed:
+        message = (m.RETURNED, task.key, attempt, m.MISSING, ((borrowed.key, ()),))
+        pair.borrower.core.receive(pair.borrower.view, [message], 0.0)
+    assert borrowed.state == STORED and borrowed.misses == 1
+
+
+def test_a_value_that_is_missed_again_and_again_is_lost(pair):
+    row = pair.owner.row("x")
+    borrowed = pair.lent(row)
+    pair.owner.answer(row, m.STORED, 1000, None, 1.0)
+    pair.carry()
+    task = pair.borrower.row("t", borrowed)
+    for _ in range(r.MISSES):
+        missing(pair.borrower, task, borrowed.key)
+        assert task.state == PUSHED
+    missing(pair.borrower, task, borrowed.key)
+    assert (borrowed.state, task.state) == (LOST, ERROR)
+    pair.borrower.release(task, borrowed)
+    pair.carry()
+    assert counts(row) == (1, 0, 0)
+
+
+def test_an_inline_value_that_a_worker_misses_is_sent_again(pair):
+    row = pair.owner.row("x")
+    borrowed = pair.lent(row)
+    pair.owner.done(row, b"v" * 1000)
+    pair.carry()
+    tasks = [pair.borrower.row(f"t{i}", borrowed) for i in range(2)]
+    outbox = pair.borrower.view.outbox
+    assert [o[0] for o in outbox].count(m.COPY) == 1
+    missing(pair.borrower, tasks[1], borrowed.key)
+    assert [o[0] for o in outbox].count(m.COPY) == 2
+
+
+# ---- ends ----
+
+
+@pytest.mark.parametrize("how", ["leaves", "is gone"])
+def test_a_borrower_that_ends_counts_no_more(pair, how):
+    row = pair.owner.row("x")
+    borrowed = pair.lent(row)
+    pair.owner.release(row)
+    if how == "leaves":
+        pair.borrower.core.close("closed")
+        pair.carry(times=2)
+    for _ in range(2):
+        pair.owner.references.process_gone("borrower")
+    assert row.state == FORGOTTEN
+    late = (7, 0, [(r.BORROW, "x", 99), (r.RETURN, "x", borrowed.attempt)])
+    pair.owner.references.receive(pair.borrower.process, late)
+    assert not pair.owner.core.table.rows
+
+
+@pytest.mark.parametrize("how", ["leaves", "is gone", "cannot be reached"])
+def test_what_an_owner_that_ends_owned_is_lost(pair, how):
+    row = pair.owner.row("x")
+    borrowed = pair.lent(row)
+    waits = pair.borrower.row("t", borrowed)
+    uncounted = pair.borrower.borrow((*pair.owner.process, "y"))
+    called = []
+    pair.borrower.references.when_counted([uncounted], lambda: called.append(1))
+    if how == "leaves":
+        pair.owner.core.close("closed")
+        pair.carry()
+    elif how == "is gone":
+        pair.borrower.references.process_gone("owner")
+    else:
+        pair.borrower.references.receive(pair.owner.process, None)
+    assert [borrowed.state, uncounted.state, waits.state] == [LOST, LOST, ERROR]
+    assert called == [1]
+    late = pair.borrower.borrow((*pair.owner.process, "z"))
+    assert late.state == LOST and late.counted
+    pair.borrower.core.retry([borrowed, late])
+    pair.borrower.core.cancel([borrowed, late], "late")
+    pair.borrower.release(borrowed, uncounted, late, waits)
+    assert not pair.borrower.core.table.rows
+
+
+def test_a_worker_that_comes_back_to_an_address_can_own(pair):
+    side = pair.borrower
+    before = ("first", "there:1", "there")
+    lost = side.borrow((*before, "x"))
+    side.references.address_gone("there:1")
+    side.references.address_gone("there:1")
+    assert lost.state == LOST
+    side.core.add_worker(WorkerView("there:1", nthreads=1))
+    assert side.borrow(("second", "there:1", "there", "x")).state == WAITING
+    assert side.borrow((*before, "y")).state == LOST
+
+
+def test_a_closed_owner_hears_nothing(pair):
+    row = pair.owner.row("x")
+    attempt = row.attempt
+    pair.owner.core.close("closed")
+    pair.owner.core.close("closed")
+    for answer in (
+        (m.DONE, "x", attempt, b"late", 1.0),
+        (m.RETURNED, "x", attempt, m.RECALLED, ()),
+        (m.FAILED, "x", attempt, b"late", 1.0),
+    ):
+        pair.owner.core.receive(pair.owner.view, [answer], 0.0)
+        assert row.state == CANCELLED
+
+
+def test_a_gap_in_the_stream_waits_for_what_is_missing(pair):
+    row = pair.owner.row("x")
+    missing = (1, 0, [(r.BORROW, "x", 1)])
+    after = (2, 0, [(r.RETURN, "x", 1)])
+    pair.owner.references.receive(pair.borrower.process, after)
+    assert counts(row) == (1, 0, 0)
+    pair.owner.references.receive(pair.borrower.process, missing)
+    assert counts(row) == (1, 1, 1)
+    for batch in (after, missing, after):
+        pair.owner.references.receive(pair.borrower.process, batch)
+    assert counts(row) == (1, 0, 0)
