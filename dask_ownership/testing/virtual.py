@@ -9,7 +9,6 @@ seed gives the same run, so a failure is replayed by its seed.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -74,7 +73,8 @@ class Task:
         Futures inside its arguments.
     uses : str
         What it does with futures that came to it: ``read`` their values and add them,
-        have a ``child`` add them, ``return`` them inside its value, or ``drop`` them.
+        have a ``child`` add them, ``return`` them inside its value, ``raise`` an error with
+        them inside, or ``drop`` them.
     escape : bool
         It does not wait for its children but returns their futures inside its value.
     """
@@ -174,9 +174,12 @@ class VirtualOwner:
         if self.alive and self.core.tick(self.cluster.now):
             self.cluster.dirty.add(self)
 
-    def put(self, key: str, value: int, addresses: Sequence[str]) -> Row:
+    def put(self, key: str, value: Any, addresses: Sequence[str]) -> Row:
         """A scattered value: it goes to the workers beside the links, as in `scatter`."""
-        row = self.core.table.adopt(Row(key, None, None, (), 0))
+        pickled, found = travel.dumps(value)
+        made = Row(key, None, None, (), 0)
+        made.contains = tuple(dict.fromkeys(future.row for future in found))
+        row = self.core.table.adopt(made)
         if row.state or row.attempt:
             return row
         self.core.attempts += 1
@@ -187,7 +190,7 @@ class VirtualOwner:
         def arrive(pipe: Pipe) -> None:
             if pipe.worker.alive and pipe in self.cluster.network.pipes:
                 entry = Entry(pipe.session, key, row.attempt)
-                pipe.worker.put(entry, pickle.dumps(value))
+                pipe.worker.put(entry, pickled)
                 pipe.worker.core.keep(entry)
                 self.cluster.dirty.add(pipe.worker)
                 took.append(pipe.view)
@@ -196,7 +199,7 @@ class VirtualOwner:
         def answer() -> None:
             nonlocal left
             left -= 1
-            if not left:
+            if not left and self.alive:
                 self.core.put(row, took, 100_000)
                 if not any(view.address in self.cluster.workers for view in took):
                     self.cluster.lost.add((self.name, key))
@@ -212,7 +215,7 @@ class VirtualOwner:
         if origin[0] == self.name:
             row = self.core.references.home(origin[3])
             # Only what a dead process handed on may be freed before it gets here.
-            assert row.state != LOST or self.cluster.killed, f"{origin} was freed early"
+            assert row.state != LOST or self.cluster.lax, f"{origin} was freed early"
             return row
         made = Borrowed(origin)
         row = self.core.table.adopt(made)
@@ -233,7 +236,7 @@ class VirtualOwner:
 
     def open(self, row: Row) -> list[VirtualFuture]:
         """The futures inside the value of a row, as `Future.result` gives them."""
-        data = row.value if row.state == INLINE else self.cluster.copies(self, row)[0]
+        data = self.cluster.copies(self, row)[0] if row.state == STORED else row.value
         _, futures = travel.loads(self, data)
         self.core.references.hold_until_counted(row, [f.row for f in futures])
         return futures
@@ -289,6 +292,8 @@ class VirtualWorker:
         posts, self.owner.core.posts = self.owner.core.posts, []
         for message in posts:
             core.deliver(message)
+        for name in set(core.undelivered) & self.cluster.left:
+            core.undeliverable(name)
         posts, core.posts = core.posts, []
         for message in posts:
             self.owner.core.references.receive(message[2], message[3])
@@ -347,7 +352,7 @@ class VirtualWorker:
                 return
             inputs.append(travel.number(value))
             came = [*came, *futures]
-        plain = not task.children and not came
+        plain = not task.children and not came and task.uses != "raise"
         # The frame of the task: what it still has while it waits.
         frame = Frame(task, inputs, came)
 
@@ -398,12 +403,15 @@ class VirtualWorker:
             self.cluster.dirty.add(self.owner)
             came, frame.came = frame.came, []
             made.clear()
+            arrived = [future.row for future in came]
             if failed:
-                self._fail(entry, "a child failed")
+                self._fail(entry, "a child failed", arrived)
+            elif task.uses == "raise":
+                self._fail(entry, (0, tuple(came)), arrived)
             else:
                 total = task.constant + sum(frame.inputs) + sum(values)
-                arrived = [future.row for future in came]
-                self._finish(entry, Task(constant=total, large=task.large), [], returned, arrived)
+                ends = Task(constant=total, large=task.large, fails=task.fails)
+                self._finish(entry, ends, [], returned, arrived)
             returned.clear()
 
         left = sum(1 for row in waited if not row.done)
@@ -435,7 +443,7 @@ class VirtualWorker:
         """End a task with its value, once the futures that came to it are counted."""
         name = (entry.session.owner, entry.key)
         if self.cluster.runs(name) <= task.fails:
-            self._fail(entry, "it is meant to fail")
+            self._fail(entry, "it is meant to fail", arrived)
             return
         number = task.constant + sum(inputs)
         value = (number, tuple(returned)) if returned else number
@@ -463,11 +471,22 @@ class VirtualWorker:
         self.cluster.dirty.add(self)
         self.owner.core.references.when_counted(arrived, succeed)
 
-    def _fail(self, entry: Entry, why: str) -> None:
-        message = (m.FAILED, entry.key, entry.attempt, pickle.dumps(why), 1.0)
-        self.core.failed(entry, message)
+    def _fail(self, entry: Entry, why: Any, arrived: Sequence[Row] = ()) -> None:
+        """End a task with an error, once the futures that came to it are counted."""
+        pickled, found = travel.dumps(why)
+        message: m.Message = (m.FAILED, entry.key, entry.attempt, pickled, 1.0)
+        if found:
+            entry.contains = found
+            message += (tuple([self.owner.core.references.origin_of(f.row) for f in found]),)
+
+        def fail() -> None:
+            if self.alive:
+                self.core.failed(entry, message)
+                self.cluster.dirty.add(self)
+
         self.core.released_slot()
         self.cluster.dirty.add(self)
+        self.owner.core.references.when_counted(arrived, fail)
 
     def put(self, entry: Entry, value: bytes) -> None:
         """Keep a value under a name that no other value ever has."""
@@ -552,6 +571,8 @@ class VirtualCluster:
         self._runs: dict[Any, int] = {}
         self.lost: set[Any] = set()
         self.killed = False
+        self.cancelled = False
+        self.left: set[str] = set()
         self.network = Network(self.random, self.faults, self.later, self.dirty)
         self.network.clock = lambda: self.now
         self.delay = self.network.delay
@@ -630,6 +651,33 @@ class VirtualCluster:
             worker.core.close(owner)
             worker.core.undeliverable(owner)
             self.dirty.add(worker)
+
+    def leave(self, owner: VirtualOwner) -> None:
+        """A client ends. What it said last may be lost; after a while all are told."""
+        owner.core.close("the client is closed")
+        self.clients.remove(owner)
+        owner.step()
+        self.later(self.delay(), lambda: self._depart(owner))
+
+    def _depart(self, owner: VirtualOwner) -> None:
+        owner.alive = False
+        self.dirty.discard(owner)
+        self.network.pipes[:] = [p for p in self.network.pipes if p.owner is not owner]
+        self.later(WINDOW, lambda: self._departed(owner.name))
+
+    def _departed(self, owner: str) -> None:
+        self.left.add(owner)
+        for worker in self.workers.values():
+            worker.pipes.pop(owner, None)
+            self._orphan(worker, owner)
+        for other in self.owners:
+            other.core.references.process_gone(owner)
+            self.dirty.add(other)
+
+    @property
+    def lax(self) -> bool:
+        """Whether something happened that may cost a value."""
+        return self.killed or self.cancelled
 
     # ---- the clock ----
 
@@ -742,7 +790,7 @@ class VirtualCluster:
                         # What its owner does not know yet is said when it is found out.
                         origin = row.origin  # type: ignore[attr-defined]
                         assert (
-                            self.killed or (origin[0], origin[3]) in self.lost
+                            self.lax or (origin[0], origin[3]) in self.lost
                             or self.copies(owner, row)
                         ), f"{row} was freed early"  # fmt: skip
                         continue

@@ -2,37 +2,83 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-from dask_ownership.core.table import INLINE, STORED
+from dask_ownership.core.table import ERROR, INLINE, STORED, Options, Row
 from dask_ownership.testing import travel
 from dask_ownership.testing.travel import VirtualFuture
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster, VirtualOwner
 
 
-@dataclass
+@dataclass(eq=False)
 class Expected:
-    """What a value must be: its number, and what the futures inside it stand for."""
+    """What a value must be: its number, and what the futures inside it stand for.
+
+    Attributes
+    ----------
+    failed : bool
+        There must be an error; ``inner`` is what is inside that.
+    sources : list of Expected
+        What it is made from.
+    spoilt : bool
+        Someone cancelled it, or its owner left: there may also be no value.
+    """
 
     number: int
     inner: list[Expected] = field(default_factory=list)
+    failed: bool = False
+    sources: list[Expected] = field(default_factory=list)
+    spoilt: bool = False
+
+    def spoil(self) -> None:
+        """It, and what may be reachable through it only, need not have a value any more."""
+        stack: list[Expected] = [self]
+        while stack:
+            one = stack.pop()
+            if not one.spoilt:
+                one.spoilt = True
+                stack.extend(one.inner)
+
+    @property
+    def certain(self) -> bool:
+        """Whether nothing that it is made from was spoilt."""
+        seen: set[int] = set()
+        stack: list[Expected] = [self]
+        while stack:
+            one = stack.pop()
+            if one.spoilt:
+                return False
+            if id(one) not in seen:
+                seen.add(id(one))
+                stack.extend(one.sources)
+        return True
 
 
 def expected(task: Task, inputs: list[Expected], came: list[Expected]) -> Expected:
     """What a sequential program would get."""
+    broken = [i for i in inputs if i.failed]
+    sources = [*inputs, *came, *(e for i in inputs for e in i.inner)]
+    if broken:
+        # Which error it gets is known when there is one only.
+        inner = broken[0].inner if len(broken) == 1 else []
+        return Expected(0, inner, True, sources)
     number = task.constant + sum(i.number for i in inputs)
     came = [*came, *(e for i in inputs for e in i.inner)]
     children = [expected(child, [], []) for child in task.children]
     if task.uses == "child" and came:
-        children.append(Expected(1 + sum(e.number for e in came)))
-    if not task.escape:
-        number += sum(child.number for child in children)
-    if task.uses == "read":
-        number += sum(e.number for e in came)
+        failed = any(e.failed for e in came)
+        total = 0 if failed else 1 + sum(e.number for e in came)
+        children.append(Expected(total, [], failed, came))
+    waited = [*(() if task.escape else children), *(came if task.uses == "read" else ())]
+    if any(e.failed for e in waited):
+        return Expected(0, [], True, sources)
+    if task.uses == "raise":
+        return Expected(0, came, True, sources)
+    number += sum(e.number for e in waited)
     inner = [*(children if task.escape else ()), *(came if task.uses == "return" else ())]
-    return Expected(number, inner)
+    return Expected(number, inner, False, sources)
 
 
 @dataclass
@@ -55,6 +101,9 @@ class Traveller:
         self.held: list[Held] = []
         self.keys = 0
         self.others: list[Traveller] = []
+        self.mine: list[Expected] = []
+        self.sharing: list[Expected] = []
+        self.left = False
 
     def task(self, carries: tuple[VirtualFuture, ...], depth: int = 2) -> Task:
         r = self.random
@@ -67,9 +116,13 @@ class Traveller:
             large=r.random() < 0.3,
             children=children,
             carries=carries,
-            uses=r.choice(["read", "child", "return", "return", "drop"]),
+            uses=self.use(),
             escape=bool(children) and r.random() < 0.6,
         )
+
+    def use(self) -> str:
+        uses = {"read": 2, "child": 2, "return": 4, "drop": 2, "raise": 1}
+        return self.random.choices(list(uses), list(uses.values()))[0]
 
     def sample(self, most: int) -> list[Held]:
         return self.random.sample(self.held, min(len(self.held), self.random.randint(0, most)))
@@ -78,30 +131,47 @@ class Traveller:
         carried = self.sample(3)
         inputs = self.sample(2)
         task = self.task(tuple(h.future for h in carried))
-        self.keys += 1
-        key = f"c{self.number}-{self.keys}"
+        options = Options()
+        if self.random.random() < 0.2:
+            options.retries = 1
+            task = replace(task, fails=self.random.randint(0, 1))
         rows = {h.future.row: h.expected for h in inputs}
-        row = self.owner.submit(key, task, list(rows))
+        row = self.owner.submit(self.key(), task, list(rows), options)
         # One future that is carried twice is one object in the pickle.
         came = [h.expected for h in carried]
-        self.held.append(
-            Held(VirtualFuture(self.owner, row), expected(task, list(rows.values()), came))
-        )
+        self.hold(row, expected(task, list(rows.values()), came))
+
+    def key(self) -> str:
+        self.keys += 1
+        return f"c{self.number}-{self.keys}"
+
+    def hold(self, row: Row, what: Expected) -> None:
+        self.mine.append(what)
+        self.held.append(Held(VirtualFuture(self.owner, row), what))
+
+    def scatter(self) -> None:
+        """A value with futures inside that goes straight to workers."""
+        inside = self.sample(2)
+        number = self.random.randint(0, 1000)
+        there = sorted(self.owner.pipes)
+        places = self.random.sample(there, self.random.randint(1, min(2, len(there))))
+        row = self.owner.put(self.key(), (number, tuple(h.future for h in inside)), places)
+        came = [h.expected for h in inside]
+        self.hold(row, Expected(number, came, sources=came))
 
     def open(self) -> None:
         """Take the futures inside a value out of it."""
-        ready = [h for h in self.held if h.future.row.state in (INLINE, STORED)]
-        ready = [h for h in ready if h.expected.inner]
+        ready = [h for h in self.held if h.expected.inner and has_value(h.future.row)]
         if not ready:
             return
         held = self.random.choice(ready)
         row = held.future.row
         if row.state == STORED and not self.cluster.copies(self.owner, row):
-            assert self.cluster.killed
+            assert self.cluster.killed or not held.expected.certain
             return
         futures = self.owner.open(row)
         if len(futures) != len(held.expected.inner):
-            assert self.cluster.killed, (row, futures, held.expected)
+            assert self.cluster.killed or not held.expected.certain, (row, futures, held.expected)
             return
         for future, inner in zip(futures, held.expected.inner, strict=True):
             self.held.append(Held(future, inner))
@@ -112,17 +182,50 @@ class Traveller:
             return
         held = self.random.choice(self.held)
         other = self.random.choice(self.others)
-        data, found = travel.dumps((held.expected.number, (held.future,)))
+        if other.left:
+            return
+        what = held.expected
+        data, found = travel.dumps((what.number, (held.future,)))
+        self.sharing.append(what)
+
+        def counted() -> None:
+            found.clear()
+            self.sharing.remove(what)
 
         def arrive() -> None:
+            if other.left:
+                counted()
+                return
             _, futures = travel.loads(other.owner, data)
             for future in futures:
-                other.held.append(Held(future, held.expected))
-            kept = list(found)
-            found.clear()
-            other.owner.core.references.when_counted([f.row for f in futures], kept.clear)
+                other.held.append(Held(future, what))
+            other.owner.core.references.when_counted([f.row for f in futures], counted)
 
         self.cluster.later(self.cluster.delay(), arrive)
+
+    def cancel(self) -> None:
+        if not self.cluster.may_cancel or not self.held:  # type: ignore[attr-defined]
+            return
+        held = self.random.choice(self.held)
+        held.expected.spoil()
+        self.cluster.cancelled = True
+        self.owner.core.cancel([held.future.row], "cancelled by the program")
+
+    def retry(self) -> None:
+        """What failed fails again."""
+        failed = [h for h in self.held if h.future.row.state == ERROR]
+        if failed:
+            self.owner.core.retry([self.random.choice(failed).future.row])
+
+    def leave(self) -> None:
+        """End in the middle: what only this client owned is lost."""
+        if not self.cluster.may_leave or not [p for p in self.others if not p.left]:  # type: ignore[attr-defined]
+            return
+        self.left = self.cluster.cancelled = True
+        for what in [*self.mine, *self.sharing]:
+            what.spoil()
+        self.cluster.leave(self.owner)
+        self.held.clear()
 
     def release(self) -> None:
         if self.held:
@@ -142,17 +245,42 @@ class Traveller:
         cluster.kill(victim)
 
     def step(self) -> None:
-        weights = {"submit": 8, "open": 6, "share": 2, "release": 5, "run": 4, "kill": 0.7}
+        if self.left:
+            return
+        weights = {
+            "submit": 8,
+            "scatter": 1,
+            "open": 6,
+            "share": 2,
+            "release": 5,
+            "run": 4,
+            "kill": 0.7,
+            "cancel": 1.5,
+            "retry": 0.5,
+            "leave": 0.5,
+        }
         getattr(self, self.random.choices(list(weights), list(weights.values()))[0])()
         self.cluster.dirty.add(self.owner)
 
     def check(self) -> None:
         for held in self.held:
             got: Any = self.cluster.outcome(self.owner, held.future.row)
-            if self.cluster.killed:
-                assert got in (held.expected.number, "lost", "error"), (held, got)
+            right = "error" if held.expected.failed else held.expected.number
+            if not held.expected.certain:
+                assert got in (right, *NO_VALUE), (held, got)
+            elif self.cluster.killed:
+                assert got in (right, "lost", "error"), (held, got)
             else:
-                assert got == held.expected.number, (held, got)
+                assert got == right, (held, got)
+
+
+NO_VALUE = ("lost", "error", "cancelled", "closed")
+"""Outcomes of what was cancelled, or whose owner left."""
+
+
+def has_value(row: Row) -> bool:
+    """Whether futures can be taken out of it: of a value, or of an error."""
+    return row.state in (INLINE, STORED) or (row.state == ERROR and isinstance(row.value, bytes))
 
 
 def run_travels(
@@ -163,6 +291,8 @@ def run_travels(
     length: int = 40,
     faults: Faults | None = None,
     kills: int = 0,
+    cancels: bool = False,
+    leaves: bool = False,
 ) -> VirtualCluster:
     """One random program per client, interleaved; everything checked on the way.
 
@@ -170,6 +300,8 @@ def run_travels(
     """
     cluster = VirtualCluster(seed, workers, slots, clients, faults)
     cluster.kills_left = kills  # type: ignore[attr-defined]
+    cluster.may_cancel = cancels  # type: ignore[attr-defined]
+    cluster.may_leave = leaves  # type: ignore[attr-defined]
     random = Random(seed + 1)
     programs = [Traveller(cluster, i, random) for i in range(clients)]
     for program in programs:
