@@ -393,7 +393,14 @@ def delegate(future: Any) -> Any:
 def come_home(incarnation: str, address: str, name: str, key: Any) -> Any:
     """Unpickle a future: its owner's own where it is owned, borrowed elsewhere."""
     origin = (incarnation, address, name, key)
-    client = owned_clients.get(incarnation) or unpickling.client or _client_here()
+    # Who asks comes first: owners of one process borrow from each other like any others.
+    entry = current_entry()
+    if unpickling.client is not None:
+        client = unpickling.client
+    elif entry is not None:
+        client = entry.session.runtime.task_client
+    else:
+        client = owned_clients.get(incarnation) or _client_here()
     if client is None:
         return TravelledFuture(origin)
     return Future(client, client.owner.arrive(origin))
@@ -401,9 +408,6 @@ def come_home(incarnation: str, address: str, name: str, key: Any) -> Any:
 
 def _client_here() -> Any:
     """The client that a future becomes one of, when nobody says which."""
-    entry = current_entry()
-    if entry is not None:
-        return entry.session.runtime.task_client
     try:
         default = distributed.default_client()
     except ValueError:

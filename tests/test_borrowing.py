@@ -638,7 +638,6 @@ def make_failing(path: str) -> Box:
     return Box(future)
 
 
-@pytest.mark.xfail(strict=False, reason="the borrower is not told what a retry gave")
 def test_a_borrowed_future_that_failed_is_retried_by_a_borrower(client, tmp_path):
     box = client.submit(make_failing, str(tmp_path / "x"), pure=False).result(timeout=10)
     with pytest.raises(WithFutures):

@@ -101,7 +101,7 @@ def spilled(client: Client) -> int:
 def test_a_future_inside_a_spilled_value_is_read_by_a_task(spilling):
     outer = spilling.submit(box_and_bytes, 2_000_000, 1_500_000, pure=False)
     distributed.wait(outer)
-    assert spilled(spilling) >= 2
+    until(lambda: spilled(spilling) >= 2)
     time.sleep(0.3)
     for address in wait_for_members(spilling, 2):
         for _ in range(2):
@@ -195,6 +195,20 @@ def test_values_scattered_to_all_workers_keep_their_futures(spilling):
     for address in wait_for_members(spilling, 2):
         got = spilling.submit(length_inside, outer, workers=[address], pure=False)
         assert got.result(timeout=10) == 1_200_000
+
+
+def test_scattered_values_bring_futures_to_workers_that_are_threads():
+    with small_cluster(processes=False) as cluster, Client(cluster) as client:
+        inner = client.submit(blob, 200_000, pure=False)
+        plain, boxed = client.scatter([b"x" * 100_000, (Box(inner), b"y")], broadcast=True)
+        del inner
+        time.sleep(0.2)
+        for address in wait_for_members(client, 2):
+            got = client.submit(length_inside, boxed, workers=[address], pure=False)
+            assert got.result(timeout=10) == 200_000
+        assert len(plain.result(timeout=10)) == 100_000
+        del plain, boxed, got
+        until(lambda: not rows_of(client))
 
 
 # ---- kill -9 of a worker ----

@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from distributed.comm import Comm
 from distributed.core import ConnectionPool, Status
-from distributed.protocol import Serialized
+from distributed.protocol import Serialize, Serialized
 from tornado.ioloop import PeriodicCallback
 
 from dask_ownership.core import messages as m
@@ -578,7 +578,8 @@ class Executor:
         sizes = []
         arrived: list[Any] = []
         for key, number, value in data:
-            packed = Serialized(value.header, value.frames)
+            sealed = value.data if isinstance(value, Serialize) else value  # within a process
+            packed = Serialized(sealed.header, sealed.frames)
             value, rows = await unpack_off_loop(packed, self.task_client)
             arrived.extend(rows)
             handles = [Handle(self.owner, row) for row in rows]
