@@ -9,11 +9,13 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from dask_ownership.core import messages as m
+from dask_ownership.core import references as r
 from dask_ownership.core.link import LinkState
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.session import STATE_NAMES as ENTRY_STATES
 from dask_ownership.core.session import Session
 from dask_ownership.core.table import STATE_NAMES as ROW_STATES
+from dask_ownership.core.table import Row
 
 if TYPE_CHECKING:
     from dask_ownership.testing.virtual import VirtualOwner, VirtualWorker
@@ -60,7 +62,9 @@ class Network:
     met : Counter
         ``(state, kind)``: how often a message of a kind found a row (by the name of
         its state) or an entry in a state; ``none`` when there was none, and ``late``
-        before the state when the message speaks of another attempt.
+        before the state when the message speaks of another attempt. Under ``lent``
+        and ``borrowed`` what one process says to another about references, by the
+        state of the row that it is about.
     """
 
     def __init__(
@@ -123,9 +127,15 @@ class Network:
                 entry = session.entries.get(key)
                 state = ENTRY_STATES[entry.state] if entry is not None else "none"
                 self.met["entry", state, kind] += 1
+        elif kind == "TOOK":
+            handed = (message[1], message[2]) in session.handed
+            self.met["entry", "handed" if handed else "none", kind] += 1
 
     def _count_row(self, pipe: Pipe, message: Any) -> None:
         kind = m.NAMES[message[0]]
+        if kind == "POST":
+            self.count_post(pipe.owner, message)
+            return
         if kind == "ACCEPTING" or message[1] is None:
             return
         if kind == "RETURNED":
@@ -138,6 +148,34 @@ class Network:
             if row.attempt != message[2]:
                 state = f"late {state}"
         self.met["row", state, kind] += 1
+
+    def count_post(self, owner: VirtualOwner, message: Any) -> None:
+        """What another process says about references, before it is received."""
+        _, to, sender, batch = message
+        references = owner.core.references
+        if to != owner.name or batch is None:
+            return
+        peer = references.peer(sender)
+        if peer.gone or batch[0] != peer.stream.received + 1:
+            return  # it came twice
+        for said in batch[2]:
+            kind = r.NAMES[said[0]]
+            row: Row | None
+            if kind == "LEAVE":
+                self.met["lent", "any", kind] += 1
+                continue
+            if kind in ("LENT", "OUTCOME"):
+                where, row = "borrowed", peer.borrowed.get(said[1])
+                if row is not None and row.attempt != said[2]:
+                    row = None
+            elif kind == "RETURN":
+                where, row = "lent", peer.lent.get((said[1], said[2]))
+            elif kind == "REQUEST":
+                where, kind = "lent", f"REQUEST:{said[1]}"
+                row = owner.core.table.rows.get(said[2])
+            else:
+                where, row = "lent", owner.core.table.rows.get(said[1])
+            self.met[where, "none" if row is None else ROW_STATES[row.state], kind] += 1
 
     def _disconnect(self, pipe: Pipe, epoch: int) -> None:
         if epoch != pipe.epoch or pipe not in self.pipes:

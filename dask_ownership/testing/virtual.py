@@ -296,6 +296,7 @@ class VirtualWorker:
             core.undeliverable(name)
         posts, core.posts = core.posts, []
         for message in posts:
+            self.cluster.network.count_post(self.owner, message)
             self.owner.core.references.receive(message[2], message[3])
             self.cluster.dirty.add(self.owner)
         for pipe in self.pipes.values():

@@ -28,22 +28,47 @@ SHAPES = {
 }
 
 
-def run(seed, workers, slots, clients, length, duplicate, disconnect, kills=0):
+def run(seed, workers, slots, clients, length, duplicate, disconnect, kills=0, **more):
     faults = Faults(duplicate, disconnect)
-    note(f"run_travels({seed}, {workers}, {slots}, {clients}, {length}, {faults}, {kills})")
-    run_travels(seed, workers, slots, clients, length, faults, kills)
+    args = f"{seed}, {workers}, {slots}, {clients}, {length}, {faults}, {kills}"
+    note(f"run_travels({args}, **{more})")
+    run_travels(seed, workers, slots, clients, length, faults, kills, **more)
 
 
-@settings(max_examples=500, **SETTINGS)
+@settings(max_examples=400, **SETTINGS)
 @given(**SHAPES)
 def test_futures_travel_and_are_never_freed_while_reachable(**shape):
     run(**shape)
 
 
-@settings(max_examples=500, **SETTINGS)
+@settings(max_examples=400, **SETTINGS)
 @given(kills=st.integers(1, 3), **SHAPES)
 def test_borrowers_and_owners_that_die_leave_nothing_behind(**shape):
     run(**shape)
+
+
+@settings(max_examples=400, **SETTINGS)
+@given(kills=st.integers(0, 2), cancels=st.booleans(), leaves=st.just(True), **SHAPES)
+def test_clients_that_cancel_and_leave_cost_only_what_they_cancelled_or_owned(**shape):
+    run(**shape)
+
+
+REGRESSIONS = {
+    "answers for a closed owner that was still linked": (
+        {"seed": 102, "slots": 3, "clients": 3, "length": 60, "leaves": True},
+        {"workers": 2, "faults": Faults(0, 0)},
+    ),
+    "answers for a closed owner over a slow network": (
+        {"seed": 2115, "slots": 3, "clients": 3, "length": 100, "leaves": True, "cancels": True},
+        {"kills": 1, "faults": Faults(0, 0, 20_000)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REGRESSIONS)
+def test_what_failed_before(name):
+    program, trouble = REGRESSIONS[name]
+    run_travels(**program, **trouble)
 
 
 @pytest.mark.parametrize("kills", [0, 2])

@@ -206,7 +206,8 @@ class Traveller:
     def cancel(self) -> None:
         if not self.cluster.may_cancel or not self.held:  # type: ignore[attr-defined]
             return
-        held = self.random.choice(self.held)
+        unfinished = [h for h in self.held if h.future.row.borrowed and not h.future.row.done]
+        held = self.random.choice(unfinished or self.held)
         held.expected.spoil()
         self.cluster.cancelled = True
         self.owner.core.cancel([held.future.row], "cancelled by the program")
