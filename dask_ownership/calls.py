@@ -65,7 +65,7 @@ class Calls:
         find = owner.find
         if key is None and pure:
             key = self._pure_key(func, function, args, kwargs)
-            find = owner.core.table.find
+            find = owner.known
         entry = current_entry() if owner.executor is not None else None
         if key is not None:
             known = find(key, parent_of(entry))
@@ -230,7 +230,7 @@ class Calls:
 
     def literal(self, key: Any, value: Any) -> Row:
         """A row whose value is known: here pickled, sent once to each worker that needs it."""
-        known = self.owner.core.table.find(key)
+        known = self.owner.known(key)
         if known is not None:
             return known
         try:

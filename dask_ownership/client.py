@@ -26,67 +26,13 @@ from dask_ownership.errors import ClosedOwner, NotHere, PluginMissing
 from dask_ownership.future import Future, owned_clients
 from dask_ownership.gathering import SKIPPED, Gathering, collect, repack
 from dask_ownership.graph import Graph, graph_rows
+from dask_ownership.guard import GuardedScheduler
 from dask_ownership.runtime.link import PROTOCOL
 from dask_ownership.runtime.membership import DIAL, JOIN, MEMBERS, OWNER_GONE
 from dask_ownership.runtime.owner import Owner
 from dask_ownership.scatter import scatter
 
 logger = logging.getLogger("dask_ownership.client")
-
-HOUSEKEEPING = {"address", "close_rpc", "identity", "register_scheduler_plugin", JOIN}
-"""Operations of the scheduler that every client uses, whatever it runs."""
-
-CENTRAL_DATA = {
-    "call_stack",
-    "gather",
-    "has_what",
-    "nbytes",
-    "publish_put",
-    "queue_put",
-    "rebalance",
-    "replicate",
-    "retry",
-    "variable_set",
-    "who_has",
-}
-"""Operations of the scheduler on keys, none of which knows owned ones."""
-
-
-class GuardedScheduler:
-    """The scheduler's operations, with an eye on owned keys.
-
-    The scheduler knows nothing of owned keys and would wait for them for ever, so
-    passing one to it is an error here.
-    """
-
-    def __init__(self, rpc: PooledRPCCall, client: Client) -> None:
-        self._rpc = rpc
-        self._client = client
-
-    def __getattr__(self, name: str) -> Any:
-        operation = getattr(self._rpc, name)
-        if name in HOUSEKEEPING or not callable(operation):
-            return operation
-
-        def counted(**kwargs: Any) -> Any:
-            if name in CENTRAL_DATA:
-                self._refuse_owned(name, kwargs)
-            self._client.central_calls += 1
-            return operation(**kwargs)
-
-        return counted
-
-    def _refuse_owned(self, name: str, kwargs: dict[str, Any]) -> None:
-        keys = [kwargs.get("key")]
-        for key in kwargs.get("keys") or ():
-            keys.extend(key if isinstance(key, list) else [key])
-        rows = self._client.owner.core.table.rows
-        for key in keys:
-            if key is not None and key in rows:
-                raise NotImplementedError(
-                    f"the scheduler cannot do {name!r} for {key!r}: it is owned by this client, "
-                    "and the scheduler does not know it; use its value (future.result())"
-                )
 
 
 class Client(distributed.Client):

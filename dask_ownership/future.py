@@ -134,8 +134,8 @@ class Future(distributed.Future):
         row = self._row
         if self._cleared:
             return FutureCancelledError(self.key, "released", "the future was released")
-        if row.state in (INLINE, STORED):
-            return None
+        if row.state <= STORED:
+            return None  # or not yet: it was lost, and is being made again
         value = row.value
         if isinstance(value, Failure):
             return from_failure(self.key, value)

@@ -66,8 +66,14 @@ class Gathering:
             elif row.state == STORED:
                 stored.append(future)
             else:
-                if row.state < INLINE:  # waiting ended because another failed: that one is told
-                    future = next((f for f in values if f._row.state > STORED), future)
+                if row.state < INLINE:
+                    # Waiting ended because another failed, and that one is told; or it was
+                    # lost since, and is being made again.
+                    failed = next((f for f in values if f._row.state > STORED), None)
+                    if failed is None:
+                        stored.append(future)
+                        continue
+                    future = failed
                 self._bad(future, future._error())
         return self._read_store(stored) if stored else stored
 

@@ -50,7 +50,7 @@ async def scatter(
     rows: dict[Any, Row] = {}
     batches: dict[WorkerView, list[Any]] = {}
     for number, (key, value) in enumerate(values.items()):
-        known = owner.core.table.find(key)
+        known = owner.known(key)
         if known is not None:
             rows[key] = known
             continue

@@ -371,18 +371,25 @@ def test_a_task_with_a_future_is_tried_again_after_its_worker_was_killed(mortal)
     assert task.result(timeout=20) == 2
 
 
-def test_a_value_with_futures_is_lost_with_its_worker_and_they_are_freed(mortal):
+def test_a_value_with_futures_is_made_again_when_its_worker_dies(mortal):
     victim, other = wait_for_members(mortal, 2)
     inner = mortal.submit(blob, 200_000, workers=[other], key="inner-of-lost", pure=False)
     distributed.wait(inner)
-    outer = mortal.submit(box_beside, Box(inner), 200_000, workers=[victim], pure=False)
+    outer = mortal.submit(
+        box_beside,
+        Box(inner),
+        200_000,
+        workers=[victim],
+        allow_other_workers=True,
+        pure=False,
+    )
     distributed.wait(outer)
     del inner
     time.sleep(0.3)
     assert "inner-of-lost" in mortal.owner.core.table.rows
     kill(mortal, victim)
-    with pytest.raises(LostData):
-        outer.result(timeout=20)
+    box = outer.result(timeout=20)
+    del box, outer
     until(lambda: "inner-of-lost" not in mortal.owner.core.table.rows, 5)
 
 
@@ -527,11 +534,6 @@ def test_another_process_gets_futures_out_of_a_dataset(mortal, another):
     unpin_here(mortal)
 
 
-UNKNOWN = pytest.mark.xfail(
-    strict=False, reason="a borrowed future is not refused: the scheduler is asked for its key"
-)
-
-
 @pytest.mark.parametrize("kind", ["queue", "variable", "dataset"])
 @pytest.mark.parametrize(
     ("shape", "whose"),
@@ -539,39 +541,34 @@ UNKNOWN = pytest.mark.xfail(
         ("bare", "own"),
         ("list", "own"),
         ("box", "own"),
-        pytest.param("bare", "borrowed", marks=UNKNOWN),
-        pytest.param("list", "borrowed", marks=UNKNOWN),
+        ("bare", "borrowed"),
+        ("list", "borrowed"),
         ("box", "borrowed"),
     ],
 )
-def test_what_cannot_carry_a_future_says_so_at_once(mortal, kind, shape, whose):
-    """A queue, a variable or a dataset either carries it or refuses it; nobody waits."""
+def test_queues_variables_and_datasets_carry_futures(mortal, kind, shape, whose):
     if whose == "own":
         future = mortal.submit(inc, 1, pure=False)
     else:
         future = mortal.submit(make, 1, pure=False).result(timeout=10).content[0]
     value: Any = {"bare": future, "list": [future], "box": Box(future)}[shape]
     name = f"{kind}-{shape}-{whose}"
-    try:
-        if kind == "queue":
-            place = distributed.Queue(name, client=mortal)
-            place.put(value, timeout=5)
-            back = place.get(timeout=5)
-        elif kind == "variable":
-            place = distributed.Variable(name, client=mortal)
-            place.set(value, timeout=5)
-            back = place.get(timeout=5)
-        else:
-            mortal.publish_dataset(value, name=name)
-            back = mortal.get_dataset(name)
-            mortal.unpublish_dataset(name)
-    except NotImplementedError as error:
-        assert shape != "box" and "it is owned by" in str(error)
+    if kind == "queue":
+        place = distributed.Queue(name, client=mortal)
+        place.put(value, timeout=5)
+        back = place.get(timeout=5)
+    elif kind == "variable":
+        place = distributed.Variable(name, client=mortal)
+        place.set(value, timeout=5)
+        back = place.get(timeout=5)
     else:
-        found = back.content[0] if shape == "box" else back[0] if shape == "list" else back
-        assert type(found) is dask_ownership.Future
-        assert found.result(timeout=5) in (1, 2)
-        del found
+        mortal.publish_dataset(value, name=name)
+        back = mortal.get_dataset(name)
+        mortal.unpublish_dataset(name)
+    found = back.content[0] if shape == "box" else back[0] if shape == "list" else back
+    assert type(found) is dask_ownership.Future
+    assert found.result(timeout=5) in (1, 2)
+    del found
     if kind == "variable":
         place.delete()
     back = value = future = place = None

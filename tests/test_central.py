@@ -9,7 +9,7 @@ import pytest
 from distributed import Event, Lock, Queue, Semaphore, Variable
 from programs import Counter, inc, lines, set_event, slowly, under_lock, wait_event
 
-from dask_ownership import Client, NotHere, wait
+from dask_ownership import Client, Future, NotHere, wait
 
 
 def test_actor(client: Client) -> None:
@@ -47,33 +47,38 @@ def test_queue_with_values(client: Client) -> None:
 def test_queue_with_an_owned_future(client: Client) -> None:
     queue = Queue("futures", client=client)
     x = client.submit(inc, 1)
-    with pytest.raises(NotImplementedError, match="owned"):
-        queue.put(x)
-    assert queue.qsize() == 0
-    assert x.result() == 2
+    queue.put(x)
+    back = queue.get(timeout=5)
+    assert isinstance(back, Future) and back.key == x.key
+    assert back.result() == 2
+    queue.put(x)
+    assert [future.result() for future in queue.get(batch=True, timeout=5)] == [2]
     queue.close()
+    x.cancel()  # what is put somewhere is kept
 
 
 def test_variable(client: Client) -> None:
     variable = Variable("variable", client=client)
     variable.set({"a": 1})
     assert variable.get(timeout=5) == {"a": 1}
-    with pytest.raises(NotImplementedError, match="owned"):
-        variable.set(client.submit(inc, 1))
-    assert variable.get(timeout=5) == {"a": 1}
+    variable.set(client.submit(inc, 1))
+    back = variable.get(timeout=5)
+    assert back.result() == 2
     variable.delete()
+    back.cancel()
 
 
 def test_published_dataset_of_owned_futures(client: Client) -> None:
     x = client.submit(inc, 1)
-    with pytest.raises(NotImplementedError, match="owned"):
-        client.publish_dataset(x, name="mine")
-    with pytest.raises(NotImplementedError, match="owned"):
-        client.publish_dataset(mine=[x])
-    assert "mine" not in client.list_datasets()
+    client.publish_dataset(x, name="mine")
+    client.publish_dataset(ours=[x])
+    assert client.get_dataset("mine").result() == 2
+    assert client.get_dataset("ours")[0].result() == 2
     client.publish_dataset(plain=[1, 2])
     assert client.get_dataset("plain") == [1, 2]
-    client.unpublish_dataset("plain")
+    for name in ("mine", "ours", "plain"):
+        client.unpublish_dataset(name)
+    x.cancel()
 
 
 def test_counter_of_central_calls(client: Client) -> None:

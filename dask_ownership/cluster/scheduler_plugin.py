@@ -118,6 +118,12 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
     def remove_worker(self, scheduler: Any, worker: str, **kwargs: Any) -> None:
         """A worker is gone: its tasks are tried elsewhere, and what it owned is dropped."""
         self._tell_owners([], [worker])
+        # All workers, also those whose owners did not join: they may be fetching from it.
+        message = {"op": MEMBERS, "added": [], "removed": [worker]}
+        told = {who for kind, who in self.owners.values() if kind == "worker"}
+        for address in list(self.scheduler.stream_comms):
+            if address not in told and address != worker:
+                self.scheduler.worker_send(address, message)
         for owner, who in list(self.owners.items()):
             if who == ("worker", worker):
                 del self.owners[owner]

@@ -116,6 +116,7 @@ class WorkerSide:
 
     def members_changed(self, added: list[Member], removed: list[str]) -> None:
         """Stream handler: the scheduler tells of workers."""
+        self.executor.fetcher.members_gone(removed)
         self.owner.members_changed(added, removed)
 
     def owner_gone(self, owner: str) -> None:

@@ -11,6 +11,7 @@ from dask_ownership.core import session as ex
 from dask_ownership.core.executor import Executor
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.table import (
+    DORMANT,
     FORGOTTEN,
     INLINE,
     PUSHED,
@@ -26,15 +27,27 @@ def check_ownership(owner: Ownership) -> None:
     """Rows, counts and workers of one owner agree with each other."""
     rows = owner.table.rows
     uses: Counter[Row] = Counter()
+    descendants: Counter[Row] = Counter()
+    kept = 0
     for row in rows.values():
         uses.update(row.dependencies)
         uses.update(row.contains)
+        if row.lineage is not None:
+            descendants.update(row.lineage.dependencies)
+            descendants.update(row.lineage.contains)
+            kept += row.lineage.nbytes
         if row.borrowers is not None:
             assert row.borrowers, row
             uses[row] += 1
     for key, row in rows.items():
         assert row.key == key and row.state != FORGOTTEN, row
-        assert row.handles > 0 or row.uses > 0, f"nobody counts {row}"
+        assert row.handles > 0 or row.uses > 0 or row.descendants > 0, f"nobody counts {row}"
+        assert row.descendants == descendants[row], (row, row.descendants, descendants[row])
+        if row.state == DORMANT:
+            assert row.lineage is not None and not row.holders, row
+        if row.lineage is not None:
+            for needed in (*row.lineage.dependencies, *row.lineage.contains):
+                assert needed.state != FORGOTTEN, f"{needed} is lineage of {row}, freed early"
         assert row.uses >= uses[row], f"{row} is used by {uses[row]}, counted {row.uses}"
         if row.state == PUSHED:
             assert row.worker.alive, f"{row} is with a dead worker"
@@ -50,11 +63,14 @@ def check_ownership(owner: Ownership) -> None:
         if row.state == WAITING:
             unfinished = [d for d in row.dependencies if d.state < INLINE]
             if row.waiting:
-                assert row.waiting == len(unfinished), f"{row} waits for {unfinished}"
-                for dependency in unfinished:
-                    assert (dependency.dependents or []).count(row) == 1, (row, dependency)
+                # One that was lost since is found out when the row is about to be pushed.
+                told = [(d.dependents or []).count(row) for d in unfinished]
+                assert row.waiting == sum(told), f"{row} waits for {unfinished}, told by {told}"
+                assert max(told) == 1, (row, unfinished, told)
         for dependency in row.dependencies:
             assert dependency.state != FORGOTTEN, f"{row} needs {dependency}, freed early"
+    kept += sum(row.nbytes for row in owner.lineages.pinned)
+    assert owner.lineages.nbytes == kept, (owner.lineages.nbytes, kept)
     for view in owner.placement.workers.values():
         for key, row in view.pushed.items():
             assert row.state == PUSHED and row.worker is view and row.key == key, (view, row)
@@ -86,6 +102,7 @@ def check_empty(owner: Ownership) -> None:
     """Nothing is left over once nobody holds a future (rule R6)."""
     assert not owner.table.rows, list(owner.table.rows.values())[:5]
     assert not owner.desired
+    assert owner.lineages.nbytes == 0 and not owner.lineages.pinned, owner.lineages.nbytes
     for peer in owner.references.peers.values():
         assert not peer.borrowed and not peer.lent, peer
     for view in owner.placement.workers.values():

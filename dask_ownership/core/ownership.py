@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from dask_ownership.core import messages as m
+from dask_ownership.core.lineage import Lineages
 from dask_ownership.core.messages import Message, Process
 from dask_ownership.core.placement import (
     SHORTEST,
@@ -25,6 +26,7 @@ from dask_ownership.core.placement import (
 from dask_ownership.core.references import References
 from dask_ownership.core.table import (
     CANCELLED,
+    DORMANT,
     ERROR,
     FORGOTTEN,
     INLINE,
@@ -61,11 +63,15 @@ class Ownership:
         How many workers may die under a task before it is given up.
     process : Process
         This one, as others know it.
+    lineage_bytes : int
+        How much lineage is kept.
 
     Attributes
     ----------
     references : References
         What this process borrows and lends.
+    lineages : Lineages
+        How stored values can be made again.
     identity : Function or None
         Returns its argument; ``identity_call`` is the payload that calls it with a
         dependency.
@@ -81,9 +87,11 @@ class Ownership:
         home: str | None = None,
         allowed_failures: int = 3,
         process: Process = ("", "", ""),
+        lineage_bytes: int = 1 << 30,
     ) -> None:
         self.table = Table(lock)
         self.references = References(self, process)
+        self.lineages = Lineages(self, lineage_bytes)
         self.identity: Function | None = None
         self.identity_call = b""
         self.posts: list[Message] = []
@@ -314,8 +322,11 @@ class Ownership:
                     self._late(view, message)
                 else:
                     if len(message) > 5:
-                        row.contains += self._inside(view, row, message)
-                    self._fail(row, ERROR, message[3])
+                        inside = self._inside(view, row, message)
+                        self._fail(row, ERROR, message[3], inside)
+                        self._release_uses(inside)  # each row that ended has its own
+                    else:
+                        self._fail(row, ERROR, message[3])
             elif kind == m.RETURNED:
                 self._returned(view, row, message[3], message[4])
             elif kind == m.DELEGATED:
@@ -413,6 +424,8 @@ class Ownership:
                 self._inherit(row, dependency)
                 return
             waiting += 1
+            if state == DORMANT:
+                self.lineages.wake(dependency)
             if dependency.dependents is None:
                 dependency.dependents = [row]
             elif first or row not in dependency.dependents:
@@ -428,7 +441,8 @@ class Ownership:
         if dependency.state == CANCELLED:
             self._fail(row, CANCELLED, dependency.value)
         else:
-            self._fail(row, ERROR, dependency.value)
+            inside = dependency.contains if isinstance(dependency.value, bytes) else ()
+            self._fail(row, ERROR, dependency.value, tuple(r for r in inside if r is not row))
 
     def _push(self, row: Row, view: WorkerView, now: float) -> None:
         stack = [row]
@@ -439,6 +453,9 @@ class Ownership:
                 failed = next((d for d in row.dependencies if d.state > STORED), None)
                 if failed is not None:
                     self._inherit(row, failed)
+                    continue
+                if any(d.state < INLINE and d.worker is not view for d in row.dependencies):
+                    self._wait_for_dependencies(row)  # one was lost and is made again
                     continue
                 dependencies = tuple([self._reference(d, view) for d in row.dependencies])
             function = row.function
@@ -638,6 +655,11 @@ class Ownership:
         self.counts["done"] += 1
         dependents = row.dependents
         dependencies = row.dependencies
+        if row.state == STORED:
+            if row.function is not None:
+                self.lineages.keep(row)
+        elif row.lineage is not None:
+            self.lineages.drop(row)  # it was made again, and travelled this time
         row.worker = None
         row.payload = None
         row.function = None
@@ -705,8 +727,17 @@ class Ownership:
 
     # ---- ends ----
 
-    def _fail(self, row: Row, state: int, value: bytes | Failure | None) -> None:
-        """End a row without a value, and all that wait for it."""
+    def _fail(
+        self,
+        row: Row,
+        state: int,
+        value: bytes | Failure | None,
+        inside: tuple[Row, ...] = (),
+    ) -> None:
+        """End a row without a value, and all that wait for it.
+
+        ``inside`` are rows of the futures in a pickled error: kept by every row that has it.
+        """
         self.counts["failed"] += 1
         stack = [row]
         while stack:
@@ -715,6 +746,11 @@ class Ownership:
                 continue
             if row.state == PUSHED:
                 self._take_back(row)
+            if inside:
+                with self.table.lock:
+                    for inner in inside:
+                        inner.uses += 1
+                row.contains += inside
             stack.extend(row.dependents or ())
             self._end(row, state, value)
 
@@ -727,6 +763,8 @@ class Ownership:
             self.completed.append(row)
         if row.borrowers is not None:
             self.references.tell(row)
+        if row.lineage is not None:
+            self.lineages.drop(row)
         if state != ERROR:
             # An error may be retried and keeps what it needs for that.
             dependencies = row.dependencies + row.contains
@@ -771,8 +809,15 @@ class Ownership:
         if row.borrowers is not None and row.holders:
             self.references.tell(row)
         if not row.holders:
-            detail = f"its only copy was at {addresses}, which {reason}"
-            self._end(row, LOST, Failure("lost-data", row.key, detail))
+            if row.borrowers is not None and row.lineage is not None:
+                self.references.withdraw(row)
+            if not self.lineages.recover(row):
+                why = self.lineages.why_not(row)
+                self.lose(row, f"its only copy was at {addresses}, which {reason}; {why}")
+
+    def lose(self, row: Row, detail: str) -> None:
+        """A value is gone for good."""
+        self._lose(row, LOST, Failure("lost-data", row.key, detail))
 
     def _release_uses(self, rows: Iterable[Row]) -> None:
         for row in self.table.release_uses(rows):
@@ -785,11 +830,16 @@ class Ownership:
             row = stack.pop()
             if row.state == FORGOTTEN:
                 continue
+            if row.descendants:
+                self.lineages.sleep(row)
+                continue
             if row.state == PUSHED:
                 self._take_back(row)
             if row.holders:
                 self._unhold(row)
             row.state = FORGOTTEN
+            if row.lineage is not None:
+                self.lineages.drop(row)
             if row.borrowed:
                 assert isinstance(row, Borrowed)
                 self.references.give_back(row)

@@ -199,6 +199,7 @@ class References:
                 row = table.use(origin[3])
                 if row is not None:
                     row.shared_with(None)
+                    self.core.lineages.wake(row)
                     rows.append(row)
                 continue
             made = Borrowed(origin)
@@ -268,10 +269,15 @@ class References:
         self.core._release_uses(inside)
 
     def missed(self, row: Borrowed) -> None:
-        """None of its holders had it: after some of that it is lost."""
+        """Those said to have it do not: ask its owner where it is now."""
+        if row.state != STORED:
+            return
         row.misses += 1
         if row.misses > MISSES:
             self._lose(row, f"its holders {', '.join(row.addresses)} do not have it any more")
+            return
+        row.state = WAITING
+        self._say(self.peer(row.origin[:3]), (BORROW, row.origin[3], row.attempt))
 
     def _lose(self, row: Borrowed, reason: str) -> None:
         owner = row.origin[2]
@@ -341,6 +347,11 @@ class References:
         for peer, number in (row.borrowers or {}).items():
             self._say(peer, (OUTCOME, row.key, number, outcome))
 
+    def withdraw(self, row: Row) -> None:
+        """A row that is lent lost its value, which is made again: borrowers wait for it."""
+        for peer, number in (row.borrowers or {}).items():
+            self._say(peer, (OUTCOME, row.key, number, None))
+
     def _lend(self, peer: Peer, key: Key, number: int) -> None:
         table = self.core.table
         with table.lock:
@@ -358,6 +369,7 @@ class References:
             self._say(peer, (LENT, key, number, (LOST, "lost-data", key, detail)))
             return
         row.shared_with(None)
+        self.core.lineages.wake(row)
         peer.lent[key, number] = row
         self._say(peer, (LENT, key, number, self.outcome_of(row)))
 
@@ -401,6 +413,9 @@ class References:
                     if borrowed.state == ERROR and kind == OUTCOME:
                         self._waits_again(borrowed)  # it was tried again, or cancelled
                     self._take_in(borrowed, message[3])
+                elif borrowed.state == STORED:
+                    borrowed.state = WAITING
+                    borrowed.addresses = ()
                 if kind == LENT and not borrowed.counted:
                     self._counted(borrowed)
             elif kind == REQUEST:

@@ -19,7 +19,11 @@ Counts, each with one meaning:
     it as an argument, and rows whose arguments or value contain its future. All
     borrowers together are one use, and so is what waits to be handed over.
 
-A row is forgotten when both are zero.
+``descendants``
+    Rows that keep this one because they were made from it, see `core.lineage`.
+
+A row is forgotten when all are zero. When only descendants are left its value is freed,
+if it can be made again.
 """
 
 from __future__ import annotations
@@ -30,6 +34,8 @@ from typing import Any
 
 from dask_ownership.core.messages import Key, Origin
 
+DORMANT = -1
+"""Only lineage needs it: its value was freed, and can be made again."""
 WAITING = 0
 """Some dependency has no value yet."""
 READY = 1
@@ -57,6 +63,7 @@ STATE_NAMES = (
     "cancelled",
     "lost",
     "forgotten",
+    "dormant",
 )
 
 
@@ -217,7 +224,9 @@ class Row:
         Who has a copy, the one that made it first.
     type_name : bytes or None
         Pickled type of a stored value.
-    handles, uses : int
+    lineage : Lineage or None
+        How to make a stored value again.
+    handles, uses, descendants : int
         Counts, see the module.
     waiters : object or None
         Told when the state becomes final; belongs to the runtime.
@@ -232,11 +241,13 @@ class Row:
         "contains",
         "dependencies",
         "dependents",
+        "descendants",
         "estimate",
         "function",
         "handles",
         "holders",
         "key",
+        "lineage",
         "nbytes",
         "options",
         "order",
@@ -279,6 +290,8 @@ class Row:
         self.type_name: bytes | None = None
         self.handles = 1
         self.uses = 0
+        self.descendants = 0
+        self.lineage: Any = None
         self.waiters: Any = None
 
     def __repr__(self) -> str:
@@ -435,12 +448,34 @@ class Table:
         return row
 
     def release(self, rows: Iterable[Row]) -> list[Row]:
-        """Count one handle of each row down; those that nothing counts now are taken out."""
+        """Count one handle of each row down.
+
+        Returns
+        -------
+        list of Row
+            Those that nobody holds now. They are taken out, unless lineage needs them.
+        """
         dead = []
         with self.lock:
             for row in rows:
                 row.handles -= 1
                 if row.handles <= 0 and row.uses <= 0 and row.state != FORGOTTEN:
+                    if not row.descendants:
+                        self.rows.remove(row)
+                    dead.append(row)
+        return dead
+
+    def unneeded(self, rows: Iterable[Row]) -> list[Row]:
+        """Take those out that nothing counts."""
+        dead = []
+        with self.lock:
+            for row in rows:
+                if (
+                    row.handles <= 0
+                    and row.uses <= 0
+                    and row.descendants <= 0
+                    and row.state != FORGOTTEN
+                ):
                     self.rows.remove(row)
                     dead.append(row)
         return dead
@@ -452,6 +487,7 @@ class Table:
             for row in rows:
                 row.uses -= 1
                 if row.uses <= 0 and row.handles <= 0 and row.state != FORGOTTEN:
-                    self.rows.remove(row)
+                    if not row.descendants:
+                        self.rows.remove(row)
                     dead.append(row)
         return dead

@@ -21,13 +21,14 @@ from typing import Any
 from uuid import uuid4
 
 import dask
+from dask.utils import parse_bytes
 from distributed.core import ConnectionPool
-from distributed.protocol import Serialized
+from distributed.system import MEMORY_LIMIT
 
 from dask_ownership.core.messages import Origin
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.table import INLINE, READY, STORED, Borrowed, Failure, Row
+from dask_ownership.core.table import DORMANT, INLINE, READY, STORED, Borrowed, Failure, Row
 from dask_ownership.errors import ClosedOwner, LostData, NotSerializable, OwnershipError
 from dask_ownership.runtime.collector import untrack
 from dask_ownership.runtime.link import UNSAID_BATCHES, LocalLink, OwnerLink
@@ -38,6 +39,7 @@ from dask_ownership.runtime.serialize import (
     arriving,
     dumps,
     identity,
+    loads_value,
     unpickling,
 )
 from dask_ownership.runtime.transfer import ask, unpack
@@ -56,6 +58,9 @@ DROPPED_AT_ONCE = 1000
 
 FIND_TIMEOUT = 5.0
 """Seconds for which looking a key up waits for an event loop that does not answer."""
+
+FETCHES = 12
+"""How often the holders of a borrowed value are asked, its owner saying again who they are."""
 
 UNKNOWN_MEMBER = 3.0
 """Seconds for which an address may be no member before whoever was there is gone."""
@@ -79,6 +84,14 @@ def prioritised(order: int, priority: Any) -> int:
     if not isinstance(priority, Real):
         raise TypeError(f"priority= takes a number, not {priority!r}")
     return order - int(max(-(2.0**20), min(2.0**20, float(priority))) * 2**40)
+
+
+def lineage_limit() -> int:
+    """``ownership.lineage.max-bytes``, or a tenth of this machine's memory, at most 1 GiB."""
+    configured = dask.config.get("ownership.lineage.max-bytes", None)
+    if configured is not None:
+        return int(parse_bytes(configured))
+    return int(min(1 << 30, MEMORY_LIMIT // 10))
 
 
 class Handle:
@@ -127,6 +140,7 @@ class Owner:
             home=address,
             allowed_failures=int(dask.config.get("distributed.scheduler.allowed-failures")),
             process=(self.incarnation, address or "", name),
+            lineage_bytes=lineage_limit(),
         )
         self.on_unknown_member: Callable[[], None] | None = None
         self.functions = Functions()
@@ -137,7 +151,7 @@ class Owner:
         self.refused = self.core.refused
         self._order = 0
         self._inbox: deque[Any] = deque()
-        self._dropped: deque[Row] = deque()
+        self._dropped: deque[Any] = deque()
         self._awake = False
         self._ticking = False
         self._sweeping = False
@@ -178,6 +192,8 @@ class Owner:
             self._inbox.append(row)
             if not self._awake:
                 self._wake()
+        elif adopted.state == DORMANT:
+            self.call(self.core.lineages.wake, adopted)
         return adopted
 
     def drop(self, row: Row) -> None:
@@ -194,7 +210,7 @@ class Owner:
         Such a key may name something else once its futures are gone, so those that are
         gone are looked at first.
         """
-        row = self.core.table.find(key, parent)
+        row = self.known(key, parent)
         if row is None or not self._dropped or self._loop is None:
             return row
         self._dropped.append(row)
@@ -204,12 +220,21 @@ class Owner:
             gate = Gate()
             self.call(self._release_dropped, gate)
             gate.lock.acquire(True, FIND_TIMEOUT)
-        return self.core.table.find(key, parent)
+        return self.known(key, parent)
+
+    def known(self, key: Hashable, parent: Any = None) -> Row | None:
+        """As `find`, for a key that means the same whenever it is made."""
+        row = self.core.table.find(key, parent)
+        if row is not None and row.state == DORMANT:
+            self.call(self.core.lineages.wake, row)
+        return row
 
     def arrive(self, origin: Origin) -> Row:
         """The row of a future that was unpickled here, with one handle more. Any thread."""
         if origin[0] == self.incarnation:
             row = self.core.references.home(origin[3])
+            if row.state == DORMANT:
+                self.call(self.core.lineages.wake, row)
         else:
             made = Borrowed(origin)
             row = self.core.table.adopt(made)
@@ -227,7 +252,10 @@ class Owner:
         with arriving(client) as arrived:
             value = load()
         if arrived:
-            self.call(self.core.references.hold_until_counted, row, arrived)
+            # In order with handles that are dropped, the caller's own on this row too.
+            self._dropped.append((row, arrived))
+            if not self._awake:
+                self._wake()
         return value
 
     def pin(self, row: Row) -> None:
@@ -282,10 +310,16 @@ class Owner:
 
     def _release_dropped(self, gate: Gate | None = None) -> None:
         dropped = self._dropped
-        if dropped:
+        gone: list[Row] = []
+        while dropped:
+            item = dropped.popleft()
+            if type(item) is not tuple:
+                gone.append(item)
+                continue
+            self.core.release(gone)
             gone = []
-            while dropped:
-                gone.append(dropped.popleft())
+            self.core.references.hold_until_counted(*item)
+        if gone:
             self.core.release(gone)
         if gate is not None:
             gate.open()
@@ -576,18 +610,31 @@ class Owner:
 
     # ---- values ----
 
-    async def fetch(self, rows: Iterable[Row]) -> dict[Row, Serialized | Exception]:
-        """Bring stored values here, still packed; for each row the value or why not."""
-        result: dict[Row, Serialized | Exception] = {}
+    async def fetch(self, rows: Iterable[Row]) -> dict[Row, Any]:
+        """Bring values here, still packed; for each row the value or why not.
+
+        A row that ended without a value meanwhile is left out.
+        """
+        result: dict[Row, Any] = {}
         tried: dict[Row, int] = {}
-        todo = [row for row in rows if row.state == STORED]
+        todo = [row for row in rows if row.state <= STORED]
         while todo:
+            # One that was lost meanwhile is being made again.
+            await self.wait_async(todo)
+            result.update((row, row.value) for row in todo if row.state == INLINE)
             places: dict[tuple[str, str], list[Row]] = {}
+            again: list[Row] = []
             for row in todo:
                 index = tried.get(row, 0)
                 if row.state != STORED:
                     continue
                 owner, addresses = self._places(row)
+                if index >= len(addresses) + 1 and isinstance(row, Borrowed) and index < FETCHES:
+                    self.core.references.missed(row)
+                    self._step()
+                    tried[row] = index + 1
+                    again.append(row)
+                    continue
                 if index >= len(addresses) + 1:
                     detail = f"none of its holders gave it: {', '.join(addresses)}"
                     result[row] = LostData(row.key, detail)
@@ -595,7 +642,7 @@ class Owner:
                 place = (addresses[index % len(addresses)], owner)
                 places.setdefault(place, []).append(row)
                 tried[row] = index + 1
-            todo = []
+            todo = again
             requests = [
                 self._fetch_from(place, group[start : start + GATHER_BATCH], result)
                 for place, group in places.items()
@@ -612,7 +659,7 @@ class Owner:
         return self.incarnation, [view.address for view in row.holders]
 
     async def _fetch_from(
-        self, place: tuple[str, str], rows: list[Row], result: dict[Row, Serialized | Exception]
+        self, place: tuple[str, str], rows: list[Row], result: dict[Row, Any]
     ) -> list[Row]:
         """Ask one worker for values of one owner; the rows that it did not give."""
         address, owner = place
@@ -634,7 +681,7 @@ class Owner:
         return list(by_key.values())
 
     @staticmethod
-    def unpacked(key: Hashable, value: Serialized | Exception) -> Any:
+    def unpacked(key: Hashable, value: Any) -> Any:
         """The value that `fetch` brought.
 
         Raises
@@ -644,6 +691,8 @@ class Owner:
         """
         if isinstance(value, Exception):
             raise value
+        if isinstance(value, bytes):
+            return loads_value(key, value)
         try:
             return unpack(value)
         except OwnershipError as error:

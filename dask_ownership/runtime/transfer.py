@@ -179,6 +179,7 @@ class Fetcher:
         self.arrived = arrived
         self.failed = failed
         self.in_transit = 0
+        self.gone: set[str] = set()
         self._waiting: dict[tuple[str, str], list[tuple[Entry, int]]] = {}
         self._asking: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -233,6 +234,8 @@ class Fetcher:
         answered = False
         try:
             for attempt in range(TRIES):
+                if address in self.gone:
+                    break
                 try:
                     keys = [_name(entry)[1] for entry, _ in batch]
                     values, reasons = await ask(self.pool, address, owner, keys, self.token)
@@ -258,6 +261,12 @@ class Fetcher:
             self._asking.discard(place)
             self.in_transit -= nbytes
             self._start()
+
+    def members_gone(self, addresses: Iterable[str]) -> None:
+        """Workers left the cluster: do not wait for their answers, or ask them again."""
+        for address in addresses:
+            self.gone.add(address)
+            self.pool.remove(address)
 
     async def close(self) -> None:
         """Stop asking."""

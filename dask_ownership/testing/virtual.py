@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush
 from random import Random
 from typing import Any
@@ -100,6 +101,9 @@ class Frame:
     task: Task
     inputs: list[int]
     came: list[VirtualFuture]
+    made: list[VirtualFuture] = field(default_factory=list)
+    waited: list[Row] = field(default_factory=list)
+    returned: list[VirtualFuture] = field(default_factory=list)
 
 
 class VirtualOwner:
@@ -140,6 +144,8 @@ class VirtualOwner:
         adopted = self.core.table.adopt(row)
         if adopted is row:
             self.core.submit([row])
+        else:
+            self.core.lineages.wake(adopted)
         self.cluster.dirty.add(self)
         return adopted
 
@@ -214,6 +220,7 @@ class VirtualOwner:
         """A future was unpickled here: its row with one handle more."""
         if origin[0] == self.name:
             row = self.core.references.home(origin[3])
+            self.core.lineages.wake(row)
             # Only what a dead process handed on may be freed before it gets here.
             assert row.state != LOST or self.cluster.lax, f"{origin} was freed early"
             return row
@@ -382,42 +389,17 @@ class VirtualWorker:
             options = Options(depth=entry.depth + 1, parent=parent)
             rows.append(self.owner.submit(key, child, (), options))
         made = [VirtualFuture(self.owner, row) for row in rows]
-        if task.escape:
-            waited: list[Row] = []
-        else:
-            waited = list(rows)
+        frame.waited = [] if task.escape else rows
         if task.uses == "read":
-            waited += [future.row for future in frame.came]
-        returned = [*(made if task.escape else ()), *(frame.came if task.uses == "return" else ())]
-
-        def finish() -> None:
-            values: list[int] = []
-            failed = False
-            for row in waited:
-                value = self.cluster.outcome(self.owner, row)
-                if isinstance(value, int):
-                    values.append(value)
-                else:
-                    failed = True
-                    if (self.owner.name, row.key) in self.cluster.lost or value == "lost":
-                        self.cluster.lost.add((entry.session.owner, entry.key))
-            self.cluster.dirty.add(self.owner)
-            came, frame.came = frame.came, []
-            made.clear()
-            arrived = [future.row for future in came]
-            if failed:
-                self._fail(entry, "a child failed", arrived)
-            elif task.uses == "raise":
-                self._fail(entry, (0, tuple(came)), arrived)
-            else:
-                total = task.constant + sum(frame.inputs) + sum(values)
-                ends = Task(constant=total, large=task.large, fails=task.fails)
-                self._finish(entry, ends, [], returned, arrived)
-            returned.clear()
-
-        left = sum(1 for row in waited if not row.done)
+            frame.waited = [*frame.waited, *(future.row for future in frame.came)]
+        frame.returned = [
+            *(made if task.escape else ()),
+            *(frame.came if task.uses == "return" else ()),
+        ]
+        frame.made = made
+        left = sum(1 for row in frame.waited if not row.done)
         if not left:
-            finish()
+            self._ascend(entry, frame)
             return
         self.core.parked(entry)
 
@@ -425,13 +407,54 @@ class VirtualWorker:
             nonlocal left
             left -= 1
             if left == 0:
-                self.core.wants_slot(finish, entry)
-                self.cluster.dirty.add(self)
+                self._go_on(entry, frame)
 
-        for row in waited:
+        for row in frame.waited:
             if not row.done:
                 self.owner.when_done(row, one_done)
         self.cluster.dirty.add(self)
+
+    def _go_on(self, entry: Entry, frame: Frame) -> None:
+        if self.alive:
+            self.core.wants_slot(partial(self._ascend, entry, frame), entry)
+            self.cluster.dirty.add(self)
+
+    def _settled(self, row: Row) -> bool:
+        """Whether a value can be read, or never will be."""
+        if row.state == STORED:
+            return bool(self.cluster.copies(self.owner, row))
+        return row.done
+
+    def _ascend(self, entry: Entry, frame: Frame) -> None:
+        """What was waited for ended: end the task."""
+        if not all(map(self._settled, frame.waited)):
+            # Lost since it ended: it is made again, and waited for without a slot.
+            self.core.parked(entry)
+            self.cluster.later(1_000.0, partial(self._go_on, entry, frame))
+            return
+        values: list[int] = []
+        failed = False
+        for row in frame.waited:
+            value = self.cluster.outcome(self.owner, row)
+            if isinstance(value, int):
+                values.append(value)
+            else:
+                failed = True
+                if (self.owner.name, row.key) in self.cluster.lost or value == "lost":
+                    self.cluster.lost.add((entry.session.owner, entry.key))
+        self.cluster.dirty.add(self.owner)
+        came, returned = frame.came, frame.returned
+        frame.came, frame.returned, frame.made = [], [], []
+        arrived = [future.row for future in came]
+        task = frame.task
+        if failed:
+            self._fail(entry, "a child failed", arrived)
+        elif task.uses == "raise":
+            self._fail(entry, (0, tuple(came)), arrived)
+        else:
+            total = task.constant + sum(frame.inputs) + sum(values)
+            ends = Task(constant=total, large=task.large, fails=task.fails)
+            self._finish(entry, ends, [], returned, arrived)
 
     def _finish(
         self,
@@ -571,6 +594,7 @@ class VirtualCluster:
         self._count = 0
         self._runs: dict[Any, int] = {}
         self.lost: set[Any] = set()
+        self.remade: set[Any] = set()
         self.killed = False
         self.cancelled = False
         self.left: set[str] = set()
@@ -623,7 +647,8 @@ class VirtualCluster:
         for owner in self.owners:
             for row in owner.core.table.rows.values():
                 if row.state == STORED and not self.copies(owner, row):
-                    self.lost.add((owner.name, row.key))
+                    scattered = row.lineage is None and not row.borrowed
+                    (self.lost if scattered else self.remade).add((owner.name, row.key))
         self.network.pipes[:] = [
             p for p in self.network.pipes if p.worker is not worker and p.owner is not worker.owner
         ]
@@ -786,7 +811,8 @@ class VirtualCluster:
         for owner in self.owners:
             check_ownership(owner.core)
             for row in owner.core.table.rows.values():
-                if row.state == STORED and (owner.name, row.key) not in self.lost:
+                name = (owner.name, row.key)
+                if row.state == STORED and name not in self.lost and name not in self.remade:
                     if row.borrowed:
                         # What its owner does not know yet is said when it is found out.
                         origin = row.origin  # type: ignore[attr-defined]

@@ -357,12 +357,27 @@ def test_an_old_answer_does_not_undo_a_newer_copy():
     assert ("FREE", ("x",)) not in bench.kinds("b")
 
 
-def test_a_value_that_nobody_has_is_lost_and_all_that_needs_it_fails():
+def test_a_value_that_nobody_has_is_made_again():
     bench, x, y = two_copies()
+    bench.sent("a")
     bench.returned(y, m.MISSING, (("x", ("a",)),))
-    assert x.state == LOST and x.value.kind == "lost-data"
+    assert x.state == PUSHED and y.state == WAITING
+    assert ("PUSH", "x") in bench.kinds("a")
+    bench.stored(x)
+    assert x.state == STORED and y.state == PUSHED
+    bench.done(y)
+    bench.release(x, y)
+    check_empty(bench.core)
+
+
+def test_a_scattered_value_that_nobody_has_is_lost_and_all_that_needs_it_fails(bench):
+    x = bench.core.table.adopt(Row("x", None, None, (), 0))
+    bench.core.put(x, [bench.views["a"]], 8)
+    y = bench.row("y", x)
+    bench.returned(y, m.MISSING, (("x", ("a",)),))
+    assert x.state == LOST and "scattered" in x.value.detail
     assert y.state == ERROR and y.value is x.value
-    assert bench.row("x", workers=("a",)) is not x
+    assert bench.row("x") is not x
 
 
 def test_a_dead_worker_takes_its_values_and_gives_its_tasks_back():
@@ -379,9 +394,12 @@ def test_a_dead_worker_takes_its_values_and_gives_its_tasks_back():
     old = y.attempt
     bench.core.receive(b, [(m.DONE, "y", old - 1, b"late", 1.0)], 0.0)
     assert y.state == PUSHED
+    x.options.workers = None
     bench.core.remove_worker(bench.views["a"])
-    assert x.state == LOST
-    assert y.state == ERROR and y.value.kind == "lost-data"
+    assert (x.state, y.state) == (READY, WAITING)
+    bench.core.add_worker(WorkerView("c"))
+    bench.step()
+    assert (x.state, y.state) == (PUSHED, PUSHED)
 
 
 def test_a_task_under_which_many_workers_die_is_given_up():
