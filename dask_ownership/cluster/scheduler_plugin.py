@@ -13,9 +13,9 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from tornado.ioloop import PeriodicCallback
 
 from dask_ownership.cluster.worker_plugin import OwnershipWorkerPlugin
-from dask_ownership.runtime.compat import keep_awake
+from dask_ownership.runtime.compat import before_retirement, count_owned_work, keep_awake
 from dask_ownership.runtime.link import PROTOCOL
-from dask_ownership.runtime.membership import DIAL, JOIN, MEMBERS, OWNER_GONE, Member
+from dask_ownership.runtime.membership import BACKLOG, DIAL, JOIN, MEMBERS, OWNER_GONE, Member
 
 logger = logging.getLogger("dask_ownership.scheduler")
 
@@ -33,6 +33,8 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
     token : str
         Secret of this cluster; given to registered clients and workers, and asked
         for by executors.
+    backlogs : dict
+        Id of each client with tasks that wait for a worker to about how many.
     owners : dict
         Incarnation of each owner that joined to ``("client", id)`` or
         ``("worker", address)``.
@@ -44,6 +46,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
     def __init__(self) -> None:
         self.token = ""
         self.owners: dict[str, tuple[str, str]] = {}
+        self.backlogs: dict[str, int] = {}
         self.scheduler: Any = None
         self._partings: set[asyncio.Task[None]] = set()
         self._awake = False
@@ -67,6 +70,9 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             raise
         scheduler.handlers[JOIN] = self.join
         scheduler.handlers[DIAL] = self.dial
+        before_retirement(scheduler, self.leave)
+        count_owned_work(scheduler, lambda: sum(self.backlogs.values()))
+        scheduler.stream_handlers[BACKLOG] = self.backlog
         if NAME not in scheduler.plugins:
             scheduler.add_plugin(self, name=NAME, idempotent=True)
         self._watch = PeriodicCallback(self._look, WATCH_INTERVAL)
@@ -103,13 +109,34 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         return {"status": "OK", "token": self.token, "members": members}
 
     def dial(self, owner: str = "", worker: str = "") -> bool:
-        """Handler of `DIAL`: tell a client to link to a worker; False when it is unknown."""
+        """Handler of `DIAL`: tell an owner to link to a worker; False when it is unknown."""
         kind, who = self.owners.get(owner, ("", ""))
-        if kind != "client":
-            return False
-        if who in self.scheduler.client_comms:
-            self.scheduler.client_send(who, {"op": DIAL, "address": worker})
-        return True
+        message = {"op": DIAL, "address": worker}
+        if kind == "client" and who in self.scheduler.client_comms:
+            self.scheduler.client_send(who, message)
+        elif kind == "worker" and who in self.scheduler.stream_comms:
+            self.scheduler.worker_send(who, message)
+        return bool(kind)
+
+    def backlog(self, client: str = "", tasks: int = 0, **kwargs: Any) -> None:
+        """Stream handler of `BACKLOG`: so many tasks of a client wait for a worker."""
+        if tasks:
+            self.backlogs[client] = tasks
+        else:
+            self.backlogs.pop(client, None)
+
+    async def leave(self, addresses: list[str]) -> None:
+        """Have workers that are about to be retired move what owners have there."""
+        others = bool(set(self.scheduler.workers) - set(addresses))
+        timeout = parse_timedelta(dask.config.get("ownership.leave-timeout", "30s"))
+
+        async def leave(address: str) -> None:
+            try:
+                await self.scheduler.rpc(address).ownership_leave(timeout=timeout, move=others)
+            except Exception as error:
+                logger.info("%s is retired without moving its values: %r", address, error)
+
+        await asyncio.gather(*map(leave, addresses))
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
         """A worker registered: owners may use it."""
@@ -131,6 +158,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
 
     def remove_client(self, scheduler: Any, client: str) -> None:
         """A client is gone, or only its old connection: wait, look again, then drop."""
+        self.backlogs.pop(client, None)
         for owner, who in list(self.owners.items()):
             if who == ("client", client):
                 task = asyncio.ensure_future(self._part(owner, client))

@@ -108,6 +108,7 @@ class WorkerSide:
         task_clients[self.owner.incarnation] = self.executor.task_client
         worker.stream_handlers[MEMBERS] = self.members_changed
         worker.stream_handlers[OWNER_GONE] = self.owner_gone
+        worker.stream_handlers[DIAL] = self.owner.dial
         worker.metrics["owned_tasks"] = lambda worker: self.executor.core.unfinished
         worker.metrics["owned_running"] = lambda worker: self.executor.core.busy
         worker.metrics["owned_nbytes"] = lambda worker: self.executor.store.nbytes

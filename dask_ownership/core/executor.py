@@ -138,6 +138,23 @@ class Executor:
                     if entry.state in (QUEUED, BLOCKED, ASIDE):
                         self._give_back(entry, m.REFUSED)
 
+    def leave(self) -> None:
+        """The worker is about to leave: start nothing, and have owners move their values."""
+        self.set_accepting(False, self.nthreads)
+        for owner, session in self.sessions.items():
+            if owner != self.home:
+                session.outbox.append((m.LEAVING,))
+
+    @property
+    def keeps_values(self) -> bool:
+        """Whether values of other processes are kept here."""
+        return any(
+            entry.state == KEPT
+            for owner, session in self.sessions.items()
+            if owner != self.home
+            for entry in session.entries.values()
+        )
+
     # ---- from the owner ----
 
     def receive(self, session: Session, batch: Iterable[Message]) -> None:

@@ -33,7 +33,8 @@ PUSH = 1
 ``payload`` is the pickled ``(args, kwargs)``. ``order`` is the owner's number
 for the task, lower first. ``dependencies`` lists what the payload's slots refer
 to, as `VALUE`, `LOCAL` and `REMOTE` entries, or is ``()``. ``options`` is a dict
-or None: ``depth`` (of nesting), ``priority``, ``resources``."""
+or None: ``depth`` (of nesting), ``resources``, ``moved`` (it is not recalled again),
+``inline`` (bytes of a pickled result above which it stays, when the owner is full)."""
 
 FUNCTION = 2
 """``(FUNCTION, function_id, pickled)``: sent once per link, before its first use."""
@@ -92,6 +93,9 @@ DELEGATED = 17
 """``(DELEGATED, key, attempt, None, microseconds, inside)``: its value is that of the one
 future in ``inside``, as `DONE`."""
 
+LEAVING = 18
+"""``(LEAVING,)``: the worker is about to leave; values that it has are to be moved."""
+
 # ---- either way ----
 
 POST = 16
@@ -131,5 +135,6 @@ NAMES = {
     TOOK: "TOOK",
     POST: "POST",
     DELEGATED: "DELEGATED",
+    LEAVING: "LEAVING",
 }
 """Kinds of messages by number, for people."""

@@ -8,13 +8,15 @@ places: messages in each worker's ``outbox``, and rows that someone waits for in
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
 from dask_ownership.core import messages as m
 from dask_ownership.core.lineage import Lineages
-from dask_ownership.core.messages import Message, Process
+from dask_ownership.core.messages import Key, Message, Process
+from dask_ownership.core.moving import Moves
 from dask_ownership.core.placement import (
     SHORTEST,
     STALLED,
@@ -33,6 +35,7 @@ from dask_ownership.core.table import (
     LOST,
     PUSHED,
     READY,
+    STATE_NAMES,
     STORED,
     WAITING,
     Borrowed,
@@ -46,8 +49,47 @@ from dask_ownership.core.table import (
 REPEATED = 512
 """Inline values longer than this are sent once per worker when several tasks use them."""
 
+KEPT_ABOVE = 1024
+"""Bytes of a pickled result above which it stays at its worker while the owner is full."""
+
 CHAIN_WIDTH = 8
 """Tasks with more dependents, or more dependencies, are not chained."""
+
+
+HISTORY = 10_000
+"""How many unusual events are remembered."""
+
+RETURN_REASONS = {
+    m.DROPPED: "it was dropped before it started",
+    m.BLOCKED: "a task there that it waited for ended without a value",
+    m.UNKNOWN_FUNCTION: "its function was not known there",
+    m.REFUSED: "no new tasks are taken there, or not such as this one",
+}
+
+
+class RecordedLineages(Lineages):
+    """Lineages that write into the history what they make again and what they give up."""
+
+    def recover(self, row: Row) -> bool:
+        """As `Lineages.recover`, and say so of each row that is made again."""
+        seen: set[Row] = set()
+        stack = [row]
+        while stack:
+            one = stack.pop()
+            if one.lineage is None or one in seen:
+                continue
+            seen.add(one)
+            whom = "" if one is row else f", for {row.key!r}"
+            self.core.log(one, "recovered", f"it is made again from its lineage{whom}")
+            stack.extend([d for d in one.lineage.dependencies if d.state == DORMANT])
+        return super().recover(row)
+
+    def _evict(self, newest: Row) -> None:
+        before = list(self._oldest)
+        super()._evict(newest)
+        for row in before:
+            if row in self._given_up:
+                self.core.log(row, "evicted", "its lineage: more than is allowed was kept")
 
 
 class Ownership:
@@ -65,13 +107,24 @@ class Ownership:
         This one, as others know it.
     lineage_bytes : int
         How much lineage is kept.
+    clock : callable, optional
+        The time, for what is written into ``history``.
+    max_inline : int
+        Bytes of inline values above which further results stay at their workers.
 
     Attributes
     ----------
+    history : deque of tuple
+        ``(key, event, detail, time)`` of unusual events, the latest `HISTORY` of them.
+        A task that just runs leaves none.
+    inline_bytes : int
+        Of all rows that are `INLINE`.
     references : References
         What this process borrows and lends.
     lineages : Lineages
         How stored values can be made again.
+    moves : Moves
+        Values on their way from workers that leave.
     identity : Function or None
         Returns its argument; ``identity_call`` is the payload that calls it with a
         dependency.
@@ -88,10 +141,17 @@ class Ownership:
         allowed_failures: int = 3,
         process: Process = ("", "", ""),
         lineage_bytes: int = 1 << 30,
+        clock: Callable[[], float] = float,
+        max_inline: int = 1 << 30,
     ) -> None:
         self.table = Table(lock)
+        self.history: deque[tuple[Key, str, str, float]] = deque(maxlen=HISTORY)
+        self.clock = clock
         self.references = References(self, process)
-        self.lineages = Lineages(self, lineage_bytes)
+        self.lineages = RecordedLineages(self, lineage_bytes)
+        self.moves = Moves(self)
+        self.max_inline = max_inline
+        self.inline_bytes = 0
         self.identity: Function | None = None
         self.identity_call = b""
         self.posts: list[Message] = []
@@ -104,13 +164,19 @@ class Ownership:
         self.attempts = 0
         self.counts = {"submitted": 0, "done": 0, "failed": 0, "returned": 0, "recalled": 0}
 
+    def log(self, row: Row, event: str, detail: str) -> None:
+        """Remember something unusual."""
+        self.history.append((row.key, event, detail, self.clock()))
+
     # ---- what the user does ----
 
     def submit(self, rows: Iterable[Row]) -> None:
         """Rows that were just adopted: find out which can start."""
         for row in rows:
             if row.state != WAITING:
-                continue  # cancelled or forgotten before it got here
+                if row.state == INLINE:  # a literal
+                    self.inline_bytes += row.nbytes
+                continue  # or cancelled or forgotten before it got here
             if row.borrowed:
                 assert isinstance(row, Borrowed)
                 self.references.borrow(row)
@@ -206,6 +272,7 @@ class Ownership:
                 elif dependency.function is not None:
                     stack.append(dependency)
         for row in todo:
+            self.log(row, "retried", "it was asked for")
             row.state = WAITING
             row.value = None
         for row in todo:
@@ -260,6 +327,8 @@ class Ownership:
                     )
                     self._fail(row, ERROR, Failure("killed-worker", row.key, detail))
                     continue
+            ran = "it may have run there" if row in suspects else "it waited there"
+            self.log(row, "worker-gone", f"{view.address} {reason}; {ran}")
             self._again(row)
 
     def receive(self, view: WorkerView, batch: Iterable[Message], now: float) -> None:
@@ -273,10 +342,15 @@ class Ownership:
             if kind == m.ACCEPTING:
                 view.accepting = message[1]
                 view.nthreads = message[2]
+                if view.accepting:
+                    view.leaving = False  # it stayed after all
                 continue
             if kind == m.POST:
                 if message[1] == self.references.process[0]:
                     self.references.receive(message[2], message[3])
+                continue
+            if kind == m.LEAVING:
+                self.moves.leaves(view)
                 continue
             key = message[1]
             row = pushed.get(key)
@@ -297,6 +371,7 @@ class Ownership:
                 self._measured(row, message[4])
                 row.value = value
                 row.nbytes = len(value)
+                self.inline_bytes += row.nbytes
                 if len(message) > 5:
                     # Before the state: another thread reads the value once it is final.
                     arguments, row.contains = row.contains, self._inside(view, row, message)
@@ -313,11 +388,15 @@ class Ownership:
                 row.holders = (view,)
                 row.state = STORED
                 self._succeeded(row)
+                if view.leaving and row.state == STORED:
+                    self.moves.away(row, view)
             elif kind == m.FAILED:
                 self._measured(row, message[4])
                 if row.options.retries > 0:
                     row.options = row.options.copy()
                     row.options.retries -= 1
+                    left = row.options.retries
+                    self.log(row, "retried", f"it failed at {view.address}; {left} retries left")
                     self._again(row)
                     self._late(view, message)
                 else:
@@ -486,6 +565,10 @@ class Ownership:
                     extra["resources"] = options.resources
                 if options.moved:
                     extra["moved"] = True
+            if self.inline_bytes > self.max_inline:
+                if extra is None:
+                    extra = {"depth": 0}
+                extra["inline"] = KEPT_ABOVE
             view.outbox.append(
                 (
                     m.PUSH,
@@ -594,6 +677,7 @@ class Ownership:
             if source.state == INLINE:
                 row.value = source.value
                 row.nbytes = source.nbytes
+                self.inline_bytes += row.nbytes
                 with self.table.lock:
                     for inner in source.contains:
                         inner.uses += 1
@@ -682,6 +766,8 @@ class Ownership:
         if self.desired and row in self.desired:
             self.desired.discard(row)
             self.release([row])
+        if self.moves.under_way and row in self.moves.under_way:
+            self.moves.ended(row, True)
 
     def _again(self, row: Row) -> None:
         """Back to waiting or ready: the attempt ended without an outcome."""
@@ -691,6 +777,13 @@ class Ownership:
         self._wait_for_dependencies(row)
 
     def _returned(self, view: WorkerView, row: Row, reason: int, keys: Any) -> None:
+        if reason == m.RECALLED:
+            self.log(row, "recalled", f"from {view.address}, for a worker with nothing to do")
+        else:
+            why = RETURN_REASONS.get(reason)
+            if why is None:
+                why = f"it did not get {', '.join([repr(key) for key, _ in keys or ()])}"
+            self.log(row, "returned", f"by {view.address}: {why}")
         if reason == m.UNKNOWN_FUNCTION and row.function is not None:
             view.functions.discard(row.function.id)
         elif reason == m.REFUSED:
@@ -755,6 +848,9 @@ class Ownership:
             self._end(row, state, value)
 
     def _end(self, row: Row, state: int, value: bytes | Failure | None) -> None:
+        self.log(row, STATE_NAMES[state], self._why(row, value))
+        if row.state == INLINE:
+            self.inline_bytes -= row.nbytes
         row.value = value  # first: another thread looks at it once the state is final
         row.state = state
         row.dependents = None
@@ -777,6 +873,19 @@ class Ownership:
         if row in self.desired:
             self.desired.discard(row)
             self.release([row])
+        if row in self.moves.under_way:
+            self.moves.ended(row, False)
+
+    @staticmethod
+    def _why(row: Row, value: bytes | Failure | None) -> str:
+        """Why a row that still has what it needs ends with this."""
+        if isinstance(value, Failure):
+            return value.detail if value.key == row.key else f"{value.key!r}: {value.detail}"
+        failed = next((d for d in row.dependencies if d.state == ERROR), None)
+        if failed is not None:
+            return f"{failed.key!r} failed"
+        where = "" if row.worker is None else f" at {row.worker.address}"
+        return f"it raised an exception{where}"
 
     def _take_back(self, row: Row) -> None:
         """Tell the worker to drop an attempt, and stop counting it there."""
@@ -809,7 +918,9 @@ class Ownership:
         if row.borrowers is not None and row.holders:
             self.references.tell(row)
         if not row.holders:
+            self.log(row, "copy-gone", f"the only one was at {addresses}, which {reason}")
             if row.borrowers is not None and row.lineage is not None:
+                self.log(row, "withdrawn", f"from {len(row.borrowers)} borrowers, which wait")
                 self.references.withdraw(row)
             if not self.lineages.recover(row):
                 why = self.lineages.why_not(row)
@@ -837,6 +948,8 @@ class Ownership:
                 self._take_back(row)
             if row.holders:
                 self._unhold(row)
+            if row.state == INLINE:
+                self.inline_bytes -= row.nbytes
             row.state = FORGOTTEN
             if row.lineage is not None:
                 self.lineages.drop(row)

@@ -59,6 +59,8 @@ class WorkerView:
         When it last answered or was given work after being idle, microseconds.
     recalled : bool
         A recall is under way.
+    leaving : bool
+        It is about to leave; what it has is moved.
     """
 
     __slots__ = (
@@ -70,6 +72,7 @@ class WorkerView:
         "functions",
         "heard",
         "host",
+        "leaving",
         "link",
         "load",
         "name",
@@ -96,6 +99,7 @@ class WorkerView:
         self.resources = resources or {}
         self.accepting = True
         self.alive = True
+        self.leaving = False
         self.pushed: dict[Any, Row] = {}
         self.active = 0
         self.load = 0.0

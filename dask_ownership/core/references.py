@@ -299,6 +299,7 @@ class References:
         if state == INLINE:
             row.value = outcome[1]
             row.nbytes = len(outcome[1])
+            core.inline_bytes += row.nbytes
             inner = row.contains = self.rows_of(outcome[2])
             row.state = INLINE
             if inner:

@@ -24,7 +24,9 @@ from distributed.worker_state_machine import SecedeEvent, UnpauseEvent
 __all__ = [
     "HiddenData",
     "Lending",
+    "before_retirement",
     "block_as_completed_in",
+    "count_owned_work",
     "current_client",
     "current_worker",
     "ignore_secede_of",
@@ -126,6 +128,75 @@ def without_slot(worker: Any) -> Iterator[None]:
 def keep_awake(scheduler: Any, yes: bool) -> None:
     """Hold a scheduler's ``idle-timeout``, as it does itself while it takes a graph in."""
     scheduler._active_graph_updates += 1 if yes else -1
+
+
+def before_retirement(scheduler: Any, leave: Callable[[list[str]], Awaitable[None]]) -> None:
+    """Call ``leave(addresses)`` before a scheduler retires workers, whoever asks for it."""
+    stock = scheduler.retire_workers
+
+    @wraps(stock)
+    async def retire_workers(
+        workers: list[str] | None = None, *, names: list[Any] | None = None, **kwargs: Any
+    ) -> Any:
+        options = {k: v for k, v in kwargs.items() if k in RETIREMENT}
+        if names is not None:
+            wanted = {str(name) for name in names}
+            leaving = [a for a, ws in scheduler.workers.items() if str(ws.name) in wanted]
+        elif workers is not None:
+            # ``SpecCluster.scale`` names workers here; stock finds none of them and moves nothing.
+            workers = leaving = [
+                address
+                for address, ws in scheduler.workers.items()
+                if address in workers or ws.name in workers
+            ]
+        else:
+            closing = {k: v for k, v in kwargs.items() if k not in RETIREMENT}
+            if closing.get("attribute", "address") == "address":
+                workers = leaving = scheduler.workers_to_close(**closing)
+                kwargs = options
+            else:
+                leaving = []
+        if leaving:
+            await leave(leaving)
+        return await stock(workers=workers, names=names, **kwargs)
+
+    scheduler.retire_workers = retire_workers
+    scheduler.handlers["retire_workers"] = retire_workers
+
+
+RETIREMENT = {"close_workers", "remove", "stimulus_id"}
+"""Options of ``Scheduler.retire_workers`` that do not choose workers."""
+
+
+def count_owned_work(scheduler: Any, backlog: Callable[[], int]) -> None:
+    """Have adaptive scaling see owned tasks: busy workers stay, and a backlog asks for more.
+
+    ``backlog`` counts tasks that wait at clients for a worker.
+    """
+    stock_close = scheduler.workers_to_close
+    stock_target = scheduler.adaptive_target
+
+    @wraps(stock_close)
+    def workers_to_close(*args: Any, **kwargs: Any) -> Any:
+        attribute = kwargs.get("attribute", "address")
+        busy = {
+            getattr(ws, attribute)
+            for ws in scheduler.workers.values()
+            if ws.metrics.get("owned_tasks")
+        }
+        return [worker for worker in stock_close(*args, **kwargs) if worker not in busy]
+
+    @wraps(stock_target)
+    def adaptive_target(*args: Any, **kwargs: Any) -> int:
+        owned = [ws.metrics.get("owned_tasks") or 0 for ws in scheduler.workers.values()]
+        busy = sum(1 for tasks in owned if tasks)
+        waiting = backlog()
+        wanted = min(busy + waiting, max(1, 2 * busy)) if waiting else busy
+        return max(int(stock_target(*args, **kwargs)), wanted)
+
+    for function in (workers_to_close, adaptive_target):
+        setattr(scheduler, function.__name__, function)
+        scheduler.handlers[function.__name__] = function
 
 
 def block_as_completed_in(

@@ -47,6 +47,12 @@ logger = logging.getLogger("dask_ownership.executor")
 SPARE_THREADS = 8
 """Idle threads that are kept beyond the worker's slots."""
 
+LEAVE_INTERVAL = 0.02
+"""Seconds between looks at whether a worker can leave."""
+
+STAY = 60.0
+"""Seconds after which a worker that was to leave and is still there works again."""
+
 WATCH_INTERVAL = 100
 """Milliseconds between looks at the worker's status and at tasks that wait for slots."""
 
@@ -74,6 +80,7 @@ class Executor:
         self.store = Store(worker)
         self.links: dict[str, ExecutorLink] = {}
         self.closed = False
+        self.leaving = False
         self.counts = {"run": 0, "coroutines": 0}
         self.owner: Any = None
         self.on_interrupted: Any = None
@@ -105,6 +112,7 @@ class Executor:
         self.worker.handlers["ownership_link"] = self.link
         self.worker.handlers["ownership_get"] = self.get
         self.worker.handlers["ownership_put"] = self.put
+        self.worker.handlers["ownership_leave"] = self.leave
         compat.ignore_secede_of(self.worker, self._runs)
         compat.block_as_completed_in(caller_without_slot, await_without_slot)
         self._watch.start()
@@ -113,7 +121,7 @@ class Executor:
         """Drop everything and end the threads that are idle."""
         self.closed = True
         self._watch.stop()
-        for name in ("ownership_link", "ownership_get", "ownership_put"):
+        for name in ("ownership_link", "ownership_get", "ownership_put", "ownership_leave"):
             self.worker.handlers.pop(name, None)
         await self.fetcher.close()
         for link in self.links.values():
@@ -208,6 +216,31 @@ class Executor:
             return True
         self.receive(link, batch)
         return False
+
+    async def leave(self, timeout: float, move: bool = True) -> bool:
+        """Handler of ``ownership_leave``: get ready to be retired.
+
+        Starts nothing more, has owners move the values that are here, and waits for that
+        and for what runs; whether all of it was done in time. Without ``move`` it waits
+        for what runs only, because no other worker is there. A worker that is not retired
+        after all goes on when a while has passed.
+        """
+        self.leaving = True
+        self.loop.call_later(timeout + STAY, self._stay)
+        with self.lock:
+            self.core.leave()
+        deadline = self.loop.time() + timeout
+        while not self._can_leave(move) and self.loop.time() < deadline:
+            self._flush()
+            await asyncio.sleep(LEAVE_INTERVAL)
+        return self._can_leave(move)
+
+    def _can_leave(self, move: bool) -> bool:
+        core = self.core
+        return not core.busy and not core.parked_count and not (move and core.keeps_values)
+
+    def _stay(self) -> None:
+        self.leaving = False
 
     def _link_of(self, owner: str) -> ExecutorLink:
         link = self.links.get(owner)
@@ -424,7 +457,9 @@ class Executor:
             for link in self.links.values():
                 session = link.session
                 if session.outbox:
-                    if link.waits_for_first and any(x[0] == m.POST for x in session.outbox):
+                    if link.waits_for_first and any(
+                        message[0] in (m.POST, m.LEAVING) for message in session.outbox
+                    ):
                         unlinked.append(session.owner)
                     outgoing.append((link, session.outbox))
                     session.outbox = []
@@ -456,7 +491,7 @@ class Executor:
 
     def _look(self) -> None:
         """What nobody tells: the worker's status, its threads, slots that came free."""
-        running = self.lending.running
+        running = self.lending.running and not self.leaving
         nthreads = self.lending.nthreads
         if running != self.core.accepting or nthreads != self.core.nthreads:
             with self.lock:

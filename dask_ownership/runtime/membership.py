@@ -25,6 +25,10 @@ OWNER_GONE = "ownership-owner-gone"
 """The stream operation by which the scheduler tells workers and clients that an owner is
 gone."""
 
+BACKLOG = "ownership-backlog"
+"""The stream operation by which a client tells the scheduler about how many of its tasks
+wait for a worker, for adaptive scaling."""
+
 DIAL = "ownership_dial"
 """The operation by which a worker that has something for a client asks the scheduler to
 have that client link to it, and the stream operation by which the client hears of it."""

@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from numbers import Real
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any
 from uuid import uuid4
 
@@ -40,6 +40,7 @@ from dask_ownership.runtime.serialize import (
     dumps,
     identity,
     loads_value,
+    nothing,
     unpickling,
 )
 from dask_ownership.runtime.transfer import ask, unpack
@@ -61,6 +62,9 @@ FIND_TIMEOUT = 5.0
 
 FETCHES = 12
 """How often the holders of a borrowed value are asked, its owner saying again who they are."""
+
+BACKLOG_INTERVAL = 0.5
+"""Seconds between two words to the scheduler about how much waits."""
 
 UNKNOWN_MEMBER = 3.0
 """Seconds for which an address may be no member before whoever was there is gone."""
@@ -89,6 +93,14 @@ def prioritised(order: int, priority: Any) -> int:
 def lineage_limit() -> int:
     """``ownership.lineage.max-bytes``, or a tenth of this machine's memory, at most 1 GiB."""
     configured = dask.config.get("ownership.lineage.max-bytes", None)
+    if configured is not None:
+        return int(parse_bytes(configured))
+    return int(min(1 << 30, MEMORY_LIMIT // 10))
+
+
+def inline_limit() -> int:
+    """``ownership.inline.max-bytes``, or a tenth of this machine's memory, at most 1 GiB."""
+    configured = dask.config.get("ownership.inline.max-bytes", None)
     if configured is not None:
         return int(parse_bytes(configured))
     return int(min(1 << 30, MEMORY_LIMIT // 10))
@@ -141,11 +153,17 @@ class Owner:
             allowed_failures=int(dask.config.get("distributed.scheduler.allowed-failures")),
             process=(self.incarnation, address or "", name),
             lineage_bytes=lineage_limit(),
+            clock=time,
+            max_inline=inline_limit(),
         )
         self.on_unknown_member: Callable[[], None] | None = None
+        self.on_backlog: Callable[[int], None] | None = None
+        self._backlog = 0
+        self._backlog_at = 0.0
         self.functions = Functions()
         self.core.identity = self.functions.get(identity)
         self.core.identity_call = dumps(((Slot(0),), {}))
+        self.core.moves.function = self.functions.get(nothing)
         self.pool = ConnectionPool(deserialize=False, connection_args=connection_args)
         self.closed = False
         self.refused = self.core.refused
@@ -366,7 +384,11 @@ class Owner:
         if busy and not self._ticking:
             self._ticking = True
             loop.call_later(TICK, self._tick)
-        if not self._sweeping and (core.table.rows or self._dropped) and not self.closed:
+        if (
+            not self._sweeping
+            and (core.table.rows or self._dropped or self._backlog)
+            and not self.closed
+        ):
             self._sweeping = True
             loop.call_later(SWEEP, self._sweep)
 
@@ -410,6 +432,18 @@ class Owner:
         self._sweeping = False
         if not self.closed:
             self._process()
+            if self.on_backlog is not None:
+                self._look_at_backlog(self.on_backlog)
+
+    def _look_at_backlog(self, tell: Callable[[int], None]) -> None:
+        """Tell how much waits when that changed much, and at the end that nothing does."""
+        waiting = self.core.placement.ready_count
+        size = waiting.bit_length()
+        now = perf_counter()
+        if size != self._backlog and (now - self._backlog_at > BACKLOG_INTERVAL or not size):
+            self._backlog = size
+            self._backlog_at = now
+            tell(waiting)
 
     def _tell(self) -> None:
         """Tell who waits for rows that ended, once."""

@@ -171,7 +171,7 @@ def keep_result(entry: Entry, result: Any, started: float) -> Outcome:
     found: list[Any] = []
     if type(result) in ATOMS and type(result) not in (str, bytes):
         pickled: bytes | None = pickle.dumps(result, 5)
-    elif safe_sizeof(result) > INLINE_LIMIT:
+    elif safe_sizeof(result) > (limit := inline_limit_of(entry)):
         pickled = None
     else:
         try:
@@ -180,7 +180,7 @@ def keep_result(entry: Entry, result: Any, started: float) -> Outcome:
         except Exception:
             pickled = None  # it stays here, for tasks here; fetching it says why it cannot travel
         else:
-            if len(pickled) > INLINE_LIMIT:
+            if len(pickled) > limit:
                 pickled = None
     if pickled is not None:
         microseconds = (perf_counter() - started - entry.parked_for) * 1e6
@@ -199,6 +199,12 @@ def keep_result(entry: Entry, result: Any, started: float) -> Outcome:
         kind = dumps(typename(type(result)))
     message = (m.STORED, entry.key, entry.attempt, nbytes, kind, microseconds)
     return Outcome(message, ex.KEPT, contains=found or None)
+
+
+def inline_limit_of(entry: Entry) -> int:
+    """Bytes of a pickled result that may travel: less while its owner has too many."""
+    options = entry.options
+    return INLINE_LIMIT if options is None else int(options.get("inline", INLINE_LIMIT))
 
 
 def origins(futures: list[Any]) -> list[Origin]:

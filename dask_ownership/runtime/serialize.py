@@ -344,6 +344,10 @@ def identity(value: Any) -> Any:
     return value
 
 
+def nothing(value: Any) -> None:
+    """What a worker calls to have a value and make nothing of it."""
+
+
 def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """What a worker calls for a function with futures inside."""
     return function(*args, **kwargs)

@@ -136,7 +136,7 @@ class Network:
         if kind == "POST":
             self.count_post(pipe.owner, message)
             return
-        if kind == "ACCEPTING" or message[1] is None:
+        if kind in ("ACCEPTING", "LEAVING") or message[1] is None:
             return
         if kind == "RETURNED":
             kind = f"RETURNED {message[3]}"

@@ -116,6 +116,8 @@ class VirtualOwner:
         self.core = Ownership(nullcontext(), home, process=self.process)
         self.dropped: list[Row] = []
         self.function = Function(1, b"run", "run")
+        self.core.identity_call = travel.dumps(Task(0))[0]
+        self.core.moves.function = self.function
         self.pipes: dict[str, Pipe] = {}
         self.order = 0
         self.ticking = False
@@ -638,9 +640,9 @@ class VirtualCluster:
         self.network.pipes.append(pipe)
         self.dirty.update((owner, worker))
 
-    def kill(self, address: str) -> None:
+    def kill(self, address: str, by_force: bool = True) -> None:
         """A worker dies: its tasks, values and owner are gone; all others hear of it."""
-        self.killed = True
+        self.killed = self.killed or by_force
         worker = self.workers.pop(address)
         worker.alive = worker.owner.alive = False
         self.dirty -= {worker, worker.owner}
@@ -659,6 +661,22 @@ class VirtualCluster:
         for other in self.workers.values():
             other.pipes.pop(worker.owner.name, None)
             self.later(self.delay(), lambda o=other: self._orphan(o, worker.owner.name))  # type: ignore[misc]
+
+    def retire(self, address: str) -> None:
+        """A worker leaves in good order: when nothing runs there and its values are moved."""
+        worker = self.workers[address]
+        worker.core.leave()
+        self.dirty.add(worker)
+        self.later(1_000.0, partial(self._retire, worker))
+
+    def _retire(self, worker: VirtualWorker) -> None:
+        if not worker.alive or worker.core.accepting:
+            return
+        core = worker.core
+        if core.busy or core.parked_count or core.keeps_values or worker.owner.core.table.rows:
+            self.later(1_000.0, partial(self._retire, worker))
+        else:
+            self.kill(worker.address, by_force=False)
 
     def _bury(self, owner: VirtualOwner, view: WorkerView) -> None:
         if owner.alive:
@@ -802,9 +820,12 @@ class VirtualCluster:
             if found.name != owner or row is None or row.attempt != entry.attempt:
                 continue
             for needed in row.dependencies:
-                assert needed.key != dependency.key or needed.state not in (INLINE, STORED), (
-                    f"{needed} was freed early for {entry}"
-                )
+                # After a death it may have been lost and made again meanwhile.
+                assert (
+                    self.killed
+                    or needed.key != dependency.key
+                    or needed.state not in (INLINE, STORED)
+                ), f"{needed} was freed early for {entry}"
 
     def validate(self) -> None:
         """Check the invariants everywhere."""

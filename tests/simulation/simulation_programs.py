@@ -198,6 +198,13 @@ class Program:
         if not any(w.core.resources for w in cluster.workers.values()):
             cluster.add_worker(f"{victim}!", slots, {"gpu": 1.0})
 
+    def retire(self) -> None:
+        cluster = self.cluster
+        there = {a: w for a, w in cluster.workers.items() if w.core.accepting}
+        plain = sorted(a for a, w in there.items() if not w.core.resources)
+        if plain and len(there) > 1:
+            cluster.retire(plain[0])
+
     def run(self) -> None:
         self.cluster.run_for(self.random.choice([10.0, 500.0, 20_000.0]))
 
@@ -246,6 +253,7 @@ USUAL = {
     "retry": 0.7,
     "pause": 0.5,
     "forget_functions": 0.3,
+    "retire": 0.3,
     "run": 4.0,
 }
 KILLS = {**USUAL, "kill": 0.7}

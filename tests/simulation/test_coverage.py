@@ -45,9 +45,9 @@ REQUIRED = {
 
 def test_messages_meet_rows_and_entries_in_every_state_that_they_can():
     met: Counter[tuple[str, str, str]] = Counter()
-    for seed in range(60):
+    for seed in range(120):
         cluster = run_program(
-            seed, workers=1 + seed % 4, slots=1 + seed % 3, length=60, kills=seed % 3
+            seed, workers=1 + seed % 4, slots=1 + seed % 3, length=60, kills=seed % 4
         )
         for (where, state, kind), count in cluster.network.met.items():
             name, _, reason = kind.partition(" ")
