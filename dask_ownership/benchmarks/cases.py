@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from dask_ownership.benchmarks import collection_cases, functions, system_cases
+from dask_ownership.benchmarks import collection_cases, functions, system_cases, travel_cases
 from dask_ownership.benchmarks.engines import (
     COLLECTIONS,
     PENDING,
     SCHEDULER,
     TASKS,
+    TRAVEL,
     Engine,
 )
 
@@ -322,6 +323,17 @@ MESSAGES = (
     Metric("messages", "messages", "messages", compared=False),
     Metric("bytes", "bytes", "B", compared=False),
 )
+BORROW = tuple(Metric(f"b{b}", f"b = {b}", "tasks/s", higher=True) for b in travel_cases.BORROWERS)
+MANY = tuple(
+    Metric(name, label, "µs each", compared=False)
+    for name, label in (
+        ("pickle", "pickled"),
+        ("send", "pickled, sent, counted"),
+        ("back", "there and back"),
+        ("first", "made by a task, first completed"),
+        ("all", "made by a task, as completed"),
+    )
+)
 
 CASES: tuple[Case, ...] = (
     Case("submit loop", "{n} no-op submit, gather", submit_loop, 10_000, 2_000, RATE),
@@ -336,6 +348,23 @@ CASES: tuple[Case, ...] = (
     Case("pass array", "1 MiB made, passed on, fetched", pass_array, 50, 10, MIDDLE, warm_up=4),
     Case("shared argument", "1 MiB used by {n} tasks", shared_argument, 1_000, 200, SECONDS),
     Case("uneven", "{n} tasks, 1 ms and 200 ms", uneven, 200, 50, UNEVEN, warm_up=4),
+    Case(
+        "borrow",
+        "1 MiB borrowed for {n} no-ops",
+        travel_cases.borrow,
+        10_000,
+        2_000,
+        BORROW,
+    ),
+    Case(
+        "many futures",
+        "{n} futures in one object",
+        travel_cases.many_futures,
+        100_000,
+        10_000,
+        MANY,
+        TRAVEL,
+    ),
     Case(
         "array sum",
         "sum of an array of {n} chunks",

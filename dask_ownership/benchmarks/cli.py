@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         "(default: ownership, the peers and the floor)",
     )
     parser.add_argument("--cases", metavar="A,B", help="run only these cases")
+    parser.add_argument("--size", type=int, metavar="N", help="the size of every case that is run")
     parser.add_argument("--repeat", type=int, metavar="N", help="repeats (default: 5, quick: 3)")
     parser.add_argument(
         "--seconds",
@@ -80,6 +81,8 @@ def _choose(options: argparse.Namespace) -> tuple[list[str], list[Case]]:
         raise ValueError("a cluster needs at least one worker with one thread")
     if options.repeat is not None and options.repeat < 1:
         raise ValueError("--repeat must be at least 1")
+    if options.size is not None and options.size < 1:
+        raise ValueError("--size must be at least 1")
     engines = [name for name in ENGINES if name in wanted]
     if not options.cases:
         return engines, list(CASES)
@@ -149,6 +152,7 @@ def main(argv: list[str] | None = None) -> int:
         threads_per_worker=options.threads_per_worker,
         case_timeout=options.case_timeout or (60 if options.quick else 180),
         engine_timeout=options.engine_timeout,
+        size=options.size,
     )
     machine = describe()
     command = shlex.join(["python", "-m", "dask_ownership.benchmarks", *arguments])

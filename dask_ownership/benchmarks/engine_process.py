@@ -109,7 +109,7 @@ def run_engine(options: argparse.Namespace, say: Say) -> int:
     say(event="started", versions=engine.versions())
     try:
         for case in cases:
-            size = size_for(case, engine, options.quick)
+            size = options.size or size_for(case, engine, options.quick)
             say(event="start", case=case.name, size=size)
             try:
                 values = measure(engine, case, size, options.repeat, options.seconds, say)
@@ -146,6 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--engine", required=True)
     parser.add_argument("--cases", required=True)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--size", type=int)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--workers", type=int, default=2)

@@ -20,6 +20,7 @@ TASKS = "tasks"
 COLLECTIONS = "collections"
 SCHEDULER = "scheduler"
 PENDING = "pending"
+TRAVEL = "travel"
 
 
 class Unavailable(Exception):
@@ -76,6 +77,18 @@ class Engine:
     def compute(self, collection: Any) -> Any:
         """Compute a Dask collection."""
         raise NotImplementedError
+
+    def wait_for_first(self, futures: list[Any]) -> None:
+        """Wait until any of these is done."""
+        from distributed import wait
+
+        wait(futures, return_when="FIRST_COMPLETED")
+
+    def count_as_completed(self, futures: list[Any]) -> int:
+        """Take each of these as it is done, and count them."""
+        from distributed import as_completed
+
+        return sum(1 for _ in as_completed(futures))
 
     def settle(self) -> None:
         """Wait until what the last measurement left behind is done with."""
@@ -150,6 +163,7 @@ class OwnershipEngine(DistributedEngine):
 
     name = "ownership"
     packages = ("dask-ownership", "dask", "distributed")
+    speaks = DistributedEngine.speaks | {TRAVEL}
     pending = (1_000_000, 100_000)
 
     def connect(self, cluster: Any) -> Any:
@@ -167,7 +181,7 @@ class RayEngine(Engine):
 
     name = "ray"
     packages = ("ray", "dask")
-    speaks = frozenset({TASKS, COLLECTIONS})
+    speaks = frozenset({TASKS, COLLECTIONS, TRAVEL})
 
     def start(self) -> None:
         """Start Ray."""
@@ -187,6 +201,20 @@ class RayEngine(Engine):
         from ray.util.dask import ray_dask_get
 
         return collection.compute(scheduler=ray_dask_get)
+
+    def wait_for_first(self, futures: list[Any]) -> None:
+        """Wait until any of these is done."""
+        self.client.ray.wait([future.ref for future in futures])
+
+    def count_as_completed(self, futures: list[Any]) -> int:
+        """Take each of these as it is done, up to a thousand at once, and count them.
+
+        One at a time takes Ray a time that grows with the square of their number.
+        """
+        left = [future.ref for future in futures]
+        while left:
+            _, left = self.client.ray.wait(left, num_returns=min(1000, len(left)))
+        return len(futures)
 
 
 class ThreadsEngine(Engine):

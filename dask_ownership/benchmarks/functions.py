@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "Held",
     "add",
+    "borrow",
     "closure",
+    "consume",
+    "count",
     "fib",
     "first_bytes",
     "inc",
     "make_array",
+    "make_many",
     "nested",
     "noop",
     "shifted",
@@ -103,3 +108,37 @@ def fib(n: int) -> int:
         left = client.submit(fib, n - 1, pure=False)
         right = client.submit(fib, n - 2, pure=False)
         return sum(client.gather([left, right]))
+
+
+class Held:
+    """Futures inside an object: they arrive as futures, where a list of them arrives as values."""
+
+    def __init__(self, futures: list[Any]) -> None:
+        self.futures = futures
+
+
+def consume(value: Any) -> None:
+    """Take an argument and do nothing with it."""
+
+
+def borrow(held: Held, n: int) -> int:
+    """Submit ``n`` no-ops that use the one future, gather them, and count them."""
+    (future,) = held.futures
+    with task_client() as client:
+        futures = [client.submit(consume, future, pure=False) for _ in range(n)]
+        done: int = client.gather(futures).count(None)
+        return done
+
+
+def count(held: Held) -> int:
+    """Count the futures inside."""
+    return len(held.futures)
+
+
+def make_many(n: int) -> Held:
+    """Submit ``n`` no-ops and return their futures, without waiting for them."""
+    from distributed import get_client
+
+    ray = sys.modules.get("ray")
+    client = task_client() if ray is not None and ray.is_initialized() else get_client()
+    return Held(client.map(noop, range(n), pure=False))

@@ -45,6 +45,8 @@ class Options:
         The seconds that one repeat of a case, or the start of an engine, may take.
     engine_timeout
         The seconds that all cases of one engine may take.
+    size
+        The size of every case, in place of its own.
     """
 
     quick: bool = False
@@ -54,6 +56,7 @@ class Options:
     threads_per_worker: int = 1
     case_timeout: float = 180.0
     engine_timeout: float = 1800.0
+    size: int | None = None
 
 
 @dataclass
@@ -202,6 +205,7 @@ def _process(
     command += ["--workers", str(options.workers)]
     command += ["--threads-per-worker", str(options.threads_per_worker)]
     command += ["--quick"] if options.quick else []
+    command += ["--size", str(options.size)] if options.size else []
     events: queue.Queue[dict[str, Any]] = queue.Queue()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(

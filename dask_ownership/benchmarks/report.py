@@ -154,7 +154,7 @@ def render(runs: Runs, cases: list[Case], record: dict[str, Any], markdown: bool
     said = notes(runs)
     if said:
         parts.append("\n".join(f"- {line}" for line in said))
-    if record["options"]["quick"]:
-        parts.append("Quick sizes: the bars are meant for the normal ones.")
+    if record["options"]["quick"] or record["options"].get("size"):
+        parts.append("These are not the normal sizes, for which the bars are meant.")
     parts.append(table(bar_rows(judge(runs, [case.name for case in cases]))))
     return "\n\n".join(parts)

@@ -56,11 +56,25 @@ def no_process_left():
 
 def test_every_task_and_collection_case_runs_on_distributed():
     measured = run_all("distributed")
-    assert set(measured) == {case.name for case in CASES} - OWN_PROCESS
+    wanted = {case.name for case in CASES if case.needs != "travel"} - OWN_PROCESS
+    assert set(measured) == wanted
     for case in CASES:
         if case.name in measured:
             assert set(measured[case.name]) == {metric.name for metric in case.metrics}
             assert all(value > 0 for values in measured[case.name].values() for value in values)
+
+
+def test_futures_travel_on_ownership():
+    engine = make_engine("ownership")
+    try:
+        engine.start()
+        for name in ("borrow", "many futures"):
+            case = case_named(name)
+            numbers = case.run(engine, 50)
+            assert set(numbers) == {metric.name for metric in case.metrics}
+            assert all(value > 0 for value in numbers.values())
+    finally:
+        engine.close()
 
 
 def test_every_collection_case_runs_on_threads():
@@ -135,6 +149,27 @@ def test_bars_tell_reached_from_short_and_unmeasured():
     assert verdicts["submit loop", "≥ 35.0x tuned"] == "not measured"
     assert verdicts["every case", "> 1x distributed"] == "short"
     assert verdicts["every case", "> 1x tuned"] == "not measured"
+    assert verdicts["borrow, every point", "≥ 10.0x ray"] == "not measured"
+
+
+def test_a_bar_for_every_point_is_held_against_the_worst():
+    own, ray = numbers(50.0), numbers(1.0)
+    own["borrow"]["b4"] = summary([9.0])
+    own["borrow"]["b8"] = summary([20.0])
+    runs = {
+        "ownership": EngineRun("ownership", results=own),
+        "ray": EngineRun("ray", results=ray),
+    }
+    outcomes = judge(runs, ["borrow"])
+    assert (outcomes[0].reached, outcomes[0].verdict) == ("9.00x (b = 4)", "short")
+    own["borrow"]["b4"] = summary([90.0])
+    assert judge(runs, ["borrow"])[0].reached == "20.0x (b = 8)"
+
+
+@pytest.mark.usefixtures("no_process_left")
+def test_a_size_takes_the_place_of_the_cases_own():
+    run = run_cases("threads", [case_named("delayed tree")], Options(repeat=1, size=16))
+    assert run.results["delayed tree"]["size"] == 16
 
 
 def test_report_says_what_failed():
@@ -153,7 +188,7 @@ def test_report_says_what_failed():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--peers", "spark"], ["--cases", "nothing"], ["--workers", "0"]]
+    "arguments", [["--peers", "spark"], ["--cases", "nothing"], ["--workers", "0"], ["--size", "0"]]
 )
 def test_unknown_names_are_refused(arguments, capsys):
     with pytest.raises(SystemExit):
