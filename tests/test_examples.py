@@ -16,6 +16,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
     [
         (["config_line.py"], "sum of squares: 332833500"),
         (["nested.py"], "fib(14) = 377"),
+        (["travelling.py"], "all 100 values are there"),
         (["stdlib_index.py", "--limit", "5", "--compare"], "Both engines found the same"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

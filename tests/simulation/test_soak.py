@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 from random import Random
 from time import monotonic
+from typing import Any
 
 import pytest
 from simulation_programs import run_program
+from travel_programs import run_travels
 
 from dask_ownership.testing.network import Faults
 
 
 def run_random_programs(seconds: float) -> int:
-    """Run programs with seeds of their own until the time is over; how many."""
+    """Run programs with seeds of their own until the time is over; how many.
+
+    Every second one is of futures that travel.
+    """
     first = Random().randrange(2**32)
     print(f"seeds from {first}")
     end = monotonic() + seconds
@@ -21,18 +26,22 @@ def run_random_programs(seconds: float) -> int:
     while monotonic() < end:
         seed = first + count
         random = Random(seed)
-        arguments = {
+        run: Any = run_travels if count % 2 else run_program
+        arguments: dict[str, Any] = {
             "workers": random.randint(1, 5),
             "slots": random.randint(1, 3),
             "clients": random.randint(1, 3),
             "length": random.randint(1, 120),
             "kills": random.choice([0, 0, 1, 3]),
         }
+        if run is run_travels:
+            arguments["cancels"] = random.random() < 0.5
+            arguments["leaves"] = random.random() < 0.5
         faults = Faults(random.choice([0.0, 0.2]), random.choice([0.0, 0.1]))
         try:
-            run_program(seed, faults=faults, **arguments)
+            run(seed, faults=faults, **arguments)
         except BaseException:
-            print(f"run_program({seed}, faults={faults}, **{arguments})")
+            print(f"{run.__name__}({seed}, faults={faults!r}, **{arguments})")
             raise
         count += 1
     return count
