@@ -566,7 +566,7 @@ class Client(distributed.Client):
 
     async def _ownership(self, key: Any = None) -> Any:
         self._check_open()
-        self.owner.take_in()
+        self.owner._process()
         if key is None:
             return take(self.owner, self.central_calls)
         row = key._row if self._owned(key) else None
@@ -614,7 +614,7 @@ class Client(distributed.Client):
             raise ValueError(f"on_error= must be 'raise' or 'ignore', not {on_error!r}")
         self._check_open()
         owner = self.owner
-        owner.take_in()
+        owner._process()
         mine: dict[Any, Any] = {}
         others = []
         for what in keys_or_futures:
