@@ -179,25 +179,18 @@ class Calls:
         keys = list(key) if isinstance(key, list) else None
         if keys is None and key is not None and type(key) is not str:
             raise TypeError(f"map takes a list of keys or a string to begin them, not {key!r}")
-        shared: list[Future] = []
         if kwargs:
-            kwargs = {name: self._share(value, shared) for name, value in kwargs.items()}
-        name = key if isinstance(key, str) else funcname(func)
+            kwargs = self.share(kwargs)  # futures that live as long as this call
         rows: list[Row] = []
         items = list(zip(*iterables, strict=False))
         if keys is not None and len(keys) != len(items):
             raise ValueError(f"map got {len(keys)} keys for {len(items)} items")
-        if not pure and keys is None:
-            unique = f"{name}-{self._unique}{next(self._numbers):x}"
+        unique = self.unique_name(func, key) if not pure and keys is None else ""
         for number, args in enumerate(items):
             if keys is not None:
                 one = keys[number]
-            elif not pure:
-                one = f"{unique}-{number}" if current_entry() is None else None
-            elif isinstance(key, str):
-                one = f"{key}-{tokenize(func, kwargs, *args)}"
             else:
-                one = None
+                one = map_key(func, args, kwargs, key, f"{unique}-{number}" if unique else None)
             try:
                 row = self.row(
                     func, args, kwargs, one, pure, workers, resources, retries, priority, loose
@@ -209,7 +202,16 @@ class Calls:
             rows.append(row)
         return rows
 
-    def _share(self, value: Any, shared: list[Future]) -> Any:
+    def unique_name(self, func: Any, key: Any) -> str:
+        """What the keys of one impure `map` begin with."""
+        name = key if isinstance(key, str) else funcname(func)
+        return f"{name}-{self._unique}{next(self._numbers):x}"
+
+    def share(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Keyword arguments of many calls, the large ones as futures of objects of their own."""
+        return {name: self._share(value) for name, value in kwargs.items()}
+
+    def _share(self, value: Any) -> Any:
         """A large value as a future of an object of its own."""
         if isinstance(value, Future) or type(value) in ATOMS:
             return value
@@ -218,9 +220,7 @@ class Calls:
         if safe_sizeof(value) <= self._shared_bytes:
             return value
         row = self.literal(f"{type(value).__name__}-{tokenize(value)}", value)
-        future = Future(self.client_of(), row)
-        shared.append(future)
-        return future
+        return Future(self.client_of(), row)
 
     def client_of(self) -> Any:
         """The client that futures made here belong to."""
@@ -244,6 +244,19 @@ class Calls:
         row.nbytes = len(pickled)
         row.state = INLINE
         return self.owner.submit(row)
+
+
+def map_key(func: Any, args: Any, kwargs: dict[str, Any], key: Any, unique: str | None) -> Any:
+    """The key of one call of a `map`; None where `Calls.row` makes it.
+
+    ``unique`` is its key when it is impure, except inside a task, whose children have the
+    same keys when it runs again.
+    """
+    if unique is not None:
+        return unique if current_entry() is None else None
+    if isinstance(key, str):
+        return f"{key}-{tokenize(func, kwargs, *args)}"
+    return None
 
 
 def parent_of(entry: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from numbers import Number
 from queue import Queue as PyQueue
 from typing import Any
@@ -32,6 +32,7 @@ from dask_ownership.runtime.membership import BACKLOG, DIAL, JOIN, MEMBERS, OWNE
 from dask_ownership.runtime.owner import Owner
 from dask_ownership.scatter import scatter
 from dask_ownership.snapshot import find, history, look, present, take
+from dask_ownership.streaming import Stream
 
 logger = logging.getLogger("dask_ownership.client")
 
@@ -247,7 +248,7 @@ class Client(distributed.Client):
     def map(
         self,
         func: Callable[..., Any],
-        *iterables: Collection[Any],
+        *iterables: Iterable[Any] | AsyncIterable[Any],
         key: Any = None,
         workers: Any = None,
         retries: Any = None,
@@ -259,13 +260,26 @@ class Client(distributed.Client):
         actors: bool = False,
         pure: bool = True,
         batch_size: int | None = None,
+        buffer_size: int | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run a function on each item; see `distributed.Client.map`.
 
         ``batch_size`` is taken and changes nothing: tasks leave in batches anyway.
+
+        With ``buffer_size`` the items may come from iterators and generators of any length,
+        and instead of a list comes an iterator of futures in their order, a
+        `dask_ownership.streaming.Stream`, which submits at most that many tasks beyond
+        those that were consumed.
+
+        Examples
+        --------
+        >>> for future in client.map(parse, walk(), buffer_size=100):  # doctest: +SKIP
+        ...     use(future.result())
         """
         if actor or actors:
+            if buffer_size is not None:
+                raise ValueError("buffer_size= is not for actors, which the scheduler runs")
             self._refuse_owned((iterables, kwargs), "an actor")
             self.central_calls += 1
             return super().map(
@@ -275,18 +289,24 @@ class Client(distributed.Client):
             )  # fmt: skip
         if not callable(func):
             raise TypeError("First input to map must be a callable function")
-        if all(isinstance(it, PyQueue) for it in iterables) or all(
-            isinstance(it, Iterator) for it in iterables
+        if buffer_size is None and (
+            all(isinstance(it, PyQueue) for it in iterables)
+            or all(isinstance(it, Iterator) for it in iterables)
         ):
             raise TypeError(
                 "Dask no longer supports mapping over Iterators or Queues. "
-                "Consider using a normal for loop and Client.submit"
+                "Consider buffer_size=, or a normal for loop and Client.submit"
             )
         if allow_other_workers and workers is None:
             raise ValueError("Only use allow_other_workers= if using workers=")
         if workers is not None and not isinstance(workers, str | Number | list | tuple | set):
             raise TypeError("Workers must be a list or set of workers or None")
         self._check_open()
+        if buffer_size is not None:
+            return Stream(
+                self, func, iterables, kwargs, buffer_size, key, pure, workers, resources, retries,
+                priority, allow_other_workers,
+            )  # fmt: skip
         rows = self.calls.map_rows(
             func, iterables, kwargs, key, pure, workers, resources, retries, priority,
             allow_other_workers,
