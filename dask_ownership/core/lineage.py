@@ -139,6 +139,7 @@ class Lineages:
             self.evicted += 1
             self.drop(row)
             self._given_up.add(row)
+            self.core.log(row, "evicted", "its lineage: more than is allowed was kept")
 
     def why_not(self, row: Row) -> str:
         """Why a value cannot be made again."""
@@ -211,6 +212,8 @@ class Lineages:
                     needed.state = WAITING
                     stack.append(needed)
             restored.append(one)
+            whom = "" if one is row else f", for {row.key!r}"
+            self.core.log(one, "recovered", f"it is made again from its lineage{whom}")
         self.recovered += len(restored)
         for one in restored:
             if one.state == WAITING:

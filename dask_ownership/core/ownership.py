@@ -18,13 +18,11 @@ from dask_ownership.core.lineage import Lineages
 from dask_ownership.core.messages import Key, Message, Process
 from dask_ownership.core.moving import Moves
 from dask_ownership.core.placement import (
-    SHORTEST,
     STALLED,
-    UNKNOWN_DURATION,
-    WINDOW,
     Placement,
     WorkerView,
 )
+from dask_ownership.core.pushing import Pushing
 from dask_ownership.core.references import References
 from dask_ownership.core.table import (
     CANCELLED,
@@ -46,16 +44,6 @@ from dask_ownership.core.table import (
     Table,
 )
 
-REPEATED = 512
-"""Inline values longer than this are sent once per worker when several tasks use them."""
-
-KEPT_ABOVE = 1024
-"""Bytes of a pickled result above which it stays at its worker while the owner is full."""
-
-CHAIN_WIDTH = 8
-"""Tasks with more dependents, or more dependencies, are not chained."""
-
-
 HISTORY = 10_000
 """How many unusual events are remembered."""
 
@@ -65,31 +53,6 @@ RETURN_REASONS = {
     m.UNKNOWN_FUNCTION: "its function was not known there",
     m.REFUSED: "no new tasks are taken there, or not such as this one",
 }
-
-
-class RecordedLineages(Lineages):
-    """Lineages that write into the history what they make again and what they give up."""
-
-    def recover(self, row: Row) -> bool:
-        """As `Lineages.recover`, and say so of each row that is made again."""
-        seen: set[Row] = set()
-        stack = [row]
-        while stack:
-            one = stack.pop()
-            if one.lineage is None or one in seen:
-                continue
-            seen.add(one)
-            whom = "" if one is row else f", for {row.key!r}"
-            self.core.log(one, "recovered", f"it is made again from its lineage{whom}")
-            stack.extend([d for d in one.lineage.dependencies if d.state == DORMANT])
-        return super().recover(row)
-
-    def _evict(self, newest: Row) -> None:
-        before = list(self._oldest)
-        super()._evict(newest)
-        for row in before:
-            if row in self._given_up:
-                self.core.log(row, "evicted", "its lineage: more than is allowed was kept")
 
 
 class Ownership:
@@ -148,8 +111,9 @@ class Ownership:
         self.history: deque[tuple[Key, str, str, float]] = deque(maxlen=HISTORY)
         self.clock = clock
         self.references = References(self, process)
-        self.lineages = RecordedLineages(self, lineage_bytes)
+        self.lineages = Lineages(self, lineage_bytes)
         self.moves = Moves(self)
+        self.pushing = Pushing(self)
         self.max_inline = max_inline
         self.inline_bytes = 0
         self.identity: Function | None = None
@@ -188,7 +152,7 @@ class Ownership:
                 continue
             self._wait_for_dependencies(row, first=True)
             if row.state == WAITING:
-                self._chain(row)
+                self.pushing.chain(row)
 
     def put(self, row: Row, holders: Iterable[WorkerView], nbytes: int) -> None:
         """A value that was scattered: it has holders and no task."""
@@ -433,10 +397,10 @@ class Ownership:
                 view = placement.choose(row, views)
                 if view is not None:
                     placement.take_restricted(row)
-                    self._push(row, view, now)
+                    self.pushing.push(row, view, now)
                     progress = True
         take_ready = placement.take_ready
-        push = self._push
+        push = self.pushing.push
         while (taken := take_ready()) is not None:
             push(taken[0], taken[1], now)
 
@@ -522,126 +486,6 @@ class Ownership:
         else:
             inside = dependency.contains if isinstance(dependency.value, bytes) else ()
             self._fail(row, ERROR, dependency.value, tuple(r for r in inside if r is not row))
-
-    def _push(self, row: Row, view: WorkerView, now: float) -> None:
-        stack = [row]
-        while stack:
-            row = stack.pop()
-            dependencies: tuple[Any, ...] = ()
-            if row.dependencies:
-                failed = next((d for d in row.dependencies if d.state > STORED), None)
-                if failed is not None:
-                    self._inherit(row, failed)
-                    continue
-                if any(d.state < INLINE and d.worker is not view for d in row.dependencies):
-                    self._wait_for_dependencies(row)  # one was lost and is made again
-                    continue
-                dependencies = tuple([self._reference(d, view) for d in row.dependencies])
-            function = row.function
-            assert function is not None
-            if function.id not in view.functions:
-                view.functions.add(function.id)
-                view.outbox.append((m.FUNCTION, function.id, function.pickled))
-            self.attempts += 1
-            row.attempt = self.attempts
-            row.state = PUSHED
-            row.worker = view
-            duration = function.duration
-            if duration < 0:
-                duration = UNKNOWN_DURATION
-            elif duration < SHORTEST:
-                duration = SHORTEST
-            row.estimate = duration
-            if view.active <= 0:
-                view.heard = now
-            view.load += duration
-            view.active += 1
-            view.pushed[row.key] = row
-            options = row.options
-            extra: dict[str, Any] | None = None
-            if options.depth or options.resources or options.moved:
-                extra = {"depth": options.depth}
-                if options.resources:
-                    extra["resources"] = options.resources
-                if options.moved:
-                    extra["moved"] = True
-            if self.inline_bytes > self.max_inline:
-                if extra is None:
-                    extra = {"depth": 0}
-                extra["inline"] = KEPT_ABOVE
-            view.outbox.append(
-                (
-                    m.PUSH,
-                    row.key,
-                    row.attempt,
-                    function.id,
-                    row.payload,
-                    row.order,
-                    dependencies,
-                    extra,
-                )
-            )
-            if row.dependents is not None and len(row.dependents) <= CHAIN_WIDTH:
-                for dependent in row.dependents:
-                    if dependent not in stack and self._chainable(dependent, view):
-                        stack.append(dependent)
-
-    def _chain(self, row: Row) -> None:
-        """Push a new row behind its unfinished dependencies when one worker has them all."""
-        for dependency in row.dependencies:
-            if dependency.state == PUSHED:
-                view = dependency.worker
-                waiting = dependency.dependents or ()
-                if len(waiting) <= CHAIN_WIDTH and self._chainable(row, view):
-                    self._push(row, view, view.heard)
-                return
-
-    def _chainable(self, row: Row, view: WorkerView) -> bool:
-        if (
-            row.state != WAITING
-            or len(row.dependencies) > CHAIN_WIDTH
-            or not view.accepting
-            or view.load >= WINDOW * view.nthreads
-            or row.options.workers is not None
-            or row.options.resources
-        ):
-            return False
-        for dependency in row.dependencies:
-            state = dependency.state
-            if state < INLINE:
-                # Not behind one that is parked, which takes no room.
-                if state != PUSHED or dependency.worker is not view or not dependency.estimate:
-                    return False
-            elif state > STORED:
-                return False
-        return True
-
-    def _reference(self, dependency: Row, view: WorkerView) -> tuple[Any, ...]:
-        """How a push names a dependency."""
-        state = dependency.state
-        if state == INLINE:
-            value = dependency.value
-            assert isinstance(value, bytes)
-            if view in dependency.holders:
-                return (m.LOCAL, dependency.key)
-            if len(value) <= REPEATED or dependency.uses <= 1:
-                return (m.VALUE, value)
-            dependency.holders += (view,)
-            view.copies[dependency.key] = self.attempts + 1
-            view.outbox.append((m.COPY, dependency.key, value))
-            return (m.LOCAL, dependency.key)
-        if state == STORED and view not in dependency.holders:
-            if dependency.borrowed:
-                assert isinstance(dependency, Borrowed)
-                addresses = dependency.addresses
-                origin = (dependency.origin[0], dependency.origin[3])
-            else:
-                addresses = tuple([holder.address for holder in dependency.holders])
-                origin = None
-            dependency.holders += (view,)
-            view.copies[dependency.key] = self.attempts + 1
-            return (m.REMOTE, dependency.key, dependency.nbytes, addresses, origin)
-        return (m.LOCAL, dependency.key)
 
     def _measured(self, row: Row, microseconds: float) -> None:
         function = row.function

@@ -1,0 +1,160 @@
+"""Handing tasks to workers: what a push says, and chains of pushes.
+
+A task whose unfinished inputs are all on their way at one worker is pushed there behind
+them, so that a chain runs there without a round trip per link.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dask_ownership.core import messages as m
+from dask_ownership.core.placement import SHORTEST, UNKNOWN_DURATION, WINDOW, WorkerView
+from dask_ownership.core.table import INLINE, PUSHED, STORED, WAITING, Borrowed, Row
+
+if TYPE_CHECKING:
+    from dask_ownership.core.ownership import Ownership
+
+REPEATED = 512
+"""Inline values longer than this are sent once per worker when several tasks use them."""
+
+KEPT_ABOVE = 1024
+"""Bytes of a pickled result above which it stays at its worker while the owner is full."""
+
+CHAIN_WIDTH = 8
+"""Tasks with more dependents, or more dependencies, are not chained."""
+
+
+class Pushing:
+    """Writes pushes into the outboxes of workers.
+
+    Parameters
+    ----------
+    core : Ownership
+    """
+
+    def __init__(self, core: Ownership) -> None:
+        self.core = core
+
+    def push(self, row: Row, view: WorkerView, now: float) -> None:
+        """Hand a ready row to a worker, and chain rows behind it that wait for it."""
+        core = self.core
+        stack = [row]
+        while stack:
+            row = stack.pop()
+            dependencies: tuple[Any, ...] = ()
+            if row.dependencies:
+                failed = next((d for d in row.dependencies if d.state > STORED), None)
+                if failed is not None:
+                    core._inherit(row, failed)
+                    continue
+                if any(d.state < INLINE and d.worker is not view for d in row.dependencies):
+                    core._wait_for_dependencies(row)  # one was lost and is made again
+                    continue
+                dependencies = tuple([self._reference(d, view) for d in row.dependencies])
+            function = row.function
+            assert function is not None
+            if function.id not in view.functions:
+                view.functions.add(function.id)
+                view.outbox.append((m.FUNCTION, function.id, function.pickled))
+            core.attempts += 1
+            row.attempt = core.attempts
+            row.state = PUSHED
+            row.worker = view
+            duration = function.duration
+            if duration < 0:
+                duration = UNKNOWN_DURATION
+            elif duration < SHORTEST:
+                duration = SHORTEST
+            row.estimate = duration
+            if view.active <= 0:
+                view.heard = now
+            view.load += duration
+            view.active += 1
+            view.pushed[row.key] = row
+            options = row.options
+            extra: dict[str, Any] | None = None
+            if options.depth or options.resources or options.moved:
+                extra = {"depth": options.depth}
+                if options.resources:
+                    extra["resources"] = options.resources
+                if options.moved:
+                    extra["moved"] = True
+            if core.inline_bytes > core.max_inline:
+                if extra is None:
+                    extra = {"depth": 0}
+                extra["inline"] = KEPT_ABOVE
+            view.outbox.append(
+                (
+                    m.PUSH,
+                    row.key,
+                    row.attempt,
+                    function.id,
+                    row.payload,
+                    row.order,
+                    dependencies,
+                    extra,
+                )
+            )
+            if row.dependents is not None and len(row.dependents) <= CHAIN_WIDTH:
+                for dependent in row.dependents:
+                    if dependent not in stack and self._chainable(dependent, view):
+                        stack.append(dependent)
+
+    def chain(self, row: Row) -> None:
+        """Push a new row behind its unfinished dependencies when one worker has them all."""
+        for dependency in row.dependencies:
+            if dependency.state == PUSHED:
+                view = dependency.worker
+                waiting = dependency.dependents or ()
+                if len(waiting) <= CHAIN_WIDTH and self._chainable(row, view):
+                    self.push(row, view, view.heard)
+                return
+
+    def _chainable(self, row: Row, view: WorkerView) -> bool:
+        if (
+            row.state != WAITING
+            or len(row.dependencies) > CHAIN_WIDTH
+            or not view.accepting
+            or view.load >= WINDOW * view.nthreads
+            or row.options.workers is not None
+            or row.options.resources
+        ):
+            return False
+        for dependency in row.dependencies:
+            state = dependency.state
+            if state < INLINE:
+                # Not behind one that is parked, which takes no room.
+                if state != PUSHED or dependency.worker is not view or not dependency.estimate:
+                    return False
+            elif state > STORED:
+                return False
+        return True
+
+    def _reference(self, dependency: Row, view: WorkerView) -> tuple[Any, ...]:
+        """How a push names a dependency."""
+        core = self.core
+        state = dependency.state
+        if state == INLINE:
+            value = dependency.value
+            assert isinstance(value, bytes)
+            if view in dependency.holders:
+                return (m.LOCAL, dependency.key)
+            if len(value) <= REPEATED or dependency.uses <= 1:
+                return (m.VALUE, value)
+            dependency.holders += (view,)
+            view.copies[dependency.key] = core.attempts + 1
+            view.outbox.append((m.COPY, dependency.key, value))
+            return (m.LOCAL, dependency.key)
+        if state == STORED and view not in dependency.holders:
+            if dependency.borrowed:
+                assert isinstance(dependency, Borrowed)
+                addresses = dependency.addresses
+                origin = (dependency.origin[0], dependency.origin[3])
+            else:
+                addresses = tuple([holder.address for holder in dependency.holders])
+                origin = None
+            dependency.holders += (view,)
+            view.copies[dependency.key] = core.attempts + 1
+            return (m.REMOTE, dependency.key, dependency.nbytes, addresses, origin)
+        return (m.LOCAL, dependency.key)
