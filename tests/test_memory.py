@@ -75,7 +75,9 @@ def test_values_beyond_the_limit_stay_at_the_workers(frugal: Client) -> None:
     assert core.inline_bytes == inline_sum(frugal)
     # What was pushed before the limit was reached may still travel.
     assert 10_000_000 - SMALL < peak.bytes <= 10_000_000 + peak.pushed * (SMALL + 100)
-    assert peak.bytes < 3000 * SMALL / 2
+    assert (
+        peak.bytes < 3000 * SMALL * 2 / 3
+    )  # at most 1,666 are in flight, by the shortest duration
     states = [f._row.state for f in futures]
     assert states.count(STORED) > 1000
     frugal.sync(checked, core, asynchronous=False)
@@ -142,17 +144,18 @@ def test_tasks_that_submit_have_a_limit_too(cluster: LocalCluster, client: Clien
         core = inner.owner.core
         before, core.max_inline = core.max_inline, limit
         try:
-            futures = inner.map(piece, range(200), pure=False)
+            futures = inner.map(piece, range(40), pure=False)
             distributed.wait(futures)
-            stored = sum(f._row.state == STORED for f in futures)
+            futures += inner.map(piece, range(40, 200), pure=False)
+            distributed.wait(futures)
+            stored = sum(f._row.state == STORED for f in futures[40:])
             values = inner.gather(futures)
             return stored, sum(v == piece(i) for i, v in enumerate(values))
         finally:
             core.max_inline = before
 
     stored, right = client.submit(parent, 1_000_000).result()
-    assert right == 200
-    assert stored > 0
+    assert (stored, right) == (160, 200)
 
 
 # ---- what passes through the owner ----
