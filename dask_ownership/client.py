@@ -182,7 +182,7 @@ class Client(distributed.Client):
 
     def _handle_restart(self) -> None:
         super()._handle_restart()
-        self.owner.cancel(list(self.owner.core.table.rows.values()), "the cluster restarted")
+        self.owner.cancel(self.owner.core.table.all(), "the cluster restarted")
 
     def _check_open(self) -> None:
         if self.status in ("closed", "closing"):

@@ -414,12 +414,6 @@ def named(rows: Iterable[Row]) -> list[Hashable]:
     return list(dict.fromkeys(name_of(row.key) for row in rows))
 
 
-def all_rows(owner: Owner) -> list[Row]:
-    """All rows of a table to which other threads add meanwhile."""
-    with owner.lock:
-        return [row for shard in owner.core.table.rows.shards for row in shard.values()]
-
-
 def take(owner: Owner, central_calls: int) -> Snapshot:
     """Count everything. Loop thread."""
     core = owner.core
@@ -430,7 +424,7 @@ def take(owner: Owner, central_calls: int) -> Snapshot:
     inline = kept = 0
     stored: dict[str, int] = {}
     borrowed: dict[str, dict[str, int]] = {}
-    for row in all_rows(owner):
+    for row in owner.core.table.all():
         pinned, desired = row in owner.pinned, row in core.desired
         references["handles"] += row.handles - pinned - desired
         references["uses"] += row.uses
@@ -506,7 +500,7 @@ def look(owner: Owner, row: Row) -> ObjectSnapshot:
     key = name_of(row.key)
     dependents: list[Row] = []
     lineage_of: list[Row] = []
-    for other in all_rows(owner):
+    for other in owner.core.table.all():
         if row in other.dependencies or row in other.contains:
             dependents.append(other)
         made = other.lineage

@@ -47,7 +47,7 @@ class Moves:
                 # It was to go where nothing starts any more.
                 self.core._fail(task, CANCELLED, Failure("cancelled", task.key, "it leaves too"))
                 self.away(row, source)
-        for row in list(self.core.table.rows.values()):
+        for row in self.core.table.all():
             if view in row.holders:
                 self.away(row, view)
 

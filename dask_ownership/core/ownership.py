@@ -210,7 +210,7 @@ class Ownership:
 
     def cancel_children(self, parent: Any, detail: str) -> None:
         """End all rows that this task submitted."""
-        rows = [r for r in list(self.table.rows.values()) if r.options.parent == parent]
+        rows = [r for r in self.table.all() if r.options.parent == parent]
         self.cancel([r for r in rows if not r.done], detail)
 
     def retry(self, rows: Iterable[Row]) -> None:
@@ -246,7 +246,7 @@ class Ownership:
     def close(self, detail: str) -> None:
         """The owner ends: so does every row, and no value is kept."""
         self.references.leave()
-        for row in list(self.table.rows.values()):
+        for row in self.table.all():
             if row.state == PUSHED:
                 self._take_back(row)
             if row.state != FORGOTTEN:
@@ -273,7 +273,7 @@ class Ownership:
         pushed = list(view.pushed.values())
         view.pushed.clear()
         view.outbox.clear()
-        for row in list(self.table.rows.values()):
+        for row in self.table.all():
             if view in row.holders:
                 self._drop_holders(row, {view}, reason)
         # Nobody knows what ran: the oldest unanswered, as many as there are slots.

@@ -402,6 +402,11 @@ class Table:
         self.lock = lock
         self.rows = Rows()
 
+    def all(self) -> list[Row]:
+        """Every row, while other threads go on adding some."""
+        with self.lock:
+            return [row for shard in self.rows.shards for row in shard.values()]
+
     def adopt(self, row: Row) -> Row:
         """Add a row with one handle, or take a handle on the one that is there."""
         shard = self.rows.shards[hash(row.key) % SHARDS]

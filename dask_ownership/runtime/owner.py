@@ -560,7 +560,7 @@ class Owner:
     def _settle_refused(self) -> None:
         """End what could start if any worker took owned tasks."""
         detail = "no worker of the cluster takes owned tasks: " + "; ".join(self.refused.values())
-        for row in list(self.core.table.rows.values()):
+        for row in self.core.table.all():
             if row.state == READY:
                 self.core.settle(row, Failure("no-worker", row.key, detail))
 

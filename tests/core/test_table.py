@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from contextlib import nullcontext
 
 from dask_ownership.core.table import CANCELLED, FORGOTTEN, INLINE, Options, Row, Table
@@ -60,6 +61,28 @@ def test_a_row_that_others_have_too_is_not_its_submitters_alone():
     shared = row.options
     table.find("x")
     assert row.options.parent is None and shared.parent is not None
+
+
+def test_all_rows_are_listed_while_another_thread_adds_some():
+    table = Table(threading.Lock())
+    for number in range(20_000):
+        table.adopt(make(number))
+    going_on = True
+
+    def add() -> None:
+        number = 20_000
+        while going_on:
+            table.adopt(make(number))
+            number += 1
+
+    thread = threading.Thread(target=add)
+    thread.start()
+    try:
+        for _ in range(50):
+            assert len(table.all()) >= 20_000
+    finally:
+        going_on = False
+        thread.join()
 
 
 def test_states_from_inline_on_are_final():
