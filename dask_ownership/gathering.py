@@ -60,7 +60,11 @@ class Gathering:
                 self._bad(future, future._error())
             elif row.state == INLINE:
                 try:
-                    values[future] = self._loads(row)
+                    if row.contains:
+                        load = partial(loads_value, row.key, row.value)
+                        values[future] = self.owner.open(self.client, row, load)
+                    else:
+                        values[future] = loads_value(row.key, row.value)
                 except NotSerializable as error:
                     self._bad(future, error)
             elif row.state == STORED:
@@ -76,11 +80,6 @@ class Gathering:
                     future = failed
                 self._bad(future, future._error())
         return self._read_store(stored) if stored else stored
-
-    def _loads(self, row: Row) -> Any:
-        if row.contains:
-            return self.owner.open(self.client, row, lambda: loads_value(row.key, row.value))
-        return loads_value(row.key, row.value)
 
     def _read_store(self, futures: list[Any]) -> list[Any]:
         """Fill in what this process's own worker stores; the futures that remain."""

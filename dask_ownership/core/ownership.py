@@ -47,6 +47,8 @@ from dask_ownership.core.table import (
 HISTORY = 10_000
 """How many unusual events are remembered."""
 
+OF_NO_TASK = frozenset({m.ACCEPTING, m.LEAVING, m.POST})
+
 RETURN_REASONS = {
     m.DROPPED: "it was dropped before it started",
     m.BLOCKED: "a task there that it waited for ended without a value",
@@ -303,18 +305,8 @@ class Ownership:
         view.heard = now
         for message in batch:
             kind = message[0]
-            if kind == m.ACCEPTING:
-                view.accepting = message[1]
-                view.nthreads = message[2]
-                if view.accepting:
-                    view.leaving = False  # it stayed after all
-                continue
-            if kind == m.POST:
-                if message[1] == self.references.process[0]:
-                    self.references.receive(message[2], message[3])
-                continue
-            if kind == m.LEAVING:
-                self.moves.leaves(view)
+            if kind in OF_NO_TASK:
+                self._heard(view, message)
                 continue
             key = message[1]
             row = pushed.get(key)
@@ -547,6 +539,19 @@ class Ownership:
                 view.active -= 1
                 row.estimate = 0.0
                 stack.extend(row.dependents or ())
+
+    def _heard(self, view: WorkerView, message: Message) -> None:
+        """A worker says something that is about no task of this owner."""
+        kind = message[0]
+        if kind == m.ACCEPTING:
+            view.accepting = message[1]
+            view.nthreads = message[2]
+            if view.accepting:
+                view.leaving = False  # it stayed after all
+        elif kind == m.LEAVING:
+            self.moves.leaves(view)
+        elif message[1] == self.references.process[0]:
+            self.references.receive(message[2], message[3])
 
     def _inside(self, view: WorkerView, row: Row, message: Message) -> tuple[Row, ...]:
         """Rows of the futures that came inside a result, to be kept with it.
