@@ -54,8 +54,10 @@ class Moves:
     def away(self, row: Row, view: WorkerView) -> None:
         """Move one value away, if there is somewhere to move it to."""
         core = self.core
-        if row.state != STORED or row.borrowed:
-            core._drop_holders(row, {view}, "leaves")  # a copy of what is safe elsewhere
+        if row.state != STORED:
+            return  # a copy of what is safe here, which tasks on their way there may name
+        if row.borrowed:
+            core._drop_holders(row, {view}, "leaves")
             return
         target = self._target(row)
         if target is None or self.function is None:

@@ -236,8 +236,17 @@ class Executor:
         return self._can_leave(move)
 
     def _can_leave(self, move: bool) -> bool:
+        """Whether nothing runs, no value has to be moved, and every answer has arrived."""
         core = self.core
-        return not core.busy and not core.parked_count and not (move and core.keeps_values)
+        return (
+            not core.busy
+            and not core.parked_count
+            and not (move and core.keeps_values)
+            and not any(
+                link.channel is not None and link.state.unacknowledged
+                for link in self.links.values()
+            )
+        )
 
     def _stay(self) -> None:
         self.leaving = False

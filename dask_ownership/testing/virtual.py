@@ -673,7 +673,9 @@ class VirtualCluster:
         if not worker.alive or worker.core.accepting:
             return
         core = worker.core
-        if core.busy or core.parked_count or core.keeps_values or worker.owner.core.table.rows:
+        unheard = any(p.there.unacknowledged or p.session.outbox for p in worker.pipes.values())
+        unfinished = core.busy or core.parked_count or core.keeps_values or unheard
+        if unfinished or worker.owner.core.table.rows:
             self.later(1_000.0, partial(self._retire, worker))
         else:
             self.kill(worker.address, by_force=False)

@@ -108,6 +108,25 @@ def test_a_worker_that_stays_after_all_keeps_its_values(bench):
     assert places(row)[0] == "a"
 
 
+def test_a_copy_of_an_inline_value_stays_for_tasks_that_are_on_their_way(bench):
+    function = Function(2, b"f", "f")
+    value = bench.core.table.adopt(Row("v", function, b"call", (), 0))
+    bench.core.submit([value])
+    bench.step()
+    view = value.worker
+    message = (m.DONE, "v", value.attempt, b"x" * 1000, 1.0)
+    bench.core.receive(view, [message], 0.0)
+    users = [Row(f"u{i}", function, b"call", (value,), i) for i in range(3)]
+    for row in users:
+        bench.core.table.adopt(row)
+    bench.core.submit(users)
+    bench.step()
+    (there, *_) = value.holders
+    there.outbox.clear()
+    bench.leave(there.address)
+    assert not any(message[0] == m.FREE for message in there.outbox)
+
+
 def test_leaving_twice_and_with_nowhere_to_go_changes_nothing():
     bench = Bench("a")
     row = bench.scattered("x", "a")

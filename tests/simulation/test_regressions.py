@@ -18,6 +18,8 @@ RUNS = {
     "scatter of what is cancelled, with a death": (1083892138, 1, 1, 2, 8, QUIET, 1),
     # A superseded attempt found its input gone, which a new row of the same key had again.
     "a superseded attempt is unwanted": (2194678813, 4, 1, 2, 44, Faults(0.2, 0.0), 2),
+    # A worker that was to leave had a copy freed that a task on its way there named.
+    "a copy at a worker that is to leave": (4330, 2, 1, 2, 43, QUIET, 0),
 }
 
 
