@@ -651,6 +651,7 @@ class Owner:
         """
         result: dict[Row, Any] = {}
         tried: dict[Row, int] = {}
+        answered: set[Row] = set()
         todo = [row for row in rows if row.state <= STORED]
         while todo:
             # One that was lost meanwhile is being made again.
@@ -669,6 +670,13 @@ class Owner:
                     tried[row] = index + 1
                     again.append(row)
                     continue
+                if row in answered and index == len(addresses) + 1 and not row.borrowed:
+                    # Those said to have it do not: their source died before they had it.
+                    self.core._drop_holders(row, set(row.holders), "does not have it")
+                    self._step()
+                    tried[row] = index + 1
+                    again.append(row)
+                    continue
                 if index >= len(addresses) + 1:
                     detail = f"none of its holders gave it: {', '.join(addresses)}"
                     result[row] = LostData(row.key, detail)
@@ -678,7 +686,7 @@ class Owner:
                 tried[row] = index + 1
             todo = again
             requests = [
-                self._fetch_from(place, group[start : start + GATHER_BATCH], result)
+                self._fetch_from(place, group[start : start + GATHER_BATCH], result, answered)
                 for place, group in places.items()
                 for start in range(0, len(group), GATHER_BATCH)
             ]
@@ -693,7 +701,11 @@ class Owner:
         return self.incarnation, [view.address for view in row.holders]
 
     async def _fetch_from(
-        self, place: tuple[str, str], rows: list[Row], result: dict[Row, Any]
+        self,
+        place: tuple[str, str],
+        rows: list[Row],
+        result: dict[Row, Any],
+        answered: set[Row],
     ) -> list[Row]:
         """Ask one worker for values of one owner; the rows that it did not give."""
         address, owner = place
@@ -706,6 +718,7 @@ class Owner:
             # It may be dead: membership will say so, and then the rows change.
             await asyncio.sleep(0.1)
             return rows
+        answered.update(rows)
         for key, value in values.items():
             result[by_key.pop(key)] = value
         for key, reason in reasons.items():

@@ -101,6 +101,7 @@ class Frame:
     task: Task
     inputs: list[int]
     came: list[VirtualFuture]
+    looks: int = 0
     made: list[VirtualFuture] = field(default_factory=list)
     waited: list[Row] = field(default_factory=list)
     returned: list[VirtualFuture] = field(default_factory=list)
@@ -249,6 +250,14 @@ class VirtualOwner:
         _, futures = travel.loads(self, data)
         self.core.references.hold_until_counted(row, [f.row for f in futures])
         return futures
+
+    def look_again(self, row: Row) -> None:
+        """No holder of a stored row gave its value when it was read, as in `Owner.fetch`."""
+        if row.state == STORED and not row.borrowed:
+            if row.lineage is None:
+                self.cluster.lost.add((self.name, row.key))
+            self.core._drop_holders(row, set(row.holders), "does not have it")
+            self.cluster.dirty.add(self)
 
     def when_done(self, row: Row, wake: Callable[[], None]) -> None:
         """Call when the row ends; at once when it has."""
@@ -431,6 +440,11 @@ class VirtualWorker:
         """What was waited for ended: end the task."""
         if not all(map(self._settled, frame.waited)):
             # Lost since it ended: it is made again, and waited for without a slot.
+            frame.looks += 1
+            if frame.looks % 50 == 0:
+                for row in frame.waited:
+                    if not self._settled(row):
+                        self.owner.look_again(row)
             self.core.parked(entry)
             self.cluster.later(1_000.0, partial(self._go_on, entry, frame))
             return

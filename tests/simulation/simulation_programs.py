@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from random import Random
 
-from dask_ownership.core.table import ERROR, Options, Row
+from dask_ownership.core.table import ERROR, STORED, Options, Row
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster, VirtualOwner
 
 SLOW = 200_000.0
@@ -227,6 +227,13 @@ class Program:
         return touched
 
     def check(self) -> None:
+        for call in self.calls:
+            row = call.row
+            stored = not call.released and row.state == STORED
+            if stored and not self.cluster.copies(self.owner, row):
+                assert self.cluster.killed, row
+                self.owner.look_again(row)
+        self.cluster.run()
         touched = self.touched_by_loss()
         for call in self.calls:
             if call.released:
