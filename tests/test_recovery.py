@@ -131,6 +131,35 @@ def read_when_told(box: Box) -> int:
     return len(box.content.result())
 
 
+def forget_values(dask_worker: Any) -> None:
+    """As when the source of a copy died before the copy was there."""
+    executor = dask_worker.extensions["dask-ownership"].executor
+    with executor.lock:
+        for session in executor.core.sessions.values():
+            for entry in list(session.entries.values()):
+                executor.core._drop(entry)
+
+
+def test_a_value_that_its_holder_does_not_have_is_made_again(client, tmp_path):
+    path = tmp_path / "runs"
+    value = client.submit(ones, 100_000, str(path), pure=False)
+    for times in (2, 3):
+        wait(value)
+        client.run(forget_values)
+        assert value.result(timeout=20).sum() == 100_000
+        assert runs(path) == times
+
+
+def test_a_borrowed_value_that_its_holder_does_not_have_is_made_again(client):
+    value = client.submit(blob, 300_000, pure=False)
+    wait(value)
+    reader = client.submit(read_when_told, Box(value), pure=False)
+    until(lambda: value._row.borrowers)
+    client.run(forget_values, workers=[value._row.holders[0].address], nanny=False)
+    assert client.submit(length, value, pure=False).result(timeout=20) == 300_000
+    assert reader.status in ("pending", "finished", "cancelled")
+
+
 def test_a_scattered_value_has_no_lineage(client):
     value = client.scatter(b"x" * 100_000)
     kill(client, value._row.holders[0].address)

@@ -178,6 +178,16 @@ class Ownership:
         row.state = STORED
         self._succeeded(row, row.contains)
 
+    def missed(self, row: Row) -> None:
+        """None of those said to have a stored value gave it to one who asked.
+
+        Their source may have died before they had it: it is made again, if that can be.
+        """
+        if isinstance(row, Borrowed):
+            self.references.missed(row)
+        elif row.state == STORED:
+            self._drop_holders(row, set(row.holders), "does not have it")
+
     def settle(self, row: Row, failure: Failure) -> None:
         """End a row that cannot go on."""
         self._fail(row, ERROR, failure)
@@ -708,7 +718,7 @@ class Ownership:
             self.completed.append(row)
         if row.borrowers is not None:
             self.references.tell(row)
-        if row.lineage is not None:
+        if row.lineage is not None or self.lineages.evicted:
             self.lineages.drop(row)
         if state != ERROR:
             # An error may be retried and keeps what it needs for that.
@@ -800,7 +810,7 @@ class Ownership:
             if row.state == INLINE:
                 self.inline_bytes -= row.nbytes
             row.state = FORGOTTEN
-            if row.lineage is not None:
+            if row.lineage is not None or self.lineages.evicted:
                 self.lineages.drop(row)
             if row.borrowed:
                 assert isinstance(row, Borrowed)

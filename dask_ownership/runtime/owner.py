@@ -60,8 +60,8 @@ DROPPED_AT_ONCE = 1000
 FIND_TIMEOUT = 5.0
 """Seconds for which looking a key up waits for an event loop that does not answer."""
 
-FETCHES = 12
-"""How often the holders of a borrowed value are asked, its owner saying again who they are."""
+ROUNDS = 6
+"""How often all holders of a value are asked, being found anew when none of them has it."""
 
 BACKLOG_INTERVAL = 0.5
 """Seconds between two words to the scheduler about how much waits."""
@@ -90,17 +90,9 @@ def prioritised(order: int, priority: Any) -> int:
     return order - int(max(-(2.0**20), min(2.0**20, float(priority))) * 2**40)
 
 
-def lineage_limit() -> int:
-    """``ownership.lineage.max-bytes``, or a tenth of this machine's memory, at most 1 GiB."""
-    configured = dask.config.get("ownership.lineage.max-bytes", None)
-    if configured is not None:
-        return int(parse_bytes(configured))
-    return int(min(1 << 30, MEMORY_LIMIT // 10))
-
-
-def inline_limit() -> int:
-    """``ownership.inline.max-bytes``, or a tenth of this machine's memory, at most 1 GiB."""
-    configured = dask.config.get("ownership.inline.max-bytes", None)
+def max_bytes(of: str) -> int:
+    """``ownership.<of>.max-bytes``, or a tenth of this machine's memory, at most 1 GiB."""
+    configured = dask.config.get(f"ownership.{of}.max-bytes", None)
     if configured is not None:
         return int(parse_bytes(configured))
     return int(min(1 << 30, MEMORY_LIMIT // 10))
@@ -152,9 +144,9 @@ class Owner:
             home=address,
             allowed_failures=int(dask.config.get("distributed.scheduler.allowed-failures")),
             process=(self.incarnation, address or "", name),
-            lineage_bytes=lineage_limit(),
+            lineage_bytes=max_bytes("lineage"),
             clock=time,
-            max_inline=inline_limit(),
+            max_inline=max_bytes("inline"),
         )
         self.on_unknown_member: Callable[[], None] | None = None
         self.on_backlog: Callable[[int], None] | None = None
@@ -652,6 +644,7 @@ class Owner:
         result: dict[Row, Any] = {}
         tried: dict[Row, int] = {}
         answered: set[Row] = set()
+        rounds: dict[Row, int] = {}
         todo = [row for row in rows if row.state <= STORED]
         while todo:
             # One that was lost meanwhile is being made again.
@@ -664,20 +657,15 @@ class Owner:
                 if row.state != STORED:
                     continue
                 owner, addresses = self._places(row)
-                if index >= len(addresses) + 1 and isinstance(row, Borrowed) and index < FETCHES:
-                    self.core.references.missed(row)
-                    self._step()
-                    tried[row] = index + 1
-                    again.append(row)
-                    continue
-                if row in answered and index == len(addresses) + 1 and not row.borrowed:
-                    # Those said to have it do not: their source died before they had it.
-                    self.core._drop_holders(row, set(row.holders), "does not have it")
-                    self._step()
-                    tried[row] = index + 1
-                    again.append(row)
-                    continue
-                if index >= len(addresses) + 1:
+                if index > len(addresses):
+                    found_anew = rounds[row] = rounds.get(row, 0) + 1
+                    if (row.borrowed or row in answered) and found_anew < ROUNDS:
+                        answered.discard(row)
+                        self.core.missed(row)
+                        self._step()
+                        tried[row] = 0
+                        again.append(row)
+                        continue
                     detail = f"none of its holders gave it: {', '.join(addresses)}"
                     result[row] = LostData(row.key, detail)
                     continue

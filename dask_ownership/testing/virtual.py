@@ -256,7 +256,7 @@ class VirtualOwner:
         if row.state == STORED and not row.borrowed:
             if row.lineage is None:
                 self.cluster.lost.add((self.name, row.key))
-            self.core._drop_holders(row, set(row.holders), "does not have it")
+            self.core.missed(row)
             self.cluster.dirty.add(self)
 
     def when_done(self, row: Row, wake: Callable[[], None]) -> None:

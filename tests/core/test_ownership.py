@@ -489,3 +489,29 @@ def test_a_value_that_arrives_after_its_row_ended_is_dropped(bench):
     assert bench.sent() == [("CANCEL", "s", 77)]
     bench.release(row)
     check_empty(bench.core)
+
+
+def test_rows_whose_lineage_was_evicted_are_let_go_of(bench):
+    lineages = bench.core.lineages
+    lineages.max_bytes = 1
+    kept, ended = bench.row("x"), bench.row("y")
+    bench.stored(kept)
+    bench.stored(ended)
+    assert lineages.evicted == 2 and "evicted" in lineages.why_not(kept)
+    bench.core.cancel([ended], "stop")
+    bench.release(kept, ended)
+    assert not lineages._given_up
+    check_empty(bench.core)
+
+
+def test_a_value_that_nobody_gives_is_made_again_however_often_that_is_said(bench):
+    row = bench.row("x")
+    bench.stored(row)
+    for _ in range(2):
+        bench.core.missed(row)
+        bench.step()
+    assert row.state == PUSHED
+    bench.stored(row)
+    bench.release(row)
+    bench.core.missed(row)
+    check_empty(bench.core)
