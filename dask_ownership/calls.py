@@ -239,7 +239,7 @@ class Calls:
             raise NotSerializable(
                 f"could not pickle the {type(value).__name__} under {key!r}: {error!r}"
             ) from error
-        row = Row(key, None, None, (), 0)
+        row = Row(key, None, None, (), 0, given_in(current_entry()))
         row.value = pickled
         row.nbytes = len(pickled)
         row.state = INLINE
@@ -262,6 +262,11 @@ def map_key(func: Any, args: Any, kwargs: dict[str, Any], key: Any, unique: str 
 def parent_of(entry: Any) -> Any:
     """How rows name the task that submitted them."""
     return (entry.session.owner, entry.key, entry.attempt) if entry is not None else None
+
+
+def given_in(entry: Any) -> Options:
+    """Options of a row for a value that the task of an entry has, if it is one."""
+    return NO_OPTIONS if entry is None else Options(heir=entry.heir)
 
 
 def named(workers: Any) -> Any:
@@ -296,4 +301,5 @@ def make_options(workers: Any, resources: Any, retries: Any, loose: Any, entry: 
         resources={k: float(v) for k, v in resources.items()} if resources else None,
         depth=entry.depth + 1 if entry is not None else 0,
         parent=parent_of(entry),
+        heir=entry.heir if entry is not None else None,
     )

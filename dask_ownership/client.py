@@ -20,7 +20,7 @@ from distributed.utils import _parse_timedelta as parse_timeout
 from distributed.utils import sync
 
 from dask_ownership import config
-from dask_ownership.calls import Calls
+from dask_ownership.calls import Calls, given_in
 from dask_ownership.cluster.scheduler_plugin import NAME, OwnershipSchedulerPlugin
 from dask_ownership.errors import ClosedOwner, NotHere, PluginMissing
 from dask_ownership.future import Future, owned_clients
@@ -30,6 +30,7 @@ from dask_ownership.guard import GuardedScheduler
 from dask_ownership.runtime.link import PROTOCOL
 from dask_ownership.runtime.membership import BACKLOG, DIAL, JOIN, MEMBERS, OWNER_GONE
 from dask_ownership.runtime.owner import Owner
+from dask_ownership.runtime.runner import current_entry
 from dask_ownership.scatter import scatter
 from dask_ownership.snapshot import find, history, look, present, take
 from dask_ownership.streaming import Stream
@@ -515,9 +516,11 @@ class Client(distributed.Client):
         if not isinstance(timeout, int | float | str | None):
             timeout = None
         seconds = parse_timeout(timeout) or self._timeout
+        options = given_in(current_entry())
         return self.sync(
-            scatter, self, data, workers, broadcast, hash, seconds, asynchronous=asynchronous
-        )
+            scatter, self, data, workers, broadcast, hash, seconds, options,
+            asynchronous=asynchronous,
+        )  # fmt: skip
 
     # ---- requests about futures ----
 

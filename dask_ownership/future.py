@@ -269,7 +269,7 @@ class Future(distributed.Future):
             pickling.found.append(self)
         elif not tokenizing():
             # Nobody knows how long that pickle is kept.
-            owner.pin(self._row)
+            owner.core.table.pin(self._row)
         return come_home, owner.core.references.origin_of(self._row)
 
     def __copy__(self) -> Future:
@@ -390,9 +390,9 @@ def delegate(future: Any) -> Any:
     return Delegated(future)
 
 
-def come_home(incarnation: str, address: str, name: str, key: Any) -> Any:
+def come_home(incarnation: str, address: str, name: str, key: Any, heir: Any) -> Any:
     """Unpickle a future: its owner's own where it is owned, borrowed elsewhere."""
-    origin = (incarnation, address, name, key)
+    origin = (incarnation, address, name, key, heir)
     # Who asks comes first: owners of one process borrow from each other like any others.
     entry = current_entry()
     if unpickling.client is not None:

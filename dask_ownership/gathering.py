@@ -89,8 +89,8 @@ class Gathering:
         remaining = []
         for future in futures:
             try:
-                origin = self.owner.core.references.origin_of(future._row)
-                self.values[future] = executor.stored(origin[0], origin[3])
+                owner, key = self.owner.core.references.place_of(future._row)
+                self.values[future] = executor.stored(owner, key)
             except KeyError:
                 remaining.append(future)
         return remaining

@@ -75,7 +75,8 @@ class GuardedScheduler:
         row: Row | None = owner.core.table.rows.get(key)
         if row is None:
             peers = list(owner.core.references.peers.values())
-            row = next((p.borrowed[key] for p in peers if key in p.borrowed), None)
+            borrowed = (row for peer in peers for row in list(peer.borrowed.values()))
+            row = next((row for row in borrowed if row.origin[3] == key), None)
         return row
 
     def _refuse_owned(self, name: str, kwargs: dict[str, Any]) -> None:
@@ -96,7 +97,7 @@ class GuardedScheduler:
         if row is None:
             return kwargs
         owner = self._client.owner
-        owner.pin(row)
+        owner.core.table.pin(row)
         kwargs = {name: value for name, value in kwargs.items() if name != "key"}
         return {**kwargs, "data": {MARK: list(owner.core.references.origin_of(row))}}
 

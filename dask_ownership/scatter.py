@@ -10,7 +10,7 @@ from typing import Any
 from dask.tokenize import tokenize
 
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.table import Row
+from dask_ownership.core.table import NO_OPTIONS, Options, Row
 from dask_ownership.errors import NoWorker
 from dask_ownership.future import Future
 from dask_ownership.runtime.keys import check_key
@@ -19,7 +19,13 @@ from dask_ownership.runtime.transfer import seal
 
 
 async def scatter(
-    client: Any, data: Any, workers: Any, broadcast: Any, hash: bool, timeout: float
+    client: Any,
+    data: Any,
+    workers: Any,
+    broadcast: Any,
+    hash: bool,
+    timeout: float,
+    options: Options = NO_OPTIONS,
 ) -> Any:
     """Put values at workers; futures in the shape of the data.
 
@@ -35,6 +41,8 @@ async def scatter(
         Derive the keys from the values.
     timeout : float
         Seconds to wait for a worker.
+    options : Options
+        Of the rows.
 
     Raises
     ------
@@ -54,7 +62,8 @@ async def scatter(
         if known is not None:
             rows[key] = known
             continue
-        row = rows[key] = owner.core.table.adopt(Row(key, None, None, (), 0))
+        made = Row(key, None, None, (), 0, options)
+        row = rows[key] = owner.core.table.adopt(made)
         row.type_name = _type_of(value)
         owner.core.attempts += 1
         row.attempt = owner.core.attempts
@@ -63,13 +72,22 @@ async def scatter(
             batches.setdefault(view, []).append((row, value))
     placed: dict[Row, list[tuple[WorkerView, int]]] = {}
     try:
-        outcomes = await asyncio.gather(
-            *(_put(owner, view, batch, placed) for view, batch in batches.items()),
-            return_exceptions=True,
-        )
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
+        tried: dict[WorkerView, Any] = {}
+        while batches:
+            outcomes = await asyncio.gather(
+                *(_put(owner, view, batch, placed) for view, batch in batches.items()),
+                return_exceptions=True,
+            )
+            refused: dict[WorkerView, list[Any]] = {}
+            for (view, batch), outcome in zip(batches.items(), outcomes, strict=True):
+                if isinstance(outcome, OSError) or outcome is False:
+                    # It leaves, or it left: another one is asked, if there is one.
+                    tried[view] = outcome or "it leaves"
+                    others = await _places(client, workers, timeout, tried)
+                    refused.setdefault(others[0], []).extend(batch)
+                elif isinstance(outcome, BaseException):
+                    raise outcome
+            batches = refused
     except BaseException:
         for row, holders in placed.items():  # so that dropping them frees what was taken
             owner.core.put(row, [view for view, _ in holders], holders[0][1])
@@ -84,7 +102,8 @@ async def scatter(
 
 async def _put(
     owner: Any, view: WorkerView, batch: list[Any], placed: dict[Row, list[tuple[WorkerView, int]]]
-) -> None:
+) -> bool:
+    """Put values at one worker; False when it is about to leave and does not take them."""
     executor = owner.executor
     if executor is not None and view.address == executor.worker.address:
         sizes = [
@@ -95,15 +114,23 @@ async def _put(
         answer = await owner.pool(view.address).ownership_put(
             owner=owner.incarnation, data=data, token=owner.token
         )
+        if isinstance(answer, dict) and answer.get("status") == "leaving":
+            return False
         if not isinstance(answer, dict) or answer.get("status") != "OK":
             raise NoWorker(batch[0][0].key, f"{view.address} did not take it: {answer!r}")
         sizes = answer["nbytes"]
     for (row, _), nbytes in zip(batch, sizes, strict=True):
         placed.setdefault(row, []).append((view, nbytes))
+    return True
 
 
-async def _places(client: Any, workers: Any, timeout: float) -> list[WorkerView]:
-    """Workers that may hold the values; this process's own first."""
+async def _places(
+    client: Any, workers: Any, timeout: float, tried: dict[WorkerView, Any] | None = None
+) -> list[WorkerView]:
+    """Workers that may hold the values; this process's own first.
+
+    ``tried`` are those that were asked already, with why they did not take them.
+    """
     owner = client.owner
     if workers is not None and not isinstance(workers, list | tuple | set):
         workers = [workers]
@@ -112,12 +139,15 @@ async def _places(client: Any, workers: Any, timeout: float) -> list[WorkerView]
         views = list(owner.core.placement.workers.values())
         if workers is not None:
             views = owner.core.placement.matching(map(str, workers))
-        views = [view for view in views if view.accepting]
+        views = [view for view in views if view.accepting and not (tried and view in tried)]
         if views:
             break
         if time() > deadline:
             there = ", ".join(owner.core.placement.workers) or "none"
-            raise NoWorker("scatter", f"workers={workers} within {timeout} s; there are: {there}")
+            detail = f"workers={workers} within {timeout} s; there are: {there}"
+            for view, problem in (tried or {}).items():
+                detail += f"; {view.address} was asked: {problem}"
+            raise NoWorker("scatter", detail)
         await asyncio.sleep(0.05)
     home = owner.core.placement.home
     if workers is None and home is not None:

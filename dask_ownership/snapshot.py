@@ -425,7 +425,7 @@ def take(owner: Owner, central_calls: int) -> Snapshot:
     stored: dict[str, int] = {}
     borrowed: dict[str, dict[str, int]] = {}
     for row in owner.core.table.all():
-        pinned, desired = row in owner.pinned, row in core.desired
+        pinned, desired = row in owner.core.table.pinned, row in core.desired
         references["handles"] += row.handles - pinned - desired
         references["uses"] += row.uses
         references["borrowers"] += len(row.borrowers or ())
@@ -434,7 +434,7 @@ def take(owner: Owner, central_calls: int) -> Snapshot:
         references["fire_and_forget"] += desired
         if isinstance(row, Borrowed):
             new = {"objects": 0, "pending": 0, "nbytes": 0}
-            those = borrowed.setdefault(row.origin[2], new)
+            those = borrowed.setdefault(row.place[2], new)
             those["objects"] += 1
             those["pending"] += not row.done
             those["nbytes"] += row.nbytes if row.state in KINDS else 0
@@ -534,7 +534,7 @@ def look(owner: Owner, row: Row) -> ObjectSnapshot:
     return ObjectSnapshot(
         key=key,
         time=core.clock(),
-        owner=core.references.origin_of(row)[2],
+        owner=row.place[2] if isinstance(row, Borrowed) else core.references.process[2],
         borrowed=borrowed,
         state=STATE_NAMES[row.state],
         attempt=row.attempt,
@@ -544,7 +544,7 @@ def look(owner: Owner, row: Row) -> ObjectSnapshot:
         handles=row.handles,
         uses=row.uses,
         descendants=row.descendants,
-        pinned=row in owner.pinned,
+        pinned=row in owner.core.table.pinned,
         fire_and_forget=row in core.desired,
         borrowers=[peer.process[2] for peer in row.borrowers or ()],
         holders=holders,
@@ -599,5 +599,5 @@ def present(owner: Owner, row: Row) -> Event:
     if row.state in KINDS:
         words.append(f"{row.nbytes} bytes")
     if isinstance(row, Borrowed):
-        words.append(f"borrowed from {row.origin[2]}")
+        words.append(f"borrowed from {row.place[2]}")
     return name_of(row.key), STATE_NAMES[row.state], ", ".join(words), owner.core.clock()

@@ -134,3 +134,145 @@ def test_restart_leaves_nothing(client):
     assert {value.status for value in [*values, running]} == {"cancelled"}
     assert client.submit(inc, 1, pure=False).result(timeout=20) == 2
     until(lambda: len(client.owner.core.table.rows) <= 1, 5)
+
+
+# ---- what a worker that leaves owns ----
+
+
+def fail(text: str) -> None:
+    raise ZeroDivisionError(text)
+
+
+def make_some(path: str) -> dict[str, Any]:
+    """Futures that this worker owns: of small and large values, an error, a scattered value."""
+    client = distributed.get_client()
+    small = client.submit(inc, 1, pure=False)
+    made = {
+        "small": small,
+        "large": client.submit(marked, 200_000, path, pure=False),
+        "failed": client.submit(fail, "as it should", pure=False),
+        "scattered": client.scatter(b"s" * 100_000),
+        "inside": client.submit(Box, Box(small), pure=False),
+    }
+    wait(list(made.values()))
+    return made
+
+
+def make_deeper(path: str) -> dict[str, Any]:
+    """The same, submitted by a task that this one submits: its owner is this worker too."""
+    made: dict[str, Any] = distributed.get_client().submit(make_some, path, pure=False).result()
+    return made
+
+
+def check_some(client: Client, made: dict[str, Any], path: Any) -> None:
+    assert made["small"].result(timeout=10) == 2
+    assert len(made["large"].result(timeout=10)) == 200_000
+    with pytest.raises(ZeroDivisionError, match="as it should"):
+        made["failed"].result(timeout=10)
+    assert made["scattered"].result(timeout=10) == b"s" * 100_000
+    assert made["inside"].result(timeout=10).content.content.result(timeout=10) == 2
+    assert client.submit(inc, made["small"], pure=False).result(timeout=10) == 3
+    assert client.submit(length_of, made["large"], pure=False).result(timeout=10) == 200_000
+    assert len(path.read_text()) == 1, "nothing was made again"
+
+
+def length_of(value: Any) -> int:
+    return len(value)
+
+
+@pytest.mark.parametrize("task", [make_some, make_deeper])
+def test_what_a_worker_owned_is_taken_over_when_it_leaves(client, tmp_path, task):
+    path = tmp_path / "runs"
+    made = client.submit(task, str(path), pure=False).result(timeout=20)
+    owner = made["small"]._row.origin[1]
+    started = time.monotonic()
+    client.retire_workers([owner])
+    assert time.monotonic() - started < 15
+    until(lambda: owner not in client.owner.core.placement.workers, 10)
+    check_some(client, made, path)
+    # The other one leaves too: this client owns them now.
+    client.retire_workers(wait_for_members(client, 2)[:1])
+    wait_for_members(client, 1)
+    check_some(client, made, path)
+    assert made["small"].key.startswith("inc-")
+    del made
+    until(lambda: not client.owner.core.table.rows, 5)
+
+
+def test_tasks_go_on_with_futures_whose_owner_left(client, tmp_path):
+    made = client.submit(make_some, str(tmp_path / "runs"), pure=False).result(timeout=20)
+    owner = made["small"]._row.origin[1]
+    others = [address for address in wait_for_members(client, 3) if address != owner]
+    del made["failed"], made["inside"]
+    readers = [client.submit(read_all, made, 1.0, workers=[a], pure=False) for a in others]
+    client.retire_workers([owner])
+    assert client.gather(readers) == [(2, 200_000, 100_000)] * 2
+
+
+def read_all(made: dict[str, Any], seconds: float) -> tuple[int, int, int]:
+    time.sleep(seconds)
+    return made["small"], len(made["large"]), len(made["scattered"])
+
+
+class Holder:
+    """Keeps futures from being replaced by their values."""
+
+    def __init__(self, **futures: Any) -> None:
+        self.futures = futures
+
+
+def hold_later(holder: Holder, seconds: float) -> list[Any]:
+    time.sleep(seconds)
+    return [len(f.result()) if n != "small" else f.result() for n, f in holder.futures.items()]
+
+
+def test_borrowers_elsewhere_are_told_of_the_new_owner(client, tmp_path):
+    made = client.submit(make_some, str(tmp_path / "runs"), pure=False).result(timeout=20)
+    owner = made["small"]._row.origin[1]
+    others = [address for address in wait_for_members(client, 3) if address != owner]
+    holder = Holder(small=made["small"], large=made["large"], scattered=made["scattered"])
+    readers = [client.submit(hold_later, holder, 2.0, workers=[a], pure=False) for a in others]
+    del holder, made
+    rows = [reader._row for reader in readers]
+    until(lambda: all(row.worker for row in rows))
+    time.sleep(0.5)
+    client.retire_workers([owner])
+    assert client.gather(readers) == [[2, 200_000, 100_000]] * 2
+    del readers, rows
+    until(lambda: not client.owner.core.table.rows, 5)
+
+
+def put_into_queue(name: str) -> str:
+    client = distributed.get_client()
+    queue = distributed.Queue(name, client=client)
+    queue.put(client.submit(blob, 150_000, pure=False))
+    queue.put(client.submit(inc, 41, pure=False))
+    return str(distributed.get_worker().address)
+
+
+def test_what_lies_in_a_queue_is_found_after_its_owner_left(client):
+    owner = client.submit(put_into_queue, "left", pure=False).result(timeout=20)
+    client.retire_workers([owner])
+    until(lambda: owner not in client.owner.core.placement.workers, 10)
+    queue = distributed.Queue("left", client=client)
+    assert len(queue.get(timeout=10).result(timeout=10)) == 150_000
+    assert queue.get(timeout=10).result(timeout=10) == 42
+    # Also by a client that never knew that worker.
+    assert client.submit(put_into_queue, "left", pure=False).result(timeout=20) != owner
+    client.retire_workers(wait_for_members(client, 2)[:1])
+    wait_for_members(client, 1)
+    with Client(client.scheduler.address, set_as_default=False) as other:
+        queue = distributed.Queue("left", client=other)
+        assert len(queue.get(timeout=10).result(timeout=20)) == 150_000
+        assert queue.get(timeout=10).result(timeout=10) == 42
+
+
+def test_a_task_that_runs_elsewhere_is_waited_for_and_taken_over(client):
+    def submit_slow(others: list[str]) -> Any:
+        return distributed.get_client().submit(slowinc, 1, 1.5, workers=others, pure=False)
+
+    first, *others = wait_for_members(client, 3)
+    inner = client.submit(submit_slow, others, workers=[first], pure=False).result(timeout=10)
+    assert inner.status == "pending"
+    client.retire_workers([first])
+    assert inner.result(timeout=10) == 2

@@ -141,17 +141,15 @@ class Executor:
     def leave(self) -> None:
         """The worker is about to leave: start nothing, and have owners move their values."""
         self.set_accepting(False, self.nthreads)
-        for owner, session in self.sessions.items():
-            if owner != self.home:
-                session.outbox.append((m.LEAVING,))
+        for session in self.sessions.values():
+            session.outbox.append((m.LEAVING,))
 
     @property
     def keeps_values(self) -> bool:
-        """Whether values of other processes are kept here."""
+        """Whether values are kept here."""
         return any(
             entry.state == KEPT
-            for owner, session in self.sessions.items()
-            if owner != self.home
+            for session in self.sessions.values()
             for entry in session.entries.values()
         )
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from hashlib import blake2b
+from typing import Any
+
+from dask_ownership.core.messages import Key, Origin, Process
 
 
 def child_key(prefix: str, parent: str, fingerprint: bytes, occurrence: int) -> str:
@@ -18,6 +21,42 @@ def child_key(prefix: str, parent: str, fingerprint: bytes, occurrence: int) -> 
     digest.update(parent.encode())
     digest.update(occurrence.to_bytes(8, "little"))
     return f"{prefix}-{digest.hexdigest()}"
+
+
+HEIRS = 16
+"""How many levels of tasks that submitted tasks are named in an origin."""
+
+
+def task_origin(process: Process, key: Key, heir: Origin | None) -> Origin:
+    """How others know a task's object, and those who own the tasks that led to it.
+
+    Parameters
+    ----------
+    process, key
+        The owner of the task, and its key there.
+    heir : Origin or None
+        Of the task that submitted it.
+
+    Notes
+    -----
+    A level is the one to ask when its process and all above it live and the one below it
+    does not. So one below which there is a process that is also above it is never asked:
+    it is left out, unless nothing else tells of its process. Recursion of any depth names
+    each process twice at most.
+    """
+    levels = []
+    while heir is not None:
+        levels.append(heir[:4])
+        heir = heir[4]
+    if levels:
+        names = [level[0] for level in levels]
+        head = names[0]
+        if head == process[0] or (process[0] in names and head in names[1:]):
+            del levels[0]
+    made: Any = None
+    for level in reversed(levels[: HEIRS - 1]):
+        made = (*level, made)
+    return (*process, key, made)
 
 
 def stored_name(owner: str, key: Hashable) -> str:

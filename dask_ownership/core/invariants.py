@@ -103,6 +103,7 @@ def check_empty(owner: Ownership) -> None:
     assert not owner.table.rows, list(owner.table.rows.values())[:5]
     assert not owner.desired
     assert owner.lineages.nbytes == 0 and not owner.lineages.pinned, owner.lineages.nbytes
+    assert not owner.adoption.under_way, owner.adoption.under_way
     for peer in owner.references.peers.values():
         assert not peer.borrowed and not peer.lent, peer
     for view in owner.placement.workers.values():

@@ -94,8 +94,8 @@ class Lineages:
 
     def keep(self, row: Row) -> None:
         """A task ended with a stored value: keep what made it. Call before it is cleared."""
-        if row.lineage is not None:
-            return  # it was made again
+        if row.lineage is not None or row.options.adopted is not None:
+            return  # it was made again; or another process has what made it
         assert row.function is not None
         lineage = Lineage(row.function, row.payload, row.dependencies, row.contains)
         row.lineage = lineage
@@ -148,6 +148,8 @@ class Lineages:
                 "its lineage was evicted, because more than ownership.lineage.max-bytes "
                 f"({self.max_bytes:,d}) of it was kept"
             )
+        if row.options.adopted is not None:
+            return f"it was taken over from {row.options.adopted[2]}, which left, without lineage"
         return "it has no lineage: it was scattered, not computed"
 
     # ---- values that only lineage needs ----

@@ -22,8 +22,13 @@ Process: TypeAlias = tuple[str, str, str]
 """A process as others know it: its incarnation, its address (a worker's; empty for a
 client, which nobody can dial) and a name for people."""
 
-Origin: TypeAlias = tuple[str, str, str, Key]
-"""An object as everyone knows it: the process that owns it, and its key there."""
+Origin: TypeAlias = tuple[str, str, str, Key, Any]
+"""An object as everyone knows it: the process that owned it first, its key there, and the
+origin of the task that submitted it (its *heir*: whoever owns that task is asked for the
+object when the first owner is gone), None for what a client submitted."""
+
+Place: TypeAlias = tuple[str, str, str, Key]
+"""Where an object is owned now: the process, and the key there."""
 
 # ---- owner to executor ----
 
@@ -33,8 +38,9 @@ PUSH = 1
 ``payload`` is the pickled ``(args, kwargs)``. ``order`` is the owner's number
 for the task, lower first. ``dependencies`` lists what the payload's slots refer
 to, as `VALUE`, `LOCAL` and `REMOTE` entries, or is ``()``. ``options`` is a dict
-or None: ``depth`` (of nesting), ``resources``, ``moved`` (it is not recalled again),
-``inline`` (bytes of a pickled result above which it stays, when the owner is full)."""
+or None: ``depth`` (of nesting), ``heir`` (origin of the task that submitted it),
+``resources``, ``moved`` (it is not recalled again), ``inline`` (bytes of a pickled result
+above which it stays, when the owner is full)."""
 
 FUNCTION = 2
 """``(FUNCTION, function_id, pickled)``: sent once per link, before its first use."""

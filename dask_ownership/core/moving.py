@@ -47,8 +47,19 @@ class Moves:
                 # It was to go where nothing starts any more.
                 self.core._fail(task, CANCELLED, Failure("cancelled", task.key, "it leaves too"))
                 self.away(row, source)
+        self.all_away(view)
+
+    def joined(self) -> None:
+        """A worker joined: what had nowhere to go has somewhere now."""
+        for view in list(self.core.placement.workers.values()):
+            if view.leaving:
+                self.all_away(view)
+
+    def all_away(self, view: WorkerView) -> None:
+        """Move every value away that is not being moved already."""
+        moving = {row for row, source in self.under_way.values() if source is view}
         for row in self.core.table.all():
-            if view in row.holders:
+            if view in row.holders and row not in moving:
                 self.away(row, view)
 
     def away(self, row: Row, view: WorkerView) -> None:
@@ -85,6 +96,9 @@ class Moves:
     def ended(self, task: Row, moved: bool) -> None:
         """A task that moves a value ended."""
         row, view = self.under_way.pop(task)
-        if moved and view.leaving and view in row.holders and len(row.holders) > 1:
-            self.core._drop_holders(row, {view}, "left")
+        if view.leaving and view in row.holders:
+            if moved and len(row.holders) > 1:
+                self.core._drop_holders(row, {view}, "left")
+            elif moved or not isinstance(task.value, bytes):
+                self.away(row, view)  # where it was to go is gone; else it cannot be moved
         self.core.release([task])

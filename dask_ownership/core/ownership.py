@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from dask_ownership.core import messages as m
+from dask_ownership.core.adoption import Adoption
 from dask_ownership.core.lineage import Lineages
 from dask_ownership.core.messages import Key, Message, Process
 from dask_ownership.core.moving import Moves
@@ -90,6 +91,8 @@ class Ownership:
         How stored values can be made again.
     moves : Moves
         Values on their way from workers that leave.
+    adoption : Adoption
+        Objects on their way from owners that leave.
     identity : Function or None
         Returns its argument; ``identity_call`` is the payload that calls it with a
         dependency.
@@ -115,6 +118,7 @@ class Ownership:
         self.references = References(self, process)
         self.lineages = Lineages(self, lineage_bytes)
         self.moves = Moves(self)
+        self.adoption = Adoption(self)
         self.pushing = Pushing(self)
         self.max_inline = max_inline
         self.inline_bytes = 0
@@ -177,6 +181,9 @@ class Ownership:
             return
         row.state = STORED
         self._succeeded(row, row.contains)
+        for view in row.holders:
+            if view.leaving:
+                self.moves.away(row, view)
 
     def missed(self, row: Row) -> None:
         """None of those said to have a stored value gave it to one who asked.
@@ -272,6 +279,7 @@ class Ownership:
             self.references.gone_addresses.discard(view.address)
             self.placement.add_worker(view)
             self._post([*self.unposted.pop(view.address, ()), *self.unposted.pop("", ())])
+            self.moves.joined()
 
     def remove_worker(self, view: WorkerView, reason: str = "left the cluster") -> None:
         """A worker is gone: what it was given is tried elsewhere, what only it had is lost."""
@@ -505,7 +513,8 @@ class Ownership:
         needed = row.dependencies + row.contains
         row.function = self.identity
         row.payload = self.identity_call
-        row.options = Options(depth=row.options.depth, parent=row.options.parent)
+        was = row.options
+        row.options = Options(depth=was.depth, parent=was.parent, heir=was.heir)
         row.dependencies, row.contains = inner, ()
         row.worker = None
         row.state = WAITING

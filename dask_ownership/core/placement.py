@@ -15,7 +15,7 @@ from typing import Any
 
 from dask_ownership.core.messages import Message
 from dask_ownership.core.queue import OrderedQueue
-from dask_ownership.core.table import READY, STORED, Row
+from dask_ownership.core.table import READY, STORED, Borrowed, Row
 
 WINDOW = 10_000.0
 """Microseconds of queued work per slot."""
@@ -275,7 +275,9 @@ class Placement:
         if best.idle:
             return best
         # The holder is busy: moving the data may be faster than waiting for it.
-        nbytes = sum(d.nbytes for d in row.dependencies if d.state == STORED and best in d.holders)
+        nbytes = sum(
+            d.nbytes for d in row.dependencies if d.state == STORED and best in self.holders_of(d)
+        )
         if other.idle and best.load / best.nthreads > nbytes / BANDWIDTH + 1000.0:
             return other
         return best
@@ -284,7 +286,7 @@ class Placement:
         held: dict[WorkerView, int] = {}
         for dependency in row.dependencies:
             if dependency.state == STORED:
-                for holder in dependency.holders:
+                for holder in self.holders_of(dependency):
                     held[holder] = held.get(holder, 0) + dependency.nbytes
         best = None
         most = 0
@@ -293,6 +295,13 @@ class Placement:
                 best = view
                 most = nbytes
         return best
+
+    def holders_of(self, row: Row) -> Iterable[WorkerView]:
+        """Workers that have a stored value, of this owner or borrowed."""
+        if not isinstance(row, Borrowed):
+            return row.holders
+        there = (self.workers.get(address) for address in row.addresses)
+        return dict.fromkeys(view for view in (*row.holders, *there) if view is not None)
 
     def _any_open(self) -> WorkerView | None:
         view = self._run_worker

@@ -76,6 +76,8 @@ class Pushing:
             extra: dict[str, Any] | None = None
             if options.depth or options.resources or options.moved:
                 extra = {"depth": options.depth}
+                if options.heir is not None:
+                    extra["heir"] = options.heir
                 if options.resources:
                     extra["resources"] = options.resources
                 if options.moved:
@@ -150,7 +152,7 @@ class Pushing:
             if dependency.borrowed:
                 assert isinstance(dependency, Borrowed)
                 addresses = dependency.addresses
-                origin = (dependency.origin[0], dependency.origin[3])
+                origin = (dependency.place[0], dependency.place[3])
             else:
                 addresses = tuple([holder.address for holder in dependency.holders])
                 origin = None

@@ -18,6 +18,10 @@ that are there anyway; a worker passes on what is for another process. In a stre
     To the owner: nobody here has it any more.
 ``(REQUEST, what, key, detail)``
     To the owner: ``cancel`` or ``retry`` it.
+``(ADOPT, key, number, origin, pinned)``
+    To an heir: take this object over under that key, which I borrow.
+``(MOVED, key, number, place, outcome)``
+    From the owner: borrow it from its new owner, and return it to me then.
 ``(LEAVE,)``
     The sender ends: it borrows nothing any more, and what it owns is gone.
 
@@ -32,8 +36,9 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from dask_ownership.core import messages as m
+from dask_ownership.core.adoption import adopted_key, heir_of
 from dask_ownership.core.link import LinkState
-from dask_ownership.core.messages import Key, Message, Origin, Process
+from dask_ownership.core.messages import Key, Message, Origin, Place, Process
 from dask_ownership.core.table import (
     CANCELLED,
     ERROR,
@@ -56,8 +61,10 @@ OUTCOME = 2
 RETURN = 3
 REQUEST = 4
 LEAVE = 5
+ADOPT = 6
+MOVED = 7
 
-NAMES = ("BORROW", "LENT", "OUTCOME", "RETURN", "REQUEST", "LEAVE")
+NAMES = ("BORROW", "LENT", "OUTCOME", "RETURN", "REQUEST", "LEAVE", "ADOPT", "MOVED")
 """Kinds of messages in a stream by number, for people."""
 
 MISSES = 20
@@ -139,7 +146,17 @@ class References:
         if row.borrowed:
             assert isinstance(row, Borrowed)
             return row.origin
-        return (*self.process, row.key)
+        options = row.options
+        if options.adopted is not None:
+            adopted: Origin = options.adopted
+            return adopted
+        return (*self.process, row.key, options.heir)
+
+    def place_of(self, row: Row) -> tuple[str, Key]:
+        """The owner's incarnation and the key under which workers have its value."""
+        if isinstance(row, Borrowed):
+            return row.place[0], row.place[3]
+        return self.process[0], row.key
 
     def peer(self, process: Process) -> Peer:
         """The peer of a process, made when it is new."""
@@ -158,32 +175,89 @@ class References:
 
     def borrow(self, row: Borrowed) -> None:
         """A row that was just adopted: have its owner count it."""
-        origin = row.origin
-        peer = self.peer(origin[:3])
+        peer = self.peer(row.place[:3])
+        if peer.gone:
+            self._climb(row)
+            return
+        self._borrow_from(peer, row)
+        self._say(peer, (BORROW, row.place[3], row.attempt))
+
+    def _borrow_from(self, peer: Peer, row: Borrowed) -> None:
         self.core.attempts += 1
         row.attempt = self.core.attempts
-        if peer.gone:
-            self._lose(row, "its owner is gone")
+        peer.borrowed[row.place[3]] = row
+
+    def adopt_at_heir(self, row: Borrowed, origin: Origin, pinned: bool) -> None:
+        """Have the owner of a row that is new there make it, taking ``origin`` over."""
+        peer = self.peer(row.place[:3])
+        self._borrow_from(peer, row)
+        self._say(peer, (ADOPT, row.place[3], row.attempt, origin, pinned))
+
+    def _climb(self, row: Borrowed) -> None:
+        """Its owner is gone: ask the owner of the task that submitted it, or of that one's."""
+        heir = None
+        if row.state < INLINE or row.state == STORED:
+            heir = heir_of(row.origin, lambda process: self.peer(process).gone)
+        if heir is None or self.core.adoption.waits_for(row, heir):
+            self._lose(row, "its owner is gone")  # unless it has what there is to have
             self._counted(row)
             return
-        peer.borrowed[origin[3]] = row
-        self._say(peer, (BORROW, origin[3], row.attempt))
+        row.place = (*heir, adopted_key(row.origin))
+        row.state = WAITING
+        row.addresses = ()
+        peer = self.peer(heir)
+        self._borrow_from(peer, row)
+        self._say(peer, (BORROW, row.place[3], row.attempt))
 
-    def home(self, key: Key) -> Row:
-        """The row of a future that came back to its owner, with one handle more.
+    def _moved(self, peer: Peer, row: Borrowed, place: Place, outcome: Outcome | None) -> None:
+        """Another owns it now; the old borrowing is given back when that one counts this."""
+        del peer.borrowed[row.place[3]]
+        row.returns.append((peer, row.place[3], row.attempt))
+        row.place = place
+        if outcome is not None:
+            self._take_in(row, outcome)
+        self.borrow(row)
+        if place[0] == self.process[0]:
+            self.core.adoption.settled(row)
 
-        A row that was freed is made again outside the table, as one that is lost.
+    def arrive(self, origin: Origin) -> tuple[Row, bool]:
+        """The row of a future that was unpickled here, with one handle more. Any thread.
+
+        One that came back to its owner and was freed is made again outside the table, as
+        one that is lost.
+
+        Returns
+        -------
+        Row, bool
+            The second says that it is new, and is to be submitted.
         """
-        row = self.core.table.find(key)
-        if row is None:
-            row = Row(key, None, None, (), 0)
-            row.value = (
-                Failure("closed", key, f"its client {self.process[2]} is closed, which freed it")
-                if self.left
-                else Failure("lost-data", key, "it was freed: nobody held its future any more")
-            )
-            row.state = LOST
-        return row
+        key = origin[3]
+        table = self.core.table
+        if origin[0] == self.process[0]:
+            row = table.find(key)
+            if row is not None:
+                return row, False
+            if key not in self.core.adoption.moved:
+                row = Row(key, None, None, (), 0)
+                row.value = (
+                    Failure(
+                        "closed", key, f"its client {self.process[2]} is closed, which freed it"
+                    )
+                    if self.left
+                    else Failure("lost-data", key, "it was freed: nobody held its future any more")
+                )
+                row.state = LOST
+                return row, False
+        made = self._borrowed(origin)
+        row = table.adopt(made)
+        return row, row is made
+
+    def _borrowed(self, origin: Origin) -> Borrowed:
+        """A new row for what another owns; this process may have owned it before."""
+        made = Borrowed(origin)
+        if origin[0] == self.process[0]:
+            made.place = self.core.adoption.moved[origin[3]]
+        return made
 
     def rows_of(self, origins: Iterable[Origin]) -> tuple[Row, ...]:
         """Rows of futures that arrived inside something, each with one use more.
@@ -201,8 +275,10 @@ class References:
                     row.shared_with(None)
                     self.core.lineages.wake(row)
                     rows.append(row)
-                continue
-            made = Borrowed(origin)
+                    continue
+                if origin[3] not in self.core.adoption.moved:
+                    continue
+            made = self._borrowed(origin)
             made.handles = 0
             adopted = table.adopt_for_use(made)
             if adopted is made:
@@ -237,14 +313,17 @@ class References:
 
     def _counted(self, row: Borrowed) -> None:
         row.counted = True
+        returns, row.returns = row.returns, []
+        for peer, key, number in returns:
+            self._say(peer, (RETURN, key, number))
         handovers, row.handovers = row.handovers, []
         for handover in handovers:
             handover.one_counted()
 
     def give_back(self, row: Borrowed) -> None:
         """Nobody here has it any more."""
-        peer = self.peers.get(row.origin[0])
-        key = row.origin[3]
+        peer = self.peers.get(row.place[0])
+        key = row.place[3]
         if peer is not None:
             if peer.borrowed.get(key) is row:
                 del peer.borrowed[key]
@@ -254,12 +333,12 @@ class References:
 
     def request(self, row: Borrowed, what: str, detail: str) -> None:
         """Have the owner ``cancel`` or ``retry`` it."""
-        self._say(self.peer(row.origin[:3]), (REQUEST, what, row.origin[3], detail))
+        self._say(self.peer(row.place[:3]), (REQUEST, what, row.place[3], detail))
 
     def retry(self, row: Borrowed) -> None:
         """Have the owner try a failed row again, which waits for that here."""
         self.request(row, "retry", "")
-        if row.state == ERROR and not self.peer(row.origin[:3]).gone:
+        if row.state == ERROR and not self.peer(row.place[:3]).gone:
             self._waits_again(row)
 
     def _waits_again(self, row: Borrowed) -> None:
@@ -277,7 +356,7 @@ class References:
             self._lose(row, f"its holders {', '.join(row.addresses)} do not have it any more")
             return
         row.state = WAITING
-        self._say(self.peer(row.origin[:3]), (BORROW, row.origin[3], row.attempt))
+        self._say(self.peer(row.place[:3]), (BORROW, row.place[3], row.attempt))
 
     def _lose(self, row: Borrowed, reason: str) -> None:
         owner = row.origin[2]
@@ -363,6 +442,10 @@ class References:
                     row.uses += 1
                 row.borrowers[peer] = number
         if row is None:
+            moved = self.core.adoption.moved.get(key)
+            if moved is not None:
+                self.say_moved(peer, key, number, moved, None)
+                return
             detail = (
                 f"its owner {self.process[2]} freed it: nobody held it any more when this process "
                 "asked for it"
@@ -373,6 +456,12 @@ class References:
         self.core.lineages.wake(row)
         peer.lent[key, number] = row
         self._say(peer, (LENT, key, number, self.outcome_of(row)))
+
+    def say_moved(
+        self, peer: Peer, key: Key, number: int, place: Place, outcome: Outcome | None
+    ) -> None:
+        """Tell a borrower who owns it now."""
+        self._say(peer, (MOVED, key, number, place, outcome))
 
     def _unlend(self, peer: Peer, key: Key, number: int) -> None:
         row = peer.lent.pop((key, number), None)
@@ -417,8 +506,17 @@ class References:
                 elif borrowed.state == STORED:
                     borrowed.state = WAITING
                     borrowed.addresses = ()
-                if kind == LENT and not borrowed.counted:
+                if kind == LENT and (borrowed.returns or not borrowed.counted):
                     self._counted(borrowed)
+            elif kind == MOVED:
+                borrowed = peer.borrowed.get(message[1])
+                if borrowed is not None and borrowed.attempt == message[2]:
+                    self._moved(peer, borrowed, message[3], message[4])
+            elif kind == ADOPT:
+                row = self.core.adoption.adopt(message[1], message[3], message[4])
+                self._lend(peer, message[1], message[2])
+                if row is not None:
+                    self.core.release([row])
             elif kind == REQUEST:
                 self._requested(peer, message[1], message[2], message[3])
             elif kind == LEAVE:
@@ -442,6 +540,12 @@ class References:
         ``acknowledge`` also says what arrived to those to whom there is nothing to say.
         """
         posts: list[tuple[Process, Message]] = []
+        myself = self.process[0]
+        while myself in self.talking:
+            peer = self.talking.pop(myself)
+            if peer.outbox:
+                messages, peer.outbox = peer.outbox, []
+                self.receive(self.process, peer.stream.pack(messages))
         for incarnation, peer in list(self.talking.items()):
             if peer.outbox or (acknowledge and peer.stream.unsaid):
                 messages, peer.outbox = peer.outbox, []
@@ -457,6 +561,7 @@ class References:
             (peer.process, (m.POST, peer.process[0], self.process, batch))
             for peer in self.peers.values()
             if not peer.process[1] and not peer.gone
+            if peer.process[0] != self.process[0]
             for batch in peer.stream.resume(peer.stream.acknowledged)
         ]
 
@@ -471,10 +576,10 @@ class References:
             return
         peer.gone = True
         peer.outbox.clear()
-        for row in list(peer.borrowed.values()):
-            self._lose(row, "its owner is gone")
-            self._counted(row)
+        borrowed = list(peer.borrowed.values())
         peer.borrowed.clear()
+        for row in borrowed:
+            self._climb(row)
         for key, number in list(peer.lent):
             self._unlend(peer, key, number)
 

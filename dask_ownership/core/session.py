@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from dask_ownership.core.messages import Key, Message
+from dask_ownership.core.identity import task_origin
+from dask_ownership.core.messages import Key, Message, Origin, Process
 from dask_ownership.core.queue import OrderedQueue
 
 # ---- states of an entry ----
@@ -80,6 +81,8 @@ class Entry:
         Handles of the futures inside its value; whatever the runtime keeps.
     arrived : object
         Rows of the futures that came in its arguments; written by the runtime.
+    named : Origin or None
+        What `heir` gives, once it was asked for.
     origin : tuple or None
         Incarnation of the owner and key there, for a borrowed value (`FETCHING`).
     """
@@ -94,6 +97,7 @@ class Entry:
         "function",
         "key",
         "missing",
+        "named",
         "nbytes",
         "occurrences",
         "options",
@@ -132,6 +136,7 @@ class Entry:
         self.contains: Any = None
         self.arrived: Any = None
         self.origin: tuple[str, Key] | None = None
+        self.named: Origin | None = None
 
     def __repr__(self) -> str:
         return f"<Entry {self.key!r} {STATE_NAMES[self.state]} attempt={self.attempt}>"
@@ -140,6 +145,15 @@ class Entry:
     def depth(self) -> int:
         """Nesting of the task, see `Options.depth`."""
         return self.options["depth"] if self.options else 0
+
+    @property
+    def heir(self) -> Origin:
+        """The origin of this task's object, for those that it submits."""
+        named = self.named
+        if named is None:
+            above = self.options.get("heir") if self.options else None
+            named = self.named = task_origin(self.session.process, self.key, above)
+        return named
 
     @property
     def has_value(self) -> bool:
@@ -153,6 +167,8 @@ class Session:
     ----------
     owner : str
         The owner's incarnation.
+    process : Process
+        The owner, as others know it.
     entries : dict
         Key to entry.
     functions : dict
@@ -175,6 +191,7 @@ class Session:
         "link",
         "outbox",
         "owner",
+        "process",
         "queues",
         "runtime",
         "unacknowledged",
@@ -182,6 +199,7 @@ class Session:
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
+        self.process: Process = (owner, "", owner)
         self.entries: dict[Key, Entry] = {}
         self.functions: dict[int, Any] = {}
         self.outbox: list[Message] = []

@@ -32,7 +32,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from dask_ownership.core.messages import Key, Origin
+from dask_ownership.core.messages import Key, Origin, Place
 
 DORMANT = -1
 """Only lineage needs it: its value was freed, and can be made again."""
@@ -138,11 +138,17 @@ class Options:
         It was recalled once and is not recalled again.
     parent : hashable or None
         Owner, key and attempt of the task that submitted it and alone has it.
+    heir : Origin or None
+        Origin of the task that submitted it.
+    adopted : Origin or None
+        Of an object that another process owned and handed over.
     """
 
     __slots__ = (
+        "adopted",
         "deaths",
         "depth",
+        "heir",
         "loose",
         "moved",
         "parent",
@@ -160,6 +166,8 @@ class Options:
         resources: dict[str, float] | None = None,
         depth: int = 0,
         parent: Any = None,
+        heir: Any = None,
+        adopted: Any = None,
     ) -> None:
         self.workers = workers
         self.loose = loose
@@ -167,6 +175,8 @@ class Options:
         self.resources = resources
         self.depth = depth
         self.parent = parent
+        self.heir = heir
+        self.adopted = adopted
         self.deaths = 0
         self.moved = False
 
@@ -179,6 +189,8 @@ class Options:
             resources=self.resources,
             depth=self.depth,
             parent=self.parent,
+            heir=self.heir,
+            adopted=self.adopted,
         )
         made.deaths = self.deaths
         made.moved = self.moved
@@ -318,6 +330,10 @@ class Borrowed(Row):
     Attributes
     ----------
     origin : Origin
+    place : Place
+        Where it is owned now: another process may have taken it over from the first.
+    returns : list
+        Those that owned it before and count this process until its owner does.
     addresses : tuple of str
         Workers that have the value, when it is `STORED`. ``holders`` are those that
         fetched it for tasks of this process.
@@ -331,11 +347,13 @@ class Borrowed(Row):
 
     borrowed = True
 
-    __slots__ = ("addresses", "counted", "handovers", "misses", "origin")
+    __slots__ = ("addresses", "counted", "handovers", "misses", "origin", "place", "returns")
 
     def __init__(self, origin: Origin) -> None:
         super().__init__(borrowed_key(origin), None, None, (), 0)
         self.origin = origin
+        self.place: Place = origin[:4]
+        self.returns: list[Any] = []
         self.addresses: tuple[str, ...] = ()
         self.counted = False
         self.handovers: list[Any] = []
@@ -394,13 +412,27 @@ class Table:
     Threads meet here in two ways only: one looks a key up and takes a handle
     (`adopt`), another counts down and takes out what is at zero (`release`). ``lock``
     covers both.
+
+    Attributes
+    ----------
+    pinned : set of Row
+        Those that stay as long as this process: nobody knows who reads what of them is
+        pickled somewhere.
     """
 
-    __slots__ = ("lock", "rows")
+    __slots__ = ("lock", "pinned", "rows")
 
     def __init__(self, lock: AbstractContextManager[Any]) -> None:
         self.lock = lock
         self.rows = Rows()
+        self.pinned: set[Row] = set()
+
+    def pin(self, row: Row) -> None:
+        """Keep a row, with one handle however often it is pinned."""
+        with self.lock:
+            if row not in self.pinned:
+                self.pinned.add(row)
+                row.handles += 1
 
     def all(self) -> list[Row]:
         """Every row, while other threads go on adding some."""

@@ -25,6 +25,7 @@ from tornado.ioloop import PeriodicCallback
 from dask_ownership.core import messages as m
 from dask_ownership.core import session as ex
 from dask_ownership.core.executor import Executor as Core
+from dask_ownership.core.messages import Process
 from dask_ownership.core.session import Entry
 from dask_ownership.errors import NotSerializable
 from dask_ownership.runtime import compat
@@ -173,13 +174,15 @@ class Executor:
         token: str | None = None,
         received: int = 0,
         stream: bool = False,
+        name: str = "",
+        address: str = "",
         **hello: Any,
     ) -> Any:
         """Handler of ``ownership_link``: take a connection over for good."""
         reason = self.refuse(protocol, token)
         if reason is not None:
             return {"status": "refused", "reason": reason}
-        link = self._link_of(owner)
+        link = self._link_of(owner, (owner, address, name))
         stream = stream and has_stream(comm)
         made: Channel | None = None
         try:
@@ -220,9 +223,10 @@ class Executor:
     async def leave(self, timeout: float, move: bool = True) -> bool:
         """Handler of ``ownership_leave``: get ready to be retired.
 
-        Starts nothing more, has owners move the values that are here, and waits for that
-        and for what runs; whether all of it was done in time. Without ``move`` it waits
-        for what runs only, because no other worker is there. A worker that is not retired
+        Starts nothing more, has owners move the values that are here, hands over what this
+        worker's own tasks left with others, and waits for that and for what runs; whether
+        all of it was done in time. Without ``move`` values stay, because no other worker is
+        there. A worker that is not retired
         after all goes on when a while has passed.
         """
         self.leaving = True
@@ -230,16 +234,17 @@ class Executor:
         with self.lock:
             self.core.leave()
         deadline = self.loop.time() + timeout
-        while not self._can_leave(move) and self.loop.time() < deadline:
+        while not (left := self._can_leave(move)) and self.loop.time() < deadline:
             self._flush()
             await asyncio.sleep(LEAVE_INTERVAL)
-        return self._can_leave(move)
+        return left
 
     def _can_leave(self, move: bool) -> bool:
-        """Whether nothing runs, no value has to be moved, and every answer has arrived."""
+        """Whether nothing runs, nothing has to be moved, and every answer has arrived."""
         core = self.core
         return (
-            not core.busy
+            self.owner.hand_over(move)
+            and not core.busy
             and not core.parked_count
             and not (move and core.keeps_values)
             and not any(
@@ -251,18 +256,21 @@ class Executor:
     def _stay(self) -> None:
         self.leaving = False
 
-    def _link_of(self, owner: str) -> ExecutorLink:
+    def _link_of(self, owner: str, process: Process | None = None) -> ExecutorLink:
         link = self.links.get(owner)
         if link is None:
             with self.lock:
                 session = self.core.open(owner)
             session.runtime = self
             link = self.links[owner] = session.link = ExecutorLink(session)
+        if process is not None:
+            link.session.process = process
         return link
 
-    def local_link(self, owner: str, deliver: Any) -> Any:
+    def local_link(self, process: Process, deliver: Any) -> Any:
         """A link to the owner in this process; what to call with its batches."""
-        link = self._link_of(owner)
+        owner = process[0]
+        link = self._link_of(owner, process)
         link.local = deliver
         return lambda batch: self.drop_owner(owner) if batch == BYE else self.receive(link, batch)
 
@@ -619,6 +627,8 @@ class Executor:
         reason = self.refuse(PROTOCOL, token)
         if reason is not None:
             return {"status": "refused", "reason": reason}
+        if self.leaving:
+            return {"status": "leaving"}
         sizes = []
         arrived: list[Any] = []
         for key, number, value in data:

@@ -22,7 +22,7 @@ from dask_ownership.runtime.channel import Channel, channel, has_stream
 
 logger = logging.getLogger("dask_ownership.link")
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the messages; both ends must have the same."""
 
 BYE = "bye"

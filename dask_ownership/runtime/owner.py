@@ -169,7 +169,6 @@ class Owner:
         self._context: contextvars.Context | None = None
         self._gone: set[str] = set()
         self._awaited: set[str] = set()
-        self.pinned: set[Row] = set()
         self._closing: set[asyncio.Future[None]] = set()
 
     async def start(self) -> None:
@@ -241,18 +240,14 @@ class Owner:
 
     def arrive(self, origin: Origin) -> Row:
         """The row of a future that was unpickled here, with one handle more. Any thread."""
-        if origin[0] == self.incarnation:
-            row = self.core.references.home(origin[3])
-            if row.state == DORMANT:
-                self.call(self.core.lineages.wake, row)
-        else:
-            made = Borrowed(origin)
-            row = self.core.table.adopt(made)
-            if row is made:
-                untrack(row)
-                self._inbox.append(row)
-                if not self._awake:
-                    self._wake()
+        row, new = self.core.references.arrive(origin)
+        if row.state == DORMANT:
+            self.call(self.core.lineages.wake, row)
+        elif new:
+            untrack(row)
+            self._inbox.append(row)
+            if not self._awake:
+                self._wake()
         if unpickling.arrived is not None:
             unpickling.arrived.append(row)
         return row
@@ -267,13 +262,6 @@ class Owner:
             if not self._awake:
                 self._wake()
         return value
-
-    def pin(self, row: Row) -> None:
-        """Keep a row as long as this owner: nobody knows where its future is pickled to."""
-        with self.lock:
-            if row not in self.pinned:
-                self.pinned.add(row)
-                row.handles += 1
 
     def call(self, function: Callable[..., None], *args: Any) -> None:
         """Do something to the core on the loop, in order with what was submitted before."""
@@ -407,6 +395,15 @@ class Owner:
             self.core.unreachable(address)
             self._step()
 
+    def hand_over(self, stored: bool) -> bool:
+        """This process leaves: have others take over what they have of it. Loop thread.
+
+        Whether all of it is done; call it again until it is.
+        """
+        done = self.core.adoption.hand_over(stored)
+        self._step()
+        return done
+
     def posted(self, posts: Iterable[Any]) -> None:
         """Others said something to this process. Loop thread."""
         for message in posts:
@@ -519,12 +516,13 @@ class Owner:
             loop = self._loop
             assert loop is not None
             deliver = self.executor.local_link(
-                self.incarnation,
+                self.core.references.process,
                 lambda batch: loop.call_soon(self._local_batch, view, batch),
             )
             link = LocalLink(deliver)
         else:
-            hello = {"owner": self.incarnation, "name": self.name, "token": self.token}
+            incarnation, address, name = self.core.references.process
+            hello = {"owner": incarnation, "address": address, "name": name, "token": self.token}
             link = OwnerLink(
                 view.address,
                 hello,
@@ -685,7 +683,7 @@ class Owner:
     def _places(self, row: Row) -> tuple[str, list[str]]:
         """Under which owner, and at which workers, a stored value is to be had."""
         if isinstance(row, Borrowed):
-            return row.origin[0], list(row.addresses)
+            return row.place[0], list(row.addresses)
         return self.incarnation, [view.address for view in row.holders]
 
     async def _fetch_from(
@@ -698,7 +696,7 @@ class Owner:
         """Ask one worker for values of one owner; the rows that it did not give."""
         address, owner = place
         by_key: dict[Hashable, Row] = {
-            row.origin[3] if isinstance(row, Borrowed) else row.key: row for row in rows
+            row.place[3] if isinstance(row, Borrowed) else row.key: row for row in rows
         }
         try:
             values, reasons = await ask(self.pool, address, owner, list(by_key), self.token)

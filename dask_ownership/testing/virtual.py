@@ -117,8 +117,9 @@ class VirtualOwner:
         self.core = Ownership(nullcontext(), home, process=self.process)
         self.dropped: list[Row] = []
         self.function = Function(1, b"run", "run")
-        self.core.identity_call = travel.dumps(Task(0))[0]
-        self.core.moves.function = self.function
+        # The identity is called for stored values only; inline ones are taken over as they are.
+        self.core.identity = self.core.moves.function = Function(2, b"run", "identity")
+        self.core.identity_call = travel.dumps(Task(0, large=True, uses="return"))[0]
         self.pipes: dict[str, Pipe] = {}
         self.order = 0
         self.ticking = False
@@ -197,6 +198,12 @@ class VirtualOwner:
         left = len(addresses)
 
         def arrive(pipe: Pipe) -> None:
+            if pipe.worker.leaving or not pipe.worker.alive:
+                # It does not take it: another one is asked.
+                there = [p for p in self.pipes.values() if not p.worker.leaving]
+                if there:
+                    self.cluster.later(self.cluster.delay(), partial(arrive, there[0]))
+                    return
             if pipe.worker.alive and pipe in self.cluster.network.pipes:
                 entry = Entry(pipe.session, key, row.attempt)
                 pipe.worker.put(entry, pickled)
@@ -221,17 +228,14 @@ class VirtualOwner:
 
     def arrive(self, origin: Origin) -> Row:
         """A future was unpickled here: its row with one handle more."""
-        if origin[0] == self.name:
-            row = self.core.references.home(origin[3])
+        row, new = self.core.references.arrive(origin)
+        if new:
+            # A thread left it in the inbox; the loop takes it in a little later.
+            self.cluster.later(self.cluster.random.random() * 50, lambda: self._take_in(row))
+        elif not row.borrowed:
             self.core.lineages.wake(row)
             # Only what a dead process handed on may be freed before it gets here.
             assert row.state != LOST or self.cluster.lax, f"{origin} was freed early"
-            return row
-        made = Borrowed(origin)
-        row = self.core.table.adopt(made)
-        if row is made:
-            # A thread left it in the inbox; the loop takes it in a little later.
-            self.cluster.later(self.cluster.random.random() * 50, lambda: self._take_in(made))
         return row
 
     def _give_up(self, address: str) -> None:
@@ -286,6 +290,7 @@ class VirtualWorker:
         self.owner = VirtualOwner(cluster, f"owner-of-{address}", home=address)
         self.pipes: dict[str, Pipe] = {}
         self.watching = False
+        self.leaving = False
         self.alive = True
 
     def step(self) -> None:
@@ -397,7 +402,7 @@ class VirtualWorker:
             fingerprint = travel.dumps(child)[0]
             occurrence = seen[fingerprint] = seen.get(fingerprint, -1) + 1
             key = child_key("child", f"{entry.key}-{entry.attempt}", fingerprint, occurrence)
-            options = Options(depth=entry.depth + 1, parent=parent)
+            options = Options(depth=entry.depth + 1, parent=parent, heir=entry.heir)
             rows.append(self.owner.submit(key, child, (), options))
         made = [VirtualFuture(self.owner, row) for row in rows]
         frame.waited = [] if task.escape else rows
@@ -613,6 +618,7 @@ class VirtualCluster:
         self.remade: set[Any] = set()
         self.killed = False
         self.cancelled = False
+        self.retiring = False
         self.left: set[str] = set()
         self.network = Network(self.random, self.faults, self.later, self.dirty)
         self.network.clock = lambda: self.now
@@ -647,6 +653,7 @@ class VirtualCluster:
             worker.address, nthreads=worker.slots, resources=dict(worker.core.resources)
         )
         session = worker.core.open(owner.name)
+        session.process = owner.process
         pipe = Pipe(owner, view, worker, session)
         owner.core.add_worker(view)
         owner.pipes[worker.address] = pipe
@@ -679,6 +686,7 @@ class VirtualCluster:
     def retire(self, address: str) -> None:
         """A worker leaves in good order: when nothing runs there and its values are moved."""
         worker = self.workers[address]
+        self.retiring = worker.leaving = True
         worker.core.leave()
         self.dirty.add(worker)
         self.later(1_000.0, partial(self._retire, worker))
@@ -688,8 +696,10 @@ class VirtualCluster:
             return
         core = worker.core
         unheard = any(p.there.unacknowledged or p.session.outbox for p in worker.pipes.values())
+        handed_over = worker.owner.core.adoption.hand_over()
+        self.dirty.add(worker.owner)
         unfinished = core.busy or core.parked_count or core.keeps_values or unheard
-        if unfinished or worker.owner.core.table.rows:
+        if unfinished or not handed_over:
             self.later(1_000.0, partial(self._retire, worker))
         else:
             self.kill(worker.address, by_force=False)
@@ -807,7 +817,7 @@ class VirtualCluster:
         found = []
         places = [(view.address, owner.name, row.key) for view in row.holders]
         if isinstance(row, Borrowed):
-            places += [(address, row.origin[0], row.origin[3]) for address in row.addresses]
+            places += [(address, row.place[0], row.place[3]) for address in row.addresses]
         for address, name, key in places:
             worker = self.workers.get(address)
             value = worker.stored(name, key) if worker is not None else None
@@ -852,18 +862,21 @@ class VirtualCluster:
                 if row.state == STORED and name not in self.lost and name not in self.remade:
                     if row.borrowed:
                         # What its owner does not know yet is said when it is found out.
-                        origin = row.origin  # type: ignore[attr-defined]
+                        place = row.place  # type: ignore[attr-defined]
                         assert (
-                            self.lax or (origin[0], origin[3]) in self.lost
+                            self.lax or self.retiring or (place[0], place[3]) in self.lost
                             or self.copies(owner, row)
                         ), f"{row} was freed early"  # fmt: skip
                         continue
                     assert self.copies(owner, row), f"{row} was freed early everywhere"
                     primary = self.workers.get(row.holders[0].address)
-                    # After a death the first holder may be one that still fetches.
-                    assert self.killed or primary is None or primary.stored(owner.name, row.key), (
-                        f"{row} was freed early at its first holder"
-                    )
+                    # After one died or left the first holder may be one that still fetches.
+                    assert (
+                        self.killed
+                        or self.retiring
+                        or primary is None
+                        or primary.stored(owner.name, row.key)
+                    ), f"{row} was freed early at its first holder"
         for worker in self.workers.values():
             check_executor(worker.core)
 

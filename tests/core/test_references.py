@@ -438,7 +438,7 @@ def test_what_an_owner_that_ends_owned_is_lost(pair, how):
     row = pair.owner.row("x")
     borrowed = pair.lent(row)
     waits = pair.borrower.row("t", borrowed)
-    uncounted = pair.borrower.borrow((*pair.owner.process, "y"))
+    uncounted = pair.borrower.borrow((*pair.owner.process, "y", None))
     called = []
     pair.borrower.references.when_counted([uncounted], lambda: called.append(1))
     if how == "leaves":
@@ -450,7 +450,7 @@ def test_what_an_owner_that_ends_owned_is_lost(pair, how):
         pair.borrower.references.receive(pair.owner.process, None)
     assert [borrowed.state, uncounted.state, waits.state] == [LOST, LOST, ERROR]
     assert called == [1]
-    late = pair.borrower.borrow((*pair.owner.process, "z"))
+    late = pair.borrower.borrow((*pair.owner.process, "z", None))
     assert late.state == LOST and late.counted
     pair.borrower.core.retry([borrowed, late])
     pair.borrower.core.cancel([borrowed, late], "late")
@@ -461,13 +461,13 @@ def test_what_an_owner_that_ends_owned_is_lost(pair, how):
 def test_a_worker_that_comes_back_to_an_address_can_own(pair):
     side = pair.borrower
     before = ("first", "there:1", "there")
-    lost = side.borrow((*before, "x"))
+    lost = side.borrow((*before, "x", None))
     side.references.address_gone("there:1")
     side.references.address_gone("there:1")
     assert lost.state == LOST
     side.core.add_worker(WorkerView("there:1", nthreads=1))
-    assert side.borrow(("second", "there:1", "there", "x")).state == WAITING
-    assert side.borrow((*before, "y")).state == LOST
+    assert side.borrow(("second", "there:1", "there", "x", None)).state == WAITING
+    assert side.borrow((*before, "y", None)).state == LOST
 
 
 def test_a_closed_owner_hears_nothing(pair):

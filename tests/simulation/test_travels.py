@@ -53,6 +53,21 @@ def test_clients_that_cancel_and_leave_cost_only_what_they_cancelled_or_owned(**
     run(**shape)
 
 
+@settings(max_examples=400, **SETTINGS)
+@given(retires=st.integers(1, 3), **SHAPES)
+def test_workers_that_leave_in_good_order_cost_nothing(**shape):
+    run(**shape)
+
+
+@settings(max_examples=400, **SETTINGS)
+@given(
+    retires=st.integers(1, 3), kills=st.integers(0, 2), cancels=st.booleans(),
+    leaves=st.booleans(), **SHAPES,
+)  # fmt: skip
+def test_leaving_dying_and_cancelling_together_leave_nothing_behind(**shape):
+    run(**shape)
+
+
 REGRESSIONS = {
     "answers for a closed owner that was still linked": (
         {"seed": 102, "slots": 3, "clients": 3, "length": 60, "leaves": True},

@@ -241,9 +241,26 @@ class Traveller:
             return
         cluster.kills_left -= 1  # type: ignore[attr-defined]
         victim = self.random.choice(sorted(cluster.workers))
-        if len(cluster.workers) == 1 or self.random.random() < 0.5:
-            cluster.add_worker(f"{victim}+", cluster.workers[victim].slots)
+        slots = cluster.workers[victim].slots
+        if self.random.random() < 0.5:
+            cluster.add_worker(f"{victim}+", slots)
         cluster.kill(victim)
+        if not any(w.core.accepting for w in cluster.workers.values()):
+            cluster.add_worker(f"{victim}!", slots)
+
+    def retire(self) -> None:
+        """A worker leaves in good order: what it owned is taken over, nothing is lost."""
+        cluster = self.cluster
+        if not cluster.retirements_left:  # type: ignore[attr-defined]
+            return
+        cluster.retirements_left -= 1  # type: ignore[attr-defined]
+        staying = [address for address, w in cluster.workers.items() if w.core.accepting]
+        if not staying:
+            return
+        victim = self.random.choice(sorted(staying))
+        if len(staying) == 1 or self.random.random() < 0.3:
+            cluster.add_worker(f"{victim}*", cluster.workers[victim].slots)
+        cluster.retire(victim)
 
     def step(self) -> None:
         if self.left:
@@ -259,6 +276,7 @@ class Traveller:
             "cancel": 1.5,
             "retry": 0.5,
             "leave": 0.5,
+            **({"retire": 1.0} if self.cluster.retires else {}),  # type: ignore[attr-defined]
         }
         getattr(self, self.random.choices(list(weights), list(weights.values()))[0])()
         self.cluster.dirty.add(self.owner)
@@ -294,6 +312,7 @@ def run_travels(
     kills: int = 0,
     cancels: bool = False,
     leaves: bool = False,
+    retires: int = 0,
 ) -> VirtualCluster:
     """One random program per client, interleaved; everything checked on the way.
 
@@ -303,6 +322,7 @@ def run_travels(
     cluster.kills_left = kills  # type: ignore[attr-defined]
     cluster.may_cancel = cancels  # type: ignore[attr-defined]
     cluster.may_leave = leaves  # type: ignore[attr-defined]
+    cluster.retires = cluster.retirements_left = retires  # type: ignore[attr-defined]
     random = Random(seed + 1)
     programs = [Traveller(cluster, i, random) for i in range(clients)]
     for program in programs:

@@ -1,0 +1,224 @@
+"""Adoption: what a worker owns lives on at another owner when the worker leaves in good order.
+
+Tasks submit tasks, and their futures may outlive them: in a value that was returned, or
+with any process that they were passed to. The process that leaves asks the *heir* of each
+such object, the owner of the task that submitted it, to take it over:
+
+1. ``ADOPT``: the heir borrows the object, and makes an object of its own that takes the
+   value over (a call of the identity, as for `delegate`). The process that leaves borrows
+   that one from the heir.
+2. When it has ended, ``MOVED`` tells every borrower to borrow from the heir. Each gives the
+   old borrowing back when the heir counts it.
+3. When all have, nothing is left to lose.
+
+Who meets the object later, when its first owner is gone, asks the heirs that its origin
+names (`References.climb`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from dask_ownership.core.messages import Key, Origin, Place, Process
+from dask_ownership.core.moving import FIRST
+from dask_ownership.core.table import (
+    ERROR,
+    INLINE,
+    STORED,
+    Borrowed,
+    Options,
+    Row,
+)
+
+if TYPE_CHECKING:
+    from dask_ownership.core.ownership import Ownership
+    from dask_ownership.core.references import Peer
+
+
+def adopted_key(origin: Origin | Place) -> Key:
+    """The key of an object in the table of whoever takes it over, the same everywhere."""
+    key = origin[3]
+    if isinstance(key, tuple) and len(key) == 3 and key[0] == "adopted":
+        return key  # it was handed over before
+    return ("adopted", origin[0], key)
+
+
+class Handover:
+    """One object that this process hands over.
+
+    Attributes
+    ----------
+    made : Borrowed
+        What the heir made of it, as this process sees it.
+    told : set
+        Borrowers, with the numbers of their borrowings, that were told to go there.
+    """
+
+    __slots__ = ("made", "told")
+
+    def __init__(self, made: Borrowed) -> None:
+        self.made = made
+        self.told: set[tuple[Peer, int]] = set()
+
+
+class Adoption:
+    """What one process hands over, and takes over from others.
+
+    Parameters
+    ----------
+    core : Ownership
+
+    Attributes
+    ----------
+    under_way : dict
+        Rows that are being handed over.
+    moved : dict
+        Key of each object that was handed over to where it is owned now.
+    """
+
+    def __init__(self, core: Ownership) -> None:
+        self.core = core
+        self.under_way: dict[Row, Handover] = {}
+        self.moved: dict[Key, Place] = {}
+
+    # ---- the process that leaves ----
+
+    def hand_over(self, stored: bool = True) -> bool:
+        """Go on handing over what others have of this process; whether all of it is done.
+
+        Call it again until it is. What has not ended yet is handed over when it has.
+
+        Parameters
+        ----------
+        stored : bool
+            Also what is stored at workers; there must be one that stays.
+        """
+        waits = False
+        for row in self.core.table.all():
+            if row.borrowed or not (row.borrowers or row in self.core.table.pinned):
+                continue
+            if row.state > ERROR or (row.state == STORED and not stored):
+                continue
+            handover = self.under_way.get(row)
+            if handover is not None and self._is_gone(handover):
+                self._end(row)
+                handover = None
+            if handover is not None:
+                waits = True
+                self._tell(row, handover)
+            elif row.state < INLINE:
+                waits = True
+            elif (heir := self._heir_of(row)) is not None:
+                waits = True
+                self._offer(row, heir)
+        for row in list(self.under_way):
+            # Nobody else has it any more, or it was cancelled meanwhile.
+            if row.state > ERROR or not (row.borrowers or row in self.core.table.pinned):
+                self._end(row)
+        return not waits and not self.under_way
+
+    def _heir_of(self, row: Row) -> Process | None:
+        """Who takes a row over: the owner of the task that submitted it, or who borrows it."""
+        references = self.core.references
+        heir = heir_of(
+            references.origin_of(row),
+            lambda process: process[0] == references.process[0] or references.peer(process).gone,
+        )
+        if heir is not None:
+            return heir
+        for peer in row.borrowers or ():
+            if not peer.gone:
+                process: Process = peer.process
+                return process
+        return None
+
+    def _offer(self, row: Row, heir: Process) -> None:
+        core = self.core
+        origin = core.references.origin_of(row)
+        made = Borrowed((*heir, adopted_key(origin), None))
+        made.handles = 0
+        core.table.adopt_for_use(made)
+        self.under_way[row] = Handover(made)
+        core.references.adopt_at_heir(made, origin, row in core.table.pinned)
+        core.log(row, "handed-over", f"to {heir[2]}, because this process leaves")
+
+    def _is_gone(self, handover: Handover) -> bool:
+        return self.core.references.peer(handover.made.place[:3]).gone
+
+    def _tell(self, row: Row, handover: Handover) -> None:
+        made = handover.made
+        if made.state < INLINE or not made.counted:
+            return
+        references = self.core.references
+        outcome = references.outcome_of(made)
+        for peer, number in (row.borrowers or {}).items():
+            if (peer, number) not in handover.told:
+                handover.told.add((peer, number))
+                references.say_moved(peer, row.key, number, made.place, outcome)
+        self.moved[row.key] = made.place
+        if row in self.core.table.pinned:
+            self.core.table.pinned.discard(row)
+            self.core.release([row])
+
+    def _end(self, row: Row) -> None:
+        self.core._release_uses([self.under_way.pop(row).made])
+
+    # ---- the heir ----
+
+    def adopt(self, key: Key, origin: Origin, pinned: bool) -> Row | None:
+        """Take an object over; its row, with one handle more. Twice is once."""
+        core = self.core
+        known = core.table.find(key)
+        if known is not None:
+            return known
+        taken = core.references.rows_of([origin])
+        if not taken:
+            return None  # it was this process's own, and freed
+        options = Options(heir=origin[4], adopted=origin)
+        row = Row(key, core.identity, core.identity_call, taken, FIRST, options)
+        core.table.adopt(row)
+        core.submit([row])
+        core._release_uses(taken)  # the row has its own
+        if pinned:
+            core.table.pin(row)
+        core.log(row, "adopted", f"from {origin[2]}, which leaves")
+        return row
+
+    def settled(self, row: Borrowed) -> None:
+        """A borrowed row is owned by this process itself now.
+
+        Its failure cannot be tried again: the task that failed is not here.
+        """
+        own = self.core.table.rows.get(row.place[3])
+        if own is not None and own.state == ERROR and own.function is not None:
+            needed, own.dependencies = own.dependencies, ()
+            own.function = None
+            own.payload = None
+            self.core._release_uses(needed)
+
+    def waits_for(self, row: Borrowed, heir: Process) -> bool:
+        """Whether this process is the heir, and its own object is still to be made from this."""
+        if heir[0] != self.core.references.process[0]:
+            return False
+        own = self.core.table.rows.get(adopted_key(row.origin))
+        return own is not None and own.state < INLINE
+
+
+def heir_of(origin: Origin, gone: Callable[[Process], bool]) -> Process | None:
+    """Who is asked for an object when its owner is gone.
+
+    The owner of the task that submitted it; when that is gone too, the next one up. One
+    whose own ancestors are gone is about to drop that task: it is passed over.
+    """
+    levels: list[Process] = []
+    heir = origin[4]
+    while heir is not None:
+        levels.append(heir[:3])
+        heir = heir[4]
+    nearest = None
+    for process in reversed(levels):
+        if gone(process):
+            break
+        nearest = process
+    return nearest
