@@ -134,8 +134,8 @@ def test_a_future_inside_an_object_is_used_in_a_task(client, function):
 def unpin(dask_worker: Any) -> None:
     """What was pickled by hand is kept for good; the test ends that."""
     owner = dask_worker.extensions["dask-ownership"].owner
-    rows = list(owner.pinned)
-    owner.pinned.clear()
+    rows = list(owner.core.table.pinned)
+    owner.core.table.pinned.clear()
     for row in rows:
         owner.drop(row)
 

@@ -48,7 +48,7 @@ def rows_of(client: Client) -> list[str]:
 
 
 def pinned_at(dask_worker: Any) -> int:
-    return len(dask_worker.extensions["dask-ownership"].owner.pinned)
+    return len(dask_worker.extensions["dask-ownership"].owner.core.table.pinned)
 
 
 # ---- spilled values ----
@@ -355,8 +355,8 @@ def load_at(client: Client, pickled: bytes) -> Any:
 
 
 def unpin_here(client: Client) -> None:
-    rows = list(client.owner.pinned)
-    client.owner.pinned.clear()
+    rows = list(client.owner.core.table.pinned)
+    client.owner.core.table.pinned.clear()
     for row in rows:
         client.owner.drop(row)
 
@@ -653,8 +653,8 @@ def test_futures_of_another_process_live_on_at_this_one(far, another, far_cluste
         f"open({str(path)!r}, 'wb').write(pickle.dumps(Box(*mine, *box.content)))\n"
         "del mine, box\n"
         "say('written'); hear()\n"
-        "for row in list(client.owner.pinned): client.owner.drop(row)\n"
-        "client.owner.pinned.clear()\n"
+        "for row in list(client.owner.core.table.pinned): client.owner.drop(row)\n"
+        "client.owner.core.table.pinned.clear()\n"
         "say(len(client.owner.core.table.rows)); hear()\n"
         "time.sleep(0.5); say(len(client.owner.core.table.rows)); hear()\n",
         address=far_cluster,

@@ -233,12 +233,10 @@ def test_borrowers_elsewhere_are_told_of_the_new_owner(client, tmp_path):
     holder = Holder(small=made["small"], large=made["large"], scattered=made["scattered"])
     readers = [client.submit(hold_later, holder, 2.0, workers=[a], pure=False) for a in others]
     del holder, made
-    rows = [reader._row for reader in readers]
-    until(lambda: all(row.worker for row in rows))
-    time.sleep(0.5)
+    time.sleep(1.0)  # they wait in their tasks by now
     client.retire_workers([owner])
     assert client.gather(readers) == [[2, 200_000, 100_000]] * 2
-    del readers, rows
+    del readers
     until(lambda: not client.owner.core.table.rows, 5)
 
 
