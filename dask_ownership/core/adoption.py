@@ -39,9 +39,12 @@ if TYPE_CHECKING:
 def adopted_key(origin: Origin | Place) -> Key:
     """The key of an object in the table of whoever takes it over, the same everywhere."""
     key = origin[3]
-    if isinstance(key, tuple) and len(key) == 3 and key[0] == "adopted":
-        return key  # it was handed over before
-    return ("adopted", origin[0], key)
+    return key if is_adopted(key) else ("adopted", origin[0], key)
+
+
+def is_adopted(key: Key) -> bool:
+    """Whether it is one that `adopted_key` made."""
+    return isinstance(key, tuple) and len(key) == 3 and key[0] == "adopted"
 
 
 class Handover:

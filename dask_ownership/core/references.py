@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from dask_ownership.core import messages as m
-from dask_ownership.core.adoption import adopted_key, heir_of
+from dask_ownership.core.adoption import adopted_key, heir_of, is_adopted
 from dask_ownership.core.link import LinkState
 from dask_ownership.core.messages import Key, Message, Origin, Place, Process
 from dask_ownership.core.table import (
@@ -396,7 +396,10 @@ class References:
                 self.hold_until_counted(row, inner)
             core._lose(row, ERROR, outcome[1])
         else:
-            core._lose(row, state, Failure(outcome[1], outcome[2], outcome[3]))
+            _, kind, name, detail = outcome
+            if is_adopted(name):
+                name, detail = row.origin[3], f"its owner {row.origin[2]} is gone; {detail}"
+            core._lose(row, state, Failure(kind, name, detail))
 
     # ---- as an owner ----
 
@@ -446,10 +449,12 @@ class References:
             if moved is not None:
                 self.say_moved(peer, key, number, moved, None)
                 return
-            detail = (
-                f"its owner {self.process[2]} freed it: nobody held it any more when this process "
-                "asked for it"
-            )
+            detail = f"{self.process[2]} freed it: nobody held it when this process asked for it"
+            if is_adopted(key):
+                detail = (
+                    f"{self.process[2]}, which owns the task that submitted it, has not taken it "
+                    "over, or has freed it"
+                )
             self._say(peer, (LENT, key, number, (LOST, "lost-data", key, detail)))
             return
         row.shared_with(None)
