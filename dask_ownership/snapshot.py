@@ -546,7 +546,7 @@ def look(owner: Owner, row: Row) -> ObjectSnapshot:
         descendants=row.descendants,
         pinned=row in owner.core.table.pinned,
         fire_and_forget=row in core.desired,
-        borrowers=[peer.process[2] for peer in row.borrowers or ()],
+        borrowers=[peer.process[2] for peer, _ in core.references.borrowers_of(row)],
         holders=holders,
         worker=None if row.worker is None else row.worker.address,
         dependencies=named(row.dependencies),

@@ -130,7 +130,7 @@ class Adoption:
         )
         if heir is not None:
             return heir
-        for peer in row.borrowers or ():
+        for peer, _ in references.borrowers_of(row):
             if not peer.gone:
                 process: Process = peer.process
                 return process
@@ -155,7 +155,7 @@ class Adoption:
             return
         references = self.core.references
         outcome = references.outcome_of(made)
-        for peer, number in (row.borrowers or {}).items():
+        for peer, number in references.borrowers_of(row):
             if (peer, number) not in handover.told:
                 handover.told.add((peer, number))
                 references.say_moved(peer, row.key, number, made.place, outcome)

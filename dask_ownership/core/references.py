@@ -212,7 +212,7 @@ class References:
     def _moved(self, peer: Peer, row: Borrowed, place: Place, outcome: Outcome | None) -> None:
         """Another owns it now; the old borrowing is given back when that one counts this."""
         del peer.borrowed[row.place[3]]
-        row.returns.append((peer, row.place[3], row.attempt))
+        row.returns = [*(row.returns or ()), (peer, row.place[3], row.attempt)]
         row.place = place
         if outcome is not None:
             self._take_in(row, outcome)
@@ -301,7 +301,10 @@ class References:
             return
         handover = _Handover(len(waiting), call)
         for row in waiting:
-            row.handovers.append(handover)
+            if row.handovers is None:
+                row.handovers = [handover]
+            else:
+                row.handovers.append(handover)
 
     def hold_until_counted(self, outer: Row, rows: Iterable[Row]) -> None:
         """Keep ``outer``, from whose value these came, until their owners count them."""
@@ -313,12 +316,14 @@ class References:
 
     def _counted(self, row: Borrowed) -> None:
         row.counted = True
-        returns, row.returns = row.returns, []
-        for peer, key, number in returns:
-            self._say(peer, (RETURN, key, number))
-        handovers, row.handovers = row.handovers, []
-        for handover in handovers:
-            handover.one_counted()
+        if row.returns is not None:
+            returns, row.returns = row.returns, None
+            for peer, key, number in returns:
+                self._say(peer, (RETURN, key, number))
+        if row.handovers is not None:
+            handovers, row.handovers = row.handovers, None
+            for handover in handovers:
+                handover.one_counted()
 
     def give_back(self, row: Borrowed) -> None:
         """Nobody here has it any more."""
@@ -409,7 +414,7 @@ class References:
         if state < INLINE:
             return None
         if state == INLINE:
-            return (INLINE, row.value, [self.origin_of(r) for r in row.contains])
+            return (INLINE, row.value, tuple([self.origin_of(r) for r in row.contains]))
         if state == STORED:
             if row.borrowed:
                 assert isinstance(row, Borrowed)
@@ -419,20 +424,29 @@ class References:
             return (STORED, row.nbytes, row.type_name, addresses)
         value = row.value
         if isinstance(value, bytes):
-            return (ERROR, value, [self.origin_of(r) for r in row.contains])
+            return (ERROR, value, tuple([self.origin_of(r) for r in row.contains]))
         if isinstance(value, Failure):
             return (state, value.kind, value.key, value.detail)
         return (LOST, "lost-data", row.key, "it was freed")
 
+    def borrowers_of(self, row: Row) -> list[tuple[Peer, int]]:
+        """Who borrows a row of this process, with the numbers of those borrowings."""
+        peers = self.peers
+        return [
+            (peers[incarnation], number)
+            for incarnation, number in (row.borrowers or {}).items()
+            if incarnation in peers
+        ]
+
     def tell(self, row: Row) -> None:
         """A row that is lent ended, or has other holders: say so."""
         outcome = self.outcome_of(row)
-        for peer, number in (row.borrowers or {}).items():
+        for peer, number in self.borrowers_of(row):
             self._say(peer, (OUTCOME, row.key, number, outcome))
 
     def withdraw(self, row: Row) -> None:
         """A row that is lent lost its value, which is made again: borrowers wait for it."""
-        for peer, number in (row.borrowers or {}).items():
+        for peer, number in self.borrowers_of(row):
             self._say(peer, (OUTCOME, row.key, number, None))
 
     def _lend(self, peer: Peer, key: Key, number: int) -> None:
@@ -443,7 +457,7 @@ class References:
                 if row.borrowers is None:
                     row.borrowers = {}
                     row.uses += 1
-                row.borrowers[peer] = number
+                row.borrowers[peer.process[0]] = number
         if row is None:
             moved = self.core.adoption.moved.get(key)
             if moved is not None:
@@ -470,10 +484,10 @@ class References:
 
     def _unlend(self, peer: Peer, key: Key, number: int) -> None:
         row = peer.lent.pop((key, number), None)
-        if row is None or row.borrowers is None or row.borrowers.get(peer) != number:
+        if row is None or row.borrowers is None or row.borrowers.get(peer.process[0]) != number:
             return
         borrowers = row.borrowers
-        del borrowers[peer]
+        del borrowers[peer.process[0]]
         if not borrowers:
             row.borrowers = None
             self.core._release_uses((row,))
@@ -535,9 +549,10 @@ class References:
             self.core.cancel([row], detail)
         elif what == "retry":
             self.core.retry([row])
-            if row.done and row.borrowers is not None and peer in row.borrowers:
+            number = (row.borrowers or {}).get(peer.process[0])
+            if row.done and number is not None:
                 # It cannot be tried again, or was already: who asked waits for an answer.
-                self._say(peer, (OUTCOME, key, row.borrowers[peer], self.outcome_of(row)))
+                self._say(peer, (OUTCOME, key, number, self.outcome_of(row)))
 
     def flush(self, acknowledge: bool = False) -> list[tuple[Process, Message]]:
         """What is to be posted now, by receiver.

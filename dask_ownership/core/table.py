@@ -32,7 +32,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from dask_ownership.core.messages import Key, Origin, Place
+from dask_ownership.core.messages import Key, Origin
 
 DORMANT = -1
 """Only lineage needs it: its value was freed, and can be made again."""
@@ -216,7 +216,7 @@ class Row:
     contains : tuple of Row
         Rows whose futures are inside the payload or, once there is one, the value.
     borrowers : dict or None
-        Processes that borrow it (`references.Peer`) to the number of that borrowing.
+        Incarnations of processes that borrow it to the number of that borrowing.
     dependents : list of Row or None
         Rows that wait for this one.
     waiting : int
@@ -289,7 +289,8 @@ class Row:
         self.payload = payload
         self.dependencies = dependencies
         self.contains: tuple[Row, ...] = ()
-        self.borrowers: dict[Any, int] | None = None
+        # Of strings and numbers only: the cyclic collector need not walk it.
+        self.borrowers: dict[str, int] | None = None
         self.dependents: list[Row] | None = None
         self.waiting = 0
         self.order = order
@@ -332,14 +333,14 @@ class Borrowed(Row):
     origin : Origin
     place : Place
         Where it is owned now: another process may have taken it over from the first.
-    returns : list
+    returns : list or None
         Those that owned it before and count this process until its owner does.
     addresses : tuple of str
         Workers that have the value, when it is `STORED`. ``holders`` are those that
         fetched it for tasks of this process.
     counted : bool
         The owner counts this process, or there is nothing to count any more.
-    handovers : list
+    handovers : list or None
         Told when it is counted.
     misses : int
         How often a holder did not have it.
@@ -352,11 +353,11 @@ class Borrowed(Row):
     def __init__(self, origin: Origin) -> None:
         super().__init__(borrowed_key(origin), None, None, (), 0)
         self.origin = origin
-        self.place: Place = origin[:4]
-        self.returns: list[Any] = []
+        self.place: Any = origin  # the first four of it
+        self.returns: list[Any] | None = None
         self.addresses: tuple[str, ...] = ()
         self.counted = False
-        self.handovers: list[Any] = []
+        self.handovers: list[Any] | None = None
         self.misses = 0
 
 
