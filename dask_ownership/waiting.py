@@ -19,7 +19,7 @@ from distributed.client import DoneAndNotDoneFutures, FuturesCancelledError
 from distributed.utils import Deadline
 from distributed.utils import _parse_timedelta as parse_timeout
 
-from dask_ownership.core.table import INLINE, Row
+from dask_ownership.core.table import INLINE, STORED, Row
 from dask_ownership.future import Future
 from dask_ownership.runtime.waiting import Callback, Gate, hang
 
@@ -45,13 +45,17 @@ def wait(fs: Any, timeout: Any = None, return_when: str = ALL_COMPLETED) -> Any:
         raise NotImplementedError(
             "Only return_when='ALL_COMPLETED' and 'FIRST_COMPLETED' are supported"
         )
-    futures = futures_of(fs)
-    for future in futures:
-        future._verify_initialized()
+    if type(fs) in (list, tuple, set) and all(type(f) is Future for f in fs):
+        futures = list(fs)  # the usual case, without walking the whole structure
+    else:
+        futures = futures_of(fs)
+        for future in futures:
+            future._verify_initialized()
     if not futures or any(type(f) is not Future for f in futures):
         return distributed.wait(fs, timeout=timeout, return_when=return_when)
     client = futures[0]._client
-    if any(f._owner is not client.owner for f in futures):
+    owner = client.owner
+    if any(f._owner is not owner for f in futures):
         return distributed.wait(fs, timeout=timeout, return_when=return_when)
     rows = [f._row for f in futures]
     seconds = parse_timeout(timeout)
@@ -71,8 +75,9 @@ def _outcome(futures: list[Any], ended: bool, timeout: Any) -> Any:
     if not ended:
         raise asyncio.TimeoutError(f"the futures did not end within {timeout}")
     done = {f for f in futures if f._row.state >= INLINE}
+    without_value = [f for f in done if f._cleared or f._row.state > STORED]
     cancelled = defaultdict(list)
-    for future in done:
+    for future in without_value:
         if future.cancelled():
             error = future._error()
             cancelled[getattr(error, "reason", "unknown")].append(error)

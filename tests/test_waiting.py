@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,43 @@ def test_wait_for_the_first(client: Client, wait: Any, gate: Path) -> None:
     assert result.done == {fast} and result.not_done == {slow}
     gate.touch()
     wait(slow)
+
+
+@WAITS
+def test_wait_for_the_first_until_none_is_left(client: Client, wait: Any) -> None:
+    left = set(client.map(slowly, range(40), seconds=0.005, pure=False))
+    results = []
+    while left:
+        done, left = wait(left, return_when="FIRST_COMPLETED")
+        assert done and all(f.done() for f in done)
+        results += [f.result() for f in done]
+    assert sorted(results) == list(range(40))
+
+
+def test_wait_for_the_first_of_few_while_others_end(client: Client, gate: Path) -> None:
+    slow = client.submit(wait_for_file, str(gate), workers=[0])
+    many = client.map(slowly, range(20), seconds=0.02, pure=False, workers=[1])
+    dask_ownership.wait([slow, *many], return_when="FIRST_COMPLETED")
+    # Those that it hangs on for both calls end; they are not what is waited for now.
+    with pytest.raises(asyncio.TimeoutError):
+        dask_ownership.wait([slow], timeout=0.2, return_when="FIRST_COMPLETED")
+    gate.touch()
+    assert dask_ownership.wait([slow], return_when="FIRST_COMPLETED").done == {slow}
+
+
+def test_threads_wait_for_the_first_at_once(client: Client) -> None:
+    futures = client.map(slowly, range(30), seconds=0.01, pure=False)
+
+    def drain(left: set[Any]) -> int:
+        count = 0
+        while left:
+            done, left = dask_ownership.wait(left, return_when="FIRST_COMPLETED")
+            count += len(done)
+        return count
+
+    with ThreadPoolExecutor(3) as pool:
+        counts = list(pool.map(drain, [set(futures), set(futures[::2]), set(futures[10:])]))
+    assert counts == [30, 15, 20]
 
 
 @WAITS

@@ -41,6 +41,7 @@ from dask_ownership.core.link import LinkState
 from dask_ownership.core.messages import Key, Message, Origin, Place, Process
 from dask_ownership.core.table import (
     CANCELLED,
+    DORMANT,
     ERROR,
     FORGOTTEN,
     INLINE,
@@ -120,6 +121,20 @@ class _Handover:
             self.call()
 
 
+class _Both:
+    """Two handovers that wait for one row."""
+
+    __slots__ = ("one", "other")
+
+    def __init__(self, one: _Handover | _Both, other: _Handover) -> None:
+        self.one = one
+        self.other = other
+
+    def one_counted(self) -> None:
+        self.one.one_counted()
+        self.other.one_counted()
+
+
 class References:
     """What one process borrows and lends.
 
@@ -175,12 +190,18 @@ class References:
 
     def borrow(self, row: Borrowed) -> None:
         """A row that was just adopted: have its owner count it."""
-        peer = self.peer(row.place[:3])
+        place = row.place
+        peer = self.peers.get(place[0]) or self.peer(place[:3])
         if peer.gone:
             self._climb(row)
             return
-        self._borrow_from(peer, row)
-        self._say(peer, (BORROW, row.place[3], row.attempt))
+        # As `_borrow_from` and `_say`: there may be very many in one object.
+        core = self.core
+        core.attempts += 1
+        row.attempt = core.attempts
+        peer.borrowed[place[3]] = row
+        peer.outbox.append((BORROW, place[3], row.attempt))
+        self.talking[place[0]] = peer
 
     def _borrow_from(self, peer: Peer, row: Borrowed) -> None:
         self.core.attempts += 1
@@ -301,10 +322,9 @@ class References:
             return
         handover = _Handover(len(waiting), call)
         for row in waiting:
-            if row.handovers is None:
-                row.handovers = [handover]
-            else:
-                row.handovers.append(handover)
+            # Hardly ever more than one, and there may be very many rows: no list for one.
+            before = row.handovers
+            row.handovers = handover if before is None else _Both(before, handover)
 
     def hold_until_counted(self, outer: Row, rows: Iterable[Row]) -> None:
         """Keep ``outer``, from whose value these came, until their owners count them."""
@@ -322,8 +342,7 @@ class References:
                 self._say(peer, (RETURN, key, number))
         if row.handovers is not None:
             handovers, row.handovers = row.handovers, None
-            for handover in handovers:
-                handover.one_counted()
+            handovers.one_counted()
 
     def give_back(self, row: Borrowed) -> None:
         """Nobody here has it any more."""
@@ -471,10 +490,16 @@ class References:
                 )
             self._say(peer, (LENT, key, number, (LOST, "lost-data", key, detail)))
             return
-        row.shared_with(None)
-        self.core.lineages.wake(row)
+        if row.options.parent is not None:
+            row.shared_with(None)
+        if row.state == DORMANT:
+            self.core.lineages.wake(row)
         peer.lent[key, number] = row
-        self._say(peer, (LENT, key, number, self.outcome_of(row)))
+        if row.state == INLINE and not row.contains:
+            outcome: Outcome | None = (INLINE, row.value, ())
+        else:
+            outcome = self.outcome_of(row)
+        self._say(peer, (LENT, key, number, outcome))
 
     def say_moved(
         self, peer: Peer, key: Key, number: int, place: Place, outcome: Outcome | None

@@ -340,7 +340,7 @@ class Borrowed(Row):
         fetched it for tasks of this process.
     counted : bool
         The owner counts this process, or there is nothing to count any more.
-    handovers : list or None
+    handovers : object or None
         Told when it is counted.
     misses : int
         How often a holder did not have it.
@@ -357,7 +357,7 @@ class Borrowed(Row):
         self.returns: list[Any] | None = None
         self.addresses: tuple[str, ...] = ()
         self.counted = False
-        self.handovers: list[Any] | None = None
+        self.handovers: Any = None
         self.misses = 0
 
 

@@ -44,7 +44,7 @@ from dask_ownership.runtime.serialize import (
     unpickling,
 )
 from dask_ownership.runtime.transfer import ask, unpack
-from dask_ownership.runtime.waiting import AllDone, Gate, LoopGate, hang, unhang
+from dask_ownership.runtime.waiting import AllDone, FirstDone, Gate, LoopGate, hang, unhang
 
 logger = logging.getLogger("dask_ownership.owner")
 
@@ -169,6 +169,7 @@ class Owner:
         self._context: contextvars.Context | None = None
         self._gone: set[str] = set()
         self._awaited: set[str] = set()
+        self._first: FirstDone | None = None
         self._closing: set[asyncio.Future[None]] = set()
 
     async def start(self) -> None:
@@ -589,17 +590,55 @@ class Owner:
                 "a future was waited for on the thread of the event loop that must bring its "
                 "result; await it instead"
             )
+        if any_one:
+            return self._wait_for_first(pending, timeout)
         gate = Gate()
-        waiter = AllDone(pending, gate.open, stop_at_error, any_one)
+        waiter = AllDone(pending, gate.open, stop_at_error)
         hang(waiter, pending, self.lock)
-        seconds = -1.0 if timeout is None else max(0.0, timeout)
         try:
-            if self.executor is not None:
-                return bool(self.executor.parking.wait(gate.lock, seconds))
-            return gate.lock.acquire(True, seconds)
+            return self._pass(gate, timeout)
         finally:
             if waiter._pending:
                 unhang(waiter, pending, self.lock)
+
+    def _pass(self, gate: Gate, timeout: float | None) -> bool:
+        """Wait for a gate to open, without a slot meanwhile; False when the time ran out."""
+        seconds = -1.0 if timeout is None else max(0.0, timeout)
+        if self.executor is not None:
+            return bool(self.executor.parking.wait(gate.lock, seconds))
+        return gate.lock.acquire(True, seconds)
+
+    def _wait_for_first(self, rows: list[Row], timeout: float | None) -> bool:
+        """Block until one of these ends."""
+        with self.lock:
+            waiter = self._first
+            before = None
+            if waiter is None or waiter.busy or not waiter.pending.issuperset(rows):
+                before = waiter if waiter is not None and not waiter.busy else None
+                waiter = FirstDone(rows)
+                if before is not None or self._first is None:
+                    self._first = waiter
+                made = True
+            else:
+                made = False
+            waiter.busy = True
+        if before is not None:
+            unhang(before, list(before.pending), self.lock)
+        if made:
+            hang(waiter, rows, self.lock)
+        deadline = None if timeout is None else perf_counter() + timeout
+        try:
+            while True:
+                gate = waiter.gate()
+                if any(row.state >= INLINE for row in rows):
+                    return True
+                left = None if deadline is None else deadline - perf_counter()
+                if not self._pass(gate, left):
+                    return False
+        finally:
+            waiter.busy = False
+            if waiter is not self._first:
+                unhang(waiter, list(waiter.pending), self.lock)
 
     async def wait_async(
         self,

@@ -86,6 +86,31 @@ class AllDone(Waiter):
             self._opened()
 
 
+class FirstDone(Waiter):
+    """Opens each time one of many rows ends.
+
+    A loop that waits for the first of what is left, again and again, hangs it once and
+    not on every row each time.
+    """
+
+    __slots__ = ("_gate", "busy", "pending")
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self.pending = set(rows)
+        self.busy = False
+        self._gate: Gate | None = None
+
+    def gate(self) -> Gate:
+        """A gate that opens when the next row ends."""
+        gate = self._gate = Gate()
+        return gate
+
+    def row_done(self, row: Row) -> None:
+        self.pending.discard(row)
+        if self._gate is not None:
+            self._gate.open()
+
+
 class Callback(Waiter):
     """Calls a function with each row that ends, once per row."""
 
