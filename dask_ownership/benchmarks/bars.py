@@ -75,6 +75,7 @@ BARS: tuple[Bar, ...] = (
     *(Bar(name, "seconds", "threads", 1.3, at_most=True) for name in _COLLECTIONS),
     Bar("memory", "bytes", "", 1000, at_most=True),
     Bar("memory", "longest", "", 20, at_most=True),
+    Bar("deep reduction", "grown", "distributed", 1.0, at_most=True),
     Bar("scheduler messages", "messages", "", 200, at_most=True),
 )
 

@@ -319,6 +319,10 @@ MEMORY = (
     Metric("bytes", "memory of each", "B", compared=False),
     Metric("longest", "longest submit", "ms", compared=False),
 )
+REDUCTION = (
+    Metric("seconds", "", "s"),
+    Metric("grown", "workers' memory", "MB", compared=False),
+)
 MESSAGES = (
     Metric("messages", "messages", "messages", compared=False),
     Metric("bytes", "bytes", "B", compared=False),
@@ -421,6 +425,18 @@ CASES: tuple[Case, ...] = (
         512,
         SECONDS,
         COLLECTIONS,
+    ),
+    Case(
+        "deep reduction",
+        "sum of {n} layers of 100 chunks",
+        system_cases.deep_reduction,
+        50,
+        5,
+        REDUCTION,
+        SCHEDULER,
+        warm_up=5,
+        isolated=True,
+        repeat=3,
     ),
     Case(
         "scheduler messages",

@@ -11,6 +11,7 @@ import contextvars
 import gc
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,13 @@ from dask_ownership.benchmarks import functions
 if TYPE_CHECKING:
     from dask_ownership.benchmarks.engines import Engine
 
-__all__ = ["SchedulerTraffic", "count_scheduler_traffic", "pending_memory", "scheduler_messages"]
+__all__ = [
+    "SchedulerTraffic",
+    "count_scheduler_traffic",
+    "deep_reduction",
+    "pending_memory",
+    "scheduler_messages",
+]
 
 
 def pending_memory(engine: Engine, n: int) -> dict[str, float]:
@@ -86,6 +93,48 @@ def _steady_rss(process: Any, limit: float = 60.0) -> int:
         calm = calm + 1 if abs(now - rss) < rss / 100 else 0
         rss = now
     return int(rss)
+
+
+CHUNK = 200_000
+"""Numbers in one chunk of `deep_reduction`: 1.6 MB."""
+
+WIDTH = 100
+"""Chunks side by side in `deep_reduction`."""
+
+
+def deep_reduction(engine: Engine, n: int) -> dict[str, float]:
+    """Sum ``n`` layers of 100 chunks each; the most that the workers grew meanwhile, together.
+
+    All chunks together are far more than should ever be there at once.
+    """
+    import dask.array as da
+    import psutil
+
+    client = engine.client
+    workers = [psutil.Process(pid) for pid in client.run(os.getpid).values()]
+    before = [worker.memory_info().rss for worker in workers]
+    most = list(before)
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.005):
+            for i, worker in enumerate(workers):
+                most[i] = max(most[i], worker.memory_info().rss)
+
+    watcher = threading.Thread(target=watch, name="memory-watch")
+    watcher.start()
+    try:
+        layers = da.ones((n, WIDTH * CHUNK), chunks=(1, CHUNK)) * da.arange(n, chunks=1)[:, None]
+        start = time.perf_counter()
+        total = engine.compute(layers.sum(axis=0).max())
+        seconds = time.perf_counter() - start
+    finally:
+        over.set()
+        watcher.join()
+    if total != n * (n - 1) // 2:
+        raise AssertionError(f"the sum is {total}")
+    grown = sum(after - rss for after, rss in zip(most, before, strict=True))
+    return {"seconds": seconds, "grown": max(grown, 1) / 1e6}
 
 
 @dataclass

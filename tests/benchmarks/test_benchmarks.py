@@ -22,7 +22,14 @@ from dask_ownership.benchmarks.report import as_json, render
 
 psutil = pytest.importorskip("psutil")
 
-TINY = {"fib": 3, "array sum": 16, "transpose add": 200, "dataframe": 2, "nested": 3}
+TINY = {
+    "fib": 3,
+    "array sum": 16,
+    "transpose add": 200,
+    "dataframe": 2,
+    "nested": 3,
+    "deep reduction": 2,
+}
 OWN_PROCESS = {"memory", "scheduler messages"}
 
 
