@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import dask
+import dask.array as da
 import distributed
 import pytest
 from distributed import LocalCluster
@@ -17,6 +18,7 @@ from dask_ownership import Client
 from dask_ownership.core.invariants import check_ownership
 from dask_ownership.core.pushing import KEPT_ABOVE
 from dask_ownership.core.table import INLINE, STORED
+from dask_ownership.runtime.transfer import IN_TRANSIT
 
 SMALL = 50_000
 """Bytes of a value that travels to its owner."""
@@ -334,3 +336,77 @@ def test_values_of_a_worker_that_the_nanny_ended_are_made_again(tmp_path: Any) -
         assert eater._row.options.deaths == 1
         del values, eater
         assert_nothing_left(client)
+
+
+# ---- tasks that make much do not outrun those that use it up ----
+
+
+def written_to_disk(dask_worker: Any) -> int:
+    """Bytes that a worker ever spilled."""
+    metrics = dask_worker.data.cumulative_metrics
+    return int(
+        sum(n for (what, unit), n in metrics.items() if what == "disk-write" and unit == "bytes")
+    )
+
+
+@pytest.mark.parametrize("pairs", [False, True], ids=["rows", "neighbours"])
+def test_a_deep_reduction_of_ten_times_the_memory_does_not_spill(pairs: bool) -> None:
+    limits = {
+        # Only what the values take counts, not the 65 MB of an idle process.
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.pause": False,
+        "distributed.worker.memory.terminate": False,
+    }
+    width, depth, numbers = 100, 20, 100_000  # 800 kB each, 1.6 GB in all
+    with (
+        dask.config.set(limits),
+        small_cluster(memory_limit="80MB") as cluster,
+        Client(cluster) as client,
+    ):
+        layers = da.ones((depth, width * numbers), chunks=(1, numbers))
+        layers = layers * da.arange(depth, chunks=1)[:, None]
+        if pairs:
+            layers = layers[:-1] + layers[1:]
+        rows = [i + i + 1 for i in range(depth - 1)] if pairs else range(depth)
+        assert layers.sum(axis=0).max().compute() == sum(rows)
+        assert set(client.run(written_to_disk).values()) == {0}
+        # The same would have been seen, had it happened.
+        kept = client.map(lambda i: blob(10_000_000, i), range(20))
+        distributed.wait(kept)
+        assert all(client.run(written_to_disk).values())
+
+
+# ---- bytes on their way between workers ----
+
+
+def watch_transit(dask_worker: Any) -> None:
+    """Remember the most bytes that a worker asked for at once."""
+    fetcher = dask_worker.extensions["dask-ownership"].executor.fetcher
+    request = fetcher._request
+    fetcher.most = 0
+
+    def watched(*args: Any) -> Any:
+        fetcher.most = max(fetcher.most, fetcher.in_transit)
+        return request(*args)
+
+    fetcher._request = watched
+
+
+def most_in_transit(dask_worker: Any) -> int:
+    return int(dask_worker.extensions["dask-ownership"].executor.fetcher.most)
+
+
+def test_bytes_on_their_way_to_a_worker_are_bounded() -> None:
+    with small_cluster(n_workers=3) as cluster, Client(cluster) as client:
+        first, second, third = wait_for_members(client, 3)
+        client.run(watch_transit)
+        made = [
+            client.submit(blob, 20_000_000, i, workers=[(first, second)[i % 2]]) for i in range(30)
+        ]
+        distributed.wait(made)
+        # 600 MB are wanted at the third worker, and none of it is there.
+        sizes = [client.submit(len, value, workers=[third]) for value in made]
+        assert client.gather(sizes) == [20_000_000] * 30
+        most = client.run(most_in_transit, workers=[third])[third]
+        # As much as may be under way, and what one more request may ask for.
+        assert 20_000_000 <= most <= IN_TRANSIT * 1.5 + 20_000_000
