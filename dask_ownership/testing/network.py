@@ -164,7 +164,7 @@ class Network:
             if kind == "LEAVE":
                 self.met["lent", "any", kind] += 1
                 continue
-            if kind in ("LENT", "OUTCOME"):
+            if kind in ("LENT", "OUTCOME", "MOVED"):
                 where, row = "borrowed", peer.borrowed.get(said[1])
                 if row is not None and row.attempt != said[2]:
                     row = None

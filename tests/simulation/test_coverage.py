@@ -76,6 +76,8 @@ TRAVELS = {
     "REQUEST:cancel": ("lent", "none pushed inline stored error"),
     "REQUEST:retry": ("lent", "error"),
     "LEAVE": ("lent", "any"),
+    "ADOPT": ("lent", "none"),
+    "MOVED": ("borrowed", "inline stored error"),
     "TOOK": ("entry", "handed"),
 }
 """By what one process says to another about references: the states in which it must have
@@ -94,6 +96,7 @@ def test_what_is_said_about_references_meets_rows_in_every_state_that_it_can():
             kills=seed % 3,
             cancels=seed % 4 < 3,
             leaves=seed % 5 == 0,
+            retires=seed % 3,
         )
         met.update(cluster.network.met)
     for where, state, kind in sorted(met, key=lambda k: (k[0], k[2], k[1])):

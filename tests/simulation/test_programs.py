@@ -35,13 +35,13 @@ def run(seed, workers, slots, clients, length, duplicate, disconnect, kills=0):
     run_program(seed, workers, slots, clients, length, faults, kills)
 
 
-@settings(max_examples=700, **SETTINGS)
+@settings(max_examples=300, **SETTINGS)
 @given(**SHAPES)
 def test_random_programs_get_what_a_sequential_program_gets(**shape):
     run(**shape)
 
 
-@settings(max_examples=700, **SETTINGS)
+@settings(max_examples=300, **SETTINGS)
 @given(kills=st.integers(1, 3), **SHAPES)
 def test_workers_that_die_cost_nothing_but_the_values_that_only_they_had(**shape):
     run(**shape)

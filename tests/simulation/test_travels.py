@@ -35,31 +35,31 @@ def run(seed, workers, slots, clients, length, duplicate, disconnect, kills=0, *
     run_travels(seed, workers, slots, clients, length, faults, kills, **more)
 
 
-@settings(max_examples=400, **SETTINGS)
+@settings(max_examples=220, **SETTINGS)
 @given(**SHAPES)
 def test_futures_travel_and_are_never_freed_while_reachable(**shape):
     run(**shape)
 
 
-@settings(max_examples=400, **SETTINGS)
+@settings(max_examples=220, **SETTINGS)
 @given(kills=st.integers(1, 3), **SHAPES)
 def test_borrowers_and_owners_that_die_leave_nothing_behind(**shape):
     run(**shape)
 
 
-@settings(max_examples=400, **SETTINGS)
+@settings(max_examples=220, **SETTINGS)
 @given(kills=st.integers(0, 2), cancels=st.booleans(), leaves=st.just(True), **SHAPES)
 def test_clients_that_cancel_and_leave_cost_only_what_they_cancelled_or_owned(**shape):
     run(**shape)
 
 
-@settings(max_examples=400, **SETTINGS)
+@settings(max_examples=220, **SETTINGS)
 @given(retires=st.integers(1, 3), **SHAPES)
 def test_workers_that_leave_in_good_order_cost_nothing(**shape):
     run(**shape)
 
 
-@settings(max_examples=400, **SETTINGS)
+@settings(max_examples=220, **SETTINGS)
 @given(
     retires=st.integers(1, 3), kills=st.integers(0, 2), cancels=st.booleans(),
     leaves=st.booleans(), **SHAPES,
