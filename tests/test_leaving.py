@@ -88,6 +88,23 @@ def test_a_borrowed_value_is_found_after_it_moved(client):
     assert reader.result(timeout=20) == 200_000
 
 
+def test_a_worker_that_is_restarted_has_its_values_moved(client, tmp_path):
+    path = tmp_path / "runs"
+    victim = wait_for_members(client, 3)[0]
+    values = client.map(
+        marked, [100_000 + i for i in range(10)], path=str(path), workers=[victim], pure=False
+    )
+    wait(values)
+    running = client.submit(slowinc, 1, 3, workers=[victim], allow_other_workers=True, pure=False)
+    until(lambda: running._row.worker)
+    started = time.monotonic()
+    client.restart_workers([victim])
+    assert time.monotonic() - started < 10
+    assert [len(value) for value in client.gather(values)] == [100_000 + i for i in range(10)]
+    assert len(path.read_text()) == 10, "nothing ran again"
+    assert running.result(timeout=20) == 2
+
+
 class Box:
     def __init__(self, content: Any) -> None:
         self.content = content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -13,7 +14,12 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from tornado.ioloop import PeriodicCallback
 
 from dask_ownership.cluster.worker_plugin import OwnershipWorkerPlugin
-from dask_ownership.runtime.compat import before_retirement, count_owned_work, keep_awake
+from dask_ownership.runtime.compat import (
+    before_retirement,
+    before_workers_restart,
+    count_owned_work,
+    keep_awake,
+)
 from dask_ownership.runtime.link import PROTOCOL
 from dask_ownership.runtime.membership import BACKLOG, DIAL, JOIN, MEMBERS, OWNER_GONE, Member
 
@@ -71,6 +77,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         scheduler.handlers[JOIN] = self.join
         scheduler.handlers[DIAL] = self.dial
         before_retirement(scheduler, self.leave)
+        before_workers_restart(scheduler, partial(self.leave, wait=False))
         count_owned_work(scheduler, lambda: sum(self.backlogs.values()))
         scheduler.stream_handlers[BACKLOG] = self.backlog
         if NAME not in scheduler.plugins:
@@ -125,16 +132,21 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         else:
             self.backlogs.pop(client, None)
 
-    async def leave(self, addresses: list[str]) -> None:
-        """Have workers that are about to be retired move what owners have there."""
+    async def leave(self, addresses: list[str], wait: bool = True) -> None:
+        """Have workers that are about to go move what owners have there.
+
+        With ``wait`` what runs there ends first.
+        """
         others = bool(set(self.scheduler.workers) - set(addresses))
         timeout = parse_timedelta(dask.config.get("ownership.leave-timeout", "30s"))
 
         async def leave(address: str) -> None:
             try:
-                await self.scheduler.rpc(address).ownership_leave(timeout=timeout, move=others)
+                await self.scheduler.rpc(address).ownership_leave(
+                    timeout=timeout, move=others, wait=wait
+                )
             except Exception as error:
-                logger.info("%s is retired without moving its values: %r", address, error)
+                logger.info("%s goes without moving its values: %r", address, error)
 
         await asyncio.gather(*map(leave, addresses))
 

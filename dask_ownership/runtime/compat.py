@@ -25,6 +25,7 @@ __all__ = [
     "HiddenData",
     "Lending",
     "before_retirement",
+    "before_workers_restart",
     "block_as_completed_in",
     "count_owned_work",
     "current_client",
@@ -162,6 +163,23 @@ def before_retirement(scheduler: Any, leave: Callable[[list[str]], Awaitable[Non
 
     scheduler.retire_workers = retire_workers
     scheduler.handlers["retire_workers"] = retire_workers
+
+
+def before_workers_restart(scheduler: Any, leave: Callable[[list[str]], Awaitable[None]]) -> None:
+    """Call ``leave(addresses)`` before workers that a client names are restarted.
+
+    Not when the whole cluster is: that cancels everything.
+    """
+    stock = scheduler.restart_workers
+
+    @wraps(stock)
+    async def restart_workers(workers: list[str] | None = None, **kwargs: Any) -> Any:
+        leaving = [address for address in workers or () if address in scheduler.workers]
+        if leaving:
+            await leave(leaving)
+        return await stock(workers=workers, **kwargs)
+
+    scheduler.handlers["restart_workers"] = restart_workers
 
 
 RETIREMENT = {"close_workers", "remove", "stimulus_id"}

@@ -220,13 +220,13 @@ class Executor:
         self.receive(link, batch)
         return False
 
-    async def leave(self, timeout: float, move: bool = True) -> bool:
-        """Handler of ``ownership_leave``: get ready to be retired.
+    async def leave(self, timeout: float, move: bool = True, wait: bool = True) -> bool:
+        """Handler of ``ownership_leave``: get ready to be retired or restarted.
 
         Starts nothing more, has owners move the values that are here, hands over what this
         worker's own tasks left with others, and waits for that and for what runs; whether
         all of it was done in time. Without ``move`` values stay, because no other worker is
-        there. A worker that is not retired
+        there. Without ``wait`` what runs is not waited for. A worker that is not retired
         after all goes on when a while has passed.
         """
         self.leaving = True
@@ -234,18 +234,18 @@ class Executor:
         with self.lock:
             self.core.leave()
         deadline = self.loop.time() + timeout
-        while not (left := self._can_leave(move)) and self.loop.time() < deadline:
+        while not (left := self._can_leave(move, wait)) and self.loop.time() < deadline:
             self._flush()
             await asyncio.sleep(LEAVE_INTERVAL)
         return left
 
-    def _can_leave(self, move: bool) -> bool:
-        """Whether nothing runs, nothing has to be moved, and every answer has arrived."""
+    def _can_leave(self, move: bool, wait: bool) -> bool:
+        """Whether nothing runs that is waited for, nothing has to be moved, and every answer
+        has arrived."""
         core = self.core
         return (
             self.owner.hand_over(move)
-            and not core.busy
-            and not core.parked_count
+            and not (wait and (core.busy or core.parked_count))
             and not (move and core.keeps_values)
             and not any(
                 link.channel is not None and link.state.unacknowledged
