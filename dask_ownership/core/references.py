@@ -482,13 +482,7 @@ class References:
             if moved is not None:
                 self.say_moved(peer, key, number, moved, None)
                 return
-            detail = f"{self.process[2]} freed it: nobody held it when this process asked for it"
-            if is_adopted(key):
-                detail = (
-                    f"{self.process[2]}, which owns the task that submitted it, has not taken it "
-                    "over, or has freed it"
-                )
-            self._say(peer, (LENT, key, number, (LOST, "lost-data", key, detail)))
+            self._say(peer, (LENT, key, number, self._outcome_of_gone(key)))
             return
         if row.options.parent is not None:
             row.shared_with(None)
@@ -500,6 +494,19 @@ class References:
         else:
             outcome = self.outcome_of(row)
         self._say(peer, (LENT, key, number, outcome))
+
+    def _outcome_of_gone(self, key: Key) -> Outcome:
+        """What is told to one that asks for what is not in the table any more."""
+        for gone, event, detail, _ in reversed(self.core.history):
+            if gone == key and event == "cancelled":
+                return (CANCELLED, "cancelled", key, detail)
+        detail = f"{self.process[2]} freed it: nobody held it when this process asked for it"
+        if is_adopted(key):
+            detail = (
+                f"{self.process[2]}, which owns the task that submitted it, has not taken it "
+                "over, or has freed it"
+            )
+        return (LOST, "lost-data", key, detail)
 
     def say_moved(
         self, peer: Peer, key: Key, number: int, place: Place, outcome: Outcome | None

@@ -200,7 +200,7 @@ class VirtualOwner:
         def arrive(pipe: Pipe) -> None:
             if pipe.worker.leaving or not pipe.worker.alive:
                 # It does not take it: another one is asked.
-                there = [p for p in self.pipes.values() if not p.worker.leaving]
+                there = [p for p in self.pipes.values() if p.worker.alive and not p.worker.leaving]
                 if there:
                     self.cluster.later(self.cluster.delay(), partial(arrive, there[0]))
                     return

@@ -484,6 +484,17 @@ def test_a_closed_owner_hears_nothing(pair):
         assert row.state == CANCELLED
 
 
+def test_one_that_asks_for_what_was_cancelled_hears_that(pair):
+    row = pair.owner.row("x")
+    origin = pair.owner.references.origin_of(row)
+    pair.owner.core.cancel([row], "not wanted any more")
+    borrowed = pair.borrower.borrow(origin)
+    pair.carry()
+    assert borrowed.state == CANCELLED and "not wanted" in borrowed.value.detail
+    pair.borrower.release(borrowed)
+    pair.owner.release(row)
+
+
 def test_a_gap_in_the_stream_waits_for_what_is_missing(pair):
     row = pair.owner.row("x")
     missing = (1, 0, [(r.BORROW, "x", 1)])
