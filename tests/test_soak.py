@@ -155,7 +155,12 @@ def processes(tmp_path: Path) -> Iterator[tuple[str, dict[str, psutil.Process]]]
     """A scheduler and two workers, each a process of its own; their address and processes."""
     file = tmp_path / "scheduler.json"
     common = ["--scheduler-file", str(file), "--no-dashboard"]
-    env = {**os.environ, "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "error"}
+    env = {
+        **os.environ,
+        "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "error",
+        # Dask's own profiler keeps a history of an hour, which grows for that long.
+        "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "false",
+    }
     started = []
 
     def start(*arguments: str) -> psutil.Process:
