@@ -30,6 +30,7 @@ from dask_ownership.guard import GuardedScheduler
 from dask_ownership.runtime.link import PROTOCOL
 from dask_ownership.runtime.membership import BACKLOG, DIAL, JOIN, MEMBERS, OWNER_GONE
 from dask_ownership.runtime.owner import Owner
+from dask_ownership.runtime.reading import fetch
 from dask_ownership.runtime.runner import current_entry
 from dask_ownership.scatter import scatter
 from dask_ownership.snapshot import find, history, look, present, take
@@ -434,7 +435,7 @@ class Client(distributed.Client):
         self.owner.wait(gathering.rows, stop_at_error=errors == "raise")
         remaining = gathering.read_here()
         if remaining:
-            fetched = sync(self.loop, self.owner.fetch, [f._row for f in remaining])
+            fetched = sync(self.loop, fetch, self.owner, [f._row for f in remaining])
             gathering.read_fetched(remaining, fetched)
         return repack(futures, gathering.values, errors)
 
@@ -467,7 +468,7 @@ class Client(distributed.Client):
         await self.owner.wait_async(gathering.rows, stop_at_error=errors == "raise")
         remaining = gathering.read_here()
         if remaining:
-            fetched = await self.owner.fetch([f._row for f in remaining])
+            fetched = await fetch(self.owner, [f._row for f in remaining])
             gathering.read_fetched(remaining, fetched)
         return gathering.values
 

@@ -12,6 +12,7 @@ from dask_ownership.core.table import INLINE, STORED, Row
 from dask_ownership.errors import NotHere, NotSerializable
 from dask_ownership.future import Future
 from dask_ownership.runtime.owner import Owner
+from dask_ownership.runtime.reading import unpacked
 from dask_ownership.runtime.serialize import loads_value
 
 CONTAINERS = (list, tuple, set, frozenset)
@@ -101,7 +102,7 @@ class Gathering:
             row = future._row
             try:
                 if row in fetched:
-                    unpack = partial(self.owner.unpacked, future.key, fetched[row])
+                    unpack = partial(unpacked, future.key, fetched[row])
                     self.values[future] = self.owner.open(self.client, row, unpack)
                     continue
                 error = future._error()  # it was lost or cancelled meanwhile

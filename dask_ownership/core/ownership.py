@@ -15,6 +15,7 @@ from typing import Any
 
 from dask_ownership.core import messages as m
 from dask_ownership.core.adoption import Adoption
+from dask_ownership.core.answers import Answers
 from dask_ownership.core.lineage import Lineages
 from dask_ownership.core.messages import Key, Message, Process
 from dask_ownership.core.moving import Moves
@@ -40,22 +41,12 @@ from dask_ownership.core.table import (
     Borrowed,
     Failure,
     Function,
-    Options,
     Row,
     Table,
 )
 
 HISTORY = 10_000
 """How many unusual events are remembered."""
-
-OF_NO_TASK = frozenset({m.ACCEPTING, m.LEAVING, m.POST})
-
-RETURN_REASONS = {
-    m.DROPPED: "it was dropped before it started",
-    m.BLOCKED: "a task there that it waited for ended without a value",
-    m.UNKNOWN_FUNCTION: "its function was not known there",
-    m.REFUSED: "no new tasks are taken there, or not such as this one",
-}
 
 
 class Ownership:
@@ -119,6 +110,7 @@ class Ownership:
         self.lineages = Lineages(self, lineage_bytes)
         self.moves = Moves(self)
         self.adoption = Adoption(self)
+        self.answers = Answers(self)
         self.pushing = Pushing(self)
         self.max_inline = max_inline
         self.inline_bytes = 0
@@ -317,74 +309,7 @@ class Ownership:
 
     def receive(self, view: WorkerView, batch: Iterable[Message], now: float) -> None:
         """Answers of a worker, in the order in which it gave them."""
-        if not view.alive:
-            return
-        pushed = view.pushed
-        view.heard = now
-        for message in batch:
-            kind = message[0]
-            if kind in OF_NO_TASK:
-                self._heard(view, message)
-                continue
-            key = message[1]
-            row = pushed.get(key)
-            if row is None or row.attempt != message[2]:
-                self._late(view, message)
-                continue
-            if kind == m.PARKED:
-                self._parked(view, row)
-                continue
-            del pushed[key]
-            if row.estimate:
-                view.active -= 1
-                view.load -= row.estimate
-            if not pushed:
-                view.load = 0.0
-            if kind == m.DONE:
-                value = message[3]
-                self._measured(row, message[4])
-                row.value = value
-                row.nbytes = len(value)
-                self.inline_bytes += row.nbytes
-                if len(message) > 5:
-                    # Before the state: another thread reads the value once it is final.
-                    arguments, row.contains = row.contains, self._inside(view, row, message)
-                    row.state = INLINE
-                    self._succeeded(row, row.contains)
-                    self._release_uses(arguments)
-                    continue
-                row.state = INLINE
-                self._succeeded(row)
-            elif kind == m.STORED:
-                self._measured(row, message[5])
-                row.nbytes = message[3]
-                row.type_name = message[4]
-                row.holders = (view,)
-                row.state = STORED
-                self._succeeded(row)
-                if view.leaving and row.state == STORED:
-                    self.moves.away(row, view)
-            elif kind == m.FAILED:
-                self._measured(row, message[4])
-                if row.options.retries > 0:
-                    row.options = row.options.copy()
-                    row.options.retries -= 1
-                    left = row.options.retries
-                    self.log(row, "retried", f"it failed at {view.address}; {left} retries left")
-                    self._again(row)
-                    self._late(view, message)
-                else:
-                    if len(message) > 5:
-                        inside = self._inside(view, row, message)
-                        self._fail(row, ERROR, message[3], inside)
-                        self._release_uses(inside)  # each row that ended has its own
-                    else:
-                        self._fail(row, ERROR, message[3])
-            elif kind == m.RETURNED:
-                self._returned(view, row, message[3], message[4])
-            elif kind == m.DELEGATED:
-                self._measured(row, message[4])
-                self._delegated(view, row, message)
+        self.answers.receive(view, batch, now)
 
     # ---- time ----
 
@@ -497,34 +422,6 @@ class Ownership:
             inside = dependency.contains if isinstance(dependency.value, bytes) else ()
             self._fail(row, ERROR, dependency.value, tuple(r for r in inside if r is not row))
 
-    def _measured(self, row: Row, microseconds: float) -> None:
-        function = row.function
-        if function is not None:
-            known = function.duration
-            if known < 0:
-                function.duration = microseconds
-            else:
-                weight = 0.5 if microseconds > known else 0.2
-                function.duration = known + weight * (microseconds - known)
-
-    def _delegated(self, view: WorkerView, row: Row, message: Message) -> None:
-        """Its value is to be another's: wait for that one, without a slot."""
-        inner = self._inside(view, row, message)
-        needed = row.dependencies + row.contains
-        row.function = self.identity
-        row.payload = self.identity_call
-        was = row.options
-        row.options = Options(depth=was.depth, parent=was.parent, heir=was.heir)
-        row.dependencies, row.contains = inner, ()
-        row.worker = None
-        row.state = WAITING
-        self._release_uses(needed)
-        if inner:
-            self._wait_for_dependencies(row)
-        else:
-            detail = "it delegated to a future that is itself, or that its owner has freed"
-            self._fail(row, ERROR, Failure("lost-data", row.key, detail))
-
     def _ready(self, row: Row) -> None:
         """It has all that it needs."""
         if row.function is self.identity:
@@ -543,52 +440,6 @@ class Ownership:
                 return
         row.state = READY
         self.placement.add_ready(row)
-
-    @staticmethod
-    def _parked(view: WorkerView, row: Row) -> None:
-        """A task gave its slot up: it takes no room, and nor does what was pushed behind it.
-
-        What it waits for may need that room.
-        """
-        stack = [row]
-        while stack:
-            row = stack.pop()
-            if row.state == PUSHED and row.worker is view and row.estimate:
-                view.load -= row.estimate
-                view.active -= 1
-                row.estimate = 0.0
-                stack.extend(row.dependents or ())
-
-    def _heard(self, view: WorkerView, message: Message) -> None:
-        """A worker says something that is about no task of this owner."""
-        kind = message[0]
-        if kind == m.ACCEPTING:
-            view.accepting = message[1]
-            view.nthreads = message[2]
-            if view.accepting:
-                view.leaving = False  # it stayed after all
-        elif kind == m.LEAVING:
-            self.moves.leaves(view)
-        elif message[1] == self.references.process[0]:
-            self.references.receive(message[2], message[3])
-
-    def _inside(self, view: WorkerView, row: Row, message: Message) -> tuple[Row, ...]:
-        """Rows of the futures that came inside a result, to be kept with it.
-
-        The worker keeps them too until they are counted for this process.
-        """
-        inner = self.references.rows_of(message[5])
-        key, attempt = row.key, row.attempt
-
-        def took() -> None:
-            if view.alive:
-                view.outbox.append((m.TOOK, key, attempt))
-
-        self.references.when_counted(inner, took)
-        if row in inner:  # else nothing would ever free it
-            self._release_uses([r for r in inner if r is row])
-            inner = tuple([r for r in inner if r is not row])
-        return inner
 
     def _borrowed_ended(self, row: Row) -> None:
         """A borrowed row has a value: who waits for it can go on."""
@@ -643,48 +494,6 @@ class Ownership:
         row.worker = None
         row.state = WAITING
         self._wait_for_dependencies(row)
-
-    def _returned(self, view: WorkerView, row: Row, reason: int, keys: Any) -> None:
-        if reason == m.RECALLED:
-            self.log(row, "recalled", f"from {view.address}, for a worker with nothing to do")
-        else:
-            why = RETURN_REASONS.get(reason)
-            if why is None:
-                why = f"it did not get {', '.join([repr(key) for key, _ in keys or ()])}"
-            self.log(row, "returned", f"by {view.address}: {why}")
-        if reason == m.UNKNOWN_FUNCTION and row.function is not None:
-            view.functions.discard(row.function.id)
-        elif reason == m.REFUSED:
-            if keys:  # it takes others; `ACCEPTING` has said when it does not
-                view.resources = dict(keys[0])
-        elif reason == m.RECALLED:
-            self.counts["recalled"] += 1
-            row.options = row.options.copy()
-            row.options.moved = True
-        elif reason == m.MISSING:
-            by_key = {dependency.key: dependency for dependency in row.dependencies}
-            for key, addresses in keys:
-                dependency = by_key.get(key)
-                if dependency is None or dependency.state not in (INLINE, STORED):
-                    continue
-                gone = {h for h in dependency.holders if h.address in addresses}
-                # It may have been given another copy since it said this.
-                if view in dependency.holders and view.copies.get(key, 0) <= row.attempt:
-                    gone.add(view)
-                    # Once for all the tasks that waited for one copy.
-                    if isinstance(dependency, Borrowed) and dependency.state == STORED:
-                        self.references.missed(dependency)
-                if gone:
-                    self._drop_holders(dependency, gone, "does not have it any more")
-        self._again(row)
-
-    def _late(self, view: WorkerView, message: Message) -> None:
-        """An answer nobody waits for. Whoever superseded its attempt sent a CANCEL,
-        and that drops what the attempt left there."""
-        if len(message) > 5 and message[0] in (m.DONE, m.FAILED, m.DELEGATED):
-            view.outbox.append((m.TOOK, message[1], message[2]))
-        if message[0] == m.RETURNED and message[1] is None:
-            view.recalled = False
 
     # ---- ends ----
 

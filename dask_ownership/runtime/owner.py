@@ -28,8 +28,8 @@ from distributed.system import MEMORY_LIMIT
 from dask_ownership.core.messages import Origin
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.table import DORMANT, INLINE, READY, STORED, Borrowed, Failure, Row
-from dask_ownership.errors import ClosedOwner, LostData, NotSerializable, OwnershipError
+from dask_ownership.core.table import DORMANT, INLINE, READY, STORED, Failure, Row
+from dask_ownership.errors import ClosedOwner
 from dask_ownership.runtime.collector import untrack
 from dask_ownership.runtime.link import UNSAID_BATCHES, LocalLink, OwnerLink
 from dask_ownership.runtime.membership import Member
@@ -39,12 +39,18 @@ from dask_ownership.runtime.serialize import (
     arriving,
     dumps,
     identity,
-    loads_value,
     nothing,
     unpickling,
 )
-from dask_ownership.runtime.transfer import ask, unpack
-from dask_ownership.runtime.waiting import AllDone, FirstDone, Gate, LoopGate, hang, unhang
+from dask_ownership.runtime.waiting import (
+    AllDone,
+    FirstDone,
+    Gate,
+    LoopGate,
+    hang,
+    unhang,
+    wait_for_first,
+)
 
 logger = logging.getLogger("dask_ownership.owner")
 
@@ -60,9 +66,6 @@ DROPPED_AT_ONCE = 1000
 FIND_TIMEOUT = 5.0
 """Seconds for which looking a key up waits for an event loop that does not answer."""
 
-ROUNDS = 6
-"""How often all holders of a value are asked, being found anew when none of them has it."""
-
 BACKLOG_INTERVAL = 0.5
 """Seconds between two words to the scheduler about how much waits."""
 
@@ -72,9 +75,6 @@ UNKNOWN_MEMBER = 3.0
 HANDED_ON = 0.5
 """Seconds for which a dead borrower still counts: others may be about to be counted for
 what it sent them."""
-
-GATHER_BATCH = 500
-"""Values asked for in one request when gathering."""
 
 
 def prioritised(order: int, priority: Any) -> int:
@@ -169,7 +169,7 @@ class Owner:
         self._context: contextvars.Context | None = None
         self._gone: set[str] = set()
         self._awaited: set[str] = set()
-        self._first: FirstDone | None = None
+        self.first: FirstDone | None = None
         self._closing: set[asyncio.Future[None]] = set()
 
     async def start(self) -> None:
@@ -591,54 +591,22 @@ class Owner:
                 "result; await it instead"
             )
         if any_one:
-            return self._wait_for_first(pending, timeout)
+            return wait_for_first(self, pending, timeout)
         gate = Gate()
         waiter = AllDone(pending, gate.open, stop_at_error)
         hang(waiter, pending, self.lock)
         try:
-            return self._pass(gate, timeout)
+            return self.wait_at(gate, timeout)
         finally:
             if waiter._pending:
                 unhang(waiter, pending, self.lock)
 
-    def _pass(self, gate: Gate, timeout: float | None) -> bool:
+    def wait_at(self, gate: Gate, timeout: float | None) -> bool:
         """Wait for a gate to open, without a slot meanwhile; False when the time ran out."""
         seconds = -1.0 if timeout is None else max(0.0, timeout)
         if self.executor is not None:
             return bool(self.executor.parking.wait(gate.lock, seconds))
         return gate.lock.acquire(True, seconds)
-
-    def _wait_for_first(self, rows: list[Row], timeout: float | None) -> bool:
-        """Block until one of these ends."""
-        with self.lock:
-            waiter = self._first
-            before = None
-            if waiter is None or waiter.busy or not waiter.pending.issuperset(rows):
-                before = waiter if waiter is not None and not waiter.busy else None
-                waiter = FirstDone(rows)
-                if before is not None or self._first is None:
-                    self._first = waiter
-                made = True
-            else:
-                made = False
-            waiter.busy = True
-        if before is not None:
-            unhang(before, list(before.pending), self.lock)
-        if made:
-            hang(waiter, rows, self.lock)
-        deadline = None if timeout is None else perf_counter() + timeout
-        try:
-            while True:
-                gate = waiter.gate()
-                if any(row.state >= INLINE for row in rows):
-                    return True
-                left = None if deadline is None else deadline - perf_counter()
-                if not self._pass(gate, left):
-                    return False
-        finally:
-            waiter.busy = False
-            if waiter is not self._first:
-                unhang(waiter, list(waiter.pending), self.lock)
 
     async def wait_async(
         self,
@@ -670,105 +638,6 @@ class Owner:
             if waiter._pending:
                 unhang(waiter, pending, self.lock)
         return True
-
-    # ---- values ----
-
-    async def fetch(self, rows: Iterable[Row]) -> dict[Row, Any]:
-        """Bring values here, still packed; for each row the value or why not.
-
-        A row that ended without a value meanwhile is left out.
-        """
-        result: dict[Row, Any] = {}
-        tried: dict[Row, int] = {}
-        answered: set[Row] = set()
-        rounds: dict[Row, int] = {}
-        todo = [row for row in rows if row.state <= STORED]
-        while todo:
-            # One that was lost meanwhile is being made again.
-            await self.wait_async(todo)
-            result.update((row, row.value) for row in todo if row.state == INLINE)
-            places: dict[tuple[str, str], list[Row]] = {}
-            again: list[Row] = []
-            for row in todo:
-                index = tried.get(row, 0)
-                if row.state != STORED:
-                    continue
-                owner, addresses = self._places(row)
-                if index > len(addresses):
-                    found_anew = rounds[row] = rounds.get(row, 0) + 1
-                    if (row.borrowed or row in answered) and found_anew < ROUNDS:
-                        answered.discard(row)
-                        self.core.missed(row)
-                        self._step()
-                        tried[row] = 0
-                        again.append(row)
-                        continue
-                    detail = f"none of its holders gave it: {', '.join(addresses)}"
-                    result[row] = LostData(row.key, detail)
-                    continue
-                place = (addresses[index % len(addresses)], owner)
-                places.setdefault(place, []).append(row)
-                tried[row] = index + 1
-            todo = again
-            requests = [
-                self._fetch_from(place, group[start : start + GATHER_BATCH], result, answered)
-                for place, group in places.items()
-                for start in range(0, len(group), GATHER_BATCH)
-            ]
-            for missing in await asyncio.gather(*requests):
-                todo.extend(missing)
-        return result
-
-    def _places(self, row: Row) -> tuple[str, list[str]]:
-        """Under which owner, and at which workers, a stored value is to be had."""
-        if isinstance(row, Borrowed):
-            return row.place[0], list(row.addresses)
-        return self.incarnation, [view.address for view in row.holders]
-
-    async def _fetch_from(
-        self,
-        place: tuple[str, str],
-        rows: list[Row],
-        result: dict[Row, Any],
-        answered: set[Row],
-    ) -> list[Row]:
-        """Ask one worker for values of one owner; the rows that it did not give."""
-        address, owner = place
-        by_key: dict[Hashable, Row] = {
-            row.place[3] if isinstance(row, Borrowed) else row.key: row for row in rows
-        }
-        try:
-            values, reasons = await ask(self.pool, address, owner, list(by_key), self.token)
-        except OSError:
-            # It may be dead: membership will say so, and then the rows change.
-            await asyncio.sleep(0.1)
-            return rows
-        answered.update(rows)
-        for key, value in values.items():
-            result[by_key.pop(key)] = value
-        for key, reason in reasons.items():
-            result[by_key.pop(key)] = NotSerializable(
-                f"the value of {key!r} is at worker {address} and cannot be sent: {reason}"
-            )
-        return list(by_key.values())
-
-    @staticmethod
-    def unpacked(key: Hashable, value: Any) -> Any:
-        """The value that `fetch` brought.
-
-        Raises
-        ------
-        OwnershipError
-            What `fetch` found instead, or that it cannot be unpickled here.
-        """
-        if isinstance(value, Exception):
-            raise value
-        if isinstance(value, bytes):
-            return loads_value(key, value)
-        try:
-            return unpack(value)
-        except OwnershipError as error:
-            raise NotSerializable(f"{key!r}: {error}") from error
 
     # ---- the end ----
 

@@ -11,9 +11,13 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
-from dask_ownership.core.table import STORED, Row
+from dask_ownership.core.table import INLINE, STORED, Row
+
+if TYPE_CHECKING:
+    from dask_ownership.runtime.owner import Owner
 
 
 class Waiter:
@@ -162,3 +166,36 @@ class LoopGate:
 
     async def wait(self) -> None:
         await self._future
+
+
+def wait_for_first(owner: Owner, rows: list[Row], timeout: float | None) -> bool:
+    """Block until one of these ends."""
+    with owner.lock:
+        waiter = owner.first
+        before = None
+        if waiter is None or waiter.busy or not waiter.pending.issuperset(rows):
+            before = waiter if waiter is not None and not waiter.busy else None
+            waiter = FirstDone(rows)
+            if before is not None or owner.first is None:
+                owner.first = waiter
+            made = True
+        else:
+            made = False
+        waiter.busy = True
+    if before is not None:
+        unhang(before, list(before.pending), owner.lock)
+    if made:
+        hang(waiter, rows, owner.lock)
+    deadline = None if timeout is None else perf_counter() + timeout
+    try:
+        while True:
+            gate = waiter.gate()
+            if any(row.state >= INLINE for row in rows):
+                return True
+            left = None if deadline is None else deadline - perf_counter()
+            if not owner.wait_at(gate, left):
+                return False
+    finally:
+        waiter.busy = False
+        if waiter is not owner.first:
+            unhang(waiter, list(waiter.pending), owner.lock)

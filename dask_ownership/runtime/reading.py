@@ -1,0 +1,121 @@
+"""Reading values: an owner asks the workers that have them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from dask_ownership.core.table import INLINE, STORED, Borrowed, Row
+from dask_ownership.errors import LostData, NotSerializable, OwnershipError
+from dask_ownership.runtime.serialize import loads_value
+from dask_ownership.runtime.transfer import ask, unpack
+
+if TYPE_CHECKING:
+    from dask_ownership.runtime.owner import Owner
+
+ROUNDS = 6
+"""How often all holders of a value are asked, being found anew when none of them has it."""
+
+GATHER_BATCH = 500
+"""Values asked for in one request when gathering."""
+
+
+async def fetch(owner: Owner, rows: Iterable[Row]) -> dict[Row, Any]:
+    """Bring values here, still packed; for each row the value or why not.
+
+    A row that ended without a value meanwhile is left out.
+    """
+    result: dict[Row, Any] = {}
+    tried: dict[Row, int] = {}
+    answered: set[Row] = set()
+    rounds: dict[Row, int] = {}
+    todo = [row for row in rows if row.state <= STORED]
+    while todo:
+        # One that was lost meanwhile is being made again.
+        await owner.wait_async(todo)
+        result.update((row, row.value) for row in todo if row.state == INLINE)
+        places: dict[tuple[str, str], list[Row]] = {}
+        again: list[Row] = []
+        for row in todo:
+            index = tried.get(row, 0)
+            if row.state != STORED:
+                continue
+            incarnation, addresses = _places(owner, row)
+            if index > len(addresses):
+                found_anew = rounds[row] = rounds.get(row, 0) + 1
+                if (row.borrowed or row in answered) and found_anew < ROUNDS:
+                    answered.discard(row)
+                    owner.core.missed(row)
+                    owner._step()
+                    tried[row] = 0
+                    again.append(row)
+                    continue
+                detail = f"none of its holders gave it: {', '.join(addresses)}"
+                result[row] = LostData(row.key, detail)
+                continue
+            place = (addresses[index % len(addresses)], incarnation)
+            places.setdefault(place, []).append(row)
+            tried[row] = index + 1
+        todo = again
+        requests = [
+            _fetch_from(owner, place, group[start : start + GATHER_BATCH], result, answered)
+            for place, group in places.items()
+            for start in range(0, len(group), GATHER_BATCH)
+        ]
+        for missing in await asyncio.gather(*requests):
+            todo.extend(missing)
+    return result
+
+
+def _places(owner: Owner, row: Row) -> tuple[str, list[str]]:
+    """Under which owner, and at which workers, a stored value is to be had."""
+    if isinstance(row, Borrowed):
+        return row.place[0], list(row.addresses)
+    return owner.incarnation, [view.address for view in row.holders]
+
+
+async def _fetch_from(
+    owner: Owner,
+    place: tuple[str, str],
+    rows: list[Row],
+    result: dict[Row, Any],
+    answered: set[Row],
+) -> list[Row]:
+    """Ask one worker for values of one owner; the rows that it did not give."""
+    address, incarnation = place
+    by_key: dict[Hashable, Row] = {
+        row.place[3] if isinstance(row, Borrowed) else row.key: row for row in rows
+    }
+    try:
+        values, reasons = await ask(owner.pool, address, incarnation, list(by_key), owner.token)
+    except OSError:
+        # It may be dead: membership will say so, and then the rows change.
+        await asyncio.sleep(0.1)
+        return rows
+    answered.update(rows)
+    for key, value in values.items():
+        result[by_key.pop(key)] = value
+    for key, reason in reasons.items():
+        result[by_key.pop(key)] = NotSerializable(
+            f"the value of {key!r} is at worker {address} and cannot be sent: {reason}"
+        )
+    return list(by_key.values())
+
+
+def unpacked(key: Hashable, value: Any) -> Any:
+    """The value that `fetch` brought.
+
+    Raises
+    ------
+    OwnershipError
+        What `fetch` found instead, or that it cannot be unpickled here.
+    """
+    if isinstance(value, Exception):
+        raise value
+    if isinstance(value, bytes):
+        return loads_value(key, value)
+    try:
+        return unpack(value)
+    except OwnershipError as error:
+        raise NotSerializable(f"{key!r}: {error}") from error
