@@ -1,0 +1,64 @@
+"""What virtual tasks do: small descriptions in place of functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dask_ownership.core.table import Row
+from dask_ownership.testing.travel import VirtualFuture
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a virtual task does.
+
+    It adds its constant and the values of its dependencies; then it submits its
+    children, waits for them (without its slot) and adds their values.
+
+    Attributes
+    ----------
+    constant : int
+    duration : float
+        Virtual microseconds before the children and again after them.
+    large : bool
+        The value stays at the worker.
+    fails : int
+        How many of its attempts end with an error.
+    children : tuple of Task
+    carries : tuple of VirtualFuture
+        Futures inside its arguments.
+    uses : str
+        What it does with futures that came to it: ``read`` their values and add them,
+        have a ``child`` add them, ``return`` them inside its value, ``raise`` an error with
+        them inside, or ``drop`` them.
+    escape : bool
+        It does not wait for its children but returns their futures inside its value.
+    """
+
+    constant: int = 1
+    duration: float = 10.0
+    large: bool = False
+    fails: int = 0
+    children: tuple[Task, ...] = ()
+    carries: tuple[Any, ...] = ()
+    uses: str = "drop"
+    escape: bool = False
+
+    def value(self, inputs: Sequence[int]) -> int:
+        """What a sequential program would get."""
+        return self.constant + sum(inputs) + sum(c.value(()) for c in self.children)
+
+
+@dataclass
+class Frame:
+    """What a running task has: its inputs, and the futures that came to it."""
+
+    task: Task
+    inputs: list[int]
+    came: list[VirtualFuture]
+    looks: int = 0
+    made: list[VirtualFuture] = field(default_factory=list)
+    waited: list[Row] = field(default_factory=list)
+    returned: list[VirtualFuture] = field(default_factory=list)

@@ -1,0 +1,336 @@
+"""A worker of the virtual cluster: the real executor, a store, and an owner for its tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from dask_ownership.core import messages as m
+from dask_ownership.core import session as ex
+from dask_ownership.core.executor import Executor
+from dask_ownership.core.identity import child_key
+from dask_ownership.core.session import Entry
+from dask_ownership.core.table import (
+    STORED,
+    Options,
+    Row,
+)
+from dask_ownership.testing import travel
+from dask_ownership.testing.network import Pipe
+from dask_ownership.testing.owner import VirtualOwner
+from dask_ownership.testing.task import Frame, Task
+from dask_ownership.testing.travel import VirtualFuture
+
+if TYPE_CHECKING:
+    from dask_ownership.testing.virtual import VirtualCluster
+
+
+class VirtualWorker:
+    """An executor, its store and the owner of what its tasks submit."""
+
+    def __init__(
+        self,
+        cluster: VirtualCluster,
+        address: str,
+        slots: int,
+        resources: dict[str, float] | None = None,
+    ) -> None:
+        self.cluster = cluster
+        self.address = address
+        self.slots = slots
+        self.core = Executor(slots, resources)
+        self.core.home = f"owner-of-{address}"
+        self.store: dict[Any, bytes] = {}
+        self.owner = VirtualOwner(cluster, f"owner-of-{address}", home=address)
+        self.pipes: dict[str, Pipe] = {}
+        self.watching = False
+        self.leaving = False
+        self.alive = True
+
+    def step(self) -> None:
+        """Start what can start, fetch, free and flush, as the runtime does."""
+        core = self.core
+        while (work := core.next_work()) is not None:
+            if isinstance(work, Entry):
+                self._start(work)
+            else:
+                work()
+        fetches, core.fetches = core.fetches, []
+        for entry in fetches:
+            self.cluster.later(self.cluster.delay(), lambda e=entry: self._fetch(e, 0))  # type: ignore[misc]
+        freed, core.freed = core.freed, []
+        for name in freed:
+            self.store.pop(name, None)
+        interrupted, core.interrupted = core.interrupted, []
+        for entry in interrupted:
+            parent = (entry.session.owner, entry.key, entry.attempt)
+            self.owner.core.cancel_children(parent, "its parent was cancelled")
+            self.cluster.dirty.add(self.owner)
+        posts, self.owner.core.posts = self.owner.core.posts, []
+        for message in posts:
+            core.deliver(message)
+        for name in set(core.undelivered) & self.cluster.left:
+            core.undeliverable(name)
+        posts, core.posts = core.posts, []
+        for message in posts:
+            self.cluster.network.count_post(self.owner, message)
+            self.owner.core.references.receive(message[2], message[3])
+            self.cluster.dirty.add(self.owner)
+        for pipe in self.pipes.values():
+            session = pipe.session
+            if session.outbox:
+                messages, session.outbox = session.outbox, []
+                batch = pipe.there.pack(messages)
+                core.packed(session, batch[0])
+                self.cluster.send(pipe, batch, to_worker=False)
+            elif pipe.there.unsaid:
+                self.cluster.send(pipe, pipe.there.pack([]), to_worker=False)
+        assert core.busy <= core.slots, (self.address, core.busy)
+        if core.crowded and not self.watching:
+            self.watching = True
+            self.cluster.later(100_000.0, self._watch)
+
+    def _watch(self) -> None:
+        self.watching = False
+        self.core.relieve()
+        self.cluster.dirty.add(self)
+
+    def accept(self, yes: bool) -> None:
+        """Pause, or go on."""
+        self.core.set_accepting(yes, self.slots)
+        self.cluster.dirty.add(self)
+
+    def forget_functions(self) -> None:
+        """Lose what owners sent once, as when there are too many to keep."""
+        for session in self.core.sessions.values():
+            session.functions.clear()
+
+    def _start(self, entry: Entry) -> None:
+        if entry.function not in entry.session.functions:
+            self.core.give_back(entry, m.UNKNOWN_FUNCTION)
+            self.core.released_slot()
+            self.cluster.dirty.add(self)
+            return
+        task, came = travel.loads(self.owner, entry.payload)
+        inputs = []
+        for dependency in entry.dependencies:
+            if isinstance(dependency, bytes):
+                value, futures = travel.loads(self.owner, dependency)
+            elif dependency.state == ex.HELD:
+                value, futures = dependency.value
+            elif dependency.state == ex.COPIED:
+                value, futures = travel.loads(self.owner, dependency.value)
+            elif dependency.state == ex.KEPT:
+                value, futures = travel.loads(self.owner, self.store[dependency.stored])
+            else:
+                self.cluster.assert_unwanted(entry.session.owner, entry, dependency)
+                self.core.give_back(entry, m.MISSING, ((dependency.key, ()),))
+                self.core.released_slot()
+                self.cluster.dirty.add(self)
+                return
+            inputs.append(travel.number(value))
+            came = [*came, *futures]
+        plain = not task.children and not came and task.uses != "raise"
+        # The frame of the task: what it still has while it waits.
+        frame = Frame(task, inputs, came)
+
+        def run() -> None:
+            if self.alive:
+                if plain:
+                    self._finish(entry, task, inputs)
+                else:
+                    self._descend(entry, frame)
+
+        self.cluster.later(task.duration, run)
+
+    def _descend(self, entry: Entry, frame: Frame) -> None:
+        """Submit the children and wait for them, and for futures, without a slot."""
+        task = frame.task
+        parent = (entry.session.owner, entry.key, entry.attempt)
+        seen: dict[bytes, int] = {}
+        rows = []
+        children = list(task.children)
+        if task.uses == "child" and frame.came:
+            children.append(Task(1, 5.0, carries=tuple(frame.came), uses="read"))
+        for child in children:
+            fingerprint = travel.dumps(child)[0]
+            occurrence = seen[fingerprint] = seen.get(fingerprint, -1) + 1
+            key = child_key("child", f"{entry.key}-{entry.attempt}", fingerprint, occurrence)
+            options = Options(depth=entry.depth + 1, parent=parent, heir=entry.heir)
+            rows.append(self.owner.submit(key, child, (), options))
+        made = [VirtualFuture(self.owner, row) for row in rows]
+        frame.waited = [] if task.escape else rows
+        if task.uses == "read":
+            frame.waited = [*frame.waited, *(future.row for future in frame.came)]
+        frame.returned = [
+            *(made if task.escape else ()),
+            *(frame.came if task.uses == "return" else ()),
+        ]
+        frame.made = made
+        left = sum(1 for row in frame.waited if not row.done)
+        if not left:
+            self._ascend(entry, frame)
+            return
+        self.core.parked(entry)
+
+        def one_done() -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                self._go_on(entry, frame)
+
+        for row in frame.waited:
+            if not row.done:
+                self.owner.when_done(row, one_done)
+        self.cluster.dirty.add(self)
+
+    def _go_on(self, entry: Entry, frame: Frame) -> None:
+        if self.alive:
+            self.core.wants_slot(partial(self._ascend, entry, frame), entry)
+            self.cluster.dirty.add(self)
+
+    def _settled(self, row: Row) -> bool:
+        """Whether a value can be read, or never will be."""
+        if row.state == STORED:
+            return bool(self.cluster.copies(self.owner, row))
+        return row.done
+
+    def _ascend(self, entry: Entry, frame: Frame) -> None:
+        """What was waited for ended: end the task."""
+        if not all(map(self._settled, frame.waited)):
+            # Lost since it ended: it is made again, and waited for without a slot.
+            frame.looks += 1
+            if frame.looks % 50 == 0:
+                for row in frame.waited:
+                    if not self._settled(row):
+                        self.owner.look_again(row)
+            self.core.parked(entry)
+            self.cluster.later(1_000.0, partial(self._go_on, entry, frame))
+            return
+        values: list[int] = []
+        failed = False
+        for row in frame.waited:
+            value = self.cluster.outcome(self.owner, row)
+            if isinstance(value, int):
+                values.append(value)
+            else:
+                failed = True
+                if (self.owner.name, row.key) in self.cluster.lost or value == "lost":
+                    self.cluster.lost.add((entry.session.owner, entry.key))
+        self.cluster.dirty.add(self.owner)
+        came, returned = frame.came, frame.returned
+        frame.came, frame.returned, frame.made = [], [], []
+        arrived = [future.row for future in came]
+        task = frame.task
+        if failed:
+            self._fail(entry, "a child failed", arrived)
+        elif task.uses == "raise":
+            self._fail(entry, (0, tuple(came)), arrived)
+        else:
+            total = task.constant + sum(frame.inputs) + sum(values)
+            ends = Task(constant=total, large=task.large, fails=task.fails)
+            self._finish(entry, ends, [], returned, arrived)
+
+    def _finish(
+        self,
+        entry: Entry,
+        task: Task,
+        inputs: list[int],
+        returned: Sequence[VirtualFuture] = (),
+        arrived: Sequence[Row] = (),
+    ) -> None:
+        """End a task with its value, once the futures that came to it are counted."""
+        name = (entry.session.owner, entry.key)
+        if self.cluster.runs(name) <= task.fails:
+            self._fail(entry, "it is meant to fail", arrived)
+            return
+        number = task.constant + sum(inputs)
+        value = (number, tuple(returned)) if returned else number
+        pickled, found = travel.dumps(value)
+        inside = (tuple([self.owner.core.references.origin_of(f.row) for f in found]),)
+        entry.contains = found
+        state, live = ex.HELD, (value, travel.inside(value))
+        if task.large:
+            self.put(entry, pickled)
+            message: m.Message = (m.STORED, entry.key, entry.attempt, 100_000, None, task.duration)
+            state, live = ex.KEPT, None  # type: ignore[assignment]
+        else:
+            if number % 3 == 0:
+                pickled += bytes(1000)  # long enough to be sent once for several tasks
+            message = (m.DONE, entry.key, entry.attempt, pickled, task.duration)
+            if found:
+                message += inside
+
+        def succeed() -> None:
+            if self.alive:
+                self.core.succeeded(entry, message, state, live)
+                self.cluster.dirty.add(self)
+
+        self.core.released_slot()
+        self.cluster.dirty.add(self)
+        self.owner.core.references.when_counted(arrived, succeed)
+
+    def _fail(self, entry: Entry, why: Any, arrived: Sequence[Row] = ()) -> None:
+        """End a task with an error, once the futures that came to it are counted."""
+        pickled, found = travel.dumps(why)
+        message: m.Message = (m.FAILED, entry.key, entry.attempt, pickled, 1.0)
+        if found:
+            entry.contains = found
+            message += (tuple([self.owner.core.references.origin_of(f.row) for f in found]),)
+
+        def fail() -> None:
+            if self.alive:
+                self.core.failed(entry, message)
+                self.cluster.dirty.add(self)
+
+        self.core.released_slot()
+        self.cluster.dirty.add(self)
+        self.owner.core.references.when_counted(arrived, fail)
+
+    def put(self, entry: Entry, value: bytes) -> None:
+        """Keep a value under a name that no other value ever has."""
+        entry.stored = (entry.session.owner, entry.key, self.cluster.number())
+        self.store[entry.stored] = value
+
+    def stored(self, owner: str, key: Any) -> bytes | None:
+        """The value of an owner that is kept here, or None."""
+        session = self.core.sessions.get(owner)
+        entry = session.entries.get(key) if session is not None else None
+        if entry is None or entry.state != ex.KEPT:
+            return None
+        return self.store[entry.stored]
+
+    def _fetch(self, entry: Entry, index: int, absent: tuple[str, ...] = ()) -> None:
+        if entry.state != ex.FETCHING or not self.alive:
+            return
+        if index >= len(entry.addresses):
+            self.core.fetch_failed(entry, absent)
+            self.cluster.dirty.add(self)
+            return
+        address = entry.addresses[index]
+        peer = self.cluster.workers.get(address)
+        owner, key = entry.origin or (entry.session.owner, entry.key)
+        value = peer.stored(owner, key) if peer is not None else None
+
+        def arrive() -> None:
+            if not self.alive:
+                return
+            if value is None:
+                # A dead one does not answer, and so says nothing of the value.
+                said = absent if peer is None else (*absent, address)
+                self._fetch(entry, index + 1, said)
+            else:
+                _, entry.contains = travel.loads(self.owner, value)
+                rows = [future.row for future in entry.contains]
+                self.owner.core.references.when_counted(rows, lambda: fetched(value))
+            self.cluster.dirty.add(self)
+
+        def fetched(value: bytes) -> None:
+            if self.alive:
+                if entry.state == ex.FETCHING:
+                    self.put(entry, value)
+                self.core.fetched(entry)
+                self.cluster.dirty.add(self)
+
+        self.cluster.later(self.cluster.delay(), arrive)
