@@ -279,3 +279,19 @@ def test_without_nannies():
         cluster.scale(1)
         assert future.result(timeout=20) != only
         assert len(value.result(timeout=20)) == 200_000  # made again
+
+
+def test_what_runs_beside_a_deadly_task_is_not_blamed():
+    """Threads of one process die together; only the task that dies alone is given up."""
+    with (
+        small_cluster(threads_per_worker=3, silence_logs=50) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        wait_for_members(client, 2)
+        beside = client.map(slowinc, range(30), delay=0.2, pure=False)
+        deadly = client.submit(die, pure=False, key="deadly", priority=1)
+        with pytest.raises(KilledWorker, match="'deadly'") as info:
+            deadly.result(timeout=50)
+        assert "4 of them while nothing else" in str(info.value)
+        assert client.gather(beside) == list(range(1, 31))
+        assert all(f._row.options.deaths <= 1 for f in beside)

@@ -74,6 +74,8 @@ class Answers:
                 view.load -= row.estimate
             if not pushed:
                 view.load = 0.0
+            if view.alone is row:
+                core.placement.end_alone(view)
             if kind == m.DONE:
                 value = message[3]
                 self._measured(row, message[4])
@@ -149,12 +151,13 @@ class Answers:
             detail = "it delegated to a future that is itself, or that its owner has freed"
             core._fail(row, ERROR, Failure("lost-data", row.key, detail))
 
-    @staticmethod
-    def _parked(view: WorkerView, row: Row) -> None:
+    def _parked(self, view: WorkerView, row: Row) -> None:
         """A task gave its slot up: it takes no room, and nor does what was pushed behind it.
 
         What it waits for may need that room.
         """
+        if view.alone is row:
+            self.core.placement.end_alone(view)
         stack = [row]
         while stack:
             row = stack.pop()

@@ -288,24 +288,36 @@ class Ownership:
         for row in self.table.all():
             if view in row.holders:
                 self._drop_holders(row, {view}, reason)
-        # Nobody knows what ran: the oldest unanswered, as many as there are slots.
-        suspects = set(pushed[: max(1, view.nthreads)])
+        # Nobody knows what ran: the oldest that could, as many as there are slots. What waits
+        # there for another could not.
+        could = [r for r in pushed if not any(d.state == PUSHED for d in r.dependencies)]
+        suspects = set(could[: max(1, view.nthreads)])
+        alone = len(could) == 1
         for row in pushed:
             if row.state != PUSHED or row.worker is not view:
                 continue
-            if row in suspects:
-                row.options = row.options.copy()
-                row.options.deaths += 1
-                if row.options.deaths > self.allowed_failures:
-                    detail = (
-                        f"{row.options.deaths} workers died while running it, the last was "
-                        f"{view.address}, which {reason}"
-                    )
-                    self._fail(row, ERROR, Failure("killed-worker", row.key, detail))
-                    continue
+            if row in suspects and self._blamed(row, f"{view.address} {reason}", alone):
+                continue
             ran = "it may have run there" if row in suspects else "it waited there"
+            ran = "nothing else was there" if row in suspects and alone else ran
             self.log(row, "worker-gone", f"{view.address} {reason}; {ran}")
             self._again(row)
+
+    def _blamed(self, row: Row, death: str, alone: bool) -> bool:
+        """A worker died under a task, and perhaps of it; whether it is given up."""
+        options = row.options = row.options.copy()
+        options.died += (death,)
+        options.deaths += alone
+        times = len(options.died)
+        # One that is never alone for long must end, too.
+        if options.deaths <= self.allowed_failures and times <= 4 * (self.allowed_failures + 1):
+            return False
+        detail = (
+            f"{times} workers died while running it or beside it, {options.deaths} of them while "
+            f"nothing else of this owner was there: {', '.join(options.died)}"
+        )
+        self._fail(row, ERROR, Failure("killed-worker", row.key, detail))
+        return True
 
     def receive(self, view: WorkerView, batch: Iterable[Message], now: float) -> None:
         """Answers of a worker, in the order in which it gave them."""
@@ -318,6 +330,11 @@ class Ownership:
         placement = self.placement
         if not placement.workers:
             return
+        while placement.any_suspect and (found := placement.take_suspect()) is not None:
+            suspect, free = found
+            self.pushing.push(suspect, free, now)
+            if suspect.state != PUSHED or suspect.worker is not free:
+                placement.end_alone(free)  # it failed, or waits for an input again
         progress = True
         while progress and placement._restricted:
             progress = False
@@ -342,10 +359,11 @@ class Ownership:
     def tick(self, now: float) -> bool:
         """Recall queued work for idle workers; whether to be called again soon."""
         views = list(self.placement.workers.values())
+        watched = self.placement.watch_suspects(now)
         idle = sum(1 for view in views if view.idle)
         if not idle or self.placement.any_ready:
-            return False
-        again = False
+            return watched
+        again = watched
         for view in views:
             spare = view.active - view.nthreads
             if spare <= 0 or len(views) < 2:
@@ -528,6 +546,8 @@ class Ownership:
         self.log(row, STATE_NAMES[state], self._why(row, value))
         if row.state == INLINE:
             self.inline_bytes -= row.nbytes
+        if row.holders:
+            self._unhold(row)  # copies of what was borrowed
         row.value = value  # first: another thread looks at it once the state is final
         row.state = state
         row.dependents = None
@@ -567,6 +587,8 @@ class Ownership:
     def _take_back(self, row: Row) -> None:
         """Tell the worker to drop an attempt, and stop counting it there."""
         view = row.worker
+        if view.alone is row:
+            self.placement.end_alone(view)
         if view.pushed.pop(row.key, None) is not None:
             if row.estimate:
                 view.active -= 1

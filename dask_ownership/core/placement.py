@@ -29,6 +29,10 @@ SHORTEST = 12.0
 RUN_LENGTH = 16
 """How many tasks in a row go to one worker, so that neighbours in a graph meet."""
 
+ALONE = 5_000_000.0
+"""Microseconds without an answer after which a suspect need not be alone: it, or what it
+waits for to end, may wait for others."""
+
 BANDWIDTH = 200.0
 """Bytes per microsecond between workers, as far as choosing needs it."""
 
@@ -59,6 +63,10 @@ class WorkerView:
         When it last answered or was given work after being idle, microseconds.
     recalled : bool
         A recall is under way.
+    reserved : bool
+        Nothing more is pushed to it: it has, or is about to have, a suspect.
+    alone : Row or None
+        The suspect that is there alone, see `Placement.take_suspect`.
     leaving : bool
         It is about to leave; what it has is moved.
     """
@@ -68,6 +76,7 @@ class WorkerView:
         "active",
         "address",
         "alive",
+        "alone",
         "copies",
         "functions",
         "heard",
@@ -80,6 +89,7 @@ class WorkerView:
         "outbox",
         "pushed",
         "recalled",
+        "reserved",
         "resources",
     )
 
@@ -100,6 +110,8 @@ class WorkerView:
         self.accepting = True
         self.alive = True
         self.leaving = False
+        self.reserved = False
+        self.alone: Row | None = None
         self.pushed: dict[Any, Row] = {}
         self.active = 0
         self.load = 0.0
@@ -116,13 +128,15 @@ class WorkerView:
     @property
     def idle(self) -> bool:
         """Whether a slot of it has nothing to do, as far as this owner knows."""
-        return self.accepting and self.active < self.nthreads
+        return self.accepting and not self.reserved and self.active < self.nthreads
 
     @property
     def open(self) -> bool:
         """Whether it wants more."""
-        return self.accepting and (
-            self.load < WINDOW * self.nthreads or self.active < self.nthreads
+        return (
+            self.accepting
+            and not self.reserved
+            and (self.load < WINDOW * self.nthreads or self.active < self.nthreads)
         )
 
     def answers_to(self, name: str) -> bool:
@@ -157,6 +171,9 @@ class Placement:
         self._free: OrderedQueue[Row] = OrderedQueue()
         self._restricted: dict[Any, OrderedQueue[Row]] = {}
         self._rotation: list[WorkerView] = []
+        self._suspects: OrderedQueue[Row] = OrderedQueue()
+        self._draining: WorkerView | None = None
+        self._hurry = False
         self._next = 0
         self._run_worker: WorkerView | None = None
         self._run_left = 0
@@ -173,6 +190,8 @@ class Placement:
             self._rotation.remove(view)
         if self._run_worker is view:
             self._run_worker = None
+        if self._draining is view:
+            self._draining = None
 
     def matching(self, names: Iterable[str]) -> list[WorkerView]:
         """Workers that answer to one of the names."""
@@ -182,6 +201,13 @@ class Placement:
     # ---- ready rows ----
 
     def add_ready(self, row: Row) -> None:
+        options = row.options
+        if options.died:
+            self._suspects.push(row)
+            return
+        self._add(row)
+
+    def _add(self, row: Row) -> None:
         options = row.options
         if options.workers is not None or options.resources:
             kind = _restriction(row)
@@ -195,7 +221,79 @@ class Placement:
     @property
     def ready_count(self) -> int:
         """How many rows are queued, dead ones included."""
-        return len(self._free) + sum(map(len, self._restricted.values()))
+        waiting = sum(map(len, self._restricted.values()))
+        return len(self._free) + len(self._suspects) + waiting
+
+    # ---- suspects ----
+
+    @property
+    def any_suspect(self) -> bool:
+        """Whether a suspect waits, or a worker is kept for one."""
+        return bool(len(self._suspects)) or self._draining is not None
+
+    def take_suspect(self) -> tuple[Row, WorkerView] | None:
+        """A suspect that can be pushed now, and a worker that has nothing else.
+
+        Nobody knows which of a worker's tasks it died of. So each task that may have been
+        running there runs alone from then on, and what dies under it then is its fault.
+        While every worker has something, one gets nothing more until it is free.
+        """
+        queue = self._suspects
+        while len(queue):
+            row = queue.peek()
+            if row.state != READY:
+                queue.pop()
+                continue
+            among = self.allowed(row)
+            if not among:
+                self._add(queue.pop())  # it waits, or fails, as any other
+                continue
+            # What is parked runs nothing, and may wait for this very one.
+            free = [view for view in among if view.accepting and view.active <= 0]
+            if free:
+                view = min(free, key=lambda view: (len(view.pushed), view.address))
+                if self._draining in free or len(queue) == 1:
+                    self._let_go_of_draining()
+                view.reserved = True
+                view.alone = queue.pop()
+                return row, view
+            if self._hurry and self._draining in among:
+                view = self._draining
+                self._let_go_of_draining()
+                return queue.pop(), view
+            if self._draining is None or self._draining not in among:
+                self._let_go_of_draining()
+                busy = [view for view in among if view.accepting and not view.reserved]
+                self._draining = min(busy, key=lambda view: view.load, default=None)
+                if self._draining is not None:
+                    self._draining.reserved = True
+            return None
+        self._let_go_of_draining()
+        return None
+
+    def watch_suspects(self, now: float) -> bool:
+        """Look whether suspects take long; whether to look again soon."""
+        watched = self._draining is not None
+        if self._draining is not None and now - self._draining.heard > ALONE:
+            self._hurry = True
+        for view in self.workers.values():
+            if view.alone is not None:
+                watched = True
+                if now - view.heard > ALONE:
+                    self.end_alone(view)
+        return watched
+
+    def _let_go_of_draining(self) -> None:
+        self._hurry = False
+        if self._draining is not None:
+            self._draining.reserved = False
+            self._draining = None
+
+    @staticmethod
+    def end_alone(view: WorkerView) -> None:
+        """The suspect there ended, was taken back or waits: others may be pushed there."""
+        view.alone = None
+        view.reserved = False
 
     def take_ready(self) -> tuple[Row, WorkerView] | None:
         """Remove the first unrestricted row that is still ready, and say where it goes.
@@ -305,7 +403,7 @@ class Placement:
 
     def _any_open(self) -> WorkerView | None:
         view = self._run_worker
-        if view is not None and self._run_left > 0 and view.accepting:
+        if view is not None and self._run_left > 0 and view.accepting and not view.reserved:
             nthreads = view.nthreads
             if view.load < WINDOW * nthreads or view.active < nthreads:
                 self._run_left -= 1
@@ -319,7 +417,7 @@ class Placement:
         second = None
         for step in range(count):
             candidate = rotation[(start + step) % count]
-            if candidate.accepting and candidate.active < candidate.nthreads:
+            if candidate.idle:
                 self._next = (start + step + 1) % count
                 return self._start_run(candidate)
             if second is None and candidate.open:

@@ -118,6 +118,7 @@ class Pushing:
             row.state != WAITING
             or len(row.dependencies) > CHAIN_WIDTH
             or not view.accepting
+            or view.reserved
             or view.load >= WINDOW * view.nthreads
             or row.options.workers is not None
             or row.options.resources

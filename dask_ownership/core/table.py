@@ -133,7 +133,10 @@ class Options:
     depth : int
         Nesting: 0 for what a client submits, one more than the submitting task's.
     deaths : int
-        How many workers died while this task may have been running there.
+        How many workers died while this task was the only one there.
+    died : tuple of str
+        Workers that died while it may have been running there, and why. Such a task is a
+        suspect, and pushed alone from then on.
     moved : bool
         It was recalled once and is not recalled again.
     parent : hashable or None
@@ -148,6 +151,7 @@ class Options:
         "adopted",
         "deaths",
         "depth",
+        "died",
         "heir",
         "loose",
         "moved",
@@ -178,6 +182,7 @@ class Options:
         self.heir = heir
         self.adopted = adopted
         self.deaths = 0
+        self.died: tuple[str, ...] = ()
         self.moved = False
 
     def copy(self) -> Options:
@@ -193,6 +198,7 @@ class Options:
             adopted=self.adopted,
         )
         made.deaths = self.deaths
+        made.died = self.died
         made.moved = self.moved
         return made
 

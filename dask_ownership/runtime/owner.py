@@ -357,7 +357,11 @@ class Owner:
                 self._link_to(view).send(messages)
             elif view.link is not None and view.link.state.unsaid >= UNSAID_BATCHES:
                 view.link.send([])
-            if view.active > view.nthreads or (view.link is not None and view.link.state.unsaid):
+            if (
+                view.active > view.nthreads
+                or view.reserved
+                or (view.link is not None and view.link.state.unsaid)
+            ):
                 busy = True
         busy = busy or bool(core.references.talking)
         loop = self._loop

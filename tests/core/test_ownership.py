@@ -417,6 +417,76 @@ def test_a_task_under_which_many_workers_die_is_given_up():
     check_empty(bench.core)
 
 
+def test_only_deaths_alone_count():
+    """One task kills each worker that it runs at; what ran beside it is not blamed."""
+    bench = Bench(*"abcdefgh", slots=4)
+    there = {"workers": ("a",), "loose": True}
+    deadly = bench.row("deadly", **there)
+    others = [bench.row(f"other-{i}", **there) for i in range(3)]
+    first = deadly.worker
+    assert all(row.worker is first for row in others), "they were pushed together"
+    bench.core.remove_worker(first, "died")
+    bench.step()
+    assert all(row.options.died and not row.options.deaths for row in (deadly, *others))
+    # From now on each is alone where it is.
+    assert len({row.worker for row in (deadly, *others)}) == 4
+    later = [bench.row(f"later-{i}") for i in range(8)]
+    assert not {row.worker for row in later} & {row.worker for row in (deadly, *others)}
+    for died in range(1, 4):
+        bench.core.remove_worker(deadly.worker, "died")
+        bench.step()
+        assert deadly.options.deaths == died and deadly.state in (PUSHED, READY)
+        for row in [r for r in (*others, *later) if r.state == PUSHED]:
+            bench.done(row)
+    bench.core.remove_worker(deadly.worker, "died of it")
+    bench.step()
+    assert deadly.state == ERROR and deadly.value.kind == "killed-worker"
+    assert "died of it" in deadly.value.detail
+    assert all(row.state == INLINE and row.options.deaths == 0 for row in others)
+    bench.release(deadly, *others, *later)
+    check_empty(bench.core)
+
+
+def test_a_suspect_waits_for_a_worker_that_has_nothing_else():
+    bench = Bench("a", "b")
+    suspect = bench.row("s")
+    beside = bench.row("t", workers=(suspect.worker.address,))
+    dead = suspect.worker
+    bench.core.remove_worker(dead, "died")
+    bench.step()
+    (left,) = bench.core.placement.workers.values()
+    if suspect.worker is not left:
+        suspect, beside = beside, suspect
+    assert left.alone is suspect and left.reserved
+    waits = bench.row("w")
+    assert waits.state == READY, "nothing is pushed beside it"
+    bench.core.tick(1e9)  # unless it takes long: it may wait for what would be pushed
+    bench.step()
+    assert waits.state == PUSHED and left.alone is None
+    bench.done(suspect)
+    bench.done(waits)
+    bench.release(suspect, waits, beside)
+
+
+def test_suspects_that_are_cancelled_park_or_fail_leave_the_worker_to_others():
+    for how in ("cancel", "park", "fail"):
+        bench = Bench("a", "b")
+        row = bench.row("s")
+        bench.core.remove_worker(row.worker, "died")
+        bench.step()
+        view = row.worker
+        assert view.alone is row
+        waits = bench.row("w")
+        if how == "cancel":
+            bench.core.cancel([row], "not wanted")
+        elif how == "park":
+            bench.answer(view.address, (m.PARKED, "s", row.attempt))
+        else:
+            bench.answer(view.address, (m.FAILED, "s", row.attempt, b"error", 1.0))
+        bench.step()
+        assert view.alone is None and not view.reserved and waits.state == PUSHED, how
+
+
 def test_a_scattered_value_whose_workers_left_meanwhile_is_lost(bench):
     row = bench.core.table.adopt(Row("s", None, None, (), 0))
     view = bench.views["a"]

@@ -69,6 +69,18 @@ def test_leaving_dying_and_cancelling_together_leave_nothing_behind(**shape):
 
 
 REGRESSIONS = {
+    "a copy of a borrowed value that was cancelled stayed at a worker that leaves": (
+        {"seed": 920153, "workers": 3, "slots": 1, "clients": 1, "length": 60, "cancels": True},
+        {"kills": 2, "retires": 2, "faults": Faults(0.2, 0.1)},
+    ),
+    "a worker that leaves and was asked for a scattered value": (
+        {"seed": 101867, "workers": 1, "slots": 3, "clients": 1, "length": 10, "cancels": True},
+        {"kills": 1, "retires": 2, "faults": Faults(0, 0)},
+    ),
+    "a suspect that a parked task waits for": (
+        {"seed": 920008, "workers": 1, "slots": 1, "clients": 1, "length": 30, "leaves": True},
+        {"kills": 1, "retires": 3, "faults": Faults(0, 0, 20_000.0)},
+    ),
     "answers for a closed owner that was still linked": (
         {"seed": 102, "slots": 3, "clients": 3, "length": 60, "leaves": True},
         {"workers": 2, "faults": Faults(0, 0)},
