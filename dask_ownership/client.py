@@ -612,8 +612,9 @@ class Client(distributed.Client):
         running them. Remembered are, for the latest 10 000 events of this process:
         ``returned`` and ``recalled`` by a worker, ``retried``, ``worker-gone`` (under it),
         ``copy-gone`` (the last one), ``withdrawn`` (from borrowers), ``recovered``,
-        ``evicted`` (its lineage), ``error``, ``cancelled`` and ``lost``. The last entry of
-        each key is its present state, if it is still there. The cluster is not asked.
+        ``evicted`` (its lineage), ``handed-over`` (by a worker that leaves) and ``adopted``
+        (from one), ``error``, ``cancelled`` and ``lost``. The last entry of each key is its
+        present state, if it is still there. The cluster is not asked.
 
         Keys that are not owned or borrowed here go to the scheduler and the workers, see
         `distributed.Client.story`.

@@ -76,6 +76,8 @@ class Adoption:
     ----------
     under_way : dict
         Rows that are being handed over.
+    stuck : set of Row
+        Those that could not be handed over.
     moved : dict
         Key of each object that was handed over to where it is owned now.
     """
@@ -83,6 +85,7 @@ class Adoption:
     def __init__(self, core: Ownership) -> None:
         self.core = core
         self.under_way: dict[Row, Handover] = {}
+        self.stuck: set[Row] = set()
         self.moved: dict[Key, Place] = {}
 
     # ---- the process that leaves ----
@@ -101,12 +104,17 @@ class Adoption:
         for row in self.core.table.all():
             if row.borrowed or not (row.borrowers or row in self.core.table.pinned):
                 continue
-            if row.state > ERROR or (row.state == STORED and not stored):
+            if row.state > ERROR or (row.state == STORED and not stored) or row in self.stuck:
                 continue
             handover = self.under_way.get(row)
             if handover is not None and self._is_gone(handover):
                 self._end(row)
                 handover = None
+            elif handover is not None and row.state <= STORED < handover.made.state:
+                # The heir could not take the value: it stays here while this process does.
+                self._end(row)
+                self.stuck.add(row)
+                continue
             if handover is not None:
                 waits = True
                 self._tell(row, handover)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from test_references import Side
 
+from dask_ownership.core import messages as m
 from dask_ownership.core.adoption import adopted_key, heir_of
 from dask_ownership.core.identity import HEIRS, task_origin
 from dask_ownership.core.invariants import check_empty, check_ownership
@@ -226,6 +227,29 @@ def test_stored_values_are_not_handed_over_when_no_worker_stays(three):
     three.carry()
     assert three.leaver.core.adoption.hand_over(stored=False)
     assert not three.leaver.core.adoption.hand_over(stored=True)
+
+
+def test_a_value_that_the_heir_cannot_take_stays_with_those_who_have_it(three):
+    row = three.child("x")
+    row.worker.pushed.clear()
+    three.leaver.view.active, three.leaver.view.load = 0, 0.0
+    row.state, row.holders, row.nbytes = STORED, (three.leaver.view,), 1000
+    row.worker, row.function = None, None
+    borrowed = three.borrower.borrow(three.leaver.references.origin_of(row))
+    three.carry()
+    three.leaver.release(row)
+    three.leaver.core.adoption.hand_over()
+    three.carry()
+    three.heir.core.schedule(0.0)
+    taking = three.heir.core.table.rows[adopted_key(borrowed.origin)]
+    three.heir.answer(taking, m.FAILED, b"it cannot be pickled", 1.0)
+    three.carry()
+    assert three.hand_over()
+    assert borrowed.state == STORED and borrowed.place[0] == "leaver"
+    three.borrower.release(borrowed)
+    three.carry()
+    check_empty(three.leaver.core)
+    check_empty(three.heir.core)
 
 
 # ---- who is an heir ----
