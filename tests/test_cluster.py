@@ -65,6 +65,8 @@ def test_plugin_is_installed_once(local):
     assert len({client.owner.token for client in clients}) == 1
     plugins = [p for p in local.scheduler.plugins if "ownership" in p]
     assert plugins == ["dask-ownership"]
+    # And it is the one that knows the owners, not another client's that did nothing.
+    assert local.scheduler.plugins["dask-ownership"] is local.scheduler.extensions["dask-ownership"]
     sides = {worker: side_of(worker) for worker in local.workers.values()}
     futures = [client.map(inc, range(20)) for client in clients]
     for client, own in zip(clients, futures, strict=True):

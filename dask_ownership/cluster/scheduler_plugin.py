@@ -41,6 +41,8 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         for by executors.
     backlogs : dict
         Id of each client with tasks that wait for a worker to about how many.
+    started : asyncio.Future
+        Whether it was set up; done when that is known.
     owners : dict
         Incarnation of each owner that joined to ``("client", id)`` or
         ``("worker", address)``.
@@ -54,16 +56,21 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         self.owners: dict[str, tuple[str, str]] = {}
         self.backlogs: dict[str, int] = {}
         self.scheduler: Any = None
+        self.started: Any = None
         self._partings: set[asyncio.Task[None]] = set()
         self._awake = False
         self._watch: PeriodicCallback | None = None
 
     async def start(self, scheduler: Any) -> None:
         """Install everything, once, whoever comes first."""
-        if NAME in scheduler.extensions:
-            return
+        while (other := scheduler.extensions.get(NAME)) is not None:
+            # Another client's may be in the middle of this. Whoever returns from here first is
+            # taken for the plugin: not before that one is.
+            if await other.started:
+                return
         # Taken at once: another client's start may run before this one's awaits end.
         scheduler.extensions[NAME] = self
+        self.started = asyncio.get_running_loop().create_future()
         self.token = uuid4().hex
         self.scheduler = scheduler
         plugin = OwnershipWorkerPlugin(self.token)
@@ -73,6 +80,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             )
         except BaseException:
             del scheduler.extensions[NAME]  # the next client may try again
+            self.started.set_result(False)
             raise
         scheduler.handlers[JOIN] = self.join
         scheduler.handlers[DIAL] = self.dial
@@ -84,6 +92,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             scheduler.add_plugin(self, name=NAME, idempotent=True)
         self._watch = PeriodicCallback(self._look, WATCH_INTERVAL)
         self._watch.start()
+        self.started.set_result(True)
 
     def _look(self) -> None:
         """Keep a cluster whose workers have owned tasks from seeming idle."""
