@@ -7,9 +7,12 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Pure tests come first: they fail within seconds, before any cluster starts.
 FIRST  := tests/core tests/simulation
-CODE   := $(wildcard dask_ownership tests examples)
+# Of the tests that dask ships, in two processes.
+TENTH  := --tenth --modes ours --fresh --jobs 2
+CODE   := $(wildcard dask_ownership tests examples ci)
 
-.PHONY: demo demo-compare test lint test-slow soak bench clean
+.PHONY: demo demo-compare test lint test-slow test-compat soak simulate replay bench conformance
+.PHONY: conformance-dask clean
 
 demo: $(VENV)/stamp
 	$(BIN)/python examples/stdlib_index.py $(ARGS)
@@ -19,7 +22,8 @@ demo-compare: $(VENV)/stamp
 
 test: lint
 	$(if $(ARGS),,$(BIN)/python -m pytest $(FIRST))
-	$(BIN)/python -m pytest $(or $(ARGS),tests $(addprefix --ignore=,$(FIRST)))
+	$(BIN)/python -m pytest $(or $(ARGS),--maxfail 10 tests $(addprefix --ignore=,$(FIRST)))
+	$(if $(ARGS),,$(BIN)/python ci/conformance/dask_tests.py $(TENTH))
 
 lint: $(VENV)/stamp
 	$(BIN)/ruff check $(CODE)
@@ -29,14 +33,30 @@ lint: $(VENV)/stamp
 test-slow: $(VENV)/stamp
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+test-compat: $(VENV)/stamp-boosting
+	$(BIN)/python -m pytest -m 'slow or not slow' $(or $(ARGS),tests/compat)
+
+replay: $(VENV)/stamp
+	$(BIN)/python tests/simulation/random_programs.py replay $(SEED)
+
+simulate: $(VENV)/stamp
+	$(BIN)/python tests/simulation/random_programs.py soak $(ARGS)
+
 soak: $(VENV)/stamp
 	$(BIN)/python -m pytest -m soak $(ARGS)
 
 bench: $(VENV)/stamp-bench
 	$(BIN)/python -m dask_ownership.benchmarks $(ARGS)
 
+conformance: $(VENV)/stamp-conformance
+	$(BIN)/python ci/conformance $(ARGS)
+	$(if $(ARGS),,$(MAKE) conformance-dask)
+
+conformance-dask: $(VENV)/stamp
+	$(BIN)/python ci/conformance/dask_tests.py $(ARGS)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .conformance .versions build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -rf dask-worker-space dask-scratch-space
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -44,9 +64,18 @@ $(VENV)/stamp: pyproject.toml
 	@echo "Installing into $(VENV) (a few minutes the first time) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
-	$(PIP) --editable '.[dev,examples]'
+	$(PIP) --editable '.[dev,examples,compat]'
 	@touch $@
 
 $(VENV)/stamp-bench: $(VENV)/stamp
 	$(PIP) --editable '.[bench]'
+	@touch $@
+
+# A quarter of a gigabyte, which no other target needs.
+$(VENV)/stamp-boosting: $(VENV)/stamp
+	$(PIP) --editable '.[boosting]'
+	@touch $@
+
+$(VENV)/stamp-conformance: $(VENV)/stamp
+	$(PIP) --editable '.[conformance]'
 	@touch $@

@@ -14,7 +14,9 @@ from dask_ownership import config as _config
 
 _config.install()
 
+from dask_ownership.checkpoints import checkpoint, restore  # noqa: E402
 from dask_ownership.client import Client  # noqa: E402
+from dask_ownership.deploy import LocalCluster  # noqa: E402
 from dask_ownership.errors import (  # noqa: E402
     ClosedOwner,
     KilledWorker,
@@ -22,12 +24,19 @@ from dask_ownership.errors import (  # noqa: E402
     NotHere,
     NotSerializable,
     NoWorker,
+    OwnerLost,
     OwnershipError,
     PluginMissing,
+    SchedulerGone,
+    Superseded,
     TaskExit,
+    TaskTimeout,
+    Uncertain,
 )
 from dask_ownership.future import Future, delegate  # noqa: E402
 from dask_ownership.get import get  # noqa: E402
+from dask_ownership.progress import progress  # noqa: E402
+from dask_ownership.runtime.runner import cancelled  # noqa: E402
 from dask_ownership.waiting import as_completed, wait  # noqa: E402
 
 try:
@@ -40,19 +49,29 @@ __all__ = [
     "ClosedOwner",
     "Future",
     "KilledWorker",
+    "LocalCluster",
     "LostData",
     "NoWorker",
     "NotHere",
     "NotSerializable",
+    "OwnerLost",
     "OwnershipError",
     "PluginMissing",
+    "SchedulerGone",
+    "Superseded",
     "TaskExit",
+    "TaskTimeout",
+    "Uncertain",
     "as_completed",
+    "cancelled",
+    "checkpoint",
     "delegate",
     "fire_and_forget",
     "get",
     "get_client",
     "get_worker",
+    "progress",
+    "restore",
     "wait",
     "worker_client",
 ]

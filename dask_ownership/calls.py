@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+import warnings
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from itertools import count
@@ -12,20 +13,48 @@ from typing import Any
 import dask
 import distributed
 from dask.tokenize import tokenize
-from dask.utils import funcname, parse_bytes
+from dask.utils import format_bytes, funcname, parse_bytes
+from distributed.actor import Actor, BaseActorFuture
 from distributed.protocol.pickle import loads as _loads  # noqa: F401  (installs tblib's support)
 
+from dask_ownership.annotations import merged, named, of_key
 from dask_ownership.core.identity import child_key
+from dask_ownership.core.places import ordered
 from dask_ownership.core.table import INLINE, NO_OPTIONS, Function, Options, Row
 from dask_ownership.errors import NotHere, NotSerializable
 from dask_ownership.future import Future, TravelledFuture
+from dask_ownership.limits import NO_LIMITS, Limits, annotated
 from dask_ownership.runtime.keys import check_key
 from dask_ownership.runtime.owner import Owner
 from dask_ownership.runtime.runner import current_entry
-from dask_ownership.runtime.serialize import ATOMS, CALL, dumps, dumps_call
+from dask_ownership.runtime.serialize import ATOMS, CALL, dumps, dumps_call, dumps_names
+
+MAYBE_LARGE = 1_000_000
+"""Bytes of a call above which the configuration is asked whether it is large."""
+
+OPTIONS = (
+    "workers",
+    "resources",
+    "retries",
+    "allow_other_workers",
+    "executor",
+    "span",
+)
+"""Annotations that become options of a task, but for its limits."""
+
+FIFO_TIMEOUT = "100 ms"
+"""For how long after a graph what is submitted is of its generation, see `core.places`."""
 
 SHARED_ARGUMENT = "100 kB"
 """Size of a keyword argument of `map` above which it becomes an object of its own."""
+
+
+CROSSING = (distributed.Future, Actor, BaseActorFuture)
+"""What stands in arguments for a value that is elsewhere."""
+
+
+class ForeignInput(Exception):
+    """An argument is computed by the central scheduler."""
 
 
 class Calls:
@@ -56,11 +85,13 @@ class Calls:
         retries: Any,
         priority: Any,
         loose: Any,
+        limits: Limits | None = None,
+        fifo_timeout: Any = FIFO_TIMEOUT,
     ) -> Row:
         """The row of one `submit`, with a handle for its future."""
         owner = self.owner
         if key is not None:
-            check_key(key)
+            key = check_key(key)
         function = owner.functions.get(func)
         find = owner.find
         if key is None and pure:
@@ -70,63 +101,96 @@ class Calls:
         if key is not None:
             known = find(key, parent_of(entry))
             if known is not None:
+                if entry is not None and entry.sought:
+                    owner.executor.made(entry, key)
                 return known
         if function.pickled is CALL:
             args = (func, *args)
-        payload, dependencies, contains = dumps_call(
-            args, kwargs, function.name, self.row_of, distributed.Future
-        )
+        try:
+            payload, dependencies, contains = dumps_call(
+                args, kwargs, function.name, self.row_of, CROSSING
+            )
+        except ForeignInput:
+            # Futures that live until the row below uses what they stand for.
+            args, kwargs = self.imported(args, kwargs)
+            payload, dependencies, contains = dumps_call(
+                args, kwargs, function.name, self.row_of, CROSSING
+            )
+        if len(payload) + len(function.pickled) > MAYBE_LARGE:
+            warn_if_large(len(payload) + len(function.pickled))
+        if key is None:
+            if entry is not None:
+                # The payload names owners of futures: others when this runs again.
+                call = dumps_names((args, kwargs)) if contains else payload
+                key = self.child_key(entry, function, call, dependencies)
+            else:
+                key = f"{function.name}-{self._unique}{next(self._numbers):x}"
         annotations = dask.get_annotations()
         if workers is not None:
             workers = named(workers)
         if annotations:
-            workers = workers or named(annotations.get("workers", annotations.get("restrictions")))
-            resources = resources or annotations.get("resources")
-            retries = retries or annotations.get("retries")
-            priority = priority or annotations.get("priority", 0)
-            loose = loose or annotations.get("allow_other_workers")
-        if workers or resources or retries or entry is not None:
-            options = make_options(workers, resources, retries, loose, entry)
+            call_options = {
+                "workers": workers,
+                "resources": resources,
+                "retries": retries,
+                "priority": priority,
+                "allow_other_workers": loose,
+            }
+            settings = of_key(merged(call_options, annotations), key)
+            priority = settings.get("priority")
+            options = options_of(settings, entry, annotated(settings, limits))
+        elif workers or resources or retries or entry is not None or limits is not None:
+            options = make_options(workers, resources, retries, loose, entry, limits)
         else:
             options = NO_OPTIONS
-        if key is None:
-            if entry is not None:
-                key = self._child_key(entry, function, payload)
-            else:
-                key = f"{function.name}-{self._unique}{next(self._numbers):x}"
         row = Row(
             key,
             function,
             payload,
             dependencies,
-            owner.next_order(1, priority),
+            owner.place(dependencies, options.depth, fifo_timeout),
             options,
         )
+        if priority:
+            row.order = ordered(row.order, priority)
         if contains:
             row.contains = contains
-        return owner.submit(row)
+        return owner.submit(row) if entry is None else submit_child(owner, row, entry)
 
-    def row_of(self, future: Any) -> Row | None:
-        """The row of a future that this owner owns.
+    def row_of(self, future: Any, inside: bool = False) -> Row | None:
+        """The row of a future that this owner owns; ``inside`` an object it travels as it is.
 
         Raises
         ------
         NotHere
-            For a future of another process, another client or the central scheduler.
+            For a future of another process, or of another client inside an object.
+        ForeignInput
+            For what the central scheduler computes, and futures of another client.
         """
         if type(future) is Future:
             if future._owner is self.owner:
                 return future._row
-            raise NotHere(
-                f"the future {future.key!r} belongs to {future._owner.name} and cannot be an "
-                f"argument of a task of {self.owner.name}: pass its value"
-            )
-        if isinstance(future, TravelledFuture):
+            if inside:
+                raise NotHere(
+                    f"the future {future.key!r} belongs to {future._owner.name} and cannot travel "
+                    f"inside an object to a task of {self.owner.name}: pass it as an argument, or "
+                    "its value"
+                )
+        elif isinstance(future, TravelledFuture):
             raise future._refuse()
-        raise NotHere(
-            f"the future {future.key!r} is computed by the central scheduler and cannot be an "
-            "argument of an owned task: pass its value (future.result())"
-        )
+        raise ForeignInput
+
+    def imported(self, args: Any, kwargs: Any) -> Any:
+        """Arguments with futures of this owner in place of others."""
+        from dask_ownership.crossing import exchanged
+
+        imports = self.client_of().imports
+
+        def take(value: Any) -> Any:
+            mine = isinstance(value, Future) and value._owner is self.owner
+            return value if mine else imports.future(value)
+
+        return exchanged((args, kwargs), take)
 
     def _pure_key(
         self, func: Any, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -146,20 +210,26 @@ class Calls:
                 return f"{function.name}-{digest.hexdigest()}"
         return f"{function.name}-{tokenize(func, kwargs, *args)}"
 
-    def _child_key(self, entry: Any, function: Function, payload: bytes) -> str:
-        fingerprint = function.pickled + payload
+    def child_key(
+        self, entry: Any, function: Function, call: bytes, dependencies: tuple[Row, ...]
+    ) -> str:
+        """The key of a call that a task makes, the same when the task runs again."""
+        fingerprint = function.pickled + call
+        if dependencies:  # for which the payload has slots only
+            origin_of = self.owner.core.references.origin_of
+            fingerprint += repr([origin_of(row)[3] for row in dependencies]).encode()
         occurrences = entry.occurrences
         if occurrences is None:
             occurrences = entry.occurrences = {}
         digest = blake2b(fingerprint, digest_size=16).digest()
         occurrence = occurrences[digest] = occurrences.get(digest, -1) + 1
-        parent = f"{entry.session.owner}:{entry.key!r}"
-        return child_key(function.name, parent, digest, occurrence)
+        return child_key(function.name, entry.identity, digest, occurrence)
 
     # ---- many calls ----
 
-    def map_rows(
+    def map_futures(
         self,
+        client: Any,
         func: Callable[..., Any],
         iterables: Sequence[Any],
         kwargs: dict[str, Any],
@@ -170,8 +240,10 @@ class Calls:
         retries: Any,
         priority: Any,
         loose: Any,
-    ) -> list[Row]:
-        """The rows of one `map`, each with a handle for its future.
+        limits: Limits | None = None,
+        fifo_timeout: Any = FIFO_TIMEOUT,
+    ) -> list[Future]:
+        """The futures of one `map`, which drop their rows when this is interrupted.
 
         The function is pickled once, and large keyword arguments become objects that
         are sent once per worker.
@@ -181,7 +253,7 @@ class Calls:
             raise TypeError(f"map takes a list of keys or a string to begin them, not {key!r}")
         if kwargs:
             kwargs = self.share(kwargs)  # futures that live as long as this call
-        rows: list[Row] = []
+        futures: list[Future] = []
         items = list(zip(*iterables, strict=False))
         if keys is not None and len(keys) != len(items):
             raise ValueError(f"map got {len(keys)} keys for {len(items)} items")
@@ -191,16 +263,12 @@ class Calls:
                 one = keys[number]
             else:
                 one = map_key(func, args, kwargs, key, f"{unique}-{number}" if unique else None)
-            try:
-                row = self.row(
-                    func, args, kwargs, one, pure, workers, resources, retries, priority, loose
-                )
-            except BaseException:
-                for row in rows:
-                    self.owner.drop(row)
-                raise
-            rows.append(row)
-        return rows
+            row = self.row(
+                func, args, kwargs, one, pure, workers, resources, retries, priority, loose,
+                limits, fifo_timeout,
+            )  # fmt: skip
+            futures.append(Future(client, row))
+        return futures
 
     def unique_name(self, func: Any, key: Any) -> str:
         """What the keys of one impure `map` begin with."""
@@ -246,6 +314,17 @@ class Calls:
         return self.owner.submit(row)
 
 
+def warn_if_large(nbytes: int) -> None:
+    """Warn of a call or graph that is larger than ``admin.large-graph-warning-threshold``."""
+    threshold = dask.config.get("distributed.admin.large-graph-warning-threshold", "10MB")
+    if nbytes > parse_bytes(threshold):
+        warnings.warn(
+            f"Sending large graph of size {format_bytes(nbytes)}: it travels with each task that "
+            "needs it. Have the workers load the data, or scatter it and pass its future",
+            stacklevel=4,
+        )
+
+
 def map_key(func: Any, args: Any, kwargs: dict[str, Any], key: Any, unique: str | None) -> Any:
     """The key of one call of a `map`; None where `Calls.row` makes it.
 
@@ -264,42 +343,93 @@ def parent_of(entry: Any) -> Any:
     return (entry.session.owner, entry.key, entry.attempt) if entry is not None else None
 
 
+def submit_child(
+    owner: Owner, row: Row, entry: Any, submit: Callable[[Row], Row] | None = None
+) -> Row:
+    """Submit what a task submits; it is cancelled at once when that task was."""
+    row = (submit or owner.submit)(row)
+    if entry.sought:
+        owner.executor.made(entry, row.key)
+    # After it is in the table: what cancels the children of the task there sees it, or this does.
+    if entry.cancelled:
+        detail = f"the task {entry.key!r} that submitted it was cancelled"
+        owner.call(owner.core.cancel_children, parent_of(entry), detail, (row,))
+    return row
+
+
 def given_in(entry: Any) -> Options:
     """Options of a row for a value that the task of an entry has, if it is one."""
     return NO_OPTIONS if entry is None else Options(heir=entry.heir)
 
 
-def named(workers: Any) -> Any:
-    """``workers=`` with a number as the name that it is: 0 is a worker of every `LocalCluster`."""
-    return str(workers) if isinstance(workers, Real) else workers
+def named_workers(workers: Any) -> tuple[str, ...] | None:
+    """What ``workers=`` names.
+
+    Raises
+    ------
+    TypeError
+    """
+    if not workers:
+        return None
+    if isinstance(workers, list | tuple | set | frozenset):
+        return tuple(str(name) for name in workers)
+    if isinstance(workers, str | Real):
+        return (str(workers),)
+    raise TypeError(
+        "workers= takes an address, a name, a host or a list of them, "
+        f"not a {type(workers).__name__}: {workers!r}"
+    )
 
 
-def make_options(workers: Any, resources: Any, retries: Any, loose: Any, entry: Any) -> Options:
-    """Options of a row from what the user wrote."""
-    names: tuple[str, ...] | None = None
-    if workers:
-        if isinstance(workers, list | tuple | set | frozenset):
-            names = tuple(str(name) for name in workers)
-        elif isinstance(workers, str | Real):
-            names = (str(workers),)
-        else:
-            raise TypeError(
-                "workers= takes an address, a name, a host or a list of them, "
-                f"not a {type(workers).__name__}: {workers!r}"
-            )
+def options_of(settings: dict[str, Any], entry: Any, limits: Limits | None) -> Options:
+    """Options of a row from what its call and its annotations say."""
+    workers, resources, retries, loose, executor, span = map(settings.get, OPTIONS)
+    if entry is None and not (workers or resources or retries or limits or executor or span):
+        return NO_OPTIONS
+    return make_options(workers, resources, retries, loose, entry, limits, executor, span)
+
+
+def make_options(
+    workers: Any,
+    resources: Any,
+    retries: Any,
+    loose: Any,
+    entry: Any,
+    limits: Limits | None = None,
+    executor: Any = None,
+    span: Any = None,
+) -> Options:
+    """Options of a row from what the user wrote.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When one has a wrong value.
+    """
+    names = named_workers(workers)
     if retries and not isinstance(retries, int):
         raise TypeError(f"retries= takes a whole number, not {retries!r}")
+    if executor is not None and not isinstance(executor, str):
+        raise TypeError(f"executor= takes the name of a worker's executor, not {executor!r}")
     if resources and not (
         isinstance(resources, dict)
         and all(isinstance(k, str) and isinstance(v, Real) for k, v in resources.items())
     ):
         raise TypeError(f"resources= takes a dict of names and numbers, not {resources!r}")
+    timeout, at_most_once = limits or NO_LIMITS
+    if retries and at_most_once:
+        raise ValueError("retries= runs a task again, and at_most_once=True does not: use one")
     return Options(
         workers=names,
         loose=bool(loose),
         retries=int(retries or 0),
         resources={k: float(v) for k, v in resources.items()} if resources else None,
+        timeout=timeout,
+        at_most_once=bool(at_most_once),
+        executor=executor,
+        span=dumps(span) if span else None,
         depth=entry.depth + 1 if entry is not None else 0,
         parent=parent_of(entry),
         heir=entry.heir if entry is not None else None,
+        within=entry.identity if entry is not None else None,
     )

@@ -7,39 +7,47 @@ scheduler as in Dask. `Client.central_calls` counts the operations that went the
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator
+from functools import partial
+from math import inf
 from numbers import Number
 from queue import Queue as PyQueue
 from typing import Any
 
 import distributed
-from distributed.core import PooledRPCCall
+from dask.optimization import cull
+from dask.typing import no_default
+from dask.utils import shorten_traceback
 from distributed.utils import _parse_timedelta as parse_timeout
 from distributed.utils import sync
 
-from dask_ownership import config
-from dask_ownership.calls import Calls, given_in
-from dask_ownership.cluster.scheduler_plugin import NAME, OwnershipSchedulerPlugin
-from dask_ownership.errors import ClosedOwner, NotHere, PluginMissing
-from dask_ownership.future import Future, owned_clients
+from dask_ownership.calls import given_in
+from dask_ownership.core.table import NO_OPTIONS, Options
+from dask_ownership.crossing import promoted_graph
+from dask_ownership.errors import NotHere
+from dask_ownership.future import Future
 from dask_ownership.gathering import SKIPPED, Gathering, collect, repack
-from dask_ownership.graph import Graph, graph_rows
-from dask_ownership.guard import GuardedScheduler
-from dask_ownership.runtime.link import PROTOCOL
-from dask_ownership.runtime.membership import BACKLOG, DIAL, JOIN, MEMBERS, OWNER_GONE
-from dask_ownership.runtime.owner import Owner
+from dask_ownership.graph import Graph, graph_futures
+from dask_ownership.inspection import Inspection
+from dask_ownership.limits import take as take_limits
+from dask_ownership.queries import Queries, listed
+from dask_ownership.rebalancing import rebalance
+from dask_ownership.replicating import replicate, wanted_copies
+from dask_ownership.runtime.compat import keep
 from dask_ownership.runtime.reading import fetch
 from dask_ownership.runtime.runner import current_entry
 from dask_ownership.scatter import scatter
-from dask_ownership.snapshot import find, history, look, present, take
 from dask_ownership.streaming import Stream
 
-logger = logging.getLogger("dask_ownership.client")
+
+def asked_for_actors(actors: Any) -> bool:
+    """Whether ``actors=`` names any; a collection has no truth value."""
+    if actors is None or isinstance(actors, bool | list | tuple | set | dict):
+        return bool(actors)
+    return True
 
 
-class Client(distributed.Client):
+class Client(Inspection, Queries):
     """A `distributed.Client` whose tasks are owned by this process.
 
     Takes what `distributed.Client` takes, and works on any Dask cluster where
@@ -57,138 +65,6 @@ class Client(distributed.Client):
     PluginMissing
         When the cluster has no plugin and does not let this client install it.
     """
-
-    owner: Owner
-    scheduler: Any
-
-    def __init__(self, *args: Any, _worker_side: Any = None, **kwargs: Any) -> None:
-        self._worker_side = _worker_side
-        self._joined_comm: Any = None
-        self.central_calls = 0
-        self._counted_open = False
-        super().__init__(*args, **kwargs)
-
-    @classmethod
-    def for_worker(cls, side: Any, timeout: Any = None) -> Client:
-        """The client that tasks of a worker get: on the worker's loop and owner."""
-        worker = side.worker
-        try:
-            on_loop = asyncio.get_running_loop() is worker.loop.asyncio_loop
-        except RuntimeError:
-            on_loop = False
-        return cls(
-            worker.scheduler.address,
-            loop=worker.loop,
-            security=worker.security,
-            set_as_default=False,
-            asynchronous=on_loop,
-            direct_to_workers=True,
-            name="worker",
-            _worker_side=side,
-            **({} if timeout is None else {"timeout": timeout}),
-        )
-
-    # ---- life ----
-
-    def start(self, **kwargs: Any) -> None:
-        """Start the loop when it is this client's own, and connect."""
-        if self.status == "newly-created":
-            if self._worker_side is not None:
-                self.owner = self._worker_side.owner
-            else:
-                self.owner = Owner(self.connection_args, self.id)
-                self._stream_handlers[MEMBERS] = self.owner.members_changed
-                self._stream_handlers[OWNER_GONE] = self.owner.process_gone
-                self._stream_handlers[DIAL] = self.owner.dial
-                self.owner.on_backlog = self._tell_backlog
-            self.calls = Calls(self.owner)
-            owned_clients[self.owner.incarnation] = self
-            # The clients of workers are among those: tasks shuffle too.
-            config.client_opened()
-            self._counted_open = True
-        super().start(**kwargs)
-
-    async def _start(self, *args: Any, **kwargs: Any) -> Any:
-        if self._worker_side is None:
-            await self.owner.start()
-        return await super()._start(*args, **kwargs)
-
-    async def _ensure_connected(self, timeout: Any = None) -> None:
-        if isinstance(self.scheduler, PooledRPCCall):
-            self.scheduler = GuardedScheduler(self.scheduler, self)
-        await super()._ensure_connected(timeout)
-        if self.status != "running" or self._joined_comm is self.scheduler_comm:
-            return
-        self._joined_comm = self.scheduler_comm
-        try:
-            if self._worker_side is not None:
-                await self._worker_side.join()
-            else:
-                await self._join()
-        except PluginMissing:
-            await self._close()
-            raise
-
-    async def _join(self) -> None:
-        """Install the plugins if nobody has, and learn who is in the cluster."""
-        problem: Any = None
-        try:
-            await self._register_scheduler_plugin(
-                OwnershipSchedulerPlugin(), name=NAME, idempotent=True
-            )
-        except Exception as error:
-            problem = error
-        answer = None
-        try:
-            answer = await getattr(self.scheduler, JOIN)(
-                owner=self.owner.incarnation, client=self.id, protocol=PROTOCOL
-            )
-        except Exception as error:
-            problem = problem or error
-        if not isinstance(answer, dict) or answer.get("status") != "OK":
-            reason = answer.get("reason") if isinstance(answer, dict) else repr(problem)
-            raise PluginMissing(
-                f"the scheduler {self._rpc_address()} does not take owners, and this client may "
-                f"not install the plugin there ({reason}). Start the scheduler with "
-                "`--preload dask_ownership.preload`, with dask_ownership installed on the "
-                "scheduler and the workers"
-            )
-        self.owner.token = answer["token"]
-        self.owner.members_changed(answer["members"], [])
-
-    def _tell_backlog(self, tasks: int) -> None:
-        """For adaptive scaling; a few times while there is much to do, not per task."""
-        if self.status == "running":
-            self._send_to_scheduler({"op": BACKLOG, "tasks": tasks})
-
-    def sync(self, func: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run a coroutine function on the loop and wait for it; inside a task without a slot."""
-        executor = self.owner.executor if hasattr(self, "owner") else None
-        if executor is None:
-            return super().sync(func, *args, **kwargs)
-        with executor.parking.without_slot():
-            return super().sync(func, *args, **kwargs)
-
-    def _rpc_address(self) -> str:
-        return str(getattr(self.scheduler, "address", "of this client"))
-
-    async def _close(self, fast: bool = False) -> None:
-        if self.status == "closed":
-            return
-        if self._worker_side is None and hasattr(self, "owner"):
-            await self.owner.close()
-        if self._counted_open:
-            self._counted_open = False
-            config.client_closed()
-        await super()._close(fast=fast)
-
-    def _handle_restart(self) -> None:
-        super()._handle_restart()
-        self.owner.cancel(self.owner.core.table.all(), "the cluster restarted")
-
-    def _check_open(self) -> None:
-        if self.status in ("closed", "closing"):
-            raise ClosedOwner(f"{self.id} is closed")
 
     def _inc_ref(self, key: Any) -> None:
         """Stock futures of owned keys are refused: they would wait for the scheduler for ever."""
@@ -219,14 +95,35 @@ class Client(distributed.Client):
     ) -> Any:
         """Run a function on the cluster; see `distributed.Client.submit`.
 
+        Two more options are for the task unless the function takes an argument of that name
+        itself: when its signature has one, or ``**kwargs``, or cannot be read, the argument
+        goes to the function, as in Dask. With ``dask.annotate(timeout="30s")`` they are for
+        the task whatever the function takes.
+
+        Parameters
+        ----------
+        timeout : float, str or timedelta, optional
+            Seconds, or a text such as ``"30s"``, for which it may run at a worker, from when it
+            got a slot, with all that it waits for; each attempt anew. Then it has failed with
+            `TaskTimeout`, unless there are ``retries`` left, and is cancelled: `cancelled` is
+            true there, a coroutine gets `asyncio.CancelledError`, what it submitted is
+            cancelled. A function in a thread keeps its slot until it returns.
+        at_most_once : bool, optional
+            Never to start it a second time. When its worker is gone and it may have started
+            there, it fails with `Uncertain`; a large value that is lost with its worker is
+            `LostData`. It starts at free slots only. Only `retry` runs it again. A task that
+            submits it should be run at most once as well, because it submits anew when it
+            runs again itself. With ``pure=True``, equal calls share one task while its future
+            lives, as for others.
+
         Raises
         ------
         NotSerializable
             When the function or an argument cannot be pickled.
+        TypeError, ValueError
+            When an option has a wrong value, or there are ``retries`` of what runs at most once.
         """
         if actor or actors:
-            self._refuse_owned((args, kwargs), "an actor")
-            self.central_calls += 1
             return super().submit(
                 func, *args, key=key, workers=workers, resources=resources, retries=retries,
                 priority=priority, fifo_timeout=fifo_timeout,
@@ -243,7 +140,7 @@ class Client(distributed.Client):
         calls = self.calls
         row = calls.row(
             func, args, kwargs, key, pure, workers, resources, retries, priority,
-            allow_other_workers,
+            allow_other_workers, take_limits(func, kwargs) if kwargs else None, fifo_timeout,
         )  # fmt: skip
         return Future(self, row)
 
@@ -268,6 +165,7 @@ class Client(distributed.Client):
         """Run a function on each item; see `distributed.Client.map`.
 
         ``batch_size`` is taken and changes nothing: tasks leave in batches anyway.
+        ``timeout`` and ``at_most_once`` are those of `submit`, for each task.
 
         With ``buffer_size`` the items may come from iterators and generators of any length,
         and instead of a list comes an iterator of futures in their order, a
@@ -282,8 +180,6 @@ class Client(distributed.Client):
         if actor or actors:
             if buffer_size is not None:
                 raise ValueError("buffer_size= is not for actors, which the scheduler runs")
-            self._refuse_owned((iterables, kwargs), "an actor")
-            self.central_calls += 1
             return super().map(
                 func, *iterables, key=key, workers=workers, retries=retries, resources=resources,
                 priority=priority, allow_other_workers=allow_other_workers,
@@ -304,16 +200,16 @@ class Client(distributed.Client):
         if workers is not None and not isinstance(workers, str | Number | list | tuple | set):
             raise TypeError("Workers must be a list or set of workers or None")
         self._check_open()
+        limits = take_limits(func, kwargs) if kwargs else None
         if buffer_size is not None:
             return Stream(
                 self, func, iterables, kwargs, buffer_size, key, pure, workers, resources, retries,
-                priority, allow_other_workers,
+                priority, allow_other_workers, limits,
             )  # fmt: skip
-        rows = self.calls.map_rows(
-            func, iterables, kwargs, key, pure, workers, resources, retries, priority,
-            allow_other_workers,
+        return self.calls.map_futures(
+            self, func, iterables, kwargs, key, pure, workers, resources, retries, priority,
+            allow_other_workers, limits, fifo_timeout,
         )  # fmt: skip
-        return [Future(self, row) for row in rows]
 
     def _graph_to_futures(
         self,
@@ -334,14 +230,6 @@ class Client(distributed.Client):
             raise TypeError("allow_other_workers= must be True, False, or None")
         self._check_open()
         graph = Graph(expr)
-        if actors or self._needs_scheduler(graph):
-            self.central_calls += 1
-            return super()._graph_to_futures(
-                expr, keys, span_metadata, workers=workers,
-                allow_other_workers=allow_other_workers, internal_priority=internal_priority,
-                user_priority=user_priority, resources=resources, retries=retries,
-                fifo_timeout=fifo_timeout, actors=actors,
-            )  # fmt: skip
         call = {
             "workers": workers,
             "allow_other_workers": allow_other_workers,
@@ -349,62 +237,106 @@ class Client(distributed.Client):
             "retries": retries,
             "priority": user_priority,
         }
-        rows = graph_rows(self.calls, graph, set(keys), internal_priority, call)
-        return {key: Future(self, row) for key, row in rows.items()}
+        central = set(keys) if asked_for_actors(actors) else graph.central(keys)
+        futures: dict[Any, Any] = {}
+        if len(central) < len(set(keys)):
+            owned = set(keys) - central
+            futures = graph_futures(self, graph, owned, internal_priority, call, fifo_timeout)
+        if central:
+            self.central_calls += 1
+            part, inputs = promoted_graph(self, graph, central, partial(self._input, graph))
+            if inputs or len(central) < len(set(keys)):
+                expr = part
+            made = super()._graph_to_futures(
+                expr, central, span_metadata, workers=workers,
+                allow_other_workers=allow_other_workers, internal_priority=internal_priority,
+                user_priority=user_priority, resources=resources, retries=retries,
+                fifo_timeout=fifo_timeout, actors=actors,
+            )  # fmt: skip
+            keep(inputs, made)
+            futures.update(made)
+        return futures
 
-    def _needs_scheduler(self, graph: Graph) -> bool:
-        """Whether only the central scheduler can run a graph.
+    def _input(self, graph: Graph, key: Any) -> Any:
+        """The owned future of a key of a graph that the central scheduler runs, if there is."""
+        future = graph.futures().get(key)
+        if future is None and (row := self.owner.find(key)) is not None:
+            future = Future(self, row)
+        return future
 
-        Raises
-        ------
-        NotImplementedError
-            When it also needs owned futures, which the scheduler does not know.
-        """
-        outside = graph.outside()
-        rows = self.owner.core.table.rows
-        central = [key for key in outside if key in self.futures and key not in rows]
-        if not graph.central and not central:
-            return False
-        owned = [key for key in outside if key in rows]
-        if owned:
-            why = (
-                f"it needs {central[0]!r}, which the scheduler computed"
-                if central
-                else "it holds a P2P shuffle"
-            )
-            raise NotImplementedError(
-                f"the graph must be run by the central scheduler ({why}) and needs the owned "
-                f"future {owned[0]!r}, which the scheduler cannot see: use "
-                'dask.config.set({"dataframe.shuffle.method": "tasks", '
-                '"array.rechunk.method": "tasks"}) from the start'
-            )
-        return True
+    def _optimize_insert_futures(self, dsk: Any, keys: Any) -> Any:
+        """Put the futures that are here into a graph; what `normalize_collection` does."""
+        find = self.owner.find
+        here = {
+            key: distributed.Future(key, self) if row is None else Future(self, row)
+            for key in list(dsk)
+            if (row := find(key)) is not None or key in self.futures
+        }
+        return cull({**dsk, **here}, keys)[0] if here else dsk
 
-    def get(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
+    def get(
+        self,
+        dsk: Any,
+        keys: Any,
+        workers: Any = None,
+        allow_other_workers: Any = None,
+        resources: Any = None,
+        sync: bool = True,
+        asynchronous: bool | None = None,
+        direct: Any = None,
+        retries: Any = None,
+        priority: Any = 0,
+        fifo_timeout: Any = "60s",
+        actors: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """Compute a graph; see `distributed.Client.get`.
 
         Inside an owned task the slot is given up by itself while it waits.
         """
-        wait = kwargs.pop("sync", True)
-        asynchronous = kwargs.pop("asynchronous", None)
-        direct = kwargs.pop("direct", None)
-        packed = super().get(dsk, keys, sync=False, **kwargs)
-        if not wait:
-            return packed
-        return self.gather(packed, direct=direct, asynchronous=asynchronous)
+        packed = super().get(
+            dsk, keys, workers=workers, allow_other_workers=allow_other_workers,
+            resources=resources, sync=False, retries=retries, priority=priority,
+            fifo_timeout=fifo_timeout, actors=actors, **kwargs,
+        )  # fmt: skip
+        return self.gather(packed, direct=direct, asynchronous=asynchronous) if sync else packed
+
+    def persist(
+        self,
+        collections: Any,
+        optimize_graph: bool = True,
+        workers: Any = None,
+        allow_other_workers: Any = None,
+        resources: Any = None,
+        retries: Any = None,
+        priority: Any = 0,
+        fifo_timeout: Any = "60s",
+        actors: Any = None,
+        *,
+        replicas: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Compute collections and keep the values; see `distributed.Client.persist`.
+
+        Parameters
+        ----------
+        replicas : int, optional
+            Keep so many copies of each of their values, as `replicate` does, from when it
+            is there.
+        """
+        wanted = None if replicas is None else wanted_copies(self.owner, replicas)
+        persisted = super().persist(
+            collections, optimize_graph=optimize_graph, workers=workers,
+            allow_other_workers=allow_other_workers, resources=resources, retries=retries,
+            priority=priority, fifo_timeout=fifo_timeout, actors=actors, **kwargs,
+        )  # fmt: skip
+        if wanted is None:
+            return persisted
+        for future in self._split(persisted)[0]:
+            self.owner.call(self.owner.core.replicas.want, future._row, wanted)
+        return persisted
 
     # ---- results ----
-
-    def _owned(self, future: Any) -> bool:
-        return isinstance(future, Future) and future._owner is self.owner
-
-    def _refuse_owned(self, structure: Any, what: str) -> None:
-        for future in distributed.futures_of(structure):
-            if isinstance(future, Future):
-                raise NotImplementedError(
-                    f"{what} is run by the central scheduler, which cannot take the owned future "
-                    f"{future.key!r} as an argument: pass its value (future.result())"
-                )
 
     def gather(
         self,
@@ -421,7 +353,8 @@ class Client(distributed.Client):
             )
         if isinstance(futures, Iterator):
             return (self.gather(f, errors=errors, direct=direct) for f in futures)
-        self._check_open()
+        if not self.owner.lost:  # else what is here can be read
+            self._check_open()
         if errors not in ("raise", "skip"):
             raise ValueError(f"Bad value, `errors={errors}`")
         if self.asynchronous if asynchronous is None else asynchronous:
@@ -429,14 +362,15 @@ class Client(distributed.Client):
         found: dict[Any, Any] = {}
         collect(futures, found)
         if any(type(future) is not Future for future in found):
-            return sync(self.loop, self._gather, futures, errors, direct)
+            return self.sync(self._gather, futures, errors, direct, asynchronous=False)
         self._check_mine(found)
         gathering = Gathering(self, found, errors)
         self.owner.wait(gathering.rows, stop_at_error=errors == "raise")
-        remaining = gathering.read_here()
-        if remaining:
-            fetched = sync(self.loop, fetch, self.owner, [f._row for f in remaining])
-            gathering.read_fetched(remaining, fetched)
+        with shorten_traceback():
+            remaining = gathering.read_here()
+            if remaining:
+                fetched = sync(self.loop, fetch, self.owner, [f._row for f in remaining])
+                gathering.read_fetched(remaining, fetched)
         return repack(futures, gathering.values, errors)
 
     async def _gather(
@@ -456,7 +390,8 @@ class Client(distributed.Client):
         if not owned and central:
             return await super()._gather(futures, errors, direct, local_worker)
         self._check_mine(owned)
-        values = await self._values(owned, errors)
+        with shorten_traceback():
+            values = await self._values(owned, errors)
         for future in central:
             one = await super()._gather([future], errors, direct, local_worker)
             values[future] = one[0] if one else SKIPPED
@@ -501,7 +436,7 @@ class Client(distributed.Client):
         broadcast: Any = False,
         direct: Any = None,
         hash: bool = True,
-        timeout: Any = None,
+        timeout: Any = no_default,
         asynchronous: bool | None = None,
     ) -> Any:
         """Put values at workers; see `distributed.Client.scatter`.
@@ -514,14 +449,26 @@ class Client(distributed.Client):
                 "Consider using a normal for loop and Client.submit"
             )
         self._check_open()
-        if not isinstance(timeout, int | float | str | None):
-            timeout = None
-        seconds = parse_timeout(timeout) or self._timeout
         options = given_in(current_entry())
         return self.sync(
-            scatter, self, data, workers, broadcast, hash, seconds, options,
+            self._scatter, data, workers, broadcast, direct, None, timeout, hash, options,
             asynchronous=asynchronous,
         )  # fmt: skip
+
+    async def _scatter(
+        self,
+        data: Any,
+        workers: Any = None,
+        broadcast: Any = False,
+        direct: Any = None,
+        local_worker: Any = None,
+        timeout: Any = no_default,
+        hash: bool = True,
+        options: Options = NO_OPTIONS,
+    ) -> Any:
+        seconds = self._timeout if timeout is no_default else parse_timeout(timeout)
+        within = inf if seconds is None else seconds
+        return await scatter(self, data, workers, broadcast, hash, within, options)
 
     # ---- requests about futures ----
 
@@ -537,6 +484,97 @@ class Client(distributed.Client):
             self.central_calls += 1
             await super()._cancel(others, reason=reason, msg=msg, force=force)
 
+    def replicate(
+        self, futures: Any, n: int | None = None, workers: Any = None, branching_factor: int = 2,
+        **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """Keep copies of values, so that no death costs them; see `distributed.Client.replicate`.
+
+        Unlike there it lasts: when a worker with a copy dies or leaves, another copy is made,
+        as far as there are workers, for as long as somebody holds the future. So values
+        that were scattered survive, and values that were computed are not made again, unless
+        all workers that have one die before there is another. Called again with a smaller
+        ``n`` it frees what is more.
+
+        Values of up to 64 KiB are with this client already: nothing is done for those, nor
+        for futures that end without a value. Each copy needs a slot at its worker for a
+        moment.
+
+        Parameters
+        ----------
+        futures : Future or nested list of Futures
+        n : int, optional
+            How many copies, the first one included; one at each of the workers that are
+            there now when None.
+        workers : str, list or None
+            Addresses, names or hosts. Copies elsewhere do not count, and only there others
+            are made.
+        branching_factor : int
+            How many copies each copy gives to others at once.
+
+        Raises
+        ------
+        ValueError
+            When it asks for no copies, or names no worker.
+        NotSerializable
+            When a value cannot be copied.
+
+        Examples
+        --------
+        >>> client.replicate(client.scatter(table), n=2)  # doctest: +SKIP
+        """
+        return self.sync(
+            self._replicate, futures, n=n, workers=workers, branching_factor=branching_factor,
+            **kwargs,
+        )  # fmt: skip
+
+    async def _replicate(
+        self, futures: Any, n: Any = None, workers: Any = None, branching_factor: Any = 2
+    ) -> None:
+        self._check_open()
+        mine, others = self._split(futures)
+        if others:
+            await super()._replicate(
+                others, n=n, workers=workers, branching_factor=branching_factor
+            )
+        if mine:
+            wanted = wanted_copies(self.owner, n, workers, branching_factor)
+            await replicate(self.owner, [future._row for future in mine], wanted)
+
+    def rebalance(self, futures: Any = None, workers: Any = None, **kwargs: Any) -> Any:
+        """Move values so that workers have as many bytes; see `distributed.Client.rebalance`.
+
+        Of owned values those that this client stored at workers. They are evened out among
+        the workers until the fullest and the emptiest differ by less than a part of the mean
+        (``distributed.worker.memory.rebalance.sender-recipient-gap``, a tenth), or no value
+        is small enough; each is copied before it is freed. How full the workers' memory is
+        otherwise is not looked at.
+
+        Parameters
+        ----------
+        futures : Future, collection or nested list of them, optional
+            Only these may move; all when None.
+        workers : str or list, optional
+            Addresses, names or hosts of the workers that give and take; all when None.
+
+        Raises
+        ------
+        KeyError
+            For futures that ended without a value, and when ``workers`` names no worker.
+        NotSerializable
+            When a value cannot be copied; the others are moved all the same.
+        """
+        return self.sync(self._rebalance, futures, workers, **kwargs)
+
+    async def _rebalance(self, futures: Any = None, workers: Any = None) -> None:
+        self._check_open()
+        mine, others = (None, None) if futures is None else self._split(futures)
+        if futures is None or others:
+            await super()._rebalance(others, listed(workers))
+        if futures is None or mine:
+            rows = None if mine is None else [future._row for future in mine]
+            await rebalance(self.owner, rows, workers)
+
     async def _retry(self, futures: Any) -> None:
         self._check_open()
         mine, others = self._split(futures)
@@ -544,117 +582,6 @@ class Client(distributed.Client):
             self.owner.retry([f._row for f in mine])
         if others:
             await super()._retry(others)
-
-    def _split(self, futures: Any) -> tuple[list[Any], list[Any]]:
-        found = distributed.futures_of(futures)
-        mine = [f for f in found if self._owned(f)]
-        return mine, [f for f in found if not self._owned(f)]
-
-    # ---- looking ----
-
-    def ownership(self, key: Any = None, *, asynchronous: bool | None = None) -> Any:
-        """What this process owns, borrows and lends now; or all about one object.
-
-        Inside a task this is about the worker's process. It asks nobody, and copies what it
-        finds: nothing is kept alive by it. Its time grows with the number of objects (about
-        a second for a million), during which the event loop does nothing else.
-
-        Parameters
-        ----------
-        key : hashable or Future, optional
-            One object, owned or borrowed.
-        asynchronous : bool, optional
-            Whether to return a coroutine, as for other methods of a client.
-
-        Returns
-        -------
-        dask_ownership.snapshot.Snapshot
-            Or, for one object, `dask_ownership.snapshot.ObjectSnapshot`. Both are readable
-            in a terminal and a notebook, have plain attributes, and ``to_dict()``.
-
-        Raises
-        ------
-        KeyError
-            When nothing with this key is owned or borrowed here.
-        ClosedOwner
-
-        Examples
-        --------
-        >>> client.ownership().objects["inline"]  # doctest: +SKIP
-        3
-        >>> client.ownership(future).holders  # doctest: +SKIP
-        ['tcp://127.0.0.1:40331']
-        """
-        self._check_open()
-        return self.sync(self._ownership, key, asynchronous=asynchronous)
-
-    async def _ownership(self, key: Any = None) -> Any:
-        self._check_open()
-        self.owner._process()
-        if key is None:
-            return take(self.owner, self.central_calls)
-        row = key._row if self._owned(key) else None
-        if isinstance(key, distributed.Future):
-            key = key.key
-        else:
-            row = find(self.owner, key)
-        if row is None:
-            raise KeyError(
-                f"{key!r} is neither owned nor borrowed by {self.owner.name}: it never was, or "
-                "nobody here holds its future any more"
-            )
-        return look(self.owner, row)
-
-    def story(self, *keys_or_futures: Any, on_error: str = "raise") -> Any:
-        """What happened to some keys, as far as it was unusual.
-
-        Owned tasks leave no trace while all goes well: writing it would cost more than
-        running them. Remembered are, for the latest 10 000 events of this process:
-        ``returned`` and ``recalled`` by a worker, ``retried``, ``worker-gone`` (under it),
-        ``copy-gone`` (the last one), ``withdrawn`` (from borrowers), ``recovered``,
-        ``evicted`` (its lineage), ``handed-over`` (by a worker that leaves) and ``adopted``
-        (from one), ``error``, ``cancelled`` and ``lost``. The last entry of each key is its
-        present state, if it is still there. The cluster is not asked.
-
-        Keys that are not owned or borrowed here go to the scheduler and the workers, see
-        `distributed.Client.story`.
-
-        Parameters
-        ----------
-        *keys_or_futures : hashable or Future
-            Or, for what is not owned, ids of stimuli.
-        on_error : {"raise", "ignore"}
-            What to do when the scheduler or a worker cannot be asked.
-
-        Returns
-        -------
-        list of tuple
-            ``(key, event, detail, time)``, oldest first; then the present states; then what
-            Dask says of the others, in its own format.
-        """
-        return self.sync(self._story, *keys_or_futures, on_error=on_error)
-
-    async def _story(self, *keys_or_futures: Any, on_error: str = "raise") -> list[Any]:
-        if on_error not in ("raise", "ignore"):
-            raise ValueError(f"on_error= must be 'raise' or 'ignore', not {on_error!r}")
-        self._check_open()
-        owner = self.owner
-        owner._process()
-        mine: dict[Any, Any] = {}
-        others = []
-        for what in keys_or_futures:
-            known = isinstance(what, distributed.Future)
-            key = what.key if known else what
-            row = what._row if self._owned(what) else None if known else find(owner, key)
-            if row is not None or (not known and history(owner, {key})):
-                mine[key] = row
-            else:
-                others.append(key)
-        story: list[Any] = list(history(owner, mine.keys()))
-        story += [present(owner, row) for row in mine.values() if row is not None]
-        if others or not keys_or_futures:
-            story += await super()._story(*others, on_error=on_error)
-        return story
 
     def _send_to_scheduler(self, msg: dict[str, Any]) -> None:
         if msg.get("client") == "fire-and-forget" and msg.get("op") == "client-desires-keys":

@@ -11,6 +11,9 @@ import yaml
 _DEFAULTS = Path(__file__).parent / "ownership.yaml"
 
 
+OWN_FRAMES = r"dask_ownership[\\\/](client|gathering|get)\.py"
+"""Files whose frames Dask leaves out of tracebacks, as it does those of `distributed.client`."""
+
 ACTIVE = {"dataframe.shuffle.method": "tasks", "array.rechunk.method": "tasks"}
 """P2P shuffles need the central scheduler, so they are not the default while a client is open."""
 
@@ -47,3 +50,6 @@ def install() -> None:
     """Make the defaults known to Dask; what the user set stays."""
     with _DEFAULTS.open() as file:
         dask.config.update_defaults(yaml.safe_load(file))
+    shorten = dask.config.get("admin.traceback.shorten", None)
+    if shorten and OWN_FRAMES not in shorten:
+        dask.config.update_defaults({"admin": {"traceback": {"shorten": [*shorten, OWN_FRAMES]}}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from concurrent.futures import CancelledError
+from typing import Any
 
 from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker as _StockKilledWorker
@@ -16,11 +17,18 @@ __all__ = [
     "KilledWorker",
     "LostData",
     "NoWorker",
+    "NoWorkerInTime",
     "NotHere",
     "NotSerializable",
+    "NotUnpickled",
+    "OwnerLost",
     "OwnershipError",
     "PluginMissing",
+    "SchedulerGone",
+    "Superseded",
     "TaskExit",
+    "TaskTimeout",
+    "Uncertain",
 ]
 
 
@@ -28,7 +36,7 @@ class OwnershipError(Exception):
     """Base of the errors below."""
 
 
-class LostData(OwnershipError):
+class LostData(OwnershipError, CancelledError):
     """The only copy of a value is gone, and nothing can make it again.
 
     Attributes
@@ -46,6 +54,36 @@ class LostData(OwnershipError):
         return f"the value of {self.key!r} is lost: {self.detail}"
 
 
+class OwnerLost(LostData):
+    """The process that owned a value died, and those who led to it did not make it again.
+
+    Attributes
+    ----------
+    key : hashable
+    owner : str
+        The name of the process that owned it: a worker's address or a client's id.
+    reason : str
+        Who was asked, and why there is no value.
+    chain : tuple of str
+        The owner, the owner of the task that submitted it, of the one that submitted that,
+        and so on, as far as is known.
+    """
+
+    def __init__(self, key: Hashable, owner: str, reason: str, chain: tuple[str, ...]) -> None:
+        Exception.__init__(self, key, owner, reason, chain)
+        self.key = key
+        self.owner = owner
+        self.reason = self.detail = reason
+        self.chain = chain
+
+    def __str__(self) -> str:
+        led = ", ".join(self.chain[1:]) or "no other process"
+        return (
+            f"the value of {self.key!r} is lost with its owner {self.owner}: {self.reason} "
+            f"(what submitted it was owned by {led})"
+        )
+
+
 class KilledWorker(OwnershipError, _StockKilledWorker):
     """A task was given up because workers kept dying under it."""
 
@@ -56,6 +94,53 @@ class KilledWorker(OwnershipError, _StockKilledWorker):
 
     def __str__(self) -> str:
         return f"{self.key!r} was given up: {self.detail}"
+
+
+class TaskTimeout(OwnershipError, TimeoutError):
+    """A task ran for longer than its ``timeout=``, and was cancelled at its worker.
+
+    Its thread goes on until its function returns; `dask_ownership.cancelled` tells it that
+    nobody waits any more.
+
+    Attributes
+    ----------
+    key : hashable
+    worker : str
+        Where it ran.
+    seconds : float
+        How long it might have taken.
+    """
+
+    def __init__(self, key: Hashable, worker: str, seconds: float) -> None:
+        Exception.__init__(self, key, worker, seconds)
+        self.key = key
+        self.worker = worker
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return (
+            f"{self.key!r} ran for longer than its timeout of {self.seconds:g} s at {self.worker} "
+            "and was cancelled there; give it more time, or retries= to try it again"
+        )
+
+
+class Uncertain(OwnershipError):
+    """A task with ``at_most_once=True`` may have run or not: its worker is gone.
+
+    Attributes
+    ----------
+    key : hashable
+    detail : str
+        Where it was, what happened there, and what to do.
+    """
+
+    def __init__(self, key: Hashable, detail: str) -> None:
+        super().__init__(key, detail)
+        self.key = key
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"nobody knows whether {self.key!r} ran: {self.detail}"
 
 
 class NoWorker(OwnershipError, ValueError):
@@ -70,8 +155,28 @@ class NoWorker(OwnershipError, ValueError):
         return f"no worker can run {self.key!r}: {self.detail}"
 
 
+class NoWorkerInTime(NoWorker, TimeoutError):
+    """No worker took scattered values in the time that there was."""
+
+
+class Superseded(OwnershipError, RuntimeError):
+    """An attempt of a task that is not the current one any more asked for something."""
+
+    def __init__(self, key: Hashable, detail: str) -> None:
+        super().__init__(key, detail)
+        self.key = key
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"this attempt of {self.key!r} is not the current one: {self.detail}"
+
+
 class NotSerializable(OwnershipError, TypeError):
     """A function, argument, result, value or exception cannot be pickled or unpickled."""
+
+
+class NotUnpickled(NotSerializable, RuntimeError):
+    """A worker could not unpickle the function or the arguments of a task."""
 
 
 class NotHere(OwnershipError, RuntimeError):
@@ -97,17 +202,51 @@ class ClosedOwner(OwnershipError, CancelledError, RuntimeError):
     """
 
 
-def from_failure(key: Hashable, failure: Failure) -> BaseException:
-    """The exception that says why a row has no value."""
+class SchedulerGone(ClosedOwner, FutureCancelledError):
+    """The scheduler, or the connection to it, is gone for good, and so the client closed.
+
+    Stock Dask closes the workers with it. What was here by then can still be read.
+
+    Attributes
+    ----------
+    key : hashable
+        What was asked for.
+    reason : str
+        That of Dask's own futures in this case.
+    msg : str
+    """
+
+    def __init__(self, key: Hashable, detail: str) -> None:
+        Exception.__init__(self, key, detail)
+        self.key = key
+        self.reason = "scheduler-connection-lost"
+        self.msg = detail
+
+    def __str__(self) -> str:
+        return f"{self.key!r}: {self.msg}"
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.key, self.msg)
+
+
+def from_failure(key: Hashable, failure: Failure, lender: str = "") -> BaseException:
+    """The exception that says why a row has no value; ``lender`` owns it, if another does."""
     if failure.kind == "cancelled":
         detail = failure.detail
         if failure.key != key:
             detail = f"its input {failure.key!r} was cancelled ({detail})"
-        return FutureCancelledError(key, detail)
+        where = failure.where or (f"borrowed from {lender}" if lender else "")
+        return FutureCancelledError(key, detail, f"It was {where}." if where else None)
+    if failure.kind == "owner-lost":
+        owner = failure.chain[0] if failure.chain else "?"
+        return OwnerLost(failure.key, owner, failure.detail, failure.chain)
     kinds: dict[str, type[Exception]] = {
         "lost-data": LostData,
         "killed-worker": KilledWorker,
         "no-worker": NoWorker,
+        "scheduler-gone": SchedulerGone,
+        "uncertain": Uncertain,
+        "superseded": Superseded,
     }
     kind = kinds.get(failure.kind)
     if kind is not None:

@@ -17,6 +17,7 @@ import distributed
 from dask.utils import shorten_traceback, typename
 from distributed.utils import _parse_timedelta as parse_timeout
 
+from dask_ownership.core.bequest import held_at
 from dask_ownership.core.messages import Origin
 from dask_ownership.core.table import (
     CANCELLED,
@@ -24,6 +25,7 @@ from dask_ownership.core.table import (
     INLINE,
     LOST,
     STORED,
+    Borrowed,
     Failure,
     Row,
 )
@@ -138,7 +140,7 @@ class Future(distributed.Future):
             return None  # or not yet: it was lost, and is being made again
         value = row.value
         if isinstance(value, Failure):
-            return from_failure(self.key, value)
+            return from_failure(self.key, value, row.place[2] if isinstance(row, Borrowed) else "")
         if isinstance(value, bytes):
             if row.contains:
                 error: BaseException = self._owner.open(
@@ -187,7 +189,8 @@ class Future(distributed.Future):
             await self._owner.wait_async((self._row,))
         error = self._error()
         if error is None:
-            return (await self._client._values([self]))[self]
+            with shorten_traceback():
+                return (await self._client._values([self]))[self]
         if raiseit:
             try:
                 raise error
@@ -265,12 +268,15 @@ class Future(distributed.Future):
 
     def __reduce__(self) -> Any:
         owner = self._owner
+        if pickling.names or (pickling.found is None and tokenizing()):
+            return named, self.__dask_tokenize__()
         if pickling.found is not None:
             pickling.found.append(self)
-        elif not tokenizing():
-            # Nobody knows how long that pickle is kept.
-            owner.core.table.pin(self._row)
-        return come_home, owner.core.references.origin_of(self._row)
+            owner.escapes(self._row)
+        else:
+            owner.pin(self._row)
+        origin = owner.core.references.origin_of(self._row)
+        return come_home, held_at(origin, pickling.holder) if pickling.holder else origin
 
     def __copy__(self) -> Future:
         with self._owner.lock:
@@ -284,7 +290,12 @@ class Future(distributed.Future):
         return self._result().__await__()
 
     def __dask_tokenize__(self) -> Any:
-        return type(self).__name__, self.key, self._owner.incarnation, self._row.order
+        origin = self._owner.core.references.origin_of(self._row)
+        heir = origin[4]
+        if heir is not None:
+            # A task that runs again elsewhere makes the same of what it makes again.
+            return type(self).__name__, self.key, heir[3]
+        return type(self).__name__, self.key, origin[0], self._row.order
 
     # As any object, and at the speed of C: sets of very many futures are usual.
     __hash__ = object.__hash__
@@ -297,6 +308,11 @@ class Future(distributed.Future):
 
     def __str__(self) -> str:
         return repr(self)
+
+    def _repr_html_(self) -> str:
+        from dask_ownership.representation import future_html
+
+        return future_html(self)
 
 
 class TravelledFuture(distributed.Future):
@@ -314,6 +330,9 @@ class TravelledFuture(distributed.Future):
 
     def _bind_late(self) -> None:
         pass
+
+    def bind_client(self, client: Any) -> None:
+        """No client of the central scheduler can ask for it."""
 
     def _refuse(self) -> NotHere:
         return NotHere(
@@ -388,6 +407,11 @@ def delegate(future: Any) -> Any:
     return Delegated(future)
 
 
+def named(*name: Any) -> Any:
+    """What a future is in a pickle that is only made to compare it with others."""
+    return name
+
+
 def come_home(incarnation: str, address: str, name: str, key: Any, heir: Any) -> Any:
     """Unpickle a future: its owner's own where it is owned, borrowed elsewhere."""
     origin = (incarnation, address, name, key, heir)
@@ -446,6 +470,12 @@ class RowState:
 
     def done(self) -> bool:
         return self.future.done()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RowState) and self.future._row is other.future._row
+
+    def __hash__(self) -> int:
+        return hash(self.future._row)
 
     async def wait(self, timeout: Any = None) -> None:
         """Wait until the row ends."""

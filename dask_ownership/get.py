@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import threading
+import warnings
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,6 +27,14 @@ def current_client() -> Client:
     ours; else one attached to the cluster of the default `distributed.Client`; else
     one with an embedded cluster, started now and closed at exit.
     """
+    found = _found()
+    if found is None:
+        return _embedded_client()
+    return found if isinstance(found, Client) else _attach(found)
+
+
+def _found() -> Any:
+    """The client that is there, of ours or of Dask."""
     try:
         worker = get_worker()
     except ValueError:
@@ -35,12 +44,9 @@ def current_client() -> Client:
         if side is not None:
             return side.owned_client()
     try:
-        default = distributed.Client.current()
+        return distributed.Client.current()
     except ValueError:
-        return _embedded_client()
-    if isinstance(default, Client):
-        return default
-    return _attach(default)
+        return None
 
 
 def _attach(stock: Any) -> Client:
@@ -73,10 +79,38 @@ class OwnershipScheduler:
     """A Dask scheduler that finds the current owner at each call."""
 
     def __call__(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
-        """Compute the keys of a graph; see `distributed.Client.get`."""
+        """Compute the keys of a graph; see `distributed.Client.get`.
+
+        Raises
+        ------
+        RuntimeError
+            In a coroutine, where nothing may block, unless ``admin.async-client-fallback``
+            of the configuration names another scheduler for that.
+        """
+        found = _found()
+        if found is not None and found.asynchronous:
+            return self._instead()(dsk, keys, **kwargs)
         kwargs.pop("num_workers", None)
         kwargs.pop("pool", None)
         return current_client().get(dsk, keys, **kwargs)
+
+    def _instead(self) -> Any:
+        """The scheduler for coroutines that call ``dask.compute``, as Dask chooses it."""
+        name = dask.config.get("admin.async-client-fallback", None)
+        fallback = name and dask.base.get_scheduler(scheduler=name)
+        if not fallback or fallback is self:
+            raise RuntimeError(
+                "Attempting to use an asynchronous Client in a synchronous context of "
+                "`dask.compute`: use `await client.gather(client.compute(...))`, or set "
+                "admin.async-client-fallback to the name of another scheduler"
+            )
+        warnings.warn(
+            f"An asynchronous Client is there: falling back to the `{name}` scheduler. Use "
+            "``Client.compute`` and ``Client.gather`` instead of ``dask.compute``",
+            UserWarning,
+            stacklevel=4,
+        )
+        return fallback
 
     def persist(self, collections: Any, **kwargs: Any) -> Any:
         """Start computing collections; what `dask.persist` calls."""

@@ -7,11 +7,15 @@ becomes a row. Simple tasks become plain calls; nested ones travel as they are.
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 import dask
+import distributed
+from dask._expr import Expr, HLGExpr
 from dask._task_spec import (
     Alias,
     DataNode,
@@ -24,18 +28,43 @@ from dask._task_spec import (
     Tuple,
     convert_legacy_graph,
 )
+from dask.core import reverse_dict
+from dask.highlevelgraph import MaterializedLayer
 from dask.order import order
-from dask.utils import key_split
+from dask.utils import key_split, parse_timedelta
+from distributed.actor import Actor
 
-from dask_ownership.calls import Calls, make_options, named
+from dask_ownership.annotations import SAME, merged, of_key, varies
+from dask_ownership.calls import MAYBE_LARGE, Calls, options_of, submit_child, warn_if_large
+from dask_ownership.core.places import ordered
 from dask_ownership.core.table import CANCELLED, NO_OPTIONS, Failure, Function, Options, Row
 from dask_ownership.errors import NotSerializable
+from dask_ownership.future import Future
+from dask_ownership.limits import annotated
+from dask_ownership.replicating import wanted_copies
 from dask_ownership.runtime.keys import check_key
-from dask_ownership.runtime.owner import prioritised
 from dask_ownership.runtime.runner import current_entry
-from dask_ownership.runtime.serialize import CALL, Slot, dumps, identity, pickling, run_node
+from dask_ownership.runtime.serialize import (
+    CALL,
+    Slot,
+    dumps,
+    dumps_names,
+    identity,
+    pickling,
+    run_node,
+)
 
 SEQUENCES: dict[type, type] = {List: list, Tuple: tuple, Set: set}
+
+_UUID = "[0-9a-f]{8}-?[0-9a-f]{4}-?4[0-9a-f]{3}-?[89ab][0-9a-f]{3}-?[0-9a-f]{12}"
+RANDOM = re.compile(f"-{_UUID}$")
+"""Keys with which Dask names what is computed and what is delayed: a random UUID.
+
+A task that runs again would not make the same, so inside a task they get names as impure calls
+have (`Calls.child_key`). One token in 64 looks like one, and gets such a name for nothing.
+"""
+RANDOM_PARTS = re.compile(_UUID.encode())
+"""Such keys in a pickled call: tasks that were fused into one keep their own."""
 
 
 class Graph:
@@ -56,35 +85,73 @@ class Graph:
             for name, values in expr.__dask_annotations__().items():
                 self.annotations.setdefault(name, {}).update(values)
         # Futures in the graph live as long as it does; conversion keeps their keys only.
+        self.expr = expr
         self.held = raw
+        self._futures: dict[Any, Any] | None = None
         self.nodes: dict[Any, GraphNode] = convert_legacy_graph(dict(raw))
 
-    @property
-    def central(self) -> bool:
-        """Whether it holds tasks that only the central scheduler can run (P2P shuffles)."""
+    def central(self, keys: Iterable[Any]) -> set[Any]:
+        """Those of the keys that only the central scheduler can make: they need a P2P shuffle."""
         shuffle = sys.modules.get("distributed.shuffle._core")
         if shuffle is None:
-            return False
-        return any(isinstance(node, shuffle.P2PBarrierTask) for node in self.nodes.values())
-
-    def outside(self) -> set[Any]:
-        """Keys that the graph needs and does not make."""
+            return set()
         nodes = self.nodes
-        return {key for node in nodes.values() for key in node.dependencies if key not in nodes}
+        barriers = [k for k, node in nodes.items() if isinstance(node, shuffle.P2PBarrierTask)]
+        if not barriers:
+            return set()
+        dependents = reverse_dict({key: node.dependencies for key, node in nodes.items()})
+        need: set[Any] = set()
+        while barriers:
+            key = barriers.pop()
+            if key not in need:
+                need.add(key)
+                barriers.extend(dependents[key])
+        return need & set(keys)
+
+    def futures(self) -> dict[Any, Any]:
+        """Futures and actors of any client that stand in the graph, by their keys."""
+        if self._futures is None:
+            self._futures = {}
+            for value in self.held.values():
+                _collect(value, self._futures)
+            if isinstance(self.expr, Expr):
+                # Optimising a graph of layers leaves only the keys of futures in it.
+                for part in self.expr.walk():
+                    if isinstance(part, HLGExpr):
+                        for layer in getattr(part.hlg, "layers", {}).values():
+                            if isinstance(layer, MaterializedLayer):
+                                for value in layer.mapping.values():
+                                    _collect(value, self._futures)
+        return self._futures
 
 
-def graph_rows(
-    calls: Calls,
+def _collect(value: Any, found: dict[Any, Any]) -> None:
+    if isinstance(value, distributed.Future | Actor):
+        found[value.key] = value
+    elif isinstance(value, Task):
+        for argument in (*value.args, *value.kwargs.values()):
+            _collect(argument, found)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            _collect(item, found)
+    elif type(value) is dict:
+        for item in value.values():
+            _collect(item, found)
+
+
+def graph_futures(
+    client: Any,
     graph: Graph,
     keys: set[Any],
     internal_priority: Any,
     call: dict[str, Any],
-) -> dict[Any, Row]:
-    """Rows of the keys, each with a handle; all that they need is submitted.
+    fifo_timeout: Any = 0,
+) -> dict[Any, Future]:
+    """Futures of the keys; all that they need is submitted.
 
     Parameters
     ----------
-    calls : Calls
+    client : Client
     graph : Graph
     keys : set
         What is asked for.
@@ -93,12 +160,19 @@ def graph_rows(
     call : dict
         Options of the call: ``workers``, ``allow_other_workers``, ``resources``,
         ``retries``, ``priority``. Annotations of a task win over them.
+    fifo_timeout : float, str or timedelta
+        Seconds, or a text such as ``"60s"``, after the graph before for which this one goes on
+        beside it and not behind it.
     """
     for key in keys:
         check_key(key)
-    builder = _Builder(calls, graph, keys, call)
+    builder = _Builder(client, graph, keys, call, fifo_timeout)
     try:
-        return builder.build(internal_priority)
+        found = builder.build(internal_priority)
+        builder.keep_copies()
+        if builder.nbytes > MAYBE_LARGE:
+            warn_if_large(builder.nbytes)
+        return found
     finally:
         builder.let_go()
 
@@ -106,53 +180,66 @@ def graph_rows(
 class _Builder:
     """The making of one graph's rows."""
 
-    def __init__(self, calls: Calls, graph: Graph, keys: set[Any], call: dict[str, Any]) -> None:
-        self.calls = calls
-        self.owner = calls.owner
+    def __init__(
+        self,
+        client: Any,
+        graph: Graph,
+        keys: set[Any],
+        call: dict[str, Any],
+        fifo_timeout: Any,
+    ) -> None:
+        self.client = client
+        self.calls: Calls = client.calls
+        self.owner = self.calls.owner
         self.graph = graph
         self.keys = keys
         self.rows: dict[Any, Row] = {}
         self.handles: list[Row] = []
+        self.nbytes = 0
         self.functions: dict[int, Function] = {}
         self.nodes_by_prefix: dict[str, Function] = {}
         self.run_node = dumps(run_node)
         self.entry = current_entry() if self.owner.executor is not None else None
-        everywhere = dict(dask.get_annotations())
-        self.call = {
-            "workers": named(call.get("workers"))
-            or named(_either(everywhere, "workers", "restrictions")),
-            "allow_other_workers": call.get("allow_other_workers")
-            or _either(everywhere, "allow_other_workers", "loose_restrictions"),
-            "resources": call.get("resources") or everywhere.get("resources"),
-            "retries": call.get("retries") or everywhere.get("retries"),
-            "priority": call.get("priority") or everywhere.get("priority") or 0,
-        }
-        self.per_key = any(map(callable, self.call.values()))
-        self.common = self._options(self.call)
+        self.depth = self.entry.depth + 1 if self.entry is not None else 0
+        self.call = merged(call, dask.get_annotations())
+        self.fifo_timeout = fifo_timeout
+        self.per_key = varies(self.call)
+        self.common = NO_OPTIONS if self.per_key else self._options(of_key(self.call, None))
 
-    def build(self, internal_priority: Any) -> dict[Any, Row]:
+    def build(self, internal_priority: Any) -> dict[Any, Future]:
         needed = self._needed()
         places = internal_priority or (
             order(needed) if len(needed) > 1 else dict.fromkeys(needed, 0)
         )
-        ordered = sorted(needed, key=places.__getitem__)
-        base = self.owner.next_order(len(ordered))
-        for place, key in enumerate(ordered):
+        in_order = sorted(needed, key=places.__getitem__)
+        base = self.owner.places.graph(len(in_order), parse_timedelta(self.fifo_timeout))
+        for place, key in enumerate(in_order):
             self._add(key, needed[key], base + place)
-        found: dict[Any, Row] = {}
+        found: dict[Any, Future] = {}
         for key in self.keys:
             row = self.rows.get(key)
             if row is None:
-                row = self._lost(key)
+                row = self._outside(key)
             with self.owner.lock:
                 row.handles += 1
-            found[key] = row
+            found[key] = Future(self.client, row)
         return found
+
+    def keep_copies(self) -> None:
+        """Have several copies kept of what is annotated with ``replicas``."""
+        annotated = self.graph.annotations.get("replicas", {})
+        everywhere = dask.get_annotations().get("replicas")
+        if not annotated and everywhere is None:
+            return
+        want = self.owner.core.replicas.want
+        for key, row in self.rows.items():
+            number = annotated.get(key, everywhere if key in self.keys else None)
+            if number is not None:
+                self.owner.call(want, row, wanted_copies(self.owner, number))
 
     def let_go(self) -> None:
         """Drop the handles that kept rows while the graph was being made."""
-        for row in self.handles:
-            self.owner.drop(row)
+        self.owner.drop_all(self.handles)
 
     def _needed(self) -> dict[Any, GraphNode]:
         """Nodes that the keys need and that are not owned already."""
@@ -173,28 +260,44 @@ class _Builder:
             if node is not None:
                 needed[key] = node
                 stack.extend(node.dependencies)
+            elif (row := self.borrowed.get(key)) is not None:
+                with self.owner.lock:
+                    row.handles += 1
+                self.rows[key] = row
+                self.handles.append(row)
         return needed
 
+    @cached_property
+    def borrowed(self) -> dict[Any, Row]:
+        """What this process borrows, by the keys of its owners: Dask lowers futures in a
+        collection to their keys."""
+        return {row.origin[3]: row for row in self.owner.core.table.all() if row.borrowed}
+
     def _add(self, key: Any, node: GraphNode, place: int) -> None:
-        check_key(key)
+        key = check_key(key)
         if isinstance(node, Alias):
-            target = self.rows.get(node.target) or self._lost(node.target)
+            target = self.rows.get(node.target) or self._outside(node.target)
             if key not in self.keys:
                 self.rows[key] = target
                 return
             slots = {target: Slot(0)}
             function = self.owner.functions.get(identity)
             payload = dumps(((slots[target],), {}))
-            self._adopt(Row(key, function, payload, (target,), place, self._options_of(key)))
+            name = self._name(key, function, payload, (target,))
+            priority, options = self._wishes(key)
+            place = ordered(place, priority, self.depth)
+            self._adopt(Row(name, function, payload, (target,), place, options), key)
             return
         if isinstance(node, DataNode):
             row = self.calls.literal(key, node.value)
+            self.nbytes += row.nbytes
             self.rows[key] = row
             self.handles.append(row)
             return
         slots = {}
-        outer, pickling.found = pickling.found, []
+        outer = pickling.found
         try:
+            pickling.found = []
             try:
                 function, args, kwargs = self._plain_call(node, slots)
             except _Nested:
@@ -204,21 +307,36 @@ class _Builder:
                 payload = dumps((args, kwargs))
             except Exception as error:
                 raise NotSerializable(
-                    f"could not pickle the task {key!r} to send it to a worker: {error!r}"
+                    f"could not pickle the task {key!r} to serialize it for a worker: {error!r}"
                 ) from error
-            rows = {self.calls.row_of(future) for future in pickling.found}
+            self.nbytes += len(payload)
+            rows = {self.calls.row_of(future, True) for future in pickling.found}
         finally:
             pickling.found = outer
-        priority = self._priority_of(key)
-        if priority:
-            place = prioritised(place, priority)
-        row = Row(key, function, payload, tuple(slots), place, self._options_of(key))
-        row.contains = tuple(r for r in rows if r is not None and r not in slots)
-        self._adopt(row)
+        priority, options = self._wishes(key)
+        place = ordered(place, priority, self.depth)
+        dependencies = tuple(slots)
+        contains = tuple(r for r in rows if r is not None and r not in slots)
+        call = dumps_names((args, kwargs)) if contains and self.entry is not None else payload
+        name = self._name(key, function, call, dependencies)
+        row = Row(name, function, payload, dependencies, place, options)
+        row.contains = contains
+        self._adopt(row, key)
 
-    def _adopt(self, row: Row) -> None:
-        adopted = self.owner.submit(row)
-        self.rows[row.key] = adopted
+    def _name(
+        self, key: Any, function: Function, call: bytes, dependencies: tuple[Row, ...]
+    ) -> Any:
+        """The key of a row: the graph's own, unless it would be another when this runs again."""
+        if self.entry is not None and type(key) is str and RANDOM.search(key):
+            call = RANDOM_PARTS.sub(b"", call)
+            return self.calls.child_key(self.entry, function, call, dependencies)
+        return key
+
+    def _adopt(self, row: Row, key: Any) -> None:
+        entry = self.entry
+        owner = self.owner
+        adopted = owner.submit(row) if entry is None else submit_child(owner, row, entry)
+        self.rows[key] = adopted
         self.handles.append(adopted)
 
     def _plain_call(self, node: GraphNode, slots: dict[Row, Slot]) -> tuple[Function, Any, Any]:
@@ -270,11 +388,29 @@ class _Builder:
     def _slot(self, key: Any, slots: dict[Row, Slot]) -> Slot:
         row = self.rows.get(key)
         if row is None:
-            row = self._lost(key)
+            row = self._outside(key)
         slot = slots.get(row)
         if slot is None:
             slot = slots[row] = Slot(len(slots))
         return slot
+
+    def _outside(self, key: Any) -> Row:
+        """A row for what the graph does not make and has no row under its key yet."""
+        client = self.calls.client_of()
+        future = self.graph.futures().get(key)
+        if future is None and key in client.futures:
+            future = distributed.Future(key, client)
+        if future is None:
+            return self._lost(key)
+        if isinstance(future, Future) and future._owner is self.owner:
+            row = future._row
+            with self.owner.lock:
+                row.handles += 1
+        else:
+            row = client.imports.row(future)
+        self.rows[key] = row
+        self.handles.append(row)
+        return row
 
     def _lost(self, key: Any) -> Row:
         """A row for what nobody here owns and the graph does not make.
@@ -293,44 +429,21 @@ class _Builder:
 
     # ---- options ----
 
-    def _priority_of(self, key: Any) -> Any:
-        own = self.graph.annotations.get("priority", {}).get(key)
-        priority = self.call["priority"] if own is None else own
-        return priority(key) if callable(priority) else priority
-
-    def _options_of(self, key: Any) -> Options:
-        annotations = self.graph.annotations
-        if not annotations and not self.per_key:
-            return self.common
-        merged = {k: v(key) if callable(v) else v for k, v in self.call.items()}
-        for name, values in annotations.items():
+    def _wishes(self, key: Any) -> tuple[Any, Options]:
+        """Priority and options of a task, by the call and by the task's own annotations."""
+        if not self.graph.annotations and not self.per_key:
+            return self.call.get("priority") or 0, self.common
+        settings = dict(self.call)
+        for name, values in self.graph.annotations.items():
             value = values.get(key)
             if value is not None:
-                merged[_SAME.get(name, name)] = value
-        return self._options(merged)
+                settings[SAME.get(name, name)] = value
+        settings = of_key(settings, key)
+        return settings.get("priority") or 0, self._options(settings)
 
-    def _options(self, call: dict[str, Any]) -> Options:
-        call = {**call, "workers": named(call["workers"])}
-        if (
-            self.entry is None
-            and not call["workers"]
-            and not call["resources"]
-            and not call["retries"]
-        ):
-            return NO_OPTIONS
-        call = {k: None if callable(v) else v for k, v in call.items()}
-        return make_options(
-            call["workers"], call["resources"], call["retries"], call["allow_other_workers"],
-            self.entry,
-        )  # fmt: skip
+    def _options(self, settings: dict[str, Any]) -> Options:
+        return options_of(settings, self.entry, annotated(settings, None))
 
 
 class _Nested(Exception):
     """The task is more than one call."""
-
-
-_SAME = {"restrictions": "workers", "loose_restrictions": "allow_other_workers"}
-
-
-def _either(annotations: dict[str, Any], *names: str) -> Any:
-    return next((annotations[name] for name in names if annotations.get(name) is not None), None)

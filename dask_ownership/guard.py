@@ -1,9 +1,8 @@
 """What a client asks the central scheduler, with an eye on owned keys.
 
 The scheduler knows nothing of owned keys and would wait for them for ever. Futures in
-queues, variables and datasets go there as data, which is nothing to the scheduler and
-becomes a live future again where a client takes it out. Anything else that names an
-owned key is an error here.
+queues, variables and datasets go there in parcels (`dask_ownership.parcels`) and are alive
+again where a client takes them out. Anything else that names an owned key is an error here.
 """
 
 from __future__ import annotations
@@ -13,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 from distributed.core import PooledRPCCall
 
 from dask_ownership.core.table import Row
-from dask_ownership.future import come_home
-from dask_ownership.runtime.membership import JOIN
-from dask_ownership.runtime.serialize import arriving
+from dask_ownership.parcels import AROUND, put_item
+from dask_ownership.runtime.membership import HOLD, JOIN, WHERE
 
 if TYPE_CHECKING:
     from dask_ownership.client import Client
 
-HOUSEKEEPING = {"address", "close_rpc", "identity", "register_scheduler_plugin", JOIN}
+HOUSEKEEPING = {
+    "address", "close_rpc", "identity", "register_scheduler_plugin", HOLD, JOIN, WHERE,
+}  # fmt: skip
 """Operations of the scheduler that every client uses, whatever it runs."""
 
 CENTRAL_DATA = {
@@ -36,10 +36,6 @@ CENTRAL_DATA = {
 """Operations of the scheduler on keys, none of which knows owned ones."""
 
 PUT = {"queue_put", "variable_set"}
-GET = {"queue_get", "variable_get"}
-
-MARK = "dask-ownership-future"
-"""Stands in a queue or variable for a future, with its origin."""
 
 
 class GuardedScheduler:
@@ -55,18 +51,23 @@ class GuardedScheduler:
             return operation
 
         def counted(**kwargs: Any) -> Any:
+            if name == "who_has" and any(self._owned(key) for key in kwargs.get("keys") or ()):
+                # Packages ask the scheduler itself where to send tasks, XGBoost's for one.
+                return self._client._who_has(list(kwargs["keys"]))
             if name in CENTRAL_DATA:
                 self._refuse_owned(name, kwargs)
-            elif name in PUT:
-                kwargs = self._as_data(kwargs)
             elif name == "publish_put":
-                kwargs["keys"] = [
-                    [key for key in keys if self._owned(key) is None] for keys in kwargs["keys"]
-                ]
+                kwargs["keys"] = self._without_owned(kwargs["keys"])
             self._client.central_calls += 1
-            answer = operation(**kwargs)
-            return self._live(answer) if name in GET else answer
+            if name in PUT:
+                key = kwargs.get("key")
+                row = self._owned(key) if key is not None else None
+                return put_item(self._client, operation, row, kwargs)
+            if name in AROUND:
+                return AROUND[name](self._client, operation, kwargs)
+            return operation(**kwargs)
 
+        counted.__name__ = name  # `Client.sync` looks at it
         return counted
 
     def _owned(self, key: Any) -> Row | None:
@@ -90,23 +91,10 @@ class GuardedScheduler:
                     "and the scheduler does not know it; use its value (future.result())"
                 )
 
-    def _as_data(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """A future that is put somewhere, as data. Its owner keeps it from now on."""
-        key = kwargs.get("key")
-        row = self._owned(key) if key is not None else None
-        if row is None:
-            return kwargs
-        owner = self._client.owner
-        owner.core.table.pin(row)
-        kwargs = {name: value for name, value in kwargs.items() if name != "key"}
-        return {**kwargs, "data": {MARK: list(owner.core.references.origin_of(row))}}
-
-    async def _live(self, answer: Any) -> Any:
-        """Futures that are taken out, alive."""
-        got = await answer
-        for record in got if isinstance(got, list | tuple) else (got,):
-            value = record.get("value") if isinstance(record, dict) else None
-            if isinstance(value, dict) and list(value) == [MARK]:
-                with arriving(self._client):
-                    record["value"] = come_home(*value[MARK])
-        return got
+    def _without_owned(self, keys: list[Any]) -> list[Any]:
+        """Keys of one dataset, as distributed 2025.12 has them, or of several."""
+        return [
+            self._without_owned(key) if isinstance(key, list) else key
+            for key in keys
+            if isinstance(key, list) or self._owned(key) is None
+        ]

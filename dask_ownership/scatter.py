@@ -10,12 +10,21 @@ from typing import Any
 from dask.tokenize import tokenize
 
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.table import NO_OPTIONS, Options, Row
-from dask_ownership.errors import NoWorker
+from dask_ownership.core.table import (
+    INLINE,
+    NO_OPTIONS,
+    STORED,
+    WAITING,
+    Failure,
+    Options,
+    Row,
+)
+from dask_ownership.errors import NoWorker, NoWorkerInTime
 from dask_ownership.future import Future
 from dask_ownership.runtime.keys import check_key
+from dask_ownership.runtime.liveness import Stalled, request
 from dask_ownership.runtime.serialize import dumps
-from dask_ownership.runtime.transfer import seal
+from dask_ownership.runtime.transfer import seal, size_of
 
 
 async def scatter(
@@ -56,52 +65,83 @@ async def scatter(
     copies = len(views) if broadcast is True else max(1, min(int(broadcast or 1), len(views)))
     owner = client.owner
     rows: dict[Any, Row] = {}
-    batches: dict[WorkerView, list[Any]] = {}
-    for number, (key, value) in enumerate(values.items()):
-        known = owner.known(key)
-        if known is not None:
-            rows[key] = known
-            continue
-        made = Row(key, None, None, (), 0, options)
-        row = rows[key] = owner.core.table.adopt(made)
-        row.type_name = _type_of(value)
-        owner.core.attempts += 1
-        row.attempt = owner.core.attempts
-        for copy in range(copies):
-            view = views[(number + copy) % len(views)]
-            batches.setdefault(view, []).append((row, value))
+    made: list[Row] = []
     placed: dict[Row, list[tuple[WorkerView, int]]] = {}
+    perhaps: dict[Row, list[WorkerView]] = {}
+
+    def put() -> None:
+        for row in dict.fromkeys([*placed, *perhaps]):
+            took = placed.get(row, [])
+            holders = dict.fromkeys([*(view for view, _ in took), *perhaps.get(row, ())])
+            owner.core.put(row, holders, took[0][1] if took else 0)
+
     try:
-        tried: dict[WorkerView, Any] = {}
-        while batches:
-            outcomes = await asyncio.gather(
-                *(_put(owner, view, batch, placed) for view, batch in batches.items()),
-                return_exceptions=True,
-            )
-            refused: dict[WorkerView, list[Any]] = {}
-            for (view, batch), outcome in zip(batches.items(), outcomes, strict=True):
-                if isinstance(outcome, OSError) or outcome is False:
-                    # It leaves, or it left: another one is asked, if there is one.
-                    tried[view] = outcome or "it leaves"
-                    others = await _places(client, workers, timeout, tried)
-                    refused.setdefault(others[0], []).extend(batch)
-                elif isinstance(outcome, BaseException):
-                    raise outcome
-            batches = refused
-    except BaseException:
-        for row, holders in placed.items():  # so that dropping them frees what was taken
-            owner.core.put(row, [view for view, _ in holders], holders[0][1])
-        for row in rows.values():
-            owner.drop(row)
+        while values:
+            elsewhere: dict[Any, Any] = {}
+            batches: dict[WorkerView, list[Any]] = {}
+            for number, (key, value) in enumerate(values.items()):
+                known = owner.known(key)
+                if known is not None:
+                    rows[key] = known
+                    if known.state == WAITING and known.function is None and not known.borrowed:
+                        elsewhere[key] = value
+                    continue
+                row = rows[key] = owner.core.table.adopt(Row(key, None, None, (), 0, options))
+                made.append(row)
+                row.type_name = _type_of(value)
+                owner.core.attempts += 1
+                row.attempt = owner.core.attempts
+                for copy in range(copies):
+                    view = views[(number + copy) % len(views)]
+                    batches.setdefault(view, []).append((row, value))
+            tried: dict[WorkerView, Any] = {}
+            while batches:
+                outcomes = await asyncio.gather(
+                    *(_put(owner, view, batch, placed, perhaps) for view, batch in batches.items()),
+                    return_exceptions=True,
+                )
+                refused: dict[WorkerView, list[Any]] = {}
+                for (view, batch), outcome in zip(batches.items(), outcomes, strict=True):
+                    if isinstance(outcome, OSError) or outcome is False:
+                        # It leaves, or it left, or does not answer: another one is asked, if
+                        # there is one.
+                        if not isinstance(outcome, Stalled) or workers is None:
+                            tried[view] = outcome or "it leaves"
+                        others = await _places(client, workers, timeout, tried)
+                        refused.setdefault(others[0], []).extend(batch)
+                    elif isinstance(outcome, BaseException):
+                        raise outcome
+                batches = refused
+            put()
+            # Another call puts these, or is being interrupted: then they are put here.
+            values = {}
+            for key, value in elsewhere.items():
+                await owner.wait_async((rows[key],))
+                if rows[key].state > STORED:
+                    owner.drop(rows.pop(key))
+                    values[key] = value
+            if values:
+                owner._process()
+                await asyncio.sleep(0)
+    except BaseException as error:
+        put()  # so that dropping them frees what was taken
+        for row in made:
+            if row.state < INLINE:
+                detail = f"the scatter that was to put it at a worker ended with {error!r}"
+                owner.core.settle(row, Failure("cancelled", row.key, detail))
+        owner.drop_all(rows.values())
+        owner._process()
         raise
-    for row, holders in placed.items():
-        owner.core.put(row, [view for view, _ in holders], holders[0][1])
     owner._step()
     return rebuild({key: Future(client, row) for key, row in rows.items()})
 
 
 async def _put(
-    owner: Any, view: WorkerView, batch: list[Any], placed: dict[Row, list[tuple[WorkerView, int]]]
+    owner: Any,
+    view: WorkerView,
+    batch: list[Any],
+    placed: dict[Row, list[tuple[WorkerView, int]]],
+    perhaps: dict[Row, list[WorkerView]],
 ) -> bool:
     """Put values at one worker; False when it is about to leave and does not take them."""
     executor = owner.executor
@@ -110,14 +150,22 @@ async def _put(
             executor.hold(owner.incarnation, row.key, row.attempt, value) for row, value in batch
         ]
     else:
-        data = [(row.key, row.attempt, seal(value)) for row, value in batch]
-        answer = await owner.pool(view.address).ownership_put(
-            owner=owner.incarnation, data=data, token=owner.token
-        )
+        data = [(row.key, row.attempt, seal(value, view.address)) for row, value in batch]
+        try:
+            answer = await request(
+                owner.pool, view.address, owner.patience, "ownership_put",
+                owner=owner.incarnation, data=data, token=owner.token,
+            )  # fmt: skip
+        except Stalled:
+            # It may have them, or find them when it wakes up: it is told when they are freed.
+            for row, _ in batch:
+                perhaps.setdefault(row, []).append(view)
+            raise
         if isinstance(answer, dict) and answer.get("status") == "leaving":
             return False
         if not isinstance(answer, dict) or answer.get("status") != "OK":
             raise NoWorker(batch[0][0].key, f"{view.address} did not take it: {answer!r}")
+        view.traffic.sent += sum(size_of(sealed.data) for _, _, sealed in data)
         sizes = answer["nbytes"]
     for (row, _), nbytes in zip(batch, sizes, strict=True):
         placed.setdefault(row, []).append((view, nbytes))
@@ -147,13 +195,13 @@ async def _places(
             detail = f"workers={workers} within {timeout} s; there are: {there}"
             for view, problem in (tried or {}).items():
                 detail += f"; {view.address} was asked: {problem}"
-            raise NoWorker("scatter", detail)
+            raise NoWorkerInTime("scatter", detail)
         await asyncio.sleep(0.05)
     home = owner.core.placement.home
     if workers is None and home is not None:
         views.sort(key=lambda view: view.address != home)
         return views
-    start = owner.next_order() % len(views)
+    start = owner.places.one() % len(views)
     return views[start:] + views[:start]
 
 
@@ -163,9 +211,7 @@ def _spread(data: Any, hash: bool) -> tuple[dict[Any, Any], Any]:
         data = list(data)
     kind = type(data)
     if kind is dict:
-        for key in data:
-            check_key(key)
-        return dict(data), lambda futures: futures
+        return {check_key(key): value for key, value in data.items()}, lambda futures: futures
     named = isinstance(data, tuple) and hasattr(data, "_fields")
     if kind in (list, tuple, set, frozenset) or named:
         items = list(data)

@@ -22,6 +22,7 @@ from dask_ownership.core.table import (
     FORGOTTEN,
     INLINE,
     LOST,
+    PUSHED,
     STATE_NAMES,
     STORED,
     Borrowed,
@@ -189,8 +190,19 @@ class Snapshot(Shown):
     refused : dict of str to str
         Workers that do not take links, and why.
     counts : dict of str to int
-        Since the start: ``submitted``, ``done``, ``failed``, ``returned``, ``recalled``,
-        ``attempts`` (numbers used up for pushing and borrowing) and ``central_calls``.
+        Since the start: ``submitted``, ``done``, ``failed``, ``attempts`` (numbers used up
+        for pushing and borrowing) and ``central_calls``.
+    handed_out_again : dict of str to int
+        Since the start, how often tasks were handed out once more, by why: ``worker_gone``
+        (it died under them, or while they waited there), ``recovered`` (from lineage, as the
+        value was lost, or for one that was), ``recalled`` (for a worker with nothing to do)
+        and ``returned`` (by a worker, which did not start them), ``retried`` (after they
+        failed). `Client.story` has each of them.
+    losses : dict of str to int
+        Since the start, what deaths of other processes cost this one: ``workers_died`` (under
+        its tasks), ``killed_worker`` and ``uncertain`` (tasks that ended so), ``lost_data``
+        (values), ``owners_gone`` (from which it borrowed), ``orphaned`` (tasks at this worker
+        whose owner died), ``owner_lost`` (borrowed futures); see `dask_ownership.core.losses`.
     """
 
     name: str
@@ -205,6 +217,8 @@ class Snapshot(Shown):
     links: dict[str, dict[str, Any]]
     refused: dict[str, str]
     counts: dict[str, int]
+    handed_out_again: dict[str, int]
+    losses: dict[str, int]
 
     def _head(self) -> tuple[str, str]:
         return "Ownership of", self.name
@@ -263,6 +277,8 @@ class Snapshot(Shown):
             ),
             Section("Refused", [*self.refused.items()], ("worker", "reason")),
             Section("Counts", counted(self.counts)),
+            Section("Handed out again", counted(self.handed_out_again)),
+            Section("Losses", counted(self.losses)),
         ]
 
 
@@ -311,11 +327,14 @@ class ObjectSnapshot(Shown):
         Which stored values can be made again only with it.
     waiting : int
         How many dependencies have no value yet.
+    no_worker : str or None
+        Why no worker that is there may run it, if none may: it waits for one to join.
     order : int
         Its place; lower runs first.
     options : dict
-        ``workers``, ``allow_other_workers``, ``retries`` (left), ``resources``, ``depth``,
-        ``deaths`` (of workers under it) and ``recalled``.
+        ``workers``, ``allow_other_workers``, ``retries`` (left), ``resources``, ``executor``,
+        ``timeout`` (seconds), ``at_most_once``, ``depth``, ``deaths`` (of workers under it)
+        and ``recalled``.
     lineage : dict or None
         How it can be made again: ``function``, ``payload_nbytes``, ``inputs``, ``contains``.
     failure : dict or None
@@ -346,6 +365,7 @@ class ObjectSnapshot(Shown):
     dependents: list[Hashable]
     lineage_of: list[Hashable]
     waiting: int
+    no_worker: str | None
     order: int
     options: dict[str, Any]
     lineage: dict[str, Any] | None
@@ -362,6 +382,7 @@ class ObjectSnapshot(Shown):
             "function": self.function,
             "pushed to": self.worker,
             "waits for": self.waiting,
+            "no worker": self.no_worker,
         }
         value = {
             "kind": self.kind or "none yet",
@@ -482,6 +503,8 @@ def take(owner: Owner, central_calls: int) -> Snapshot:
         links=links,
         refused=dict(owner.refused),
         counts={**core.counts, "attempts": core.attempts, "central_calls": central_calls},
+        handed_out_again={why.replace("-", "_"): times for why, times in core.again.items()},
+        losses={kind.replace("-", "_"): number for kind, number in core.losses.items()},
     )
 
 
@@ -489,8 +512,9 @@ def find(owner: Owner, key: Hashable) -> Row | None:
     """The row of a key that this process owns or borrows; takes no handle."""
     row: Row | None = owner.core.table.rows.get(key)
     if row is None:
-        peers = owner.core.references.peers.values()
-        row = next((p.borrowed[key] for p in peers if key in p.borrowed), None)
+        peers = list(owner.core.references.peers.values())
+        borrowed = (row for peer in peers for row in list(peer.borrowed.values()))
+        row = next((row for row in borrowed if row.origin[3] == key), None)
     return row
 
 
@@ -546,23 +570,30 @@ def look(owner: Owner, row: Row) -> ObjectSnapshot:
         descendants=row.descendants,
         pinned=row in owner.core.table.pinned,
         fire_and_forget=row in core.desired,
-        borrowers=[peer.process[2] for peer, _ in core.references.borrowers_of(row)],
+        borrowers=list(
+            dict.fromkeys(peer.process[2] for peer, _ in core.references.borrowers_of(row))
+        ),
         holders=holders,
-        worker=None if row.worker is None else row.worker.address,
+        worker=row.worker.address if row.state == PUSHED else None,
         dependencies=named(row.dependencies),
         contains=named(row.contains),
         dependents=named(dependents),
         lineage_of=named(lineage_of),
         waiting=row.waiting if not row.done else 0,
+        no_worker=core.unmatched.why(row),
         order=row.order,
         options={
             "workers": options.workers,
             "allow_other_workers": options.loose,
             "retries": options.retries,
             "resources": options.resources,
+            "executor": options.executor,
+            "timeout": options.timeout,
+            "at_most_once": options.at_most_once,
             "depth": options.depth,
             "deaths": options.deaths,
             "recalled": options.moved,
+            "replicas": None if options.replicas is None else options.replicas.number,
         },
         lineage=None
         if lineage is None
@@ -591,11 +622,13 @@ def present(owner: Owner, row: Row) -> Event:
     words = []
     if row.attempt and not row.borrowed:
         words.append(f"attempt {row.attempt}")
-    if row.worker is not None:
+    if row.state == PUSHED:
         words.append(f"at {row.worker.address}")
     elif row.state == STORED:
         places = row.addresses if isinstance(row, Borrowed) else [v.address for v in row.holders]
         words.append(f"at {', '.join(places)}")
+    if why := owner.core.unmatched.why(row):
+        words.append(why)
     if row.state in KINDS:
         words.append(f"{row.nbytes} bytes")
     if isinstance(row, Borrowed):

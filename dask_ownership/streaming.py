@@ -15,11 +15,13 @@ from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from queue import Queue
 from typing import Any
 
-from dask_ownership.calls import make_options, map_key, named
+from dask_ownership.annotations import named
+from dask_ownership.calls import make_options, map_key
+from dask_ownership.core.places import ordered
 from dask_ownership.core.table import INLINE
 from dask_ownership.errors import ClosedOwner
 from dask_ownership.future import Future
-from dask_ownership.runtime.owner import prioritised
+from dask_ownership.limits import Limits
 
 
 class Stream(Iterator[Any]):
@@ -43,7 +45,7 @@ class Stream(Iterator[Any]):
     kwargs : dict
     buffer_size : int
         How many futures may be submitted and not handed out.
-    key, pure, workers, resources, retries, priority, loose
+    key, pure, workers, resources, retries, priority, loose, limits
         As in `Client.map`; ``key`` is a prefix, or an iterable of a key for each item.
 
     Notes
@@ -72,11 +74,12 @@ class Stream(Iterator[Any]):
         retries: Any = None,
         priority: Any = 0,
         loose: Any = False,
+        limits: Limits | None = None,
     ) -> None:
         if isinstance(buffer_size, bool) or not isinstance(buffer_size, int) or buffer_size < 1:
             raise ValueError(f"buffer_size= takes a whole number above 0, not {buffer_size!r}")
-        make_options(named(workers), resources, retries, loose, None)
-        prioritised(0, priority)
+        make_options(named(workers), resources, retries, loose, None, limits)
+        ordered(0, priority)
         self.buffer_size = buffer_size
         self._client = client
         self._func = func
@@ -87,7 +90,7 @@ class Stream(Iterator[Any]):
         self._keys = iter(key) if key is not None and self._key is None else None
         self._pure = pure
         self._unique = client.calls.unique_name(func, key) if not pure else None
-        self._options = (workers, resources, retries, priority, loose)
+        self._options = (workers, resources, retries, priority, loose, limits)
         self._number = 0
         self._window: deque[Future | Exception] = deque()
         self._failure: Exception | None = None
@@ -241,11 +244,11 @@ class Stream(Iterator[Any]):
             self._source_failed(error)
             return
         self._number = number + 1
-        workers, resources, retries, priority, loose = self._options
+        workers, resources, retries, priority, loose, limits = self._options
         try:
             row = client.calls.row(
                 self._func, args, self._kwargs, one, self._pure, workers, resources, retries,
-                priority, loose,
+                priority, loose, limits,
             )  # fmt: skip
         except ClosedOwner as error:
             self._source_failed(error)

@@ -226,12 +226,7 @@ class as_completed(distributed.as_completed):
             left = self._deadline.remaining if self._deadline.expires else None
             if left is not None and left <= 0:
                 raise asyncio.TimeoutError("no further future ended in time")
-            executor = self._owner.executor
-            seconds = -1.0 if left is None else left
-            if executor is not None:
-                executor.parking.wait(gate.lock, seconds)
-            else:
-                gate.lock.acquire(True, seconds)
+            self._owner.wait_at(gate, left)
 
     next = __next__
 

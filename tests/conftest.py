@@ -39,6 +39,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[FAILED] = set()
 
 
+def pytest_collection_finish() -> None:
+    """What was imported stays: the checks after each test need not look through it."""
+    gc.collect()
+    gc.freeze()
+
+
 FAILED = pytest.StashKey[set[str]]()
 
 
@@ -121,9 +127,22 @@ def workers(client: Client) -> list[str]:
     return list(client.scheduler_info(n_workers=-1)["workers"])
 
 
+@pytest.fixture
+def all_tasks_are_owned(client: Client) -> Iterator[None]:
+    """The scheduler hears of no task."""
+    before = client.run_on_scheduler(transitions)
+    yield
+    assert client.run_on_scheduler(transitions) == before
+
+
+def transitions(dask_scheduler: Any) -> int:
+    return int(dask_scheduler.transition_counter)
+
+
 def check_nothing_left(client: Client) -> None:
     """What the client owned is gone, from it and from the workers (rule R6)."""
     gc.collect()
+    programs.forget_the_dead(client.owner)
     core = client.owner.core
     until_empty(lambda: [repr(row) for row in list(core.table.rows.values())[:5]], LEFT_SECONDS)
 

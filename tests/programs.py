@@ -395,11 +395,96 @@ class Counter:
 # ---- what is left at a worker ----
 
 
+# ---- what crosses between the planes ----
+
+
+def marked_blob(size: int, path: str) -> bytearray:
+    append_line(path)
+    return bytearray(size)
+
+
+def size_and_place(value: Any) -> tuple[int, str]:
+    return len(value), where()
+
+
+def is_same(value: Any, other: Any) -> bool:
+    return value is other
+
+
+def add(counter: Any, by: int) -> int:
+    return counter.add(by).result()
+
+
+class Adder:
+    """An actor."""
+
+    n = 0
+
+    def __init__(self, start: int = 0) -> None:
+        self.n = start
+
+    def add(self, by: int) -> int:
+        self.n += by
+        return self.n
+
+    def slow(self) -> int:
+        time.sleep(0.5)
+        return self.n
+
+    def fail(self) -> None:
+        raise Oops("it broke")
+
+
+class Traced(bytearray):
+    """A large value that says which processes unpickle it."""
+
+    path = ""
+
+    def __reduce__(self) -> Any:
+        return traced, (self.path, bytes(self))
+
+
+def traced(path: str, content: bytes = b"x" * 300_000) -> Traced:
+    append_line(path, str(os.getpid()))
+    value = Traced(content)
+    value.path = path
+    return value
+
+
+def open_box(box: Box) -> Any:
+    return box.content.result()
+
+
+def through_both_planes(x: int) -> int:
+    """Inside a task: the worker's client promotes and imports as any other."""
+    client = get_client()
+    owned = client.submit(inc, x)
+    actor = client.submit(Adder, owned, actor=True)
+    return int(client.submit(add, actor, client.submit(inc, owned)).result())
+
+
+def shuffles_inside(n: int) -> float:
+    import dask.array as array
+
+    x = array.arange(n * n, chunks=n).reshape(n, n).persist()
+    return float((x.rechunk((n, 1), method="p2p") + 1).sum().compute())
+
+
+# ---- what is left ----
+
+
+def forget_the_dead(owner: Any) -> None:
+    """What is kept for half a minute after a death, for those who ask late, is kept no more."""
+    for incarnation in list(owner.core.climbing.orphans):
+        owner.call(owner.core.climbing.expire, incarnation)
+
+
 def leftovers(owner: str, dask_worker: Any) -> dict[str, Any]:
     """Whatever this worker still has of an owner, and of its own tasks' futures."""
     side = dask_worker.extensions.get("dask-ownership")
     if side is None:
         return {}
+    forget_the_dead(side.owner)
     left: dict[str, Any] = {}
     core = side.executor.core
     for name, session in core.sessions.items():

@@ -15,6 +15,7 @@ import pytest
 from conftest import FAILED, check_nothing_left
 from dask.tokenize import TokenizationError
 from live import blob, boom, inc, slowinc, total, until, wait_for_members, where
+from programs import Box, open_box
 
 from dask_ownership import Client
 from dask_ownership.errors import (
@@ -355,8 +356,16 @@ def test_tasks_that_recurse_too_deep(client, in_coroutine):
 # ---- where tasks may run ----
 
 
+@pytest.fixture
+def impatient():
+    with dask.config.set({"distributed.scheduler.no-workers-timeout": "100 ms"}):
+        yield
+
+
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("workers", ["tcp://127.0.0.1:1", ["nobody"], ["10.255.255.1"], 99])
 def test_unknown_workers(client, workers):
+    """They may join; who will not wait for that long configures it as in Dask."""
     future = client.submit(inc, 1, workers=workers, key=f"nowhere-{workers}")
     with pytest.raises(NoWorker, match="nowhere") as info:
         future.result()
@@ -371,6 +380,7 @@ def test_unknown_workers(client, workers):
     assert loose.result() == 2
 
 
+@pytest.mark.usefixtures("impatient")
 def test_unknown_workers_of_scatter_and_compute(client):
     with pytest.raises((NoWorker, ValueError), match="nobody"):
         client.scatter([1, 2], workers=["nobody"], timeout=0.5)
@@ -561,7 +571,7 @@ def test_futures_of_a_closed_client_as_arguments(client, closed):
     _, futures = closed
     with pytest.raises(ValueError, match="another client"):
         client.gather(futures["inline"])
-    with pytest.raises(NotHere, match="'inline'"):
+    with pytest.raises(ClosedOwner, match="'inline'"):
         client.submit(inc, futures["inline"], key="takes-a-closed-one")
 
 
@@ -601,14 +611,11 @@ def test_futures_of_another_client(cluster, client):
         assert other.id in str(info.value)
         assert client.id in str(info.value)
         with pytest.raises(NotHere, match="'theirs' belongs to"):
-            client.submit(inc, theirs, key="takes-theirs")
-        with pytest.raises(NotHere, match="'theirs' belongs to"):
-            client.map(inc, [1, theirs])
+            client.submit(open_box, Box(theirs), key="takes-theirs-inside")
         assert theirs.result() == 2
     with distributed.Client(cluster, set_as_default=False) as stock:
         central = stock.submit(inc, 10, key="central")
-        with pytest.raises((ValueError, NotHere), match="central"):
-            client.submit(inc, central, key="takes-central").result()
+        assert client.submit(inc, central, key="takes-central").result() == 12
         assert central.result() == 11
 
 

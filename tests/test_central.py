@@ -27,14 +27,6 @@ def test_actors_by_map(client: Client) -> None:
     assert client.central_calls >= 1
 
 
-def test_actor_with_an_owned_future(client: Client) -> None:
-    x = client.submit(inc, 1)
-    with pytest.raises(NotImplementedError, match="central scheduler"):
-        client.submit(Counter, x, actor=True)
-    with pytest.raises(NotImplementedError, match="central scheduler"):
-        client.map(Counter, [x], actor=True)
-
-
 def test_queue_with_values(client: Client) -> None:
     queue = Queue("values", client=client)
     queue.put(1)
@@ -142,18 +134,15 @@ def test_stock_calls_of_the_client(client: Client, workers: list[str]) -> None:
     future = client.submit(slowly, 1)
     assert set(client.ncores()) == set(workers)
     assert isinstance(client.processing(), dict)
-    assert client.who_has() == {}
+    assert client.who_has() == {future.key: ()}
     client.wait_for_workers(2, timeout=5)
     assert client.get_versions(check=False)["client"]
     assert future.result() == 1
 
 
-def test_what_the_scheduler_cannot_do_for_owned_keys(client: Client) -> None:
+def test_stock_futures_of_owned_keys_are_refused(client: Client) -> None:
     x = client.submit(inc, 1)
     x.result()
-    for ask in (client.who_has, client.replicate, client.rebalance, client.call_stack):
-        with pytest.raises(NotImplementedError, match="owned by this client"):
-            ask([x])
     with pytest.raises(NotHere, match="owned by this client"):
         distributed.Future(x.key, client)
     assert x.result() == 2

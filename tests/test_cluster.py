@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
-import sys
 import threading
 import time
-from contextlib import contextmanager
 
 import dask
 import distributed
 import pytest
 from distributed.comm import connect
-from distributed.security import Security
 from live import (
     assert_nothing_left,
     blob,
@@ -27,6 +23,7 @@ from live import (
     wait_for_members,
     where,
 )
+from programs import fib
 
 from dask_ownership import Client, wait
 from dask_ownership.errors import FutureCancelledError, NoWorker, PluginMissing
@@ -137,54 +134,7 @@ def test_restart_cancels_and_the_client_goes_on():
 # ---- ways to connect ----
 
 
-@contextmanager
-def processes(tmp_path, *, preload=True, config=None):
-    """``dask scheduler`` and two ``dask worker`` processes; the scheduler file."""
-    file = str(tmp_path / "scheduler.json")
-    environment = {**os.environ, **(config or {})}
-    dask_command = [sys.executable, "-m", "dask"]
-    common = ["--scheduler-file", file, "--no-dashboard"]
-    scheduler = [*dask_command, "scheduler", "--host", "127.0.0.1", "--port", "0", *common]
-    if preload:
-        scheduler += ["--preload", "dask_ownership.preload"]
-    worker = [*dask_command, "worker", "--nthreads", "1", "--no-nanny", *common]
-    started = []
-    try:
-        for command in (scheduler, worker, worker):
-            started.append(
-                subprocess.Popen(
-                    command,
-                    env=environment,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    cwd=tmp_path,
-                )
-            )
-        until(lambda: os.path.exists(file), 20)
-        yield file, started
-    finally:
-        for process in started:
-            process.kill()
-        for process in started:
-            process.wait()
-
-
 BLOCKED = ["register_scheduler_plugin"]
-NO_RIGHTS = {"DASK_DISTRIBUTED__SCHEDULER__BLOCKED_HANDLERS": repr(BLOCKED)}
-
-
-def test_preload_on_command_line_processes(tmp_path):
-    """It works where clients may register nothing, and a worker's death is heard of."""
-    with processes(tmp_path, config=NO_RIGHTS) as (file, started):
-        with Client(scheduler_file=file, set_as_default=False, timeout=20) as client:
-            until(lambda: len(client.owner.core.placement.workers) == 2, 20)
-            assert client.gather(client.map(inc, range(100))) == list(range(1, 101))
-            address = client.scheduler.address
-            futures = client.map(slowinc, range(200), delay=0.003, pure=False)
-            started[1].kill()
-            assert client.gather(futures) == list(range(1, 201))
-        with Client(address, set_as_default=False) as client:
-            assert client.submit(inc, 1).result(timeout=10) == 2
 
 
 def test_cluster_without_the_plugin_and_no_right_to_install_it():
@@ -274,34 +224,6 @@ def test_other_protocol_versions_are_refused(cluster):
         assert "install the same dask_ownership" in answer["reason"]
 
 
-def length(value):
-    return len(value)
-
-
-def test_tls():
-    security = Security.temporary()
-    with (
-        small_cluster(protocol="tls", security=security) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        addresses = wait_for_members(client, 2)
-        assert all(a.startswith("tls://") for a in addresses)
-        values = client.map(blob, [100_000] * 4, workers=addresses[0], pure=False)
-        assert client.gather(client.map(inc, range(50))) == list(range(1, 51))
-        sizes = client.map(length, values, workers=addresses[1])
-        assert client.gather(sizes) == [100_000] * 4
-        link = client.owner.core.placement.workers[addresses[0]].link
-        assert link._channel.comm.peer_address.startswith("tls://")
-        with pytest.raises(OSError):
-            ask_plainly(addresses[0].replace("tls://", "tcp://"), OPERATIONS[0])
-        answer = ask_plainly(
-            addresses[0],
-            {**OPERATIONS[0], "protocol": PROTOCOL},
-            **security.get_connection_args("client"),
-        )
-        assert answer["status"] == "refused"
-
-
 # ---- workers that cannot take part ----
 
 
@@ -361,3 +283,15 @@ def test_idle_timeout_spares_a_cluster_with_owned_tasks():
     ):
         assert client.submit(slowinc, 1, delay=5).result(timeout=10) == 2
         assert cluster.scheduler.status.name == "running"
+
+
+def test_a_scheduler_without_extensions() -> None:
+    """It has no queues, variables, events and so on; tasks it need not know of."""
+    with (
+        small_cluster(
+            n_workers=1, processes=False, scheduler_kwargs={"extensions": {}}, extensions={}
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        assert client.submit(inc, 1).result() == 2
+        assert client.submit(fib, 5).result() == 5

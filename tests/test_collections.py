@@ -8,9 +8,12 @@ import dask
 import dask.array as da
 import dask.bag as db
 import dask.dataframe as dd
+import distributed
 import numpy as np
 import pandas as pd
 import pytest
+from distributed import LocalCluster
+from live import small_cluster
 from programs import inc
 
 from dask_ownership import Client, wait
@@ -64,6 +67,25 @@ def test_array_slicing_and_overlap(client: Client) -> None:
     assert np.allclose(d[3:30:2, ::-1].compute(), x[3:30:2, ::-1])
     blurred = d.map_overlap(lambda b: b + np.roll(b, 1, axis=0), depth=1, boundary="periodic")
     assert np.allclose(blurred.compute(), x + np.roll(x, 1, axis=0))
+
+
+def test_array_whose_parts_are_used_once_and_through_an_alias(client: Client) -> None:
+    x = da.ones((400, 10), chunks=(5, 10))
+    unknown = da.concatenate([x, dd.from_array(x).values]).rechunk({1: 5})
+    kept = unknown.persist()
+    assert kept.sum().compute() == 8000
+    assert client.central_calls == 0
+
+
+def test_array_indexed_by_arrays(client: Client) -> None:
+    """Its keys have numbers of NumPy in them."""
+    x = np.arange(64).reshape(8, 8)
+    d = da.from_array(x, chunks=4)
+    assert (d.vindex[[0, 5, 7], [1, 6, 2]].compute() == x[[0, 5, 7], [1, 6, 2]]).all()
+    key = ("part", np.int64(3), np.str_("a"), np.float64(0.5))
+    assert client.get({key: (inc, 1)}, key) == 2
+    assert client.submit(inc, 1, key=key).key == ("part", 3, "a", 0.5)
+    assert client.central_calls == 0
 
 
 def test_array_linear_algebra(client: Client) -> None:
@@ -151,6 +173,31 @@ def test_dataframe_shuffle(client: Client, frame: pd.DataFrame, ddf: dd.DataFram
     assert client.central_calls == 0
 
 
+@pytest.mark.parametrize("by", ["b", "name"])
+def test_a_shuffle_gives_what_stock_gives(
+    client: Client, cluster: LocalCluster, ddf: dd.DataFrame, by: str
+) -> None:
+    """The same rows in the same partition, in the same order."""
+    shuffled = ddf.repartition(npartitions=10).shuffle(by, npartitions=10, shuffle_method="tasks")
+    mine = client.gather(client.compute(shuffled.to_delayed()))
+    with distributed.Client(cluster, set_as_default=False) as stock:
+        theirs = stock.gather(stock.compute(shuffled.to_delayed()))
+    assert len(mine) == 10
+    for one, other in zip(mine, theirs, strict=True):
+        pd.testing.assert_frame_equal(one, other)
+    assert client.central_calls == 0
+
+
+def test_a_rechunk_gives_what_stock_gives(client: Client, cluster: LocalCluster) -> None:
+    x = da.arange(3600, chunks=100).reshape(60, 60).rechunk((60, 7), method="tasks")
+    x = x.rechunk((11, 60), method="tasks")
+    mine = client.gather(client.compute(list(x.to_delayed().ravel())))
+    with distributed.Client(cluster, set_as_default=False) as stock:
+        theirs = stock.gather(stock.compute(list(x.to_delayed().ravel())))
+    assert all((one == other).all() for one, other in zip(mine, theirs, strict=True))
+    assert client.central_calls == 0
+
+
 def test_dataframe_sort_and_index(client: Client, frame: pd.DataFrame, ddf: dd.DataFrame) -> None:
     got = ddf.sort_values("c", ascending=False).compute()
     assert list(got.a) == list(frame.sort_values("c", ascending=False).a)
@@ -158,7 +205,7 @@ def test_dataframe_sort_and_index(client: Client, frame: pd.DataFrame, ddf: dd.D
     assert list(got.a) == list(frame.a)
 
 
-@pytest.mark.filterwarnings(r"ignore:[\s\S]*inplace keyword in DataFrame")
+@pytest.mark.filterwarnings(r"ignore:[\s\S]*inplace keyword in DataFrame")  # with -W error
 def test_dataframe_parquet(client: Client, ddf: dd.DataFrame, tmp_path: Path) -> None:
     ddf.to_parquet(tmp_path / "data")
     back = dd.read_parquet(tmp_path / "data")
@@ -216,3 +263,21 @@ def test_collection_as_argument_of_submit(client: Client) -> None:
     """A collection is an object like any other: it arrives as it is."""
     x = da.ones(10, chunks=5)
     assert client.submit(lambda c: type(c).__name__, x).result() == "Array"
+
+
+def parts_of_a_table() -> dict[int, pd.DataFrame]:
+    table = pd.DataFrame({name: np.arange(20_000.0) for name in "abc"})
+    return {0: table, 1: table.iloc[:0]}
+
+
+def shapes(parts: dict[int, pd.DataFrame]) -> list[tuple[int, ...]]:
+    return [part.shape for part in parts.values()]
+
+
+def test_empty_parts_go_to_another_worker_of_this_process() -> None:
+    """A buffer may have three columns of nothing, and is not copied on its way here."""
+    with small_cluster(processes=False) as cluster, Client(cluster) as client:
+        workers = list(client.scheduler_info(n_workers=-1)["workers"])
+        made = client.submit(parts_of_a_table, workers=workers[0])
+        assert client.submit(shapes, made, workers=workers[1]).result() == [(20_000, 3), (0, 3)]
+        assert shapes(made.result()) == [(20_000, 3), (0, 3)]

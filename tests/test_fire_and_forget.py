@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import dask
-from programs import append_line, fire_inside, inc, lines, oops, slowly
+from live import until
+from programs import append_line, fails_at_first, fire_inside, inc, lines, oops, slowly
 
 from dask_ownership import Client, fire_and_forget
 
@@ -83,3 +84,20 @@ def test_without_it_what_nobody_wants_is_dropped(client: Client, tmp_path: Path)
     client.gather(running)
     assert client.submit(inc, 1).result() == 2
     assert len(lines(mark)) <= 1
+
+
+def test_the_worker_logs_an_error(client: Client) -> None:
+    """Nobody asks for the result: it is all that there is of the failure."""
+    fire_and_forget(client.submit(oops, key="forgotten-1"))
+
+    def logged() -> bool:
+        text = str(client.get_worker_logs())
+        return "Compute Failed" in text and "forgotten-1" in text and "Oops" in text
+
+    until(logged)
+
+
+def test_the_worker_logs_what_a_retry_hides(client: Client, tmp_path: Path) -> None:
+    mark = str(tmp_path / "mark")
+    assert client.submit(fails_at_first, mark, retries=1, key="flaky-1").result()
+    assert str(client.get_worker_logs()).count("flaky-1") == 1

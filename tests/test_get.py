@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import dask
@@ -11,7 +12,7 @@ import dask.array as da
 import distributed
 import pytest
 from distributed import LocalCluster
-from programs import compute_with, inc, persist_inside, where
+from programs import Oops, compute_with, inc, oops, persist_inside, where
 
 import dask_ownership
 from dask_ownership import Client
@@ -134,3 +135,11 @@ def test_get_called_as_a_function(client: Client) -> None:
 
 def test_threaded_options_are_ignored(client: Client) -> None:
     assert tree().compute(scheduler="ownership", num_workers=3) == 55
+
+
+def test_tracebacks_have_the_users_frames_only(client: Client) -> None:
+    with pytest.raises(Oops) as raised:
+        dask.delayed(oops)().compute(scheduler="ownership")
+    frames = [frame.f_code.co_name for frame, _ in traceback.walk_tb(raised.value.__traceback__)]
+    # The first call of Dask stays, as Python cannot take out the frame of a ``with``.
+    assert frames == [sys._getframe().f_code.co_name, "compute", "compute", "oops"]

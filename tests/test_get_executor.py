@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures as cf
 
 import pytest
@@ -55,3 +56,38 @@ def test_callback_and_shutdown(client: Client) -> None:
     with pytest.raises(RuntimeError):
         executor.submit(inc, 1)
     assert seen == [3]
+
+
+def test_cancel_and_wait_for_the_first(client: Client) -> None:
+    with client.get_executor(pure=False) as executor:
+        running = [executor.submit(slowly, i, 0.5) for i in range(2)]
+        waiting = [executor.submit(slowly, i, 0.5) for i in range(20)]
+        assert all(future.cancel() for future in waiting)
+        with pytest.raises(cf.CancelledError):
+            waiting[0].result(timeout=5)
+        done, not_done = cf.wait(running + waiting, timeout=5, return_when=cf.FIRST_COMPLETED)
+        assert done and done | not_done == {*running, *waiting}
+        assert [f.result() for f in running] == [0, 1]
+        assert not running[0].cancel()
+
+
+def test_time_limits(client: Client) -> None:
+    with client.get_executor(pure=False) as executor:
+        with pytest.raises(cf.TimeoutError):
+            executor.submit(slowly, 1, 0.3).result(timeout=0.05)
+        with pytest.raises(cf.TimeoutError):
+            list(executor.map(slowly, range(4), [0.3] * 4, timeout=0.05))
+        with pytest.raises(cf.TimeoutError):
+            list(cf.as_completed([executor.submit(slowly, 1, 0.3)], timeout=0.05))
+
+
+def test_coroutines_wait_for_it(client: Client) -> None:
+    async def run() -> list[int]:
+        loop = asyncio.get_running_loop()
+        with client.get_executor() as executor:
+            return await asyncio.gather(
+                *[loop.run_in_executor(executor, inc, i) for i in range(5)],
+                asyncio.wrap_future(executor.submit(inc, 5)),
+            )
+
+    assert asyncio.run(run()) == [1, 2, 3, 4, 5, 6]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import distributed
+import programs
 import pytest
 from distributed import wait
 from live import blob, inc, slowinc, small_cluster, until, wait_for_members
@@ -213,6 +214,7 @@ def test_what_a_worker_owned_is_taken_over_when_it_leaves(client, tmp_path, task
     check_some(client, made, path)
     assert made["small"].key.startswith("inc-")
     del made
+    programs.forget_the_dead(client.owner)
     until(lambda: not client.owner.core.table.rows, 5)
 
 
@@ -254,6 +256,7 @@ def test_borrowers_elsewhere_are_told_of_the_new_owner(client, tmp_path):
     client.retire_workers([owner])
     assert client.gather(readers) == [[2, 200_000, 100_000]] * 2
     del readers
+    programs.forget_the_dead(client.owner)
     until(lambda: not client.owner.core.table.rows, 5)
 
 

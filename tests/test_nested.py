@@ -250,3 +250,20 @@ def test_children_are_cancelled_with_their_parent(client: Client, tmp_path: Path
     time.sleep(0.3)
     assert len(lines(mark)) <= ran + 2
     assert client.submit(inc, 1).result() == 2
+
+
+def threads_of_worker(i: int) -> int:
+    time.sleep(0.1)
+    return int(distributed.get_worker().state.nthreads)
+
+
+def test_tasks_find_how_many_threads_their_worker_has_and_one_client() -> None:
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=6, processes=False, dashboard_address=":0"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        assert set(client.gather(client.map(threads_of_worker, range(6)))) == {6}
+        assert client.gather(client.map(fan, [2] * 12, pure=False))
+        assert len(cluster.scheduler.clients) == 3, "the user's, and that of the worker's tasks"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import dask
 import pytest
-from distributed import LocalCluster
+from distributed import LocalCluster, Worker
 from programs import (
     Oops,
     append_line,
@@ -153,10 +153,36 @@ def test_restricted_does_not_hold_the_others_up(
 
 
 def test_unknown_worker(client: Client) -> None:
+    """It waits, as in Dask: such a worker may join. What is asked says so."""
     future = client.submit(inc, 1, workers="tcp://10.255.255.1:1")
-    with pytest.raises(ValueError, match="names no worker"):
-        future.result(timeout=5)
+    with pytest.raises(TimeoutError):
+        future.result(timeout=0.2)
     assert client.submit(inc, 1, pure=False).result() == 2
+    expected = "workers=[tcp://10.255.255.1:1] names no worker"
+    assert expected in str(client.ownership(future).no_worker)
+    assert expected in client.story(future)[-1][2]
+    impatient = dask.config.set({"distributed.scheduler.no-workers-timeout": "50ms"})
+    with impatient, pytest.raises(ValueError, match="names no worker"):
+        future.result(timeout=5)
+
+
+@pytest.mark.parametrize("name", ["later", 77])
+def test_a_named_worker_joins(name: object) -> None:
+    with (
+        LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+
+        async def join() -> Worker:
+            return await Worker(cluster.scheduler_address, name=name)
+
+        futures = client.map(where, range(3), workers=name, pure=False)
+        futures.append(client.compute(dask.delayed(where, pure=False)(), workers=[name]))
+        assert client.submit(inc, 1).result() == 2
+        assert [future.status for future in futures] == ["pending"] * 4
+        worker = client.sync(join)
+        assert client.gather(futures) == [worker.address] * 4
+        client.sync(worker.close)
 
 
 def test_allow_other_workers(client: Client, workers: list[str]) -> None:

@@ -10,7 +10,7 @@ from dask.dataframe import from_pandas
 from distributed import LocalCluster
 from programs import inc, where
 
-from dask_ownership import Client, Future
+from dask_ownership import Client, Future, get_client, get_worker
 
 
 def test_one_value(client: Client) -> None:
@@ -134,3 +134,19 @@ def test_wrong_address_does_not_disturb(client: Client, cluster: LocalCluster) -
 def test_none_and_futures_inside(client: Client) -> None:
     assert client.scatter(None).result() is None
     assert client.gather(client.scatter([None, None])) == [None, None]
+
+
+def scatter_first() -> int:
+    client = get_client()
+    (future,) = client.scatter([b"x" * 1000])
+    return int(client.submit(len, future, workers=[get_worker().address]).result(timeout=10))
+
+
+def test_a_task_scatters_before_it_submits() -> None:
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        assert client.submit(scatter_first).result(timeout=20) == 1000

@@ -19,7 +19,7 @@ from live import blob, boom, inc, kill, small_cluster, until
 
 from dask_ownership import Client, fire_and_forget, get_client
 from dask_ownership.core.ownership import HISTORY
-from dask_ownership.errors import ClosedOwner
+from dask_ownership.errors import ClosedOwner, FutureCancelledError, LostData
 from dask_ownership.snapshot import ObjectSnapshot, Snapshot
 
 
@@ -36,6 +36,7 @@ class Box:
 
 
 def hold(box: Any, event: str) -> int:
+    distributed.Event(f"{event}, running").set()
     distributed.Event(event).wait(30)
     return 1
 
@@ -339,7 +340,8 @@ def test_failures_name_where_they_come_from(client):
     assert client.ownership(last).failure["key"] == "failed"
     assert client.ownership(last).dependencies == ["after"]
     nowhere = client.submit(inc, 1, workers=["no-such-worker"])
-    wait(nowhere)
+    with dask.config.set({"distributed.scheduler.no-workers-timeout": "50ms"}):
+        wait(nowhere)
     failure = client.ownership(nowhere).failure
     assert failure["kind"] == "no-worker" and "no-such-worker" in failure["detail"]
     assert client.ownership(nowhere).kind == "failure"
@@ -420,7 +422,7 @@ def test_a_task_that_just_runs_has_no_story(client):
 def test_a_killed_worker_is_in_the_story(mortal):
     value = mortal.submit(blob, 300_000, pure=False)
     wait(value)
-    there = mortal.ownership(value).holders[0]
+    there, first = mortal.ownership(value).holders[0], mortal.ownership(value).attempt
     kill(mortal, there)
     assert len(value.result(timeout=30)) == 300_000
     story = mortal.story(value)
@@ -432,12 +434,18 @@ def test_a_killed_worker_is_in_the_story(mortal):
     assert mortal.ownership(value).history == story[:-1]
     assert "copy-gone" in repr(mortal.ownership(value))
     assert mortal.ownership().lineage["recovered"] == 1
+    assert mortal.ownership().handed_out_again["recovered"] == 1
+    assert "worker gone 0" in repr(mortal.ownership())
+    assert "recovered 1" in repr(mortal.ownership())
+    attempts = [detail.split(":")[0] for _, event, detail, _ in story if event == "recovered"]
+    assert attempts == [f"attempt {first}"]
+    assert f"attempt {mortal.ownership(value).attempt}, at " in story[-1][2]
 
 
 def test_tasks_under_a_killed_worker(mortal):
     event = distributed.Event("killed", client=mortal)
     task = mortal.submit(hold, None, "killed")
-    until(lambda: mortal.ownership(task).worker)
+    assert distributed.Event("killed, running", client=mortal).wait(20)
     there = mortal.ownership(task).worker
     kill(mortal, there)
     until(lambda: "worker-gone" in events(mortal, task), 10)
@@ -445,7 +453,11 @@ def test_tasks_under_a_killed_worker(mortal):
     event.set()
     assert task.result(timeout=30) == 1
     gone = next(entry for entry in mortal.story(task) if entry[1] == "worker-gone")
-    assert there in gone[2]
+    assert there in gone[2] and gone[2].startswith("attempt ")
+    assert mortal.ownership().handed_out_again["worker_gone"] == 1
+    losses = mortal.ownership().losses
+    assert {name: number for name, number in losses.items() if number} == {"workers_died": 1}
+    assert "workers died 1" in repr(mortal.ownership())
 
 
 def test_inputs_that_are_made_again_with_it(mortal):
@@ -541,3 +553,48 @@ def test_old_events_are_forgotten(client):
     for start in range(0, HISTORY + 100, 1000):
         wait(client.map(boom, [str(i) for i in range(start, start + 1000)], pure=False))
     assert len(history) == HISTORY
+
+
+def test_tasks_that_are_tried_again_are_counted(client):
+    event = distributed.Event("tried", client=client)
+    before = client.ownership().handed_out_again["retried"]
+    task = client.submit(fail_until, "tried", retries=2)
+    assert isinstance(task.exception(timeout=20), ValueError)
+    assert client.ownership().handed_out_again["retried"] - before == 2
+    event.set()
+    task.retry()
+    assert task.result(timeout=20) == 7
+    assert client.ownership().handed_out_again["retried"] - before == 3
+    details = [entry[2] for entry in client.story(task) if entry[1] == "retried"]
+    attempts = [int(detail.removeprefix("attempt ").split(":")[0]) for detail in details]
+    assert attempts == sorted(set(attempts)) and attempts[-1] < client.ownership(task).attempt
+
+
+def test_cancelled_futures_say_whose_they_were_and_where(client, workers):
+    event = distributed.Event("cancelled", client=client)
+    running = client.submit(hold, None, "cancelled", workers=[workers[0]], key="running")
+    after = client.submit(inc, running, key="after")
+    stored = client.submit(blob, 100_000, workers=[workers[1]], key="stored")
+    wait(stored)
+    until(lambda: client.ownership(running).worker)
+    client.cancel([running, stored], reason="enough")
+    for future, place in ((running, workers[0]), (stored, workers[1])):
+        with pytest.raises(FutureCancelledError) as caught:
+            future.result(timeout=10)
+        assert caught.value.reason == "enough"
+        assert f"It was owned by {client.id}, at {place}." in str(caught.value)
+        assert client.story(future)[0][2] == f"enough; owned by {client.id}, at {place}"
+    with pytest.raises(FutureCancelledError, match=r"'running' was cancelled \(enough\)"):
+        after.result(timeout=10)
+    event.set()
+
+
+def test_lost_values_say_whose_they_were_and_what_was_tried(mortal):
+    value = mortal.scatter(b"x" * 100_000)
+    there = mortal.ownership(value).holders[0]
+    kill(mortal, there)
+    until(lambda: value.status == "lost", 10)
+    with pytest.raises(LostData) as caught:
+        value.result()
+    for words in (there, "scattered", f"owned by {mortal.id}"):
+        assert words in str(caught.value)

@@ -128,10 +128,6 @@ class Program:
         queue.put(self.client.submit(inc, 1, pure=False))
         assert queue.get(timeout=30).result(timeout=60) == 2
         queue.close()
-        # What is put into a queue is kept as long as the client, which never ends here.
-        for row in list(self.client.owner.core.table.pinned):
-            self.client.owner.core.table.pinned.discard(row)
-            self.client.owner.drop(row)
 
     def forget(self) -> None:
         self.random.shuffle(self.futures)

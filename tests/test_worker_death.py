@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import dask
 import distributed
 import pytest
 from live import (
@@ -74,7 +75,8 @@ def parent_of_death() -> str:
     here = distributed.get_worker().address
     others = [w for w in client.scheduler_info(n_workers=-1)["workers"] if w != here]
     try:
-        client.submit(die, workers=others, pure=False, key="deadly-child").result(timeout=30)
+        with dask.config.set({"distributed.scheduler.no-workers-timeout": "100ms"}):
+            client.submit(die, workers=others, pure=False, key="deadly-child").result(timeout=30)
     except Exception as error:
         return type(error).__name__
     return "no error"
@@ -137,7 +139,10 @@ def test_gather_while_the_worker_dies(client):
     wait([values, others])
     os.kill(pid_of(client, victim), signal.SIGKILL)
     assert [len(value) for value in client.gather(others)] == [3_000_000] * 5
-    with pytest.raises(NoWorker, match="blob-"):  # they may be made again at the victim only
+    with (
+        dask.config.set({"distributed.scheduler.no-workers-timeout": "100ms"}),
+        pytest.raises(NoWorker, match="blob-"),
+    ):  # they may be made again at the victim only
         client.gather(values)
 
 

@@ -12,8 +12,10 @@ __all__ = ["ENGINES", "main"]
 ENGINES = ("ownership", "distributed", "tuned", "ray", "threads", "floor")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(
+    argv: list[str] | None = None, program: str = "python -m dask_ownership.benchmarks"
+) -> int:
     """Run the benchmark as the command line does, and return its exit status."""
     from dask_ownership.benchmarks.cli import main as run
 
-    return run(argv)
+    return run(argv, program)

@@ -15,10 +15,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from dask_ownership.benchmarks import collection_cases, functions, system_cases, travel_cases
+from dask_ownership.benchmarks import (
+    collection_cases,
+    functions,
+    recovery_cases,
+    system_cases,
+    travel_cases,
+)
 from dask_ownership.benchmarks.engines import (
     COLLECTIONS,
     PENDING,
+    RECOVERY,
     SCHEDULER,
     TASKS,
     TRAVEL,
@@ -338,6 +345,16 @@ MANY = tuple(
         ("all", "made by a task, as completed"),
     )
 )
+DEATHS = tuple(
+    Metric(f"{name}{ms}", f"tasks of {ms} ms, {label}", unit, compared=False)
+    for ms in recovery_cases.DURATIONS
+    for name, label, unit in (
+        ("without", "no death", "s"),
+        ("with", "with a death", "s"),
+        ("ratio", "with a death against without", "x"),
+        ("steps", "with a death, begun", "tasks"),
+    )
+)
 
 CASES: tuple[Case, ...] = (
     Case("submit loop", "{n} no-op submit, gather", submit_loop, 10_000, 2_000, RATE),
@@ -409,6 +426,26 @@ CASES: tuple[Case, ...] = (
         warm_up=4,
     ),
     Case(
+        "shuffle",
+        "shuffle of {n} partitions by tasks",
+        collection_cases.shuffle,
+        64,
+        8,
+        SECONDS,
+        COLLECTIONS,
+        warm_up=4,
+    ),
+    Case(
+        "rechunk",
+        "rechunk of {n} chunks by tasks",
+        collection_cases.rechunk,
+        40,
+        8,
+        SECONDS,
+        COLLECTIONS,
+        warm_up=4,
+    ),
+    Case(
         "delayed merge",
         "delayed: {n} inc, one sum",
         collection_cases.delayed_merge,
@@ -435,6 +472,30 @@ CASES: tuple[Case, ...] = (
         REDUCTION,
         SCHEDULER,
         warm_up=5,
+        isolated=True,
+        repeat=3,
+    ),
+    Case(
+        "recovery",
+        "chain of {n} s, small values",
+        recovery_cases.recovery,
+        10,
+        2,
+        DEATHS,
+        RECOVERY,
+        warm_up=0,
+        isolated=True,
+        repeat=3,
+    ),
+    Case(
+        "recovery large",
+        "chain of {n} s, 10 MiB values",
+        recovery_cases.recovery_large,
+        10,
+        2,
+        DEATHS,
+        RECOVERY,
+        warm_up=0,
         isolated=True,
         repeat=3,
     ),

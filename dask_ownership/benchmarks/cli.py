@@ -21,9 +21,15 @@ from dask_ownership.benchmarks.report import describe as one_line
 __all__ = ["main"]
 
 
-def _parser() -> argparse.ArgumentParser:
+PROGRAM = "python -m dask_ownership.benchmarks"
+
+ON_A_CLUSTER = ("ownership", "distributed")
+"""Engines that run on a cluster that is there."""
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m dask_ownership.benchmarks",
+        prog=program,
         description="Measure dask_ownership against other ways to run the same tasks.",
         epilog="Cases: " + ", ".join(case.name for case in CASES),
     )
@@ -49,6 +55,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="start no further repeat of a case after S seconds (default: 30, quick: 5)",
     )
+    parser.add_argument(
+        "--address",
+        default="",
+        metavar="HOST:PORT",
+        help="the scheduler of a cluster that is there, in place of one that is started here: for "
+        f"the engines {' and '.join(ON_A_CLUSTER)}, and without the cases that kill workers or "
+        "look into processes; TLS as in Dask's configuration",
+    )
     parser.add_argument("--workers", type=int, default=2, metavar="N")
     parser.add_argument("--threads-per-worker", type=int, default=1, metavar="N")
     parser.add_argument(
@@ -73,10 +87,14 @@ def _parser() -> argparse.ArgumentParser:
 def _choose(options: argparse.Namespace) -> tuple[list[str], list[Case]]:
     """Return the engines and the cases that are asked for; ValueError names what is unknown."""
     chosen = options.engines or f"ownership,{options.peers},floor"
+    if options.address:
+        chosen = options.engines or ",".join(ON_A_CLUSTER)
     wanted = {name.strip() for name in chosen.split(",") if name.strip()}
     unknown = sorted(wanted.difference(ENGINES))
     if unknown:
         raise ValueError(f"unknown engine {', '.join(unknown)}: choose from {', '.join(ENGINES)}")
+    if options.address and (others := wanted.difference(ON_A_CLUSTER)):
+        raise ValueError(f"--address is not for {', '.join(sorted(others))}")
     if min(options.workers, options.threads_per_worker) < 1:
         raise ValueError("a cluster needs at least one worker with one thread")
     if options.repeat is not None and options.repeat < 1:
@@ -129,15 +147,17 @@ def _progress(total: int) -> Iterator[Callable[[str, str, str], None]]:
     yield write
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, program: str = PROGRAM) -> int:
     """Run the benchmark and print its tables.
 
     Parameters
     ----------
     argv
         The command line; that of this process by default.
+    program
+        What the user called.
     """
-    parser = _parser()
+    parser = _parser(program)
     arguments = sys.argv[1:] if argv is None else argv
     options = parser.parse_args(arguments)
     try:
@@ -153,9 +173,10 @@ def main(argv: list[str] | None = None) -> int:
         case_timeout=options.case_timeout or (60 if options.quick else 180),
         engine_timeout=options.engine_timeout,
         size=options.size,
+        address=options.address,
     )
     machine = describe()
-    command = shlex.join(["python", "-m", "dask_ownership.benchmarks", *arguments])
+    command = shlex.join([*program.split(), *arguments])
     runs: dict[str, EngineRun] = {}
     interrupted = False
     try:

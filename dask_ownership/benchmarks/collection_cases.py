@@ -20,6 +20,8 @@ __all__ = [
     "dataframe_groupby",
     "delayed_merge",
     "delayed_tree",
+    "rechunk",
+    "shuffle",
     "transpose_add",
 ]
 
@@ -87,6 +89,45 @@ def dataframe_groupby(engine: Engine, n: int) -> dict[str, float]:
     lazy = dd.from_pandas(frame, npartitions=n).groupby("k").agg({"x": ["sum", "mean", "count"]})
     value, result = _timed(engine, lazy)
     _check_close(float(value[("x", "sum")].sum()), float(frame["x"].sum()))
+    return result
+
+
+def shuffle(engine: Engine, n: int) -> dict[str, float]:
+    """Shuffle a dataframe of ``n`` partitions of 10 000 rows by tasks, and look at each part."""
+    import dask
+    import dask.dataframe as dd
+    import numpy
+    import pandas
+
+    rows = n * 10_000
+    rng = numpy.random.default_rng(next(_numbers))
+    frame = pandas.DataFrame({"k": rng.integers(0, 10 * n, rows), "x": rng.random(rows)})
+    with dask.config.set({"dataframe.shuffle.method": "tasks"}):
+        parts = dd.from_pandas(frame, npartitions=n).shuffle("k", npartitions=n)
+        value, result = _timed(engine, parts.map_partitions(_look, meta={"n": "i8", "x": "f8"}))
+    if (int(value["n"].sum()), len(value)) != (10 * n, n):
+        raise AssertionError("a key is in two parts, or a part is missing")
+    _check_close(float(value["x"].sum()), float(frame["x"].sum()))
+    return result
+
+
+def _look(part: Any) -> Any:
+    """How many keys one part of a shuffled frame has, and its sum."""
+    import pandas
+
+    return pandas.DataFrame({"n": [part["k"].nunique()], "x": [part["x"].sum()]})
+
+
+def rechunk(engine: Engine, n: int) -> dict[str, float]:
+    """Turn ``n`` chunks of rows of a square array into ``n`` of columns by tasks, and sum."""
+    import dask
+    import dask.array as da
+
+    side = 100 * n
+    rows = da.random.default_rng(next(_numbers)).random((side, side), chunks=(100, side))
+    with dask.config.set({"array.rechunk.method": "tasks"}):
+        value, result = _timed(engine, rows.rechunk((side, 100)).sum(axis=0).sum())
+    _check_close(float(value), side * side / 2, 0.05)
     return result
 
 

@@ -94,7 +94,9 @@ def short(error: BaseException) -> str:
 def run_engine(options: argparse.Namespace, say: Say) -> int:
     """Start an engine, run the cases that it can run, and close it."""
     cases = [case_named(name) for name in options.cases.split(",")]
-    engine = make_engine(options.engine, options.workers, options.threads_per_worker)
+    engine = make_engine(
+        options.engine, options.workers, options.threads_per_worker, options.address
+    )
     cases = [case for case in cases if supports(engine, case)]
     if not cases:
         return 0
@@ -151,6 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads-per-worker", type=int, default=1)
+    parser.add_argument("--address", default="")
     options = parser.parse_args(argv)
     output = _private_output()
     threading.Thread(target=_end_with_parent, name="stdin", daemon=True).start()

@@ -21,6 +21,13 @@ COLLECTIONS = "collections"
 SCHEDULER = "scheduler"
 PENDING = "pending"
 TRAVEL = "travel"
+RECOVERY = "recovery"
+
+#: Of these, what can be asked of a cluster that others use: nothing is killed or looked into.
+ELSEWHERE = frozenset({TASKS, COLLECTIONS, TRAVEL})
+
+#: Seconds for which a cluster that is there is waited for.
+CONNECTING = 10
 
 
 class Unavailable(Exception):
@@ -36,6 +43,8 @@ class Engine:
         The number of worker processes.
     threads_per_worker
         The number of threads of each.
+    address
+        The scheduler of a cluster that is there, in place of one that is started.
     """
 
     name = ""
@@ -46,7 +55,10 @@ class Engine:
     #: How many tasks may wait at the owner in the case that measures memory: normal, quick.
     pending = (20_000, 20_000)
 
-    def __init__(self, n_workers: int = 2, threads_per_worker: int = 1) -> None:
+    def __init__(self, n_workers: int = 2, threads_per_worker: int = 1, address: str = "") -> None:
+        self.address = address
+        if address:
+            self.speaks = self.speaks & ELSEWHERE
         self.n_workers = n_workers
         self.threads_per_worker = threads_per_worker
         self.client: Any = None
@@ -90,6 +102,10 @@ class Engine:
 
         return sum(1 for _ in as_completed(futures))
 
+    def fill(self) -> None:
+        """Wait until every worker is there, also one that starts in the place of a dead one."""
+        self.client.gather(self.client.map(functions.sleep, [0.1] * self.slots, pure=False))
+
     def settle(self) -> None:
         """Wait until what the last measurement left behind is done with."""
         gc.collect()
@@ -111,15 +127,22 @@ class DistributedEngine(Engine):
 
     name = "distributed"
     packages: tuple[str, ...] = ("dask", "distributed")
-    speaks = frozenset({TASKS, COLLECTIONS, SCHEDULER, PENDING})
+    speaks = frozenset({TASKS, COLLECTIONS, SCHEDULER, PENDING, RECOVERY})
     settings: Mapping[str, Any] = {}
 
     def start(self) -> None:
-        """Start the cluster and the client."""
+        """Start the cluster, unless there is one, and the client."""
         import dask
         from distributed import LocalCluster
 
         stack = self.stack
+        if self.address:
+            self.client = stack.enter_context(self.connect(self.address, timeout=CONNECTING))
+            self.client.wait_for_workers(1, timeout=CONNECTING)
+            nthreads = self.client.nthreads().values()
+            self.n_workers = len(nthreads)
+            self.threads_per_worker = max(nthreads)
+            return
         stack.enter_context(dask.config.set(dict(self.settings)))
         directory = stack.enter_context(
             tempfile.TemporaryDirectory(prefix="dask-benchmark-", ignore_cleanup_errors=True)
@@ -136,15 +159,20 @@ class DistributedEngine(Engine):
         self.client = stack.enter_context(self.connect(self.cluster))
         self.client.wait_for_workers(self.n_workers)
 
-    def connect(self, cluster: Any) -> Any:
+    def connect(self, cluster: Any, **options: Any) -> Any:
         """Make the client."""
         from distributed import Client
 
-        return Client(cluster)
+        return Client(cluster, **options)
 
     def workers(self) -> list[str | None]:
         """Return the addresses of the workers."""
         return list(self.client.scheduler_info()["workers"])
+
+    def fill(self) -> None:
+        """Wait until the scheduler has every worker, and each has done something."""
+        self.client.wait_for_workers(self.n_workers)
+        super().fill()
 
     def compute(self, collection: Any) -> Any:
         """Compute a collection with the client, which is the default scheduler."""
@@ -155,6 +183,8 @@ class TunedEngine(DistributedEngine):
     """The stock client with a scheduler that sends tasks ahead without a limit."""
 
     name = "tuned"
+    # A chain has no tasks that could be sent ahead.
+    speaks = DistributedEngine.speaks - {RECOVERY}
     settings: Mapping[str, Any] = {"distributed.scheduler.worker-saturation": float("inf")}
 
 
@@ -166,14 +196,14 @@ class OwnershipEngine(DistributedEngine):
     speaks = DistributedEngine.speaks | {TRAVEL}
     pending = (1_000_000, 100_000)
 
-    def connect(self, cluster: Any) -> Any:
+    def connect(self, cluster: Any, **options: Any) -> Any:
         """Make the client."""
         import dask_ownership
 
         client = getattr(dask_ownership, "Client", None)
         if client is None:
             raise Unavailable("this installation of dask_ownership has no Client")
-        return client(cluster)
+        return client(cluster, **options)
 
 
 class RayEngine(Engine):
@@ -181,7 +211,7 @@ class RayEngine(Engine):
 
     name = "ray"
     packages = ("ray", "dask")
-    speaks = frozenset({TASKS, COLLECTIONS, TRAVEL})
+    speaks = frozenset({TASKS, COLLECTIONS, TRAVEL, RECOVERY})
 
     def start(self) -> None:
         """Start Ray."""
@@ -194,7 +224,7 @@ class RayEngine(Engine):
         ray.init(num_cpus=self.slots, include_dashboard=False, log_to_driver=False)
         self.stack.callback(ray.shutdown)
         self.client = RayClient(ray)
-        self.client.gather(self.client.map(functions.sleep, [0.1] * self.slots))
+        self.fill()
 
     def compute(self, collection: Any) -> Any:
         """Compute a collection with the scheduler that Ray brings for Dask."""
@@ -258,7 +288,9 @@ class FloorEngine(Engine):
         return round_trips(self.bare.call, n)
 
 
-def make_engine(name: str, n_workers: int = 2, threads_per_worker: int = 1) -> Engine:
+def make_engine(
+    name: str, n_workers: int = 2, threads_per_worker: int = 1, address: str = ""
+) -> Engine:
     """Make an engine by its name.
 
     Parameters
@@ -269,6 +301,8 @@ def make_engine(name: str, n_workers: int = 2, threads_per_worker: int = 1) -> E
         The number of worker processes.
     threads_per_worker
         The number of threads of each.
+    address
+        The scheduler of a cluster that is there, in place of one that is started.
     """
     kinds: list[type[Engine]] = [
         OwnershipEngine,
@@ -280,5 +314,5 @@ def make_engine(name: str, n_workers: int = 2, threads_per_worker: int = 1) -> E
     ]
     for kind in kinds:
         if kind.name == name:
-            return kind(n_workers, threads_per_worker)
+            return kind(n_workers, threads_per_worker, address)
     raise ValueError(f"no engine is named {name!r}: choose from {[k.name for k in kinds]}")

@@ -25,8 +25,10 @@ __all__ = [
     "noop",
     "shifted",
     "sleep",
+    "step",
     "task_client",
     "wait_for_removal",
+    "zeros",
 ]
 
 
@@ -71,6 +73,25 @@ def shifted(array: Any) -> Any:
 def first_bytes(array: Any, index: int) -> int:
     """Read one element of an array."""
     return int(array[index % len(array)])
+
+
+def zeros(length: int) -> Any:
+    """Make an array of zeros, or a plain zero when the length is 0."""
+    if not length:
+        return 0
+    import numpy
+
+    return numpy.zeros(length, dtype="i8")
+
+
+def step(value: Any, seconds: float, path: str) -> Any:
+    """Note in the file at ``path`` which process this is, and return one more after that time."""
+    end = time.perf_counter() + seconds
+    with open(path, "a") as file:
+        file.write(f"{os.getpid()}\n")
+    value = value + 1
+    time.sleep(max(0.0, end - time.perf_counter()))
+    return value
 
 
 def wait_for_removal(path: str, name: str) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import queue
-import signal
 import subprocess
 import sys
 import tempfile
@@ -47,6 +46,8 @@ class Options:
         The seconds that all cases of one engine may take.
     size
         The size of every case, in place of its own.
+    address
+        The scheduler of a cluster that is there, in place of one that is started.
     """
 
     quick: bool = False
@@ -57,6 +58,7 @@ class Options:
     case_timeout: float = 180.0
     engine_timeout: float = 1800.0
     size: int | None = None
+    address: str = ""
 
 
 @dataclass
@@ -204,6 +206,7 @@ def _process(
     command += ["--repeat", str(options.repeat), "--seconds", str(options.seconds)]
     command += ["--workers", str(options.workers)]
     command += ["--threads-per-worker", str(options.threads_per_worker)]
+    command += ["--address", options.address] if options.address else []
     command += ["--quick"] if options.quick else []
     command += ["--size", str(options.size)] if options.size else []
     events: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -259,8 +262,7 @@ def _end(process: subprocess.Popen[str], mark: str, patience: float) -> None:
     try:
         process.wait(patience)
     except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
     me = os.getpid()
     rest = []

@@ -95,12 +95,16 @@ def describe(record: dict[str, Any]) -> str:
         versions.update(engine["versions"])
     packages = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
     options = record["options"]
+    cluster = (
+        f"{options['workers']} worker processes with {options['threads_per_worker']} thread each"
+    )
+    if options.get("address"):
+        cluster = f"the cluster at {options['address']}"
     return (
         f"{machine['cpu']}, {machine['cores']} cores, "
         f"{machine['memory_bytes'] / 2**30:.0f} GiB, {machine['system']}, {machine['python']}; "
-        f"{packages}; {options['workers']} worker processes with "
-        f"{options['threads_per_worker']} thread each; medians of up to {options['repeat']} "
-        f"repeats (least-greatest); `{record['command']}`"
+        f"{packages}; {cluster}; medians of up to {options['repeat']} repeats (least-greatest); "
+        f"`{record['command']}`"
     )
 
 

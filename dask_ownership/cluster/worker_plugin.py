@@ -5,12 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import signal
+import threading
 from typing import Any
 
 from distributed.diagnostics.plugin import WorkerPlugin
+from distributed.utils import sync
 
+from dask_ownership.runtime.compat import scheduler_gone
 from dask_ownership.runtime.link import PROTOCOL
-from dask_ownership.runtime.membership import DIAL, JOIN, MEMBERS, OWNER_GONE, Member
+from dask_ownership.runtime.membership import (
+    DIAL,
+    JOIN,
+    MEMBERS,
+    OWNER_GONE,
+    PROMOTION_OVER,
+    Member,
+)
 
 logger = logging.getLogger("dask_ownership.worker")
 
@@ -33,6 +44,7 @@ class OwnershipWorkerPlugin(WorkerPlugin):
         """Attach to a worker. Errors here are swallowed by Dask, so they are logged."""
         try:
             await WorkerSide(worker, self.token).start()
+            logger.info("dask_ownership is installed at %s", worker.address)
         except Exception:
             logger.exception("dask_ownership could not be set up on %s", worker.address)
             raise
@@ -42,6 +54,17 @@ class OwnershipWorkerPlugin(WorkerPlugin):
         side = worker.extensions.pop("dask-ownership", None)
         if side is not None:
             await side.close()
+
+
+def ignore_interrupts(worker: Any) -> None:
+    """Have Ctrl-C spare the process of a worker that has a nanny.
+
+    A terminal and a notebook's stop button send it to all processes of a local cluster, for
+    the client among them; the nanny ends the worker when that is meant.
+    """
+    if worker.nanny is not None and threading.current_thread() is threading.main_thread():
+        # A function and not SIG_IGN, which programs that tasks start would inherit.
+        signal.signal(signal.SIGINT, lambda number, frame: None)
 
 
 class TaskClient:
@@ -72,12 +95,16 @@ class WorkerSide:
     """
 
     def __init__(self, worker: Any, token: str) -> None:
+        from dask_ownership.cluster.task_stream import Notes
+        from dask_ownership.cluster.worker_activity import WorkerActivity
         from dask_ownership.runtime.executor import Executor
         from dask_ownership.runtime.owner import Owner
+        from dask_ownership.runtime.reporting import group_of
 
         self.worker = worker
         self.token = token
         self.executor = Executor(worker, token)
+        self.notes = Notes(self.executor, group_of)
         self.executor.on_interrupted = self._cancel_children
         self.executor.task_client = TaskClient(self)
         self.owner = Owner(
@@ -86,6 +113,7 @@ class WorkerSide:
             self.executor,
         )
         self.owner.token = token
+        self.activity = WorkerActivity(worker, self.executor, self.owner, self.notes)
         self.owner.on_unknown_member = self._join_soon
         self.executor.owner = self.owner
         self.executor.core.home = self.owner.incarnation
@@ -93,22 +121,28 @@ class WorkerSide:
         self._asked: set[str] = set()
         self._asking: set[asyncio.Task[None]] = set()
         self._client: Any = None
+        self._connected: Any = None
         self._stock_client: Any = None
         self._joined: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Register handlers, metrics and the client that tasks get."""
         import dask_ownership.get  # noqa: F401  (names the scheduler "ownership")
+        from dask_ownership.crossing import install
         from dask_ownership.future import task_clients
 
+        install()
         worker = self.worker
+        ignore_interrupts(worker)
         await self.executor.start()
         await self.owner.start()
+        self.activity.start()
         worker.extensions["dask-ownership"] = self
         task_clients[self.owner.incarnation] = self.executor.task_client
         worker.stream_handlers[MEMBERS] = self.members_changed
         worker.stream_handlers[OWNER_GONE] = self.owner_gone
         worker.stream_handlers[DIAL] = self.owner.dial
+        worker.stream_handlers[PROMOTION_OVER] = self.owner.promotion_over
         worker.metrics["owned_tasks"] = lambda worker: self.executor.core.unfinished
         worker.metrics["owned_running"] = lambda worker: self.executor.core.busy
         worker.metrics["owned_nbytes"] = lambda worker: self.executor.store.nbytes
@@ -164,6 +198,7 @@ class WorkerSide:
         answer = await getattr(self.worker.scheduler, JOIN)(
             owner=self.owner.incarnation, worker=self.worker.address, protocol=PROTOCOL
         )
+        self.owner.holder = tuple(answer["holder"])
         self.owner.members_changed(answer["members"], [])
 
     def get_client(self, timeout: Any = None) -> Any:
@@ -179,7 +214,22 @@ class WorkerSide:
         return self.owned_client(timeout)
 
     def owned_client(self, timeout: Any = None) -> Any:
-        """The client on this worker's owner."""
+        """The client on this worker's owner, which is connected when a thread asks.
+
+        It is made on the loop, so that threads that ask at once get the same one.
+        """
+        client = self._client
+        if client is not None and client is self._connected and client.status != "closed":
+            return client
+        try:
+            on_loop = asyncio.get_running_loop() is self.worker.loop.asyncio_loop
+        except RuntimeError:
+            on_loop = False
+        if on_loop:
+            return self._client_on_loop(timeout)
+        return sync(self.worker.loop, self._connect_client, timeout)
+
+    def _client_on_loop(self, timeout: Any) -> Any:
         if self._client is None or self._client.status == "closed":
             from dask_ownership.client import Client
             from dask_ownership.runtime.runner import coroutine_entry
@@ -189,6 +239,12 @@ class WorkerSide:
             context.run(coroutine_entry.set, None)
             self._client = context.run(Client.for_worker, self, timeout)
         return self._client
+
+    async def _connect_client(self, timeout: Any) -> Any:
+        client = self._client_on_loop(timeout)
+        await asyncio.shield(client)
+        self._connected = client
+        return client
 
     def _cancel_children(self, interrupted: list[Any]) -> None:
         for entry in interrupted:
@@ -201,12 +257,21 @@ class WorkerSide:
         from dask_ownership.future import task_clients
 
         task_clients.pop(self.owner.incarnation, None)
+        self.activity.close()
+        self.notes.close()
         if self._joined is not None:
             self._joined.cancel()
         for task in list(self._asking):
             task.cancel()
-        await self.owner.close()
+        lost = ""
+        if scheduler_gone(self.worker):
+            lost = (
+                f"the scheduler {self.worker.scheduler.address} of worker {self.worker.address} is "
+                "gone: its connection broke, and so the worker closes"
+            )
+        await self.owner.close(lost)
         await self.executor.close()
         client, self._client = self._client, None
+        self._connected = None
         if client is not None and client.status != "closed":
             await client._close(fast=True)

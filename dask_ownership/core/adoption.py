@@ -20,8 +20,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from dask_ownership.core.copying import FIRST
 from dask_ownership.core.messages import Key, Origin, Place, Process
-from dask_ownership.core.moving import FIRST
 from dask_ownership.core.table import (
     ERROR,
     INLINE,
@@ -137,7 +137,7 @@ class Adoption:
             lambda process: process[0] == references.process[0] or references.peer(process).gone,
         )
         if heir is not None:
-            return heir
+            return heir[:3]
         for peer, _ in references.borrowers_of(row):
             if not peer.gone:
                 process: Process = peer.process
@@ -193,6 +193,7 @@ class Adoption:
         core._release_uses(taken)  # the row has its own
         if pinned:
             core.table.pin(row)
+        core.climbing.escapes(row)
         core.log(row, "adopted", f"from {origin[2]}, which leaves")
         return row
 
@@ -202,7 +203,9 @@ class Adoption:
         Its failure cannot be tried again: the task that failed is not here.
         """
         own = self.core.table.rows.get(row.place[3])
-        if own is not None and own.state == ERROR and own.function is not None:
+        if own is None or own.options.adopted is None:
+            return
+        if own.state == ERROR and own.function is not None:
             needed, own.dependencies = own.dependencies, ()
             own.function = None
             own.payload = None
@@ -216,20 +219,20 @@ class Adoption:
         return own is not None and own.state < INLINE
 
 
-def heir_of(origin: Origin, gone: Callable[[Process], bool]) -> Process | None:
-    """Who is asked for an object when its owner is gone.
+def heir_of(origin: Origin, gone: Callable[[Process], bool]) -> Origin | None:
+    """Who is asked for an object when its owner is gone: the origin of a task there.
 
     The owner of the task that submitted it; when that is gone too, the next one up. One
     whose own ancestors are gone is about to drop that task: it is passed over.
     """
-    levels: list[Process] = []
+    levels: list[Origin] = []
     heir = origin[4]
     while heir is not None:
-        levels.append(heir[:3])
+        levels.append(heir)
         heir = heir[4]
     nearest = None
-    for process in reversed(levels):
-        if gone(process):
+    for level in reversed(levels):
+        if gone(level[:3]):
             break
-        nearest = process
+        nearest = level
     return nearest

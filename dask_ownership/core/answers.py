@@ -6,16 +6,18 @@ nothing. What is about no row is passed on to those that it concerns.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from dask_ownership.core import checkpoints
 from dask_ownership.core import messages as m
-from dask_ownership.core.messages import Message
+from dask_ownership.core.messages import Key, Message
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.table import (
     ERROR,
     INLINE,
     PUSHED,
+    READY,
     STORED,
     WAITING,
     Borrowed,
@@ -28,11 +30,13 @@ if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership
 
 OF_NO_TASK = frozenset({m.ACCEPTING, m.LEAVING, m.POST})
+OF_A_TASK_THAT_RUNS = frozenset({m.PARKED, m.MADE, m.CHECKPOINT})
 
 RETURN_REASONS = {
     m.DROPPED: "it was dropped before it started",
     m.BLOCKED: "a task there that it waited for ended without a value",
     m.UNKNOWN_FUNCTION: "its function was not known there",
+    m.RESCHEDULED: "it asked to be run again",
     m.REFUSED: "no new tasks are taken there, or not such as this one",
 }
 
@@ -55,6 +59,8 @@ class Answers:
             return
         pushed = view.pushed
         view.heard = now
+        if view.suspended:
+            core.silences.heard(view)
         for message in batch:
             kind = message[0]
             if kind in OF_NO_TASK:
@@ -65,8 +71,14 @@ class Answers:
             if row is None or row.attempt != message[2]:
                 self._late(view, message)
                 continue
-            if kind == m.PARKED:
-                self._parked(view, row)
+            if kind in OF_A_TASK_THAT_RUNS:
+                if kind == m.PARKED:
+                    self._parked(view, row)
+                elif kind == m.MADE:
+                    took = self._took(view, m.made_name(message[3]), row)
+                    core.climbing.made(row, message, took)
+                else:
+                    checkpoints.keep(core, view, row, message)
                 continue
             del pushed[key]
             if row.estimate:
@@ -83,6 +95,8 @@ class Answers:
                 row.nbytes = len(value)
                 core.inline_bytes += row.nbytes
                 if len(message) > 5:
+                    if core.lineages.of_inline or row in core.climbing.keepers:
+                        core.lineages.keep(row)  # with the arguments, not with what is inside
                     # Before the state: another thread reads the value once it is final.
                     arguments, row.contains = row.contains, self._inside(view, row, message)
                     row.state = INLINE
@@ -95,6 +109,9 @@ class Answers:
                 self._measured(row, message[5])
                 row.nbytes = message[3]
                 row.type_name = message[4]
+                if message[3] is None:
+                    row.nbytes = row.dependencies[0].nbytes
+                    row.type_name = row.dependencies[0].type_name
                 row.holders = (view,)
                 row.state = STORED
                 core._succeeded(row)
@@ -123,6 +140,7 @@ class Answers:
                 self._delegated(view, row, message)
 
     def _measured(self, row: Row, microseconds: float) -> None:
+        row.estimate = microseconds
         function = row.function
         if function is not None:
             known = function.duration
@@ -136,11 +154,19 @@ class Answers:
         """Its value is to be another's: wait for that one, without a slot."""
         core = self.core
         inner = self._inside(view, row, message)
+        if row in core.climbing.keepers and row.lineage is None:
+            core.lineages.keep(row)  # the task itself, before it becomes another's value
         needed = row.dependencies + row.contains
         row.function = core.identity
         row.payload = core.identity_call
         was = row.options
-        row.options = Options(depth=was.depth, parent=was.parent, heir=was.heir)
+        row.options = Options(
+            depth=was.depth,
+            parent=was.parent,
+            heir=was.heir,
+            within=was.within,
+            replicas=was.replicas,
+        )
         row.dependencies, row.contains = inner, ()
         row.worker = None
         row.state = WAITING
@@ -148,7 +174,10 @@ class Answers:
         if inner:
             core._wait_for_dependencies(row)
         else:
-            detail = "it delegated to a future that is itself, or that its owner has freed"
+            detail = (
+                f"it ran at {view.address} and delegated to a future that is itself, or that its "
+                f"owner has freed; it was owned by {core.name}"
+            )
             core._fail(row, ERROR, Failure("lost-data", row.key, detail))
 
     def _parked(self, view: WorkerView, row: Row) -> None:
@@ -176,6 +205,9 @@ class Answers:
             view.nthreads = message[2]
             if view.accepting:
                 view.leaving = False  # it stayed after all
+                core.replicas.look_at_all()
+            else:
+                core.copies.not_to(view)
         elif kind == m.LEAVING:
             core.moves.leaves(view)
         elif message[1] == core.references.process[0]:
@@ -188,17 +220,22 @@ class Answers:
         """
         core = self.core
         inner = core.references.rows_of(message[5])
-        key, attempt = row.key, row.attempt
-
-        def took() -> None:
-            if view.alive:
-                view.outbox.append((m.TOOK, key, attempt))
-
-        core.references.when_counted(inner, took)
+        core.references.when_counted(inner, self._took(view, row.key, row))
         if row in inner:  # else nothing would ever free it
             core._release_uses([r for r in inner if r is row])
             inner = tuple([r for r in inner if r is not row])
         return inner
+
+    @staticmethod
+    def _took(view: WorkerView, name: Key, row: Row) -> Callable[[], None]:
+        """Tells a worker that the futures which it keeps under this name are counted."""
+        attempt = row.attempt
+
+        def took() -> None:
+            if view.alive:
+                view.outbox.append((m.TOOK, name, attempt))
+
+        return took
 
     def _returned(self, view: WorkerView, row: Row, reason: int, keys: Any) -> None:
         core = self.core
@@ -215,7 +252,6 @@ class Answers:
             if keys:  # it takes others; `ACCEPTING` has said when it does not
                 view.resources = dict(keys[0])
         elif reason == m.RECALLED:
-            core.counts["recalled"] += 1
             row.options = row.options.copy()
             row.options.moved = True
         elif reason == m.MISSING:
@@ -233,12 +269,26 @@ class Answers:
                         core.references.missed(dependency)
                 if gone:
                     core._drop_holders(dependency, gone, "does not have it any more")
+                core.silences.unanswered(dependency)
+        elif reason == m.RESCHEDULED and row.options.at_most_once:
+            detail = f"it raised Reschedule at {view.address}, and runs at most once"
+            core.uncertain(row, detail)
+            return
         core._again(row)
+        if reason in (m.RECALLED, m.RESCHEDULED) and row.state == READY:
+            others = [v for v in core.placement.allowed(row) if v is not view]
+            other = core.placement.choose(row, others)
+            if other is not None:
+                core.pushing.push(row, other, view.heard)
 
     def _late(self, view: WorkerView, message: Message) -> None:
         """An answer nobody waits for. Whoever superseded its attempt sent a CANCEL,
         and that drops what the attempt left there."""
-        if len(message) > 5 and message[0] in (m.DONE, m.FAILED, m.DELEGATED):
+        if message[0] == m.MADE:
+            view.outbox.append((m.TOOK, m.made_name(message[3]), message[2]))
+        elif len(message) > 5 and message[0] in (m.DONE, m.FAILED, m.DELEGATED):
             view.outbox.append((m.TOOK, message[1], message[2]))
-        if message[0] == m.RETURNED and message[1] is None:
+        elif message[0] == m.CHECKPOINT:
+            checkpoints.refuse(self.core, view, message)
+        elif message[0] == m.RETURNED and message[1] is None:
             view.recalled = False

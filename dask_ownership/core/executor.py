@@ -9,13 +9,17 @@ asks `next_work` when a slot is free and tells `succeeded`, `failed`, `parked`,
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from dask_ownership.core import messages as m
-from dask_ownership.core.messages import Key, Message
+from dask_ownership.core.checkpoints import Savings
+from dask_ownership.core.messages import Key, Message, Origin
+from dask_ownership.core.places import BAND, URGENT
 from dask_ownership.core.queue import OrderedQueue
+from dask_ownership.core.resources import Amounts, Resources
 from dask_ownership.core.session import (
     ASIDE,
     BLOCKED,
@@ -26,6 +30,7 @@ from dask_ownership.core.session import (
     KEPT,
     QUEUED,
     RUNNING,
+    UNENDED,
     Entry,
     Session,
 )
@@ -37,6 +42,20 @@ PARKED_LIMIT = 60
 """Parked tasks, beyond four per thread, above which only deeper tasks start."""
 
 
+DEPTH_BITS = 20
+"""A queue is for one level: the user's priority, and below these bits the nesting."""
+
+
+DEEPEST_LEVEL = -(1 << DEPTH_BITS) + 1
+"""The level of the deepest nesting without a priority; those from here to 0 are kept."""
+
+MANY_LEVELS = 64
+
+
+def _depth_of(level: int) -> int:
+    return -level & ((1 << DEPTH_BITS) - 1)
+
+
 class Executor:
     """Tasks and values of all owners at one worker.
 
@@ -45,10 +64,11 @@ class Executor:
     nthreads : int
         Threads of the worker, and at first the slots that may be used.
     resources : dict, optional
-        Abstract resources of the worker and how much of each.
+        Abstract resources of the worker and how much of each, see `core.resources`.
 
     Attributes
     ----------
+    resources : Resources
     slots : int
         How many tasks may run at once now; the runtime changes it.
     busy : int
@@ -63,12 +83,19 @@ class Executor:
         Values to fetch; the runtime takes them.
     freed : list
         Names (`Entry.stored`) of values to delete; the runtime takes them.
+    shared : dict
+        Names of values that several entries have to how many there are beyond the first.
     interrupted : list of Entry
-        Running tasks that were cancelled; the runtime takes them.
+        Running tasks that were cancelled, or whose time is up; the runtime takes them.
+    savings : Savings
+        Checkpoints on their way to owners.
     home : str
         Incarnation of the owner in this process.
     posts : list
         What was posted to that owner; the runtime takes them.
+    sought : list of tuple
+        Tasks, and keys of their children that their owner looks for, which may be there
+        already; the runtime takes them.
     passed_on : bool
         Something was posted to another's session; the runtime sends it and clears this.
     undelivered : dict
@@ -84,21 +111,22 @@ class Executor:
         self.parked_limit = PARKED_LIMIT + 4 * nthreads
         self.relieved = False
         self._parked_depths: dict[int, int] = {}
-        self.resources = dict(resources or {})
-        self.available = dict(self.resources)
+        self.resources = Resources({} if resources is None else resources)
         self.sessions: dict[str, Session] = {}
         self.resuming: deque[Any] = deque()
         self.fetches: list[Entry] = []
         self.freed: list[Any] = []
+        self.shared: dict[Any, int] = {}
         self.interrupted: list[Entry] = []
+        self.savings = Savings()
         self.home = ""
         self.posts: list[Message] = []
         self.undelivered: dict[str, list[Message]] = {}
         self.passed_on = False
+        self.sought: list[tuple[Entry, tuple[Key, ...]]] = []
         self.queued = 0
         self._turns: dict[int, deque[Session]] = {}
-        self._depths: list[int] = []
-        self._constrained: list[Entry] = []
+        self._levels: list[int] = []
 
     # ---- sessions ----
 
@@ -111,19 +139,29 @@ class Executor:
             session.outbox.extend(self.undelivered.pop(owner, ()))
         return session
 
-    def close(self, owner: str) -> None:
-        """An owner is gone: drop its tasks and values. Running ones end unheard."""
+    def close(self, owner: str) -> int:
+        """An owner is gone: drop its tasks and values. Running ones end unheard.
+
+        Returns
+        -------
+        int
+            How many of its tasks had not ended and were wanted.
+        """
         session = self.sessions.pop(owner, None)
         if session is None:
-            return
+            return 0
         session.closed = True
+        self.savings.closed(session)
+        unended = 0
         for entry in list(session.entries.values()):
+            unended += entry.state in UNENDED and not entry.cancelled
             self._drop(entry)
         session.entries.clear()
         session.functions.clear()
         session.outbox.clear()
         session.unacknowledged.clear()
         session.handed.clear()
+        return unended
 
     def set_accepting(self, yes: bool, nthreads: int) -> None:
         """The worker pauses, goes on, or changes its number of threads."""
@@ -191,13 +229,38 @@ class Executor:
                     self._cancel(entry)
             elif kind == m.RECALL:
                 self._recall(session, message[1])
+            elif kind == m.SEEK:
+                entry = entries.get(message[1])
+                if entry is not None and entry.attempt == message[2] and not entry.has_value:
+                    if entry.sought is None:
+                        entry.sought = set()
+                    entry.sought.update(message[3])
+                    self.sought.append((entry, message[3]))
             elif kind == m.TOOK:
                 entry = session.handed.pop((message[1], message[2]), None)
                 if entry is not None:
                     entry.contains = None
                     self._let_go(entry)
+            elif kind == m.CHECKPOINTED:
+                self.savings.heard(message)
             elif kind == m.POST:
                 self.deliver(message)
+
+    def made(self, entry: Entry, child: Key, origin: Origin, contains: Any) -> None:
+        """A task submitted this child: tell its owner, if that looks for it.
+
+        ``contains`` keeps the child until it is counted there.
+        """
+        if entry.sought is None or child not in entry.sought:
+            return
+        entry.sought.discard(child)
+        session = entry.session
+        if entry.cancelled or session.closed:
+            return
+        kept = Entry(session, m.made_name(child), entry.attempt)
+        kept.contains = contains
+        session.handed[kept.key, kept.attempt] = kept
+        session.outbox.append((m.MADE, entry.key, entry.attempt, child, origin))
 
     def deliver(self, message: Message) -> None:
         """Pass a post on: to the owner in this process, or over the link of another."""
@@ -245,26 +308,23 @@ class Executor:
         """What a free slot does: a parked task that goes on, a task, or None.
 
         The caller that gets something has taken the slot. Parked tasks come
-        first; then deeper tasks before shallower, because shallower ones wait for
-        them; then owners in turn.
+        first; then the user's priority, whoever owns the task; then deeper tasks before
+        shallower, because shallower ones wait for them; then owners in turn.
         """
         if self.busy >= self.slots:
             return None
         if self.resuming:
-            token, depth = self.resuming.popleft()
-            self.busy += 1
-            self._unpark(depth)
-            return token
+            return self.overtake()
         if not self.queued or not self.accepting:
             return None
         crowded = self.crowded
-        for depth in self._depths:
-            if crowded and depth <= max(self._parked_depths):
-                return None
-            turns = self._turns[depth]
+        for level in self._levels:
+            if crowded and _depth_of(level) <= max(self._parked_depths):
+                continue
+            turns = self._turns[level]
             while turns:
                 session = turns[0]
-                queue = session.queues.get(depth)
+                queue = session.queues.get(level)
                 if not queue:
                     turns.popleft()
                     continue
@@ -276,13 +336,24 @@ class Executor:
                 if entry.state != QUEUED:
                     continue
                 self.queued -= 1
-                if entry.options and not self._acquire(entry):
+                if entry.options and not self.resources.acquire(entry):
                     continue
                 entry.state = RUNNING
                 self.busy += 1
                 self.relieved = False
+                if not turns and (level > 0 or level < DEEPEST_LEVEL):
+                    self._close_levels()
                 return entry
         return None
+
+    def _close_levels(self) -> None:
+        """Forget levels of priorities where nothing is queued: there may be very many."""
+        for level in [n for n in self._levels if n > 0 or n < DEEPEST_LEVEL]:
+            if not self._turns[level]:
+                del self._turns[level]
+                self._levels.remove(level)
+                for session in self.sessions.values():
+                    session.queues.pop(level, None)
 
     @property
     def unfinished(self) -> int:
@@ -305,16 +376,29 @@ class Executor:
             return self.queued
         deepest = max(self._parked_depths)
         return sum(
-            len(session.queues[depth])
-            for depth in self._depths
-            if depth > deepest
-            for session in self._turns[depth]
+            len(session.queues[level])
+            for level in self._levels
+            if _depth_of(level) > deepest
+            for session in self._turns[level]
         )
 
     def relieve(self) -> None:
         """Nothing has ended for a while: let one more task start, whatever it is."""
         if self.parked_count >= self.parked_limit:
             self.relieved = True
+
+    def overtake(self) -> Any:
+        """Nothing has ended for long: the token of the parked task that can go on longest, or None.
+
+        It goes on as in `goes_on`: those that have the slots may wait for what it has, such as
+        a lock, and not for tasks, and so never give theirs up.
+        """
+        if not self.resuming:
+            return None
+        token, depth = self.resuming.popleft()
+        self.busy += 1
+        self._unpark(depth)
+        return token
 
     def released_slot(self) -> None:
         """A slot is free again: its task ended, or it had nothing to do."""
@@ -353,6 +437,15 @@ class Executor:
         """
         self.busy += 1
         self._unpark(entry.depth)
+
+    def stops_waiting(self, token: Any, entry: Entry) -> None:
+        """A parked task that waits for a slot goes on without it, as in `goes_on`.
+
+        Nothing happens when it was given one just before.
+        """
+        if (token, entry.depth) in self.resuming:
+            self.resuming.remove((token, entry.depth))
+            self.goes_on(entry)
 
     # ---- outcomes ----
 
@@ -396,6 +489,15 @@ class Executor:
             entry.session.handed[entry.key, entry.attempt] = entry
         self._give_back_waiters(entry)
 
+    def expired(self, entry: Entry, message: Message) -> None:
+        """The time of a running task is up: it has failed, whatever becomes of it.
+
+        It keeps its slot and its resources until it really ends.
+        """
+        if entry.state == RUNNING and not entry.cancelled and not entry.session.closed:
+            entry.session.outbox.append(message)
+            self._cancel(entry)
+
     def give_back(self, entry: Entry, reason: int, keys: tuple[Any, ...] = ()) -> None:
         """A task could not be run here after all."""
         self._release_resources(entry)
@@ -410,6 +512,15 @@ class Executor:
         entry.state = KEPT
         if entry.waiters is not None:
             self._serve(entry)
+
+    def share(self, entry: Entry, there: Entry) -> bool:
+        """Have an entry keep the very value that another one keeps here; whether it is kept."""
+        if there.state != KEPT or there.stored is None:
+            return False
+        entry.stored = there.stored
+        entry.contains = there.contains
+        self.shared[there.stored] = self.shared.get(there.stored, 0) + 1
+        return True
 
     def fetch_failed(self, entry: Entry, addresses: tuple[str, ...]) -> None:
         """No address gave the value; ``addresses`` said that they do not have it.
@@ -496,8 +607,8 @@ class Executor:
             entry.dependencies = resolved
         if not self.accepting:
             self._give_back(entry, m.REFUSED)
-        elif not self._possible(options):
-            self._give_back(entry, m.REFUSED, (tuple(self.resources.items()),))
+        elif not self.resources.possible(options):
+            self._give_back(entry, m.REFUSED, (tuple(self.resources.totals.items()),))
         elif missing:
             self._give_back(entry, m.MISSING, tuple(missing))
         else:
@@ -512,18 +623,29 @@ class Executor:
                 self._queue(entry)
 
     def _queue(self, entry: Entry) -> None:
+        if entry.options and "alias" in entry.options:
+            there = next(iter(entry.dependencies), None)
+            if type(there) is Entry and self.share(entry, there):
+                # Nothing is to be run, and so no slot is waited for.
+                message = (m.STORED, entry.key, entry.attempt, None, None, 0.0)
+                self.succeeded(entry, message, KEPT, None)
+                return
         entry.state = QUEUED
         self.queued += 1
         depth = entry.options["depth"] if entry.options else 0
+        level = ((entry.order - URGENT >> BAND) << DEPTH_BITS) - depth
         session = entry.session
-        queue = session.queues.get(depth)
+        queue = session.queues.get(level)
         if queue is None:
-            queue = session.queues[depth] = OrderedQueue()
+            queue = session.queues[level] = OrderedQueue()
         if not len(queue):
-            turns = self._turns.get(depth)
+            turns = self._turns.get(level)
             if turns is None:
-                turns = self._turns[depth] = deque()
-                self._depths = sorted(self._turns, reverse=True)
+                if len(self._levels) > MANY_LEVELS:
+                    self._close_levels()
+                    queue = session.queues.setdefault(level, queue)
+                turns = self._turns[level] = deque()
+                insort(self._levels, level)
             turns.append(session)
         queue.push(entry)
 
@@ -539,20 +661,24 @@ class Executor:
     def _cancel(self, entry: Entry) -> None:
         if entry.state == RUNNING:
             if not entry.cancelled:
-                entry.cancelled = True
-                self.interrupted.append(entry)
+                self._interrupt(entry)
                 if entry.session.entries.get(entry.key) is entry:
                     del entry.session.entries[entry.key]
         else:
             self._drop(entry)
         self._give_back_waiters(entry)
 
+    def _interrupt(self, entry: Entry) -> None:
+        """Nobody wants what a running task will give."""
+        entry.cancelled = True
+        self.interrupted.append(entry)
+        self.savings.cancelled(entry)
+
     def _drop(self, entry: Entry) -> None:
         """Take an entry out, whatever it is."""
         if entry.state == RUNNING:
             if not entry.cancelled:
-                entry.cancelled = True
-                self.interrupted.append(entry)
+                self._interrupt(entry)
             return
         if entry.state == QUEUED:
             self.queued -= 1
@@ -560,12 +686,21 @@ class Executor:
 
     def _free(self, entry: Entry) -> None:
         """Have the runtime delete the entry's value in the store, if it has one."""
-        if entry.stored is not None:
-            self.freed.append(entry.stored)
-            entry.stored = None
+        name = entry.stored
+        if name is None:
+            return
+        entry.stored = None
+        others = self.shared.get(name, 0)
+        if not others:
+            self.freed.append(name)
+        elif others == 1:
+            del self.shared[name]
+        else:
+            self.shared[name] = others - 1
 
     def _forget(self, entry: Entry) -> None:
         self._free(entry)
+        aside = entry.state == ASIDE
         entry.state = GONE
         entry.value = None
         entry.contains = None
@@ -573,6 +708,8 @@ class Executor:
         entry.payload = b""
         if entry.session.entries.get(entry.key) is entry:
             del entry.session.entries[entry.key]
+        if aside:
+            self._reconsider()  # others waited behind it
 
     def _give_back(self, entry: Entry, reason: int, keys: tuple[Any, ...] = ()) -> None:
         if entry.state == QUEUED:
@@ -605,7 +742,7 @@ class Executor:
             candidates.extend(entry for entry in queue.items() if entry.state == QUEUED)
         candidates.extend(
             entry
-            for entry in self._constrained
+            for entry in self.resources.aside
             if entry.session is session and entry.state == ASIDE
         )
         for entry in reversed(candidates):
@@ -618,29 +755,25 @@ class Executor:
 
     # ---- resources ----
 
-    def _possible(self, options: dict[str, Any] | None) -> bool:
-        wanted = options.get("resources") if options else None
-        return not wanted or all(self.resources.get(k, 0) >= v for k, v in wanted.items())
+    def resources_changed(self) -> None:
+        """The worker has more or less of them: what can never start here goes back."""
+        for session in self.sessions.values():
+            for entry in list(session.entries.values()):
+                waits = entry.state in (BLOCKED, QUEUED, ASIDE)
+                if waits and not self.resources.possible(entry.options):
+                    self._give_back(entry, m.REFUSED, (tuple(self.resources.totals.items()),))
+        self._reconsider()
 
-    def _acquire(self, entry: Entry) -> bool:
-        """Take the task's resources, or put it aside until they are there."""
-        wanted = (entry.options or {}).get("resources")
-        if not wanted:
-            return True
-        if any(self.available.get(k, 0) < v for k, v in wanted.items()):
-            entry.state = ASIDE
-            self._constrained.append(entry)
-            return False
-        for name, amount in wanted.items():
-            self.available[name] -= amount
-        return True
+    def lend(self, borrow: Callable[[Amounts], bool]) -> None:
+        """Have tasks that wait for resources get them, as far as slots may be there."""
+        if self.resources.lend(borrow, self.nthreads - self.busy - self.queued):
+            self._reconsider()
 
     def _release_resources(self, entry: Entry) -> None:
-        wanted = entry.options.get("resources") if entry.options else None
-        if wanted and entry.state == RUNNING:
-            for name, amount in wanted.items():
-                self.available[name] += amount
-            aside, self._constrained = self._constrained, []
-            for waiting in aside:
-                if waiting.state == ASIDE:
-                    self._queue(waiting)
+        if entry.options and entry.state == RUNNING and self.resources.release(entry):
+            self._reconsider()
+
+    def _reconsider(self) -> None:
+        """Look at what was put aside again."""
+        for waiting in self.resources.reconsider():
+            self._queue(waiting)

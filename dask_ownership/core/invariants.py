@@ -25,13 +25,16 @@ from dask_ownership.core.table import (
 
 def check_ownership(owner: Ownership) -> None:
     """Rows, counts and workers of one owner agree with each other."""
-    rows = owner.table.rows
+    rows = owner.table.all()
     uses: Counter[Row] = Counter()
     descendants: Counter[Row] = Counter()
     kept = 0
-    for row in rows.values():
-        uses.update(row.dependencies)
-        uses.update(row.contains)
+    descendants.update(owner.climbing.keepers)
+    for row in rows:
+        if row.dependencies:
+            uses.update(row.dependencies)
+        if row.contains:
+            uses.update(row.contains)
         if row.lineage is not None:
             descendants.update(row.lineage.dependencies)
             descendants.update(row.lineage.contains)
@@ -39,8 +42,9 @@ def check_ownership(owner: Ownership) -> None:
         if row.borrowers is not None:
             assert row.borrowers, row
             uses[row] += 1
-    for key, row in rows.items():
-        assert row.key == key and row.state != FORGOTTEN, row
+    for row in rows:
+        key = row.key
+        assert owner.table.rows.get(key) is row and row.state != FORGOTTEN, row
         assert row.handles > 0 or row.uses > 0 or row.descendants > 0, f"nobody counts {row}"
         assert row.descendants == descendants[row], (row, row.descendants, descendants[row])
         if row.state == DORMANT:
@@ -71,6 +75,9 @@ def check_ownership(owner: Ownership) -> None:
             assert dependency.state != FORGOTTEN, f"{row} needs {dependency}, freed early"
     kept += sum(row.nbytes for row in owner.lineages.pinned)
     assert owner.lineages.nbytes == kept, (owner.lineages.nbytes, kept)
+    for row in rows:
+        if row.options.replicas is not None:
+            assert not owner.replicas.missing(row), f"{row} has too few copies"
     for view in owner.placement.workers.values():
         for key, row in view.pushed.items():
             assert row.state == PUSHED and row.worker is view and row.key == key, (view, row)
@@ -102,10 +109,18 @@ def check_empty(owner: Ownership) -> None:
     """Nothing is left over once nobody holds a future (rule R6)."""
     assert not owner.table.rows, list(owner.table.rows.values())[:5]
     assert not owner.desired
+    assert not owner.copies.under_way and not owner.copies._going, owner.copies.under_way
+    assert not owner.moves.under_way and not owner.replicas.waiting, owner.replicas.waiting
     assert owner.lineages.nbytes == 0 and not owner.lineages.pinned, owner.lineages.nbytes
     assert not owner.adoption.under_way, owner.adoption.under_way
+    climbing = owner.climbing
+    assert not climbing.keepers and not climbing.escaped, (climbing.keepers, climbing.escaped)
+    assert not climbing.children and not climbing.repeats, climbing.children
+    assert not climbing.untold, climbing.untold
+    assert not climbing.heirs and not climbing.above, (climbing.heirs, climbing.above)
+    assert not climbing.searches and not climbing.questions and not climbing.orphans
     for peer in owner.references.peers.values():
-        assert not peer.borrowed and not peer.lent, peer
+        assert not peer.borrowed and not peer.lent and not peer.kept, peer
     for view in owner.placement.workers.values():
         assert not view.pushed, view
         assert view.active == 0 and view.load == 0, view
@@ -115,6 +130,7 @@ def check_executor_empty(executor: Executor) -> None:
     """No task and no value is left at a worker."""
     assert executor.queued == 0
     assert executor.parked_count == 0 and not executor.resuming
+    assert not executor.savings.under_way, executor.savings.under_way
     for session in executor.sessions.values():
         left = [e for e in session.entries.values() if e.state != ex.HELD]
         assert not left, (session, left[:5])

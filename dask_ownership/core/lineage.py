@@ -15,18 +15,23 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dask_ownership.core import checkpoints
 from dask_ownership.core.table import (
     DORMANT,
+    ERROR,
     INLINE,
     PUSHED,
-    STORED,
     WAITING,
     Function,
+    Options,
     Row,
 )
 
 if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership
+
+RECOVERIES = 50
+"""Of how many it is remembered how long they took."""
 
 OVERHEAD = 600
 """Bytes that a row and its lineage take besides payload and value."""
@@ -37,13 +42,13 @@ class Lineage:
 
     Attributes
     ----------
-    function, payload, dependencies, contains
+    function, payload, dependencies, contains, options
         As in `Row`.
     nbytes : int
         What keeping it costs: the pickled arguments.
     """
 
-    __slots__ = ("contains", "dependencies", "function", "nbytes", "payload")
+    __slots__ = ("contains", "dependencies", "function", "nbytes", "options", "payload")
 
     def __init__(
         self,
@@ -51,7 +56,9 @@ class Lineage:
         payload: bytes | None,
         dependencies: tuple[Row, ...],
         contains: tuple[Row, ...],
+        options: Options,
     ) -> None:
+        self.options = options
         self.function = function
         self.payload = payload
         self.dependencies = dependencies
@@ -69,35 +76,58 @@ class Lineages:
 
     Attributes
     ----------
+    of_inline : bool
+        How inline values were made is kept, too: not to make them again, but to tell.
     nbytes : int
         Of all that is kept: payloads, and inline values that only lineage needs.
     pinned : set of Row
         Inline values that only lineage needs.
+    given_up : set of Row
+        Those whose lineage was evicted.
     evicted : int
         How many were given up to keep within ``max_bytes``.
     recovered : int
         How many values were made again, or are being made.
+    recoveries : deque of tuple
+        When a value was there again, and how many seconds that took; the latest of them.
     """
 
     def __init__(self, core: Ownership, max_bytes: int) -> None:
         self.core = core
         self.max_bytes = max_bytes
+        self.of_inline = False
         self.nbytes = 0
         self.evicted = 0
         self.recovered = 0
-        self._given_up: set[Row] = set()
+        self.recoveries: deque[tuple[float, float]] = deque(maxlen=RECOVERIES)
+        self._since: dict[Row, float] = {}
+        self.given_up: set[Row] = set()
         self.pinned: set[Row] = set()
         self._oldest: deque[Row] = deque()
         self._live = 0
 
+    @property
+    def making(self) -> int:
+        """How many values are being made again."""
+        return len(self._since)
+
     # ---- keeping ----
 
     def keep(self, row: Row) -> None:
-        """A task ended with a stored value: keep what made it. Call before it is cleared."""
-        if row.lineage is not None or row.options.adopted is not None:
-            return  # it was made again; or another process has what made it
+        """A task ended with a stored value, or is kept: keep how to run it.
+
+        Call it before that is cleared.
+        """
+        if row.lineage is not None:
+            self.made_again(row)
+            return
+        if row.options.adopted is not None and row.function is self.core.identity:
+            return  # another process has what made it
+        if row.options.at_most_once:
+            return
         assert row.function is not None
-        lineage = Lineage(row.function, row.payload, row.dependencies, row.contains)
+        checkpoints.drop(row)
+        lineage = Lineage(row.function, row.payload, row.dependencies, row.contains, row.options)
         row.lineage = lineage
         for needed in (*lineage.dependencies, *lineage.contains):
             needed.descendants += 1
@@ -110,22 +140,33 @@ class Lineages:
     def drop(self, row: Row) -> None:
         """A row needs its lineage no more."""
         lineage, row.lineage = row.lineage, None
-        self._given_up.discard(row)
+        self._since.pop(row, None)
+        self.given_up.discard(row)
         if lineage is None:
             return
         self.nbytes -= lineage.nbytes
         self._live -= 1
         if len(self._oldest) > 2 * self._live + 64:
             self._oldest = deque(r for r in self._oldest if r.lineage is not None)
-        self._let_go((*lineage.dependencies, *lineage.contains))
+        self.let_go((*lineage.dependencies, *lineage.contains))
 
-    def _let_go(self, rows: Sequence[Row]) -> None:
+    def made_again(self, row: Row) -> None:
+        """A value that was lost, or freed when only lineage needed it, is there again."""
+        since = self._since.pop(row, None)
+        if since is not None:
+            now = self.core.clock()
+            self.recoveries.append((now, now - since))
+
+    def let_go(self, rows: Sequence[Row]) -> None:
+        """Each of these has one descendant less."""
         core = self.core
         for row in rows:
             row.descendants -= 1
-            if row.descendants <= 0 and row in self.pinned:
+            if row in self.pinned and (row.descendants <= 0 or core.climbing.only_kept(row)):
                 self.pinned.discard(row)
                 self.nbytes -= row.nbytes
+                if row.descendants:
+                    self.sleep(row)
         for row in core.table.unneeded(rows):
             core._clear(row)
 
@@ -138,18 +179,20 @@ class Lineages:
                 continue
             self.evicted += 1
             self.drop(row)
-            self._given_up.add(row)
+            self.given_up.add(row)
             self.core.log(row, "evicted", "its lineage: more than is allowed was kept")
 
     def why_not(self, row: Row) -> str:
         """Why a value cannot be made again."""
-        if row in self._given_up:
+        if row in self.given_up:
             return (
                 "its lineage was evicted, because more than ownership.lineage.max-bytes "
                 f"({self.max_bytes:,d}) of it was kept"
             )
         if row.options.adopted is not None:
             return f"it was taken over from {row.options.adopted[2]}, which left, without lineage"
+        if row.options.at_most_once:
+            return "its task runs at most once and is not run again to make it"
         return "it has no lineage: it was scattered, not computed"
 
     # ---- values that only lineage needs ----
@@ -157,15 +200,29 @@ class Lineages:
     def sleep(self, row: Row) -> None:
         """Nobody holds the value, but it may be needed to make another again."""
         state = row.state
-        if state == INLINE:
+        climbing = self.core.climbing
+        again = climbing.can_keep(row)
+        if row.lineage is None and row in climbing.keepers and again:
+            # What is inside of an error cannot be told from its arguments any more.
+            again = state != ERROR or not row.contains
+            if again:
+                self.keep(row)
+        if climbing.only_kept(row) and not again and state <= ERROR:
+            # It cannot run again, and what is inside of it may be what it is kept for.
+            if state == PUSHED:
+                self.core._take_back(row)
+            self.core.lose(row, f"it was freed when nobody held it, and {self.why_not(row)}")
+        elif state == INLINE and row.lineage is None:
             if row not in self.pinned:
                 self.pinned.add(row)
                 self.nbytes += row.nbytes
-        elif row.lineage is not None and state <= STORED and state != DORMANT:
+        elif row.lineage is not None and state <= ERROR and state != DORMANT:
             if state == PUSHED:
                 self.core._take_back(row)
-            elif state == STORED:
-                self.core._unhold(row)
+            elif state == INLINE:
+                self.core.inline_bytes -= row.nbytes
+            self.core._unhold(row)
+            row.value = None
             self._call_off(row)
             row.state = DORMANT
             with self.core.table.lock:
@@ -176,6 +233,7 @@ class Lineages:
 
     def _call_off(self, row: Row) -> None:
         """A task that was to make a value again is not needed after all."""
+        self._since.pop(row, None)
         needed = row.dependencies + row.contains
         row.dependencies = row.contains = ()
         row.function = None
@@ -204,6 +262,7 @@ class Lineages:
             one.payload = lineage.payload
             one.dependencies = lineage.dependencies
             one.contains = lineage.contains
+            one.options = lineage.options
             one.holders = ()
             one.value = None
             with lock:
@@ -216,6 +275,7 @@ class Lineages:
             restored.append(one)
             whom = "" if one is row else f", for {row.key!r}"
             self.core.log(one, "recovered", f"it is made again from its lineage{whom}")
+            self._since[one] = self.core.clock()
         self.recovered += len(restored)
         for one in restored:
             if one.state == WAITING:

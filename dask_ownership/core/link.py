@@ -39,10 +39,14 @@ class LinkState:
         self.unsaid = 0
         self.unacknowledged: deque[tuple[int, list[Message]]] = deque()
 
-    def pack(self, messages: list[Message]) -> Batch:
-        """Number a batch. An empty one only acknowledges and is not numbered."""
+    def pack(self, messages: list[Message], ask: bool = False) -> Batch:
+        """Number a batch.
+
+        An empty one only acknowledges and is not numbered, unless it is to ``ask`` for an
+        acknowledgement: a sign of life.
+        """
         self.unsaid = 0
-        if not messages:
+        if not messages and not ask:
             return (0, self.received, [])
         self.sent += 1
         self.unacknowledged.append((self.sent, messages))

@@ -39,8 +39,12 @@ PUSH = 1
 for the task, lower first. ``dependencies`` lists what the payload's slots refer
 to, as `VALUE`, `LOCAL` and `REMOTE` entries, or is ``()``. ``options`` is a dict
 or None: ``depth`` (of nesting), ``heir`` (origin of the task that submitted it),
-``resources``, ``moved`` (it is not recalled again), ``inline`` (bytes of a pickled result
-above which it stays, when the owner is full)."""
+``within`` (that task's identity), ``repeats`` (the key of the task that this one runs
+again for its children, and is taken for by them), ``resources``, ``moved`` (it is not
+recalled again), ``inline`` (bytes of a pickled result above which it stays, when the
+owner is full), ``timeout`` (seconds after which it has failed, from when it took a
+slot), ``checkpoints`` (by name, pickled: what earlier attempts had kept), ``alias`` (its value
+is that of its only input)."""
 
 FUNCTION = 2
 """``(FUNCTION, function_id, pickled)``: sent once per link, before its first use."""
@@ -60,6 +64,12 @@ RECALL = 6
 
 TOOK = 7
 """``(TOOK, key, attempt)``: the futures inside that result are counted for its owner."""
+
+SEEK = 8
+"""``(SEEK, key, attempt, children)``: say `MADE` when the task submits one of these keys."""
+
+CHECKPOINTED = 9
+"""``(CHECKPOINTED, key, attempt, number, problem)``: that `CHECKPOINT` is kept, or why not."""
 
 # ---- dependencies inside a PUSH ----
 
@@ -81,13 +91,14 @@ travel. ``inside`` lists the origins of the futures in it; it is left out when t
 none. The worker keeps those until it hears `TOOK`."""
 
 STORED = 11
-"""``(STORED, key, attempt, nbytes, type_name, microseconds)``: the value stays here."""
+"""``(STORED, key, attempt, nbytes, type_name, microseconds)``: the value stays here. Without
+``nbytes`` and ``type_name`` it is the very value of its only input."""
 
 FAILED = 12
 """``(FAILED, key, attempt, pickled_error, microseconds, inside)``, as `DONE`."""
 
 RETURNED = 13
-"""``(RETURNED, key, attempt, reason, keys)``: not run; see the reasons below."""
+"""``(RETURNED, key, attempt, reason, keys)``: to be run again; see the reasons below."""
 
 PARKED = 14
 """``(PARKED, key, attempt)``: it waits for another task and gave its slot up."""
@@ -101,6 +112,14 @@ future in ``inside``, as `DONE`."""
 
 LEAVING = 18
 """``(LEAVING,)``: the worker is about to leave; values that it has are to be moved."""
+
+MADE = 19
+"""``(MADE, key, attempt, child, origin)``: the task submitted a child that was sought. The
+worker keeps it until it hears `TOOK` of its `made_name`."""
+
+CHECKPOINT = 20
+"""``(CHECKPOINT, key, attempt, number, name, pickled)``: keep this for later attempts of a
+task that runs. ``number`` counts those of this executor."""
 
 # ---- either way ----
 
@@ -125,6 +144,15 @@ REFUSED = 5
 """The worker is paused or leaving, which ACCEPTING says before. Or it can never offer the
 resources; then ``keys`` has what it can, as one tuple of pairs."""
 
+RESCHEDULED = 6
+"""Its function raised ``distributed.Reschedule``: it is to be run again, elsewhere if it can."""
+
+
+def made_name(child: Key) -> Key:
+    """Under which a worker keeps a child that was sought, for `TOOK`."""
+    return ("made", child)
+
+
 NAMES = {
     PUSH: "PUSH",
     FUNCTION: "FUNCTION",
@@ -132,6 +160,7 @@ NAMES = {
     FREE: "FREE",
     CANCEL: "CANCEL",
     RECALL: "RECALL",
+    SEEK: "SEEK",
     DONE: "DONE",
     STORED: "STORED",
     FAILED: "FAILED",
@@ -142,5 +171,8 @@ NAMES = {
     POST: "POST",
     DELEGATED: "DELEGATED",
     LEAVING: "LEAVING",
+    MADE: "MADE",
+    CHECKPOINT: "CHECKPOINT",
+    CHECKPOINTED: "CHECKPOINTED",
 }
 """Kinds of messages by number, for people."""

@@ -1,21 +1,19 @@
-"""Moving values away from workers that leave.
+"""Moving values: away from workers that leave, and where a client wants them.
 
-A value is moved by running a task that needs it and returns nothing at another worker:
-when that has ended the other worker has a copy for certain, and the first one's is freed.
+A value is copied to another worker, and when it is there the first one's is freed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.table import CANCELLED, STORED, Failure, Function, Options, Row
+from dask_ownership.core.table import STORED, Row
 
 if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership
-
-FIRST = -(1 << 62)
-"""Place of such a task: before all others."""
 
 
 class Moves:
@@ -27,27 +25,21 @@ class Moves:
 
     Attributes
     ----------
-    function : Function or None
-        Takes a value and returns nothing.
-    under_way : dict
-        The task that moves a value to that value's row and the worker that leaves.
+    under_way : set of tuple
+        Rows, each with a worker that leaves, for which another copy is being made.
     """
 
     def __init__(self, core: Ownership) -> None:
         self.core = core
-        self.function: Function | None = None
-        self.under_way: dict[Row, tuple[Row, WorkerView]] = {}
+        self.under_way: set[tuple[Row, WorkerView]] = set()
 
     def leaves(self, view: WorkerView) -> None:
         """A worker is about to leave: it gets no more work, and its values go elsewhere."""
         view.leaving = True
         view.accepting = False
-        for task, (row, source) in list(self.under_way.items()):
-            if task.options.workers == (view.address,):
-                # It was to go where nothing starts any more.
-                self.core._fail(task, CANCELLED, Failure("cancelled", task.key, "it leaves too"))
-                self.away(row, source)
+        self.core.copies.not_to(view)
         self.all_away(view)
+        self.core.replicas.look_at_all()
 
     def joined(self) -> None:
         """A worker joined: what had nowhere to go has somewhere now."""
@@ -57,9 +49,8 @@ class Moves:
 
     def all_away(self, view: WorkerView) -> None:
         """Move every value away that is not being moved already."""
-        moving = {row for row, source in self.under_way.values() if source is view}
         for row in self.core.table.all():
-            if view in row.holders and row not in moving:
+            if view in row.holders:
                 self.away(row, view)
 
     def away(self, row: Row, view: WorkerView) -> None:
@@ -70,35 +61,35 @@ class Moves:
         if row.borrowed:
             core._drop_holders(row, {view}, "leaves")
             return
-        target = self._target(row)
-        if target is None or self.function is None:
+        places = core.copies.places()
+        if (row, view) in self.under_way or not places:
             return
-        core.attempts += 1
-        key = ("moved", row.key, core.attempts)
-        options = Options(workers=(target.address,))
-        task = Row(key, self.function, core.identity_call, (row,), FIRST, options)
-        core.table.adopt(task)
-        self.under_way[task] = (row, view)
-        core.submit([task])
+        self.under_way.add((row, view))
+        target = core.copies.best(row, places)[0]
+        core.copies.make(row, target, partial(self._ended, row, view))
 
-    def _target(self, row: Row) -> WorkerView | None:
-        """A worker that stays: one that has a copy, or the one with the least to do."""
-        staying = [
-            view for view in self.core.placement.workers.values()
-            if view.accepting and not view.leaving
-        ]  # fmt: skip
-        return min(
-            staying,
-            key=lambda view: (view not in row.holders, view.load / view.nthreads, view.address),
-            default=None,
-        )
-
-    def ended(self, task: Row, moved: bool) -> None:
-        """A task that moves a value ended."""
-        row, view = self.under_way.pop(task)
+    def _ended(self, row: Row, view: WorkerView, task: Row, made: bool) -> None:
+        self.under_way.discard((row, view))
         if view.leaving and view in row.holders:
-            if moved and len(row.holders) > 1:
+            if made and len(row.holders) > 1:
                 self.core._drop_holders(row, {view}, "left")
-            elif moved or not isinstance(task.value, bytes):
+            elif made or not isinstance(task.value, bytes):
                 self.away(row, view)  # where it was to go is gone; else it cannot be moved
-        self.core.release([task])
+
+    def to(
+        self, row: Row, source: WorkerView, target: WorkerView, settled: Callable[[Row], None]
+    ) -> None:
+        """Move one value between workers that stay; ``settled(task)`` is called at the end.
+
+        A copy that tasks on their way to its worker may name stays, too.
+        """
+
+        def ended(task: Row, made: bool) -> None:
+            core = self.core
+            if made and row.state == STORED and source in row.holders:
+                needed = any(row in other.dependencies for other in source.pushed.values())
+                if target in core.copies.there(row) and not needed:
+                    core._drop_holders(row, {source}, "has given it to another worker")
+            settled(task)
+
+        self.core.copies.make(row, target, ended)

@@ -13,19 +13,27 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
+from dask_ownership.core import checkpoints
 from dask_ownership.core import messages as m
 from dask_ownership.core.adoption import Adoption
 from dask_ownership.core.answers import Answers
+from dask_ownership.core.bequest import Bequests
+from dask_ownership.core.climbing import Climbing
+from dask_ownership.core.copying import Copies
 from dask_ownership.core.lineage import Lineages
+from dask_ownership.core.losses import KILLED_WORKER, LOSSES, LOST_DATA, UNCERTAIN, WORKERS_DIED
 from dask_ownership.core.messages import Key, Message, Process
 from dask_ownership.core.moving import Moves
 from dask_ownership.core.placement import (
+    HELD_UP,
     STALLED,
     Placement,
     WorkerView,
 )
 from dask_ownership.core.pushing import Pushing
 from dask_ownership.core.references import References
+from dask_ownership.core.replicas import Replicas
+from dask_ownership.core.silence import Silences
 from dask_ownership.core.table import (
     CANCELLED,
     DORMANT,
@@ -33,6 +41,7 @@ from dask_ownership.core.table import (
     FORGOTTEN,
     INLINE,
     LOST,
+    NO_OPTIONS,
     PUSHED,
     READY,
     STATE_NAMES,
@@ -44,9 +53,22 @@ from dask_ownership.core.table import (
     Row,
     Table,
 )
+from dask_ownership.core.timeline import Timeline
+from dask_ownership.core.unmatched import Unmatched
 
 HISTORY = 10_000
 """How many unusual events are remembered."""
+
+AGAIN = (
+    "worker-gone",
+    "worker-silent",
+    "recovered",
+    "repeated",
+    "recalled",
+    "returned",
+    "retried",
+)
+"""Events after which a task is handed out again."""
 
 
 class Ownership:
@@ -65,7 +87,7 @@ class Ownership:
     lineage_bytes : int
         How much lineage is kept.
     clock : callable, optional
-        The time, for what is written into ``history``.
+        The time, for what is written into ``history``, and once a second for ``timeline``.
     max_inline : int
         Bytes of inline values above which further results stay at their workers.
 
@@ -74,16 +96,32 @@ class Ownership:
     history : deque of tuple
         ``(key, event, detail, time)`` of unusual events, the latest `HISTORY` of them.
         A task that just runs leaves none.
+    again : dict of str to int
+        How often tasks were handed out again, by each event of `AGAIN`.
+    losses : dict of str to int
+        What deaths of other processes cost this one, by each of `core.losses.LOSSES`.
+    timeline : Timeline
+        When attempts were numbered.
     inline_bytes : int
         Of all rows that are `INLINE`.
     references : References
         What this process borrows and lends.
     lineages : Lineages
         How stored values can be made again.
+    copies : Copies
+        Copies of stored values that are being made.
+    replicas : Replicas
+        Values of which several copies are kept.
     moves : Moves
         Values on their way from workers that leave.
     adoption : Adoption
         Objects on their way from owners that leave.
+    bequests : Bequests
+        Objects that are held for the cluster.
+    climbing : Climbing
+        Tasks that are kept for what they submitted, and what dead owners lost.
+    silences : Silences
+        Workers that do not answer.
     identity : Function or None
         Returns its argument; ``identity_call`` is the payload that calls it with a
         dependency.
@@ -108,10 +146,16 @@ class Ownership:
         self.clock = clock
         self.references = References(self, process)
         self.lineages = Lineages(self, lineage_bytes)
+        self.copies = Copies(self)
+        self.replicas = Replicas(self)
         self.moves = Moves(self)
         self.adoption = Adoption(self)
+        self.bequests = Bequests(self)
+        self.climbing = Climbing(self)
         self.answers = Answers(self)
         self.pushing = Pushing(self)
+        self.silences = Silences(self)
+        self.unmatched = Unmatched(self)
         self.max_inline = max_inline
         self.inline_bytes = 0
         self.identity: Function | None = None
@@ -124,10 +168,24 @@ class Ownership:
         self.completed: list[Row] = []
         self.desired: set[Row] = set()
         self.attempts = 0
-        self.counts = {"submitted": 0, "done": 0, "failed": 0, "returned": 0, "recalled": 0}
+        self.timeline = Timeline(clock)
+        self._marked = 0
+        self._dead: list[Row] = []
+        self._clearing = False
+        self.counts = {"submitted": 0, "done": 0, "failed": 0}
+        self.again = dict.fromkeys(AGAIN, 0)
+        self.losses = dict.fromkeys(LOSSES, 0)
+
+    @property
+    def name(self) -> str:
+        """Of this process: a client's id, or a worker's address."""
+        return self.references.process[2]
 
     def log(self, row: Row, event: str, detail: str) -> None:
         """Remember something unusual."""
+        if event in self.again:
+            self.again[event] += 1
+            detail = f"attempt {row.attempt}: {detail}"
         self.history.append((row.key, event, detail, self.clock()))
 
     # ---- what the user does ----
@@ -162,14 +220,12 @@ class Ownership:
             return
         if row.state >= INLINE:
             return
-        row.holders = tuple([view for view in holders if view.alive])
+        took = list(dict.fromkeys(holders))
+        row.holders = tuple([view for view in took if view.alive])
         row.nbytes = nbytes
         if not row.holders:
-            detail = "the workers that took it left the cluster"
-            dependents = row.dependents or ()
-            self._end(row, LOST, Failure("lost-data", row.key, detail))
-            for dependent in dependents:
-                self._fail(dependent, ERROR, row.value)
+            addresses = ", ".join([view.address for view in took])
+            self.lose(row, f"{addresses} took it and left the cluster; it was scattered")
             return
         row.state = STORED
         self._succeeded(row, row.contains)
@@ -177,18 +233,20 @@ class Ownership:
             if view.leaving:
                 self.moves.away(row, view)
 
-    def missed(self, row: Row) -> None:
-        """None of those said to have a stored value gave it to one who asked.
+    def missed(self, row: Row, addresses: Iterable[str] | None = None) -> None:
+        """Those said to have a stored value, all or at these addresses, have not got it.
 
         Their source may have died before they had it: it is made again, if that can be.
         """
         if isinstance(row, Borrowed):
             self.references.missed(row)
         elif row.state == STORED:
-            self._drop_holders(row, set(row.holders), "does not have it")
+            gone = {h for h in row.holders if addresses is None or h.address in addresses}
+            if gone:
+                self._drop_holders(row, gone, "does not have it")
 
-    def settle(self, row: Row, failure: Failure) -> None:
-        """End a row that cannot go on."""
+    def settle(self, row: Row, failure: Failure | bytes) -> None:
+        """End a row that cannot go on, or that failed elsewhere with a pickled error."""
         self._fail(row, ERROR, failure)
 
     def desire(self, rows: Iterable[Row]) -> None:
@@ -213,16 +271,17 @@ class Ownership:
                 continue
             if row.state in (FORGOTTEN, CANCELLED):
                 continue
+            failure = Failure("cancelled", row.key, detail, self._where(row))
             if row.state >= INLINE:
                 self._unhold(row)
-                self._end(row, CANCELLED, Failure("cancelled", row.key, detail))
+                self._end(row, CANCELLED, failure)
             else:
-                self._fail(row, CANCELLED, Failure("cancelled", row.key, detail))
+                self._fail(row, CANCELLED, failure)
 
-    def cancel_children(self, parent: Any, detail: str) -> None:
-        """End all rows that this task submitted."""
-        rows = [r for r in self.table.all() if r.options.parent == parent]
-        self.cancel([r for r in rows if not r.done], detail)
+    def cancel_children(self, parent: Any, detail: str, among: Iterable[Row] | None = None) -> None:
+        """End all rows that this task submitted, or those of them that are ``among`` some."""
+        rows = self.table.all() if among is None else among
+        self.cancel([r for r in rows if r.options.parent == parent and not r.done], detail)
 
     def retry(self, rows: Iterable[Row]) -> None:
         """Run failed rows again, together with the failed rows that they need."""
@@ -256,12 +315,23 @@ class Ownership:
 
     def close(self, detail: str) -> None:
         """The owner ends: so does every row, and no value is kept."""
+        self.copies.function = None
         self.references.leave()
         for row in self.table.all():
             if row.state == PUSHED:
                 self._take_back(row)
             if row.state != FORGOTTEN:
                 self._end(row, CANCELLED, Failure("closed", row.key, detail))
+
+    def abandon(self, detail: str) -> None:
+        """The cluster is gone: rows whose outcome is here keep it, all others end."""
+        self.copies.function = None
+        self.references.leave()
+        for row in self.table.all():
+            if row.state == PUSHED:
+                self._take_back(row)
+            if row.state not in (INLINE, ERROR, FORGOTTEN):
+                self._end(row, CANCELLED, Failure("scheduler-gone", row.key, detail))
 
     # ---- members ----
 
@@ -272,17 +342,25 @@ class Ownership:
             self.placement.add_worker(view)
             self._post([*self.unposted.pop(view.address, ()), *self.unposted.pop("", ())])
             self.moves.joined()
+            self.replicas.look_at_all()
 
-    def remove_worker(self, view: WorkerView, reason: str = "left the cluster") -> None:
-        """A worker is gone: what it was given is tried elsewhere, what only it had is lost."""
+    def remove_worker(
+        self, view: WorkerView, reason: str = "left the cluster", reached: bool = True
+    ) -> None:
+        """A worker is gone: what it was given is tried elsewhere, what only it had is lost.
+
+        ``reached`` is False when nothing that was sent to it can have arrived.
+        """
         if not view.alive:
             return
         view.alive = False
         view.accepting = False
         self.placement.remove_worker(view)
+        self.silences.gone(view)
         self.unposted.pop(view.address, None)
-        self._post(self.references.again())
+        self.post_again()
         pushed = list(view.pushed.values())
+        unsent = {message[2] for message in view.outbox if message[0] == m.PUSH}
         view.pushed.clear()
         view.outbox.clear()
         for row in self.table.all():
@@ -291,10 +369,21 @@ class Ownership:
         # Nobody knows what ran: the oldest that could, as many as there are slots. What waits
         # there for another could not.
         could = [r for r in pushed if not any(d.state == PUSHED for d in r.dependencies)]
+        could = could if reached else []
         suspects = set(could[: max(1, view.nthreads)])
         alone = len(could) == 1
+        if any(row.attempt not in unsent for row in could):
+            self.losses[WORKERS_DIED] += 1
         for row in pushed:
             if row.state != PUSHED or row.worker is not view:
+                continue
+            if row.options.at_most_once and reached and row.attempt not in unsent:
+                detail = (
+                    f"{view.address} {reason} while it may have been running there or have ended, "
+                    "and a task that runs at most once is not run again. Find out what it did; "
+                    "client.retry(future) runs it once more"
+                )
+                self.uncertain(row, detail)
                 continue
             if row in suspects and self._blamed(row, f"{view.address} {reason}", alone):
                 continue
@@ -314,10 +403,16 @@ class Ownership:
             return False
         detail = (
             f"{times} workers died while running it or beside it, {options.deaths} of them while "
-            f"nothing else of this owner was there: {', '.join(options.died)}"
+            f"nothing else of its owner {self.name} was there: {', '.join(options.died)}"
         )
+        self.losses[KILLED_WORKER] += 1
         self._fail(row, ERROR, Failure("killed-worker", row.key, detail))
         return True
+
+    def uncertain(self, row: Row, detail: str) -> None:
+        """End a task that runs at most once, and may have run."""
+        self.losses[UNCERTAIN] += 1
+        self._fail(row, ERROR, Failure("uncertain", row.key, detail))
 
     def receive(self, view: WorkerView, batch: Iterable[Message], now: float) -> None:
         """Answers of a worker, in the order in which it gave them."""
@@ -330,6 +425,8 @@ class Ownership:
         placement = self.placement
         if not placement.workers:
             return
+        if placement.kept:
+            placement.let_go_of_kept()
         while placement.any_suspect and (found := placement.take_suspect()) is not None:
             suspect, free = found
             self.pushing.push(suspect, free, now)
@@ -339,22 +436,25 @@ class Ownership:
         while progress and placement._restricted:
             progress = False
             for row, views in placement.restricted():
-                if not views and not placement.matching(row.options.workers or ()):
-                    if row.options.workers is None:
-                        continue
-                    placement.take_restricted(row)
-                    self._fail(row, ERROR, self._no_worker(row))
-                    progress = True
+                if not views:
+                    if self.unmatched.hopeless(row):
+                        self.unmatched.fail(row)
+                        progress = True
                     continue
                 view = placement.choose(row, views)
                 if view is not None:
                     placement.take_restricted(row)
                     self.pushing.push(row, view, now)
                     progress = True
+        if placement._restricted:
+            placement.keep_for_waiting()
         take_ready = placement.take_ready
         push = self.pushing.push
         while (taken := take_ready()) is not None:
             push(taken[0], taken[1], now)
+        if self.attempts != self._marked:
+            self._marked = self.attempts
+            self.timeline.mark(self.attempts, now)
 
     def tick(self, now: float) -> bool:
         """Recall queued work for idle workers; whether to be called again soon."""
@@ -365,11 +465,12 @@ class Ownership:
             return watched
         again = watched
         for view in views:
-            spare = view.active - view.nthreads
-            if spare <= 0 or len(views) < 2:
+            if not view.active or len(views) < 2 or view.suspended:
                 continue
             again = True
-            if view.recalled or now - view.heard < STALLED:
+            # What it has may wait for tasks of other owners, of which nothing is known here.
+            spare = max(view.active - view.nthreads, 0)
+            if view.recalled or now - view.heard < (STALLED if spare else HELD_UP):
                 continue
             view.recalled = True
             view.outbox.append((m.RECALL, max(1, spare // 2 + spare % 2)))
@@ -387,6 +488,10 @@ class Ownership:
         if self.references.talking:
             self._post(self.references.flush(acknowledge))
 
+    def post_again(self) -> None:
+        """The way to those without an address is another now: some may not have arrived."""
+        self._post(self.references.again())
+
     def _post(self, posts: Iterable[tuple[Process, Message]]) -> None:
         """Send each on its way: to the worker that it is for, or to one that passes it on."""
         workers = self.placement.workers
@@ -398,7 +503,8 @@ class Ownership:
                 self.posts.append(message)
                 continue
             else:
-                view = next(iter(workers.values()), None)
+                view = next((v for v in workers.values() if not v.suspended), None)
+                view = view or next(iter(workers.values()), None)
             if view is None:
                 self.unposted.setdefault(address, []).append((process, message))
             else:
@@ -434,6 +540,8 @@ class Ownership:
 
     def _inherit(self, row: Row, dependency: Row) -> None:
         """Fail a row as its dependency failed."""
+        if row.options.bequest is not None and self.bequests.make(row, dependency.state):
+            return
         if dependency.state == CANCELLED:
             self._fail(row, CANCELLED, dependency.value)
         else:
@@ -456,8 +564,19 @@ class Ownership:
                 self._succeeded(row, row.contains)
                 self._release_uses(arguments)
                 return
+            if row.options.workers is None and (view := self._where_stored(source)) is not None:
+                # It takes no slot there, and nothing is to be moved.
+                self.pushing.push(row, view, view.heard)
+                return
         row.state = READY
         self.placement.add_ready(row)
+
+    def _where_stored(self, source: Row) -> WorkerView | None:
+        """A worker with a value that takes tasks."""
+        workers = self.placement.workers
+        addresses = source.addresses if isinstance(source, Borrowed) else ()
+        views = [workers.get(address) for address in addresses] or source.holders
+        return next((v for v in views if v is not None and v.accepting and not v.suspended), None)
 
     def _borrowed_ended(self, row: Row) -> None:
         """A borrowed row has a value: who waits for it can go on."""
@@ -469,6 +588,8 @@ class Ownership:
         dependents = row.dependents or ()
         self._end(row, state, value)
         for dependent in dependents:
+            if dependent.options.bequest is not None and self.bequests.make(dependent, state):
+                continue
             self._fail(dependent, CANCELLED if state == CANCELLED else ERROR, value)
 
     def _succeeded(self, row: Row, inside: tuple[Row, ...] = ()) -> None:
@@ -476,14 +597,31 @@ class Ownership:
         self.counts["done"] += 1
         dependents = row.dependents
         dependencies = row.dependencies
-        if row.state == STORED:
+        if (
+            row.state == STORED
+            or self.lineages.of_inline
+            or (self.climbing.keepers and row in self.climbing.keepers)
+        ):
             if row.function is not None:
                 self.lineages.keep(row)
+            if row.options.replicas is not None:
+                self.replicas.look(row)
         elif row.lineage is not None:
+            self.lineages.made_again(row)
             self.lineages.drop(row)  # it was made again, and travelled this time
-        row.worker = None
+        if row.options is not NO_OPTIONS:
+            checkpoints.drop(row)
+        if row.state != INLINE:
+            row.worker = None
         row.payload = None
         row.function = None
+        needed: tuple[Row, ...] = ()
+        if dependencies or row.contains is not inside:
+            needed = dependencies if row.contains is inside else dependencies + row.contains
+            # Before its dependents: an alias ends at once, and this row with it, which would
+            # let go of them as well.
+            row.dependencies = ()
+            row.contains = inside
         if dependents is not None:
             row.dependents = None
             for dependent in dependents:
@@ -493,22 +631,20 @@ class Ownership:
                         self._ready(dependent)
         if row.waiters is not None:
             self.completed.append(row)
-        if dependencies or row.contains is not inside:
-            needed = dependencies if row.contains is inside else dependencies + row.contains
-            row.dependencies = ()
-            row.contains = inside
+        if needed:
             self._release_uses(needed)
         if row.borrowers is not None:
             self.references.tell(row)
         if self.desired and row in self.desired:
             self.desired.discard(row)
             self.release([row])
-        if self.moves.under_way and row in self.moves.under_way:
-            self.moves.ended(row, True)
+        if self.copies.under_way and row in self.copies.under_way:
+            self.copies.ended(row, True)
+        if self.climbing.searches and row in self.climbing.searches:
+            self.climbing.ended(row)
 
     def _again(self, row: Row) -> None:
         """Back to waiting or ready: the attempt ended without an outcome."""
-        self.counts["returned"] += 1
         row.worker = None
         row.state = WAITING
         self._wait_for_dependencies(row)
@@ -535,6 +671,8 @@ class Ownership:
             if row.state == PUSHED:
                 self._take_back(row)
             if inside:
+                if row in self.climbing.keepers and row.function is not None:
+                    self.lineages.keep(row)  # with the arguments, not with what is inside
                 with self.table.lock:
                     for inner in inside:
                         inner.uses += 1
@@ -556,10 +694,13 @@ class Ownership:
             self.completed.append(row)
         if row.borrowers is not None:
             self.references.tell(row)
-        if row.lineage is not None or self.lineages.evicted:
+        if (row.lineage is not None or self.lineages.evicted) and not (
+            state == ERROR and row in self.climbing.keepers
+        ):
             self.lineages.drop(row)
         if state != ERROR:
             # An error may be retried and keeps what it needs for that.
+            checkpoints.drop(row)
             dependencies = row.dependencies + row.contains
             row.dependencies = row.contains = ()
             row.payload = None
@@ -570,19 +711,30 @@ class Ownership:
         if row in self.desired:
             self.desired.discard(row)
             self.release([row])
-        if row in self.moves.under_way:
-            self.moves.ended(row, False)
+        if row in self.copies.under_way:
+            self.copies.ended(row, False)
+        if row in self.climbing.questions:
+            self.climbing.dropped(row)
+        if row in self.climbing.searches:
+            self.climbing.ended(row)
 
     @staticmethod
     def _why(row: Row, value: bytes | Failure | None) -> str:
         """Why a row that still has what it needs ends with this."""
         if isinstance(value, Failure):
-            return value.detail if value.key == row.key else f"{value.key!r}: {value.detail}"
+            why = f"{value.detail}; {value.where}" if value.where else value.detail
+            return why if value.key == row.key else f"{value.key!r}: {why}"
         failed = next((d for d in row.dependencies if d.state == ERROR), None)
         if failed is not None:
             return f"{failed.key!r} failed"
         where = "" if row.worker is None else f" at {row.worker.address}"
         return f"it raised an exception{where}"
+
+    def _where(self, row: Row) -> str:
+        """Who owns a row and where it is, for one who asks what became of it."""
+        views = (row.worker,) if row.state == PUSHED else row.holders
+        at = ", ".join([view.address for view in views])
+        return f"owned by {self.name}" + (f", at {at}" if at else ", not at any worker")
 
     def _take_back(self, row: Row) -> None:
         """Tell the worker to drop an attempt, and stop counting it there."""
@@ -605,6 +757,7 @@ class Ownership:
         for view in views:
             if view.alive:
                 view.copies.pop(row.key, None)
+                view.arrived.discard(row.key)
                 view.outbox.append((m.FREE, (row.key,), self.attempts))
 
     def _drop_holders(self, row: Row, gone: set[WorkerView], reason: str) -> None:
@@ -616,17 +769,26 @@ class Ownership:
             return
         if row.borrowers is not None and row.holders:
             self.references.tell(row)
+        if row.options.replicas is not None and row.holders:
+            self.replicas.look(row)
         if not row.holders:
             self.log(row, "copy-gone", f"the only one was at {addresses}, which {reason}")
             if row.borrowers is not None and row.lineage is not None:
                 self.log(row, "withdrawn", f"from {len(row.borrowers)} borrowers, which wait")
                 self.references.withdraw(row)
-            if not self.lineages.recover(row):
+            if (
+                not self.lineages.recover(row)
+                and not self.climbing.look_for_adopted(row)
+                and not self.bequests.again(row)
+            ):
                 why = self.lineages.why_not(row)
                 self.lose(row, f"its only copy was at {addresses}, which {reason}; {why}")
 
     def lose(self, row: Row, detail: str) -> None:
         """A value is gone for good."""
+        detail = f"{detail}; it was owned by {self.name}"
+        if row.handles > 0 or row.uses > 0:
+            self.losses[LOST_DATA] += 1
         self._lose(row, LOST, Failure("lost-data", row.key, detail))
 
     def _release_uses(self, rows: Iterable[Row]) -> None:
@@ -634,8 +796,22 @@ class Ownership:
             self._clear(row)
 
     def _clear(self, row: Row) -> None:
-        """Nobody counts it and it is out of the table: free what it held."""
-        stack = [row]
+        """Nobody counts it and it is out of the table: free what it held.
+
+        What is freed with it follows in this loop, also what comes back here from others
+        that are told: chains of any length end so.
+        """
+        stack = self._dead
+        stack.append(row)
+        if self._clearing:
+            return
+        self._clearing = True
+        try:
+            self._clear_all(stack)
+        finally:
+            self._clearing = False
+
+    def _clear_all(self, stack: list[Row]) -> None:
         while stack:
             row = stack.pop()
             if row.state == FORGOTTEN:
@@ -650,6 +826,12 @@ class Ownership:
             if row.state == INLINE:
                 self.inline_bytes -= row.nbytes
             row.state = FORGOTTEN
+            if self.climbing.escaped and row in self.climbing.escaped:
+                self.climbing.forgotten(row)
+            if self.climbing.questions and row in self.climbing.questions:
+                self.climbing.dropped(row)
+            if self.climbing.searches and row in self.climbing.searches:
+                self.climbing.ended(row)
             if row.lineage is not None or self.lineages.evicted:
                 self.lineages.drop(row)
             if row.borrowed:
@@ -664,14 +846,3 @@ class Ownership:
                 needed = row.dependencies + row.contains
                 row.dependencies = row.contains = ()
                 stack.extend(self.table.release_uses(needed))
-
-    def _no_worker(self, row: Row) -> Failure:
-        there = ", ".join(sorted(self.placement.workers)) or "none"
-        wanted = ", ".join(row.options.workers or ())
-        detail = (
-            f"workers=[{wanted}] names no worker of the cluster (its workers: {there}); "
-            "use allow_other_workers=True to run it elsewhere"
-        )
-        if self.refused:
-            detail += "; workers that do not take part: " + "; ".join(self.refused.values())
-        return Failure("no-worker", row.key, detail)

@@ -14,8 +14,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from dask_ownership.core.messages import Message
+from dask_ownership.core.places import URGENT, urgency
 from dask_ownership.core.queue import OrderedQueue
-from dask_ownership.core.table import READY, STORED, Borrowed, Row
+from dask_ownership.core.table import NO_OPTIONS, READY, STORED, Borrowed, Row
+from dask_ownership.core.traffic import Traffic
 
 WINDOW = 10_000.0
 """Microseconds of queued work per slot."""
@@ -29,6 +31,9 @@ SHORTEST = 12.0
 RUN_LENGTH = 16
 """How many tasks in a row go to one worker, so that neighbours in a graph meet."""
 
+OVERTAKING = 16
+"""How many tasks beyond its slots a worker may have before nothing more overtakes others there."""
+
 ALONE = 5_000_000.0
 """Microseconds without an answer after which a suspect need not be alone: it, or what it
 waits for to end, may wait for others."""
@@ -38,6 +43,9 @@ BANDWIDTH = 200.0
 
 STALLED = 5_000.0
 """Microseconds without an answer after which a worker's queue may be recalled."""
+
+HELD_UP = 300_000.0
+"""The same for a worker that has no more of an owner's tasks than it can run at once."""
 
 
 class WorkerView:
@@ -53,6 +61,9 @@ class WorkerView:
         How many of those do not wait for others.
     load : float
         Microseconds of its window that are taken.
+    low : int
+        Order of the least urgent with a priority below the usual that it was pushed since it
+        had nothing to do; 0 when there was none.
     outbox : list
         Messages to it that have not left yet.
     functions : set of int
@@ -64,11 +75,22 @@ class WorkerView:
     recalled : bool
         A recall is under way.
     reserved : bool
-        Nothing more is pushed to it: it has, or is about to have, a suspect.
+        Nothing more is pushed to it: it has, or is about to have, a suspect, or its next
+        free slot is for a task that runs at most once.
     alone : Row or None
         The suspect that is there alone, see `Placement.take_suspect`.
     leaving : bool
         It is about to leave; what it has is moved.
+    arrived : set
+        Keys among ``copies`` of values that are there for certain.
+    given : int
+        Bytes of values that were copied there for safety.
+    handed : int
+        How many tasks it was given since it joined.
+    suspended : bool
+        It does not answer, see `core.silence`; ``would_accept`` is what it said before.
+    traffic : Traffic
+        Bytes to and from it.
     """
 
     __slots__ = (
@@ -77,13 +99,17 @@ class WorkerView:
         "address",
         "alive",
         "alone",
+        "arrived",
         "copies",
         "functions",
+        "given",
+        "handed",
         "heard",
         "host",
         "leaving",
         "link",
         "load",
+        "low",
         "name",
         "nthreads",
         "outbox",
@@ -91,6 +117,9 @@ class WorkerView:
         "recalled",
         "reserved",
         "resources",
+        "suspended",
+        "traffic",
+        "would_accept",
     )
 
     def __init__(
@@ -110,17 +139,24 @@ class WorkerView:
         self.accepting = True
         self.alive = True
         self.leaving = False
+        self.suspended = False
+        self.would_accept = True
         self.reserved = False
         self.alone: Row | None = None
+        self.arrived: set[Any] = set()
+        self.given = 0
+        self.handed = 0
         self.pushed: dict[Any, Row] = {}
         self.active = 0
         self.load = 0.0
+        self.low = 0
         self.outbox: list[Message] = []
         self.functions: set[int] = set()
         self.copies: dict[Any, int] = {}
         self.heard = 0.0
         self.recalled = False
         self.link: Any = None
+        self.traffic = Traffic()
 
     def __repr__(self) -> str:
         return f"<WorkerView {self.address} pushed={len(self.pushed)} load={self.load:.0f}us>"
@@ -152,7 +188,12 @@ class WorkerView:
 def _restriction(row: Row) -> tuple[Any, ...]:
     options = row.options
     resources = options.resources or {}
-    return (options.workers, options.loose, tuple(sorted(resources.items())))
+    return (
+        options.workers,
+        options.loose,
+        tuple(sorted(resources.items())),
+        options.at_most_once,
+    )
 
 
 class Placement:
@@ -163,6 +204,13 @@ class Placement:
     home : str, optional
         Address of the worker in this process, preferred for tasks without data
         elsewhere (nested tasks stay near their parent).
+
+    Attributes
+    ----------
+    any_low : bool
+        Whether anything with a priority below the usual was pushed.
+    kept : list of WorkerView
+        Those that get nothing more until they have a free slot, see `keep_for_waiting`.
     """
 
     def __init__(self, home: str | None = None) -> None:
@@ -172,6 +220,8 @@ class Placement:
         self._restricted: dict[Any, OrderedQueue[Row]] = {}
         self._rotation: list[WorkerView] = []
         self._suspects: OrderedQueue[Row] = OrderedQueue()
+        self.kept: list[WorkerView] = []
+        self.any_low = False
         self._draining: WorkerView | None = None
         self._hurry = False
         self._next = 0
@@ -193,6 +243,11 @@ class Placement:
         if self._draining is view:
             self._draining = None
 
+    def suspend(self, view: WorkerView) -> None:
+        """A worker does not answer: nothing waits for it to become free."""
+        if self._draining is view:
+            self._let_go_of_draining()
+
     def matching(self, names: Iterable[str]) -> list[WorkerView]:
         """Workers that answer to one of the names."""
         names = tuple(names)
@@ -202,14 +257,16 @@ class Placement:
 
     def add_ready(self, row: Row) -> None:
         options = row.options
-        if options.died:
+        if options is NO_OPTIONS:
+            self._free.push(row)
+        elif options.died:
             self._suspects.push(row)
-            return
-        self._add(row)
+        else:
+            self._add(row)
 
     def _add(self, row: Row) -> None:
         options = row.options
-        if options.workers is not None or options.resources:
+        if options.workers is not None or options.resources or options.at_most_once:
             kind = _restriction(row)
             queue = self._restricted.get(kind)
             if queue is None:
@@ -306,6 +363,8 @@ class Placement:
             if row.state != READY:
                 continue
             view = self.choose(row) if row.dependencies else self._any_open()
+            if view is None and (row.order < URGENT or self.any_low):
+                view = self._overtaking(row, self.workers.values())
             if view is None:
                 queue.put_back(row)
                 return None
@@ -338,6 +397,24 @@ class Placement:
             found.append((queue.peek(), self.allowed(queue.peek())))
         return found
 
+    @property
+    def any_restricted(self) -> bool:
+        """Whether a row waits that not every worker may run."""
+        return bool(self._restricted)
+
+    def unmatched(self) -> list[Row]:
+        """Ready rows that no member may run."""
+        if not self.workers:
+            queues = [self._free, self._suspects, *self._restricted.values()]
+            return [row for queue in queues for row in queue.items() if row.state == READY]
+        return [
+            row
+            for first, views in self.restricted()
+            if not views
+            for row in self._restricted[_restriction(first)].items()
+            if row.state == READY
+        ]
+
     def take_restricted(self, row: Row) -> None:
         """Remove the row that `restricted` gave."""
         self._restricted[_restriction(row)].pop()
@@ -348,6 +425,8 @@ class Placement:
         views = list(self.workers.values())
         if options.workers is not None:
             named = self.matching(options.workers)
+            if options.loose:
+                named = [view for view in named if not view.suspended]
             if named or not options.loose:
                 views = named
         if options.resources:
@@ -355,18 +434,46 @@ class Placement:
             views = [w for w in views if all(w.resources.get(k, 0) >= v for k, v in wanted)]
         return views
 
+    def keep_for_waiting(self) -> None:
+        """Have tasks that run at most once get the next free slot when it is their turn.
+
+        Such a task goes to a free slot only, and there is none while the windows of all
+        workers are filled again and again. So what comes after it waits with it.
+        """
+        if not any(at_most_once for *_, at_most_once in self._restricted):
+            return
+        for row, views in self.restricted():
+            if row.options.at_most_once and not self._any_ready_before(row):
+                for view in views:
+                    if not view.reserved:
+                        view.reserved = True
+                        self.kept.append(view)
+
+    def _any_ready_before(self, row: Row) -> bool:
+        return self.any_ready and self._free.peek().order < row.order
+
+    def let_go_of_kept(self) -> None:
+        """Undo `keep_for_waiting`."""
+        for view in self.kept:
+            view.reserved = False
+        self.kept.clear()
+
     # ---- choosing ----
 
     def choose(self, row: Row, among: list[WorkerView] | None = None) -> WorkerView | None:
         """The worker that should take the row now, or None while none wants more."""
         best: WorkerView | None = None
+        if among is not None and row.options.at_most_once:
+            among = [view for view in among if view.idle]
         if row.dependencies:
             best = self._nearest(row, among)
         if among is not None:
             if best is not None:
                 return best
             candidates = [w for w in among if w.open]
-            return min(candidates, key=lambda w: w.load, default=None)
+            if not candidates:
+                return self._overtaking(row, among)
+            return min(candidates, key=lambda w: w.load)
         other = self._any_open()
         if best is None or other is None or best is other:
             return best or other
@@ -379,6 +486,20 @@ class Placement:
         if other.idle and best.load / best.nthreads > nbytes / BANDWIDTH + 1000.0:
             return other
         return best
+
+    @staticmethod
+    def _overtaking(row: Row, among: Iterable[WorkerView]) -> WorkerView | None:
+        """A worker whose window is full of what has a lower priority: the row runs there first."""
+        mine = urgency(row.order)
+        found = [
+            view
+            for view in among
+            if view.accepting
+            and not view.reserved
+            and (mine < 0 or urgency(view.low) > mine)
+            and view.active < view.nthreads + OVERTAKING
+        ]
+        return min(found, key=lambda view: view.load, default=None)
 
     def _nearest(self, row: Row, among: list[WorkerView] | None) -> WorkerView | None:
         held: dict[WorkerView, int] = {}

@@ -8,9 +8,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dask_ownership.core import checkpoints
 from dask_ownership.core import messages as m
 from dask_ownership.core.placement import SHORTEST, UNKNOWN_DURATION, WINDOW, WorkerView
-from dask_ownership.core.table import INLINE, PUSHED, STORED, WAITING, Borrowed, Row
+from dask_ownership.core.places import LOW
+from dask_ownership.core.table import (
+    INLINE,
+    NO_OPTIONS,
+    PUSHED,
+    STORED,
+    WAITING,
+    Borrowed,
+    Options,
+    Row,
+)
 
 if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership
@@ -69,19 +80,20 @@ class Pushing:
             row.estimate = duration
             if view.active <= 0:
                 view.heard = now
+                view.low = 0
+            order = row.order
+            if order >= LOW:
+                if order > view.low:
+                    view.low = order
+                core.placement.any_low = True
             view.load += duration
             view.active += 1
+            view.handed += 1
             view.pushed[row.key] = row
             options = row.options
-            extra: dict[str, Any] | None = None
-            if options.depth or options.resources or options.moved:
-                extra = {"depth": options.depth}
-                if options.heir is not None:
-                    extra["heir"] = options.heir
-                if options.resources:
-                    extra["resources"] = options.resources
-                if options.moved:
-                    extra["moved"] = True
+            extra = None if options is NO_OPTIONS else self._extra(options)
+            if function is core.identity:
+                extra = {"depth": 0, **(extra or {}), "alias": True}
             if core.inline_bytes > core.max_inline:
                 if extra is None:
                     extra = {"depth": 0}
@@ -93,15 +105,47 @@ class Pushing:
                     row.attempt,
                     function.id,
                     row.payload,
-                    row.order,
+                    order,
                     dependencies,
                     extra,
                 )
             )
+            if core.climbing.searches and row in core.climbing.searches:
+                core.climbing.seek(row)
             if row.dependents is not None and len(row.dependents) <= CHAIN_WIDTH:
                 for dependent in row.dependents:
                     if dependent not in stack and self._chainable(dependent, view):
                         stack.append(dependent)
+
+    @staticmethod
+    def _extra(options: Options) -> dict[str, Any] | None:
+        """What the worker has to know of a task's options; None when nothing."""
+        timed = options.timeout is not None
+        again = options.repeats is not None
+        kept = options.checkpoints
+        named = options.executor or options.span
+        plain = not (options.depth or options.resources or options.moved)
+        if plain and not (again or timed or kept or named):
+            return None
+        extra: dict[str, Any] = {"depth": options.depth}
+        if options.heir is not None:
+            extra["heir"] = options.heir
+            extra["within"] = options.within
+        if again:
+            extra["repeats"] = options.repeats
+        if options.resources:
+            extra["resources"] = options.resources
+        if options.moved:
+            extra["moved"] = True
+        if timed:
+            extra["timeout"] = options.timeout
+        if options.executor:
+            extra["executor"] = options.executor
+        if options.span:
+            extra["span"] = options.span
+        if kept:
+            extra["checkpoints"] = checkpoints.of(options)
+        return extra
 
     def chain(self, row: Row) -> None:
         """Push a new row behind its unfinished dependencies when one worker has them all."""
@@ -122,6 +166,7 @@ class Pushing:
             or view.load >= WINDOW * view.nthreads
             or row.options.workers is not None
             or row.options.resources
+            or row.options.at_most_once
         ):
             return False
         for dependency in row.dependencies:

@@ -8,8 +8,10 @@ counts it (`Row.borrowers`) until it gives the value back.
 Processes correspond in one ordered stream per pair (`Peer`), carried over the links
 that are there anyway; a worker passes on what is for another process. In a stream:
 
-``(BORROW, key, number)``
-    To the owner: I have it now. ``number`` tells this borrowing from earlier ones.
+``(BORROW, key, number, [path, gone])``
+    To the owner: I have it now. ``number`` tells this borrowing from others. With a path: the
+    receiver does not own it, but its task can make it (`core.climbing`); ``gone`` is the
+    incarnation of the owner that died.
 ``(LENT, key, number, outcome)``
     From the owner: you are counted. The outcome is None while there is none.
 ``(OUTCOME, key, number, outcome)``
@@ -20,8 +22,13 @@ that are there anyway; a worker passes on what is for another process. In a stre
     To the owner: ``cancel`` or ``retry`` it.
 ``(ADOPT, key, number, origin, pinned)``
     To an heir: take this object over under that key, which I borrow.
-``(MOVED, key, number, place, outcome)``
-    From the owner: borrow it from its new owner, and return it to me then.
+``(MOVED, key, number, place, outcome, path)``
+    From the owner: borrow it from its new owner, and return it to me then. ``path`` is None,
+    or what to ask the new owner for.
+``(KEPT, key)``
+    From the owner of a task, if it is a worker: the `KEEP` has arrived.
+``(KEEP, key)``, ``(LET_GO, key)``
+    To the owner of a task: what it submitted may be known elsewhere; it is not any more.
 ``(LEAVE,)``
     The sender ends: it borrows nothing any more, and what it owns is gone.
 
@@ -37,7 +44,10 @@ from typing import TYPE_CHECKING, Any
 
 from dask_ownership.core import messages as m
 from dask_ownership.core.adoption import adopted_key, heir_of, is_adopted
+from dask_ownership.core.bequest import held_at, place_held
+from dask_ownership.core.climbing import Path, path_from
 from dask_ownership.core.link import LinkState
+from dask_ownership.core.losses import LOST_DATA, OWNER_LOST, OWNERS_GONE
 from dask_ownership.core.messages import Key, Message, Origin, Place, Process
 from dask_ownership.core.table import (
     CANCELLED,
@@ -64,12 +74,33 @@ REQUEST = 4
 LEAVE = 5
 ADOPT = 6
 MOVED = 7
+KEEP = 8
+LET_GO = 9
+KEPT = 10
 
-NAMES = ("BORROW", "LENT", "OUTCOME", "RETURN", "REQUEST", "LEAVE", "ADOPT", "MOVED")
+NAMES = (
+    "BORROW",
+    "LENT",
+    "OUTCOME",
+    "RETURN",
+    "REQUEST",
+    "LEAVE",
+    "ADOPT",
+    "MOVED",
+    "KEEP",
+    "LET_GO",
+    "KEPT",
+)
 """Kinds of messages in a stream by number, for people."""
 
 MISSES = 20
 """How often a holder may not have a borrowed value before it counts as lost."""
+
+FREED = "freed"
+"""In place of the kind of a failure: nothing is known of such an object any more."""
+
+SECOND = "\0"
+"""Between a process and the number of a borrowing, in the name of its second one of a row."""
 
 Outcome = tuple[Any, ...]
 """State, and what belongs to it: see `References.outcome_of`."""
@@ -86,20 +117,23 @@ class Peer:
     outbox : list
         What was not sent yet.
     borrowed : dict
-        Key to our row, for what we borrow from it.
+        Number to our row, for what we borrow from it.
     lent : dict
         ``(key, number)`` to the row, for what it borrows from us.
+    kept : dict
+        Key to the row, for our tasks that it has us keep.
     gone : bool
     """
 
-    __slots__ = ("borrowed", "gone", "lent", "outbox", "process", "stream")
+    __slots__ = ("borrowed", "gone", "kept", "lent", "outbox", "process", "stream")
 
     def __init__(self, process: Process) -> None:
         self.process = process
         self.stream = LinkState()
         self.outbox: list[Message] = []
-        self.borrowed: dict[Key, Borrowed] = {}
+        self.borrowed: dict[int, Borrowed] = {}
         self.lent: dict[tuple[Key, int], Row] = {}
+        self.kept: dict[Key, Row] = {}
         self.gone = False
 
     def __repr__(self) -> str:
@@ -164,7 +198,7 @@ class References:
         options = row.options
         if options.adopted is not None:
             adopted: Origin = options.adopted
-            return adopted
+            return adopted if options.bequest is None else held_at(adopted, self.process)
         return (*self.process, row.key, options.heir)
 
     def place_of(self, row: Row) -> tuple[str, Key]:
@@ -199,14 +233,17 @@ class References:
         core = self.core
         core.attempts += 1
         row.attempt = core.attempts
-        peer.borrowed[place[3]] = row
-        peer.outbox.append((BORROW, place[3], row.attempt))
+        peer.borrowed[row.attempt] = row
+        if row.path is None:
+            peer.outbox.append((BORROW, place[3], row.attempt))
+        else:
+            peer.outbox.append((BORROW, place[3], row.attempt, row.path, ""))
         self.talking[place[0]] = peer
 
     def _borrow_from(self, peer: Peer, row: Borrowed) -> None:
         self.core.attempts += 1
         row.attempt = self.core.attempts
-        peer.borrowed[row.place[3]] = row
+        peer.borrowed[row.attempt] = row
 
     def adopt_at_heir(self, row: Borrowed, origin: Origin, pinned: bool) -> None:
         """Have the owner of a row that is new there make it, taking ``origin`` over."""
@@ -216,25 +253,65 @@ class References:
 
     def _climb(self, row: Borrowed) -> None:
         """Its owner is gone: ask the owner of the task that submitted it, or of that one's."""
-        heir = None
+        level = None
+        if row.state < INLINE and row.place[2] not in row.survived:
+            row.survived += (row.place[2],)
+            # It may be what they die of: as for a task that is never alone when one dies.
+            if len(row.survived) > 4 * (self.core.allowed_failures + 1):
+                names = ", ".join(row.survived)
+                self._lose(row, "owner-lost", f"those who owned it died before it ended: {names}")
+                self._counted(row)
+                return
         if row.state < INLINE or row.state == STORED:
-            heir = heir_of(row.origin, lambda process: self.peer(process).gone)
-        if heir is None or self.core.adoption.waits_for(row, heir):
-            self._lose(row, "its owner is gone")  # unless it has what there is to have
+            level = heir_of(row.origin, lambda process: self.peer(process).gone)
+        if level is None:
+            # Unless it has what there is to have.
+            self._lose(row, "owner-lost", "no process lives that led to it")
             self._counted(row)
             return
-        row.place = (*heir, adopted_key(row.origin))
+        gone = row.place[0]
+        heir = level[:3]
+        key = adopted_key(row.origin)
+        if self.core.adoption.waits_for(row, heir):
+            key = ("asked", *key[1:])  # type: ignore[index]
+        row.place = (*heir, key)
+        row.path = path_from(row.origin, level)
         row.state = WAITING
         row.addresses = ()
         peer = self.peer(heir)
         self._borrow_from(peer, row)
-        self._say(peer, (BORROW, row.place[3], row.attempt))
+        self._say(peer, (BORROW, key, row.attempt, row.path, gone))
 
-    def _moved(self, peer: Peer, row: Borrowed, place: Place, outcome: Outcome | None) -> None:
+    def _freed(self, peer: Peer, row: Borrowed, detail: str) -> bool:
+        """Its owner freed it before it heard of this borrower; whether others are asked.
+
+        Whoever passed it on kept it until then, but for one that was frozen meanwhile and
+        whose value was made again elsewhere.
+        """
+        if row.counted or row.place != row.origin or row.origin[4] is None:
+            return False
+        del peer.borrowed[row.attempt]
+        row.value = Failure("lost-data", row.origin[3], detail)
+        self._climb(row)
+        return True
+
+    def borrow_at(self, row: Borrowed, place: Place) -> None:
+        """It is there for certain: also when its owner freed it once, and has it again."""
+        if row.place[:4] != place:
+            peer = self.peer(row.place[:3])
+            if peer.borrowed.get(row.attempt) is row:
+                row.counted = False
+                self._moved(peer, row, place, None, None)
+
+    def _moved(
+        self, peer: Peer, row: Borrowed, place: Place, outcome: Outcome | None, path: Path | None
+    ) -> None:
         """Another owns it now; the old borrowing is given back when that one counts this."""
-        del peer.borrowed[row.place[3]]
+        del peer.borrowed[row.attempt]
         row.returns = [*(row.returns or ()), (peer, row.place[3], row.attempt)]
         row.place = place
+        row.path = path
+        row.value = None if row.state == WAITING else row.value
         if outcome is not None:
             self._take_in(row, outcome)
         self.borrow(row)
@@ -258,14 +335,16 @@ class References:
             row = table.find(key)
             if row is not None:
                 return row, False
-            if key not in self.core.adoption.moved:
+            if key not in self.core.adoption.moved and place_held(origin) is None:
                 row = Row(key, None, None, (), 0)
                 row.value = (
                     Failure(
                         "closed", key, f"its client {self.process[2]} is closed, which freed it"
                     )
                     if self.left
-                    else Failure("lost-data", key, "it was freed: nobody held its future any more")
+                    else Failure(
+                        "lost-data", key, f"its owner {self.process[2]} freed it: nobody held it"
+                    )
                 )
                 row.state = LOST
                 return row, False
@@ -276,9 +355,19 @@ class References:
     def _borrowed(self, origin: Origin) -> Borrowed:
         """A new row for what another owns; this process may have owned it before."""
         made = Borrowed(origin)
-        if origin[0] == self.process[0]:
+        held = place_held(origin)
+        if held is not None:
+            made.place = held
+        elif origin[0] == self.process[0]:
             made.place = self.core.adoption.moved[origin[3]]
         return made
+
+    def held_elsewhere(self, row: Row, origin: Origin) -> Place | None:
+        """Where a row should be borrowed, now that one knows that it is held there."""
+        held = place_held(origin)
+        if held is None or not isinstance(row, Borrowed) or row.place[:4] == held:
+            return None
+        return held
 
     def rows_of(self, origins: Iterable[Origin]) -> tuple[Row, ...]:
         """Rows of futures that arrived inside something, each with one use more.
@@ -297,13 +386,19 @@ class References:
                     self.core.lineages.wake(row)
                     rows.append(row)
                     continue
-                if origin[3] not in self.core.adoption.moved:
+                if origin[3] not in self.core.adoption.moved and place_held(origin) is None:
                     continue
             made = self._borrowed(origin)
+            if made.place[0] == self.process[0] and (row := table.use(made.place[3])):
+                rows.append(row)  # held here
+                continue
             made.handles = 0
             adopted = table.adopt_for_use(made)
             if adopted is made:
                 new.append(made)
+            elif (place := self.held_elsewhere(adopted, origin)) is not None:
+                assert isinstance(adopted, Borrowed)
+                self.borrow_at(adopted, place)
             rows.append(adopted)
         for made in new:
             self.borrow(made)
@@ -349,8 +444,7 @@ class References:
         peer = self.peers.get(row.place[0])
         key = row.place[3]
         if peer is not None:
-            if peer.borrowed.get(key) is row:
-                del peer.borrowed[key]
+            peer.borrowed.pop(row.attempt, None)
             if row.attempt:
                 self._say(peer, (RETURN, key, row.attempt))
         self._counted(row)
@@ -377,16 +471,16 @@ class References:
             return
         row.misses += 1
         if row.misses > MISSES:
-            self._lose(row, f"its holders {', '.join(row.addresses)} do not have it any more")
+            holders = ", ".join(row.addresses)
+            self.core.losses[LOST_DATA] += 1
+            self._lose(row, "lost-data", f"its holders {holders} do not have it any more")
             return
         row.state = WAITING
         self._say(self.peer(row.place[:3]), (BORROW, row.place[3], row.attempt))
 
-    def _lose(self, row: Borrowed, reason: str) -> None:
-        owner = row.origin[2]
-        self._take_in(
-            row, (LOST, "lost-data", row.origin[3], f"{reason}; it was borrowed from {owner}")
-        )
+    def _lose(self, row: Borrowed, kind: str, reason: str) -> None:
+        detail = f"{reason}; it was borrowed from {row.origin[2]}"
+        self._take_in(row, (LOST, kind, row.origin[3], detail, ()))
 
     def _take_in(self, row: Borrowed, outcome: Outcome) -> None:
         """What became of a borrowed value, or where it is now."""
@@ -403,27 +497,46 @@ class References:
             row.value = outcome[1]
             row.nbytes = len(outcome[1])
             core.inline_bytes += row.nbytes
-            inner = row.contains = self.rows_of(outcome[2])
+            self._came_with(row, outcome[2])
             row.state = INLINE
-            if inner:
-                self.hold_until_counted(row, inner)
             core._borrowed_ended(row)
         elif state == STORED:
+            row.value = None
             row.nbytes = outcome[1]
             row.type_name = outcome[2]
             row.addresses = tuple(outcome[3])
             row.state = STORED
             core._borrowed_ended(row)
         elif state == ERROR and isinstance(outcome[1], bytes):
-            inner = row.contains = self.rows_of(outcome[2])
-            if inner:
-                self.hold_until_counted(row, inner)
+            self._came_with(row, outcome[2])
             core._lose(row, ERROR, outcome[1])
         else:
-            _, kind, name, detail = outcome
+            _, kind, name, detail, chain = outcome
+            if isinstance(row.value, Failure):
+                # It was freed, and those who led to it could not make it again.
+                core._lose(row, state, row.value)
+                return
+            kind = "lost-data" if kind == FREED else kind
             if is_adopted(name):
                 name, detail = row.origin[3], f"its owner {row.origin[2]} is gone; {detail}"
-            core._lose(row, state, Failure(kind, name, detail))
+            if kind == "owner-lost":
+                core.losses[OWNER_LOST] += 1
+                if not chain:
+                    chain = owners_of(row.origin)
+                    if row.place[0] != row.origin[0]:
+                        detail = f"{row.place[2]} says: {detail}"
+            core._lose(row, state, Failure(kind, name, detail, chain=tuple(chain)))
+
+    def _came_with(self, row: Borrowed, origins: Iterable[Origin]) -> None:
+        """Futures inside a value or an error that was borrowed."""
+        if self.core.bequests.holds:
+            inner = self.core.bequests.hold_inside(origins)
+            borrowed = tuple(source for one in inner for source in one.dependencies)
+        else:
+            inner = borrowed = self.rows_of(origins)
+        row.contains = inner
+        if borrowed:
+            self.hold_until_counted(row, borrowed)
 
     # ---- as an owner ----
 
@@ -445,16 +558,16 @@ class References:
         if isinstance(value, bytes):
             return (ERROR, value, tuple([self.origin_of(r) for r in row.contains]))
         if isinstance(value, Failure):
-            return (state, value.kind, value.key, value.detail)
-        return (LOST, "lost-data", row.key, "it was freed")
+            return (state, value.kind, value.key, value.detail, value.chain)
+        return (LOST, "lost-data", row.key, "it was freed", ())
 
     def borrowers_of(self, row: Row) -> list[tuple[Peer, int]]:
         """Who borrows a row of this process, with the numbers of those borrowings."""
         peers = self.peers
         return [
             (peers[incarnation], number)
-            for incarnation, number in (row.borrowers or {}).items()
-            if incarnation in peers
+            for name, number in (row.borrowers or {}).items()
+            if (incarnation := name.partition(SECOND)[0]) in peers
         ]
 
     def tell(self, row: Row) -> None:
@@ -468,15 +581,25 @@ class References:
         for peer, number in self.borrowers_of(row):
             self._say(peer, (OUTCOME, row.key, number, None))
 
-    def _lend(self, peer: Peer, key: Key, number: int) -> None:
+    def _lend(
+        self, peer: Peer, key: Key, number: int, path: Path | None = None, gone: str = ""
+    ) -> None:
         table = self.core.table
+        row: Row | None = table.rows.get(key)
+        asked = row is None and path is not None
+        if row is None and path is not None:
+            row = self.core.climbing.ask(key, tuple(path))
         with table.lock:
-            row = table.rows.get(key)
+            row = table.rows.get(key, row if asked else None)
             if row is not None:
                 if row.borrowers is None:
                     row.borrowers = {}
                     row.uses += 1
-                row.borrowers[peer.process[0]] = number
+                name = peer.process[0]
+                if (key, number) not in peer.lent:
+                    if name in row.borrowers:
+                        name = f"{name}{SECOND}{number}"
+                    row.borrowers[name] = number
         if row is None:
             moved = self.core.adoption.moved.get(key)
             if moved is not None:
@@ -494,33 +617,50 @@ class References:
         else:
             outcome = self.outcome_of(row)
         self._say(peer, (LENT, key, number, outcome))
+        if row in self.core.climbing.questions:
+            self.core.climbing.asked_again(peer, row, number, gone)
+        if asked:
+            self.core._release_uses((row,))
 
     def _outcome_of_gone(self, key: Key) -> Outcome:
         """What is told to one that asks for what is not in the table any more."""
         for gone, event, detail, _ in reversed(self.core.history):
             if gone == key and event == "cancelled":
-                return (CANCELLED, "cancelled", key, detail)
-        detail = f"{self.process[2]} freed it: nobody held it when this process asked for it"
-        if is_adopted(key):
-            detail = (
-                f"{self.process[2]}, which owns the task that submitted it, has not taken it "
-                "over, or has freed it"
-            )
-        return (LOST, "lost-data", key, detail)
+                return (CANCELLED, "cancelled", key, detail, ())
+        if not is_adopted(key):
+            detail = f"{self.process[2]} freed it: nobody held it when this process asked for it"
+            return (LOST, FREED, key, detail, ())
+        detail = (
+            f"{self.process[2]}, which owns the task that submitted it, has not taken it "
+            "over, or has freed it"
+        )
+        return (LOST, "lost-data", key, detail, ())
 
     def say_moved(
-        self, peer: Peer, key: Key, number: int, place: Place, outcome: Outcome | None
+        self,
+        peer: Peer,
+        key: Key,
+        number: int,
+        place: Place,
+        outcome: Outcome | None,
+        path: Path | None = None,
     ) -> None:
         """Tell a borrower who owns it now."""
-        self._say(peer, (MOVED, key, number, place, outcome))
+        self._say(peer, (MOVED, key, number, place, outcome, path))
+
+    def say_keep(self, heir: Process, key: Key, yes: bool) -> None:
+        """Have the owner of a task keep it for what it submitted here, or let it go."""
+        self._say(self.peer(heir), (KEEP if yes else LET_GO, key))
 
     def _unlend(self, peer: Peer, key: Key, number: int) -> None:
         row = peer.lent.pop((key, number), None)
-        if row is None or row.borrowers is None or row.borrowers.get(peer.process[0]) != number:
+        if row is None or row.borrowers is None:
             return
         borrowers = row.borrowers
-        del borrowers[peer.process[0]]
-        if not borrowers:
+        name = peer.process[0]
+        if borrowers.get(name) != number:
+            name = f"{name}{SECOND}{number}"
+        if borrowers.pop(name, None) is not None and not borrowers:
             row.borrowers = None
             self.core._release_uses((row,))
 
@@ -543,14 +683,16 @@ class References:
         for message in messages:
             kind = message[0]
             if kind == BORROW:
-                self._lend(peer, message[1], message[2])
+                self._lend(peer, *message[1:])
             elif kind == RETURN:
                 self._unlend(peer, message[1], message[2])
             elif kind == LENT or kind == OUTCOME:
-                borrowed = peer.borrowed.get(message[1])
-                if borrowed is None or borrowed.attempt != message[2]:
+                borrowed = peer.borrowed.get(message[2])
+                if borrowed is None or borrowed.place[3] != message[1]:
                     continue
                 if message[3] is not None:
+                    if message[3][1] == FREED and self._freed(peer, borrowed, message[3][3]):
+                        continue
                     if borrowed.state == ERROR and kind == OUTCOME:
                         self._waits_again(borrowed)  # it was tried again, or cancelled
                     self._take_in(borrowed, message[3])
@@ -560,9 +702,17 @@ class References:
                 if kind == LENT and (borrowed.returns or not borrowed.counted):
                     self._counted(borrowed)
             elif kind == MOVED:
-                borrowed = peer.borrowed.get(message[1])
-                if borrowed is not None and borrowed.attempt == message[2]:
-                    self._moved(peer, borrowed, message[3], message[4])
+                borrowed = peer.borrowed.get(message[2])
+                if borrowed is not None:
+                    self._moved(peer, borrowed, message[3], message[4], message[5])
+            elif kind == KEEP:
+                self._keep(peer, message[1])
+            elif kind == KEPT:
+                self.core.climbing.told(sender[0], message[1])
+            elif kind == LET_GO:
+                row = peer.kept.pop(message[1], None)
+                if row is not None:
+                    self.core.climbing.let_go(row)
             elif kind == ADOPT:
                 row = self.core.adoption.adopt(message[1], message[3], message[4])
                 self._lend(peer, message[1], message[2])
@@ -581,10 +731,27 @@ class References:
             self.core.cancel([row], detail)
         elif what == "retry":
             self.core.retry([row])
-            number = (row.borrowers or {}).get(peer.process[0])
-            if row.done and number is not None:
+            for borrower, number in self.borrowers_of(row) if row.done else ():
                 # It cannot be tried again, or was already: who asked waits for an answer.
-                self._say(peer, (OUTCOME, key, number, self.outcome_of(row)))
+                if borrower is peer:
+                    self._say(peer, (OUTCOME, key, number, self.outcome_of(row)))
+
+    def _keep(self, peer: Peer, key: Key) -> None:
+        if self.process[1]:
+            self._say(peer, (KEPT, key))
+        row = self.core.table.rows.get(key)
+        if row is not None and key not in peer.kept and self.core.climbing.can_keep(row):
+            peer.kept[key] = row
+            self.core.climbing.keep(row)
+
+    def say_to_itself(self) -> None:
+        """Hear what this process has to say to itself, which may be to run a task."""
+        myself = self.process[0]
+        while myself in self.talking:
+            peer = self.talking.pop(myself)
+            if peer.outbox:
+                messages, peer.outbox = peer.outbox, []
+                self.receive(self.process, peer.stream.pack(messages))
 
     def flush(self, acknowledge: bool = False) -> list[tuple[Process, Message]]:
         """What is to be posted now, by receiver.
@@ -592,12 +759,7 @@ class References:
         ``acknowledge`` also says what arrived to those to whom there is nothing to say.
         """
         posts: list[tuple[Process, Message]] = []
-        myself = self.process[0]
-        while myself in self.talking:
-            peer = self.talking.pop(myself)
-            if peer.outbox:
-                messages, peer.outbox = peer.outbox, []
-                self.receive(self.process, peer.stream.pack(messages))
+        self.say_to_itself()
         for incarnation, peer in list(self.talking.items()):
             if peer.outbox or (acknowledge and peer.stream.unsaid):
                 messages, peer.outbox = peer.outbox, []
@@ -629,7 +791,12 @@ class References:
         peer.gone = True
         peer.outbox.clear()
         borrowed = list(peer.borrowed.values())
+        if borrowed:
+            self.core.losses[OWNERS_GONE] += 1
         peer.borrowed.clear()
+        kept = list(peer.kept.values())
+        peer.kept.clear()
+        self.core.climbing.process_gone(incarnation, kept)
         for row in borrowed:
             self._climb(row)
         for key, number in list(peer.lent):
@@ -638,12 +805,25 @@ class References:
     def address_gone(self, address: str) -> None:
         """A worker is gone, and with it the owner there."""
         self.gone_addresses.add(address)
-        for incarnation, peer in list(self.peers.items()):
-            if peer.process[1] == address:
-                self.process_gone(incarnation)
+        for incarnation in self.owners_at(address):
+            self.process_gone(incarnation)
+
+    def owners_at(self, address: str) -> list[str]:
+        """Incarnations of the processes at an address that this one corresponds with."""
+        return [one for one, peer in self.peers.items() if peer.process[1] == address]
 
     def leave(self) -> None:
         """This process ends: tell everyone it corresponds with."""
         self.left = True
         for peer in list(self.peers.values()):
             self._say(peer, (LEAVE,))
+
+
+def owners_of(origin: Origin) -> tuple[str, ...]:
+    """Names of the owner of an object, and of those of the tasks that led to it."""
+    names = []
+    level: Any = origin
+    while level is not None:
+        names.append(level[2])
+        level = level[4]
+    return tuple(names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from dask_ownership.core.identity import task_origin
+from dask_ownership.core.identity import task_identity, task_origin
 from dask_ownership.core.messages import Key, Message, Origin, Process
 from dask_ownership.core.queue import OrderedQueue
 
@@ -26,6 +26,9 @@ KEPT = 6
 GONE = 7
 ASIDE = 8
 """A task that could start but for resources that others hold."""
+
+UNENDED = frozenset({BLOCKED, QUEUED, RUNNING, ASIDE})
+"""States of tasks that have not ended."""
 
 STATE_NAMES = (
     "blocked",
@@ -83,6 +86,12 @@ class Entry:
         Rows of the futures that came in its arguments; written by the runtime.
     named : Origin or None
         What `heir` gives, once it was asked for.
+    known : bytes or None
+        What `identity` gives, once it was asked for.
+    escaped : bool
+        Futures of what it submitted may be in other processes; written by the runtime.
+    sought : set or None
+        Keys of children that its owner looks for, see `core.climbing`.
     origin : tuple or None
         Incarnation of the owner and key there, for a borrowed value (`FETCHING`).
     """
@@ -94,8 +103,10 @@ class Entry:
         "cancelled",
         "contains",
         "dependencies",
+        "escaped",
         "function",
         "key",
+        "known",
         "missing",
         "named",
         "nbytes",
@@ -107,6 +118,7 @@ class Entry:
         "parks",
         "payload",
         "session",
+        "sought",
         "state",
         "stored",
         "value",
@@ -137,6 +149,9 @@ class Entry:
         self.arrived: Any = None
         self.origin: tuple[str, Key] | None = None
         self.named: Origin | None = None
+        self.known: bytes | None = None
+        self.escaped = False
+        self.sought: set[Key] | None = None
 
     def __repr__(self) -> str:
         return f"<Entry {self.key!r} {STATE_NAMES[self.state]} attempt={self.attempt}>"
@@ -147,13 +162,27 @@ class Entry:
         return self.options["depth"] if self.options else 0
 
     @property
+    def task(self) -> Key:
+        """The key of the task that runs: another's, when this one repeats that."""
+        return self.options.get("repeats", self.key) if self.options else self.key
+
+    @property
     def heir(self) -> Origin:
         """The origin of this task's object, for those that it submits."""
         named = self.named
         if named is None:
             above = self.options.get("heir") if self.options else None
-            named = self.named = task_origin(self.session.process, self.key, above)
+            named = self.named = task_origin(self.session.process, self.task, above)
         return named
+
+    @property
+    def identity(self) -> bytes:
+        """Who the task is, for the keys of those that it submits."""
+        known = self.known
+        if known is None:
+            within = self.options.get("within") if self.options else None
+            known = self.known = task_identity(self.session.owner, self.task, within)
+        return known
 
     @property
     def has_value(self) -> bool:

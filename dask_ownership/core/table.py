@@ -20,7 +20,8 @@ Counts, each with one meaning:
     borrowers together are one use, and so is what waits to be handed over.
 
 ``descendants``
-    Rows that keep this one because they were made from it, see `core.lineage`.
+    Rows that keep this one because they were made from it, see `core.lineage`; and owners of
+    what it submitted, see `core.climbing`.
 
 A row is forgotten when all are zero. When only descendants are left its value is freed,
 if it can be made again.
@@ -30,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
 from dask_ownership.core.messages import Key, Origin
 
@@ -75,19 +76,29 @@ class Failure:
     Attributes
     ----------
     kind : str
-        ``cancelled``, ``lost-data``, ``killed-worker``, ``no-worker`` or ``closed``.
+        ``cancelled``, ``lost-data``, ``owner-lost``, ``killed-worker``, ``uncertain``,
+        ``no-worker``, ``scheduler-gone`` or ``closed``.
     key : hashable
         The key that it happened to; for those that depend on it, not their own.
     detail : str
         What happened, where, what was tried.
+    where : str
+        Who owned it and where it was, when ``detail`` is what a user said.
+    chain : tuple of str
+        For ``owner-lost``: the names of its owner and of those who owned the tasks that led
+        to it, nearest first.
     """
 
-    __slots__ = ("detail", "key", "kind")
+    __slots__ = ("chain", "detail", "key", "kind", "where")
 
-    def __init__(self, kind: str, key: Key, detail: str) -> None:
+    def __init__(
+        self, kind: str, key: Key, detail: str, where: str = "", chain: tuple[str, ...] = ()
+    ) -> None:
         self.kind = kind
         self.key = key
         self.detail = detail
+        self.where = where
+        self.chain = chain
 
     def __repr__(self) -> str:
         return f"<Failure {self.kind} {self.key!r}: {self.detail}>"
@@ -118,6 +129,24 @@ class Function:
         self.token: bytes | None = None
 
 
+class Replication(NamedTuple):
+    """How many copies of a value are kept.
+
+    Attributes
+    ----------
+    number : int
+        As far as there are workers.
+    workers : tuple of str or None
+        Addresses, names or hosts: only copies there count.
+    branching : int
+        How many copies each that is there may give at once.
+    """
+
+    number: int
+    workers: tuple[str, ...] | None = None
+    branching: int = 2
+
+
 class Options:
     """What few tasks have, kept off the row.
 
@@ -130,6 +159,14 @@ class Options:
     retries : int
         How many more times a failure is tried again.
     resources : dict or None
+    timeout : float or None
+        Seconds for which one attempt may run.
+    at_most_once : bool
+        It is not pushed again when it may have started.
+    executor : str or None
+        Which of the worker's executors runs it; None for the threads of its slots.
+    span : bytes or None
+        Pickled: the span in which it was submitted; what it submits is of it, too.
     depth : int
         Nesting: 0 for what a client submits, one more than the submitting task's.
     deaths : int
@@ -139,25 +176,48 @@ class Options:
         suspect, and pushed alone from then on.
     moved : bool
         It was recalled once and is not recalled again.
+    patience : float
+        For how many times the allowed silence a worker may keep it; doubles with each move.
     parent : hashable or None
         Owner, key and attempt of the task that submitted it and alone has it.
     heir : Origin or None
         Origin of the task that submitted it.
+    within : bytes or None
+        Identity of the task that submitted it.
+    repeats : hashable
+        Key of the task that this one runs again, for the sake of its children.
     adopted : Origin or None
         Of an object that another process owned and handed over.
+    bequest : Bequest or None
+        Of an object that this process holds, see `core.bequest`: how it is made.
+    checkpoints : dict or None
+        Name to attempt, number and pickled value, see `core.checkpoints`. Not written to, but
+        replaced.
+    replicas : Replication or None
+        The copies that are kept of its value, when it is stored.
     """
 
     __slots__ = (
         "adopted",
+        "at_most_once",
+        "bequest",
+        "checkpoints",
         "deaths",
         "depth",
         "died",
+        "executor",
         "heir",
         "loose",
         "moved",
         "parent",
+        "patience",
+        "repeats",
+        "replicas",
         "resources",
         "retries",
+        "span",
+        "timeout",
+        "within",
         "workers",
     )
 
@@ -168,22 +228,38 @@ class Options:
         loose: bool = False,
         retries: int = 0,
         resources: dict[str, float] | None = None,
+        timeout: float | None = None,
+        at_most_once: bool = False,
+        executor: str | None = None,
+        span: bytes | None = None,
         depth: int = 0,
         parent: Any = None,
         heir: Any = None,
+        within: bytes | None = None,
         adopted: Any = None,
+        replicas: Replication | None = None,
     ) -> None:
         self.workers = workers
         self.loose = loose
         self.retries = retries
         self.resources = resources
+        self.timeout = timeout
+        self.at_most_once = at_most_once
+        self.executor = executor
+        self.span = span
         self.depth = depth
         self.parent = parent
         self.heir = heir
+        self.within = within
+        self.repeats: Any = None
         self.adopted = adopted
+        self.bequest: Any = None
+        self.replicas = replicas
         self.deaths = 0
         self.died: tuple[str, ...] = ()
         self.moved = False
+        self.checkpoints: dict[str, tuple[int, int, bytes]] | None = None
+        self.patience = 1.0
 
     def copy(self) -> Options:
         """Options of its own for a row that is about to differ."""
@@ -192,14 +268,24 @@ class Options:
             loose=self.loose,
             retries=self.retries,
             resources=self.resources,
+            timeout=self.timeout,
+            at_most_once=self.at_most_once,
+            executor=self.executor,
+            span=self.span,
             depth=self.depth,
             parent=self.parent,
             heir=self.heir,
+            within=self.within,
             adopted=self.adopted,
+            replicas=self.replicas,
         )
+        made.repeats = self.repeats
+        made.bequest = self.bequest
         made.deaths = self.deaths
         made.died = self.died
         made.moved = self.moved
+        made.checkpoints = self.checkpoints
+        made.patience = self.patience
         return made
 
 
@@ -230,11 +316,11 @@ class Row:
     order : int
         Place among all rows of this owner, the user's priority included; lower first.
     options : Options
-        Shared and not written to, unless ``deaths``, ``retries`` or ``moved`` change.
+        Shared and not written to: a row has its own from when one of them changes.
     worker : WorkerView or None
-        Where it was pushed.
+        Where it was pushed; of an `INLINE` value, where it was made.
     estimate : float
-        Microseconds of that worker's window that it takes.
+        Microseconds of that worker's window that it takes; once it has run, those that it took.
     value : bytes, Failure or None
         Pickled value (`INLINE`), pickled error (`ERROR`), or why there is none.
     nbytes : int
@@ -339,6 +425,9 @@ class Borrowed(Row):
     origin : Origin
     place : Place
         Where it is owned now: another process may have taken it over from the first.
+    path : tuple or None
+        Where it is not owned but can be made: the keys of the task there that leads to it,
+        of the task that this one submitted, and so on, its own last.
     returns : list or None
         Those that owned it before and count this process until its owner does.
     addresses : tuple of str
@@ -350,21 +439,35 @@ class Borrowed(Row):
         Told when it is counted.
     misses : int
         How often a holder did not have it.
+    survived : tuple of str
+        Names of owners that died before it ended.
     """
 
     borrowed = True
 
-    __slots__ = ("addresses", "counted", "handovers", "misses", "origin", "place", "returns")
+    __slots__ = (
+        "addresses",
+        "counted",
+        "handovers",
+        "misses",
+        "origin",
+        "path",
+        "place",
+        "returns",
+        "survived",
+    )
 
     def __init__(self, origin: Origin) -> None:
         super().__init__(borrowed_key(origin), None, None, (), 0)
         self.origin = origin
         self.place: Any = origin  # the first four of it
+        self.path: Any = None
         self.returns: list[Any] | None = None
         self.addresses: tuple[str, ...] = ()
         self.counted = False
         self.handovers: Any = None
         self.misses = 0
+        self.survived: tuple[str, ...] = ()
 
 
 def borrowed_key(origin: Origin) -> Key:
@@ -450,8 +553,8 @@ class Table:
         """Add a row with one handle, or take a handle on the one that is there."""
         shard = self.rows.shards[hash(row.key) % SHARDS]
         with self.lock:
-            known = shard.setdefault(row.key, row)
-            if known is not row:
+            known = shard.get(row.key)
+            if known is not None:
                 known.handles += 1
                 known.shared_with(row.options.parent)
                 return known
@@ -461,6 +564,8 @@ class Table:
             if row.contains:
                 for inner in row.contains:
                     inner.uses += 1
+            # At last: one that is in the table has all its uses, also when Ctrl-C comes.
+            shard[row.key] = row
         return row
 
     def adopt_for_use(self, row: Row) -> Row:

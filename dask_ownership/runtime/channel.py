@@ -18,6 +18,9 @@ import msgpack
 from distributed.comm import Comm, CommClosedError
 from tornado.iostream import IOStream, StreamClosedError
 
+from dask_ownership.core.traffic import Traffic
+from dask_ownership.runtime.compat import moved_bytes
+
 logger = logging.getLogger("dask_ownership.link")
 
 CHUNK = 1 << 20
@@ -25,7 +28,19 @@ CHUNK = 1 << 20
 
 
 class Channel(Protocol):
-    """What a link needs of its connection."""
+    """What a link needs of its connection.
+
+    Attributes
+    ----------
+    arrivals : int
+        How often something arrived.
+    """
+
+    arrivals: int
+
+    @property
+    def written(self) -> int:
+        """Bytes that have left, as far as that is known."""
 
     def write(self, message: Any) -> None:
         """Send a message after those before it, without waiting.
@@ -57,19 +72,29 @@ def has_stream(comm: Comm) -> bool:
     return isinstance(getattr(comm, "stream", None), IOStream)
 
 
-def channel(comm: Comm, streams: bool) -> Channel:
-    """The channel over a comm; ``streams`` when both ends have a stream."""
-    return StreamChannel(comm) if streams else CommChannel(comm)
+def channel(comm: Comm, streams: bool, traffic: Traffic | None = None) -> Channel:
+    """The channel over a comm; ``streams`` when both ends have a stream.
+
+    Bytes on a stream are counted in ``traffic``.
+    """
+    return StreamChannel(comm, traffic or Traffic()) if streams else CommChannel(comm)
 
 
 class StreamChannel:
     """Msgpack on the stream of a TCP or TLS comm."""
 
-    def __init__(self, comm: Comm) -> None:
+    def __init__(self, comm: Comm, traffic: Traffic) -> None:
         self.comm = comm
+        self.traffic = traffic
+        self.arrivals = 0
         self._stream: IOStream = comm.stream
         self._pack = msgpack.Packer(use_bin_type=True).pack
         self._unpacker = msgpack.Unpacker(use_list=False, strict_map_key=False, max_buffer_size=0)
+
+    @property
+    def written(self) -> int:
+        moved = moved_bytes(self.comm)
+        return moved[0] if moved is not None else 0
 
     def write(self, message: Any) -> None:
         data = self._pack(message)
@@ -77,13 +102,17 @@ class StreamChannel:
             self._stream.write(data)
         except (StreamClosedError, OSError) as error:
             raise CommClosedError(f"{self.comm} is closed: {error}") from error
+        self.traffic.sent += len(data)
 
     async def listen(self, received: Callable[[Any], bool | None]) -> None:
         read = self._stream.read_bytes
         unpacker = self._unpacker
         try:
             while True:
-                unpacker.feed(await read(CHUNK, partial=True))
+                data = await read(CHUNK, partial=True)
+                unpacker.feed(data)
+                self.arrivals += 1
+                self.traffic.received += len(data)
                 for message in unpacker:
                     if received(message):
                         return
@@ -106,11 +135,16 @@ class CommChannel:
 
     def __init__(self, comm: Comm) -> None:
         self.comm = comm
+        self.arrivals = 0
         # Batches are pickled already: measuring each to see whether a thread should
         # serialize it costs more than serializing it.
         comm.allow_offload = False
         self._queue: list[Any] = []
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def written(self) -> int:
+        return 0
 
     def write(self, message: Any) -> None:
         if self._task is not None:
@@ -151,8 +185,11 @@ class CommChannel:
             self._task = None
 
     async def listen(self, received: Callable[[Any], bool | None]) -> None:
-        while not received(await self.comm.read()):
-            pass
+        while True:
+            message = await self.comm.read()
+            self.arrivals += 1
+            if received(message):
+                return
 
     async def close(self) -> None:
         while self._task is not None:

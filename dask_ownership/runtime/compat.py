@@ -7,44 +7,107 @@ is looked at in one place.
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
+from threading import get_ident
 from time import time
 from typing import Any
 
 from dask.context import thread_state
 from dask.tokenize import tokenize_lock
-from distributed import as_completed, rejoin, secede, threadpoolexecutor
+from dask.utils import key_split
+from distributed import Client, as_completed, rejoin, secede, threadpoolexecutor
+from distributed.actor import ActorFuture
 from distributed.client import _current_client
-from distributed.core import Status
+from distributed.core import Status, clean_exception, coerce_to_address
+from distributed.diagnostics.progressbar import MultiProgressBar, ProgressBar, TextProgressBar
+from distributed.utils import SyncMethodMixin
 from distributed.worker import _worker_cvar
 from distributed.worker_state_machine import SecedeEvent, UnpauseEvent
 
 __all__ = [
+    "DefaultPool",
     "HiddenData",
     "Lending",
+    "LentResources",
     "before_retirement",
     "before_workers_restart",
-    "block_as_completed_in",
+    "block_in",
+    "clean_exception",
     "count_owned_work",
+    "cross_in_clients",
     "current_client",
     "current_worker",
-    "ignore_secede_of",
+    "keep",
     "keep_awake",
+    "let_bars_follow",
+    "members_after_resources",
+    "moved_bytes",
+    "pages_open",
     "pool_state",
-    "state_data",
+    "runs_here",
+    "scheduler_gone",
+    "scheduler_id",
+    "secede_coroutine",
+    "share_data",
+    "thread_of_task",
     "thread_state",
     "tokenizing",
+    "watch_stimuli",
     "without_slot",
 ]
 
 current_client: contextvars.ContextVar[Any] = _current_client
 current_worker: contextvars.ContextVar[Any] = _worker_cvar
+DefaultPool = threadpoolexecutor.ThreadPoolExecutor
+"""What a worker makes for its tasks when it is not given executors."""
+
 pool_state = threadpoolexecutor.thread_state
 """What ``secede()`` and ``rejoin()`` look at in a thread."""
 
 PREFIX = "owned-"
+
+
+def moved_bytes(comm: Any) -> tuple[int, int] | None:
+    """What changes whenever bytes move over a connection; None when nothing shows it."""
+    stream = getattr(comm, "stream", None)
+    if stream is None or not hasattr(stream, "_total_write_done_index"):
+        return None
+    return stream._total_write_done_index, stream._read_buffer_size
+
+
+def pages_open(scheduler: Any) -> bool:
+    """Whether a page of the dashboard is open in any browser."""
+    application = getattr(scheduler, "http_application", None)
+    return any(
+        session.connection_count
+        for app in getattr(application, "applications", ())
+        for context in getattr(app, "_applications", {}).values()  # of Bokeh
+        for session in context.sessions
+    )
+
+
+@contextmanager
+def thread_of_task(worker: Any, pool: Any) -> Iterator[None]:
+    """Make another's thread look like one of an owned task while the body runs.
+
+    ``pool`` is what ``secede()`` and ``rejoin()`` find.
+    """
+    new = {"executor": pool, "proceed": True}
+    before = {name: getattr(pool_state, name) for name in new if hasattr(pool_state, name)}
+    pool_state.__dict__.update(new)
+    thread_state.execution_state = worker.execution_state
+    try:
+        yield
+    finally:
+        for name in new:
+            delattr(pool_state, name)
+        pool_state.__dict__.update(before)
+        for name in ("execution_state", "key", "start_time"):
+            if hasattr(thread_state, name):
+                delattr(thread_state, name)
+        worker.active_threads.pop(get_ident(), None)
 
 
 def tokenizing() -> bool:
@@ -82,18 +145,34 @@ class HiddenData(MutableMapping[Any, Any]):
         return sum(1 for _ in self)
 
 
-def state_data(worker: Any) -> None:
-    """Hide owned values from the worker's state machine."""
-    if not isinstance(worker.state.data, HiddenData):
-        worker.state.data = HiddenData(worker.state.data)
+def share_data(worker: Any, shown: Callable[[MutableMapping[Any, Any]], Any]) -> Any:
+    """Hide owned values from the worker's state machine, and show them in `Worker.data`.
+
+    Parameters
+    ----------
+    worker : distributed.Worker
+    shown : callable
+        From the mapping where values stand to what is shown of it.
+
+    Returns
+    -------
+    MutableMapping
+        Where values stand.
+    """
+    data = worker.memory_manager.data
+    if isinstance(worker.state.data, HiddenData):  # the plugin was set up before
+        data = worker.state.data.data
+    worker.state.data = HiddenData(data)
+    worker.memory_manager.data = shown(data)
+    return data
 
 
-def ignore_secede_of(worker: Any, owned: Any) -> None:
-    """Keep ``secede()`` inside owned tasks from the state machine.
+def watch_stimuli(worker: Any, owned: Any, after: Callable[[], None]) -> None:
+    """Keep ``secede()`` inside owned tasks from the state machine, and tell of all else.
 
     It would look for the key among its own tasks, and close the worker when it has
     the same key in another state. ``owned`` says whether a key is an owned task's
-    that runs here.
+    that runs here. ``after`` is called when the state machine did something: a slot may be free.
     """
     stock = worker.handle_stimulus
 
@@ -101,6 +180,7 @@ def ignore_secede_of(worker: Any, owned: Any) -> None:
         kept = [e for e in events if not (isinstance(e, SecedeEvent) and owned(e.key))]
         if kept or not events:
             stock(*kept)
+            after()
 
     worker.handle_stimulus = handle_stimulus
 
@@ -124,6 +204,31 @@ def without_slot(worker: Any) -> Iterator[None]:
         yield
     finally:
         rejoin()
+
+
+def runs_here(worker: Any, key: Any) -> bool:
+    """Whether a worker's state machine has an ordinary Dask task running."""
+    task = worker.state.tasks.get(key)
+    return task is not None and task.state in ("executing", "long-running")
+
+
+def secede_coroutine(worker: Any, key: Any) -> None:
+    """As ``secede()``, for an ordinary Dask task that is a coroutine: it has no thread."""
+    task = worker.state.tasks.get(key)
+    if task is not None and task.state == "executing":
+        worker.handle_stimulus(
+            SecedeEvent(key=key, compute_duration=0.0, stimulus_id=f"ownership-{time()}")
+        )
+
+
+def scheduler_id(client: Any) -> Any:
+    """What tells the scheduler of a client from any other; None while it is not connected."""
+    return client._scheduler_identity.get("id")
+
+
+def scheduler_gone(worker: Any) -> bool:
+    """Whether a worker that closes does so because its stream to the scheduler broke."""
+    return bool(worker.batched_stream is not None and worker.batched_stream.closed())
 
 
 def keep_awake(scheduler: Any, yes: bool) -> None:
@@ -182,6 +287,18 @@ def before_workers_restart(scheduler: Any, leave: Callable[[list[str]], Awaitabl
     scheduler.handlers["restart_workers"] = restart_workers
 
 
+def members_after_resources(scheduler: Any, tell: Callable[[str], None]) -> None:
+    """Call ``tell(address)`` when a worker has other resources than before."""
+    stock = scheduler.handlers["set_resources"]
+
+    def set_resources(worker: str, resources: dict[str, float] | None = None) -> Any:
+        answer = stock(worker=worker, resources=resources)
+        tell(worker)
+        return answer
+
+    scheduler.handlers["set_resources"] = set_resources
+
+
 RETIREMENT = {"close_workers", "remove", "stimulus_id"}
 """Options of ``Scheduler.retire_workers`` that do not choose workers."""
 
@@ -217,11 +334,15 @@ def count_owned_work(scheduler: Any, backlog: Callable[[], int]) -> None:
         scheduler.handlers[function.__name__] = function
 
 
-def block_as_completed_in(
+def block_in(
     without_slot: Callable[[], AbstractContextManager[None]],
-    await_without_slot: Callable[[Awaitable[Any]], Awaitable[Any]],
+    await_without_slot: Callable[[Any], Any],
 ) -> None:
-    """Have the stock ``as_completed`` wait without a slot inside owned tasks."""
+    """Have what blocks in Dask wait without a slot inside owned tasks.
+
+    That is ``as_completed``, results of actors, and what calls the scheduler by `sync`, such as
+    ``Lock`` and ``Semaphore``.
+    """
     stock = as_completed.__next__
     if hasattr(stock, "__wrapped__"):
         return
@@ -241,16 +362,154 @@ def block_as_completed_in(
             return await stock_async(self)
         return await await_without_slot(stock_async(self))
 
+    stock_await = ActorFuture.__await__
+
+    @wraps(stock_await)
+    def __await__(self: Any) -> Any:
+        return await_without_slot(self._result()).__await__()
+
+    stock_result = ActorFuture.result
+
+    @wraps(stock_result)
+    def result(self: Any, timeout: Any = None) -> Any:
+        if self.done():
+            return stock_result(self, timeout)
+        with without_slot():
+            return stock_result(self, timeout)
+
+    stock_sync = SyncMethodMixin.sync
+
+    @wraps(stock_sync)
+    def sync(self: Any, func: Any, *args: Any, asynchronous: Any = None, **kwargs: Any) -> Any:
+        if self.asynchronous if asynchronous is None else asynchronous:
+            return await_without_slot(stock_sync(self, func, *args, asynchronous=True, **kwargs))
+        with without_slot():
+            return stock_sync(self, func, *args, asynchronous=False, **kwargs)
+
     as_completed.__next__ = __next__
     as_completed.__anext__ = __anext__
+    ActorFuture.result = result
+    ActorFuture.__await__ = __await__
+    SyncMethodMixin.sync = sync
+
+
+def cross_in_clients(
+    arguments: Callable[[Any, Any, Any], Any],
+    graph: Callable[[Any, Any, Any], Any],
+) -> None:
+    """Have all clients of this process take owned futures where they take their own.
+
+    They see a future by its key only, which means nothing to the scheduler, so what a user
+    gives is looked at before they see it: by ``arguments(client, args, kwargs)`` in ``submit``
+    and ``map``, and by ``graph(client, expr, keys)`` in all else. Both return what to use in
+    place of it, and what must live as long as the futures that come of it.
+    """
+    stock_submit, stock_map, stock_graph = Client.submit, Client.map, Client._graph_to_futures
+    if hasattr(stock_submit, "__wrapped__"):
+        return
+
+    @wraps(stock_submit)
+    def submit(self: Any, func: Any, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs, inputs = arguments(self, args, kwargs)
+        return keep(inputs, stock_submit(self, func, *args, **kwargs))
+
+    @wraps(stock_map)
+    def map(self: Any, func: Any, *iterables: Any, **kwargs: Any) -> Any:
+        iterables, kwargs, inputs = arguments(self, iterables, kwargs)
+        return keep(inputs, stock_map(self, func, *iterables, **kwargs))
+
+    @wraps(stock_graph)
+    def _graph_to_futures(self: Any, expr: Any, keys: Any, *args: Any, **kwargs: Any) -> Any:
+        expr, inputs = graph(self, expr, keys)
+        return keep(inputs, stock_graph(self, expr, keys, *args, **kwargs))
+
+    Client.submit, Client.map, Client._graph_to_futures = submit, map, _graph_to_futures
+
+
+def keep(inputs: Any, futures: Any) -> Any:
+    """Futures of the scheduler, each with the futures that it was made of."""
+    if inputs:
+        made = futures.values() if isinstance(futures, dict) else futures
+        for future in made if isinstance(futures, dict | list) else (futures,):
+            future._crossed = inputs
+    return futures
+
+
+def let_bars_follow(
+    split: Callable[[list[Any], str | None], tuple[list[Any], list[Any]]],
+    listen: Callable[[Any, list[Any], Any, Any], Awaitable[None]],
+    without_slot: Callable[[], AbstractContextManager[None]],
+) -> None:
+    """Have the stock progress bars show owned tasks.
+
+    Parameters
+    ----------
+    split : callable
+        Takes futures or keys and the scheduler's address; gives what of them is owned, each
+        with the address of its ``scheduler``, and the others.
+    listen : callable
+        Takes a bar, what of its keys is owned, a bar of the others with what has it listen (or
+        None), and how they are grouped (None for one number). Draws until all has ended.
+    without_slot : callable
+        Covers a bar that blocks.
+    """
+    if hasattr(ProgressBar.listen, "__wrapped__"):
+        return
+    for cls in (ProgressBar, MultiProgressBar):
+        _let_follow(cls, split, listen)
+    stock_text = TextProgressBar.__init__
+
+    @wraps(stock_text)
+    def blocks(self: Any, *args: Any, **kwargs: Any) -> None:
+        with without_slot():
+            stock_text(self, *args, **kwargs)
+
+    TextProgressBar.__init__ = blocks
+
+
+def _let_follow(cls: Any, split: Any, listen: Any) -> None:
+    stock_init, stock_listen = cls.__init__, cls.listen
+
+    @wraps(stock_init)
+    def __init__(self: Any, keys: Any, scheduler: Any = None, *args: Any, **kwargs: Any) -> None:
+        keys = list(keys)
+        address = None if scheduler is None else coerce_to_address(scheduler)
+        self._owned, self._others = split(keys, address)
+        if scheduler is None and self._owned:
+            scheduler = self._owned[0].scheduler
+        stock_init(self, keys, scheduler, *args, **kwargs)
+
+    @wraps(stock_listen)
+    async def listens(self: Any) -> None:
+        if not getattr(self, "_owned", None):
+            await stock_listen(self)
+            return
+        central = None
+        options: dict[str, Any] = {"interval": self.interval, "complete": self.complete}
+        if cls is MultiProgressBar:
+            options["group_by"] = self.group_by
+        if self._others:
+            other = _silent(cls)(self._others, self.scheduler, **options)
+            central = other, stock_listen(other)
+        group_by = options.get("group_by")
+        await listen(self, self._owned, central, "prefix" if group_by is key_split else group_by)
+
+    cls.__init__ = __init__
+    cls.listen = listens
+
+
+def _silent(cls: Any) -> Any:
+    """A kind of bar that is not drawn."""
+    return type(f"Silent{cls.__name__}", (cls,), {"_draw_bar": lambda self, **response: None})
 
 
 class Lending:
     """Slots that the worker's state machine lends to owned tasks.
 
-    The state machine runs ``nthreads`` tasks at once. While an owned task holds a
-    slot, that number is one lower, so that the worker never runs more than it has
-    threads for, whoever sent the work. Loop thread only.
+    The state machine runs ``nthreads`` tasks at once. While it looks whether to start
+    one, that number is lower by what is lent, so that the worker never runs more than it has
+    threads for, whoever sent the work. Tasks that ask how many threads their worker has
+    find all of them. Loop thread only.
 
     Attributes
     ----------
@@ -259,18 +518,52 @@ class Lending:
     """
 
     FAIR_TURN = 0.05
-    """Seconds that either side may keep a slot while the other waits for one."""
+    """Seconds for which either side may go on to use a slot while the other waits for one."""
 
     def __init__(self, worker: Any) -> None:
         self.worker = worker
         self.lent = 0
         self._taken_at = 0.0
+        self._given_at = 0.0
         self._reserved = 0
+        self._stock: type | None = None
+
+    def start(self) -> None:
+        """Have the state machine start no more than what is left to it."""
+        lending = self
+        stock = self._stock = type(self.worker.state)
+
+        class LendingState(stock):  # type: ignore[misc, valid-type]
+            __slots__ = ()
+
+            def _ensure_computing(self) -> Any:
+                state: Any = self
+                nthreads = state.nthreads
+                state.nthreads = lending.left
+                try:
+                    return super()._ensure_computing()
+                finally:
+                    state.nthreads = nthreads
+
+        LendingState.__name__ = LendingState.__qualname__ = stock.__name__
+        self.worker.state.__class__ = LendingState
+
+    def close(self) -> None:
+        """Undo `start`, and return what is lent."""
+        self.give_back(self.lent)
+        if self._stock is not None:
+            self.worker.state.__class__ = self._stock
+            self._stock = None
 
     @property
     def nthreads(self) -> int:
         """All slots of the worker, lent and not."""
-        return int(self.worker.state.nthreads) + self.lent + self._reserved
+        return int(self.worker.state.nthreads)
+
+    @property
+    def left(self) -> int:
+        """Slots of the state machine."""
+        return self.nthreads - self.lent - self._reserved
 
     @property
     def reserved(self) -> bool:
@@ -281,7 +574,13 @@ class Lending:
     def stock_waits(self) -> bool:
         """Whether ordinary Dask tasks could start if they had a slot."""
         state = self.worker.state
-        return bool(state.ready or state.constrained)
+        return bool(
+            state.ready
+            or (
+                state.constrained
+                and state._resource_restrictions_satisfied(state.constrained.peek())
+            )
+        )
 
     @property
     def running(self) -> bool:
@@ -292,30 +591,32 @@ class Lending:
         """Take up to ``wanted`` more slots; how many were had now.
 
         What cannot be had now is reserved: it comes free when an ordinary task
-        ends, and `borrow` gets it when it is called again.
+        ends, and `borrow` gets it when it is called again. But not while it is the turn of
+        ordinary tasks.
         """
-        state = self.worker.state
-        free = state.nthreads + self._reserved - len(state.executing)
+        free = self.nthreads - self.lent - len(self.worker.state.executing)
         got = max(0, min(wanted, free))
-        state.nthreads += self._reserved - got
         self._reserved = 0
         self.lent += got
         if got:
             self._taken_at = time()
-        elif wanted and state.nthreads > 0 and self.lent == 0:
+        elif (
+            wanted
+            and self.nthreads > 0
+            and self.lent == 0
+            and time() - self._given_at > self.FAIR_TURN
+        ):
             self._reserved = 1
-            state.nthreads -= 1
         return got
 
     def give_back(self, count: int) -> None:
         """Return slots, and let the state machine use them if the worker runs."""
+        if self.overdue:
+            self._given_at = time()
         count = min(count, self.lent) + self._reserved
         self.lent -= count - self._reserved
         self._reserved = 0
-        if not count:
-            return
-        self.worker.state.nthreads += count
-        if self.running and self.stock_waits:
+        if count and self.running and self.stock_waits:
             # Never sent to a paused worker, which it would set going again.
             self.worker.handle_stimulus(UnpauseEvent(stimulus_id=f"ownership-{time()}"))
 
@@ -323,3 +624,111 @@ class Lending:
     def overdue(self) -> bool:
         """Whether ordinary tasks have waited for a lent slot long enough."""
         return self.lent > 0 and self.stock_waits and time() - self._taken_at > self.FAIR_TURN
+
+
+class _Totals(dict[str, float]):
+    """A worker's resources, of which its state machine does not count what is lent."""
+
+    lent: dict[str, float]
+
+    def copy(self) -> dict[str, float]:
+        """What the state machine compares with what is free and what its own tasks have."""
+        return {name: amount - self.lent.get(name, 0.0) for name, amount in self.items()}
+
+
+class LentResources:
+    """Abstract resources that the worker's state machine lends to owned tasks.
+
+    What is lent is not in its ``available_resources``, so that tasks of both kinds together
+    never take more than there is. Loop thread only.
+
+    Attributes
+    ----------
+    lent : dict
+        How much of each owned tasks have, or may take.
+    """
+
+    def __init__(self, worker: Any) -> None:
+        self.worker = worker
+        self.lent: dict[str, float] = {}
+        self._reserved: dict[str, float] = {}
+        self._taken_at = 0.0
+        state = worker.state
+        state.total_resources = _Totals(state.total_resources)
+        state.total_resources.lent = self.lent
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """All that the worker has, lent and not; ``set_resources`` changes it."""
+        totals: dict[str, float] = self.worker.state.total_resources
+        return totals
+
+    @property
+    def reserved(self) -> bool:
+        """Whether some that are not free yet are kept for `borrow`."""
+        return bool(self._reserved)
+
+    @property
+    def stock_waits_for(self) -> frozenset[str]:
+        """What is lent and an ordinary Dask task waits for."""
+        constrained = self.worker.state.constrained
+        if not constrained or not self.lent:
+            return frozenset()
+        return frozenset(self.lent.keys() & constrained.peek().resource_restrictions.keys())
+
+    @property
+    def overdue(self) -> frozenset[str]:
+        """What is lent and an ordinary task has waited for long enough."""
+        waits_for = self.stock_waits_for
+        if waits_for and time() - self._taken_at > Lending.FAIR_TURN:
+            return waits_for
+        return frozenset()
+
+    def borrow(self, wanted: dict[str, float]) -> bool:
+        """Take all of what is wanted, or nothing and return False.
+
+        What cannot be had now is reserved: ordinary tasks get none of it until `borrow` did,
+        or `let_go` is called.
+        """
+        self.let_go(wanted)
+        free = self.worker.state.available_resources
+        if all(free.get(name, 0) >= amount for name, amount in wanted.items()):
+            for name, amount in wanted.items():
+                free[name] -= amount
+                if not self.lent:
+                    self._taken_at = time()
+                self.lent[name] = self.lent.get(name, 0.0) + amount
+            return True
+        # The validation of the state machine, which is for tests, takes no number below zero.
+        if not self.worker.state.validate and self.lent.keys().isdisjoint(wanted):
+            for name, amount in wanted.items():
+                if name in free:
+                    free[name] -= amount
+                    self._reserved[name] = amount
+        return False
+
+    def let_go(self, names: Iterable[str] | None = None) -> None:
+        """Reserve no more of these, or of any."""
+        for name in list(self._reserved if names is None else names):
+            if name in self._reserved:
+                self.worker.state.available_resources[name] += self._reserved.pop(name)
+
+    def give_back(self, amounts: dict[str, float], done: bool) -> None:
+        """Return what was borrowed, and let the state machine use it if the worker runs.
+
+        ``done`` when no owned task waits for more: then nothing stays reserved.
+        """
+        if done:
+            self.let_go()
+        free = self.worker.state.available_resources
+        for name, amount in amounts.items():
+            amount = min(amount, self.lent.get(name, 0.0))  # all may have been returned before
+            free[name] += amount
+            left = self.lent.get(name, 0.0) - amount
+            if left > 1e-9:
+                self.lent[name] = left
+            else:
+                self.lent.pop(name, None)
+        state = self.worker.state
+        if state.constrained and self.worker.status == Status.running:
+            self.worker.handle_stimulus(UnpauseEvent(stimulus_id=f"ownership-{time()}"))

@@ -13,10 +13,15 @@ import contextvars
 import itertools
 import logging
 import threading
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from time import time
 from typing import Any
 from uuid import uuid4
 
+import dask
+from dask.utils import parse_bytes
 from distributed.comm import Comm
 from distributed.core import ConnectionPool, Status
 from distributed.protocol import Serialize, Serialized
@@ -25,11 +30,13 @@ from tornado.ioloop import PeriodicCallback
 from dask_ownership.core import messages as m
 from dask_ownership.core import session as ex
 from dask_ownership.core.executor import Executor as Core
-from dask_ownership.core.messages import Process
+from dask_ownership.core.losses import ORPHANED
+from dask_ownership.core.messages import Origin, Process
 from dask_ownership.core.session import Entry
-from dask_ownership.errors import NotSerializable
+from dask_ownership.errors import NotSerializable, TaskTimeout
 from dask_ownership.runtime import compat
 from dask_ownership.runtime.channel import Channel, channel, has_stream
+from dask_ownership.runtime.clocks import Clocks
 from dask_ownership.runtime.link import BYE, PROTOCOL, UNSAID_BATCHES, ExecutorLink
 from dask_ownership.runtime.owner import Handle
 from dask_ownership.runtime.parking import (
@@ -38,7 +45,14 @@ from dask_ownership.runtime.parking import (
     await_without_slot,
     caller_without_slot,
 )
-from dask_ownership.runtime.runner import Outcome, here, run_in_thread, run_on_loop
+from dask_ownership.runtime.pools import custom_default, run_in_pool, threads_of
+from dask_ownership.runtime.runner import (
+    Outcome,
+    current_entry,
+    here,
+    run_in_thread,
+    run_on_loop,
+)
 from dask_ownership.runtime.serialize import ATOMS, dumps_error, futures_in
 from dask_ownership.runtime.store import Store
 from dask_ownership.runtime.transfer import Fetcher, pack, unpack_off_loop
@@ -54,8 +68,20 @@ LEAVE_INTERVAL = 0.02
 STAY = 60.0
 """Seconds after which a worker that was to leave and is still there works again."""
 
+DROPPED_OWNERS = 10_000
+"""Owners that are remembered to be gone."""
+
+STRANGERS = 100
+"""Places of strangers that are logged."""
+
+FAILURES = 20
+"""Of how many tasks that failed it is remembered why."""
+
 WATCH_INTERVAL = 100
 """Milliseconds between looks at the worker's status and at tasks that wait for slots."""
+
+STANDSTILL = 10
+"""Looks in a row at which no task had ended, after which a parked task needs no slot to go on."""
 
 
 class Executor:
@@ -76,25 +102,36 @@ class Executor:
         self.incarnation = uuid4().hex
         self.lock = threading.Lock()
         self.lending = compat.Lending(worker)
-        self.core = Core(self.lending.nthreads, dict(worker.state.total_resources))
+        self.resources = compat.LentResources(worker)
+        self.core = Core(self.lending.nthreads, self.resources.totals)
         self.core.slots = 0
+        self.core.resources.available = {}
+        self.core.resources.threads = partial(threads_of, worker)
+        self._totals = dict(self.resources.totals)
         self.store = Store(worker)
+        self.inline_limit = int(parse_bytes(dask.config.get("ownership.inline.limit", "64 KiB")))
         self.links: dict[str, ExecutorLink] = {}
         self.closed = False
         self.leaving = False
-        self.counts = {"run": 0, "coroutines": 0}
+        self.counts = {"run": 0, "coroutines": 0, "failed": 0, "returned": 0}
+        self.failures: deque[tuple[int, Any, float, bytes]] = deque(maxlen=FAILURES)
+        self._dropped: dict[str, None] = {}
+        self._strangers: set[str] = set()
         self.owner: Any = None
         self.on_interrupted: Any = None
         self.on_undelivered: Any = None
+        self.on_ran: Callable[[Entry, Outcome, float], None] | None = None
+        self.on_step: Callable[[Entry, str, float], None] | None = None
         self.task_client: Any = None
         self.loop: asyncio.AbstractEventLoop = worker.loop.asyncio_loop
         self._context = contextvars.copy_context()
         self._sleepers: list[threading.Lock] = []
         self._waking = 0
         self._ended_at_last_look = 0
+        self._idle_looks = 0
         self._threads: set[threading.Thread] = set()
         self._flush_scheduled = False
-        self.parking = Parking(worker, self.core, self.lock, self._wake, self._flush_soon)
+        self.parking = Parking(worker, self.core, self.lock, self._wake, self.flush_soon)
         self._pool = Pool(self.parking)
         self.pool = ConnectionPool(
             deserialize=False,
@@ -104,7 +141,8 @@ class Executor:
         self.fetcher = Fetcher(
             self.pool, token, worker.address, self._arrived, self._fetch_failed, self._share
         )
-        self._coroutines: set[asyncio.Task[None]] = set()
+        self.clocks = Clocks(self.loop, self._expired)
+        self._coroutines: dict[Entry, asyncio.Task[None]] = {}
         self._watch = PeriodicCallback(self._look, WATCH_INTERVAL)
 
     async def start(self) -> None:
@@ -114,8 +152,9 @@ class Executor:
         self.worker.handlers["ownership_get"] = self.get
         self.worker.handlers["ownership_put"] = self.put
         self.worker.handlers["ownership_leave"] = self.leave
-        compat.ignore_secede_of(self.worker, self._runs)
-        compat.block_as_completed_in(caller_without_slot, await_without_slot)
+        self.lending.start()
+        compat.watch_stimuli(self.worker, self._runs, self._stock_went_on)
+        compat.block_in(caller_without_slot, await_without_slot)
         self._watch.start()
 
     async def close(self) -> None:
@@ -128,8 +167,9 @@ class Executor:
         for link in self.links.values():
             if link.channel is not None:
                 link.channel.abort()
-        for task in list(self._coroutines):
-            task.cancel()
+        self.clocks.close()
+        for entry in self._coroutines:
+            self._cancel_coroutine(entry)
         with self.lock:
             for owner in list(self.core.sessions):
                 self.core.close(owner)
@@ -140,7 +180,8 @@ class Executor:
             sleepers, self._sleepers = self._sleepers, []
         for sleeper in sleepers:
             sleeper.release()
-        self.lending.give_back(self.lending.lent)
+        self.lending.close()
+        self.resources.give_back(dict(self.resources.lent), done=True)
         await self.pool.close()
 
     def _runs(self, key: Any) -> bool:
@@ -162,9 +203,21 @@ class Executor:
             )
         if token != self.token:
             return f"the worker {address} does not know this owner's token: is it of this cluster?"
-        if self.closed or self.worker.status in (Status.closing, Status.closed):
+        if self._closing:
             return f"the worker {address} is closing"
         return None
+
+    @property
+    def _closing(self) -> bool:
+        return self.closed or self.worker.status in (Status.closing, Status.closed)
+
+    def _log_refusal(self, reason: str | None, where: str) -> None:
+        """A stranger was refused: say so, once for each place that they come from."""
+        if reason is None or self._closing or where in self._strangers:
+            return
+        if len(self._strangers) < STRANGERS:
+            self._strangers.add(where)
+            logger.warning("an owner %s is refused: %s", where, reason)
 
     async def link(
         self,
@@ -180,6 +233,9 @@ class Executor:
     ) -> Any:
         """Handler of ``ownership_link``: take a connection over for good."""
         reason = self.refuse(protocol, token)
+        self._log_refusal(reason, f"at {comm.peer_address.rpartition(':')[0]}")
+        if owner in self._dropped:
+            reason = f"the worker {self.worker.address} was told that this owner is gone"
         if reason is not None:
             return {"status": "refused", "reason": reason}
         link = self._link_of(owner, (owner, address, name))
@@ -215,7 +271,7 @@ class Executor:
     def _arrived_on(self, link: ExecutorLink, batch: Any) -> bool:
         """A batch came; whether it was the last."""
         if batch == BYE:
-            self.drop_owner(link.session.owner)
+            self.drop_owner(link.session.owner, died=False)
             return True
         self.receive(link, batch)
         return False
@@ -272,14 +328,34 @@ class Executor:
         owner = process[0]
         link = self._link_of(owner, process)
         link.local = deliver
-        return lambda batch: self.drop_owner(owner) if batch == BYE else self.receive(link, batch)
+        # What was said before this owner linked: it may have scattered values here first.
+        for batch in link.state.resume(0):
+            deliver(batch)
 
-    def drop_owner(self, owner: str) -> None:
-        """An owner is gone for good."""
+        def received(batch: Any) -> None:
+            if batch == BYE:
+                self.drop_owner(owner, died=False)
+            else:
+                self.receive(link, batch)
+
+        return received
+
+    def drop_owner(self, owner: str, died: bool = True) -> None:
+        """An owner is gone for good; should it live all the same, it hears so.
+
+        ``died`` is False for one that closed, and so gave up its tasks itself.
+        """
+        self._dropped[owner] = None
+        if len(self._dropped) > DROPPED_OWNERS:
+            del self._dropped[next(iter(self._dropped))]
         with self.lock:
-            self.core.close(owner)
+            orphaned = self.core.close(owner)
             self.core.undeliverable(owner)
-        self.links.pop(owner, None)
+        if died:
+            self.owner.core.losses[ORPHANED] += orphaned
+        link = self.links.pop(owner, None)
+        if link is not None and link.channel is not None:
+            link.channel.abort()
         self.owner.process_gone(owner)
         self._flush()
 
@@ -288,7 +364,7 @@ class Executor:
         with self.lock:
             for message in posts:
                 self.core.deliver(message)
-        self._flush_soon()
+        self.flush_soon()
 
     def receive(self, link: ExecutorLink, batch: Any) -> None:
         """A batch of an owner. Loop thread."""
@@ -299,12 +375,16 @@ class Executor:
                 self.core.receive(link.session, messages)
         if messages:
             self._provide()
+            if self.core.sought:
+                sought, self.core.sought = self.core.sought, []
+                for entry, children in sought:
+                    self._look_for(entry, children)
             if self.core.posts:
                 posts, self.core.posts = self.core.posts, []
                 self.owner.posted(posts)
             if self.core.passed_on:
                 self.core.passed_on = False
-                self._flush_soon()
+                self.flush_soon()
             if (
                 self.core.fetches
                 or self.core.freed
@@ -314,11 +394,41 @@ class Executor:
             ):
                 self._flush()
 
+    def made(self, entry: Entry, child: Any) -> None:
+        """A task submitted a child, which may be one that is sought. Any thread."""
+        row = self.owner.core.table.find(child)
+        if row is None:
+            return
+        handle = Handle(self.owner, row)
+        self.owner.drop(row)  # the one that looking it up took
+        self.owner.escapes(row)
+        origin = self.owner.core.references.origin_of(row)
+        with self.lock:
+            self.core.made(entry, child, origin, handle)
+        self.flush_soon()
+
+    def say_escaped(self, heir: Origin) -> None:
+        """Futures of what this task submitted may be elsewhere, if it runs here. Any thread."""
+        entry = current_entry()
+        if entry is None or entry.heir[:4] != heir[:4]:
+            session = self.core.sessions.get(heir[0])
+            entry = session.entries.get(heir[3]) if session is not None else None
+        if entry is not None:
+            entry.escaped = True
+
+    def _look_for(self, entry: Entry, children: Iterable[Any]) -> None:
+        """Name those children that are sought and there, however they were made."""
+        for child in children:
+            self.made(entry, child)
+
     # ---- slots ----
 
     def _provide(self) -> None:
-        """Borrow slots for what waits, and wake as many threads. Loop thread."""
+        """Borrow resources and slots for what waits, wake as many threads. Loop thread."""
         core = self.core
+        if core.resources.aside:
+            with self.lock:
+                core.lend(self.resources.borrow)
         # A paused worker starts nothing, but what it started goes on.
         wanted = len(core.resuming) + (core.queued if self.lending.running else 0)
         wanted -= core.slots - core.busy
@@ -326,6 +436,16 @@ class Executor:
             core.slots += self.lending.borrow(wanted)
         with self.lock:
             self._wake()
+
+    def _stock_went_on(self) -> None:
+        """The state machine did something: what waits here may have a slot or a resource now."""
+        core = self.core
+        if (
+            core.resources.aside
+            or self.lending.reserved
+            or ((core.queued or core.resuming) and core.slots <= core.busy)
+        ):
+            self.flush_soon()
 
     def _wake(self) -> None:
         """Set threads to work for what free slots can take. The lock is held."""
@@ -361,6 +481,7 @@ class Executor:
         sleeper.acquire()
         active = self.worker.active_threads
         ident = threading.get_ident()
+        default = custom_default(self.worker)
         lock.acquire()
         self._waking -= 1
         try:
@@ -371,24 +492,41 @@ class Executor:
                         return
                     self._sleepers.append(sleeper)
                     lock.release()
-                    active.pop(ident, None)
-                    self._flush_soon()
+                    with self.worker.active_threads_lock:
+                        active.pop(ident, None)
+                    self.flush_soon()
                     sleeper.acquire()
                     lock.acquire()
                     self._waking -= 1
                     continue
                 lock.release()
                 if type(work) is Entry:
-                    outcome = run_in_thread(work, base)
+                    if work.options is not None and "timeout" in work.options:
+                        self.clocks.start(work, work.options["timeout"])
+                    name = (
+                        default if work.options is None else work.options.get("executor", default)
+                    )
+                    if name is None:
+                        outcome = run_in_thread(work, base)
+                        parked = here.parked
+                    else:
+                        compat.thread_state.start_time = time()
+                        outcome, parked = run_in_pool(work, name, base, self._pool)
+                    on_ran = self.on_ran  # once: the loop takes it away at any time
+                    if on_ran is not None and outcome is not None:
+                        on_ran(work, outcome, compat.thread_state.start_time)
+                    if work.sought:
+                        self._look_for(work, tuple(work.sought))
                     lock.acquire()
                     if outcome is not None:
-                        self._ended(work, outcome, parked=here.parked)
+                        self._ended(work, outcome, parked)
                     outcome = None  # a thread that sleeps keeps no result
                 else:
                     work.release()
                     lock.acquire()
         finally:
-            active.pop(ident, None)
+            with self.worker.active_threads_lock:
+                active.pop(ident, None)
             self._threads.discard(threading.current_thread())
             lock.release()
 
@@ -396,36 +534,55 @@ class Executor:
         """A task came to its end. The lock is held."""
         core = self.core
         self.counts["run"] += 1
+        if entry.options is not None and "timeout" in entry.options:
+            self.clocks.stop(entry)
         entry.contains = outcome.contains
-        if entry.arrived is not None and outcome.gave_back is None:
+        ran = outcome.gave_back is None or outcome.gave_back[0] == m.RESCHEDULED
+        if (entry.arrived is not None or entry.escaped) and ran:
             # Its owner keeps what it sent until this is said: not before this process is
-            # counted itself for the futures that came.
-            rows, entry.arrived = entry.arrived, None
+            # counted itself for the futures that came. And it forgets how to run the task,
+            # unless it has heard before that it is to be kept.
+            rows, entry.arrived = entry.arrived or (), None
             self.owner.call(
                 self.owner.core.references.when_counted, rows, lambda: self._report(entry, outcome)
             )
-        elif outcome.gave_back is not None:
-            core.give_back(entry, *outcome.gave_back)
-        elif outcome.state == ex.GONE:
-            core.failed(entry, outcome.message)
         else:
-            core.succeeded(entry, outcome.message, outcome.state, outcome.value)
+            self._tell(entry, outcome)
         if parked:
             core.ended_parked(entry)
         else:
             core.released_slot()
         if not self._flush_scheduled:
-            self._flush_soon()
+            self.flush_soon()
 
     def _report(self, entry: Entry, outcome: Outcome) -> None:
         """Say what became of a task whose slot is free already. Loop thread."""
+        if entry.escaped:
+            self.owner.post_now()
+            self.owner.core.climbing.when_kept(
+                entry.session.owner, entry.task, lambda: self._say(entry, outcome)
+            )
+        else:
+            self._say(entry, outcome)
+
+    def _say(self, entry: Entry, outcome: Outcome) -> None:
         with self.lock:
-            if outcome.state == ex.GONE:
-                self.core.failed(entry, outcome.message)
-            else:
-                self.core.succeeded(entry, outcome.message, outcome.state, outcome.value)
+            self._tell(entry, outcome)
         self._provide()
-        self._flush_soon()
+        self.flush_soon()
+
+    def _tell(self, entry: Entry, outcome: Outcome) -> None:
+        """Have its owner hear of it. The lock is held."""
+        if outcome.gave_back is not None:
+            self.counts["returned"] += 1
+            self.core.give_back(entry, *outcome.gave_back)
+        elif outcome.state == ex.GONE:
+            if outcome.message[0] == m.FAILED:
+                self.counts["failed"] += 1
+                self.failures.append((self.counts["failed"], entry.key, time(), outcome.message[3]))
+            self.core.failed(entry, outcome.message)
+        else:
+            self.core.succeeded(entry, outcome.message, outcome.state, outcome.value)
 
     # ---- coroutine tasks ----
 
@@ -434,15 +591,26 @@ class Executor:
         self.loop.call_soon_threadsafe(self._start_coroutine, call)
 
     def _start_coroutine(self, call: tuple[Any, ...]) -> None:
-        task = asyncio.ensure_future(self._coroutine(*call))
-        self._coroutines.add(task)
-        task.add_done_callback(self._coroutines.discard)
+        self._coroutines[call[0]] = asyncio.ensure_future(self._coroutine(*call))
+
+    def _cancel_coroutine(self, entry: Entry) -> None:
+        """Have a coroutine task meet `asyncio.CancelledError`; others go on. Loop thread."""
+        task = self._coroutines.get(entry)
+        if task is not None:
+            # Behind its first step: one that never began would not give its slot back.
+            self.loop.call_soon(task.cancel)
 
     async def _coroutine(self, entry: Entry, *call: Any) -> None:
         compat.current_worker.set(self.worker)
         compat.current_client.set(self.task_client)
         self.counts["coroutines"] += 1
+        began = time()
         outcome = await run_on_loop(entry, *call)
+        if self.on_ran is not None:
+            self.on_ran(entry, outcome, began)
+        if entry.sought:
+            self._look_for(entry, tuple(entry.sought))
+        del self._coroutines[entry]
         with self.lock:
             # Awaits that it started and left behind find that there is no slot to take.
             parked = entry.parks > 0
@@ -450,9 +618,23 @@ class Executor:
             self._ended(entry, outcome, parked)
             self._wake()
 
+    # ---- tasks whose time is up ----
+
+    def _expired(self, entry: Entry) -> None:
+        """A task ran for longer than it may. Loop thread."""
+        address = self.worker.address
+        seconds = entry.options["timeout"] if entry.options else 0.0
+        try:
+            raise TaskTimeout(entry.key, address, seconds)
+        except TaskTimeout as error:
+            pickled = dumps_error(error, entry.key, f"worker {address}")
+        with self.lock:
+            self.core.expired(entry, (m.FAILED, entry.key, entry.attempt, pickled, seconds * 1e6))
+        self.flush_soon()
+
     # ---- flushing ----
 
-    def _flush_soon(self) -> None:
+    def flush_soon(self) -> None:
         """Have the loop send what there is. Any thread."""
         if not self._flush_scheduled:
             self._flush_scheduled = True
@@ -466,7 +648,7 @@ class Executor:
         """Send answers, fetch and free what the core decided, return slots. Loop thread."""
         self._flush_scheduled = False
         core = self.core
-        if core.queued or core.resuming:
+        if core.queued or core.resuming or core.resources.aside:
             self._provide()
         outgoing: list[tuple[ExecutorLink, list[Any]]] = []
         unlinked: list[str] = []
@@ -492,10 +674,18 @@ class Executor:
             elif not core.queued and not core.resuming:
                 core.slots = core.busy
             surplus = self.lending.lent - max(core.slots, core.busy)
+            spare: dict[str, float] = {}
+            here_now = core.resources.available
+            if here_now and (core.resources.yielding or not core.queued):
+                spare, core.resources.available = here_now, {}
         for link, messages in outgoing:
             link.send(messages)
         if surplus > 0 or (self.lending.reserved and not core.queued and not core.resuming):
             self.lending.give_back(max(surplus, 0))
+        if spare or (self.resources.reserved and not core.resources.aside):
+            self.resources.give_back(spare, done=not core.resources.aside)
+        if self.resources.lent or core.resources.yielding:
+            core.resources.yielding = self.resources.overdue
         if freed:
             for name in freed:
                 self.store.delete(name)
@@ -503,6 +693,8 @@ class Executor:
             self.on_undelivered(undelivered)
         if fetches:
             self.fetcher.fetch(fetches)
+        for entry in interrupted:
+            self._cancel_coroutine(entry)
         if interrupted and self.on_interrupted is not None:
             self.on_interrupted(interrupted)
 
@@ -510,11 +702,23 @@ class Executor:
         """What nobody tells: the worker's status, its threads, slots that came free."""
         running = self.lending.running and not self.leaving
         nthreads = self.lending.nthreads
+        if self._totals != self.resources.totals:
+            self._totals = dict(self.resources.totals)
+            with self.lock:
+                self.core.resources_changed()
         if running != self.core.accepting or nthreads != self.core.nthreads:
             with self.lock:
                 self.core.set_accepting(running, nthreads)
         if self.counts["run"] == self._ended_at_last_look:
-            self.core.relieve()
+            self._idle_looks += 1
+            with self.lock:
+                self.core.relieve()
+                if self._idle_looks % STANDSTILL == 0:
+                    token = self.core.overtake()
+                    if token is not None:
+                        token.release()
+        else:
+            self._idle_looks = 0
         self._ended_at_last_look = self.counts["run"]
         self._flush()
         for link in self.links.values():
@@ -556,13 +760,12 @@ class Executor:
         """Take a value that another owner has at this very worker."""
         session = self.core.sessions.get(owner)
         there = session.entries.get(key) if session is not None else None
-        if there is None:
-            return False
-        try:
-            value = self.stored(owner, key)
-        except Exception:
-            return False
-        self._keep_fetched(entry, value, there.contains)
+        with self.lock:
+            if there is None or entry.state != ex.FETCHING or not self.core.share(entry, there):
+                return False
+            self.core.fetched(entry)
+        self._provide()
+        self._flush()
         return True
 
     def _fetch_failed(self, entry: Entry, reason: str | None, absent: tuple[str, ...]) -> None:
@@ -584,6 +787,7 @@ class Executor:
     async def get(self, owner: str, keys: Iterable[Any], token: str) -> dict[str, Any]:
         """Handler of ``ownership_get``: values of one owner, those that are here."""
         reason = self.refuse(PROTOCOL, token)
+        self._log_refusal(reason, "that reads values")
         if reason is not None and "closing" not in reason:
             return {"status": "refused", "reason": reason}
         answer: dict[str, Any] = {"status": "OK"}
@@ -601,7 +805,7 @@ class Executor:
                 reasons.append(f"it could not be read back: {error!r}")
                 continue
             try:
-                values.append(pack(value))
+                values.append(pack(value, self.worker.address))
                 found.append(key)
             except Exception as error:
                 unserializable.append(key)
@@ -625,6 +829,7 @@ class Executor:
     async def put(self, owner: str, data: list[Any], token: str) -> dict[str, Any]:
         """Handler of ``ownership_put``: values that an owner scatters here."""
         reason = self.refuse(PROTOCOL, token)
+        self._log_refusal(reason, "that scatters values")
         if reason is not None:
             return {"status": "refused", "reason": reason}
         if self.leaving:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 from typing import Any
 
 import msgpack
 from distributed.scheduler import validate_key
 
 
-def check_key(key: Any) -> None:
+def check_key(key: Any) -> Any:
     """Refuse what is no key, or one that cannot be sent to a worker.
+
+    Returns
+    -------
+    hashable
+        The key, or an equal one of plain numbers and strings: arrays that are indexed by
+        arrays have NumPy's in their keys.
 
     Raises
     ------
@@ -18,9 +25,26 @@ def check_key(key: Any) -> None:
         integers of more than 64 bits and strings that are no text.
     """
     if type(key) is str and key.isascii():
-        return
-    validate_key(key)
+        return key
+    try:
+        validate_key(key)
+    except TypeError:
+        key = _plain(key)
+        validate_key(key)
     try:
         msgpack.packb(key)
     except (OverflowError, UnicodeError, ValueError) as error:
         raise TypeError(f"the key {key!r} cannot be sent to a worker: {error}") from error
+    return key
+
+
+def _plain(key: Any) -> Any:
+    if isinstance(key, tuple):
+        return tuple(map(_plain, key))
+    if isinstance(key, bool):
+        return key
+    if isinstance(key, str):
+        return str(key)
+    if isinstance(key, Integral):
+        return int(key)
+    return float(key) if isinstance(key, Real) else key

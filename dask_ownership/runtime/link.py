@@ -11,18 +11,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 from distributed.comm import Comm, CommClosedError, connect
 
-from dask_ownership.core.link import LinkState
+from dask_ownership.core.link import Batch, LinkState
 from dask_ownership.core.messages import Message
 from dask_ownership.core.session import Session
+from dask_ownership.core.silence import Pulse
+from dask_ownership.core.traffic import Traffic
 from dask_ownership.runtime.channel import Channel, channel, has_stream
+from dask_ownership.runtime.liveness import LONGEST
 
 logger = logging.getLogger("dask_ownership.link")
 
-PROTOCOL = 2
+PROTOCOL = 4
 """Version of the messages; both ends must have the same."""
 
 BYE = "bye"
@@ -30,6 +34,13 @@ BYE = "bye"
 
 UNSAID_BATCHES = 16
 """Batches after which an acknowledgement is sent of its own."""
+
+
+CANCELLED_AGAIN = 0.5
+"""Seconds after which a dial that outlived its cancellation is cancelled once more."""
+
+LONGEST_DIAL = 10.0
+"""Seconds above which a dial takes no longer before it is tried anew."""
 
 
 class LinkRefused(Exception):
@@ -49,6 +60,15 @@ class OwnerLink:
         ``received(messages)`` on the event loop.
     refused : callable
         ``refused(reason)``, once, when the worker will not take the link.
+    unreachable : callable
+        ``unreachable(reason)``, once, when no dial ever came there. That ends the link, too.
+    reach : float
+        Seconds after which that is so.
+    silence : float
+        Seconds for which a worker may be silent. A connection that stalls for half of it is
+        dialled again; for twice as long each time until something arrives.
+    traffic : Traffic, optional
+        Where bytes are counted.
     """
 
     def __init__(
@@ -58,21 +78,38 @@ class OwnerLink:
         connection_args: dict[str, Any],
         received: Callable[[Any], None],
         refused: Callable[[str], None],
+        unreachable: Callable[[str], None],
+        reach: float = 30.0,
+        silence: float = 5.0,
+        traffic: Traffic | None = None,
     ) -> None:
         self.address = address
         self.hello = hello
         self.connection_args = connection_args
         self.received = received
         self.refused = refused
+        self.unreachable = unreachable
+        self.reach = reach
+        self.traffic = traffic
         self.state = LinkState()
         self.closed = False
         self._channel: Channel | None = None
         self._incarnation: str | None = None
+        self._greeting: dict[str, Any] = {}
         self._task: asyncio.Task[None] | None = None
+        self._pulse = Pulse()
+        self._shortest = self._patience = silence / 2
+        self._stalled = 0.0
+        self._seen: tuple[Channel | None, int, int] = (None, 0, 0)
 
     @property
     def connected(self) -> bool:
         return self._channel is not None
+
+    @property
+    def reached(self) -> bool:
+        """Whether anything that was sent may have arrived."""
+        return self._incarnation is not None
 
     def start(self) -> None:
         """Dial, and keep dialling while the link is wanted."""
@@ -81,7 +118,9 @@ class OwnerLink:
 
     def send(self, messages: list[Message]) -> None:
         """Number a batch and send it, now or when the connection is there."""
-        batch = self.state.pack(messages)
+        self._write(self.state.pack(messages))
+
+    def _write(self, batch: Batch) -> None:
         if self._channel is not None:
             try:
                 self._channel.write(batch)
@@ -90,21 +129,87 @@ class OwnerLink:
         elif self._task is None:
             self.start()
 
+    def look(self, passed: float, ask_after: float | None) -> float:
+        """Look for signs of life, and dial again when there are none on this connection.
+
+        Parameters
+        ----------
+        passed : float
+            Seconds since the last look for which this process was awake.
+        ask_after : float or None
+            Seconds of quiet after which the worker is asked for a sign of life.
+
+        Returns
+        -------
+        float
+            Seconds for which it has owed an answer and given none.
+        """
+        made = self._channel
+        before, arrivals, _ = self._seen
+        now = (made, made.arrivals, made.written) if made is not None else (None, 0, 0)
+        heard = made is not None and now != self._seen
+        self._seen = now
+        if made is not None and made is before and made.arrivals != arrivals:
+            self._patience = self._shortest
+        owes = bool(self.state.unacknowledged) or (made is None and self._task is not None)
+        if self._pulse.look(passed, heard, owes, ask_after):
+            self._write(self.state.pack([], ask=True))
+        if made is None or heard or not owes:
+            self._stalled = 0.0
+            return self._pulse.owed
+        self._stalled += passed
+        if self._stalled >= self._patience:
+            logger.info("%s sent nothing for %.3g s: dialling again", self.address, self._stalled)
+            self._disappointed()
+            made.abort()
+        return self._pulse.owed
+
+    def _disappointed(self) -> None:
+        self._stalled = 0.0
+        self._patience = min(2 * self._patience, max(LONGEST, self._shortest))
+
     async def _run(self) -> None:
         pause = 0.02
+        began = lost_at = perf_counter()
+        opened = False
         while not self.closed:
             comm = None
             try:
-                comm = await connect(self.address, **self.connection_args)
-                comm.name = "Owner->Executor"
-                greeted = await self._greet(comm)
+                try:
+                    limit = min(self._patience, LONGEST_DIAL)
+                    comm = await asyncio.wait_for(self._dial(), limit)
+                except (TimeoutError, asyncio.TimeoutError):
+                    self._disappointed()
+                    raise
+                if self.closed:
+                    break  # a wait that ends just as it is cancelled goes on as if it was not
+                greeted = self._channel = self._resume(comm)
                 pause = 0.02
+                if opened:
+                    took = perf_counter() - lost_at
+                    logger.info("the link to %s is open again after %.3g s", self.address, took)
+                opened = True
                 await greeted.listen(self._arrived)
             except LinkRefused as error:
                 self.closed = True
                 self.refused(str(error))
             except Exception as error:
-                logger.debug("link to %s: %r", self.address, error)
+                if comm is not None and not self.closed:
+                    lost_at = perf_counter()
+                    logger.info(
+                        "the link to %s is lost, and dialled again: %s", self.address, error
+                    )
+                else:
+                    logger.debug("link to %s: %r", self.address, error)
+                if not self.reached and perf_counter() - began >= self.reach:
+                    self.closed = True
+                    self.unreachable(
+                        f"the worker {self.address} cannot be reached from here: for "
+                        f"{self.reach:g} s no connection was made, at last because of {error!r}. "
+                        "Owners send tasks to workers themselves and need a route to each of "
+                        "them: give the workers an address that can be dialled from here "
+                        "(--contact-address), or run this program inside the cluster's network"
+                    )
             finally:
                 self._channel = None
                 if comm is not None:
@@ -113,7 +218,30 @@ class OwnerLink:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 1.0)
 
-    async def _greet(self, comm: Comm) -> Channel:
+    async def probe(self) -> None:
+        """Open a connection once, as `start` would, and end the link at the worker again.
+
+        Raises
+        ------
+        LinkRefused
+        OSError
+        """
+        made = self._resume(await self._dial())
+        made.write(BYE)
+        await made.close()
+
+    async def _dial(self) -> Comm:
+        """A connection whose other end has answered to the greeting."""
+        comm = await connect(self.address, **self.connection_args)
+        try:
+            comm.name = "Owner->Executor"
+            await self._greet(comm)
+        except BaseException:
+            comm.abort()
+            raise
+        return comm
+
+    async def _greet(self, comm: Comm) -> None:
         await comm.write(
             {
                 "op": "ownership_link",
@@ -134,11 +262,14 @@ class OwnerLink:
         if self._incarnation not in (None, answer["incarnation"]):
             raise LinkRefused(f"another worker answers at {self.address} now")
         self._incarnation = answer["incarnation"]
+        self._greeting = answer
+
+    def _resume(self, comm: Comm) -> Channel:
+        """Go on over a new connection, with what the worker has not got."""
         # No await in between: a batch that is numbered meanwhile would be in neither.
-        made = channel(comm, answer.get("stream", False))
-        for batch in self.state.resume(answer["received"]):
+        made = channel(comm, self._greeting.get("stream", False), self.traffic)
+        for batch in self.state.resume(self._greeting["received"]):
             made.write(batch)
-        self._channel = made
         return made
 
     def _arrived(self, batch: Any) -> None:
@@ -161,17 +292,17 @@ class OwnerLink:
             except (OSError, CommClosedError):
                 pass
         if self._task is not None and self._task is not asyncio.current_task():
-            self._task.cancel()
-            try:
-                await self._task
-            except asyncio.CancelledError:
-                pass
+            while not self._task.done():
+                # Again, because `asyncio.wait_for` loses a cancellation that comes as it ends.
+                self._task.cancel()
+                await asyncio.wait([self._task], timeout=CANCELLED_AGAIN)
 
 
 class LocalLink:
     """The owner's end of a link to the executor in the same process: no connection."""
 
     connected = True
+    reached = True
     closed = False
 
     def __init__(self, deliver: Callable[[Any], None]) -> None:
@@ -180,6 +311,9 @@ class LocalLink:
 
     def start(self) -> None:
         pass
+
+    def look(self, passed: float, ask_after: float | None) -> float:
+        return 0.0
 
     def send(self, messages: list[Message]) -> None:
         self._deliver(self.state.pack(messages))

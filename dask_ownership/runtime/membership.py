@@ -29,6 +29,43 @@ BACKLOG = "ownership-backlog"
 """The stream operation by which a client tells the scheduler about how many of its tasks
 wait for a worker, for adaptive scaling."""
 
+HOLD = "ownership_hold"
+"""The scheduler's operation by which a client has the cluster hold objects."""
+
+LET_GO = "ownership-let-go"
+"""The stream operation by which a client says that it has no need of a hold any more."""
+
 DIAL = "ownership_dial"
 """The operation by which a worker that has something for a client asks the scheduler to
 have that client link to it, and the stream operation by which the client hears of it."""
+
+WHERE = "ownership_where"
+"""The scheduler's operation that says where the values of its own keys are."""
+
+PROMOTED = "promoted-"
+"""What the names of owned objects at the scheduler begin with; the incarnation of the process
+that keeps the object for it follows."""
+
+PROMOTION_OVER = "ownership-promotion-over"
+"""The stream operation by which the scheduler tells that process that a name is forgotten."""
+
+
+WATCH = "ownership-watch"
+"""The stream operation by which the scheduler tells clients that somebody looks at what they
+own, or that nobody does any more."""
+
+REPORT = "ownership_report"
+"""The stream operation by which clients tell what they own, while somebody looks; and the
+operation by which the scheduler asks a worker for the same and for what ran there."""
+
+ACTIVITY = "ownership_activity"
+"""The scheduler's operation that tells what all of them do."""
+
+
+class Found(TypedDict, total=False):
+    """What the scheduler knows of one of its keys, as `WHERE` answers."""
+
+    state: str
+    who_has: list[str]
+    exception: Any
+    traceback: Any

@@ -15,23 +15,26 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from numbers import Real
 from time import perf_counter, time
 from typing import Any
 from uuid import uuid4
 
 import dask
-from dask.utils import parse_bytes
+from dask.utils import parse_bytes, parse_timedelta
 from distributed.core import ConnectionPool
 from distributed.system import MEMORY_LIMIT
 
-from dask_ownership.core.messages import Origin
+from dask_ownership.core.bequest import Bequest
+from dask_ownership.core.messages import Origin, Process
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.table import DORMANT, INLINE, READY, STORED, Failure, Row
-from dask_ownership.errors import ClosedOwner
+from dask_ownership.core.places import Places, ordered
+from dask_ownership.core.table import DORMANT, INLINE, READY, STORED, WAITING, Failure, Row
+from dask_ownership.errors import ClosedOwner, SchedulerGone
+from dask_ownership.runtime.chronicle import Chronicle
 from dask_ownership.runtime.collector import untrack
 from dask_ownership.runtime.link import UNSAID_BATCHES, LocalLink, OwnerLink
+from dask_ownership.runtime.liveness import Liveness, Patience
 from dask_ownership.runtime.membership import Member
 from dask_ownership.runtime.serialize import (
     Functions,
@@ -47,6 +50,7 @@ from dask_ownership.runtime.waiting import (
     FirstDone,
     Gate,
     LoopGate,
+    acquired,
     hang,
     unhang,
     wait_for_first,
@@ -72,22 +76,15 @@ BACKLOG_INTERVAL = 0.5
 UNKNOWN_MEMBER = 3.0
 """Seconds for which an address may be no member before whoever was there is gone."""
 
+REACHED_AGAIN = 60.0
+"""Seconds after which a worker that could not be reached is tried again."""
+
 HANDED_ON = 0.5
 """Seconds for which a dead borrower still counts: others may be about to be counted for
 what it sent them."""
 
-
-def prioritised(order: int, priority: Any) -> int:
-    """A row's place with the user's priority: higher comes before all that is lower.
-
-    Raises
-    ------
-    TypeError
-        When the priority is no number.
-    """
-    if not isinstance(priority, Real):
-        raise TypeError(f"priority= takes a number, not {priority!r}")
-    return order - int(max(-(2.0**20), min(2.0**20, float(priority))) * 2**40)
+KEPT_FOR = 30.0
+"""Seconds for which tasks are kept for a dead process: others may hear of it late, and ask."""
 
 
 def max_bytes(of: str) -> int:
@@ -148,44 +145,67 @@ class Owner:
             clock=time,
             max_inline=max_bytes("inline"),
         )
+        self.core.lineages.of_inline = bool(dask.config.get("ownership.lineage.inline", False))
+        self.holder: Process = ("", "", "")
+        """Who holds what lies in queues, variables and datasets."""
         self.on_unknown_member: Callable[[], None] | None = None
         self.on_backlog: Callable[[int], None] | None = None
+        self.on_submitted: Callable[[list[Row]], None] | None = None
         self._backlog = 0
         self._backlog_at = 0.0
         self.functions = Functions()
         self.core.identity = self.functions.get(identity)
         self.core.identity_call = dumps(((Slot(0),), {}))
-        self.core.moves.function = self.functions.get(nothing)
+        self.core.copies.function = self.functions.get(nothing)
         self.pool = ConnectionPool(deserialize=False, connection_args=connection_args)
+        self.liveness = Liveness(self)
+        self.patience = Patience(self.liveness.limit)
         self.closed = False
+        self.lost = ""
+        """Why it closed by itself: the scheduler is gone. What was here by then stays."""
+        self.cut_off = False
+        """Whether the scheduler is lost: workers that refuse a link now may be about to close."""
         self.refused = self.core.refused
-        self._order = 0
+        self.places = Places(time)
+        self.chronicle = Chronicle(self)
         self._inbox: deque[Any] = deque()
         self._dropped: deque[Any] = deque()
         self._awake = False
         self._ticking = False
         self._sweeping = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread = 0
         self._context: contextvars.Context | None = None
         self._gone: set[str] = set()
         self._awaited: set[str] = set()
+        self._expiring: set[str] = set()
+        self.promoted: dict[str, Handle] = {}
+        """What the central scheduler may read, by its name there."""
         self.first: FirstDone | None = None
         self._closing: set[asyncio.Future[None]] = set()
 
     async def start(self) -> None:
         """Begin on the event loop that is running."""
         self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
         self._context = contextvars.copy_context()
         await self.pool.start()
+        self.liveness.start()
         self._wake()
 
     # ---- any thread ----
 
-    def next_order(self, count: int = 1, priority: float = 0) -> int:
-        """Places for ``count`` rows in a row, lower first, the user's priority included."""
-        self._order += count
-        order = self._order - count
-        return prioritised(order, priority) if priority else order
+    def place(self, dependencies: tuple[Row, ...], depth: int, fifo_timeout: Any) -> int:
+        """The place of one task; lower first. Any thread."""
+        places = self.places
+        place = places.behind(dependencies, depth) if dependencies else None
+        if place is None:
+            if places.shared:
+                place = places.beside(parse_timedelta(fifo_timeout))
+            else:
+                place = places.next
+                places.next += 1
+        return ordered(place, 0, depth) if depth else place
 
     def submit(self, row: Row) -> Row:
         """Add a row and have it run; the row that is known under its key, if any.
@@ -195,16 +215,46 @@ class Owner:
         ClosedOwner
         """
         if self.closed:
+            if self.lost:
+                raise SchedulerGone(row.key, f"it cannot be submitted: {self.lost}")
+            raise ClosedOwner(f"{self.name} is closed; it cannot submit {row.key!r}")
+        try:
+            adopted = self.core.table.adopt(row)
+            if adopted is row:
+                untrack(row)
+                self._inbox.append(row)
+                if not self._awake:
+                    self._wake()
+            elif adopted.state == DORMANT:
+                self.call(self.core.lineages.wake, adopted)
+            return adopted
+        except BaseException:  # Ctrl-C comes between any two instructions
+            self.call(self._left_behind, row, True)
+            raise
+
+    def expect(self, row: Row) -> Row:
+        """Add a row that waits for something outside, until `begin` has it run."""
+        if self.closed:
             raise ClosedOwner(f"{self.name} is closed; it cannot submit {row.key!r}")
         adopted = self.core.table.adopt(row)
         if adopted is row:
             untrack(row)
-            self._inbox.append(row)
-            if not self._awake:
-                self._wake()
-        elif adopted.state == DORMANT:
-            self.call(self.core.lineages.wake, adopted)
         return adopted
+
+    def begin(self, row: Row) -> None:
+        """Have a row run that was expected, unless it ended in the meantime. Any thread."""
+        self._inbox.append(row)
+        if not self._awake:
+            self._wake()
+
+    def promotion_over(self, names: Iterable[str]) -> None:
+        """Stream handler: the central scheduler has forgotten these."""
+        for name in names:
+            self.promoted.pop(name, None)
+
+    def dropped(self, row: Row) -> int:
+        """How many handles of a row were dropped and not yet counted off."""
+        return list(self._dropped).count(row) if self._dropped else 0
 
     def drop(self, row: Row) -> None:
         """One handle of a row went away. Called by finalizers, at any moment."""
@@ -213,6 +263,24 @@ class Owner:
         # handle would cost more than all the rest of a round trip.
         if len(self._dropped) > DROPPED_AT_ONCE and not self._awake:
             self._wake()
+
+    def drop_all(self, rows: Iterable[Row]) -> None:
+        """As `drop`, for one handle of each of these: all of them, or none when interrupted."""
+        self._dropped.extend(rows)
+        if len(self._dropped) > DROPPED_AT_ONCE and not self._awake:
+            self._wake()
+
+    def _left_behind(self, row: Row, handle: bool) -> None:
+        """A thread was interrupted while it added this row. Loop thread.
+
+        Others may find it under its key, and would wait for ever for one that nobody took
+        in. The ``handle`` was for a future that is not made.
+        """
+        if self.core.table.rows.get(row.key) is row:
+            if row.state == WAITING and not row.waiting and not row.attempt:
+                self.core.submit((row,))
+            if handle:
+                self.core.release((row,))
 
     def find(self, key: Hashable, parent: Any = None) -> Row | None:
         """The row of a key that a user chose, with one more handle on it, or None.
@@ -224,7 +292,7 @@ class Owner:
         if row is None or not self._dropped or self._loop is None:
             return row
         self._dropped.append(row)
-        if threading.get_ident() == getattr(self._loop, "_thread_id", None):
+        if threading.get_ident() == self._loop_thread:
             self._release_dropped()
         else:
             gate = Gate()
@@ -241,17 +309,39 @@ class Owner:
 
     def arrive(self, origin: Origin) -> Row:
         """The row of a future that was unpickled here, with one handle more. Any thread."""
-        row, new = self.core.references.arrive(origin)
-        if row.state == DORMANT:
-            self.call(self.core.lineages.wake, row)
-        elif new:
-            untrack(row)
-            self._inbox.append(row)
-            if not self._awake:
-                self._wake()
+        row: Row | None = None
+        try:
+            row, new = self.core.references.arrive(origin)
+            place = None if new else self.core.references.held_elsewhere(row, origin)
+            if place is not None:
+                self.call(self.core.references.borrow_at, row, place)
+            if row.state == DORMANT:
+                self.call(self.core.lineages.wake, row)
+            elif new:
+                untrack(row)
+                self._inbox.append(row)
+                if not self._awake:
+                    self._wake()
+        except BaseException:
+            if row is not None:
+                self.call(self._left_behind, row, True)
+            raise
         if unpickling.arrived is not None:
             unpickling.arrived.append(row)
         return row
+
+    def escapes(self, row: Row) -> None:
+        """A future of this row may be in another process soon. Any thread."""
+        heir = row.options.heir
+        if heir is not None and row not in self.core.climbing.escaped:
+            if self.executor is not None:
+                self.executor.say_escaped(heir)
+            self.call(self.core.climbing.escapes, row)
+
+    def pin(self, row: Row) -> None:
+        """Keep a row for whoever reads what of it is pickled somewhere. Any thread."""
+        self.core.table.pin(row)
+        self.escapes(row)
 
     def open(self, client: Any, row: Row, load: Callable[[], Any]) -> Any:
         """Unpickle the value of a row, which is kept until the futures inside are counted."""
@@ -264,6 +354,21 @@ class Owner:
                 self._wake()
         return value
 
+    def hold(self, origins: Iterable[Origin], bequest: Bequest) -> list[Row]:
+        """Take over what others own; rows with one handle more each. Loop thread."""
+        self._process()
+        rows = self.core.bequests.hold(origins, bequest)
+        self._step()
+        return rows
+
+    async def held(self, rows: Sequence[Row]) -> None:
+        """Wait until their owners may go: what there is of them by now is taken over."""
+        counted = asyncio.Event()
+        sources = [source for row in rows for source in row.dependencies]
+        self.core.references.when_counted(sources, counted.set)
+        await counted.wait()
+        await self.wait_async([row for row in rows if not self.core.bequests.settled(row)])
+
     def call(self, function: Callable[..., None], *args: Any) -> None:
         """Do something to the core on the loop, in order with what was submitted before."""
         self._inbox.append((function, args))
@@ -273,11 +378,14 @@ class Owner:
     def _wake(self) -> None:
         if self._loop is None:
             return  # not started: `start` takes in what is there
-        self._awake = True
         try:
+            self._awake = True
             self._loop.call_soon_threadsafe(self._process, context=self._context)
         except RuntimeError:
             pass  # the loop is closed: nothing of this owner lives any more
+        except BaseException:  # Ctrl-C: it may not be on its way, so the next one wakes it
+            self._awake = False
+            raise
 
     # ---- the loop ----
 
@@ -301,6 +409,8 @@ class Owner:
             except Exception:
                 logger.exception("an operation on the ownership table failed")
         if rows:
+            if self.on_submitted is not None:
+                self.on_submitted(rows)
             core.submit(rows)
         self._release_dropped()
         if self.closed:
@@ -343,10 +453,12 @@ class Owner:
     def _step(self) -> None:
         """Schedule, tell who waits, flush the links."""
         core = self.core
+        if core.references.talking:
+            core.references.say_to_itself()
         core.schedule(perf_counter() * 1e6)
         if core.references.talking:
             self._post()
-        if self.refused and not core.placement.workers:
+        if self.refused and not core.placement.workers and not self.cut_off:
             self._settle_refused()
         if core.completed:
             self._tell()
@@ -394,6 +506,11 @@ class Owner:
                     self._awaited.add(address)
                     loop.call_later(UNKNOWN_MEMBER, self._give_up, address)
 
+    def post_now(self) -> None:
+        """Put what references have to say before what is said next. Loop thread."""
+        if self.core.references.talking:
+            self._post()
+
     def _give_up(self, address: str) -> None:
         self._awaited.discard(address)
         if not self.closed and address:
@@ -417,17 +534,40 @@ class Owner:
 
     def process_gone(self, owner: str) -> None:
         """Another process is gone for good. Loop thread, and stream handler."""
-        self.core.references.process_gone(owner)
+        with self.chronicle.burying([owner], owner):
+            self.core.references.process_gone(owner)
         if self._loop is not None and not self.closed:
+            self._expire_later()
             self._step()
+
+    def clients_are(self, incarnations: Iterable[str]) -> None:
+        """All clients that are there; others that are known here are gone. Loop thread."""
+        there = {self.incarnation, *incarnations}
+        for incarnation, peer in list(self.core.references.peers.items()):
+            if not peer.process[1] and incarnation not in there:
+                self.process_gone(incarnation)
 
     def _sweep(self) -> None:
         """Let go of rows whose handles went away."""
         self._sweeping = False
         if not self.closed:
+            self.places.grow_old()
+            self.chronicle.look()
+            if not self._ticking:
+                # Whose tasks all could be running; yet they may wait for those of other owners.
+                self.core.tick(perf_counter() * 1e6)
             self._process()
+            if not self.core.placement.workers or self.core.placement.any_restricted:
+                self._look_at_unmatched()
             if self.on_backlog is not None:
                 self._look_at_backlog(self.on_backlog)
+
+    def _look_at_unmatched(self) -> None:
+        """End what has waited too long for a worker that may run it, if that is configured."""
+        timeout = dask.config.get("distributed.scheduler.no-workers-timeout", None)
+        if timeout is not None:
+            self.core.unmatched.expire(perf_counter(), parse_timedelta(timeout))
+            self._step()
 
     def _look_at_backlog(self, tell: Callable[[int], None]) -> None:
         """Tell how much waits when that changed much, and at the end that nothing does."""
@@ -468,16 +608,20 @@ class Owner:
     # ---- members ----
 
     def members_changed(self, added: Iterable[Member], removed: Iterable[str]) -> None:
-        """Workers joined or left. Loop thread; late and repeated news change nothing."""
+        """Workers joined, left or have other resources. Loop thread; it may be said again."""
         for address in removed:
             self._gone.add(address)
             self.refused.pop(address, None)
             view = self.core.placement.workers.get(address)
             if view is not None:
                 self._lose(view, "left the cluster")
+        joined = []
         for member in added:
             address = member["address"]
-            if address in self._gone or address in self.core.placement.workers:
+            known = self.core.placement.workers.get(address)
+            if known is not None:
+                known.resources = dict(member["resources"])
+            if known is not None or address in self._gone:
                 continue
             view = WorkerView(
                 address,
@@ -487,6 +631,8 @@ class Owner:
                 resources=dict(member["resources"]),
             )
             self.core.add_worker(view)
+            joined.append(address)
+        self.chronicle.joined(joined)
         self._step()
 
     def _lose(self, view: WorkerView, reason: str) -> None:
@@ -497,14 +643,30 @@ class Owner:
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
         self.pool.remove(view.address)
-        self.core.remove_worker(view, reason)
+        with self.chronicle.losing(view, reason):
+            self.core.remove_worker(view, reason, link is not None and link.reached)
         assert self._loop is not None
         self._loop.call_later(HANDED_ON, self._bury, view.address)
 
     def _bury(self, address: str) -> None:
         """What a dead worker may have handed on is counted by now."""
         if not self.closed:
-            self.core.references.address_gone(address)
+            with self.chronicle.burying(self.core.references.owners_at(address), address):
+                self.core.references.address_gone(address)
+            self._expire_later()
+            self._step()
+
+    def _expire_later(self) -> None:
+        """Tasks are kept for the children of a dead process until all have asked for those."""
+        assert self._loop is not None
+        for incarnation in self.core.climbing.orphans.keys() - self._expiring:
+            self._expiring.add(incarnation)
+            self._loop.call_later(KEPT_FOR, self._expire, incarnation)
+
+    def _expire(self, incarnation: str) -> None:
+        self._expiring.discard(incarnation)
+        if not self.closed:
+            self.core.climbing.expire(incarnation)
             self._step()
 
     def dial(self, address: str) -> None:
@@ -534,6 +696,10 @@ class Owner:
                 self.connection_args,
                 lambda messages: self._received(view, messages),
                 lambda reason: self._refused(view, reason),
+                lambda reason: self._unreachable(view, reason),
+                parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")),
+                self.liveness.limit,
+                view.traffic,
             )
         view.link = link
         return link
@@ -546,11 +712,30 @@ class Owner:
 
     def _refused(self, view: WorkerView, reason: str) -> None:
         """A worker will not take the link: go on without it."""
-        logger.warning("tasks are not sent to %s: %s", view.address, reason)
+        if not self.cut_off:
+            logger.warning("tasks are not sent to %s: %s", view.address, reason)
         self.refused[view.address] = reason
-        view.link = None
-        self.core.remove_worker(view, "refused the link")
+        link, view.link = view.link, None
+        self.core.remove_worker(view, "refused the link", link is not None and link.reached)
         self._step()
+
+    def _unreachable(self, view: WorkerView, reason: str) -> None:
+        """There is no route to a worker: go on without it, and look again later."""
+        self._refused(view, reason)
+        assert self._loop is not None
+        self._loop.call_later(REACHED_AGAIN, self._try_again, view)
+
+    def _try_again(self, view: WorkerView) -> None:
+        if not self.closed and view.address not in self._gone:
+            self.refused.pop(view.address, None)
+            member = Member(
+                address=view.address,
+                nthreads=view.nthreads,
+                name=view.name,
+                host=view.host,
+                resources=dict(view.resources),
+            )
+            self.members_changed([member], [])
 
     def _settle_refused(self) -> None:
         """End what could start if any worker took owned tasks."""
@@ -563,6 +748,8 @@ class Owner:
 
     def _check_open(self) -> None:
         if self.closed:
+            if self.lost:
+                raise SchedulerGone(self.name, self.lost)
             raise ClosedOwner(f"{self.name} is closed; its futures cannot be waited for")
 
     def wait(
@@ -589,7 +776,7 @@ class Owner:
         if stop_at_error and any(row.state > STORED for row in rows):
             return True
         self._check_open()
-        if threading.get_ident() == getattr(self._loop, "_thread_id", None):
+        if threading.get_ident() == self._loop_thread:
             raise RuntimeError(
                 "a future was waited for on the thread of the event loop that must bring its "
                 "result; await it instead"
@@ -610,7 +797,7 @@ class Owner:
         seconds = -1.0 if timeout is None else max(0.0, timeout)
         if self.executor is not None:
             return bool(self.executor.parking.wait(gate.lock, seconds))
-        return gate.lock.acquire(True, seconds)
+        return acquired(gate.lock, seconds)
 
     async def wait_async(
         self,
@@ -646,13 +833,22 @@ class Owner:
     # ---- the end ----
 
     def _settle_all(self) -> None:
-        self.core.close(f"its client {self.name} is closed, which freed it")
+        if self.lost:
+            self.core.abandon(self.lost)
+        else:
+            self.core.close(f"its client {self.name} is closed, which freed it")
 
-    async def close(self) -> None:
-        """End all links and let everyone who waits know."""
+    async def close(self, lost: str = "") -> None:
+        """End all links and let everyone who waits know.
+
+        ``lost`` says why the scheduler is gone, if that is the reason: then values and errors
+        that are here can still be read.
+        """
         if self.closed:
             return
+        self.lost = lost
         self.closed = True
+        self.liveness.stop()
         self._settle_all()
         self._tell()
         self.core.post()
@@ -667,4 +863,5 @@ class Owner:
         )
         for view in views:
             self.core.placement.remove_worker(view)
+        self.promoted.clear()
         await self.pool.close()

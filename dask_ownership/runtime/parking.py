@@ -19,6 +19,12 @@ from dask_ownership.runtime import compat
 from dask_ownership.runtime.runner import coroutine_entry, here
 
 
+def _in_pool(entry: Entry) -> bool:
+    """Whether a task has a thread of a pool. It waits for no slot when it goes on: those may
+    all have tasks that wait for that very thread."""
+    return entry.options is not None and "executor" in entry.options
+
+
 class ThreadToken:
     """Wakes a parked thread when there is a slot for it."""
 
@@ -154,9 +160,13 @@ class Parking:
                 self.core.goes_on(entry)
             raise
         else:
-            token = ThreadToken()
-            self.want_slot(token, entry)
-            token.wait()
+            if _in_pool(entry):
+                with self.lock:
+                    self.core.goes_on(entry)
+            else:
+                token = ThreadToken()
+                self.want_slot(token, entry)
+                token.wait()
         finally:
             here.parked = False
             entry.parked_for += perf_counter() - since
@@ -188,7 +198,12 @@ class Parking:
         if wants:
             token = LoopToken()
             self.want_slot(token, entry)
-            await token.wait()
+            try:
+                await token.wait()
+            except BaseException:
+                with self.lock:
+                    self.core.stops_waiting(token, entry)
+                raise
             entry.parked_for += perf_counter() - since
         return value
 
@@ -212,8 +227,17 @@ class Pool:
     def append(self, waiting: tuple[threading.Thread, threading.Event]) -> None:
         entry = here.entry
         assert entry is not None
+        if not here.parked:  # the inner one of two `worker_client` rejoined already
+            waiting[1].set()
+            return
         here.parked = False
-        self._parking.want_slot(EventToken(waiting[1]), entry)
+        token = EventToken(waiting[1])
+        if _in_pool(entry):
+            with self._parking.lock:
+                self._parking.core.goes_on(entry)
+            token.release()
+        else:
+            self._parking.want_slot(token, entry)
 
     def _adjust_thread_count(self) -> None:
         pass
@@ -228,9 +252,10 @@ def caller_without_slot() -> AbstractContextManager[None]:
     return nullcontext() if entry is None else entry.session.runtime.parking.without_slot()
 
 
-async def await_without_slot(awaitable: Awaitable[Any]) -> Any:
+def await_without_slot(awaitable: Awaitable[Any]) -> Awaitable[Any]:
     """As `Parking.wait_async`, for the owned coroutine task that the caller is in, if any."""
     entry = coroutine_entry.get()
     if entry is None:
-        return await awaitable
-    return await entry.session.runtime.parking.wait_async(awaitable)
+        return awaitable
+    waiting: Awaitable[Any] = entry.session.runtime.parking.wait_async(awaitable)
+    return waiting

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dask_ownership.core.table import INLINE, STORED, Borrowed, Row
 from dask_ownership.errors import LostData, NotSerializable, OwnershipError
 from dask_ownership.runtime.serialize import loads_value
-from dask_ownership.runtime.transfer import ask, unpack
+from dask_ownership.runtime.transfer import ask, size_of, unpack
 
 if TYPE_CHECKING:
     from dask_ownership.runtime.owner import Owner
@@ -28,7 +28,7 @@ async def fetch(owner: Owner, rows: Iterable[Row]) -> dict[Row, Any]:
     """
     result: dict[Row, Any] = {}
     tried: dict[Row, int] = {}
-    answered: set[Row] = set()
+    absent: dict[Row, set[str]] = {}
     rounds: dict[Row, int] = {}
     todo = [row for row in rows if row.state <= STORED]
     while todo:
@@ -43,15 +43,24 @@ async def fetch(owner: Owner, rows: Iterable[Row]) -> dict[Row, Any]:
                 continue
             incarnation, addresses = _places(owner, row)
             if index > len(addresses):
-                found_anew = rounds[row] = rounds.get(row, 0) + 1
-                if (row.borrowed or row in answered) and found_anew < ROUNDS:
-                    answered.discard(row)
-                    owner.core.missed(row)
+                tried[row] = 0
+                said = absent.pop(row, None)
+                if said is None:
+                    # Nobody answered: whether they are dead is for membership to say.
+                    owner.core.silences.unanswered(row)
                     owner._step()
-                    tried[row] = 0
                     again.append(row)
                     continue
-                detail = f"none of its holders gave it: {', '.join(addresses)}"
+                found_anew = rounds[row] = rounds.get(row, 0) + 1
+                if found_anew < ROUNDS:
+                    owner.core.missed(row, said)
+                    owner._step()
+                    again.append(row)
+                    continue
+                detail = (
+                    f"none of its holders gave it, which were looked up {found_anew} times, last "
+                    f"{', '.join(addresses)}; it was owned by {_owner_of(owner, row)}"
+                )
                 result[row] = LostData(row.key, detail)
                 continue
             place = (addresses[index % len(addresses)], incarnation)
@@ -59,13 +68,17 @@ async def fetch(owner: Owner, rows: Iterable[Row]) -> dict[Row, Any]:
             tried[row] = index + 1
         todo = again
         requests = [
-            _fetch_from(owner, place, group[start : start + GATHER_BATCH], result, answered)
+            _fetch_from(owner, place, group[start : start + GATHER_BATCH], result, absent)
             for place, group in places.items()
             for start in range(0, len(group), GATHER_BATCH)
         ]
         for missing in await asyncio.gather(*requests):
             todo.extend(missing)
     return result
+
+
+def _owner_of(owner: Owner, row: Row) -> str:
+    return row.place[2] if isinstance(row, Borrowed) else owner.name
 
 
 def _places(owner: Owner, row: Row) -> tuple[str, list[str]]:
@@ -80,7 +93,7 @@ async def _fetch_from(
     place: tuple[str, str],
     rows: list[Row],
     result: dict[Row, Any],
-    answered: set[Row],
+    absent: dict[Row, set[str]],
 ) -> list[Row]:
     """Ask one worker for values of one owner; the rows that it did not give."""
     address, incarnation = place
@@ -88,18 +101,24 @@ async def _fetch_from(
         row.place[3] if isinstance(row, Borrowed) else row.key: row for row in rows
     }
     try:
-        values, reasons = await ask(owner.pool, address, incarnation, list(by_key), owner.token)
+        values, reasons = await ask(
+            owner.pool, address, incarnation, list(by_key), owner.token, owner.patience
+        )
     except OSError:
         # It may be dead: membership will say so, and then the rows change.
         await asyncio.sleep(0.1)
         return rows
-    answered.update(rows)
+    view = owner.core.placement.workers.get(address)
+    if view is not None:
+        view.traffic.received += sum(map(size_of, values.values()))
     for key, value in values.items():
         result[by_key.pop(key)] = value
     for key, reason in reasons.items():
         result[by_key.pop(key)] = NotSerializable(
             f"the value of {key!r} is at worker {address} and cannot be sent: {reason}"
         )
+    for row in by_key.values():
+        absent.setdefault(row, set()).add(address)
     return list(by_key.values())
 
 

@@ -6,16 +6,20 @@ pickling what came out. The bookkeeping is `dask_ownership.core.executor`'s.
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import pickle
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from inspect import iscoroutinefunction
 from threading import get_ident
 from time import perf_counter, time
 from typing import Any
 
+import dask
 from dask.utils import typename
+from distributed import Reschedule
 from distributed.sizeof import safe_sizeof
 
 from dask_ownership.core import messages as m
@@ -23,8 +27,9 @@ from dask_ownership.core import session as ex
 from dask_ownership.core.messages import Origin
 from dask_ownership.core.session import Entry
 from dask_ownership.core.table import Row
-from dask_ownership.errors import NotSerializable
+from dask_ownership.errors import NotSerializable, NotUnpickled
 from dask_ownership.runtime.compat import thread_state
+from dask_ownership.runtime.error_log import error_log
 from dask_ownership.runtime.serialize import (
     ATOMS,
     dumps,
@@ -35,8 +40,8 @@ from dask_ownership.runtime.serialize import (
     unpickling,
 )
 
-INLINE_LIMIT = 64 * 1024
-"""Bytes of a pickled result above which it stays at the worker."""
+SEEN = 0.005
+"""Seconds from which reading from disk, writing there and unpickling are told of, as in Dask."""
 
 
 class _Here(threading.local):
@@ -60,6 +65,32 @@ def current_entry() -> Entry | None:
     Threads that a task starts by itself are in no task.
     """
     return here.entry or coroutine_entry.get()
+
+
+def cancelled() -> bool:
+    """Whether nobody wants the outcome of the owned task that the caller is in any more.
+
+    Its future was cancelled or dropped, the task that submitted it was cancelled, its owner
+    is gone, its ``timeout=`` is up, or it was handed out anew. What it returns or raises from
+    then on is dropped. A coroutine task gets `asyncio.CancelledError` instead where it
+    awaits; a function in a thread cannot be stopped and may ask here, as often as it likes:
+    a call takes well under a microsecond.
+
+    Returns
+    -------
+    bool
+        False where there is no owned task: in a client, in an ordinary Dask task, and in
+        threads that a task started itself.
+
+    Examples
+    --------
+    >>> def search(start):  # doctest: +SKIP
+    ...     for n in count(start):
+    ...         if is_prime(n) or cancelled():
+    ...             return n
+    """
+    entry = current_entry()
+    return entry is not None and entry.cancelled
 
 
 class Delegated:
@@ -92,9 +123,10 @@ def load_function(entry: Entry) -> tuple[Callable[..., Any], bool]:
         try:
             loaded = pickle.loads(function)
         except Exception as error:
-            raise NotSerializable(
+            raise NotUnpickled(
                 f"the worker {entry.session.runtime.worker.address} could not unpickle the "
-                f"function of {entry.key!r}: {error!r}; is what it imports installed there?"
+                f"function of {entry.key!r} (deserialization failed): {error!r}; is what it "
+                "imports installed there?"
             ) from error
         function = functions[entry.function] = (loaded, iscoroutinefunction(loaded))
     return function
@@ -114,11 +146,20 @@ def load_inputs(entry: Entry) -> list[Any]:
         elif state == ex.COPIED:
             values.append(pickle.loads(dependency.value))
         else:
+            began = time()
             try:
                 values.append(store.get(dependency))
             except KeyError:
                 raise MissingInput(dependency.key) from None
+            step(entry, "disk-read", began)
     return values
+
+
+def step(entry: Entry, action: str, began: float) -> None:
+    """Tell who looks what a task did from then until now besides computing, if it took long."""
+    on_step = entry.session.runtime.on_step  # once: the loop takes it away at any time
+    if on_step is not None and time() - began > SEEN:
+        on_step(entry, action, began)
 
 
 def load_arguments(entry: Entry) -> tuple[Any, dict[str, Any]]:
@@ -126,7 +167,7 @@ def load_arguments(entry: Entry) -> tuple[Any, dict[str, Any]]:
 
     Raises
     ------
-    NotSerializable
+    NotUnpickled
         When something of it cannot be unpickled here.
     """
     try:
@@ -134,9 +175,10 @@ def load_arguments(entry: Entry) -> tuple[Any, dict[str, Any]]:
     except MissingInput:
         raise
     except Exception as error:
-        raise NotSerializable(
+        raise NotUnpickled(
             f"the worker {entry.session.runtime.worker.address} could not unpickle the arguments "
-            f"of {entry.key!r}: {error!r}; is what they import installed there?"
+            f"of {entry.key!r} (deserialization failed): {error!r}; is what they import installed "
+            "there?"
         ) from error
 
 
@@ -169,9 +211,10 @@ def keep_result(entry: Entry, result: Any, started: float) -> Outcome:
         message = (m.DELEGATED, entry.key, entry.attempt, None, microseconds, origins([future]))
         return Outcome(message, ex.GONE, contains=[future])
     found: list[Any] = []
-    if type(result) in ATOMS and type(result) not in (str, bytes):
+    limit = inline_limit_of(entry)
+    if (limit or result is None) and type(result) in ATOMS and type(result) not in (str, bytes):
         pickled: bytes | None = pickle.dumps(result, 5)
-    elif safe_sizeof(result) > (limit := inline_limit_of(entry)):
+    elif not limit or safe_sizeof(result) > limit:
         pickled = None
     else:
         try:
@@ -191,7 +234,9 @@ def keep_result(entry: Entry, result: Any, started: float) -> Outcome:
     if not found and may_contain_futures(entry):
         found = futures_in(result)
     entry.contains = found or None
+    began = time()
     nbytes = entry.session.runtime.store.put(entry, result)
+    step(entry, "disk-write", began)
     microseconds = (perf_counter() - started - entry.parked_for) * 1e6
     try:
         kind = dumps(type(result))
@@ -203,12 +248,15 @@ def keep_result(entry: Entry, result: Any, started: float) -> Outcome:
 
 def inline_limit_of(entry: Entry) -> int:
     """Bytes of a pickled result that may travel: less while its owner has too many."""
+    limit: int = entry.session.runtime.inline_limit
     options = entry.options
-    return INLINE_LIMIT if options is None else int(options.get("inline", INLINE_LIMIT))
+    return limit if options is None else min(limit, int(options.get("inline", limit)))
 
 
 def origins(futures: list[Any]) -> list[Origin]:
-    """How others know these futures."""
+    """How others know these futures, which are about to be known to them."""
+    for future in futures:
+        future._owner.escapes(future._row)
     return [future._owner.core.references.origin_of(future._row) for future in futures]
 
 
@@ -225,8 +273,11 @@ def keep_error(entry: Entry, error: BaseException, started: float) -> Outcome:
     """What a task's exception becomes. Call it while the exception is handled."""
     if isinstance(error, UnknownFunction):
         return Outcome(None, ex.GONE, gave_back=(m.UNKNOWN_FUNCTION, ()))
+    if isinstance(error, Reschedule):
+        return Outcome(None, ex.GONE, gave_back=(m.RESCHEDULED, ()))
     if isinstance(error, MissingInput):
         return Outcome(None, ex.GONE, gave_back=(m.MISSING, ((error.args[0], ()),)))
+    error_log.failed(entry, error)
     microseconds = (perf_counter() - started - entry.parked_for) * 1e6
     address = entry.session.runtime.worker.address
     with finding() as found:
@@ -237,13 +288,40 @@ def keep_error(entry: Entry, error: BaseException, started: float) -> Outcome:
     return Outcome(message, ex.GONE)
 
 
-def run_in_thread(entry: Entry, base: contextvars.Context) -> Outcome | None:
-    """Run a task here. None when it is a coroutine, which goes on on the loop."""
+def span_of(entry: Entry) -> AbstractContextManager[None]:
+    """Has what a task submits belong to its span."""
+    if entry.options is None or "span" not in entry.options:
+        return nullcontext()
+    annotated: AbstractContextManager[None] = dask.annotate(
+        span=pickle.loads(entry.options["span"])
+    )
+    return annotated
+
+
+def call_in_span(entry: Entry, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Call a function in the span of its task."""
+    with span_of(entry):
+        return function(*args, **kwargs)
+
+
+def run_in_thread(
+    entry: Entry, base: contextvars.Context, through: Callable[..., Any] | None = None
+) -> Outcome | None:
+    """Run a task here, or have ``through`` call its function with args and kwargs.
+
+    None when it is a coroutine, which goes on on the loop.
+    """
     runtime = entry.session.runtime
     started = perf_counter()
     thread_state.key = entry.key
     thread_state.start_time = time()
-    runtime.worker.active_threads[get_ident()] = entry.key
+    active = runtime.worker.active_threads
+    ident = get_ident()
+    if ident in active:
+        active[ident] = entry.key
+    else:
+        with runtime.worker.active_threads_lock:  # others may be reading who is there
+            active[ident] = entry.key
     here.entry = entry
     here.parked = False
     try:
@@ -252,6 +330,7 @@ def run_in_thread(entry: Entry, base: contextvars.Context) -> Outcome | None:
         try:
             function, is_coroutine = load_function(entry)
             args, kwargs = load_arguments(entry)
+            step(entry, "deserialize", thread_state.start_time)
         finally:
             unpickling.arrived = None
             if arrived:
@@ -260,7 +339,13 @@ def run_in_thread(entry: Entry, base: contextvars.Context) -> Outcome | None:
             runtime.run_coroutine(entry, function, args, kwargs, started)
             return None
         # A context of its own, so that what a task sets is not seen by the next.
-        result = base.copy().run(function, *args, **kwargs)
+        context = base.copy()
+        if through is not None:
+            result = through(function, args, kwargs)
+        elif entry.options is not None and "span" in entry.options:
+            result = context.run(call_in_span, entry, function, args, kwargs)
+        else:
+            result = context.run(function, *args, **kwargs)
         del args, kwargs
         return keep_result(entry, result, started)
     except BaseException as error:
@@ -275,6 +360,10 @@ async def run_on_loop(
     """Run a coroutine task."""
     coroutine_entry.set(entry)
     try:
-        return keep_result(entry, await function(*args, **kwargs), started)
+        if entry.cancelled:
+            raise asyncio.CancelledError  # before there was anything to cancel
+        with span_of(entry):
+            result = await function(*args, **kwargs)
+        return keep_result(entry, result, started)
     except BaseException as error:
         return keep_error(entry, error, started)

@@ -8,6 +8,7 @@ cannot do or would do by reference to a ``__main__`` that the other side lacks.
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import sys
 import threading
@@ -23,6 +24,7 @@ import cloudpickle
 from dask.utils import funcname
 from distributed.core import error_message
 
+from dask_ownership.core.messages import Process
 from dask_ownership.core.table import Function, Row
 from dask_ownership.errors import NotSerializable, TaskExit
 
@@ -54,15 +56,18 @@ def dumps(value: Any) -> bytes:
 
 
 @contextmanager
-def finding() -> Iterator[list[Any]]:
-    """Collect the futures that are pickled in the body, each once."""
-    outer = pickling.found
+def finding(holder: Process | None = None) -> Iterator[list[Any]]:
+    """Collect the futures that are pickled in the body, each once.
+
+    With a ``holder`` they are named as what that process holds.
+    """
+    outer = pickling.found, pickling.holder
     found: list[Any] = []
-    pickling.found = found
-    try:
+    try:  # an interrupt may come between any two lines
+        pickling.found, pickling.holder = found, holder
         yield found
     finally:
-        pickling.found = outer
+        pickling.found, pickling.holder = outer
 
 
 @contextmanager
@@ -70,8 +75,8 @@ def arriving(client: Any) -> Iterator[list[Row]]:
     """Have futures that are unpickled in the body be this client's; collects their rows."""
     before = unpickling.client, unpickling.arrived
     arrived: list[Row] = []
-    unpickling.client, unpickling.arrived = client, arrived
     try:
+        unpickling.client, unpickling.arrived = client, arrived
         yield arrived
     finally:
         unpickling.client, unpickling.arrived = before
@@ -135,7 +140,7 @@ class Functions:
                 pickled = dumps(function)
         except Exception as error:
             raise NotSerializable(
-                f"could not pickle the function {name!r} to send it to a worker: {error!r}"
+                f"could not pickle the function {name!r} to serialize it for a worker: {error!r}"
             ) from error
         if found:
             # Workers keep functions, and would keep these futures with it: it travels with
@@ -191,9 +196,21 @@ class _Unpickling(threading.local):
 
 
 class _Pickling(threading.local):
-    """Futures met while this thread pickles, or None when nobody asks."""
+    """What this thread pickles.
+
+    Attributes
+    ----------
+    found : list or None
+        Futures that were met, when somebody asks.
+    holder : Process or None
+        Who is about to hold what they stand for.
+    names : bool
+        Futures are pickled as their names, for a pickle that nobody loads.
+    """
 
     found: list[Any] | None = None
+    holder: Process | None = None
+    names = False
 
 
 unpickling = _Unpickling()
@@ -220,8 +237,8 @@ def dumps_call(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     name: str,
-    row_of: Callable[[Any], Row | None],
-    future_type: type,
+    row_of: Callable[..., Row | None],
+    future_type: type | tuple[type, ...],
 ) -> tuple[bytes, tuple[Row, ...], tuple[Row, ...]]:
     """Pickle the arguments of a call.
 
@@ -231,7 +248,8 @@ def dumps_call(
     Parameters
     ----------
     row_of : callable
-        Gives the row of a future that this owner owns, None for another's.
+        Gives the row of a future that this owner owns, None for another's. Its second
+        argument is true for those that travel.
     future_type : type
         What counts as a future.
 
@@ -283,27 +301,35 @@ def dumps_call(
             made = [replace(item) for item in value]
             if all(a is b for a, b in zip(made, value, strict=False)):
                 return value
-            return kind(*made)
+            return kind._make(made)  # whatever its own constructor takes
         return value
 
     args = tuple([replace(value) for value in args])
     kwargs = {key: replace(value) for key, value in kwargs.items()}
     outer = pickling.found
     found: list[Any] = []
-    pickling.found = found
     try:
+        pickling.found = found
         payload = dumps((args, kwargs))
     except Exception as error:
         raise NotSerializable(
-            f"could not pickle the arguments of {name!r} to send them to a worker: {error!r}"
+            f"could not pickle the arguments of {name!r} to serialize them for a worker: {error!r}"
         ) from error
     finally:
         pickling.found = outer
     contains: tuple[Row, ...] = ()
     if found:
-        rows = dict.fromkeys(row for row in map(row_of, found) if row is not None)
-        contains = tuple(rows)
+        contains = tuple(dict.fromkeys([row for f in found if (row := row_of(f, True))]))
     return payload, tuple(slots), contains
+
+
+def dumps_names(value: Any) -> bytes:
+    """A pickle that is the same whoever owns the futures inside; nobody loads it."""
+    try:
+        pickling.names = True
+        return dumps(value)
+    finally:
+        pickling.names = False
 
 
 def loads_call(payload: bytes, values: list[Any] | tuple[()]) -> tuple[Any, dict[str, Any]]:
@@ -357,6 +383,10 @@ CALL = pickle.dumps(call, 5)
 
 
 # ---- errors ----
+
+
+RUNTIME = os.path.join("dask_ownership", "runtime")
+"""In the names of files whose frames say nothing about a task."""
 
 
 def dumps_error(error: BaseException, key: Any, where: str) -> bytes:
@@ -414,6 +444,11 @@ def loads_error(pickled: bytes) -> BaseException:
     except Exception:
         frames = None
     try:
-        return error.with_traceback(frames) if isinstance(frames, TracebackType) else error
+        if not isinstance(frames, TracebackType):
+            return error
+        # The first frames are this project's own, up to the task's function.
+        while frames.tb_next and RUNTIME in frames.tb_frame.f_code.co_filename:
+            frames = frames.tb_next
+        return error.with_traceback(frames)
     finally:
         del error, frames

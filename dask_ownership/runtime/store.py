@@ -1,15 +1,17 @@
 """Owned values in the worker's own ``data``.
 
 There they obey the worker's memory limits: they spill, and they count when the
-worker decides to pause. Their names are hashed and hidden from the state machine,
+worker decides to pause. There their names are hashed and hidden from the state machine,
 and no name is used twice: an attempt that nobody wants any more may end after the
-next attempt of its key, and must not touch what that one made.
+next attempt of its key, and must not touch what that one made. Who looks at ``Worker.data``
+finds them by their keys (`KeyedData`).
 """
 
 from __future__ import annotations
 
 import itertools
 import pickle
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import cloudpickle
@@ -17,7 +19,7 @@ from distributed.sizeof import safe_sizeof
 
 from dask_ownership.core.identity import stored_name
 from dask_ownership.core.session import Entry
-from dask_ownership.runtime.compat import state_data
+from dask_ownership.runtime.compat import HiddenData, share_data
 from dask_ownership.runtime.serialize import finding, unpickling
 
 
@@ -45,6 +47,47 @@ def _contained(pickled: bytes) -> Containing:
     return Containing(pickle.loads(pickled))
 
 
+class KeyedData(HiddenData):
+    """A worker's ``data`` as those see it who ask the worker: owned values by their keys.
+
+    What else it has (``fast``, ``slow``, ``evict``) is that of the mapping itself, and
+    it passes for an instance of that one's class: a dict where a worker may use all memory.
+    """
+
+    @property  # type: ignore[misc]  # elsewhere it can be written
+    def __class__(self) -> Any:
+        return type(self.__dict__["data"])
+
+    def __init__(self, data: MutableMapping[Any, Any], store: Store) -> None:
+        super().__init__(data)
+        self._store = store
+
+    def __getitem__(self, key: Any) -> Any:
+        name = self._store.names.get(key)
+        if name is None or key in self.data:
+            return self.data[key]
+        value = self.data[name]
+        return value.value if type(value) is Containing else value
+
+    def __delitem__(self, key: Any) -> None:
+        if key in self.data:
+            del self.data[key]
+        else:
+            self._store.delete(self._store.names[key])
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._store.names or key in self.data
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from super().__iter__()
+        for key in list(self._store.names):
+            if key not in self.data:
+                yield key
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["data"], name)
+
+
 class Store:
     """Values of all owners at one worker.
 
@@ -52,16 +95,19 @@ class Store:
     ----------
     sizes : dict
         Name in ``worker.data`` to bytes.
+    names : dict
+        Key to name; of the latest value when several owners have one of that key here.
     nbytes : int
         Sum of the sizes.
     """
 
     def __init__(self, worker: Any) -> None:
-        self.worker = worker
         self.sizes: dict[str, int] = {}
+        self.names: dict[Any, str] = {}
+        self._keys: dict[str, Any] = {}
         self.nbytes = 0
         self._numbers = itertools.count()
-        state_data(worker)
+        self._data = share_data(worker, lambda data: KeyedData(data, self))
 
     def put(self, entry: Entry, value: Any) -> int:
         """Keep the value of an entry and write its name there; its size in bytes.
@@ -75,9 +121,11 @@ class Store:
             value = Containing(value)
         name = f"{stored_name(entry.session.owner, entry.key)}-{next(self._numbers):x}"
         nbytes = safe_sizeof(value)
-        self.worker.data[name] = value
+        self._data[name] = value
         self.nbytes += nbytes
         self.sizes[name] = nbytes
+        self.names[entry.key] = name
+        self._keys[name] = entry.key
         entry.stored = name
         return nbytes
 
@@ -93,20 +141,31 @@ class Store:
         if name is None:
             raise KeyError(entry.key)
         if not entry.contains:
-            return self.worker.data[name]
+            return self._data[name]
         # What is read back from disk has its futures made here, whoever asks.
         before, unpickling.client = unpickling.client, entry.session.runtime.task_client
         try:
-            value = self.worker.data[name]
+            value = self._data[name]
         finally:
             unpickling.client = before
         return value.value if type(value) is Containing else value
+
+    @property
+    def spilled(self) -> int:
+        """Bytes of the values that are on disk only."""
+        slow = getattr(self._data, "slow", None)
+        if not slow:
+            return 0
+        return sum(nbytes for name, nbytes in list(self.sizes.items()) if name in slow)
 
     def delete(self, name: str) -> None:
         """Drop a value; nothing happens when it is not here."""
         nbytes = self.sizes.pop(name, None)
         if nbytes is not None:
             self.nbytes -= nbytes
+            key = self._keys.pop(name)
+            if self.names.get(key) == name:
+                del self.names[key]
             # ``pop`` would read a spilled value back.
-            if name in self.worker.data:
-                del self.worker.data[name]
+            if name in self._data:
+                del self._data[name]

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from pickle import PickleBuffer
+from time import perf_counter
 from typing import Any
 
 from distributed.core import ConnectionPool
@@ -22,6 +23,7 @@ from distributed.utils import offload
 from dask_ownership.core.session import Entry
 from dask_ownership.core.table import Row
 from dask_ownership.errors import NotSerializable
+from dask_ownership.runtime.liveness import Patience, Stalled, request, silence
 from dask_ownership.runtime.serialize import arriving, finding
 
 logger = logging.getLogger("dask_ownership.transfer")
@@ -36,8 +38,23 @@ TRIES = 3
 """How often an address that does not answer is asked again."""
 
 
-def pack(value: Any) -> Serialized:
+SAME_PROCESS = "inproc://"
+"""Addresses of workers that only their own process reaches."""
+
+ITSELF = "dask-ownership-itself"
+"""In the header of a packed value that is the one frame itself."""
+
+
+def pack(value: Any, address: str = "") -> Serialized:
     """A value for the wire.
+
+    Within a process what cannot be pickled goes as the object that it is, as in Dask.
+
+    Parameters
+    ----------
+    value : object
+    address : str
+        Of the worker that gives or takes it.
 
     Raises
     ------
@@ -48,6 +65,8 @@ def pack(value: Any) -> Serialized:
         with finding():  # whoever sends it keeps the futures inside
             header, frames = serialize(value, on_error="raise")
     except Exception as error:
+        if address.startswith(SAME_PROCESS):
+            return Serialized({ITSELF: True}, [value])
         # Not in a variable: the error's traceback holds this frame.
         raise NotSerializable(
             f"could not pickle a {type(value).__name__}: {error.__cause__ or error}"
@@ -64,6 +83,8 @@ def unpack(packed: Serialized) -> Any:
         When it cannot be unpickled here.
     """
     header, frames = packed.header, packed.frames
+    if ITSELF in header:
+        return frames[0]
     try:
         if "compression" in header:
             frames = decompress(header, frames)
@@ -87,15 +108,17 @@ class Sealed:
         return Sealed, (self.header, [PickleBuffer(frame) for frame in self.frames])
 
 
-def seal(value: Any) -> Serialize:
+def seal(value: Any, address: str) -> Serialize:
     """As `pack`, for a handler that unpacks the value itself."""
-    packed = pack(value)
+    packed = pack(value, address)
     return Serialize(Sealed(packed.header, packed.frames))
 
 
-def size_of(packed: Serialized) -> int:
+def size_of(packed: Serialized | Sealed) -> int:
     """Bytes of a packed value."""
-    return sum(len(memoryview(frame).cast("B")) if len(frame) else 0 for frame in packed.frames)
+    if ITSELF in packed.header:
+        return 0
+    return sum(memoryview(frame).nbytes for frame in packed.frames)
 
 
 def _unpack_for(packed: Serialized, client: Any) -> tuple[Any, list[Row]]:
@@ -115,7 +138,12 @@ async def unpack_off_loop(packed: Serialized, client: Any) -> tuple[Any, list[Ro
 
 
 async def ask(
-    pool: ConnectionPool, address: str, owner: str, keys: list[Hashable], token: str
+    pool: ConnectionPool,
+    address: str,
+    owner: str,
+    keys: list[Hashable],
+    token: str,
+    patience: Patience,
 ) -> tuple[dict[Hashable, Serialized], dict[Hashable, str]]:
     """Ask one executor for values of one owner.
 
@@ -128,9 +156,11 @@ async def ask(
     Raises
     ------
     OSError
-        When the address does not answer.
+        When the address does not answer; `Stalled` when nothing moved for too long.
     """
-    answer = await pool(address).ownership_get(owner=owner, keys=keys, token=token)
+    answer = await request(
+        pool, address, patience, "ownership_get", owner=owner, keys=keys, token=token
+    )
     if not isinstance(answer, dict) or answer.get("status") != "OK":
         raise OSError(f"{address} refused to give values: {answer!r}")
     return dict(zip(answer["keys"], answer["values"], strict=True)), dict(
@@ -161,6 +191,11 @@ class Fetcher:
     share : callable
         ``share(entry, owner, key)`` takes a value that is at this very worker; False when
         it is not.
+
+    Attributes
+    ----------
+    received : dict of str to list
+        By the worker that gave it, since the start: bytes, requests, and seconds that they took.
     """
 
     def __init__(
@@ -174,11 +209,14 @@ class Fetcher:
     ) -> None:
         self.pool = pool
         self.token = token
+        self.patience = Patience(silence())
         self.here = here
         self.share = share
         self.arrived = arrived
         self.failed = failed
         self.in_transit = 0
+        self.received: dict[str, list[float]] = {}
+        self.on_fetched: Callable[[Entry, float, str], None] | None = None
         self.gone: set[str] = set()
         self._waiting: dict[tuple[str, str], list[tuple[Entry, int]]] = {}
         self._asking: set[tuple[str, str]] = set()
@@ -232,14 +270,24 @@ class Fetcher:
         values: dict[Hashable, Serialized] = {}
         reasons: dict[Hashable, str] = {}
         answered = False
+        took = 0.0
         try:
             for attempt in range(TRIES):
                 if address in self.gone:
                     break
                 try:
                     keys = [_name(entry)[1] for entry, _ in batch]
-                    values, reasons = await ask(self.pool, address, owner, keys, self.token)
+                    began = perf_counter()
+                    values, reasons = await ask(
+                        self.pool, address, owner, keys, self.token, self.patience
+                    )
                     answered = True
+                    took = perf_counter() - began
+                    self._count(address, values.values(), took)
+                    break
+                except Stalled as error:
+                    # Another may have it. If none has, the owner decides what is done next.
+                    logger.info("fetching from %s: %s", address, error)
                     break
                 except Exception as error:
                     logger.debug("fetching from %s: %r", address, error)
@@ -249,6 +297,8 @@ class Fetcher:
                 key = _name(entry)[1]
                 if key in values:
                     self._absent.pop(entry, None)
+                    if self.on_fetched is not None:
+                        self.on_fetched(entry, took, address)
                     await self.arrived(entry, values[key])
                 elif key in reasons:
                     self._absent.pop(entry, None)
@@ -262,10 +312,17 @@ class Fetcher:
             self.in_transit -= nbytes
             self._start()
 
+    def _count(self, address: str, values: Iterable[Serialized], seconds: float) -> None:
+        sums = self.received.setdefault(address, [0, 0, 0.0])
+        sums[0] += sum(map(size_of, values))
+        sums[1] += 1
+        sums[2] += seconds
+
     def members_gone(self, addresses: Iterable[str]) -> None:
         """Workers left the cluster: do not wait for their answers, or ask them again."""
         for address in addresses:
             self.gone.add(address)
+            self.received.pop(address, None)
             self.pool.remove(address)
 
     async def close(self) -> None:

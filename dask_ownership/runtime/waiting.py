@@ -8,6 +8,7 @@ so a thread may look at a row itself right after hanging the waiter on it.
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -168,6 +169,21 @@ class LoopGate:
         await self._future
 
 
+DEAF = 0.5 if sys.platform == "win32" else None
+"""Seconds after which a thread that waits for a lock looks up, where Ctrl-C does not wake it."""
+
+
+def acquired(lock: Any, seconds: float) -> bool:
+    """Acquire a lock, for at most some seconds when not negative; Ctrl-C ends the wait."""
+    if DEAF is None:
+        return bool(lock.acquire(True, seconds))
+    deadline = perf_counter() + seconds if seconds >= 0 else float("inf")
+    while not lock.acquire(True, max(0.0, min(DEAF, deadline - perf_counter()))):
+        if perf_counter() >= deadline:
+            return False
+    return True
+
+
 def wait_for_first(owner: Owner, rows: list[Row], timeout: float | None) -> bool:
     """Block until one of these ends."""
     with owner.lock:
@@ -182,12 +198,14 @@ def wait_for_first(owner: Owner, rows: list[Row], timeout: float | None) -> bool
         else:
             made = False
         waiter.busy = True
-    if before is not None:
-        unhang(before, list(before.pending), owner.lock)
-    if made:
-        hang(waiter, rows, owner.lock)
     deadline = None if timeout is None else perf_counter() + timeout
+    hung = not made
     try:
+        if before is not None:
+            unhang(before, list(before.pending), owner.lock)
+        if made:
+            hang(waiter, rows, owner.lock)
+        hung = True
         while True:
             gate = waiter.gate()
             if any(row.state >= INLINE for row in rows):
@@ -196,6 +214,8 @@ def wait_for_first(owner: Owner, rows: list[Row], timeout: float | None) -> bool
             if not owner.wait_at(gate, left):
                 return False
     finally:
+        if not hung and waiter is owner.first:
+            owner.first = None  # Ctrl-C: it hangs on some of them only
         waiter.busy = False
         if waiter is not owner.first:
             unhang(waiter, list(waiter.pending), owner.lock)

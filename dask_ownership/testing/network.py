@@ -14,6 +14,7 @@ from dask_ownership.core.link import LinkState
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.session import STATE_NAMES as ENTRY_STATES
 from dask_ownership.core.session import Session
+from dask_ownership.core.silence import Pulse
 from dask_ownership.core.table import STATE_NAMES as ROW_STATES
 from dask_ownership.core.table import Row
 
@@ -30,7 +31,7 @@ class Faults:
     longest_delay: float = 2_000.0
 
 
-@dataclass
+@dataclass(eq=False)
 class Pipe:
     """One link: an owner's end and an executor's end."""
 
@@ -40,6 +41,8 @@ class Pipe:
     session: Session
     there: LinkState = field(default_factory=LinkState)
     here: LinkState = field(default_factory=LinkState)
+    pulse: Pulse = field(default_factory=Pulse)
+    heard: bool = False
     epoch: int = 0
     to_worker_at: float = 0.0
     to_owner_at: float = 0.0
@@ -59,6 +62,10 @@ class Network:
 
     Attributes
     ----------
+    pipes : dict of Pipe to None
+        Those that are open.
+    took_in : callable
+        ``took_in(process, messages)``, after a worker or an owner got a batch.
     met : Counter
         ``(state, kind)``: how often a message of a kind found a row (by the name of
         its state) or an entry in a state; ``none`` when there was none, and ``late``
@@ -78,13 +85,30 @@ class Network:
         self.faults = faults
         self.later = later
         self.dirty = dirty
-        self.pipes: list[Pipe] = []
+        self.pipes: dict[Pipe, None] = {}
+        self.took_in: Callable[[Any, Any], None] = lambda process, messages: None
         self.met: Counter[tuple[str, str, str]] = Counter()
         self.clock: Callable[[], float] = lambda: 0.0
+        self._cut: dict[frozenset[str], list[Callable[[], None]]] = {}
 
     def delay(self) -> float:
         """How long the next message takes, in microseconds."""
         return self.random.expovariate(1.0) * self.faults.longest_delay / 5
+
+    def partition(self, one: str, other: str, microseconds: float) -> None:
+        """Nothing gets from one process to another for a while; connections stay open."""
+        pair = frozenset((one, other))
+        if pair not in self._cut:
+            self._cut[pair] = []
+            self.later(microseconds, lambda: self._mend(pair))
+
+    def _mend(self, pair: frozenset[str]) -> None:
+        for deliver in self._cut.pop(pair):
+            deliver()
+
+    def parted(self, one: str, other: str) -> bool:
+        """Whether nothing gets from one process to another now."""
+        return frozenset((one, other)) in self._cut
 
     def send(self, pipe: Pipe, batch: Any, to_worker: bool) -> None:
         """Deliver a batch after a while: in order on this link, perhaps twice, or
@@ -106,6 +130,20 @@ class Network:
     def _deliver(self, pipe: Pipe, batch: Any, to_worker: bool, epoch: int) -> None:
         if epoch != pipe.epoch or pipe not in self.pipes:
             return
+        pair = frozenset((pipe.owner.name, pipe.worker.owner.name))
+        if pair in self._cut:
+            self._cut[pair].append(lambda: self._take_in(pipe, batch, to_worker, epoch))
+        else:
+            self._take_in(pipe, batch, to_worker, epoch)
+
+    def _take_in(self, pipe: Pipe, batch: Any, to_worker: bool, epoch: int) -> None:
+        """A batch is at the process that it is for."""
+        if epoch != pipe.epoch or pipe not in self.pipes:
+            return
+        process = pipe.worker.owner if to_worker else pipe.owner
+        if process.frozen:
+            process.postponed.append(lambda: self._take_in(pipe, batch, to_worker, epoch))
+            return
         if to_worker:
             messages = pipe.there.receive(batch)
             pipe.worker.core.acknowledged(pipe.session, pipe.there.acknowledged)
@@ -113,12 +151,15 @@ class Network:
                 self._count_entry(pipe.session, message)
                 pipe.worker.core.receive(pipe.session, [message])
             self.dirty.add(pipe.worker)
+            self.took_in(pipe.worker, messages)
         else:
+            pipe.heard = True
             messages = pipe.here.receive(batch)
             for message in messages:
                 self._count_row(pipe, message)
                 pipe.owner.core.receive(pipe.view, [message], self.clock())
             self.dirty.add(pipe.owner)
+            self.took_in(pipe.owner, messages)
 
     def _count_entry(self, session: Session, message: Any) -> None:
         kind = m.NAMES[message[0]]
@@ -165,9 +206,7 @@ class Network:
                 self.met["lent", "any", kind] += 1
                 continue
             if kind in ("LENT", "OUTCOME", "MOVED"):
-                where, row = "borrowed", peer.borrowed.get(said[1])
-                if row is not None and row.attempt != said[2]:
-                    row = None
+                where, row = "borrowed", peer.borrowed.get(said[2])
             elif kind == "RETURN":
                 where, row = "lent", peer.lent.get((said[1], said[2]))
             elif kind == "REQUEST":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dask_ownership.core.messages import Origin
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
+from dask_ownership.core.places import ordered
 from dask_ownership.core.session import Entry
 from dask_ownership.core.table import (
     LOST,
@@ -26,6 +27,14 @@ from dask_ownership.testing.travel import VirtualFuture
 if TYPE_CHECKING:
     from dask_ownership.testing.virtual import VirtualCluster
 
+SILENCE = 40_000.0
+"""Virtual microseconds without a sign of life after which a worker is suspended."""
+
+LOOK = SILENCE / 10
+
+NO_WORKERS_TIMEOUT = 100_000.0
+"""Virtual microseconds between looks for tasks that no worker may run; the second ends them."""
+
 WINDOW = 50_000.0
 """Virtual microseconds for which a dead borrower still counts."""
 
@@ -41,12 +50,18 @@ class VirtualOwner:
         self.dropped: list[Row] = []
         self.function = Function(1, b"run", "run")
         # The identity is called for stored values only; inline ones are taken over as they are.
-        self.core.identity = self.core.moves.function = Function(2, b"run", "identity")
+        self.core.identity = Function(2, b"run", "identity")
+        self.core.copies.function = Function(3, b"run", "nothing")
         self.core.identity_call = travel.dumps(Task(0, large=True, uses="return"))[0]
         self.pipes: dict[str, Pipe] = {}
         self.order = 0
         self.ticking = False
+        self.looking = False
+        self.expiring = False
+        self.looked_at = 0.0
         self.alive = True
+        self.frozen_until = 0.0
+        self.postponed: list[Callable[[], None]] = []
 
     def submit(
         self,
@@ -64,7 +79,7 @@ class VirtualOwner:
             self.function,
             payload,
             tuple(dict.fromkeys(dependencies)),
-            self.order - priority * 2**40,
+            ordered(self.order, priority, options.depth if options else 0),
             options or Options(),
         )
         row.contains = tuple(dict.fromkeys(future.row for future in found))
@@ -81,10 +96,11 @@ class VirtualOwner:
         core = self.core
         dropped, self.dropped = self.dropped, []
         core.release(dropped)
+        core.references.say_to_itself()
         core.schedule(self.cluster.now)
         core.post(acknowledge=True)
         for address in core.unposted:
-            self.cluster.later(WINDOW, lambda a=address: self._give_up(a))  # type: ignore[misc]
+            self.later(WINDOW, lambda a=address: self._give_up(a))  # type: ignore[misc]
         if core.posts:
             self.cluster.dirty.add(self.cluster.workers[self.process[1]])
         completed, core.completed = core.completed, []
@@ -100,7 +116,63 @@ class VirtualOwner:
                 self.cluster.send(pipe, pipe.here.pack([]), to_worker=True)
         if not self.ticking and len(core.placement.workers) > 1:
             self.ticking = True
-            self.cluster.later(5_000.0, self._tick)
+            self.later(5_000.0, self._tick)
+        timeout = self.cluster.no_workers_timeout
+        if not self.expiring and timeout is not None and core.placement.unmatched():
+            self.expiring = True
+            self.later(timeout, self._expire)
+        if self.cluster.watchful and not self.looking and self._expects():
+            self.looking = True
+            self.looked_at = self.cluster.now
+            self.later(LOOK, self._look)
+
+    def later(self, delay: float, call: Callable[[], None]) -> None:
+        """Do something in this process after a while, when it is not frozen then."""
+
+        self.cluster.later(delay, lambda: self.postponed.append(call) if self.frozen else call())
+
+    @property
+    def frozen(self) -> bool:
+        """Whether this process is stopped."""
+        return self.frozen_until > self.cluster.now
+
+    def thaw(self) -> None:
+        """Go on, with what happened to this process meanwhile, unless it was stopped again."""
+        if not self.alive or not self.frozen:
+            postponed, self.postponed = self.postponed, []
+            for call in postponed:
+                self.cluster.later(0.0, call)  # one after the other, each with a step
+
+    def _expects(self) -> bool:
+        return any(
+            p.view.pushed or p.here.unacknowledged or p.view.suspended for p in self.pipes.values()
+        )
+
+    def _expire(self) -> None:
+        """End what has waited too long for a worker that may run it."""
+        self.expiring = False
+        timeout = self.cluster.no_workers_timeout
+        if self.alive and timeout is not None:
+            self.core.unmatched.expire(self.cluster.now, timeout / 2)
+            self.cluster.dirty.add(self)
+
+    def _look(self) -> None:
+        """Look for signs of life, as the runtime does."""
+        self.looking = False
+        if not self.alive:
+            return
+        passed = min(self.cluster.now - self.looked_at, 2 * LOOK)
+        for pipe in self.pipes.values():
+            wanted = pipe.view.pushed or pipe.view.suspended
+            ask_after = SILENCE / 4 if wanted else None
+            owes = bool(pipe.here.unacknowledged)
+            if pipe.pulse.look(passed, pipe.heard, owes, ask_after):
+                self.cluster.send(pipe, pipe.here.pack([], ask=True), to_worker=True)
+            if pipe.heard:
+                self.core.silences.heard(pipe.view)
+            pipe.heard = False
+        self.core.silences.silent((p.view, p.pulse.owed / SILENCE) for p in self.pipes.values())
+        self.cluster.dirty.add(self)
 
     def _tick(self) -> None:
         self.ticking = False
@@ -125,7 +197,7 @@ class VirtualOwner:
                 # It does not take it: another one is asked.
                 there = [p for p in self.pipes.values() if p.worker.alive and not p.worker.leaving]
                 if there:
-                    self.cluster.later(self.cluster.delay(), partial(arrive, there[0]))
+                    there[0].worker.later(self.cluster.delay(), partial(arrive, there[0]))
                     return
             if pipe.worker.alive and pipe in self.cluster.network.pipes:
                 entry = Entry(pipe.session, key, row.attempt)
@@ -146,19 +218,23 @@ class VirtualOwner:
 
         for address in addresses:
             pipe = self.pipes[address]
-            self.cluster.later(self.cluster.delay(), lambda pipe=pipe: arrive(pipe))  # type: ignore[misc]
+            pipe.worker.later(self.cluster.delay(), lambda pipe=pipe: arrive(pipe))  # type: ignore[misc]
         return row
 
-    def arrive(self, origin: Origin) -> Row:
-        """A future was unpickled here: its row with one handle more."""
+    def arrive(self, origin: Origin, wanted: bool = True) -> Row:
+        """A future was unpickled here: its row with one handle more.
+
+        ``wanted`` is False in a task that was given up, which does not keep it.
+        """
         row, new = self.core.references.arrive(origin)
         if new:
             # A thread left it in the inbox; the loop takes it in a little later.
-            self.cluster.later(self.cluster.random.random() * 50, lambda: self._take_in(row))
+            self.later(self.cluster.random.random() * 50, lambda: self._take_in(row))
         elif not row.borrowed:
             self.core.lineages.wake(row)
             # Only what a dead process handed on may be freed before it gets here.
-            assert row.state != LOST or self.cluster.lax, f"{origin} was freed early"
+            early = wanted and row.state == LOST and not self.cluster.lax
+            assert not early, f"{origin} was freed early"
         return row
 
     def _give_up(self, address: str) -> None:

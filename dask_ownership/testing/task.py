@@ -34,7 +34,15 @@ class Task:
         have a ``child`` add them, ``return`` them inside its value, ``raise`` an error with
         them inside, or ``drop`` them.
     escape : bool
-        It does not wait for its children but returns their futures inside its value.
+        It does not wait for its children but returns their futures inside its value, or in
+        the error that it raises.
+    makes : int
+        How often it submits its children; when it runs more often, none.
+    steps : int
+        What it does first, one after the other, each for its duration and each followed by a
+        checkpoint; their numbers are added to its value.
+    lingers : float
+        Virtual microseconds between submitting its children and its end.
     """
 
     constant: int = 1
@@ -45,10 +53,14 @@ class Task:
     carries: tuple[Any, ...] = ()
     uses: str = "drop"
     escape: bool = False
+    makes: int = 1_000_000
+    steps: int = 0
+    lingers: float = 0.0
 
     def value(self, inputs: Sequence[int]) -> int:
         """What a sequential program would get."""
-        return self.constant + sum(inputs) + sum(c.value(()) for c in self.children)
+        added = sum(range(self.steps)) + sum(c.value(()) for c in self.children)
+        return self.constant + sum(inputs) + added
 
 
 @dataclass

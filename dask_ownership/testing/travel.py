@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dask_ownership.core.messages import Origin
 from dask_ownership.core.table import Row
 
 if TYPE_CHECKING:
+    from dask_ownership.testing.task import Task
     from dask_ownership.testing.virtual import VirtualOwner
 
 
@@ -23,6 +25,8 @@ class VirtualFuture:
 
     def __reduce__(self) -> Any:
         _found.append(self)
+        self.owner.core.climbing.escapes(self.row)
+        self.owner.cluster.dirty.add(self.owner)
         return _come_home, (self.owner.core.references.origin_of(self.row),)
 
     def __del__(self) -> None:
@@ -34,7 +38,7 @@ class VirtualFuture:
 
 
 _found: list[VirtualFuture] = []
-_here: list[VirtualOwner] = []
+_here: list[tuple[VirtualOwner, bool]] = []
 
 
 def dumps(value: Any) -> tuple[bytes, list[VirtualFuture]]:
@@ -46,9 +50,18 @@ def dumps(value: Any) -> tuple[bytes, list[VirtualFuture]]:
     return data, found
 
 
-def loads(owner: VirtualOwner, data: bytes) -> tuple[Any, list[VirtualFuture]]:
-    """Unpickle a value at an owner; also the futures that came with it."""
-    _here.append(owner)
+def fingerprint(task: Task) -> bytes:
+    """What a task is, whoever owns the futures that it carries by now."""
+    names = [future.owner.core.references.origin_of(future.row)[3] for future in task.carries]
+    return pickle.dumps((replace(task, carries=()), names))
+
+
+def loads(owner: VirtualOwner, data: bytes, wanted: bool = True) -> tuple[Any, list[VirtualFuture]]:
+    """Unpickle a value at an owner; also the futures that came with it.
+
+    ``wanted`` is False for a task that was given up: then its futures may be freed.
+    """
+    _here.append((owner, wanted))
     try:
         value = pickle.loads(data)
     finally:
@@ -63,8 +76,8 @@ def inside(value: Any) -> list[VirtualFuture]:
 
 
 def _come_home(origin: Origin) -> VirtualFuture:
-    owner = _here[-1]
-    return VirtualFuture(owner, owner.arrive(origin))
+    owner, wanted = _here[-1]
+    return VirtualFuture(owner, owner.arrive(origin, wanted))
 
 
 def number(value: Any) -> int:

@@ -9,6 +9,7 @@ seed gives the same run, so a failure is replayed by its seed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from heapq import heappop, heappush
@@ -28,6 +29,7 @@ from dask_ownership.core.table import (
     ERROR,
     INLINE,
     LOST,
+    PUSHED,
     STORED,
     Borrowed,
     Failure,
@@ -35,7 +37,7 @@ from dask_ownership.core.table import (
 )
 from dask_ownership.testing import travel
 from dask_ownership.testing.network import Faults, Network, Pipe
-from dask_ownership.testing.owner import WINDOW, VirtualOwner
+from dask_ownership.testing.owner import NO_WORKERS_TIMEOUT, WINDOW, VirtualOwner
 from dask_ownership.testing.task import Task
 from dask_ownership.testing.worker import VirtualWorker
 
@@ -54,6 +56,8 @@ class VirtualCluster:
     faults : Faults, optional
     check : bool
         Check the invariants after every event.
+    meshed : bool
+        Whether workers link to each other; where no task submits any that only costs time.
     """
 
     def __init__(
@@ -65,7 +69,10 @@ class VirtualCluster:
         faults: Faults | None = None,
         check: bool = True,
         resources: Sequence[dict[str, float]] = (),
+        meshed: bool = True,
     ) -> None:
+        self.meshed = meshed
+        self.no_workers_timeout: float | None = NO_WORKERS_TIMEOUT
         self.random = Random(seed)
         self.faults = faults or Faults()
         self.check = check
@@ -75,12 +82,16 @@ class VirtualCluster:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._runs: dict[Any, int] = {}
+        self.started: Counter[Any] = Counter()
         self.lost: set[Any] = set()
         self.remade: set[Any] = set()
         self.killed = False
         self.cancelled = False
         self.retiring = False
+        self.watchful = False
         self.left: set[str] = set()
+        self.kept: dict[Row, int] = {}
+        self.resumed = self.superseded = self.steps_taken = 0
         self.network = Network(self.random, self.faults, self.later, self.dirty)
         self.network.clock = lambda: self.now
         self.delay = self.network.delay
@@ -102,16 +113,16 @@ class VirtualCluster:
     ) -> VirtualWorker:
         """A worker joins and everyone links to it, and it to everyone."""
         worker = self.workers[address] = VirtualWorker(self, address, slots, resources)
-        for owner in self.owners:
+        for owner in self.owners if self.meshed else self.clients:
             self._link(owner, worker)
-        for other in list(self.workers.values()):
+        for other in list(self.workers.values()) if self.meshed else ():
             if other is not worker:
                 self._link(worker.owner, other)
         return worker
 
     def _link(self, owner: VirtualOwner, worker: VirtualWorker) -> None:
         view = WorkerView(
-            worker.address, nthreads=worker.slots, resources=dict(worker.core.resources)
+            worker.address, nthreads=worker.slots, resources=dict(worker.core.resources.totals)
         )
         session = worker.core.open(owner.name)
         session.process = owner.process
@@ -119,7 +130,7 @@ class VirtualCluster:
         owner.core.add_worker(view)
         owner.pipes[worker.address] = pipe
         worker.pipes[owner.name] = pipe
-        self.network.pipes.append(pipe)
+        self.network.pipes[pipe] = None
         self.dirty.update((owner, worker))
 
     def kill(self, address: str, by_force: bool = True) -> None:
@@ -130,19 +141,43 @@ class VirtualCluster:
         self.dirty -= {worker, worker.owner}
         for owner in self.owners:
             for row in owner.core.table.rows.values():
-                if row.state == STORED and not self.copies(owner, row):
-                    scattered = row.lineage is None and not row.borrowed
-                    (self.lost if scattered else self.remade).add((owner.name, row.key))
-        self.network.pipes[:] = [
-            p for p in self.network.pipes if p.worker is not worker and p.owner is not worker.owner
-        ]
+                self.note_loss(owner, row)
+        for pipe in list(self.network.pipes):
+            if pipe.worker is worker or pipe.owner is worker.owner:
+                del self.network.pipes[pipe]
         for owner in self.owners:
-            pipe = owner.pipes.pop(address, None)
-            if pipe is not None:
-                self.later(self.delay(), lambda o=owner, p=pipe: self._bury(o, p.view))  # type: ignore[misc]
+            cut = owner.pipes.pop(address, None)
+            if cut is not None:
+                owner.later(self.delay(), lambda o=owner, p=cut: self._bury(o, p.view))  # type: ignore[misc]
         for other in self.workers.values():
             other.pipes.pop(worker.owner.name, None)
-            self.later(self.delay(), lambda o=other: self._orphan(o, worker.owner.name))  # type: ignore[misc]
+            other.later(self.delay(), lambda o=other: self._orphan(o, worker.owner.name))  # type: ignore[misc]
+        worker.owner.thaw()  # whoever waits for it finds out
+
+    def freeze(self, address: str, microseconds: float) -> None:
+        """A worker's process stops for a while: everything of it happens when that is over."""
+        self.watchful = True
+        worker = self.workers[address]
+        owner = worker.owner
+        owner.frozen_until = max(owner.frozen_until, self.now + microseconds)
+        self.later(microseconds, lambda: self._thaw(worker))
+        self.dirty.update(self.owners)
+
+    def partition(self, one: str, other: str, microseconds: float) -> None:
+        """Nothing gets from one process to another for a while."""
+        self.watchful = True
+        self.network.partition(one, other, microseconds)
+        self.dirty.update(self.owners)
+
+    def _thaw(self, worker: VirtualWorker) -> None:
+        worker.owner.thaw()
+        self.dirty.update((worker, worker.owner))
+
+    def note_loss(self, owner: VirtualOwner, row: Row) -> None:
+        """Every holder of a stored value may be dead now, whether its owner knows or not."""
+        if row.state == STORED and not self.copies(owner, row):
+            scattered = row.lineage is None and not row.borrowed
+            (self.lost if scattered else self.remade).add((owner.name, row.key))
 
     def retire(self, address: str) -> None:
         """A worker leaves in good order: when nothing runs there and its values are moved."""
@@ -150,7 +185,7 @@ class VirtualCluster:
         self.retiring = worker.leaving = True
         worker.core.leave()
         self.dirty.add(worker)
-        self.later(1_000.0, partial(self._retire, worker))
+        worker.later(1_000.0, partial(self._retire, worker))
 
     def _retire(self, worker: VirtualWorker) -> None:
         if not worker.alive or worker.core.accepting:
@@ -161,7 +196,7 @@ class VirtualCluster:
         self.dirty.add(worker.owner)
         unfinished = core.busy or core.parked_count or core.keeps_values or unheard
         if unfinished or not handed_over:
-            self.later(1_000.0, partial(self._retire, worker))
+            worker.later(1_000.0, partial(self._retire, worker))
         else:
             self.kill(worker.address, by_force=False)
 
@@ -169,13 +204,14 @@ class VirtualCluster:
         if owner.alive:
             owner.core.remove_worker(view, "died")
             self.dirty.add(owner)
-            self.later(WINDOW, lambda: self._forget_process(owner, view.address))
+            owner.later(WINDOW, lambda: self._forget_process(owner, view.address))
 
     def _forget_process(self, owner: VirtualOwner, address: str) -> None:
         """What a dead process may have handed on was counted by now, or never will be."""
         if owner.alive:
             owner.core.references.address_gone(address)
             self.dirty.add(owner)
+            self._expire_later(owner)
 
     def _orphan(self, worker: VirtualWorker, owner: str) -> None:
         if worker.alive:
@@ -193,7 +229,9 @@ class VirtualCluster:
     def _depart(self, owner: VirtualOwner) -> None:
         owner.alive = False
         self.dirty.discard(owner)
-        self.network.pipes[:] = [p for p in self.network.pipes if p.owner is not owner]
+        for pipe in list(self.network.pipes):
+            if pipe.owner is owner:
+                del self.network.pipes[pipe]
         self.later(WINDOW, lambda: self._departed(owner.name))
 
     def _departed(self, owner: str) -> None:
@@ -204,6 +242,16 @@ class VirtualCluster:
         for other in self.owners:
             other.core.references.process_gone(owner)
             self.dirty.add(other)
+            self._expire_later(other)
+
+    def _expire_later(self, owner: VirtualOwner) -> None:
+        for incarnation in list(owner.core.climbing.orphans):
+            self.later(20 * WINDOW, partial(self._expire, owner, incarnation))
+
+    def _expire(self, owner: VirtualOwner, incarnation: str) -> None:
+        if owner.alive:
+            owner.core.climbing.expire(incarnation)
+            self.dirty.add(owner)
 
     @property
     def lax(self) -> bool:
@@ -252,7 +300,7 @@ class VirtualCluster:
             todo = sorted(self.dirty, key=lambda d: getattr(d, "name", "") or d.address)
             self.dirty.clear()
             for thing in todo:
-                if thing.alive:
+                if thing.alive and not thing.frozen:
                     thing.step()
         if self.check:
             self.validate()
@@ -263,6 +311,28 @@ class VirtualCluster:
         """How often a task came to its end, this time included."""
         self._runs[name] = self._runs.get(name, 0) + 1
         return self._runs[name]
+
+    def _row_of(self, entry: Entry) -> Row | None:
+        """The row of a running task, if this is its current attempt."""
+        for owner in self.owners:
+            if owner.name == entry.session.owner:
+                row: Row | None = owner.core.table.rows.get(entry.key)
+                return row if row is not None and row.attempt == entry.attempt else None
+        return None
+
+    def note_kept(self, entry: Entry, step: int) -> None:
+        """A task heard that its owner keeps a step."""
+        row = self._row_of(entry)
+        if row is not None:
+            self.kept[row] = step
+
+    def check_restored(self, entry: Entry, step: int) -> None:
+        """No step that was kept is taken again, unless the value was there and got lost."""
+        self.resumed += step > 0
+        row = self._row_of(entry)
+        if row is not None and row.lineage is None:
+            kept = self.kept.get(row, 0)
+            assert step >= kept, f"{row} starts at step {step}, and {kept} were kept"
 
     def read(self, owner: VirtualOwner, row: Row) -> int:
         """The value of a row that has one, fetched from a holder when it is stored."""
@@ -296,9 +366,15 @@ class VirtualCluster:
             return "cancelled"
         if row.state in (ERROR, LOST):
             if isinstance(row.value, Failure):
-                return "lost" if row.value.kind == "lost-data" else row.value.kind
+                lost = ("lost-data", "owner-lost")
+                return "lost" if row.value.kind in lost else row.value.kind
             return "error"
         return repr(row)
+
+    def wants(self, entry: Entry) -> bool:
+        """Whether the owner of a task waits for this attempt of it."""
+        row = self._row_of(entry)
+        return row is not None and row.state == PUSHED
 
     def assert_unwanted(self, owner: str, entry: Entry, dependency: Entry) -> None:
         """A task that finds its dependency gone must itself be given up at its owner."""
@@ -318,7 +394,7 @@ class VirtualCluster:
         """Check the invariants everywhere."""
         for owner in self.owners:
             check_ownership(owner.core)
-            for row in owner.core.table.rows.values():
+            for row in owner.core.table.all():
                 name = (owner.name, row.key)
                 if row.state == STORED and name not in self.lost and name not in self.remade:
                     if row.borrowed:

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dask_ownership.core import messages as m
 from dask_ownership.core import session as ex
+from dask_ownership.core.checkpoints import restored
 from dask_ownership.core.executor import Executor
 from dask_ownership.core.identity import child_key
+from dask_ownership.core.messages import Key
 from dask_ownership.core.session import Entry
 from dask_ownership.core.table import (
     STORED,
+    Failure,
     Options,
     Row,
 )
 from dask_ownership.testing import travel
 from dask_ownership.testing.network import Pipe
-from dask_ownership.testing.owner import VirtualOwner
+from dask_ownership.testing.owner import SILENCE, VirtualOwner
 from dask_ownership.testing.task import Frame, Task
 from dask_ownership.testing.travel import VirtualFuture
 
 if TYPE_CHECKING:
     from dask_ownership.testing.virtual import VirtualCluster
+
+
+START = pickle.dumps((0, 0))
+"""Where a task of many steps begins: the step, and what the steps have added."""
 
 
 class VirtualWorker:
@@ -48,6 +57,15 @@ class VirtualWorker:
         self.leaving = False
         self.alive = True
 
+    @property
+    def frozen(self) -> bool:
+        """Whether this process is stopped."""
+        return self.owner.frozen
+
+    def later(self, delay: float, call: Callable[[], None]) -> None:
+        """Do something in this process after a while, when it is not frozen then."""
+        self.owner.later(delay, call)
+
     def step(self) -> None:
         """Start what can start, fetch, free and flush, as the runtime does."""
         core = self.core
@@ -58,10 +76,14 @@ class VirtualWorker:
                 work()
         fetches, core.fetches = core.fetches, []
         for entry in fetches:
-            self.cluster.later(self.cluster.delay(), lambda e=entry: self._fetch(e, 0))  # type: ignore[misc]
+            self.later(self.cluster.delay(), lambda e=entry: self._fetch(e, 0))  # type: ignore[misc]
         freed, core.freed = core.freed, []
         for name in freed:
             self.store.pop(name, None)
+        sought, core.sought = core.sought, []
+        for entry, keys in sought:
+            for key in keys:
+                self._made(entry, key)
         interrupted, core.interrupted = core.interrupted, []
         for entry in interrupted:
             parent = (entry.session.owner, entry.key, entry.attempt)
@@ -89,7 +111,7 @@ class VirtualWorker:
         assert core.busy <= core.slots, (self.address, core.busy)
         if core.crowded and not self.watching:
             self.watching = True
-            self.cluster.later(100_000.0, self._watch)
+            self.later(100_000.0, self._watch)
 
     def _watch(self) -> None:
         self.watching = False
@@ -112,17 +134,18 @@ class VirtualWorker:
             self.core.released_slot()
             self.cluster.dirty.add(self)
             return
-        task, came = travel.loads(self.owner, entry.payload)
+        wanted = self.cluster.wants(entry)
+        task, came = travel.loads(self.owner, entry.payload, wanted)
         inputs = []
         for dependency in entry.dependencies:
             if isinstance(dependency, bytes):
-                value, futures = travel.loads(self.owner, dependency)
+                value, futures = travel.loads(self.owner, dependency, wanted)
             elif dependency.state == ex.HELD:
                 value, futures = dependency.value
             elif dependency.state == ex.COPIED:
-                value, futures = travel.loads(self.owner, dependency.value)
+                value, futures = travel.loads(self.owner, dependency.value, wanted)
             elif dependency.state == ex.KEPT:
-                value, futures = travel.loads(self.owner, self.store[dependency.stored])
+                value, futures = travel.loads(self.owner, self.store[dependency.stored], wanted)
             else:
                 self.cluster.assert_unwanted(entry.session.owner, entry, dependency)
                 self.core.give_back(entry, m.MISSING, ((dependency.key, ()),))
@@ -131,7 +154,11 @@ class VirtualWorker:
                 return
             inputs.append(travel.number(value))
             came = [*came, *futures]
-        plain = not task.children and not came and task.uses != "raise"
+        self.cluster.started[entry.session.owner, entry.key] += 1
+        timeout = entry.options.get("timeout") if entry.options else None
+        if timeout is not None:
+            self.later(timeout * 1e6, partial(self._expire, entry))
+        plain = not task.children and not task.lingers and not came and task.uses != "raise"
         # The frame of the task: what it still has while it waits.
         frame = Frame(task, inputs, came)
 
@@ -142,37 +169,78 @@ class VirtualWorker:
                 else:
                     self._descend(entry, frame)
 
-        self.cluster.later(task.duration, run)
+        if task.steps:
+            step, total = pickle.loads(restored(entry).get("state", START))
+            self.cluster.check_restored(entry, step)
+            self._take_step(entry, frame, step, total)
+        else:
+            self.later(task.duration, run)
+
+    def _take_step(self, entry: Entry, frame: Frame, step: int, total: int) -> None:
+        """Go on with a task of many steps, and keep where it is after each."""
+        task = frame.task
+        if step == task.steps:
+            frame.task = replace(task, constant=task.constant + total, steps=0)
+            self._descend(entry, frame)
+            return
+
+        def taken() -> None:
+            if self.alive:
+                self.cluster.steps_taken += 1
+                state = pickle.dumps((step + 1, total + step))
+                self.core.savings.save(entry, "state", state, kept)
+                self.cluster.dirty.add(self)
+
+        def kept(failure: Failure | None) -> None:
+            if failure is None:
+                self.cluster.note_kept(entry, step + 1)
+                self._take_step(entry, frame, step + 1, total + step)
+            else:
+                self.cluster.superseded += 1
+                arrived = [future.row for future in frame.came]
+                frame.came = []
+                self._fail(entry, failure.detail, arrived)
+
+        self.later(task.duration, taken)
 
     def _descend(self, entry: Entry, frame: Frame) -> None:
         """Submit the children and wait for them, and for futures, without a slot."""
         task = frame.task
         parent = (entry.session.owner, entry.key, entry.attempt)
         seen: dict[bytes, int] = {}
+        if self.cluster.runs((entry.identity, "children")) > task.makes:
+            task = frame.task = replace(task, children=())
         rows = []
         children = list(task.children)
         if task.uses == "child" and frame.came:
             children.append(Task(1, 5.0, carries=tuple(frame.came), uses="read"))
         for child in children:
-            fingerprint = travel.dumps(child)[0]
+            fingerprint = travel.fingerprint(child)
             occurrence = seen[fingerprint] = seen.get(fingerprint, -1) + 1
-            key = child_key("child", f"{entry.key}-{entry.attempt}", fingerprint, occurrence)
-            options = Options(depth=entry.depth + 1, parent=parent, heir=entry.heir)
+            key = child_key("child", entry.identity, fingerprint, occurrence)
+            options = Options(
+                depth=entry.depth + 1, parent=parent, heir=entry.heir, within=entry.identity
+            )
             rows.append(self.owner.submit(key, child, (), options))
+            if entry.sought is not None:
+                self._made(entry, key)
         made = [VirtualFuture(self.owner, row) for row in rows]
         frame.waited = [] if task.escape else rows
         if task.uses == "read":
             frame.waited = [*frame.waited, *(future.row for future in frame.came)]
         frame.returned = [
             *(made if task.escape else ()),
-            *(frame.came if task.uses == "return" else ()),
+            *(frame.came if task.uses in ("return", "raise") else ()),
         ]
         frame.made = made
         left = sum(1 for row in frame.waited if not row.done)
-        if not left:
+        if not left and not task.lingers:
             self._ascend(entry, frame)
             return
         self.core.parked(entry)
+        if task.lingers:
+            left += 1
+            self.later(task.lingers, lambda: one_done())
 
         def one_done() -> None:
             nonlocal left
@@ -184,6 +252,15 @@ class VirtualWorker:
             if not row.done:
                 self.owner.when_done(row, one_done)
         self.cluster.dirty.add(self)
+
+    def _made(self, entry: Entry, key: Key) -> None:
+        """A child may be one that is sought: name it."""
+        row = self.owner.core.table.find(key)
+        if row is not None:
+            future = VirtualFuture(self.owner, row)
+            self.owner.core.climbing.escapes(row)
+            self.core.made(entry, key, self.owner.core.references.origin_of(row), [future])
+            self.cluster.dirty.update((self, self.owner))
 
     def _go_on(self, entry: Entry, frame: Frame) -> None:
         if self.alive:
@@ -206,7 +283,7 @@ class VirtualWorker:
                     if not self._settled(row):
                         self.owner.look_again(row)
             self.core.parked(entry)
-            self.cluster.later(1_000.0, partial(self._go_on, entry, frame))
+            self.later(1_000.0, partial(self._go_on, entry, frame))
             return
         values: list[int] = []
         failed = False
@@ -226,7 +303,7 @@ class VirtualWorker:
         if failed:
             self._fail(entry, "a child failed", arrived)
         elif task.uses == "raise":
-            self._fail(entry, (0, tuple(came)), arrived)
+            self._fail(entry, (0, tuple(returned)), arrived)
         else:
             total = task.constant + sum(frame.inputs) + sum(values)
             ends = Task(constant=total, large=task.large, fails=task.fails)
@@ -269,7 +346,7 @@ class VirtualWorker:
 
         self.core.released_slot()
         self.cluster.dirty.add(self)
-        self.owner.core.references.when_counted(arrived, succeed)
+        self._when_all_is_said(entry, arrived, succeed)
 
     def _fail(self, entry: Entry, why: Any, arrived: Sequence[Row] = ()) -> None:
         """End a task with an error, once the futures that came to it are counted."""
@@ -286,7 +363,30 @@ class VirtualWorker:
 
         self.core.released_slot()
         self.cluster.dirty.add(self)
-        self.owner.core.references.when_counted(arrived, fail)
+        self._when_all_is_said(entry, arrived, fail)
+
+    def _when_all_is_said(
+        self, entry: Entry, arrived: Sequence[Row], call: Callable[[], None]
+    ) -> None:
+        """Call when what came is counted, and the task's owner keeps it for its children."""
+
+        def say() -> None:
+            if self.alive:
+                self.owner.core.post()
+                posts, self.owner.core.posts = self.owner.core.posts, []
+                for message in posts:
+                    self.core.deliver(message)
+                self.owner.core.climbing.when_kept(entry.session.owner, entry.task, call)
+                self.cluster.dirty.update((self, self.owner))
+
+        self.owner.core.references.when_counted(arrived, say)
+
+    def _expire(self, entry: Entry) -> None:
+        """The time of a task is up, if it still runs."""
+        if self.alive:
+            pickled, _ = travel.dumps("its time is up")
+            self.core.expired(entry, (m.FAILED, entry.key, entry.attempt, pickled, 1.0))
+            self.cluster.dirty.add(self)
 
     def put(self, entry: Entry, value: bytes) -> None:
         """Keep a value under a name that no other value ever has."""
@@ -333,4 +433,9 @@ class VirtualWorker:
                 self.core.fetched(entry)
                 self.cluster.dirty.add(self)
 
-        self.cluster.later(self.cluster.delay(), arrive)
+        parted = self.cluster.network.parted
+        if peer is not None and (peer.frozen or parted(self.owner.name, peer.owner.name)):
+            # It does not answer, which says nothing of the value: another is asked then.
+            self.later(SILENCE, lambda: self._fetch(entry, index + 1, absent))
+            return
+        self.later(self.cluster.delay(), arrive)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dask_ownership.benchmarks import ENGINES
+from dask_ownership.benchmarks import ENGINES, recovery_cases
 from dask_ownership.benchmarks.bars import BARS, judge
 from dask_ownership.benchmarks.cases import CASES, case_named
 from dask_ownership.benchmarks.cli import main
@@ -30,7 +30,7 @@ TINY = {
     "nested": 3,
     "deep reduction": 2,
 }
-OWN_PROCESS = {"memory", "scheduler messages"}
+OWN_PROCESS = {"memory", "scheduler messages", "recovery", "recovery large"}
 
 
 def run_all(engine_name):
@@ -80,6 +80,24 @@ def test_futures_travel_on_ownership():
             numbers = case.run(engine, 50)
             assert set(numbers) == {metric.name for metric in case.metrics}
             assert all(value > 0 for value in numbers.values())
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("name", ["ownership", "distributed"])
+def test_a_worker_dies(name, monkeypatch):
+    monkeypatch.setattr(recovery_cases, "DURATIONS", (10,))
+    begun_again = {"ownership": {"recovery": 5}}.get(name, {})
+    engine = make_engine(name)
+    try:
+        engine.start()
+        for case in ("recovery", "recovery large"):
+            numbers = case_named(case).run(engine, 1)
+            wanted = {metric.name for metric in case_named(case).metrics}
+            assert set(numbers) == {m for m in wanted if m.endswith("10")}
+            # What a death costs depends on where the values are.
+            assert 100 <= numbers["steps10"] <= 100 + begun_again.get(case, 100)
+            assert numbers["ratio10"] == numbers["with10"] / numbers["without10"]
     finally:
         engine.close()
 

@@ -280,16 +280,21 @@ def test_the_nearest_that_lives_with_all_above_it_is_asked():
     assert heir_of((*CLIENT, "x", None), lambda process: False) is None
 
 
-def test_recursion_of_any_depth_names_each_process_twice_at_most():
+def test_recursion_of_any_depth_names_the_first_levels_and_itself():
     heir = None
     for depth in range(1000):
         process = (A, B)[depth % 2] if depth else CLIENT
         heir = task_origin(process, depth, heir)
-    assert levels(heir) == [("b", 999), ("a", 2), ("b", 1), ("client", 0)]
-    same = None
-    for depth in range(100):
-        same = task_origin(A, depth, same)
-    assert levels(same) == [("a", 99)]
+    assert len(levels(heir)) <= HEIRS
+    assert levels(heir)[0] == ("b", 999)
+    assert levels(heir)[-3:] == [("a", 2), ("b", 1), ("client", 0)]
+
+
+def test_no_level_is_left_out_while_there_are_few():
+    heir = None
+    for depth in range(HEIRS - 1):
+        heir = task_origin(A if depth else CLIENT, depth, heir)
+    assert [key for _, key in levels(heir)] == list(range(HEIRS - 1))[::-1]
 
 
 def test_a_chain_of_many_processes_is_cut():

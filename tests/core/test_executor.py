@@ -373,7 +373,7 @@ def test_tasks_share_resources_and_those_without_do_not_count_as_queued():
     c = bench.start()
     assert c.key == "c"
     bench.fails(c)
-    assert bench.core.available == {"gpu": 1}
+    assert bench.core.resources.available == {"gpu": 1}
 
 
 @pytest.mark.parametrize("how", ["recall", "pause", "close"])
@@ -392,7 +392,7 @@ def test_tasks_that_wait_for_resources_can_be_taken_back(how):
     else:
         bench.core.close("owner")
     bench.inline(a)
-    assert bench.core.next_work() is None and bench.core.available == {"gpu": 1}
+    assert bench.core.next_work() is None and bench.core.resources.available == {"gpu": 1}
     check_executor(bench.core)
 
 
@@ -409,8 +409,8 @@ def test_closing_drops_everything_and_late_messages_of_that_owner_change_nothing
     bench.tell(push("r"), push("q"), push("far", [(m.REMOTE, "f", 1, ("a",), None)]))
     running = bench.start()
     fetching = bench.core.fetches[0]
-    bench.core.close("owner")
-    bench.core.close("owner")
+    assert bench.core.close("owner") == 3  # neither the value nor what is fetched
+    assert bench.core.close("owner") == 0
     assert bench.core.freed == ["s-8000"] and bench.core.interrupted == [running]
     bench.tell(push("late"), (m.COPY, "c", b"v"), (m.RECALL, 3), (m.FREE, ("s",), 1 << 30))
     bench.core.acknowledged(bench.session, 5)
@@ -452,3 +452,102 @@ def test_with_many_parked_only_deeper_tasks_start_and_no_thread_looks_for_others
     bench.inline(bench.start())
     bench.core.relieve()
     assert bench.core.startable == 1 and bench.start().key == "same"
+
+
+# ---- cancelling and time limits ----
+
+
+def test_a_task_whose_time_is_up_fails_then_and_keeps_its_slot_and_resources_until_it_ends():
+    bench = Bench(resources={"gpu": 1})
+    bench.tell(
+        push("x", attempt=1, resources={"gpu": 1}, timeout=1.0),
+        push("behind", [(m.LOCAL, "x")], attempt=2),
+    )
+    x = bench.start()
+    failure = (m.FAILED, "x", 1, b"its time is up", 1.0)
+    for _ in range(2):  # twice is once
+        bench.core.expired(x, failure)
+        assert x.cancelled and bench.core.busy == 1 and bench.core.resources.available == {"gpu": 0}
+    assert bench.said() == [
+        ("FAILED", "x", 1, b"its time is up", 1.0),
+        ("RETURNED", "behind", 2, m.BLOCKED, ()),
+    ]
+    assert bench.core.interrupted == [x]
+    # Another attempt comes here while the first still runs.
+    bench.tell(push("x", attempt=3, resources={"gpu": 1}, timeout=1.0))
+    assert bench.core.next_work() is None
+    assert not bench.inline(x), "nobody wants it"
+    again = bench.start()
+    assert again.attempt == 3 and not again.cancelled
+    bench.inline(again)
+    bench.core.expired(again, failure)  # a clock that rang late
+    assert bench.said() == [("DONE", "x", 3, b"value", 1.0)]
+    bench.acknowledge()
+    check_executor_empty(bench.core)
+    assert bench.core.busy == 0 and bench.core.resources.available == {"gpu": 1}
+
+
+def test_the_time_of_a_task_that_was_cancelled_or_whose_owner_is_gone_says_nothing(bench):
+    bench.tell(push("x", attempt=1, timeout=1.0), push("y", attempt=2, timeout=1.0))
+    x = bench.start()
+    bench.tell((m.CANCEL, "x", 1))
+    bench.core.expired(x, (m.FAILED, "x", 1, b"late", 1.0))
+    assert bench.said() == []
+    bench.fails(x)
+    y = bench.start()
+    bench.core.close("owner")
+    bench.core.expired(y, (m.FAILED, "y", 2, b"late", 1.0))
+    assert bench.session.outbox == [] and y.cancelled
+    bench.fails(y)
+    assert bench.core.busy == 0
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["waiting for a slot", "just given one"])
+def test_a_parked_task_that_stops_waiting_for_a_slot_leaves_nothing(bench, given):
+    bench.tell(push("p"), push("x"))
+    parent = bench.start()
+    bench.core.parked(parent)
+    x = bench.start()
+    bench.core.wants_slot("token", parent)
+    if given:
+        bench.inline(x)
+        assert bench.core.next_work() == "token"
+    bench.core.stops_waiting("token", parent)
+    assert not bench.core.resuming and bench.core.parked_count == 0
+    assert bench.core.busy == (1 if given else 2), "for a while on one slot more than there are"
+    bench.fails(parent)
+    if not given:
+        bench.inline(x)
+    assert bench.core.busy == 0
+    bench.acknowledge()
+    check_executor_empty(bench.core)
+
+
+def test_an_alias_keeps_the_very_value_and_needs_no_slot(bench):
+    bench.tell(push("x", attempt=1))
+    bench.stored(bench.start())
+    bench.said()
+    bench.core.slots = 0
+    bench.tell(push("y", [(m.LOCAL, "x")], attempt=2, alias=True))
+    alias = bench.session.entries["y"]
+    assert alias.state == ex.KEPT and alias.stored == "x-1" and not bench.core.queued
+    assert bench.said() == [("STORED", "y", 2, None, None, 0.0)]
+    bench.tell((m.FREE, ("x",), 9))
+    assert bench.core.freed == [] and not bench.core.shared
+    bench.tell((m.FREE, ("y",), 9))
+    assert bench.core.freed == ["x-1"]
+    check_executor_empty(bench.core)
+
+
+def test_an_alias_of_what_is_on_its_way_is_done_when_that_is_here(bench):
+    bench.tell(push("y", [(m.REMOTE, "x", 8, ("w",), ("other", "x"))], attempt=2, alias=True))
+    [fetched] = bench.core.fetches
+    fetched.stored = "x-0"
+    bench.core.fetched(fetched)
+    assert bench.said() == [("STORED", "y", 2, None, None, 0.0)]
+    assert bench.core.next_work() is None
+
+
+def test_an_alias_of_what_travelled_runs(bench):
+    bench.tell((m.COPY, "x", b"value"), push("y", [(m.LOCAL, "x")], alias=True))
+    assert bench.start().key == "y"

@@ -18,7 +18,7 @@ class Bench:
 
     def __init__(self, *addresses: str) -> None:
         self.core = Ownership(nullcontext())
-        self.core.moves.function = Function(1, b"nothing", "nothing")
+        self.core.copies.function = Function(1, b"nothing", "nothing")
         self.views = {address: WorkerView(address) for address in addresses}
         for view in self.views.values():
             self.core.add_worker(view)
@@ -37,7 +37,7 @@ class Bench:
         check_ownership(self.core)
 
     def under_way_to(self, address: str) -> list[Row]:
-        return [t for t in self.core.moves.under_way if t.worker is self.views[address]]
+        return [t for t in self.core.copies.under_way if t.worker is self.views[address]]
 
     def arrive(self, address: str) -> None:
         for task in self.under_way_to(address):
@@ -58,7 +58,7 @@ def places(row: Row) -> list[str]:
 def test_a_value_is_freed_where_it_was_when_it_has_arrived(bench):
     row = bench.scattered("x", "a")
     bench.leave("a")
-    (task,) = bench.core.moves.under_way
+    (task,) = bench.core.copies.under_way
     assert task.state == PUSHED and places(row)[0] == "a"
     there = task.worker.address
     bench.views["a"].outbox.clear()
@@ -73,7 +73,7 @@ def test_a_value_is_freed_where_it_was_when_it_has_arrived(bench):
 def test_a_value_does_not_go_to_a_worker_that_leaves_too(bench):
     row = bench.scattered("x", "a")
     bench.leave("a")
-    (task,) = bench.core.moves.under_way
+    (task,) = bench.core.copies.under_way
     first = task.worker.address
     other = ({"b", "c"} - {first}).pop()
     bench.leave(first)
@@ -93,7 +93,7 @@ def test_a_result_that_ends_at_a_leaving_worker_is_moved(bench):
     bench.leave(view.address)
     bench.core.receive(view, [(m.STORED, "r", row.attempt, 1000, None, 1.0)], 0.0)
     bench.step()
-    (task,) = bench.core.moves.under_way
+    (task,) = bench.core.copies.under_way
     there = task.worker.address
     bench.arrive(there)
     assert places(row) == [there] != [view.address]
@@ -103,7 +103,7 @@ def test_a_worker_that_stays_after_all_keeps_its_values(bench):
     row = bench.scattered("x", "a")
     bench.leave("a")
     bench.core.receive(bench.views["a"], [(m.ACCEPTING, True, 1)], 0.0)
-    (task,) = bench.core.moves.under_way
+    (task,) = bench.core.copies.under_way
     bench.arrive(task.worker.address)
     assert places(row)[0] == "a"
 
@@ -132,4 +132,4 @@ def test_leaving_twice_and_with_nowhere_to_go_changes_nothing():
     row = bench.scattered("x", "a")
     for _ in range(2):
         bench.leave("a")
-    assert places(row) == ["a"] and not bench.core.moves.under_way
+    assert places(row) == ["a"] and not bench.core.copies.under_way

@@ -6,8 +6,10 @@ import pytest
 
 from dask_ownership.core import messages as m
 from dask_ownership.core.invariants import check_empty, check_ownership
+from dask_ownership.core.losses import LOSSES
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
+from dask_ownership.core.places import ordered
 from dask_ownership.core.table import (
     CANCELLED,
     ERROR,
@@ -142,6 +144,28 @@ def test_a_stored_value_is_freed_once_when_nobody_needs_it(bench):
     check_empty(bench.core)
 
 
+def test_an_alias_that_lets_go_of_its_target_at_once_frees_its_inputs_once():
+    """The target of an alias ends, the alias takes its value, and nobody needs the target."""
+    bench = Bench("a", "b")
+    x = bench.row("x")
+    target, other = bench.row("target", x), bench.row("other", x)
+    identity = bench.core.identity = Function(2, b"identity", "identity")
+    bound = Options(workers=("a",))  # so it is not pushed behind its target
+    alias = Row("alias", identity, b"call", (target,), 9, bound)
+    bench.core.table.adopt(alias)
+    bench.core.submit([alias])
+    bench.done(x)
+    bench.release(x, target)
+    bench.done(target)
+    assert alias.state == INLINE and alias.value == b"value"
+    assert x.state == INLINE, "the other task still needs it"
+    bench.returned(other, m.RECALLED)
+    assert other.state == PUSHED
+    bench.done(other)
+    bench.release(alias, other)
+    check_empty(bench.core)
+
+
 def test_who_waits_for_a_row_that_is_released_hears_of_it(bench):
     row = bench.row("x")
     row.waiters = ["someone"]
@@ -160,7 +184,8 @@ def test_a_chain_is_pushed_behind_its_dependency_and_comes_back_with_it():
         keys = (("x", ()),) if reason == m.MISSING else ()
         bench.core.receive(home, [(m.RETURNED, row.key, row.attempt, reason, keys)], 0.0)
         check_ownership(bench.core)
-    assert (x.state, y.state, z.state) == (READY, WAITING, WAITING)
+    assert (x.state, y.state, z.state) == (PUSHED, WAITING, WAITING)
+    assert x.worker is not home  # it was recalled for the other
     bench.step()
     for row in (x, y, z):
         bench.done(row)
@@ -300,10 +325,36 @@ def test_an_unknown_function_is_sent_again(bench):
     assert "FUNCTION" not in [s[0] for s in bench.sent()]
 
 
-def test_workers_that_do_not_exist_fail_the_row_and_loose_ones_go_elsewhere(bench):
-    bad = bench.row("x", workers=("nowhere",))
-    assert bad.state == ERROR and bad.value.kind == "no-worker"
-    assert bench.row("y", workers=("nowhere",), loose=True).state == PUSHED
+def test_what_no_worker_may_run_waits_for_one_and_loose_ones_go_elsewhere(bench):
+    row = bench.row("x", workers=("later",))
+    gpu = bench.row("g", resources={"gpu": 1})
+    assert bench.row("y", workers=("later",), loose=True).state == PUSHED
+    assert row.state == gpu.state == READY
+    assert "workers=[later] names no worker" in bench.core.unmatched.why(row)
+    assert "resources={'gpu': 1}" in bench.core.unmatched.why(gpu)
+    bench.core.add_worker(WorkerView("c", name="later", resources={"gpu": 1.0}))
+    bench.core.schedule(0.0)
+    assert row.state == gpu.state == PUSHED and row.worker.address == gpu.worker.address == "c"
+    assert bench.core.unmatched.why(row) is None
+
+
+def test_what_no_worker_may_run_fails_when_it_waited_too_long(bench):
+    first = bench.row("x", workers=("nowhere",))
+    bench.core.unmatched.expire(0.0, 10.0)
+    second = bench.row("y", workers=("nowhere",))
+    bench.core.unmatched.expire(5.0, 10.0)
+    assert first.state == second.state == READY
+    bench.core.unmatched.expire(11.0, 10.0)
+    assert first.state == ERROR and first.value.kind == "no-worker" and second.state == READY
+    bench.core.cancel([second], "not wanted")
+    bench.core.unmatched.expire(20.0, 10.0)
+    assert not bench.core.unmatched._since
+
+
+def test_what_may_run_only_where_owned_tasks_are_refused_fails_at_once(bench):
+    bench.core.refused["bad"] = "it does not know dask_ownership"
+    row = bench.row("x", workers=("bad",))
+    assert row.state == ERROR and "does not know" in row.value.detail
 
 
 def test_a_repeated_value_is_sent_once_per_worker_and_freed_there(bench):
@@ -402,7 +453,7 @@ def test_a_dead_worker_takes_its_values_and_gives_its_tasks_back():
     assert (x.state, y.state) == (PUSHED, PUSHED)
 
 
-def test_a_task_under_which_many_workers_die_is_given_up():
+def test_a_task_under_which_many_workers_die_isgiven_up():
     bench = Bench(*"abcdef")
     row = bench.row("x")
     behind = bench.row("y", row)
@@ -516,6 +567,22 @@ def test_children_end_with_the_attempt_that_alone_has_them(bench):
     check_empty(bench.core)
 
 
+def test_what_is_less_urgent_overtakes_what_is_least_though_others_did_before():
+    bench = Bench("a")
+    bench.function.duration = 5_000.0  # two fill the window
+    bench.row("first")
+    lowest, higher, lower = (
+        Row(key, bench.function, b"call", (), ordered(place, priority), Options())
+        for place, (key, priority) in enumerate([("lowest", -9), ("higher", -1), ("lower", -2)], 1)
+    )
+    for rows in ([lowest], [higher, lower]):
+        for row in rows:
+            bench.core.table.adopt(row)
+        bench.core.submit(rows)
+        bench.step()
+    assert [row.state for row in (lowest, higher, lower)] == [PUSHED] * 3
+
+
 def test_recall_is_asked_for_once_until_it_is_over():
     bench = Bench("a", "b")
     rows = [bench.row(i, workers=("a",)) for i in range(20)]
@@ -527,6 +594,25 @@ def test_recall_is_asked_for_once_until_it_is_over():
     bench.core.tick(3e6)
     assert [s[0] for s in bench.sent("a")] == ["RECALL"]
     bench.release(*rows)
+
+
+def test_what_waits_for_tasks_of_another_owner_is_recalled_for_an_idle_worker():
+    """A worker takes tasks of several owners, and none knows what the others gave it."""
+    bench = Bench("a", "b")
+    row = bench.row("x")
+    held_up, idle = ("a", "b") if row.worker.address == "a" else ("b", "a")
+    bench.sent(held_up)
+    bench.core.tick(1e5)
+    assert not bench.sent(held_up)
+    bench.core.tick(1e6)
+    assert [s[0] for s in bench.sent(held_up)] == ["RECALL"]
+    bench.answer(
+        held_up,
+        (m.RETURNED, "x", row.attempt, m.RECALLED, ()),
+        (m.RETURNED, None, 0, m.RECALLED, ()),
+    )
+    assert row.worker.address == idle
+    bench.release(row)
 
 
 def test_two_owners_of_one_key_know_nothing_of_each_other():
@@ -570,7 +656,7 @@ def test_rows_whose_lineage_was_evicted_are_let_go_of(bench):
     assert lineages.evicted == 2 and "evicted" in lineages.why_not(kept)
     bench.core.cancel([ended], "stop")
     bench.release(kept, ended)
-    assert not lineages._given_up
+    assert not lineages.given_up
     check_empty(bench.core)
 
 
@@ -585,3 +671,269 @@ def test_a_value_that_nobody_gives_is_made_again_however_often_that_is_said(benc
     bench.release(row)
     bench.core.missed(row)
     check_empty(bench.core)
+
+
+def test_a_cluster_that_is_gone_leaves_what_is_here():
+    bench = Bench("a", "b")
+    here, failed, there = bench.row("here"), bench.row("failed"), bench.row("there")
+    bench.done(here)
+    bench.answer(failed.worker.address, (m.FAILED, "failed", failed.attempt, b"error", 1.0))
+    bench.stored(there)
+    remade = bench.row("remade", there)
+    bench.stored(remade)
+    bench.release(there)  # only lineage needs it
+    running = bench.row("running")
+    waits = bench.row("waits", running, remade)
+    inherits = bench.row("inherits", failed, running)
+    for _ in range(2):
+        bench.core.abandon("the scheduler is gone")
+        check_ownership(bench.core)
+        assert (here.state, here.value) == (INLINE, b"value")
+        assert failed.state == inherits.state == ERROR and failed.value == b"error"
+        for row in (remade, running, waits):
+            assert row.state == CANCELLED
+            assert (row.value.kind, row.value.key) == ("scheduler-gone", row.key)
+    bench.release(here, failed, remade, running, waits, inherits)
+    assert not bench.core.table.rows and not bench.core.lineages.nbytes
+
+
+def test_what_is_handed_out_again_is_counted_by_why():
+    bench = Bench("a", "b", slots=2)
+    row = bench.row("x", retries=1)
+    for reason in (m.RECALLED, m.DROPPED, m.REFUSED):
+        bench.returned(row, reason)
+    first = row.attempt
+    bench.answer(row.worker.address, (m.FAILED, "x", row.attempt, b"error", 1.0))
+    bench.core.remove_worker(row.worker)
+    bench.step()
+    bench.stored(row)
+    bench.core.remove_worker(row.holders[0])
+    bench.step()
+    assert bench.core.again == {
+        "recalled": 1,
+        "returned": 2,
+        "retried": 1,
+        "worker-gone": 1,
+        "worker-silent": 0,
+        "recovered": 1,
+        "repeated": 0,
+    }
+    retried = next(entry for entry in bench.core.history if entry[1] == "retried")
+    assert retried[2].startswith(f"attempt {first}: ")
+
+
+def test_what_deaths_cost_is_counted_once_for_each():
+    bench = Bench("a", "b", "c", "d", "e")
+    bench.core.allowed_failures = 0
+    idle = bench.views["e"]
+    task = bench.row("x")
+    after = bench.row("after", task)
+    bench.core.remove_worker(idle)
+    assert not any(bench.core.losses.values()), "nothing of this owner was there"
+    bench.sent(task.worker.address)
+    bench.core.remove_worker(task.worker)
+    bench.step()
+    assert (task.state, after.state) == (ERROR, ERROR)
+    assert bench.core.losses == dict.fromkeys(LOSSES, 0) | {
+        "workers-died": 1,
+        "killed-worker": 1,
+    }
+    once = bench.row("once", at_most_once=True)
+    bench.sent(once.worker.address)
+    bench.core.remove_worker(once.worker)
+    bench.step()
+    scattered = Row("scattered", None, None, (), 0)
+    bench.core.table.adopt(scattered)
+    (left, _) = bench.core.placement.workers.values()
+    bench.core.put(scattered, [left], 100)
+    bench.core.remove_worker(left)
+    bench.step()
+    assert scattered.state == LOST
+    assert bench.core.losses == dict.fromkeys(LOSSES, 0) | {
+        "workers-died": 2,
+        "killed-worker": 1,
+        "uncertain": 1,
+        "lost-data": 1,
+    }
+
+
+def test_a_worker_that_was_sent_nothing_died_under_no_task():
+    bench = Bench("a", "b")
+    row = bench.row("x")
+    bench.core.remove_worker(row.worker)
+    assert not any(bench.core.losses.values())
+
+
+def test_a_value_that_nobody_needs_is_no_loss():
+    bench = Bench("a")
+    row = Row("scattered", None, None, (), 0)
+    bench.core.table.adopt(row)
+    bench.core.put(row, [bench.views["a"]], 100)
+    bench.release(row)
+    bench.core.remove_worker(bench.views["a"])
+    assert not any(bench.core.losses.values())
+
+
+# ---- tasks that run at most once ----
+
+
+def test_what_may_have_started_is_not_pushed_again_when_its_worker_dies():
+    bench = Bench("a", "b")
+    once = bench.row("once", at_most_once=True)
+    after = bench.row("after", once)
+    view = once.worker
+    bench.sent(view.address)
+    bench.core.remove_worker(view, "died")
+    bench.step()
+    for row in (once, after):
+        assert row.state == ERROR
+        assert (row.value.kind, row.value.key) == ("uncertain", "once")
+        assert view.address in row.value.detail and "retry" in row.value.detail
+    assert once.options.died == (), "it is not blamed"
+    # By hand it runs again.
+    bench.core.retry([after])
+    bench.step()
+    assert once.state == PUSHED and once.worker is not view
+    bench.done(once)
+    bench.done(after)
+    bench.release(once, after)
+    check_empty(bench.core)
+
+
+@pytest.mark.parametrize("how", ["not sent", "never reached", "recalled", "missing", "refused"])
+def test_what_certainly_did_not_start_is_pushed_elsewhere(how):
+    bench = Bench("a", "b")
+    once = bench.row("once", at_most_once=True)
+    view = once.worker
+    if how == "not sent":
+        bench.core.remove_worker(view, "died")
+    elif how == "never reached":
+        bench.sent(view.address)
+        bench.core.remove_worker(view, "refused the link", reached=False)
+    else:
+        bench.sent(view.address)
+        reason = {"recalled": m.RECALLED, "missing": m.MISSING, "refused": m.REFUSED}[how]
+        if how == "refused":
+            bench.answer(view.address, (m.ACCEPTING, False, 1))
+        bench.returned(once, reason)
+    bench.step()
+    assert once.state == PUSHED and once.attempt > 1
+    if how in ("not sent", "never reached", "refused"):
+        assert once.worker is not view
+    bench.done(once)
+    bench.release(once)
+    check_empty(bench.core)
+
+
+def test_a_task_that_was_never_sent_to_a_dead_worker_is_no_suspect():
+    bench = Bench("a", "b")
+    row = bench.row("x")
+    bench.sent(row.worker.address)
+    bench.core.remove_worker(row.worker, "refused the link", reached=False)
+    bench.step()
+    assert row.state == PUSHED and row.options.died == ()
+    bench.done(row)
+    bench.release(row)
+
+
+def test_such_a_task_goes_to_a_free_slot_only_and_behind_nothing():
+    bench = Bench("a", slots=2)
+    first = bench.row("first")
+    chained = bench.row("chained", first)
+    assert chained.state == PUSHED
+    second = bench.row("second", first, at_most_once=True)
+    assert second.state == WAITING, "not behind what it needs"
+    third = bench.row("third", at_most_once=True)
+    assert third.state == READY, "chained takes the other slot, as far as the owner knows"
+    late = bench.row("late")
+    assert late.state == READY, "it is not its turn"
+    bench.done(first)
+    assert (third.state, second.state, late.state) == (PUSHED, READY, READY)
+    bench.done(third)
+    assert (second.state, late.state) == (PUSHED, PUSHED)
+    for row in (chained, second, late):
+        bench.done(row)
+    bench.release(first, chained, second, third, late)
+    check_empty(bench.core)
+
+
+def test_such_a_task_does_not_wait_for_ever_behind_work_that_never_ends():
+    bench = Bench("a", "b")
+    running = [bench.row(f"plain-{i}") for i in range(50)]
+    once = bench.row("once", at_most_once=True)
+    ended = 0
+    for i in range(500):
+        running.append(bench.row(f"more-{i}"))
+        row = next(row for row in running if row.state == PUSHED)
+        running.remove(row)
+        bench.done(row)
+        bench.release(row)
+        ended += 1
+        if once.state == PUSHED:
+            break
+    # What came before it, and what the windows already had.
+    assert once.state == PUSHED and ended <= 60
+    bench.done(once)
+    while any(row.state == PUSHED for row in running):
+        for row in [row for row in running if row.state == PUSHED]:
+            bench.done(row)
+    assert all(row.state == INLINE for row in running)
+    bench.release(once, *running)
+    check_empty(bench.core)
+
+
+def test_only_the_workers_that_may_run_it_are_kept_for_it():
+    bench = Bench("a", "b")
+    busy = bench.row("busy", workers=("a",))
+    once = bench.row("once", workers=("a",), at_most_once=True)
+    elsewhere = [bench.row(f"e{i}") for i in range(4)]
+    assert once.state == READY
+    assert {row.worker.address for row in elsewhere} == {"b"}
+    bench.core.cancel([once], "not wanted")
+    bench.step()
+    more = [bench.row(f"m{i}") for i in range(100)]
+    assert "a" in {row.worker.address for row in more if row.worker is not None}
+    assert not any(view.reserved for view in bench.views.values())
+    bench.release(busy, *elsewhere, *more, once)
+    check_empty(bench.core)
+
+
+def test_a_stored_value_of_such_a_task_that_is_lost_is_not_made_again():
+    bench = Bench("a", "b")
+    once = bench.row("once", at_most_once=True)
+    bench.stored(once)
+    assert once.lineage is None
+    after = bench.row("after", once)
+    bench.stored(after)
+    view = once.holders[0]
+    for holder in {view, after.holders[0]}:
+        if holder.alive:
+            bench.core.remove_worker(holder, "died")
+    bench.core.add_worker(WorkerView("c"))
+    bench.step()
+    assert once.state == LOST and "at most once" in once.value.detail
+    assert after.state == ERROR and after.value.key == "once"
+    bench.release(once, after)
+    check_empty(bench.core)
+
+
+def test_children_of_a_task_that_was_cancelled_end_when_they_are_submitted():
+    bench = Bench("a")
+    parent = ("owner", "p", 1)
+    late = bench.row("late", parent=parent)
+    shared = bench.row("shared", parent=parent)
+    bench.row("shared", parent=("owner", "another", 2))
+    bench.core.cancel_children(parent, "it was cancelled", (late, shared))
+    assert late.state == CANCELLED and shared.state == PUSHED
+    bench.done(shared)
+    bench.release(late, shared, shared)
+    check_empty(bench.core)
+
+
+def test_a_time_limit_is_in_the_push():
+    bench = Bench("a")
+    row = bench.row("x", timeout=2.5)
+    (sent,) = [s for s in bench.sent() if s[0] == "PUSH"]
+    assert sent[-1] == {"depth": 0, "timeout": 2.5}
+    bench.done(row)
+    bench.release(row)

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from dask_ownership.core.placement import WINDOW, Placement, WorkerView
+from dask_ownership.core.placement import OVERTAKING, WINDOW, Placement, WorkerView
+from dask_ownership.core.places import ordered
 from dask_ownership.core.table import CANCELLED, PUSHED, READY, STORED, Options, Row
 
 
@@ -118,3 +119,26 @@ def test_home_comes_first_and_a_worker_that_left_is_not_chosen():
     assert placement.choose(ready("x")) is other
     placement.remove_worker(other)
     assert placement.choose(ready("x")) is None
+
+
+def test_what_is_more_urgent_goes_where_the_window_is_full_of_less():
+    placement = Placement()
+    a, b = view("a"), view("b")
+    placement.add_worker(a)
+    placement.add_worker(b)
+    for worker in (a, b):
+        worker.active, worker.load = 2, 15_000.0
+    b.reserved = True
+    placement.add_ready(ready("usual", order=ordered(7)))
+    assert placement.take_ready() is None
+    urgent = ready("urgent", order=ordered(8, 1))
+    placement.add_ready(urgent)
+    assert placement.take_ready() == (urgent, a)
+    a.active = 1 + OVERTAKING
+    placement.add_ready(urgent)
+    assert placement.take_ready() is None, "there is an end to it"
+    a.active, placement.any_low = 2, True
+    a.low = ordered(9, -1)
+    for name in ("urgent", "usual"):
+        taken = placement.take_ready()
+        assert taken is not None and (taken[0].key, taken[1]) == (name, a)

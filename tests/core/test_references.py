@@ -449,6 +449,8 @@ def test_what_an_owner_that_ends_owned_is_lost(pair, how):
     else:
         pair.borrower.references.receive(pair.owner.process, None)
     assert [borrowed.state, uncounted.state, waits.state] == [LOST, LOST, ERROR]
+    losses = pair.borrower.core.losses
+    assert {name: n for name, n in losses.items() if n} == {"owners-gone": 1, "owner-lost": 2}
     assert called == [1]
     late = pair.borrower.borrow((*pair.owner.process, "z", None))
     assert late.state == LOST and late.counted

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import msgpack
 import pytest
 from distributed.comm import CommClosedError, connect, listen
 
@@ -67,6 +68,9 @@ def test_what_is_written_arrives_in_order_and_as_tuples(address: str) -> None:
             return bool(message == "bye")
 
         await here.listen(received)
+        if isinstance(here, StreamChannel):
+            nbytes = sum(len(msgpack.packb(message)) for message in sent)
+            assert (here.traffic.sent, here.traffic.received) == (nbytes, nbytes)
 
     got = asyncio.run(between(address, talk))
     assert got == sent

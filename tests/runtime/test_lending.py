@@ -28,22 +28,22 @@ def test_what_is_lent_and_what_is_left_are_all_slots() -> None:
     worker = worker_with(4, executing=1)
     lending = Lending(worker)
     assert lending.borrow(8) == 3
-    assert (lending.lent, worker.state.nthreads, lending.nthreads) == (3, 1, 4)
+    assert (lending.lent, lending.left, lending.nthreads) == (3, 1, 4)
     lending.give_back(2)
-    assert (lending.lent, worker.state.nthreads, lending.nthreads) == (1, 3, 4)
+    assert (lending.lent, lending.left, lending.nthreads) == (1, 3, 4)
     lending.give_back(5)
-    assert (lending.lent, worker.state.nthreads, lending.nthreads) == (0, 4, 4)
+    assert (lending.lent, lending.left, lending.nthreads) == (0, 4, 4)
 
 
 def test_a_slot_is_reserved_when_ordinary_tasks_have_all() -> None:
     worker = worker_with(1, executing=1)
     lending = Lending(worker)
     assert lending.borrow(1) == 0
-    assert lending.reserved and worker.state.nthreads == 0 and lending.nthreads == 1
+    assert lending.reserved and lending.left == 0 and lending.nthreads == 1
     worker.state.executing.clear()  # the ordinary task ends, and no other may start
     assert lending.borrow(1) == 1
     assert not lending.reserved
-    assert (lending.lent, worker.state.nthreads) == (1, 0)
+    assert (lending.lent, lending.left) == (1, 0)
 
 
 def test_a_reserved_slot_is_returned_when_the_owned_work_is_gone() -> None:
@@ -51,7 +51,7 @@ def test_a_reserved_slot_is_returned_when_the_owned_work_is_gone() -> None:
     lending = Lending(worker)
     lending.borrow(1)
     lending.give_back(0)
-    assert (lending.lent, worker.state.nthreads, lending.reserved) == (0, 1, False)
+    assert (lending.lent, lending.left, lending.reserved) == (0, 1, False)
     assert len(worker.poked) == 1, "ordinary tasks that wait are told"
 
 
@@ -61,5 +61,5 @@ def test_a_paused_worker_is_not_set_going() -> None:
     lending.borrow(2)
     worker.status = Status.paused
     lending.give_back(2)
-    assert worker.state.nthreads == 2
+    assert lending.left == 2
     assert not worker.poked

@@ -44,7 +44,9 @@ async def deliver(peer: Peer, batches: int, gap: float) -> None:
     """Send batches one by one over a link to the peer, and wait until all are there."""
     listener = await listen("tcp://127.0.0.1:0", peer.serve)
     refused: list[str] = []
-    link = OwnerLink(listener.contact_address, {"owner": "me"}, {}, print, refused.append)
+    link = OwnerLink(
+        listener.contact_address, {"owner": "me"}, {}, print, refused.append, refused.append
+    )
     try:
         for number in range(batches):
             link.send([(number,)])
@@ -72,3 +74,32 @@ def test_batches_wait_for_the_first_connection() -> None:
     asyncio.run(deliver(peer, 5, 0.0))
     assert peer.messages == [(number,) for number in range(5)]
     assert peer.connections == 1
+
+
+def test_closing_as_a_dial_ends_ends_the_link() -> None:
+    """At every step of the dial: also where a wait loses the cancellation."""
+
+    async def close_after(steps: int) -> bool:
+        """Whether the link was still dialling after so many steps of the event loop."""
+        peer = Peer(break_after=[])
+        listener = await listen("inproc://", peer.serve)
+        link = OwnerLink(listener.contact_address, {"owner": "me"}, {}, print, print, print)
+        link.start()
+        try:
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            dialling = not link.connected
+            began = asyncio.get_running_loop().time()
+            await asyncio.wait_for(link.close(), 10)
+            assert asyncio.get_running_loop().time() - began < 2
+            return dialling
+        finally:
+            listener.stop()
+
+    async def close_at_every_step() -> None:
+        steps = 0
+        while await close_after(steps):
+            steps += 1
+        assert steps > 3
+
+    asyncio.run(close_at_every_step())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
-from dask_ownership.core.table import ERROR, STORED, Options, Row
+from dask_ownership.core.table import ERROR, STORED, Options, Replication, Row
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster, VirtualOwner
 
 SLOW = 200_000.0
@@ -54,6 +54,7 @@ class Program:
             duration=r.choice([1.0, 10.0, 300.0, 20_000.0]),
             large=r.random() < 0.3,
             children=children,
+            steps=r.randint(1, 5) if r.random() < 0.15 else 0,
         )
 
     def key(self) -> str:
@@ -85,14 +86,14 @@ class Program:
         retries = 0
         if r.random() < 0.15 and not task.children:
             retries = r.randint(0, 3)
-            task = Task(task.constant, task.duration, task.large, r.randint(1, 3))
+            task = replace(task, fails=r.randint(1, 3))
         options = Options(retries=retries)
         # What fails and what has no worker depends on what is alive: said below.
         where = r.random()
         if where < 0.1:
             options.workers = (r.choice(sorted(self.cluster.workers)),)
             options.loose = r.random() < 0.5
-        elif where < 0.2 and any(w.core.resources for w in self.cluster.workers.values()):
+        elif where < 0.2 and any(w.core.resources.totals for w in self.cluster.workers.values()):
             options.resources = {"gpu": 1.0}
         self.add(self.key(), task, chosen, options=options)
         call = self.calls[-1]
@@ -101,7 +102,8 @@ class Program:
         if task.fails > retries:
             # Attempts that a death or a cancel ended may have counted, too.
             call.may.add("error")
-            call.must_fail = not self.cluster.killed and "kill" not in self.weights
+            repeats = bool({"kill", "freeze", "partition"} & set(self.weights))
+            call.must_fail = not self.cluster.killed and not repeats
         elif task.fails:
             call.may |= {"error"} if "kill" in self.weights else set()
         call.must_fail |= any(self.calls[i].must_fail for i in chosen)
@@ -145,6 +147,18 @@ class Program:
         live = self.live()
         if live:
             self.owner.core.desire([self.calls[self.random.choice(live)].row])
+
+    def replicate(self) -> None:
+        """Keep several copies of a value, or fewer than before."""
+        live = self.live()
+        if live:
+            row = self.calls[self.random.choice(live)].row
+            names = None
+            if self.random.random() < 0.2:
+                names = tuple(sorted(self.cluster.workers)[:2])
+            wanted = Replication(self.random.randint(1, 3), names)
+            self.owner.core.replicas.want(row, wanted)
+            self.cluster.note_loss(self.owner, row)  # it kept one that is dead
 
     def cancel(self) -> None:
         live = self.live()
@@ -191,17 +205,30 @@ class Program:
             return
         cluster.kills_left -= 1  # type: ignore[attr-defined]
         victim = self.random.choice(sorted(cluster.workers))
-        slots, resources = cluster.workers[victim].slots, cluster.workers[victim].core.resources
+        slots, resources = (
+            cluster.workers[victim].slots,
+            cluster.workers[victim].core.resources.totals,
+        )
         if len(cluster.workers) == 1 or self.random.random() < 0.5:
             cluster.add_worker(f"{victim}+", slots, resources)
         cluster.kill(victim)
-        if not any(w.core.resources for w in cluster.workers.values()):
+        if not any(w.core.resources.totals for w in cluster.workers.values()):
             cluster.add_worker(f"{victim}!", slots, {"gpu": 1.0})
+
+    def partition(self) -> None:
+        names = [owner.name for owner in self.cluster.owners]
+        one, other = self.random.sample(names, 2)
+        self.cluster.partition(one, other, self.random.choice([5_000.0, 60_000.0, 300_000.0]))
+
+    def freeze(self) -> None:
+        """A worker stops for a while, which may be longer than it may be silent."""
+        victim = self.random.choice(sorted(self.cluster.workers))
+        self.cluster.freeze(victim, self.random.choice([5_000.0, 60_000.0, 500_000.0]))
 
     def retire(self) -> None:
         cluster = self.cluster
         there = {a: w for a, w in cluster.workers.items() if w.core.accepting}
-        plain = sorted(a for a, w in there.items() if not w.core.resources)
+        plain = sorted(a for a, w in there.items() if not w.core.resources.totals)
         if plain and len(there) > 1:
             cluster.retire(plain[0])
 
@@ -257,6 +284,7 @@ USUAL = {
     "release": 3.0,
     "desire": 0.5,
     "cancel": 0.7,
+    "replicate": 1.0,
     "retry": 0.7,
     "pause": 0.5,
     "forget_functions": 0.3,
@@ -264,6 +292,10 @@ USUAL = {
     "run": 4.0,
 }
 KILLS = {**USUAL, "kill": 0.7}
+
+
+FREEZES = {"freeze": 0.7}
+PARTITIONS = {"partition": 0.7}
 
 
 def run_program(
@@ -274,6 +306,8 @@ def run_program(
     length: int = 40,
     faults: Faults | None = None,
     kills: int = 0,
+    freezes: bool = False,
+    partitions: bool = False,
 ) -> VirtualCluster:
     """One random program per client, interleaved; everything checked on the way.
 
@@ -283,7 +317,8 @@ def run_program(
     cluster = VirtualCluster(seed, workers, slots, clients, faults, resources=resources)
     cluster.kills_left = kills  # type: ignore[attr-defined]
     random = Random(seed + 1)
-    weights = KILLS if kills else USUAL
+    weights = {**(KILLS if kills else USUAL), **(FREEZES if freezes else {})}
+    weights.update(PARTITIONS if partitions else {})
     programs = [Program(cluster, i, random, weights) for i in range(clients)]
     for _ in range(length):
         random.choice(programs).step()

@@ -1,111 +1,202 @@
-"""What the random programs reach: which message meets what in which state."""
+"""What the random programs reach: which message meets what in which state, under which fault."""
 
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
+import pytest
 from simulation_programs import run_program
 from travel_programs import run_travels
 
 from dask_ownership.core import messages as m
+from dask_ownership.testing.network import Faults
 
-REASONS = {
-    str(reason): name
+PROGRAMS = 22
+"""Of each kind, under each fault."""
+
+QUIET = Faults(0.0, 0.0)
+
+FAULTS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "repeated": {"faults": Faults(0.4, 0.0)},
+    "broken": {"faults": Faults(0.0, 0.15)},
+    "slow": {"faults": Faults(0.0, 0.0, 20_000.0)},
+    "deaths": {"kills": 3},
+    "frozen": {"freezes": True},
+    "parted": {"partitions": True},
+    "retired": {"retires": 3},
+    "cancelled": {"cancels": True},
+    "left": {"leaves": True},
+}
+"""Each fault by itself: messages that come twice, connections that break, a slow network,
+workers that die, stop for a while, cannot reach others, or leave in good order, futures that
+are cancelled, and clients that leave."""
+
+OF_TRAVELS = {"retires", "cancels", "leaves"}
+"""Faults that the other programs have in any case."""
+
+RETURNED = {
+    str(reason): f"RETURNED:{name}"
     for name, reason in (
         ("recalled", m.RECALLED),
         ("dropped", m.DROPPED),
         ("missing", m.MISSING),
         ("blocked", m.BLOCKED),
-        ("unknown function", m.UNKNOWN_FUNCTION),
+        ("unknown-function", m.UNKNOWN_FUNCTION),
         ("refused", m.REFUSED),
     )
 }
 
-REQUIRED = {
-    "row": {
-        # An answer finds its row pushed with that attempt, or gone from the table, or failed
-        # with what it waited for.
-        "pushed": "DONE STORED FAILED PARKED RETURNED:recalled RETURNED:missing RETURNED:blocked "
-        "RETURNED:unknown_function RETURNED:refused",
-        "none": "DONE STORED FAILED PARKED RETURNED:blocked RETURNED:refused",
-        "error": "RETURNED:blocked",
-    },
-    "entry": {
-        "none": "PUSH COPY CANCEL FREE",
-        "blocked": "CANCEL",
-        "queued": "CANCEL",
-        "running": "CANCEL",
-        "held": "CANCEL",
-        "copied": "FREE",
-        "kept": "FREE CANCEL",
-    },
+ALWAYS = """
+row       DONE                       none pushed
+row       FAILED                     pushed
+row       STORED                     pushed
+row       PARKED                     pushed
+row       RETURNED:blocked           error pushed
+row       RETURNED:recalled          pushed
+entry     PUSH                       none
+entry     COPY                       none
+entry     CANCEL                     none queued running held kept
+entry     FREE                       copied kept
+entry     TOOK                       handed
+lent      BORROW                     waiting pushed inline stored error
+lent      RETURN                     none pushed inline stored error
+lent      KEEP                       none pushed
+lent      LET_GO                     none dormant error
+borrowed  LENT                       none waiting
+borrowed  OUTCOME                    waiting
+"""
+"""What must have been met under every fault: who is told, the message, and the states in
+which it found the row or entry that it is about (``none`` when there was none)."""
+
+ALSO = {
+    "none": """
+row       FAILED STORED PARKED       none
+row       RETURNED:refused           none pushed
+row       RETURNED:unknown-function  pushed
+row       RETURNED:missing           pushed
+row       CHECKPOINT                 pushed
+entry     CANCEL                     blocked
+""",
+    "repeated": """
+row       FAILED STORED PARKED       none
+row       RETURNED:refused           none pushed
+row       RETURNED:missing           pushed
+entry     CANCEL                     blocked
+""",
+    "broken": """
+row       FAILED STORED PARKED       none
+row       RETURNED:refused           none pushed
+row       CHECKPOINT                 pushed
+lent      LET_GO                     inline pushed
+""",
+    "slow": """
+row       FAILED STORED PARKED       none
+row       RETURNED:blocked           none
+row       CHECKPOINT                 none pushed
+lent      LET_GO                     inline stored
+""",
+    "deaths": """
+row       FAILED                     none
+row       MADE                       pushed
+row       RETURNED:missing           pushed
+entry     FREE                       none
+lent      BORROW                     none ready
+lent      KEEP                       inline
+borrowed  MOVED                      none waiting
+""",
+    "frozen": """
+row       RETURNED:blocked           late-inline
+lent      BORROW                     ready
+borrowed  OUTCOME                    error
+""",
+    "parted": """
+row       RETURNED:missing           pushed
+row       CHECKPOINT                 pushed
+borrowed  OUTCOME                    error
+""",
+    "retired": """
+lent      ADOPT                      none
+borrowed  LENT                       inline stored
+borrowed  MOVED                      inline stored error
+borrowed  OUTCOME                    stored
+""",
+    "cancelled": """
+lent      REQUEST:cancel             none pushed inline stored
+lent      RETURN                     cancelled
+borrowed  OUTCOME                    inline stored
+""",
+    "left": """
+lent      LEAVE                      any
+lent      BORROW                     none
+borrowed  OUTCOME                    inline
+""",
 }
-"""Kinds of messages by what they must have found, in which state."""
+"""What must have been met under one fault."""
+
+SOMEWHERE = """
+row       DONE STORED FAILED PARKED  none pushed
+row       RETURNED:blocked           none error pushed
+row       RETURNED:refused           none pushed
+row       RETURNED:missing           pushed
+row       RETURNED:unknown-function  pushed
+row       RETURNED:recalled          pushed late-inline
+entry     CANCEL                     none blocked queued running held kept
+entry     FREE                       none copied kept
+lent      BORROW                     none waiting ready pushed inline stored error
+lent      RETURN                     none waiting pushed inline stored error cancelled lost
+lent      REQUEST:cancel             none pushed inline stored error
+lent      REQUEST:retry              error
+borrowed  OUTCOME                    none waiting inline stored error
+"""
+"""What must have been met under any."""
+
+Met = tuple[str, str, str]
 
 
-def test_messages_meet_rows_and_entries_in_every_state_that_they_can():
-    met: Counter[tuple[str, str, str]] = Counter()
-    for seed in range(120):
-        cluster = run_program(
-            seed, workers=1 + seed % 4, slots=1 + seed % 3, length=60, kills=seed % 4
-        )
-        for (where, state, kind), count in cluster.network.met.items():
-            name, _, reason = kind.partition(" ")
-            if reason:
-                name = f"{name}:{REASONS[reason].replace(' ', '_')}"
-            met[where, state, name] += count
-    for where, state, kind in sorted(met):
-        print(f"{where:6} {state:14} {kind:28} {met[where, state, kind]:6}")
-    required = {
-        (where, state, kind)
-        for where, states in REQUIRED.items()
-        for state, kinds in states.items()
-        for kind in kinds.split()
-    }
-    missed = sorted(required - set(met))
-    assert not missed, f"never reached: {missed}"
+def pairs(table: str) -> set[Met]:
+    """Who is told, the message and the state, for each in a table."""
+    found = set()
+    for line in table.strip().splitlines():
+        where, *words = line.split()
+        kinds = [word for word in words if word.upper() == word or ":" in word]
+        found |= {(where, kind, s) for kind in kinds for s in words if s not in kinds}
+    return found
 
 
-EVERY = "waiting ready pushed inline stored error"
+def meet(fault: dict[str, Any]) -> Counter[Met]:
+    """What is met in random programs under a fault."""
+    met: Counter[Met] = Counter()
+    # Travels alone are quick, and what they meet is rare.
+    for seed in range(PROGRAMS * (3 if OF_TRAVELS & set(fault) else 1)):
+        shape = {"seed": seed, "workers": 1 + seed % 4, "slots": 1 + seed % 3, "length": 60}
+        clusters = [run_travels(**shape, clients=2 + seed % 2, **{"faults": QUIET, **fault})]
+        if not OF_TRAVELS & set(fault):
+            clusters.append(run_program(**shape, **{"faults": QUIET, **fault}))
+        for cluster in clusters:
+            for (where, state, kind), count in cluster.network.met.items():
+                name, _, reason = kind.partition(" ")
+                kind = RETURNED[reason] if reason else name
+                met[where, kind, state.replace(" ", "-")] += count
+    return met
 
-TRAVELS = {
-    "BORROW": ("lent", f"none {EVERY}"),
-    "LENT": ("borrowed", "none waiting"),
-    "OUTCOME": ("borrowed", "none waiting stored error inline"),
-    "RETURN": ("lent", "none waiting pushed inline stored error cancelled lost"),
-    "REQUEST:cancel": ("lent", "none pushed inline stored error"),
-    "REQUEST:retry": ("lent", "error"),
-    "LEAVE": ("lent", "any"),
-    "ADOPT": ("lent", "none"),
-    "MOVED": ("borrowed", "inline stored error"),
-    "TOOK": ("entry", "handed"),
-}
-"""By what one process says to another about references: the states in which it must have
-found the row there that it is about."""
+
+MET: dict[str, Counter[Met]] = {}
 
 
-def test_what_is_said_about_references_meets_rows_in_every_state_that_it_can():
-    met: Counter[tuple[str, str, str]] = Counter()
-    for seed in range(130):
-        cluster = run_travels(
-            seed,
-            workers=1 + seed % 4,
-            slots=1 + seed % 3,
-            clients=2 + seed % 2,
-            length=60,
-            kills=seed % 3,
-            cancels=seed % 4 < 3,
-            leaves=seed % 5 == 0,
-            retires=seed % 3,
-        )
-        met.update(cluster.network.met)
-    for where, state, kind in sorted(met, key=lambda k: (k[0], k[2], k[1])):
-        if where in ("lent", "borrowed") or kind == "TOOK":
-            print(f"{where:9} {kind:16} {state:10} {met[where, state, kind]:6}")
-    required = {
-        (where, state, kind)
-        for kind, (where, states) in TRAVELS.items()
-        for state in states.split()
-    }
-    missed = sorted(required - set(met))
-    assert not missed, f"never reached: {missed}"
+@pytest.mark.parametrize("fault", FAULTS)
+def test_messages_meet_what_they_can_in_every_state(fault):
+    met = MET[fault] = meet(FAULTS[fault])
+    missed = (pairs(ALWAYS) | pairs(ALSO[fault])) - set(met)
+    assert not missed, sorted(missed)
+
+
+def test_and_some_of_it_under_any_fault():
+    """Prints the table: run it with those before, and with ``-s``."""
+    everything = sorted(set().union(*MET.values()))
+    print("\n", " " * 49, *(f"{name:>9}" for name in MET))
+    for pair in everything:
+        print("{:9} {:27} {:12}".format(*pair), *(f"{met[pair]:9}" for met in MET.values()))
+    if len(MET) == len(FAULTS):
+        assert not pairs(SOMEWHERE) - set(everything)

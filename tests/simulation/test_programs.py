@@ -29,22 +29,29 @@ SHAPES = {
 }
 
 
-def run(seed, workers, slots, clients, length, duplicate, disconnect, kills=0):
+def run(seed, workers, slots, clients, length, duplicate, disconnect, kills=0, freezes=False):
     faults = Faults(duplicate, disconnect)
-    note(f"run_program({seed}, {workers}, {slots}, {clients}, {length}, {faults}, {kills})")
-    run_program(seed, workers, slots, clients, length, faults, kills)
+    arguments = (seed, workers, slots, clients, length, faults, kills, freezes)
+    note(f"run_program{arguments}")
+    run_program(*arguments)
 
 
-@settings(max_examples=300, **SETTINGS)
+@settings(max_examples=160, **SETTINGS)
 @given(**SHAPES)
 def test_random_programs_get_what_a_sequential_program_gets(**shape):
     run(**shape)
 
 
-@settings(max_examples=300, **SETTINGS)
+@settings(max_examples=160, **SETTINGS)
 @given(kills=st.integers(1, 3), **SHAPES)
 def test_workers_that_die_cost_nothing_but_the_values_that_only_they_had(**shape):
     run(**shape)
+
+
+@settings(max_examples=100, **SETTINGS)
+@given(kills=st.sampled_from([0, 0, 2]), **SHAPES)
+def test_workers_that_freeze_cost_nothing_but_time(kills, **shape):
+    run(**shape, kills=kills, freezes=True)
 
 
 @pytest.mark.parametrize("kills", [0, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
@@ -24,6 +25,10 @@ class Expected:
         What it is made from.
     spoilt : bool
         Someone cancelled it, or its owner left: there may also be no value.
+    scattered : bool
+        Nothing can make it again.
+    parents : list of Expected
+        What the task that submitted it is made from, which may run again for it.
     """
 
     number: int
@@ -31,6 +36,8 @@ class Expected:
     failed: bool = False
     sources: list[Expected] = field(default_factory=list)
     spoilt: bool = False
+    scattered: bool = False
+    parents: list[Expected] = field(default_factory=list)
 
     def spoil(self) -> None:
         """It, and what may be reachable through it only, need not have a value any more."""
@@ -44,20 +51,30 @@ class Expected:
     @property
     def certain(self) -> bool:
         """Whether nothing that it is made from was spoilt."""
-        seen: set[int] = set()
+        return not any(one.spoilt for one in self.ancestors())
+
+    @property
+    def rebuildable(self) -> bool:
+        """Whether it is made again for certain when every copy is gone."""
+        return not any(one.scattered or one.spoilt for one in self.ancestors(parents=True))
+
+    def ancestors(self, parents: bool = False) -> list[Expected]:
+        """It and all that it is made from; with ``parents``, also what may run again for it."""
+        seen: dict[int, Expected] = {}
         stack: list[Expected] = [self]
         while stack:
             one = stack.pop()
-            if one.spoilt:
-                return False
             if id(one) not in seen:
-                seen.add(id(one))
+                seen[id(one)] = one
                 stack.extend(one.sources)
-        return True
+                stack.extend(one.parents if parents else ())
+        return list(seen.values())
 
 
-def expected(task: Task, inputs: list[Expected], came: list[Expected]) -> Expected:
-    """What a sequential program would get."""
+def expected(
+    task: Task, inputs: list[Expected], came: list[Expected], above: list[Expected] | None = None
+) -> Expected:
+    """What a sequential program would get; ``above`` is what led to the task."""
     broken = [i for i in inputs if i.failed]
     sources = [*inputs, *came, *(e for i in inputs for e in i.inner)]
     if broken:
@@ -66,7 +83,10 @@ def expected(task: Task, inputs: list[Expected], came: list[Expected]) -> Expect
         return Expected(0, inner, True, sources)
     number = task.constant + sum(i.number for i in inputs)
     came = [*came, *(e for i in inputs for e in i.inner)]
-    children = [expected(child, [], []) for child in task.children]
+    above = [*sources, *(above or ())]
+    children = [expected(child, [], [], above) for child in task.children]
+    for child in children:
+        child.parents = above
     if task.uses == "child" and came:
         failed = any(e.failed for e in came)
         total = 0 if failed else 1 + sum(e.number for e in came)
@@ -74,10 +94,11 @@ def expected(task: Task, inputs: list[Expected], came: list[Expected]) -> Expect
     waited = [*(() if task.escape else children), *(came if task.uses == "read" else ())]
     if any(e.failed for e in waited):
         return Expected(0, [], True, sources)
+    came = came if task.uses in ("return", "raise") else []
+    inner = [*(children if task.escape else ()), *came]
     if task.uses == "raise":
-        return Expected(0, came, True, sources)
+        return Expected(0, inner, True, sources)
     number += sum(e.number for e in waited)
-    inner = [*(children if task.escape else ()), *(came if task.uses == "return" else ())]
     return Expected(number, inner, False, sources)
 
 
@@ -103,6 +124,7 @@ class Traveller:
         self.others: list[Traveller] = []
         self.mine: list[Expected] = []
         self.sharing: list[Expected] = []
+        self.arriving: list[Callable[[], None]] = []
         self.left = False
 
     def task(self, carries: tuple[VirtualFuture, ...], depth: int = 2) -> Task:
@@ -157,7 +179,7 @@ class Traveller:
         places = self.random.sample(there, self.random.randint(1, min(2, len(there))))
         row = self.owner.put(self.key(), (number, tuple(h.future for h in inside)), places)
         came = [h.expected for h in inside]
-        self.hold(row, Expected(number, came, sources=came))
+        self.hold(row, Expected(number, came, sources=came, scattered=True))
 
     def open(self) -> None:
         """Take the futures inside a value out of it."""
@@ -189,8 +211,9 @@ class Traveller:
         self.sharing.append(what)
 
         def counted() -> None:
-            found.clear()
-            self.sharing.remove(what)
+            if found:  # else it was let go because the other left
+                found.clear()
+                self.sharing.remove(what)
 
         def arrive() -> None:
             if other.left:
@@ -199,6 +222,7 @@ class Traveller:
             _, futures = travel.loads(other.owner, data)
             for future in futures:
                 other.held.append(Held(future, what))
+            other.arriving.append(counted)
             other.owner.core.references.when_counted([f.row for f in futures], counted)
 
         self.cluster.later(self.cluster.delay(), arrive)
@@ -227,6 +251,8 @@ class Traveller:
             what.spoil()
         self.cluster.leave(self.owner)
         self.held.clear()
+        for counted in self.arriving:
+            counted()  # who sent it keeps it no longer than there is somebody to take it
 
     def release(self) -> None:
         if self.held:
@@ -262,6 +288,18 @@ class Traveller:
             cluster.add_worker(f"{victim}*", cluster.workers[victim].slots)
         cluster.retire(victim)
 
+    def freeze(self) -> None:
+        """A worker stops for a while, which may be longer than it may be silent."""
+        victim = self.random.choice(sorted(self.cluster.workers))
+        self.cluster.freeze(victim, self.random.choice([5_000.0, 60_000.0, 500_000.0]))
+
+    def partition(self) -> None:
+        """Two processes cannot reach each other for a while, which may be longer than silence."""
+        names = [owner.name for owner in self.cluster.owners]
+        if len(names) > 1:
+            one, other = self.random.sample(names, 2)
+            self.cluster.partition(one, other, self.random.choice([5_000.0, 60_000.0, 300_000.0]))
+
     def step(self) -> None:
         if self.left:
             return
@@ -277,6 +315,8 @@ class Traveller:
             "retry": 0.5,
             "leave": 0.5,
             **({"retire": 1.0} if self.cluster.retires else {}),  # type: ignore[attr-defined]
+            **({"partition": 0.7} if self.cluster.partitions else {}),  # type: ignore[attr-defined]
+            **({"freeze": 0.7} if self.cluster.freezes else {}),  # type: ignore[attr-defined]
         }
         getattr(self, self.random.choices(list(weights), list(weights.values()))[0])()
         self.cluster.dirty.add(self.owner)
@@ -287,7 +327,7 @@ class Traveller:
             right = "error" if held.expected.failed else held.expected.number
             if not held.expected.certain:
                 assert got in (right, *NO_VALUE), (held, got)
-            elif self.cluster.killed:
+            elif self.cluster.killed and not held.expected.rebuildable:
                 assert got in (right, "lost", "error"), (held, got)
             else:
                 assert got == right, (held, got)
@@ -313,6 +353,8 @@ def run_travels(
     cancels: bool = False,
     leaves: bool = False,
     retires: int = 0,
+    freezes: bool = False,
+    partitions: bool = False,
 ) -> VirtualCluster:
     """One random program per client, interleaved; everything checked on the way.
 
@@ -322,6 +364,8 @@ def run_travels(
     cluster.kills_left = kills  # type: ignore[attr-defined]
     cluster.may_cancel = cancels  # type: ignore[attr-defined]
     cluster.may_leave = leaves  # type: ignore[attr-defined]
+    cluster.freezes = freezes  # type: ignore[attr-defined]
+    cluster.partitions = partitions  # type: ignore[attr-defined]
     cluster.retires = cluster.retirements_left = retires  # type: ignore[attr-defined]
     random = Random(seed + 1)
     programs = [Traveller(cluster, i, random) for i in range(clients)]

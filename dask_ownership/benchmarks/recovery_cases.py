@@ -1,0 +1,105 @@
+"""Cases in which a worker dies: how much longer a chain of tasks takes then.
+
+Wang et al. measure the same (*Ownership*, NSDI 2021): each task of a chain takes the value of the
+one before, the chain takes 10 s in all, and after half of it a worker dies. Small values are with
+the owner by then. Large ones are with the dead worker, and what came before them has been freed:
+the first half of the chain runs again.
+
+It is the worker that runs the chain that dies, by SIGKILL. What starts another in its place by
+default does so here too: Dask's nanny, and Ray's raylet. With Ray one of the worker processes of a
+machine dies: its large values live in that machine's shared memory, which stays, where those of
+Dask live in the process that dies.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dask_ownership.benchmarks import functions
+
+if TYPE_CHECKING:
+    from dask_ownership.benchmarks.engines import Engine
+
+__all__ = ["DURATIONS", "recovery", "recovery_large"]
+
+DURATIONS = (10, 100, 1000)
+"""Milliseconds that each task of a chain takes."""
+
+LARGE = 10 * (1 << 20) // 8
+"""Numbers in a large value: 10 MiB."""
+
+
+def recovery(engine: Engine, n: int) -> dict[str, float]:
+    """Run chains of ``n`` seconds with small values, without and with a worker's death."""
+    return _all_durations(engine, n, 0)
+
+
+def recovery_large(engine: Engine, n: int) -> dict[str, float]:
+    """Run chains of ``n`` seconds with 10 MiB values, without and with a worker's death."""
+    return _all_durations(engine, n, LARGE)
+
+
+def _all_durations(engine: Engine, seconds: int, length: int) -> dict[str, float]:
+    result = {}
+    for milliseconds in DURATIONS:
+        without, _ = _chain(engine, seconds, milliseconds, length, death=False)
+        with_death, steps = _chain(engine, seconds, milliseconds, length, death=True)
+        result[f"without{milliseconds}"] = without
+        result[f"with{milliseconds}"] = with_death
+        result[f"ratio{milliseconds}"] = with_death / without
+        result[f"steps{milliseconds}"] = steps
+    return result
+
+
+def _chain(
+    engine: Engine, seconds: int, milliseconds: int, length: int, death: bool
+) -> tuple[float, int]:
+    """Run one chain; the seconds that it took, and how many steps were begun."""
+    import numpy
+
+    n = seconds * 1000 // milliseconds
+    client = engine.client
+    engine.fill()
+    engine.settle()
+    with tempfile.TemporaryDirectory(prefix="dask-benchmark-") as directory:
+        path = os.path.join(directory, "steps")
+        # In the middle of a task: a death at any moment costs half a task on average.
+        killer = threading.Timer(seconds / 2 + milliseconds / 2000, _kill_last, (path,))
+        start = time.perf_counter()
+        if death:
+            killer.start()
+        try:
+            future = client.submit(functions.zeros, length, pure=False)
+            for _ in range(n):
+                future = client.submit(
+                    functions.step, future, milliseconds / 1000, path, pure=False
+                )
+            value = future.result()
+            took = time.perf_counter() - start
+        finally:
+            killer.cancel()
+            if death:
+                killer.join()
+        if numpy.size(value) != max(length, 1) or not numpy.all(value == n):
+            raise AssertionError(f"wrong answer: {value} instead of {n}")
+        pids = _pids(path)
+    if death and len(set(pids)) < 2:
+        raise AssertionError("no worker died before the chain ended")
+    return took, len(pids)
+
+
+def _pids(path: str) -> list[int]:
+    """Return the process of each step, in the order in which they began."""
+    return [int(line) for line in Path(path).read_text().split()]
+
+
+def _kill_last(path: str) -> None:
+    """Kill the process that began the last step."""
+    import psutil
+
+    psutil.Process(_pids(path)[-1]).kill()

@@ -1,0 +1,347 @@
+"""``dask ownership check``: whether owned tasks can run between here and a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+from uuid import uuid4
+
+import click
+import distributed
+from distributed import Security
+from distributed.versions import get_versions
+
+from dask_ownership.cli.connecting import (
+    Asking,
+    Unreachable,
+    cluster_options,
+    dial,
+    quietly,
+    reason,
+    scheduler_at,
+    security_of,
+)
+from dask_ownership.cli.terminal import console
+from dask_ownership.runtime.link import PROTOCOL, LinkRefused, OwnerLink
+from dask_ownership.runtime.membership import JOIN
+
+COMPARED = ("dask_ownership", "dask", "distributed", "cloudpickle", "python")
+"""Packages whose versions must be the same everywhere."""
+
+AT_ONCE = 200
+"""Workers that are asked at once."""
+
+NAMED = 3
+"""Workers that one line names."""
+
+PRELOAD = (
+    "the first dask_ownership.Client installs it where clients may register plugins; else start "
+    "the scheduler with --preload dask_ownership.preload"
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, and that it is well, or what to do.
+
+    Attributes
+    ----------
+    ok : bool or None
+        None for what is only said.
+    what, text : str
+    """
+
+    ok: bool | None
+    what: str
+    text: str
+
+    @property
+    def mark(self) -> str:
+        """The word before it."""
+        return "-" if self.ok is None else "ok" if self.ok else "PROBLEM"
+
+
+@dataclass
+class Reached:
+    """What came of one worker.
+
+    Attributes
+    ----------
+    address : str
+    unreachable : str
+        Why no connection to it opens, or "".
+    refused : str
+        Why it does not take the owner's link, or "".
+    versions : dict of str to str
+        Empty when it was not asked.
+    """
+
+    address: str
+    unreachable: str = ""
+    refused: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def named(addresses: Iterable[str]) -> str:
+    """Some addresses, and how many more."""
+    those = list(addresses)
+    more = f" and {len(those) - NAMED:,d} more" if len(those) > NAMED else ""
+    return ", ".join(those[:NAMED]) + more
+
+
+def versions_in(found: Any) -> dict[str, str]:
+    """Of what Dask says of an installation, what is compared."""
+    packages = found.get("packages", {}) if isinstance(found, dict) else {}
+    versions = {name: packages.get(name) or "not installed" for name in COMPARED}
+    versions["python"] = ".".join(versions["python"].split(".")[:2])
+    return versions
+
+
+async def examine(address: str, security: Security, seconds: float) -> AsyncIterator[Finding]:
+    """Look at a cluster, and change nothing there.
+
+    Raises
+    ------
+    Unreachable
+        When no scheduler answers.
+    """
+    async with scheduler_at(address, security, seconds) as ask:
+        began = perf_counter()
+        identity = await ask.identity()
+        took = perf_counter() - began
+        workers = list(identity["workers"])
+        yield Finding(
+            True,
+            "scheduler",
+            f"{ask.address} answers in {1e3 * took:.1f} ms; {len(workers):,d} workers",
+        )
+        found = await ask("versions", packages=["dask_ownership"])
+        at_scheduler = versions_in(found)
+        plugin = await scheduler_plugin(ask, at_scheduler, identity["workers"].values())
+        if plugin.ok:
+            async with token_of(ask) as token:
+                reached = await reach_all(workers, ask, token)
+        else:
+            reached = await reach_all(workers, ask, None)
+    here = versions_in(get_versions(packages=["dask_ownership"]))
+    yield compare(here, at_scheduler, {r.address: r.versions for r in reached if r.versions})
+    yield plugin
+    if not workers:
+        yield Finding(False, "workers", "there is none: start some with `dask worker`")
+        return
+    if plugin.ok:
+        yield worker_plugins(reached)
+    yield reachable(reached)
+    yield same_security(ask.address, workers)
+    yield Finding(
+        None,
+        "shared memory",
+        "not used: values between processes of one host pass through its network stack",
+    )
+
+
+async def scheduler_plugin(
+    ask: Asking, versions: Mapping[str, str], workers: Iterable[Mapping[str, Any]]
+) -> Finding:
+    """Whether the scheduler takes owners. Only a registered client would be let in."""
+    answer = None
+    # A scheduler logs a warning when it is asked for what it does not know.
+    if versions["dask_ownership"] != "not installed" or any(
+        "owned_tasks" in worker.get("metrics", ()) for worker in workers
+    ):
+        answer = await ask(JOIN, protocol=PROTOCOL)
+    if not isinstance(answer, dict):
+        return Finding(False, "plugin", f"not installed at the scheduler: {PRELOAD}")
+    if answer.get("status") == "refused":
+        return Finding(False, "plugin", str(answer.get("reason")))
+    return Finding(True, "plugin", f"installed at the scheduler, protocol {PROTOCOL}")
+
+
+@contextlib.asynccontextmanager
+async def token_of(ask: Asking) -> AsyncIterator[tuple[str, str]]:
+    """An owner that joined, and the token that it got, for as long as its client is there."""
+    owner = uuid4().hex
+    try:
+        client = await distributed.Client(
+            ask.address,
+            security=ask.security,
+            asynchronous=True,
+            set_as_default=False,
+            timeout=ask.seconds,
+            name="ownership-check",
+        )
+    except Exception as error:
+        raise Unreachable(f"{ask.address} takes no client: {reason(error, ask.seconds)}") from None
+    try:
+        joining = getattr(client.scheduler, JOIN)(owner=owner, client=client.id, protocol=PROTOCOL)
+        answer = await asyncio.wait_for(joining, ask.seconds)
+        if answer.get("status") != "OK":
+            raise Unreachable(f"{ask.address} lets no owner join: {answer.get('reason')}")
+        yield owner, answer["token"]
+    finally:
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(client.close(), ask.seconds)
+
+
+async def reach_all(
+    workers: list[str], ask: Asking, token: tuple[str, str] | None
+) -> list[Reached]:
+    """Ask all workers, many at once."""
+    turn = asyncio.Semaphore(AT_ONCE)
+
+    async def one(address: str) -> Reached:
+        async with turn:
+            return await reach(address, ask, token)
+
+    return await asyncio.gather(*map(one, workers))
+
+
+async def reach(address: str, ask: Asking, token: tuple[str, str] | None) -> Reached:
+    """Ask a worker for its versions, and open a link to it as an owner does."""
+    result = Reached(address)
+    seconds = ask.seconds
+    try:
+        comm = await dial(address, ask.arguments, seconds)
+        try:
+            answer = await Asking(comm, address, ask.security, seconds)(
+                "versions", packages=["dask_ownership"]
+            )
+        finally:
+            comm.abort()
+    except Unreachable as error:
+        result.unreachable = error.message.removeprefix(address).strip()
+        return result
+    result.versions = versions_in(answer)
+    if token is None:
+        return result
+    owner, secret = token
+    hello = {"owner": owner, "address": "", "name": "ownership-check", "token": secret}
+    ignore: Callable[[Any], None] = lambda _: None  # noqa: E731
+    link = OwnerLink(address, hello, ask.arguments, ignore, ignore, ignore)
+    try:
+        await asyncio.wait_for(link.probe(), seconds)
+    except LinkRefused as error:
+        result.refused = str(error)
+    except Exception as error:
+        result.unreachable = f"takes no link: {reason(error, seconds)}"
+    return result
+
+
+def compare(
+    here: Mapping[str, str],
+    at_scheduler: Mapping[str, str],
+    at_workers: Mapping[str, Mapping[str, str]],
+) -> Finding:
+    """Whether versions are the same everywhere."""
+    different = []
+    for name in COMPARED:
+        places: dict[str, list[str]] = defaultdict(list)
+        for place, versions in {"here": here, "scheduler": at_scheduler, **at_workers}.items():
+            places[versions[name]].append(place)
+        if len(places) > 1:
+            where = "; ".join(f"{version} at {named(those)}" for version, those in places.items())
+            different.append(f"{name} is {where}")
+    if different:
+        text = "; ".join(different) + ": install the same in all places"
+        return Finding(False, "versions", text)
+    same = ", ".join(f"{name} {here[name]}" for name in COMPARED)
+    places_ = f"here, at the scheduler and at {len(at_workers):,d} workers"
+    return Finding(True, "versions", f"{same}: {places_}")
+
+
+def worker_plugins(reached: list[Reached]) -> Finding:
+    """Whether every worker that was reached takes owners."""
+    refused = [r for r in reached if r.refused]
+    if refused:
+        text = f"{len(refused):,d} of {len(reached):,d} workers take no owned tasks: "
+        return Finding(False, "worker plugin", text + refused[0].refused)
+    linked = sum(1 for r in reached if not r.unreachable)
+    if not linked:
+        return Finding(None, "worker plugin", "not known: no worker was reached")
+    return Finding(True, "worker plugin", f"installed at {linked:,d} workers")
+
+
+def reachable(reached: list[Reached]) -> Finding:
+    """Whether an owner here gets to every worker."""
+    failed = [r for r in reached if r.unreachable]
+    if not failed:
+        return Finding(True, "reachable", f"all {len(reached):,d} workers from here")
+    return Finding(
+        False,
+        "reachable",
+        f"{len(failed):,d} of {len(reached):,d} workers are not, from here: "
+        f"{named(r.address for r in failed)} ({failed[0].unreachable}): open that port, give the "
+        "workers an address that can be dialled from here (--contact-address), or run the client "
+        "inside the cluster's network",
+    )
+
+
+def same_security(scheduler: str, workers: list[str]) -> Finding:
+    """Whether all or none speak TLS."""
+    speaks: dict[bool, list[str]] = {True: [], False: []}
+    for address in [scheduler, *workers]:
+        speaks[address.startswith(("tls://", "wss://"))].append(address)
+    if speaks[True] and speaks[False]:
+        return Finding(
+            False,
+            "security",
+            f"TLS at {named(speaks[True])}, none at {named(speaks[False])}: give the scheduler and "
+            "all workers the same distributed.comm.tls configuration",
+        )
+    if speaks[True]:
+        return Finding(True, "security", "TLS between here, the scheduler and all workers")
+    return Finding(True, "security", "no TLS, here as at the scheduler and all workers")
+
+
+def show(finding: Finding) -> None:
+    """Print a line; in a terminal with its colour, and indented when it is long."""
+    terminal = console()
+    if not terminal.is_terminal:
+        click.echo(f"{finding.mark:<8} {finding.what:<14} {finding.text}")
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    style = {"ok": "green", "PROBLEM": "bold red"}.get(finding.mark, "dim")
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(width=7)
+    grid.add_column(width=13)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(finding.mark, style), Text(finding.what), Text(finding.text))
+    terminal.print(grid)
+
+
+@click.command("check")
+@click.argument("address")
+@cluster_options
+def command(
+    address: str,
+    timeout: float,
+    tls_ca_file: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+) -> None:
+    """Check that owned tasks can run between here and the cluster at ADDRESS.
+
+    One line each for the scheduler, the versions of packages here and there, the plugins, the
+    way from here to every worker (a link is opened as owners do), TLS and shared memory: `ok`,
+    or what to do. The exit status is 1 when there is a problem. Nothing is installed in the
+    cluster.
+    """
+
+    async def examined() -> bool:
+        well = True
+        async for finding in examine(address, security, timeout):
+            show(finding)
+            well = well and finding.ok is not False
+        return well
+
+    console()
+    security = security_of(tls_ca_file, tls_cert, tls_key)
+    if not quietly(examined()):
+        raise click.exceptions.Exit(1)

@@ -1,0 +1,280 @@
+"""One picture of a cluster for a terminal, of what the scheduler tells of its activity."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from dask.utils import format_bytes
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dask_ownership.cli.top import SORTS
+
+WIDE = 110
+"""Columns from which on there is more to see."""
+
+SPARKS = "▁▂▃▄▅▆▇█"
+
+EVENTS = 6
+"""Most lines of events."""
+
+NUMBERED = re.compile(r"^(.*?-[0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f-]+$")
+"""Ids of clients: what they are, and a number of five parts."""
+
+Entry = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: its title, its text, and whether only wide terminals have it."""
+
+    title: str
+    text: Callable[[Entry], str]
+    wide: bool = False
+    bad: bool = False
+    """Whether anything but 0 is worth a look."""
+
+
+def number(value: float) -> str:
+    """A count in at most seven characters."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= 100 * size or (value >= size and unit != "k"):
+            return (
+                f"{value / size:.3g}{unit}" if value < 1000 * size else f"{value / size:,.0f}{unit}"
+            )
+    return f"{value:,.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time in at most seven characters."""
+    if seconds is None:
+        return "-"
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.0f} µs"
+
+
+def short(name: str) -> str:
+    """A client without the rest of its number, a worker as it is."""
+    return NUMBERED.sub(r"\1", name)
+
+
+def percent(value: Any) -> str:
+    return "-" if value is None else f"{value:.0f}%"
+
+
+def amount(value: Any) -> str:
+    return "-" if value is None else format_bytes(int(value)) if value else "0"
+
+
+def again(owner: Entry) -> int:
+    """How often tasks of an owner were handed out again because something had gone wrong."""
+    return sum(count for reason, count in owner["again"].items() if reason != "recalled")
+
+
+OWNERS = (
+    Column("tasks/s", lambda o: number(o["rate"])),
+    Column("pending", lambda o: number(o["pending"])),
+    Column("handed", lambda o: number(o["running"])),
+    Column("done", lambda o: number(o["done"])),
+    Column("failed", lambda o: number(o["failed"]), bad=True),
+    Column("again", lambda o: number(again(o)), bad=True),
+    Column("inline", lambda o: amount(o["inline_nbytes"]), wide=True),
+    Column("lineage", lambda o: amount(o["lineage_nbytes"]), wide=True),
+    Column("borrowed", lambda o: number(o["borrowed"]), wide=True),
+    Column("lent", lambda o: number(o["lent"]), wide=True),
+)
+
+WORKERS = (
+    Column("tasks/s", lambda w: number(w["rate"])),
+    Column("queued", lambda w: number(w["queued"])),
+    Column("running", lambda w: f"{w['running']}/{w['threads']}"),
+    Column("done", lambda w: number(w["done"])),
+    Column("failed", lambda w: number(w["failed"]), bad=True),
+    Column("stored", lambda w: amount(w["stored"]["nbytes"])),
+    Column("waiting", lambda w: number(w["parked"]), wide=True),
+    Column("spilled", lambda w: amount(w["stored"]["spilled"]), wide=True),
+    Column("cpu", lambda w: percent(w.get("cpu")), wide=True),
+    Column("memory", lambda w: amount(w.get("memory")), wide=True),
+)
+
+ORDERS: dict[str, tuple[Callable[[Entry], Any], Callable[[Entry], Any]]] = {
+    "rate": (lambda o: -o["rate"], lambda w: -w["rate"]),
+    "pending": (lambda o: -o["pending"] - o["running"], lambda w: -w["queued"] - w["running"]),
+    "failed": (lambda o: (-o["failed"], -again(o)), lambda w: -w["failed"]),
+    "memory": (
+        lambda o: -o["inline_nbytes"] - o["lineage_nbytes"],
+        lambda w: -w["stored"]["nbytes"],
+    ),
+    "name": (lambda o: o["name"], lambda w: w["address"]),
+}
+
+
+def spark(values: Sequence[float], width: int) -> str:
+    """The last values as small bars; the highest is the greatest of them."""
+    shown = values[-width:]
+    most = max(shown, default=0.0) or 1.0
+    return "".join(SPARKS[min(7, int(8 * value / most))] if value else " " for value in shown)
+
+
+def head(told: Entry, address: str, width: int) -> list[Text]:
+    """What there is to say of all together."""
+    owners, workers, history = told["owners"], told["workers"], told["history"]
+    last = history[-1] if history else {}
+    title = Text(no_wrap=True)
+    title.append("dask ownership top", "bold")
+    title.append(f"  {address}  ")
+    title.append(datetime.fromtimestamp(told["time"]).strftime("%H:%M:%S"))
+    threads = sum(w["threads"] for w in workers)
+    running = sum(w["running"] for w in workers)
+    now = Text(no_wrap=True)
+    now.append(f"{number(last.get('rate', 0.0))} tasks/s", "bold")
+    now.append(
+        f"  {number(sum(o['pending'] for o in owners))} pending  "
+        f"{running:,d} running on {threads:,d} threads"
+    )
+    took = last.get("took") or (None, None, None)
+    if took[0] is not None:
+        now.append(f"  took {duration(took[0])}, 99 % {duration(took[2])}", "dim")
+    failures = Text(no_wrap=True)
+    for count, what in (
+        (sum(o["failed"] for o in owners), "failed"),
+        (sum(o["recovered"] for o in owners), "recovered"),
+        (told["workers_gone"], "worker gone" if told["workers_gone"] == 1 else "workers gone"),
+    ):
+        failures.append(f"{number(count)} {what}  ", "red" if count else "")
+    reasons: Counter[str] = Counter()
+    for owner in owners:
+        reasons.update({r: c for r, c in owner["again"].items() if c and r != "recalled"})
+    if reasons:
+        text = ", ".join(f"{reason} {number(count)}" for reason, count in reasons.most_common())
+        failures.append(f"handed out again: {text}", "red")
+    rates = [round_["rate"] for round_ in history]
+    line = Text("rate ", no_wrap=True)
+    line.append(spark(rates, width - 5), "cyan")
+    lines = [title, now, failures, line]
+    for each in lines:
+        each.truncate(width, overflow="ellipsis")
+    return lines
+
+
+def table(
+    title: str,
+    entries: Iterable[Entry],
+    name: str,
+    columns: Sequence[Column],
+    rows: int,
+    width: int,
+) -> Table:
+    """So many rows of owners or workers."""
+    those = list(entries)
+    shown = those if len(those) <= rows else those[: max(0, rows - 1)]
+    wide = width >= WIDE
+    made = Table(box=None, padding=(0, 1, 0, 0), width=width, header_style="bold reverse")
+    made.add_column(f"{title} ({len(those):,d})", no_wrap=True, ratio=1, overflow="ellipsis")
+    those_columns = [column for column in columns if wide or not column.wide]
+    for column in those_columns:
+        made.add_column(column.title, justify="right", no_wrap=True, min_width=7)
+    for entry in shown:
+        cells = []
+        for column in those_columns:
+            text = column.text(entry)
+            cells.append(Text(text, "red" if column.bad and text != "0" else ""))
+        made.add_row(Text(short(str(entry[name]))), *cells)
+    if len(shown) < len(those):
+        made.add_row(Text(f"... and {len(those) - len(shown):,d} more", "dim"))
+    return made
+
+
+def events(told: Entry, rows: int, width: int) -> list[Text]:
+    """The latest unusual events, newest first."""
+    lines = []
+    unusual = [event for event in told["events"] if event["event"] != "recalled"]
+    for event in unusual[::-1][:rows]:
+        when = datetime.fromtimestamp(event["time"]).strftime("%H:%M:%S")
+        words = " ".join(filter(None, [short(event["owner"]), event["key"], event["detail"]]))
+        line = Text(no_wrap=True)
+        line.append(f"{when} ", "dim")
+        line.append(f"{event['event']} ", "red")
+        line.append(" ".join(words.split()))
+        line.truncate(width, overflow="ellipsis")
+        lines.append(line)
+    return lines
+
+
+def foot(sort: str, width: int) -> Text:
+    """The keys."""
+    text = Text("sort by ", "dim", no_wrap=True)
+    for key, what in SORTS.items():
+        text.append(f" {key} ", "reverse" if what == sort else "bold")
+        text.append(f"{what}  ", "bold" if what == sort else "dim")
+    text.append("  q ", "bold")
+    text.append("quit", "dim")
+    text.truncate(width, overflow="ellipsis")
+    return text
+
+
+def frame(
+    told: Entry,
+    address: str,
+    sort: str,
+    width: int,
+    height: int | None,
+    metrics: Mapping[str, Entry] | None = None,
+) -> RenderableType:
+    """The whole picture.
+
+    Parameters
+    ----------
+    told : dict
+        What `dask_ownership.cluster.activity.Feed.activity` gives.
+    address : str
+        The scheduler's.
+    sort : str
+        One of the values of `SORTS`.
+    width, height : int
+        Of the terminal; without a height everything is shown, and no keys.
+    metrics : dict, optional
+        What workers' heartbeats said, by address.
+    """
+    by_owner, by_worker = ORDERS[sort]
+    # The scheduler's own counts nothing until something lies in a queue or variable.
+    owners = sorted(
+        (o for o in told["owners"] if o["kind"] != "scheduler" or o["objects"]), key=by_owner
+    )
+    workers = []
+    for worker in sorted(told["workers"], key=by_worker):
+        beat = (metrics or {}).get(worker["address"], {})
+        workers.append({**worker, "cpu": beat.get("cpu"), "memory": beat.get("memory")})
+    lines: list[RenderableType] = [*head(told, address, width), Text()]
+    if height is None:
+        shown = events(told, EVENTS, width)
+        of_owners, of_workers = len(owners), len(workers)
+    else:
+        left = height - len(lines) - 4  # the headers of both tables, a line between, the keys
+        shown = events(
+            told, max(0, min(EVENTS, left - len(owners) - len(workers) - 1, left // 3)), width
+        )
+        left -= len(shown) + bool(shown)
+        of_owners = max(1, min(len(owners), max(left // 2, left - len(workers))))
+        of_workers = max(1, left - of_owners)
+    lines += [
+        table("owners", owners, "name", OWNERS, of_owners, width),
+        Text(),
+        table("workers", workers, "address", WORKERS, of_workers, width),
+    ]
+    if shown:
+        lines += [Text(), *shown]
+    if height is not None:
+        used = 5 + 3 + min(len(owners), of_owners) + min(len(workers), of_workers)
+        used += len(shown) + bool(shown)
+        lines += [Text()] * max(0, height - used - 1)
+        lines.append(foot(sort, width))
+    return Group(*lines)

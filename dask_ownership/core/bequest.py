@@ -1,0 +1,330 @@
+"""Bequests: one process holds what others own, and goes on with it when those are gone.
+
+What lies in a queue, a variable or a dataset belongs to the cluster, whatever becomes of the
+client that put it there. So one process of the cluster, the *holder*, takes it over as an
+heir does (`core.adoption`), at once and not when its owner leaves. It also takes the owner's
+*bequest*: the tasks that make it and what they need. While the owner lives it waits for the
+owner's value and takes that over where it lies. When the owner is gone before that, or
+the last copy is lost later and the owner cannot help, it runs the tasks itself.
+
+The name of an object that is held says so: its heir is the object's own place at the
+holder (`held_at`), and whoever meets the name borrows there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from dask_ownership.core.adoption import adopted_key
+from dask_ownership.core.copying import FIRST
+from dask_ownership.core.messages import Key, Origin, Place, Process
+from dask_ownership.core.table import (
+    CANCELLED,
+    INLINE,
+    LOST,
+    STORED,
+    WAITING,
+    Function,
+    Options,
+    Replication,
+    Row,
+)
+
+if TYPE_CHECKING:
+    from dask_ownership.core.ownership import Ownership
+
+Reference: TypeAlias = "int | Origin"
+"""Another task of the same bequest by its number, or what is owned elsewhere."""
+
+Task: TypeAlias = tuple[Any, ...]
+"""``(key, function, payload, order, dependencies, contains, options, value)``: of msgpack types
+only. ``function`` is a number in the bequest's list; for a value that is there it is -1."""
+
+OPTIONS = ("workers", "loose", "retries", "resources", "timeout", "depth", "within")
+
+
+def held_at(origin: Origin, process: Process) -> Origin:
+    """The name of an object that a process holds."""
+    return (*origin[:4], (*process, adopted_key(origin), None))
+
+
+def place_held(origin: Origin) -> Place | None:
+    """Where an object of this name is held; None when it is not."""
+    heir = origin[4]
+    if heir is not None and heir[3] == ("adopted", origin[0], origin[3]):
+        place: Place = tuple(heir[:4])
+        return place
+    return None
+
+
+class Bequest:
+    """How to make what one process owns.
+
+    Parameters
+    ----------
+    owner : Process
+    functions : list of Function
+    tasks : sequence of Task
+        Each after those that it refers to by number.
+    """
+
+    __slots__ = ("functions", "numbers", "owner", "tasks")
+
+    def __init__(self, owner: Process, functions: list[Function], tasks: Sequence[Task]) -> None:
+        self.owner = owner
+        self.functions = functions
+        self.tasks = tasks
+        self.numbers: dict[Key, int] = {task[0]: number for number, task in enumerate(tasks)}
+
+
+NOTHING = Bequest(("", "", ""), [], ())
+
+
+class Bequests:
+    """What one process tells of how its objects are made, and holds of others.
+
+    Parameters
+    ----------
+    core : Ownership
+
+    Attributes
+    ----------
+    holds : bool
+        Whether this process is the holder.
+    """
+
+    def __init__(self, core: Ownership) -> None:
+        self.core = core
+        self.holds = False
+
+    # ---- the owner ----
+
+    def describe(self, rows: Iterable[Row]) -> tuple[list[Function], list[Task], list[Origin]]:
+        """How these rows are made.
+
+        Returns
+        -------
+        list of Function, list of Task
+            See `Bequest`.
+        list of Origin
+            What cannot be made from those and unfinished tasks need: to be held as well.
+        """
+        functions: dict[Function, int] = {}
+        tasks: list[Task] = []
+        numbers: dict[Row, int] = {}
+        also: dict[Row, None] = {}
+        seen: set[Row] = set()
+        stack = [(row, False) for row in rows if row.state != INLINE]
+        while stack:
+            row, complete = stack.pop()
+            if not complete:
+                if row in seen:
+                    continue
+                seen.add(row)
+            source: Any = self._source(row)
+            if source is None:
+                continue
+            needed = (*source.dependencies, *source.contains)
+            if not complete:
+                stack.append((row, True))
+                stack.extend((one, False) for one in needed)
+                if row.state < INLINE:
+                    also.update((r, None) for r in needed if r.borrowed or self._no_more(r))
+                continue
+            refer = [numbers.get(one, self.core.references.origin_of(one)) for one in needed]
+            count = len(source.dependencies)
+            parts = tuple(refer[:count]), tuple(refer[count:])
+            numbers[row] = len(tasks)
+            if row.state == INLINE:
+                tasks.append((row.key, -1, None, 0, *parts, None, row.value))
+                continue
+            number = functions.setdefault(source.function, len(functions))
+            options = _options_of(source.options)
+            tasks.append((row.key, number, source.payload, row.order, *parts, options, None))
+        names = [self.core.references.origin_of(row) for row in also]
+        return list(functions), tasks, names
+
+    @staticmethod
+    def _source(row: Row) -> Any:
+        """What knows how a row is made: itself, its lineage, or None."""
+        if row.borrowed:
+            return None
+        if row.state == INLINE:
+            return row
+        if row.options.at_most_once:
+            return None
+        return row if row.function is not None else row.lineage
+
+    def _no_more(self, row: Row) -> bool:
+        """Whether it has a value, or will have, and nothing that could make it again."""
+        return row.state <= STORED and self._source(row) is None
+
+    # ---- the holder ----
+
+    def hold(self, origins: Iterable[Origin], bequest: Bequest) -> list[Row]:
+        """Take objects over; their rows, with one handle more each."""
+        core = self.core
+        rows: list[Row] = []
+        for origin in origins:
+            key = adopted_key(origin)
+            known = core.table.find(key)
+            if known is not None:
+                if known.options.bequest is not None and origin[3] in bequest.numbers:
+                    known.options = known.options.copy()
+                    known.options.bequest = bequest
+                rows.append(known)
+                continue
+            if place_held(origin) is not None:
+                origin = (*origin[:4], None)  # it was held once
+            taken = core.references.rows_of([origin])
+            options = Options(adopted=origin)
+            options.bequest = bequest
+            row = Row(key, core.identity, core.identity_call, taken, FIRST, options)
+            core.table.adopt(row)
+            core.submit([row])
+            core._release_uses(taken)  # the row has its own
+            rows.append(row)
+        return rows
+
+    def hold_inside(self, origins: Iterable[Origin]) -> tuple[Row, ...]:
+        """As `hold`, for what is inside of a value that is taken over; one use each."""
+        rows = self.hold(origins, NOTHING)
+        with self.core.table.lock:
+            for row in rows:
+                row.handles -= 1
+                row.uses += 1
+        return tuple(rows)
+
+    def settled(self, row: Row) -> bool:
+        """Whether all is taken over that there is by now, so that the owner may go."""
+        if row.state >= INLINE:
+            return True
+        return all(
+            source.state < INLINE and (not source.borrowed or source.counted)  # type: ignore[attr-defined]
+            for source in row.dependencies
+        )
+
+    def again(self, row: Row) -> bool:
+        """The last copy of what is held is gone: take it over anew; whether that can be."""
+        core = self.core
+        if row.options.bequest is None:
+            return False
+        core.references.withdraw(row)
+        row.state = WAITING
+        row.function = core.identity
+        row.payload = core.identity_call
+        row.dependencies = core.references.rows_of([row.options.adopted])
+        core.log(row, "recovered", f"it is asked for at {row.options.adopted[2]}, which had it")
+        core._wait_for_dependencies(row)
+        return True
+
+    def make(self, row: Row, state: int) -> bool:
+        """What a row was to be taken over from has ended so: run its tasks here instead.
+
+        False when it has another end, or nobody said how.
+        """
+        core = self.core
+        bequest = row.options.bequest
+        if bequest is None or row.function is not core.identity or state not in (LOST, CANCELLED):
+            return False
+        origin = row.options.adopted
+        number = bequest.numbers.get(origin[3])
+        if number is None or bequest.owner[0] != origin[0]:
+            return False
+        made = []
+        for one in sorted(self._needed(bequest, number)):
+            if one != number:
+                made.append(self._row(bequest, one))
+        old = row.dependencies + row.contains
+        _, function, payload, order, dependencies, contains, options, _ = bequest.tasks[number]
+        row.function = bequest.functions[function]
+        row.payload = payload
+        row.order = order
+        row.dependencies = self._rows(bequest, dependencies)
+        row.contains = self._rows(bequest, contains)
+        row.options = _options(options, origin, bequest)
+        row.state = WAITING
+        core.submit(made)
+        core.release(made)  # those that need them count them
+        core._release_uses(old)
+        core.log(row, "repeated", f"{origin[2]}, which owned it, is gone or freed it")
+        core._wait_for_dependencies(row)
+        return True
+
+    def _needed(self, bequest: Bequest, number: int) -> set[int]:
+        """The tasks that make one, but for what is here already."""
+        rows = self.core.table.rows
+        needed: set[int] = set()
+        stack = [number]
+        while stack:
+            one = stack.pop()
+            key = ("adopted", bequest.owner[0], bequest.tasks[one][0])
+            if one in needed or (one != number and key in rows):
+                continue
+            needed.add(one)
+            _, _, _, _, dependencies, contains, _, _ = bequest.tasks[one]
+            stack.extend(r for r in (*dependencies, *contains) if isinstance(r, int))
+        return needed
+
+    def _row(self, bequest: Bequest, number: int) -> Row:
+        """A new row for a task of a bequest, with one handle."""
+        core = self.core
+        name, function, payload, order, dependencies, contains, options, value = bequest.tasks[
+            number
+        ]
+        key = ("adopted", bequest.owner[0], name)
+        taken = self._rows(bequest, dependencies)
+        inside = self._rows(bequest, contains)
+        if function < 0:
+            row = Row(key, None, None, (), 0)
+            row.value = value
+            row.nbytes = len(value)
+            row.state = INLINE
+        else:
+            row = Row(key, bequest.functions[function], payload, taken, order)
+            row.options = _options(options, None, None)
+        row.contains = inside
+        core.table.adopt(row)
+        core._release_uses((*taken, *inside))  # the row has its own
+        return row
+
+    def _rows(self, bequest: Bequest, references: Iterable[Reference]) -> tuple[Row, ...]:
+        """What a task refers to, with one use more each."""
+        core = self.core
+        rows: list[Row] = []
+        for reference in references:
+            if isinstance(reference, int):
+                origin: Any = None
+                key: Key = ("adopted", bequest.owner[0], bequest.tasks[reference][0])
+            else:
+                origin = reference
+                key = adopted_key(origin)
+            row = core.table.use(key)
+            if row is not None:
+                core.lineages.wake(row)
+                rows.append(row)
+            else:
+                rows.extend(core.references.rows_of([origin]))
+        return tuple(rows)
+
+
+def _options_of(options: Options) -> dict[str, Any]:
+    """What of a task's options matters at another owner."""
+    told = {name: value for name in OPTIONS if (value := getattr(options, name))}
+    if options.replicas is not None:
+        told["replicas"] = tuple(options.replicas)
+    return told
+
+
+def _options(told: dict[str, Any], adopted: Any, bequest: Any) -> Options:
+    """Options of a row that the holder makes."""
+    given = dict(told)
+    if given.get("workers"):
+        given["workers"] = tuple(given["workers"])
+    if "replicas" in given:
+        number, workers, branching = given["replicas"]
+        given["replicas"] = Replication(number, workers and tuple(workers), branching)
+    options = Options(adopted=adopted, **given)
+    options.bequest = bequest
+    return options

@@ -1,0 +1,171 @@
+"""Checkpoints: small state of a running task that its owner keeps.
+
+An attempt says what is to be kept (`CHECKPOINT`). Its owner keeps it beside the row, if
+that attempt is the current one, and answers (`CHECKPOINTED`). The next attempt gets all of
+it with its push, so that reading it asks nobody. It is dropped when the task has a value;
+an error keeps it, because an error may be retried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from dask_ownership.core import messages as m
+from dask_ownership.core.messages import Message
+from dask_ownership.core.placement import WorkerView
+from dask_ownership.core.session import RUNNING, Entry, Session
+from dask_ownership.core.table import STATE_NAMES, Failure, Options, Row
+
+if TYPE_CHECKING:
+    from dask_ownership.core.ownership import Ownership
+
+# ---- at the owner ----
+
+
+def keep(core: Ownership, view: WorkerView, row: Row, message: Message) -> None:
+    """The current attempt of a row wants something kept: it is, and that is said."""
+    _, key, attempt, number, name, pickled = message
+    kept = row.options.checkpoints or {}
+    known = kept.get(name)
+    if known is None or known[:2] < (attempt, number):
+        with core.table.lock:  # another thread may be about to copy the options
+            row.options = row.options.copy()
+            row.options.checkpoints = {**kept, name: (attempt, number, pickled)}
+    view.outbox.append((m.CHECKPOINTED, key, attempt, number, None))
+
+
+def refuse(core: Ownership, view: WorkerView, message: Message) -> None:
+    """An attempt that is not the current one wants something kept: nothing changes."""
+    _, key, attempt, number, _, _ = message
+    row = core.table.rows.get(key)
+    if row is None:
+        why = "it was cancelled, or nobody has its future any more"
+    elif row.attempt != attempt:
+        why = f"attempt {row.attempt} has taken the place of this one ({attempt})"
+    else:
+        why = f"for its owner it is {STATE_NAMES[row.state]} already"
+    view.outbox.append((m.CHECKPOINTED, key, attempt, number, why))
+
+
+def drop(row: Row) -> None:
+    """Its task has ended: the next time it starts anew."""
+    if row.options.checkpoints is not None:
+        row.options = row.options.copy()
+        row.options.checkpoints = None
+
+
+def of(options: Options) -> dict[str, bytes]:
+    """What the next attempt of a row with these options is sent."""
+    return {name: kept[2] for name, kept in (options.checkpoints or {}).items()}
+
+
+# ---- at the executor ----
+
+
+def restored(entry: Entry) -> dict[str, bytes]:
+    """What a task finds: of attempts before, and what its owner said that it keeps."""
+    found: dict[str, bytes] = (entry.options or {}).get("checkpoints") or {}
+    return found
+
+
+class Saving:
+    """A checkpoint on its way to the owner."""
+
+    __slots__ = ("answered", "entry", "name", "pickled")
+
+    def __init__(
+        self, entry: Entry, name: str, pickled: bytes, answered: Callable[[Failure | None], None]
+    ) -> None:
+        self.entry = entry
+        self.name = name
+        self.pickled = pickled
+        self.answered = answered
+
+
+class Savings:
+    """The checkpoints of one executor's tasks that are on their way.
+
+    Attributes
+    ----------
+    under_way : dict
+        Number to `Saving`.
+    """
+
+    def __init__(self) -> None:
+        self.under_way: dict[int, Saving] = {}
+        self._number = 0
+
+    def size(self, entry: Entry, name: str, pickled: bytes) -> int:
+        """Bytes of all that would be kept of a task, names included."""
+        kept = dict(restored(entry))
+        kept.update({s.name: s.pickled for s in self.under_way.values() if s.entry is entry})
+        kept[name] = pickled
+        return sum(len(key.encode()) + len(value) for key, value in kept.items())
+
+    def save(
+        self, entry: Entry, name: str, pickled: bytes, answered: Callable[[Failure | None], None]
+    ) -> None:
+        """Have the owner of a task keep something.
+
+        ``answered`` is called once: with None when it is kept, or with why it is not.
+        """
+        session = entry.session
+        if session.closed:
+            answered(_closed(entry))
+        elif entry.cancelled:
+            answered(_unwanted(entry))
+        elif entry.state != RUNNING:
+            answered(Failure("superseded", entry.key, "it has ended"))
+        else:
+            self._number += 1
+            self.under_way[self._number] = Saving(entry, name, pickled, answered)
+            session.outbox.append(
+                (m.CHECKPOINT, entry.key, entry.attempt, self._number, name, pickled)
+            )
+
+    def heard(self, message: Message) -> None:
+        """An owner keeps it, or says why not; one that is not waited for changes nothing."""
+        saving = self.under_way.pop(message[3], None)
+        if saving is None:
+            return
+        why = message[4]
+        if why is not None:
+            saving.answered(Failure("superseded", message[1], why))
+            return
+        entry = saving.entry
+        # Never written to: the owner in this process may have the same dict.
+        entry.options = {
+            "depth": 0,
+            **(entry.options or {}),
+            "checkpoints": {**restored(entry), saving.name: saving.pickled},
+        }
+        saving.answered(None)
+
+    def cancelled(self, entry: Entry) -> None:
+        """Nobody wants a running task any more."""
+        self._give_up(
+            [n for n, saving in self.under_way.items() if saving.entry is entry], _unwanted
+        )
+
+    def closed(self, session: Session) -> None:
+        """An owner is gone."""
+        self._give_up(
+            [n for n, saving in self.under_way.items() if saving.entry.session is session], _closed
+        )
+
+    def _give_up(self, numbers: Iterable[int], why: Callable[[Entry], Failure]) -> None:
+        for number in numbers:
+            saving = self.under_way.pop(number)
+            saving.answered(why(saving.entry))
+
+
+def _unwanted(entry: Entry) -> Failure:
+    detail = f"its owner has cancelled attempt {entry.attempt}, or has started another since"
+    return Failure("superseded", entry.key, detail)
+
+
+def _closed(entry: Entry) -> Failure:
+    name = entry.session.process[2]
+    detail = f"its checkpoint is kept nowhere: its owner {name} is gone, or this worker closes"
+    return Failure("closed", entry.key, detail)

@@ -1,0 +1,561 @@
+"""Climbing: what a dead process owned is found again through the tasks that submitted it.
+
+A task that submits tasks makes the process that it runs in their owner. When that dies, what
+it owned dies with it; futures of it may have escaped to other processes by then. The owner of
+the submitting task (the *heir*) can have it made again, because a task that runs again submits
+the same tasks under the same keys (`core.identity`).
+
+Keeping
+    When the future of a submitted task may leave its process, that process tells the heir
+    to keep the submitting task (``KEEP``), and when it is forgotten to let it go
+    (``LET_GO``). A task that is kept counts this as a descendant: how to run it is kept as
+    lineage, its value need not be. The heir has whoever submitted that task keep it too,
+    and so on to a client.
+Asking
+    A borrower whose owner is gone borrows from the nearest heir that lives, with the *path*
+    from a task of the heir to the object (``BORROW``). The heir makes a *question* of it: a
+    row that waits.
+Repeating
+    If the task runs at the moment, the worker is asked to look out for that child (``SEEK``);
+    else it is run once more in a row of its own, which changes nothing of the first. The
+    worker names the child when it is submitted (``MADE``), and the borrower is told to
+    borrow it there (``MOVED``), or to ask there for the rest of the path. When the
+    task has ended without making it, the question fails: ``owner-lost``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from dask_ownership.core import messages as m
+from dask_ownership.core.adoption import heir_of
+from dask_ownership.core.messages import Key, Message, Origin, Place, Process
+from dask_ownership.core.table import (
+    DORMANT,
+    ERROR,
+    FORGOTTEN,
+    INLINE,
+    LOST,
+    PUSHED,
+    STORED,
+    WAITING,
+    Borrowed,
+    Failure,
+    Function,
+    Options,
+    Row,
+)
+
+if TYPE_CHECKING:
+    from dask_ownership.core.ownership import Ownership
+    from dask_ownership.core.references import Peer
+
+NOTHING: tuple[tuple[Row, ...], dict[Key, Row]] = ((), {})
+
+Path = tuple[Key, ...]
+"""Keys of a task, of one that it submitted, and so on to an object."""
+
+
+class Search:
+    """The children that are sought of one task while it runs.
+
+    Attributes
+    ----------
+    questions : dict
+        Key of each child to the rows that wait for it.
+    made : dict
+        Those that it has made, which stay until it ends.
+    late : set
+        Those that were asked for when it was at a worker already, which may hear of it too late.
+    repeats : Row or None
+        The task that it runs again; None when it runs for its own value.
+    """
+
+    __slots__ = ("late", "made", "questions", "repeats")
+
+    def __init__(self, repeats: Row | None) -> None:
+        self.questions: dict[Key, list[Row]] = {}
+        self.made: dict[Key, Row] = {}
+        self.late: set[Key] = set()
+        self.repeats = repeats
+
+
+class Question:
+    """One object that is looked for.
+
+    Attributes
+    ----------
+    path : Path
+        From a task here to the object.
+    place : Place or None
+        Where it, or the next task on the path, was found.
+    rest : Path or None
+        The path from there, when that is a task.
+    task : Row or None
+        The one that runs, or will, of which the child is sought.
+    """
+
+    __slots__ = ("path", "place", "rest", "task")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.place: Place | None = None
+        self.rest: Path | None = None
+        self.task: Row | None = None
+
+
+class Climbing:
+    """What one process keeps for the children of its tasks, and looks for again.
+
+    Parameters
+    ----------
+    core : Ownership
+
+    Attributes
+    ----------
+    keepers : dict
+        Rows that are kept to how many processes keep them.
+    escaped : set of Row
+        Those that tasks submitted here and whose futures may be in other processes.
+    children : dict
+        The submitting task, as its owner's incarnation and its key there, to how many of
+        those are its.
+    heirs : dict
+        Those tasks to their origins.
+    above : dict
+        Those whose owners died to the task above that is kept in their place.
+    kept : dict
+        Key to row, for the tasks of this process that are kept for what they submitted here.
+    untold : dict
+        Tasks whose owner may not know yet that it is to keep them to what waits for that.
+    orphans : dict
+        Incarnation of a process that died to the rows that are still kept for it.
+    searches : dict
+        Tasks that run, or will, to what is sought of them.
+    questions : dict
+        Rows that stand for what is looked for.
+    repeats : dict
+        Tasks to those that run them again.
+    doubted : set of str
+        Incarnations of processes that others say are gone.
+    """
+
+    def __init__(self, core: Ownership) -> None:
+        self.core = core
+        self.keepers: dict[Row, int] = {}
+        self.escaped: set[Row] = set()
+        self.children: dict[tuple[str, Key], int] = {}
+        self.heirs: dict[tuple[str, Key], Origin] = {}
+        self.above: dict[tuple[str, Key], Origin | None] = {}
+        self.kept: dict[Key, Row] = {}
+        self.untold: dict[tuple[str, Key], list[Callable[[], None]]] = {}
+        self.orphans: dict[str, list[Row]] = {}
+        self.searches: dict[Row, Search] = {}
+        self.questions: dict[Row, Question] = {}
+        self.repeats: dict[Row, Row] = {}
+        self.doubted: set[str] = set()
+        self._children: tuple[tuple[Row, ...], dict[Key, Row]] = NOTHING
+
+    # ---- the process in which tasks submitted tasks ----
+
+    def escapes(self, row: Row) -> None:
+        """The future of a row may be in other processes from now on. Again is nothing."""
+        heir: Origin | None = row.options.heir
+        if heir is None or row in self.escaped or row.state == FORGOTTEN:
+            return
+        self.escaped.add(row)
+        self._led_to(heir)
+
+    def _led_to(self, heir: Origin) -> None:
+        """One thing more that a task led to is to be made again by its owner, or by an heir
+        above that when it is gone."""
+        task = (heir[0], heir[3])
+        count = self.children[task] = self.children.get(task, 0) + 1
+        if count > 1:
+            return
+        references = self.core.references
+        self.heirs[task] = heir
+        if heir[0] == references.process[0]:
+            parent = self.core.table.rows.get(heir[3])
+            if parent is not None and self.can_keep(parent):
+                self.kept[heir[3]] = parent
+                self.keep(parent)
+        elif references.peer(heir[:3]).gone:
+            self._go_above(heir)
+        else:
+            references.say_keep(heir[:3], heir[3], True)
+            if heir[1]:
+                self.untold.setdefault(task, [])
+
+    def when_kept(self, owner: str, key: Key, call: Callable[[], None]) -> None:
+        """Call once the owner of a task that ended here knows that it is to keep it.
+
+        It forgets how to run the task when that has ended. What is said to a client goes
+        the same way as the answer, and so arrives first; to a worker it goes another way.
+        """
+        waiting = self.untold.get((owner, key))
+        if waiting is None:
+            call()
+        else:
+            waiting.append(call)
+
+    def told(self, owner: str, key: Key) -> None:
+        """The owner of a task has heard that it is to keep it, or is gone."""
+        for call in self.untold.pop((owner, key), ()):
+            call()
+
+    def _go_above(self, heir: Origin) -> None:
+        """The owner of a task that is kept is gone."""
+        references = self.core.references
+        above = heir_of(heir, lambda process: references.peer(process).gone)
+        self.above[heir[0], heir[3]] = above
+        if above is not None:
+            self._led_to(above)
+
+    def forgotten(self, row: Row) -> None:
+        """A row that had escaped is gone."""
+        self.escaped.discard(row)
+        self._led_to_less(row.options.heir)
+
+    def _led_to_less(self, heir: Origin) -> None:
+        task = (heir[0], heir[3])
+        count = self.children.pop(task) - 1
+        if count:
+            self.children[task] = count
+            return
+        references = self.core.references
+        del self.heirs[task]
+        if task in self.above:
+            above = self.above.pop(task)
+            if above is not None:
+                self._led_to_less(above)
+        elif heir[0] != references.process[0]:
+            references.say_keep(heir[:3], heir[3], False)
+        elif (parent := self.kept.pop(heir[3], None)) is not None:
+            self.let_go(parent)
+
+    # ---- the heir: keeping ----
+
+    def keep(self, row: Row) -> None:
+        """Children of this task may be known elsewhere: keep how to run it."""
+        with self.core.table.lock:
+            row.descendants += 1
+        self.keepers[row] = self.keepers.get(row, 0) + 1
+        self.escapes(row)
+        if row.handles <= 0 and row.uses <= 0:
+            self.core.lineages.sleep(row)  # only another's lineage had it
+
+    def let_go(self, row: Row) -> None:
+        """One process keeps a task no more."""
+        count = self.keepers.pop(row) - 1
+        if count:
+            self.keepers[row] = count
+        elif row.state in (INLINE, ERROR) and row.lineage is not None:
+            self.core.lineages.drop(row)  # only its children needed that
+        self.core.lineages.let_go((row,))
+
+    def can_keep(self, row: Row) -> bool:
+        """Whether it is known how to run a task, or will be until it ends."""
+        source: Any = row.lineage or row
+        function = source.function
+        return function is not None and function is not self.core.identity
+
+    def only_kept(self, row: Row) -> bool:
+        """Whether a row is there for its children alone."""
+        keepers = self.keepers.get(row)
+        return keepers == row.descendants and row.handles <= 0 and row.uses <= 0
+
+    def process_gone(self, incarnation: str, kept: list[Row]) -> None:
+        """A process died: keep for a while what it kept, for those who ask for its objects."""
+        self.doubted.discard(incarnation)
+        for task in [task for task in self.untold if task[0] == incarnation]:
+            self.told(*task)
+        if kept:
+            self.orphans[incarnation] = kept
+        for task, heir in list(self.heirs.items()):
+            if heir[0] == incarnation and task not in self.above:
+                self._go_above(heir)
+        for row, question in list(self.questions.items()):
+            if question.place is not None and question.place[0] == incarnation:
+                self._look_again(row, question)
+
+    def expire(self, incarnation: str) -> None:
+        """Whoever lost something with a process has asked by now."""
+        for row in self.orphans.pop(incarnation, ()):
+            self.let_go(row)
+
+    # ---- the heir: asking ----
+
+    def ask(self, key: Key, path: Path) -> Row:
+        """Somebody asks for what a dead process owned: the row that waits for it, with one use."""
+        row = Row(key, None, None, (), 0)
+        row.handles = 0
+        self.core.table.adopt_for_use(row)
+        question = self.questions[row] = Question(path)
+        self._look(row, question)
+        return row
+
+    def look_for_adopted(self, row: Row) -> bool:
+        """The last copy of what was taken over is gone: look for it as for what a dead owner
+        had. False when no task here led to it."""
+        origin: Origin | None = row.options.adopted
+        level = origin
+        while level is not None and level[0] != self.core.references.process[0]:
+            level = level[4]
+        if origin is None or level is None or row in self.questions:
+            return False
+        row.state = WAITING
+        self.core.references.withdraw(row)
+        question = self.questions[row] = Question(path_from(origin, level))
+        self._look(row, question)
+        return True
+
+    def asked_again(self, peer: Peer, row: Row, number: int, gone: str) -> None:
+        """A question was asked that may be answered: say so, unless what was said is gone."""
+        if gone and gone not in self.core.references.gone:
+            self.doubted.add(gone)  # this process has not heard of it yet
+        question = self.questions[row]
+        if question.place is None:
+            return
+        if question.place[0] == gone:
+            self._look_again(row, question)
+        else:
+            self._answer_one(peer, row, number, question)
+
+    def _look_again(self, row: Row, question: Question) -> None:
+        question.place = question.rest = None
+        found, row.contains = row.contains, ()
+        self.core._release_uses(found)
+        self._look(row, question)
+
+    def _look(self, row: Row, question: Question) -> None:
+        """Find the child, have it looked out for, or run the task again."""
+        path = question.path
+        task = self.core.table.rows.get(path[0])
+        if task is None:
+            self._fail(row, f"the task {path[0]!r} that led to it is not known there any more")
+            return
+        new = False
+        delegated = task.state == WAITING and task.function is self.core.identity
+        if task.done or task.state == DORMANT or delegated:
+            there = self._inside(task, path[1], delegated)
+            if there is not None:
+                self._found(row, question, there)
+                return
+            again = self.repeats.get(task)
+            if again is None:
+                again = self._repeat(row, task)
+                new = True
+            if again is None:
+                return
+            task = again
+        search = self.searches.get(task)
+        if search is None:
+            search = self._search(task)
+        made = search.made.get(path[1])
+        if made is not None:
+            if self._lives(made):
+                self._found(row, question, made)
+                return
+            del search.made[path[1]]  # made at a worker that died since
+            self.core._release_uses((made,))
+        asked = search.questions.setdefault(path[1], [])
+        asked.append(row)
+        question.task = task
+        if new:
+            self.core.submit([task])  # last, because it may end at once
+        elif len(asked) == 1 and task.state == PUSHED:
+            search.late.add(path[1])
+            self.seek(task, (path[1],))
+
+    def _inside(self, task: Row, key: Key, delegated: bool) -> Row | None:
+        """A child whose future is in the value of a task, unless its owner is gone."""
+        rows = task.dependencies if delegated else task.contains
+        if self._children[0] is not rows:
+            # There may be very many, and each of them is asked for when their owner is gone.
+            references = self.core.references
+            name = references.origin_of(task)
+            children = {}
+            for row in rows:
+                origin = references.origin_of(row)
+                heir = origin[4]
+                # One that came from elsewhere may have the same key.
+                if heir is not None and heir[0] == name[0] and heir[3] == name[3]:
+                    children[origin[3]] = row
+            self._children = (rows, children)
+        child = self._children[1].get(key)
+        return child if child is not None and self._lives(child) else None
+
+    def _lives(self, row: Row) -> bool:
+        """Whether a child that was made is still with its owner."""
+        if not isinstance(row, Borrowed):
+            return row.state != FORGOTTEN
+        references = self.core.references
+        owner: Process = row.place[:3]
+        if owner[0] == references.process[0] or owner[0] in self.doubted:
+            return False
+        return not references.peer(owner).gone
+
+    def _repeat(self, row: Row, task: Row) -> Row | None:
+        """A row that runs a task once more, not submitted yet; None when that cannot be."""
+        core = self.core
+        lineage = task.lineage
+        source: Any = lineage if lineage is not None else task
+        function: Function | None = source.function
+        once = task.options.at_most_once
+        if function is None or function is core.identity or once:
+            why = (
+                core.lineages.why_not(task)
+                if once or task in core.lineages.given_up
+                else (
+                    "how to run it was not kept, because no future of what it submitted was known "
+                    "to be elsewhere"
+                )
+            )
+            self._fail(row, f"the task {task.key!r} that led to it cannot run again: {why}")
+            return None
+        options: Options = source.options.copy()
+        options.repeats = task.key
+        options.parent = None
+        options.retries = 0
+        options.checkpoints = options.replicas = None  # all of its children, and no value
+        core.attempts += 1
+        key = ("repeat", task.key, core.attempts)
+        again = Row(key, function, source.payload, source.dependencies, task.order, options)
+        again.contains = source.contains
+        core.table.adopt(again)
+        again.handles = 0
+        self._search(again, task)
+        wanted = self.questions[row].path[-1]
+        core.log(task, "repeated", f"for {wanted!r}, whose owner is gone")
+        return again
+
+    def seek(self, task: Row, keys: tuple[Key, ...] | None = None) -> None:
+        """Have the worker that runs a task look out for children of it."""
+        if task.state == PUSHED:
+            if keys is None:
+                keys = tuple(self.searches[task].questions)
+            if keys:
+                task.worker.outbox.append((m.SEEK, task.key, task.attempt, keys))
+
+    def made(self, task: Row, message: Message, took: Callable[[], None]) -> None:
+        """A worker named a child that was sought."""
+        references = self.core.references
+        child, origin = message[3], message[4]
+        search = self.searches.get(task)
+        if search is None or child in search.made:
+            took()
+            return
+        rows = references.rows_of((origin,))
+        for row in rows:
+            if isinstance(row, Borrowed) and row.state < INLINE:
+                references.borrow_at(row, origin[:4])
+        references.when_counted(rows, took)
+        if not rows:
+            return
+        search.made[child] = rows[0]
+        for row in search.questions.pop(child, ()):
+            question = self.questions.get(row)
+            if question is not None:
+                self._found(row, question, rows[0])
+
+    def ended(self, task: Row) -> None:
+        """A task of which children are sought ended."""
+        search = self._end_search(task)
+        core = self.core
+        for child, rows in search.questions.items():
+            for row in rows:
+                question = self.questions.get(row)
+                if question is None:
+                    continue
+                if search.repeats is None or child in search.late:
+                    self._look(row, question)
+                    continue
+                reason = f"the task {search.repeats.key!r} that led to it was run again and "
+                if task.state in (INLINE, STORED):
+                    reason += f"did not submit {child!r} again"
+                else:
+                    reason += f"failed: {core._why(task, task.value)}"
+                self._fail(row, reason)
+        self._leave(task, search)
+
+    def _found(self, row: Row, question: Question, child: Row) -> None:
+        """The child of the task is there: tell who asked, or go on along the path."""
+        if row.state != WAITING:
+            return
+        core = self.core
+        with core.table.lock:
+            child.uses += 1
+        row.contains += (child,)
+        below = question.path[2:]
+        if isinstance(child, Borrowed):
+            question.place = child.place[:4]
+            question.rest = child.path
+            if below:
+                question.rest = (*(child.path or (child.place[3],)), *below)
+                question.place = (*child.place[:3], row.key)
+        elif below:
+            question.path = (child.key, *below)
+            self._look(row, question)
+            return
+        else:
+            question.place = (*core.references.process, child.key)
+        for peer, number in core.references.borrowers_of(row):
+            self._answer_one(peer, row, number, question)
+
+    def _answer_one(self, peer: Peer, row: Row, number: int, question: Question) -> None:
+        assert question.place is not None
+        self.core.references.say_moved(peer, row.key, number, question.place, None, question.rest)
+
+    def _fail(self, row: Row, reason: str) -> None:
+        key = self.questions[row].path[-1]
+        self.core._lose(row, LOST, Failure("owner-lost", key, reason))
+
+    def dropped(self, row: Row) -> None:
+        """A question ended, or nobody asks any more; a task that runs for it alone ends too."""
+        question = self.questions.pop(row)
+        if not self.questions:
+            self._children = NOTHING
+        task = question.task
+        search = self.searches.get(task) if task is not None else None
+        asked = search.questions.get(question.path[1]) if search is not None else None
+        if task is None or search is None or asked is None or row not in asked:
+            return
+        asked.remove(row)
+        if not asked:
+            del search.questions[question.path[1]]
+        if not search.questions:
+            self._end_search(task)
+            self._leave(task, search)
+
+    def _search(self, task: Row, repeats: Row | None = None) -> Search:
+        """Look for children of a task, which does not end before it must."""
+        with self.core.table.lock:
+            task.uses += 1
+        if repeats is not None:
+            self.repeats[repeats] = task
+        self.keep(repeats or task)
+        search = self.searches[task] = Search(repeats)
+        return search
+
+    def _end_search(self, task: Row) -> Search:
+        search = self.searches.pop(task)
+        if search.repeats is not None:
+            del self.repeats[search.repeats]
+        return search
+
+    def _leave(self, task: Row, search: Search) -> None:
+        """Nothing is sought of a task any more; one that runs for that alone is let go of."""
+        self.let_go(search.repeats or task)
+        self.core._release_uses((*search.made.values(), task))
+
+
+def path_from(origin: Origin, heir: Origin) -> Path:
+    """The keys from the task of an heir, one of those in an origin, down to the object."""
+    keys = [origin[3]]
+    level: Any = origin
+    while level is not heir:
+        level = level[4]
+        keys.append(level[3])
+    return tuple(reversed(keys))

@@ -1,0 +1,120 @@
+"""Copies of stored values, made at other workers.
+
+A copy is made by running a task there that needs the value and returns nothing: when that
+has ended the worker has the value for certain. `core.moving` and `core.replicas` say what
+is copied where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import TYPE_CHECKING
+
+from dask_ownership.core.placement import WorkerView
+from dask_ownership.core.table import CANCELLED, STORED, Failure, Function, Options, Row
+
+if TYPE_CHECKING:
+    from dask_ownership.core.ownership import Ownership
+
+FIRST = -(1 << 62)
+"""Place of such a task: before all others."""
+
+
+class Copy:
+    """One copy that is being made."""
+
+    __slots__ = ("ended", "row", "target")
+
+    def __init__(
+        self, row: Row, target: WorkerView, ended: Callable[[Row, bool], None] | None
+    ) -> None:
+        self.row = row
+        self.target = target
+        self.ended = ended
+
+
+class Copies:
+    """Copies of one owner's values that are being made.
+
+    Parameters
+    ----------
+    core : Ownership
+
+    Attributes
+    ----------
+    function : Function or None
+        Takes a value and returns nothing. Without it no copies are made.
+    under_way : dict
+        The task that makes a copy to that `Copy`.
+    """
+
+    def __init__(self, core: Ownership) -> None:
+        self.core = core
+        self.function: Function | None = None
+        self.under_way: dict[Row, Copy] = {}
+        self._going: dict[Row, dict[WorkerView, Row]] = {}
+
+    def places(self) -> list[WorkerView]:
+        """Workers that take a copy and stay."""
+        if self.function is None:
+            return []  # this owner ends
+        workers = self.core.placement.workers.values()
+        return [view for view in workers if view.accepting and not view.leaving]
+
+    def going(self, row: Row) -> Collection[WorkerView]:
+        """Where copies of a value are about to be."""
+        return self._going.get(row, ())
+
+    @staticmethod
+    def there(row: Row) -> list[WorkerView]:
+        """Holders that have a value for certain; others were only told to fetch it."""
+        key = row.key
+        return [v for v in row.holders if key not in v.copies or key in v.arrived]
+
+    @staticmethod
+    def best(row: Row, among: Iterable[WorkerView]) -> list[WorkerView]:
+        """The best places for a copy first: those that fetch it already, then those that
+        were given the least."""
+        return sorted(
+            among,
+            key=lambda v: (v not in row.holders, v.given, v.load / v.nthreads, v.address),
+        )
+
+    def make(
+        self, row: Row, target: WorkerView, ended: Callable[[Row, bool], None] | None = None
+    ) -> None:
+        """Copy a stored value to a worker; ``ended(task, made)`` is called when that ended."""
+        core = self.core
+        assert self.function is not None
+        core.attempts += 1
+        key = ("copied", row.key, core.attempts)
+        options = Options(workers=(target.address,))
+        task = Row(key, self.function, core.identity_call, (row,), FIRST, options)
+        core.table.adopt(task)
+        self.under_way[task] = Copy(row, target, ended)
+        self._going.setdefault(row, {})[target] = task
+        target.given += row.nbytes
+        core.submit([task])
+
+    def ended(self, task: Row, made: bool) -> None:
+        """A task that makes a copy ended."""
+        copy = self.under_way.pop(task)
+        row, target = copy.row, copy.target
+        going = self._going.get(row, {})
+        if going.get(target) is task:  # else another was begun since
+            del going[target]
+        if not going:
+            self._going.pop(row, None)
+        if made and row.state == STORED and target in row.holders:
+            target.arrived.add(row.key)
+        if copy.ended is not None:
+            copy.ended(task, made)
+        self.core.replicas.copied(row, task)
+        self.core.release([task])
+
+    def not_to(self, view: WorkerView) -> None:
+        """A worker takes nothing any more: what was to go there goes elsewhere."""
+        for task, copy in list(self.under_way.items()):
+            if copy.target is view:
+                detail = f"{view.address} takes no more tasks"
+                self.core._fail(task, CANCELLED, Failure("cancelled", task.key, detail))

@@ -1,0 +1,157 @@
+"""Workers that fall silent: frozen, cut off, or kept from answering by what they run.
+
+Silence is not death. A worker that owes an answer and gives no sign of life for a while
+is *suspended*: it gets nothing more, and what it was given is tried elsewhere. Its values
+stay where they are, nobody is blamed, and when it is heard again it is used again. What it
+still does for an attempt that was moved changes nothing: a `CANCEL` waits for it.
+
+A task may be the reason for the silence itself, as C code that keeps the interpreter's
+lock for a minute. So the next worker may be silent for twice as long as the last was when
+the task was taken from it, and it is moved only when another worker could run it: in the
+end it finishes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from dask_ownership.core.placement import WorkerView
+from dask_ownership.core.table import INLINE, PUSHED, STORED, Row
+
+if TYPE_CHECKING:
+    from dask_ownership.core.ownership import Ownership
+
+
+class Pulse:
+    """Whether the peer of one link gives signs of life; time is passed in.
+
+    It is this process's own time awake: a process that was stopped itself knows nothing of
+    others for as long.
+
+    Attributes
+    ----------
+    owed : float
+        How long an answer was owed and nothing was heard.
+    idle : float
+        How long nothing was heard while nothing was owed.
+    """
+
+    __slots__ = ("idle", "owed")
+
+    def __init__(self) -> None:
+        self.owed = 0.0
+        self.idle = 0.0
+
+    def look(self, passed: float, heard: bool, owes: bool, ask_after: float | None) -> bool:
+        """Count time; whether the peer is to be asked for a sign of life now.
+
+        Parameters
+        ----------
+        passed : float
+            Since the last look.
+        heard : bool
+            Whether anything came since then.
+        owes : bool
+            Whether it has not acknowledged something.
+        ask_after : float or None
+            Quiet time after which one that owes nothing is asked; None for never.
+        """
+        if heard:
+            self.owed = self.idle = 0.0
+            return False
+        if owes:
+            self.owed += passed
+            return False
+        self.owed = 0.0
+        self.idle += passed
+        return ask_after is not None and self.idle >= ask_after
+
+
+class Silences:
+    """Suspended workers of one owner, and what they were given.
+
+    Parameters
+    ----------
+    core : Ownership
+
+    Attributes
+    ----------
+    suspended : set of WorkerView
+    """
+
+    def __init__(self, core: Ownership) -> None:
+        self.core = core
+        self.suspended: set[WorkerView] = set()
+
+    def silent(self, found: Iterable[tuple[WorkerView, float]]) -> None:
+        """Workers that owe an answer were silent for so many times what is allowed.
+
+        All together: what one had must not go to another that is silent, too.
+        """
+        found = [(view, times) for view, times in found if times >= 1 and view.alive]
+        for view, _ in found:
+            self._suspend(view)
+        for view, times in found:
+            self._move(view, times)
+
+    def _suspend(self, view: WorkerView) -> None:
+        if view.suspended:
+            return
+        view.suspended = True
+        view.would_accept = view.accepting
+        view.accepting = False
+        self.suspended.add(view)
+        self.core.placement.suspend(view)
+        self.core.post_again()
+
+    def heard(self, view: WorkerView) -> None:
+        """A suspended worker gave a sign of life: it is used again."""
+        if view.suspended:
+            view.suspended = False
+            view.accepting = view.would_accept
+            self.suspended.discard(view)
+            self.core.post_again()
+            if view.accepting:  # it takes copies again
+                self.core.moves.joined()
+                self.core.replicas.look_at_all()
+
+    def gone(self, view: WorkerView) -> None:
+        """It left the cluster."""
+        self.suspended.discard(view)
+
+    def _move(self, view: WorkerView, times: float) -> None:
+        """Have what others can run tried there, the oldest first."""
+        core = self.core
+        for row in list(view.pushed.values()):
+            if row.state != PUSHED or row.worker is not view:
+                continue
+            if any(d.state < INLINE and d.worker is not view for d in row.dependencies):
+                why = "what it waited for there is tried elsewhere"
+            elif row.options.at_most_once:
+                continue  # it may have started
+            elif times >= row.options.patience and self._elsewhere(row):
+                row.options = row.options.copy()
+                row.options.patience = 2 * times
+                why = "it does not answer, and another worker can run it"
+            else:
+                continue
+            core.log(row, "worker-silent", f"{view.address}: {why}")
+            core._take_back(row)
+            core._again(row)
+
+    def _elsewhere(self, row: Row) -> bool:
+        return any(view.accepting for view in self.core.placement.allowed(row))
+
+    def unanswered(self, row: Row) -> None:
+        """A stored value could not be had where it is said to be.
+
+        When all who have it are suspended and it can be made again, their copies are given up.
+        Otherwise readers wait for those workers to wake up or to be removed. Another holder
+        may only be about to fetch it from there; when that failed it says so.
+        """
+        if row.state != STORED or row.lineage is None:
+            return
+        holders = set(row.holders)
+        if holders <= self.suspended:
+            self.core._drop_holders(row, holders, "does not answer")

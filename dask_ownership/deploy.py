@@ -1,0 +1,27 @@
+"""Clusters on this machine whose ``get_client()`` gives a `dask_ownership.Client`."""
+
+from __future__ import annotations
+
+import distributed
+
+from dask_ownership.client import Client
+
+__all__ = ["LocalCluster"]
+
+
+class LocalCluster(distributed.LocalCluster):
+    """A `distributed.LocalCluster`; only what ``get_client()`` gives is another.
+
+    Any other cluster works as well: ``dask_ownership.Client(cluster)``. This class is for code that
+    lets the cluster make its client, and for settings that name a class of clusters.
+    """
+
+    def get_client(self) -> Client:
+        """The current client if it is of this cluster and owns what it submits, or a new one."""
+        try:
+            current = Client.current(allow_global=True)
+        except ValueError:
+            current = None
+        if isinstance(current, Client) and current.cluster is self:
+            return current
+        return Client(self, asynchronous=self.asynchronous)

@@ -1,0 +1,162 @@
+"""What is logged: a line for each event that an operator cares about, and no others."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed.comm import connect
+from live import blob, inc, kill, slowinc, small_cluster, until, wait_for_members
+
+from dask_ownership import Client, wait
+from dask_ownership.runtime.link import PROTOCOL
+
+NORMAL = """
+import logging
+from dask_ownership import Client
+from distributed import get_client
+
+def inc(x):
+    return x + 1
+
+def fan(n):
+    client = get_client()
+    return sum(client.gather(client.map(inc, range(n), pure=False)))
+
+if __name__ == "__main__":
+    with Client(n_workers=2, threads_per_worker=1, dashboard_address=":0") as client:
+        kept = client.submit(bytearray, 300_000)
+        print(sum(client.gather(client.map(inc, range(100)))), client.submit(fan, 20).result())
+        print(len(client.gather(client.map(len, [kept] * 3, pure=False))))
+"""
+
+
+def test_a_normal_run_says_nothing(tmp_path: Path) -> None:
+    """Nothing is configured: what is a warning would be on standard error."""
+    program = tmp_path / "normal.py"
+    program.write_text(NORMAL)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(program)],
+        capture_output=True,
+        text=True,
+        timeout=40,
+        env={**os.environ, "DASK_LOGGING__DISTRIBUTED": "critical"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "5050 210\n3\n"
+    assert done.stderr == ""
+
+
+def lines(caplog: Any, level: int = logging.INFO) -> list[str]:
+    """What this project logged here, with addresses and times taken out."""
+    return [
+        re.sub(r"tcp://[\d.]+:\d+", "ADDRESS", re.sub(r"[\d.e-]+ s$", "T s", record.getMessage()))
+        for record in caplog.records
+        if record.name.startswith("dask_ownership") and record.levelno >= level
+    ]
+
+
+def test_a_death_is_told_of_in_exactly_these_lines(caplog: Any) -> None:
+    with (
+        small_cluster() as cluster,
+        Client(cluster, set_as_default=False, name="me") as client,
+    ):
+        first, second = wait_for_members(client, 2)
+        large = [client.submit(blob, 200_000 + i, workers=first, pure=False,
+                               allow_other_workers=True) for i in range(3)]  # fmt: skip
+        wait(large)
+        there = sum(client.ownership(future).holders == [first] for future in large)
+        running = client.submit(
+            slowinc, 1, delay=1, workers=first, allow_other_workers=True, pure=False
+        )
+        until(lambda: client.ownership(running).worker == first)
+        client.submit(inc, 1, workers=second, pure=False).result()  # both are linked
+        me = client.id
+        with caplog.at_level(logging.INFO, "dask_ownership"):
+            kill(client, first)
+            assert running.result(timeout=20) == 2
+            wait(large)
+            wait_for_members(client, 2)  # the nanny started another
+            until(lambda: "has the values again" in caplog.text)
+        # Scheduler and client are in this process; each has an owner.
+        told = [line for line in lines(caplog) if not line.startswith("the scheduler ")]
+        made = f"{there} value{'s' * (there != 1)}"
+        lost = (
+            f"{me} lost worker ADDRESS, which left the cluster: 1 task to run again elsewhere, "
+            f"{made} to be made again, 0 values lost, 0 tasks failed"
+        )
+        assert sorted(told) == sorted(
+            [
+                next(line for line in told if line.startswith("the link to ADDRESS is lost")),
+                lost,
+                f"{me} may use 1 worker more: ADDRESS",
+                f"{me} has the values again that it had lost, after T s",
+            ]
+        )
+        warnings = [line for line in lines(caplog, logging.WARNING) if line.startswith(me)]
+        assert warnings == [lost]
+        assert "Traceback" not in caplog.text
+
+
+def test_a_worker_that_is_retired_is_no_warning(caplog: Any) -> None:
+    with small_cluster() as cluster, Client(cluster, set_as_default=False) as client:
+        first, _ = wait_for_members(client, 2)
+        kept = client.submit(blob, 300_000, workers=first, pure=False, allow_other_workers=True)
+        wait(kept)
+        with caplog.at_level(logging.INFO, "dask_ownership"):
+            client.retire_workers([first])
+            wait_for_members(client, 1)
+        assert lines(caplog, logging.WARNING) == []
+        assert f"lost worker {first}, which left the cluster, and nothing with it" in caplog.text
+        assert len(kept.result()) == 300_000
+
+
+def test_strangers_are_logged_once(caplog: Any) -> None:
+    async def knock(address: str) -> Any:
+        comm = await connect(address)
+        await comm.write(
+            {"op": "ownership_link", "owner": "\n", "protocol": PROTOCOL, "token": "x"}
+        )
+        try:
+            return await comm.read()
+        finally:
+            comm.abort()
+
+    with (
+        small_cluster(n_workers=1, processes=False, protocol="tcp://") as cluster,
+        caplog.at_level(logging.INFO, "dask_ownership"),
+        Client(cluster, set_as_default=False) as client,
+    ):
+        [address] = wait_for_members(client, 1)
+        for _ in range(3):
+            assert asyncio.run(knock(address))["status"] == "refused"
+        told = lines(caplog)
+        assert sum("is refused" in line for line in told) == 1
+        assert any(line.startswith("an owner at tcp://127.0.0.1 is refused:") for line in told)
+        assert "dask_ownership is installed here, and at 1 workers: owners may join" in told
+        assert "dask_ownership is installed at ADDRESS" in told
+
+
+@pytest.mark.parametrize("level", ["INFO", "WARNING"])
+def test_links_that_break_are_opened_again(client: Client, caplog: Any, level: str) -> None:
+    """Information, and no warning: it is what links are for."""
+    client.gather(client.map(inc, range(10), pure=False))
+    view = next(v for v in client.owner.core.placement.workers.values() if v.link is not None)
+    with caplog.at_level(level, "dask_ownership"):
+        client.loop.add_callback(view.link._channel.abort)
+        until(lambda: not view.link.connected)
+        until(lambda: view.link.connected)
+        assert client.submit(inc, 1, workers=view.address, pure=False).result() == 2
+    if level == "WARNING":
+        assert lines(caplog) == []
+    else:
+        lost, again = lines(caplog)
+        assert lost.startswith("the link to ADDRESS is lost, and dialled again: ")
+        assert again == "the link to ADDRESS is open again after T s"
