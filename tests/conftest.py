@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import faulthandler
 import gc
 import os
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import psutil
 import pytest
 from distributed import LocalCluster
@@ -70,6 +72,16 @@ def no_hang(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(autouse=True)
+def settings_stay() -> Iterator[None]:
+    """A test leaves no setting behind: the schedulers of later tests are in this process too."""
+    before = copy.deepcopy(dask.config.get("ownership"))
+    yield
+    after = dask.config.get("ownership")
+    dask.config.set(ownership=before)
+    assert after == before
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import dask
 import distributed
 import msgpack
 import pytest
@@ -387,20 +388,14 @@ with Client({address!r}) as client:
 """
 
 
-def set_grace(value: str) -> None:
-    import dask
-
-    dask.config.set({"ownership.grace": value})
-
-
 def unended(dask_worker: Any) -> int:
     return int(dask_worker.extensions["dask-ownership"].executor.core.unfinished)
 
 
 def test_an_owner_that_is_killed_is_counted_with_what_it_cost(tmp_path: Path) -> None:
-    with small_cluster() as cluster, Client(cluster) as client:
+    short = dask.config.set({"ownership.grace": "100ms"})
+    with short, small_cluster() as cluster, Client(cluster) as client:
         wait_for_members(client, 2)
-        client.run_on_scheduler(set_grace, "100ms")
         activity(client)
         path = tmp_path / "future"
         program = DYING.format(address=cluster.scheduler_address, path=str(path))

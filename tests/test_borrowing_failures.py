@@ -224,15 +224,10 @@ def own_cluster() -> Iterator[Any]:
 def mortal(own_cluster: Any, request: Any) -> Iterator[Client]:
     """A client of workers that may be killed; nannies start them again."""
     with Client(own_cluster) as client:
-        client.run_on_scheduler(set_grace, "500ms")
         until(lambda: len(client.owner.core.placement.workers) == 2, 20, "two workers")
         yield client
         if request.node.nodeid not in request.config.stash[FAILED]:
             check_nothing_left(client)
-
-
-def set_grace(value: str) -> None:
-    dask.config.set({"ownership.grace": value})
 
 
 def keep_here(box: Box) -> str:

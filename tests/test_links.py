@@ -264,8 +264,8 @@ def test_work_goes_on_while_the_scheduler_does_not_answer(network, behind):
 def test_a_client_that_was_away_for_too_long_hears_so(network, behind, tmp_path):
     """It is not half alive: what it asks for ends with an error, and nothing of it is left."""
     proxy = Proxy(int(network[0].rpartition(":")[2]))
-    with Client(network[0], set_as_default=False) as witness:
-        witness.run_on_scheduler(set_grace, "200ms")
+    short = dask.config.set({"ownership.grace": "200ms"})
+    with short, Client(network[0], set_as_default=False) as witness:
         try:
             with Client(proxy.address, set_as_default=False) as client:
                 two_workers(client)
@@ -290,8 +290,3 @@ def test_a_client_that_was_away_for_too_long_hears_so(network, behind, tmp_path)
                     client.submit(inc, 1)
         finally:
             proxy.close()
-            witness.run_on_scheduler(set_grace, "10s")
-
-
-def set_grace(value: str) -> None:
-    dask.config.set({"ownership.grace": value})

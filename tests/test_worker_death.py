@@ -245,21 +245,15 @@ def test_client_that_dies_is_forgotten(client, own_cluster):
         "c.gather(f); g = c.map(slowinc, range(1000), delay=0.01)\n"
         "print(c.owner.incarnation, flush=True); os.kill(os.getpid(), 9)"
     )
-    client.run_on_scheduler(set_grace, "100ms")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=30)
-    dead = done.stdout.decode().strip()
-    assert len(dead) == 32, done.stderr
-    until(
-        lambda: not any(dead in s for s in client.run(sessions_at_worker).values()),
-        10,
-        "the dead client's values are dropped",
-    )
-
-
-def set_grace(value: str) -> None:
-    import dask
-
-    dask.config.set({"ownership.grace": value})
+    with dask.config.set({"ownership.grace": "100ms"}):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=30)
+        dead = done.stdout.decode().strip()
+        assert len(dead) == 32, done.stderr
+        until(
+            lambda: not any(dead in s for s in client.run(sessions_at_worker).values()),
+            10,
+            "the dead client's values are dropped",
+        )
 
 
 def test_without_nannies():
