@@ -31,6 +31,11 @@ class Faults:
     longest_delay: float = 2_000.0
 
 
+BREAKS = 20
+"""How often a link may break before anything gets through: any longer is a partition. Else,
+where many batches are sent anew and each of them may break it, nothing would ever arrive."""
+
+
 @dataclass(eq=False)
 class Pipe:
     """One link: an owner's end and an executor's end."""
@@ -44,6 +49,7 @@ class Pipe:
     pulse: Pulse = field(default_factory=Pulse)
     heard: bool = False
     epoch: int = 0
+    breaks: int = 0
     to_worker_at: float = 0.0
     to_owner_at: float = 0.0
 
@@ -124,7 +130,7 @@ class Network:
         times = 2 if self.random.random() < self.faults.duplicate else 1
         for _ in range(times):
             self.later(at - now, lambda: self._deliver(pipe, batch, to_worker, epoch))
-        if self.random.random() < self.faults.disconnect:
+        if self.random.random() < self.faults.disconnect and pipe.breaks < BREAKS:
             self.later(self.delay(), lambda: self._disconnect(pipe, epoch))
 
     def _deliver(self, pipe: Pipe, batch: Any, to_worker: bool, epoch: int) -> None:
@@ -144,6 +150,7 @@ class Network:
         if process.frozen:
             process.postponed.append(lambda: self._take_in(pipe, batch, to_worker, epoch))
             return
+        pipe.breaks = 0
         if to_worker:
             messages = pipe.there.receive(batch)
             pipe.worker.core.acknowledged(pipe.session, pipe.there.acknowledged)
@@ -220,6 +227,7 @@ class Network:
         if epoch != pipe.epoch or pipe not in self.pipes:
             return
         pipe.epoch += 1
+        pipe.breaks += 1
         for batch in pipe.here.resume(pipe.there.received):
             self.send(pipe, batch, to_worker=True)
         for batch in pipe.there.resume(pipe.here.received):

@@ -398,12 +398,12 @@ class VirtualCluster:
                 name = (owner.name, row.key)
                 if row.state == STORED and name not in self.lost and name not in self.remade:
                     if row.borrowed:
-                        # What its owner does not know yet is said when it is found out.
-                        place = row.place  # type: ignore[attr-defined]
                         assert (
-                            self.lax or self.retiring or (place[0], place[3]) in self.lost
+                            self.lax
+                            or self.retiring
                             or self.copies(owner, row)
-                        ), f"{row} was freed early"  # fmt: skip
+                            or self._is_withdrawn(row)
+                        ), f"{row} was freed early"
                         continue
                     assert self.copies(owner, row), f"{row} was freed early everywhere"
                     primary = self.workers.get(row.holders[0].address)
@@ -416,6 +416,17 @@ class VirtualCluster:
                     ), f"{row} was freed early at its first holder"
         for worker in self.workers.values():
             check_executor(worker.core)
+
+    def _is_withdrawn(self, row: Row) -> bool:
+        """Whether the owner of a borrowed row has, or makes, another value; it says so soon."""
+        incarnation, _, _, key = row.place[:4]  # type: ignore[attr-defined]
+        if (incarnation, key) in self.lost:
+            return True
+        for owner in self.owners:
+            theirs = owner.core.table.rows.get(key)
+            if owner.name == incarnation and theirs is not None:
+                return theirs.state != STORED or bool(self.copies(owner, theirs))
+        return False
 
     def assert_empty(self) -> None:
         """Every table is empty, in every process (rule R6)."""

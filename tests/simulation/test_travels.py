@@ -99,6 +99,16 @@ REGRESSIONS = {
         {"seed": 2115, "slots": 3, "clients": 3, "length": 100, "leaves": True, "cancels": True},
         {"kills": 1, "faults": Faults(0, 0, 20_000)},
     ),
+    # Its only copy was at a frozen worker: its owner had withdrawn it and made it again.
+    "a borrower that was not told yet that a value is made again": (
+        {"seed": 787561589, "workers": 2, "slots": 2, "clients": 3, "length": 52, "kills": 1},
+        {"freezes": True, "partitions": True, "faults": Faults(0, 0.1, 20_000)},
+    ),
+    # What was sent anew broke the link again before the first of it had arrived.
+    "a slow link that breaks with much under way": (
+        {"seed": 787560933, "workers": 4, "slots": 2, "clients": 1, "length": 88, "leaves": True},
+        {"freezes": True, "retires": 1, "faults": Faults(0, 0.1, 20_000)},
+    ),
 }
 
 
