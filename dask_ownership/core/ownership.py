@@ -360,24 +360,30 @@ class Ownership:
         self.unposted.pop(view.address, None)
         self.post_again()
         pushed = list(view.pushed.values())
-        unsent = {message[2] for message in view.outbox if message[0] == m.PUSH}
+        if reached:
+            unsent = {message[2] for message in view.outbox if message[0] == m.PUSH}
+        else:
+            unsent = {row.attempt for row in pushed}
         view.pushed.clear()
         view.outbox.clear()
         for row in self.table.all():
             if view in row.holders:
                 self._drop_holders(row, {view}, reason)
-        # Nobody knows what ran: the oldest that could, as many as there are slots. What waits
-        # there for another could not.
-        could = [r for r in pushed if not any(d.state == PUSHED for d in r.dependencies)]
-        could = could if reached else []
+        # Nobody knows what ran: the oldest that could, as many as there are slots. What was not
+        # sent yet, or waits there for another, could not.
+        could = [
+            row
+            for row in pushed
+            if row.attempt not in unsent and not any(d.state == PUSHED for d in row.dependencies)
+        ]
         suspects = set(could[: max(1, view.nthreads)])
         alone = len(could) == 1
-        if any(row.attempt not in unsent for row in could):
+        if could:
             self.losses[WORKERS_DIED] += 1
         for row in pushed:
             if row.state != PUSHED or row.worker is not view:
                 continue
-            if row.options.at_most_once and reached and row.attempt not in unsent:
+            if row.options.at_most_once and row.attempt not in unsent:
                 detail = (
                     f"{view.address} {reason} while it may have been running there or have ended, "
                     "and a task that runs at most once is not run again. Find out what it did; "

@@ -80,6 +80,11 @@ class Bench:
         self.core.release(rows)
         self.step()
 
+    def dies(self, view: WorkerView, reason: str = "died") -> None:
+        """A worker dies that got all that was sent to it."""
+        self.sent(view.address)
+        self.core.remove_worker(view, reason)
+
 
 @pytest.fixture
 def bench():
@@ -453,13 +458,13 @@ def test_a_dead_worker_takes_its_values_and_gives_its_tasks_back():
     assert (x.state, y.state) == (PUSHED, PUSHED)
 
 
-def test_a_task_under_which_many_workers_die_isgiven_up():
+def test_a_task_under_which_many_workers_die_is_given_up():
     bench = Bench(*"abcdef")
     row = bench.row("x")
     behind = bench.row("y", row)
     for died in range(1, 5):
         assert row.state == PUSHED
-        bench.core.remove_worker(row.worker, "died")
+        bench.dies(row.worker)
         bench.step()
         assert row.options.deaths == died
     assert row.state == ERROR and row.value.kind == "killed-worker"
@@ -476,7 +481,7 @@ def test_only_deaths_alone_count():
     others = [bench.row(f"other-{i}", **there) for i in range(3)]
     first = deadly.worker
     assert all(row.worker is first for row in others), "they were pushed together"
-    bench.core.remove_worker(first, "died")
+    bench.dies(first)
     bench.step()
     assert all(row.options.died and not row.options.deaths for row in (deadly, *others))
     # From now on each is alone where it is.
@@ -484,12 +489,12 @@ def test_only_deaths_alone_count():
     later = [bench.row(f"later-{i}") for i in range(8)]
     assert not {row.worker for row in later} & {row.worker for row in (deadly, *others)}
     for died in range(1, 4):
-        bench.core.remove_worker(deadly.worker, "died")
+        bench.dies(deadly.worker)
         bench.step()
         assert deadly.options.deaths == died and deadly.state in (PUSHED, READY)
         for row in [r for r in (*others, *later) if r.state == PUSHED]:
             bench.done(row)
-    bench.core.remove_worker(deadly.worker, "died of it")
+    bench.dies(deadly.worker, "died of it")
     bench.step()
     assert deadly.state == ERROR and deadly.value.kind == "killed-worker"
     assert "died of it" in deadly.value.detail
@@ -498,12 +503,26 @@ def test_only_deaths_alone_count():
     check_empty(bench.core)
 
 
+def test_what_was_not_sent_yet_is_not_blamed():
+    bench = Bench("a", slots=2)
+    there = bench.row("there")
+    bench.sent("a")
+    unsent = bench.row("unsent")
+    assert unsent.worker is there.worker
+    bench.core.remove_worker(there.worker, "died")
+    bench.step()
+    assert (there.options.died, there.options.deaths) == (("a died",), 1), "it was alone"
+    assert unsent.options.died == ()
+    bench.release(there, unsent)
+    check_empty(bench.core)
+
+
 def test_a_suspect_waits_for_a_worker_that_has_nothing_else():
     bench = Bench("a", "b")
     suspect = bench.row("s")
     beside = bench.row("t", workers=(suspect.worker.address,))
     dead = suspect.worker
-    bench.core.remove_worker(dead, "died")
+    bench.dies(dead)
     bench.step()
     (left,) = bench.core.placement.workers.values()
     if suspect.worker is not left:
@@ -523,7 +542,7 @@ def test_suspects_that_are_cancelled_park_or_fail_leave_the_worker_to_others():
     for how in ("cancel", "park", "fail"):
         bench = Bench("a", "b")
         row = bench.row("s")
-        bench.core.remove_worker(row.worker, "died")
+        bench.dies(row.worker)
         bench.step()
         view = row.worker
         assert view.alone is row
