@@ -11,6 +11,11 @@ such object, the owner of the task that submitted it, to take it over:
    old borrowing back when the heir counts it.
 3. When all have, nothing is left to lose.
 
+An heir may be leaving as well. So that no object goes round among processes that leave
+together, one that leaves takes over only from those whose incarnation comes before its own,
+and nothing that it has just handed to the one that asks: to all others it says that it
+leaves. They ask the next, or wait until it has let go of what it borrows.
+
 Who meets the object later, when its first owner is gone, asks the heirs that its origin
 names (`References.climb`).
 """
@@ -27,6 +32,7 @@ from dask_ownership.core.table import (
     INLINE,
     STORED,
     Borrowed,
+    Failure,
     Options,
     Row,
 )
@@ -34,6 +40,10 @@ from dask_ownership.core.table import (
 if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership
     from dask_ownership.core.references import Peer
+
+
+LEAVES = "leaves"
+"""Kind of the failure of an object that an heir does not take over, because it leaves too."""
 
 
 def adopted_key(origin: Origin | Place) -> Key:
@@ -80,10 +90,16 @@ class Adoption:
         Those that could not be handed over.
     moved : dict
         Key of each object that was handed over to where it is owned now.
+    leaving : bool
+        Whether this process hands over what it owns.
+    refused : set of str
+        Incarnations of heirs that leave too.
     """
 
     def __init__(self, core: Ownership) -> None:
         self.core = core
+        self.leaving = False
+        self.refused: set[str] = set()
         self.under_way: dict[Row, Handover] = {}
         self.stuck: set[Row] = set()
         self.moved: dict[Key, Place] = {}
@@ -100,6 +116,7 @@ class Adoption:
         stored : bool
             Also what is stored at workers; there must be one that stays.
         """
+        self.leaving = True
         waits = False
         for row in self.core.table.all():
             if row.borrowed or not (row.borrowers or row in self.core.table.pinned):
@@ -107,7 +124,7 @@ class Adoption:
             if row.state > ERROR or (row.state == STORED and not stored) or row in self.stuck:
                 continue
             handover = self.under_way.get(row)
-            if handover is not None and self._is_gone(handover):
+            if handover is not None and self._has_no_heir(handover):
                 self._end(row)
                 handover = None
             elif handover is not None and row.state <= STORED < handover.made.state:
@@ -123,39 +140,60 @@ class Adoption:
             elif (heir := self._heir_of(row)) is not None:
                 waits = True
                 self._offer(row, heir)
+            elif any(peer.process[0] in self.refused for peer in self._borrowers_of(row)):
+                waits = True  # until those, which leave too, give it back
         for row in list(self.under_way):
             # Nobody else has it any more, or it was cancelled meanwhile.
             if row.state > ERROR or not (row.borrowers or row in self.core.table.pinned):
                 self._end(row)
         return not waits and not self.under_way
 
+    def stay(self) -> None:
+        """This process does not leave after all: what nobody was told to borrow elsewhere stays."""
+        self.leaving = False
+        self.refused.clear()
+        for row, handover in list(self.under_way.items()):
+            if not handover.told:
+                self._end(row)
+
     def _heir_of(self, row: Row) -> Process | None:
         """Who takes a row over: the owner of the task that submitted it, or who borrows it."""
         references = self.core.references
+        passed_over = {references.process[0], *self.refused}
         heir = heir_of(
             references.origin_of(row),
-            lambda process: process[0] == references.process[0] or references.peer(process).gone,
+            lambda process: process[0] in passed_over or references.peer(process).gone,
         )
         if heir is not None:
             return heir[:3]
-        for peer, _ in references.borrowers_of(row):
-            if not peer.gone:
-                process: Process = peer.process
+        for peer in self._borrowers_of(row):
+            process: Process = peer.process
+            if process[0] not in passed_over:
                 return process
         return None
+
+    def _borrowers_of(self, row: Row) -> list[Peer]:
+        return [peer for peer, _ in self.core.references.borrowers_of(row) if not peer.gone]
 
     def _offer(self, row: Row, heir: Process) -> None:
         core = self.core
         origin = core.references.origin_of(row)
         made = Borrowed((*heir, adopted_key(origin), None))
         made.handles = 0
-        core.table.adopt_for_use(made)
-        self.under_way[row] = Handover(made)
-        core.references.adopt_at_heir(made, origin, row in core.table.pinned)
+        known = core.table.adopt_for_use(made)
+        assert isinstance(known, Borrowed)
+        self.under_way[row] = Handover(known)
+        if known is made:
+            core.references.adopt_at_heir(made, origin, row in core.table.pinned)
         core.log(row, "handed-over", f"to {heir[2]}, because this process leaves")
 
-    def _is_gone(self, handover: Handover) -> bool:
-        return self.core.references.peer(handover.made.place[:3]).gone
+    def _has_no_heir(self, handover: Handover) -> bool:
+        """Whether the heir is gone, or does not take it over."""
+        made = handover.made
+        if isinstance(made.value, Failure) and made.value.kind == LEAVES:
+            self.refused.add(made.place[0])
+            return True
+        return self.core.references.peer(made.place[:3]).gone
 
     def _tell(self, row: Row, handover: Handover) -> None:
         made = handover.made
@@ -176,6 +214,14 @@ class Adoption:
         self.core._release_uses([self.under_way.pop(row).made])
 
     # ---- the heir ----
+
+    def refuses(self, sender: str, key: Key) -> bool:
+        """Whether this process leaves as well, and takes nothing over from that one."""
+        if not self.leaving:
+            return False
+        places = [handover.made.place for handover in self.under_way.values()]
+        handed_to_it = any(place[0] == sender and place[3] == key for place in places)
+        return handed_to_it or sender > self.core.references.process[0]
 
     def adopt(self, key: Key, origin: Origin, pinned: bool) -> Row | None:
         """Take an object over; its row, with one handle more. Twice is once."""

@@ -43,7 +43,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from dask_ownership.core import messages as m
-from dask_ownership.core.adoption import adopted_key, heir_of, is_adopted
+from dask_ownership.core.adoption import LEAVES, adopted_key, heir_of, is_adopted
 from dask_ownership.core.bequest import held_at, place_held
 from dask_ownership.core.climbing import Path, path_from
 from dask_ownership.core.link import LinkState
@@ -713,6 +713,9 @@ class References:
                 row = peer.kept.pop(message[1], None)
                 if row is not None:
                     self.core.climbing.let_go(row)
+            elif kind == ADOPT and self.core.adoption.refuses(sender[0], message[1]):
+                refusal = (LOST, LEAVES, message[1], f"{self.process[2]} leaves, too", ())
+                self._say(peer, (LENT, message[1], message[2], refusal))
             elif kind == ADOPT:
                 row = self.core.adoption.adopt(message[1], message[3], message[4])
                 self._lend(peer, message[1], message[2])

@@ -311,6 +311,7 @@ class Executor:
 
     def _stay(self) -> None:
         self.leaving = False
+        self.owner.core.adoption.stay()
 
     def _link_of(self, owner: str, process: Process | None = None) -> ExecutorLink:
         link = self.links.get(owner)

@@ -252,6 +252,78 @@ def test_a_value_that_the_heir_cannot_take_stays_with_those_who_have_it(three):
     check_empty(three.heir.core)
 
 
+# ---- several that leave together ----
+
+
+def leave_together(three: Three, *sides: Side, times: int = 1) -> bool:
+    """Whether all of them have handed over what they own, within some rounds."""
+    done = [False]
+    for _ in range(20):
+        done = [side.core.adoption.hand_over() for side in sides]
+        three.carry(times)
+        for side in three.sides:
+            side.core.schedule(0.0)
+    return all(done)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_heir_that_leaves_too_takes_nothing_over(three, times):
+    """The next one is asked: here who borrows it."""
+    row = three.child("x")
+    three.leaver.done(row, b"value")
+    borrowed = three.borrower.borrow(three.leaver.references.origin_of(row))
+    three.carry(times)
+    three.leaver.release(row)
+    assert leave_together(three, three.heir, three.leaver, times=times)
+    assert not three.heir.core.table.rows
+    assert borrowed.place[0] == "borrower"
+    for side in (three.leaver, three.heir):
+        check_empty(side.core)
+        three.gone(side)
+    assert borrowed.state == INLINE and borrowed.value == b"value"
+    three.borrower.release(borrowed)
+    three.carry(times)
+    check_empty(three.borrower.core)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_heir_that_leaves_later_hands_it_on_and_not_back(three, times):
+    row = three.child("x")
+    three.leaver.done(row, b"value")
+    borrowed = three.borrower.borrow(three.leaver.references.origin_of(row))
+    three.carry(times)
+    three.leaver.release(row)
+    three.leaver.core.adoption.hand_over()
+    three.carry(times, without=three.borrower)  # which has not heard that it moved
+    assert list(three.heir.core.table.rows) == [adopted_key(borrowed.origin)]
+    three.heir.core.adoption.hand_over()
+    three.carry(times, without=three.borrower)
+    assert "x" in three.leaver.core.table.rows
+    assert adopted_key(borrowed.origin) not in three.leaver.core.table.rows, "not back"
+    assert leave_together(three, three.heir, three.leaver, times=times)
+    assert borrowed.place[0] == "borrower"
+    for side in (three.leaver, three.heir):
+        check_empty(side.core)
+        three.gone(side)
+    assert borrowed.state == INLINE and borrowed.value == b"value"
+
+
+def test_one_that_stays_after_all_keeps_what_nobody_was_told_to_borrow_elsewhere(three):
+    row = three.child("x")
+    three.leaver.done(row, b"value")
+    borrowed = three.borrower.borrow(three.leaver.references.origin_of(row))
+    three.carry()
+    three.leaver.release(row)
+    three.leaver.core.adoption.hand_over()
+    three.leaver.core.adoption.stay()
+    three.carry()
+    assert borrowed.place[0] == "leaver" and borrowed.value == b"value"
+    check_empty(three.heir.core)
+    three.borrower.release(borrowed)
+    three.carry()
+    check_empty(three.leaver.core)
+
+
 # ---- who is an heir ----
 
 A, B, C, CLIENT = [(name, name, name) for name in ("a", "b", "c", "client")]

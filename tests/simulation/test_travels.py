@@ -104,6 +104,11 @@ REGRESSIONS = {
         {"seed": 787561589, "workers": 2, "slots": 2, "clients": 3, "length": 52, "kills": 1},
         {"freezes": True, "partitions": True, "faults": Faults(0, 0.1, 20_000)},
     ),
+    # Each handed to the other what it had taken over from it.
+    "an owner and the heir of what it owns leave together": (
+        {"seed": 2559914692, "workers": 5, "slots": 1, "clients": 3, "length": 58, "cancels": True},
+        {"freezes": True, "leaves": True, "retires": 3, "faults": Faults(0, 0, 20_000)},
+    ),
     # What was sent anew broke the link again before the first of it had arrived.
     "a slow link that breaks with much under way": (
         {"seed": 787560933, "workers": 4, "slots": 2, "clients": 1, "length": 88, "leaves": True},
