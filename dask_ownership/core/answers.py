@@ -266,7 +266,7 @@ class Answers:
                     gone.add(view)
                     # Once for all the tasks that waited for one copy.
                     if isinstance(dependency, Borrowed) and dependency.state == STORED:
-                        core.references.missed(dependency)
+                        core.references.missed(dependency, addresses)
                 if gone:
                     core._drop_holders(dependency, gone, "does not have it any more")
                 core.silences.unanswered(dependency)

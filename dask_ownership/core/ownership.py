@@ -233,15 +233,15 @@ class Ownership:
             if view.leaving:
                 self.moves.away(row, view)
 
-    def missed(self, row: Row, addresses: Iterable[str] | None = None) -> None:
-        """Those said to have a stored value, all or at these addresses, have not got it.
+    def missed(self, row: Row, addresses: Iterable[str]) -> None:
+        """Of those said to have a stored value, these have not got it.
 
         Their source may have died before they had it: it is made again, if that can be.
         """
         if isinstance(row, Borrowed):
-            self.references.missed(row)
+            self.references.missed(row, addresses)
         elif row.state == STORED:
-            gone = {h for h in row.holders if addresses is None or h.address in addresses}
+            gone = {holder for holder in row.holders if holder.address in addresses}
             if gone:
                 self._drop_holders(row, gone, "does not have it")
 

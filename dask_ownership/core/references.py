@@ -19,7 +19,8 @@ that are there anyway; a worker passes on what is for another process. In a stre
 ``(RETURN, key, number)``
     To the owner: nobody here has it any more.
 ``(REQUEST, what, key, detail)``
-    To the owner: ``cancel`` or ``retry`` it.
+    To the owner: ``cancel`` or ``retry`` it; or it was ``missed``, with the number of the borrowing
+    and the addresses of those who do not have it: say where it is now.
 ``(ADOPT, key, number, origin, pinned)``
     To an heir: take this object over under that key, which I borrow.
 ``(MOVED, key, number, place, outcome, path)``
@@ -449,8 +450,8 @@ class References:
                 self._say(peer, (RETURN, key, row.attempt))
         self._counted(row)
 
-    def request(self, row: Borrowed, what: str, detail: str) -> None:
-        """Have the owner ``cancel`` or ``retry`` it."""
+    def request(self, row: Borrowed, what: str, detail: Any) -> None:
+        """Have the owner ``cancel`` or ``retry`` it, or look where it is."""
         self._say(self.peer(row.place[:3]), (REQUEST, what, row.place[3], detail))
 
     def retry(self, row: Borrowed) -> None:
@@ -465,8 +466,8 @@ class References:
         inside, row.contains = row.contains, ()
         self.core._release_uses(inside)
 
-    def missed(self, row: Borrowed) -> None:
-        """Those said to have it do not: ask its owner where it is now."""
+    def missed(self, row: Borrowed, addresses: Iterable[str]) -> None:
+        """Those said to have it do not, as those at these addresses say: ask its owner."""
         if row.state != STORED:
             return
         row.misses += 1
@@ -476,7 +477,7 @@ class References:
             self._lose(row, "lost-data", f"its holders {holders} do not have it any more")
             return
         row.state = WAITING
-        self._say(self.peer(row.place[:3]), (BORROW, row.place[3], row.attempt))
+        self.request(row, "missed", (row.attempt, tuple(addresses)))
 
     def _lose(self, row: Borrowed, kind: str, reason: str) -> None:
         detail = f"{reason}; it was borrowed from {row.origin[2]}"
@@ -726,7 +727,10 @@ class References:
             elif kind == LEAVE:
                 self.process_gone(sender[0])
 
-    def _requested(self, peer: Peer, what: str, key: Key, detail: str) -> None:
+    def _requested(self, peer: Peer, what: str, key: Key, detail: Any) -> None:
+        if what == "missed":
+            self._missed_by(peer, key, *detail)
+            return
         row = self.core.table.rows.get(key)
         if row is None:
             return
@@ -738,6 +742,24 @@ class References:
                 # It cannot be tried again, or was already: who asked waits for an answer.
                 if borrower is peer:
                     self._say(peer, (OUTCOME, key, number, self.outcome_of(row)))
+
+    def _missed_by(self, peer: Peer, key: Key, number: int, addresses: Iterable[str]) -> None:
+        """A borrower asked those who have it, and these do not.
+
+        What a task was to fetch counts as there; when it ends before it has, nobody says so.
+        """
+        row = self.core.table.rows.get(key)
+        if row is None or (key, number) not in peer.lent:
+            self._lend(peer, key, number)
+            return
+        # Another place may be under way to it: then it asked those who had it before.
+        unheard = [message for _, batch in peer.stream.unacknowledged for message in batch]
+        for message in (*unheard, *peer.outbox):
+            if message[0] in (LENT, OUTCOME) and message[1:3] == (key, number):
+                return
+        self.core.missed(row, addresses)
+        if row.done:
+            self._say(peer, (OUTCOME, key, number, self.outcome_of(row)))
 
     def _keep(self, peer: Peer, key: Key) -> None:
         if self.process[1]:

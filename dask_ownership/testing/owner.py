@@ -15,6 +15,7 @@ from dask_ownership.core.session import Entry
 from dask_ownership.core.table import (
     LOST,
     STORED,
+    Borrowed,
     Function,
     Options,
     Row,
@@ -256,10 +257,16 @@ class VirtualOwner:
 
     def look_again(self, row: Row) -> None:
         """No holder of a stored row gave its value when it was read, as in `Owner.fetch`."""
-        if row.state == STORED and not row.borrowed:
-            if row.lineage is None:
-                self.cluster.lost.add((self.name, row.key))
-            self.core.missed(row)
+        if row.state == STORED:
+            if isinstance(row, Borrowed):
+                name, addresses = (row.place[0], row.place[3]), list(row.addresses)
+            else:
+                name, addresses = (self.name, row.key), [view.address for view in row.holders]
+                if row.lineage is None:
+                    self.cluster.lost.add(name)
+            workers = self.cluster.workers
+            absent = [a for a in addresses if a in workers and not workers[a].stored(*name)]
+            self.core.missed(row, absent)
             self.cluster.dirty.add(self)
 
     def when_done(self, row: Row, wake: Callable[[], None]) -> None:

@@ -149,20 +149,20 @@ def test_a_lost_copy_is_asked_for_at_the_owner_and_made_here_without_it(three):
     stored(three.holder, held)
     three.carry()
     assert held.state == STORED and row.borrowers is None
-    three.holder.core.missed(held)
+    three.holder.core.missed(held, [h.address for h in held.holders])
     three.carry()
     assert list(row.borrowers) == ["holder"] and held.state == PUSHED
     stored(three.holder, held)
     three.carry()
     three.gone(three.giver)
     assert held.state == STORED
-    three.holder.core.missed(held)
+    three.holder.core.missed(held, [h.address for h in held.holders])
     assert held.function.pickled == b"f"
     three.holder.core.schedule(0.0)
     stored(three.holder, held)
     # From here on it is as any other of the holder's.
     assert held.lineage.function.pickled == b"f"
-    three.holder.core.missed(held)
+    three.holder.core.missed(held, [h.address for h in held.holders])
     three.holder.core.schedule(0.0)
     assert held.state == PUSHED
     stored(three.holder, held)
@@ -178,7 +178,7 @@ def test_the_owner_may_have_freed_it_when_it_is_asked_again(three):
     three.carry()
     three.giver.release(row)
     check_empty(three.giver.core)
-    three.holder.core.missed(held)
+    three.holder.core.missed(held, [h.address for h in held.holders])
     three.carry()
     assert held.function.pickled == b"f" and held.state == PUSHED
 

@@ -683,12 +683,12 @@ def test_a_value_that_nobody_gives_is_made_again_however_often_that_is_said(benc
     row = bench.row("x")
     bench.stored(row)
     for _ in range(2):
-        bench.core.missed(row)
+        bench.core.missed(row, [h.address for h in row.holders])
         bench.step()
     assert row.state == PUSHED
     bench.stored(row)
     bench.release(row)
-    bench.core.missed(row)
+    bench.core.missed(row, [h.address for h in row.holders])
     check_empty(bench.core)
 
 

@@ -402,6 +402,58 @@ def test_a_value_that_is_missed_again_and_again_is_lost(pair):
     assert counts(row) == (1, 0, 0)
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_a_borrower_does_not_get_is_made_again(pair, times):
+    """What a task was to fetch counts as there, and it may end before it has."""
+    row = pair.owner.row("x")
+    borrowed = pair.lent(row)
+    pair.owner.answer(row, m.STORED, 1000, None, 1.0)
+    pair.carry()
+    made = row.attempt
+    pair.borrower.core.missed(borrowed, ["elsewhere"])
+    pair.carry(times=times)
+    assert (row.state, borrowed.state) == (STORED, STORED), "that one is not said to have it"
+    pair.borrower.core.missed(borrowed, ["w"])
+    pair.carry(times=times)
+    pair.owner.core.schedule(0.0)
+    assert row.state == PUSHED and row.attempt > made and borrowed.state == WAITING
+    pair.owner.answer(row, m.STORED, 1000, None, 1.0)
+    pair.carry(times=times)
+    assert borrowed.state == STORED
+    pair.borrower.release(borrowed)
+    pair.carry(times=times)
+    assert counts(row) == (1, 0, 0)
+
+
+def test_what_was_missed_before_it_was_made_again_is_there(pair):
+    row = pair.owner.row("x")
+    borrowed = pair.lent(row)
+    pair.owner.answer(row, m.STORED, 1000, None, 1.0)
+    pair.carry()
+    pair.borrower.core.missed(borrowed, ["w"])
+    ((_, late),) = pair.borrower.references.flush()
+    pair.owner.core.missed(row, ["w"])
+    pair.owner.core.schedule(0.0)
+    pair.owner.answer(row, m.STORED, 1000, None, 1.0)
+    made = row.attempt
+    pair.owner.references.receive(late[2], late[3])
+    assert (row.state, row.attempt) == (STORED, made)
+    pair.carry()
+    assert borrowed.state == STORED
+
+
+def test_who_missed_what_is_gone_hears_so(pair):
+    row = pair.owner.row("x")
+    borrowed = pair.lent(row)
+    pair.owner.answer(row, m.STORED, 1000, None, 1.0)
+    pair.carry()
+    pair.owner.core.cancel([row], "not needed")
+    pair.owner.release(row)
+    pair.borrower.core.missed(borrowed, ["w"])
+    pair.carry()
+    assert borrowed.state == CANCELLED
+
+
 def test_an_inline_value_that_a_worker_misses_is_sent_again(pair):
     row = pair.owner.row("x")
     borrowed = pair.lent(row)

@@ -109,6 +109,11 @@ REGRESSIONS = {
         {"seed": 2559914692, "workers": 5, "slots": 1, "clients": 3, "length": 58, "cancels": True},
         {"freezes": True, "leaves": True, "retires": 3, "faults": Faults(0, 0, 20_000)},
     ),
+    # The task that was to fetch it ended before it had: its owner thought that it was there.
+    "a borrower whose owner does not know that a copy never arrived": (
+        {"seed": 4184537289, "workers": 5, "slots": 3, "clients": 1, "length": 85, "kills": 1},
+        {"faults": Faults(0.2, 0, 20_000)},
+    ),
     # What was sent anew broke the link again before the first of it had arrived.
     "a slow link that breaks with much under way": (
         {"seed": 787560933, "workers": 4, "slots": 2, "clients": 1, "length": 88, "leaves": True},
