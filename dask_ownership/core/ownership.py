@@ -526,14 +526,15 @@ class Ownership:
         waiting = 0
         for dependency in row.dependencies:
             state = dependency.state
+            if state == DORMANT:
+                self.lineages.wake(dependency)
+                state = dependency.state  # what it needs may have ended without a value
             if state == INLINE or state == STORED:
                 continue
             if state > STORED:
                 self._inherit(row, dependency)
                 return
             waiting += 1
-            if state == DORMANT:
-                self.lineages.wake(dependency)
             if dependency.dependents is None:
                 dependency.dependents = [row]
             elif first or row not in dependency.dependents:

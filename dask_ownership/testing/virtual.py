@@ -402,7 +402,7 @@ class VirtualCluster:
                             self.lax
                             or self.retiring
                             or self.copies(owner, row)
-                            or self._is_withdrawn(row)
+                            or self.has_moved(row)
                         ), f"{row} was freed early"
                         continue
                     assert self.copies(owner, row), f"{row} was freed early everywhere"
@@ -417,8 +417,8 @@ class VirtualCluster:
         for worker in self.workers.values():
             check_executor(worker.core)
 
-    def _is_withdrawn(self, row: Row) -> bool:
-        """Whether the owner of a borrowed row has, or makes, another value; it says so soon."""
+    def has_moved(self, row: Row) -> bool:
+        """Whether the owner of a borrowed row has, or makes, another copy; it says so soon."""
         incarnation, _, _, key = row.place[:4]  # type: ignore[attr-defined]
         if (incarnation, key) in self.lost:
             return True

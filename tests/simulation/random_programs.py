@@ -6,6 +6,8 @@ fails and goes on; ``... replay SEED`` runs that one again.
 
 from __future__ import annotations
 
+import os
+import sys
 import traceback
 from collections.abc import Callable
 from random import Random
@@ -89,6 +91,10 @@ def soak(seconds: float, first: int | None = None, stop: bool = True) -> tuple[i
 @click.group()
 def main() -> None:
     """Random programs in the virtual cluster."""
+    # Tables go by the hashes of keys: with those of another process a seed gives another run.
+    if os.environ.get("PYTHONHASHSEED") != "0":
+        arguments = [sys.executable, *sys.argv]
+        os.execve(sys.executable, arguments, {**os.environ, "PYTHONHASHSEED": "0"})
 
 
 @main.command("soak")

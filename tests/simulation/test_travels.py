@@ -114,6 +114,11 @@ REGRESSIONS = {
         {"seed": 4184537289, "workers": 5, "slots": 3, "clients": 1, "length": 85, "kills": 1},
         {"faults": Faults(0.2, 0, 20_000)},
     ),
+    # It was waited for after it had been cancelled as its dormant value was asked for.
+    "a value that cannot be made again when a repeated task needs it": (
+        {"seed": 3704079763, "workers": 1, "slots": 1, "clients": 1, "length": 82, "kills": 3},
+        {"cancels": True, "freezes": True, "faults": Faults(0.2, 0, 2_000)},
+    ),
     # What was sent anew broke the link again before the first of it had arrived.
     "a slow link that breaks with much under way": (
         {"seed": 787560933, "workers": 4, "slots": 2, "clients": 1, "length": 88, "leaves": True},

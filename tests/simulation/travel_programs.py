@@ -189,7 +189,8 @@ class Traveller:
         held = self.random.choice(ready)
         row = held.future.row
         if row.state == STORED and not self.cluster.copies(self.owner, row):
-            assert self.cluster.killed or not held.expected.certain
+            moved = row.borrowed and self.cluster.has_moved(row)
+            assert moved or self.cluster.killed or not held.expected.certain
             return
         futures = self.owner.open(row)
         if len(futures) != len(held.expected.inner):
