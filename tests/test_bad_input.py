@@ -144,7 +144,9 @@ def stuck(size: int = 0) -> StuckAtArrival:
 
 
 @pytest.mark.parametrize(
-    "args", [(threading.Lock(),), ([{"a": Stubborn()}],), (Stubborn(), 1)], ids=repr
+    "args",
+    [(threading.Lock(),), ([{"a": Stubborn()}],), (Stubborn(), 1)],
+    ids=["lock", "nested", "one of two"],
 )
 @pytest.mark.parametrize("pure", [True, False])
 def test_arguments_that_cannot_be_pickled(client, args, pure):
@@ -446,16 +448,22 @@ def test_dependencies_that_were_cancelled(client):
 
 # ---- keys ----
 
+
+def name_of(key):
+    """The same in each of the processes that run tests."""
+    return repr(key).partition(" at ")[0]
+
+
 NO_KEYS = [b"bytes", {"a": 1}, {1}, object(), ("a", b"b"), ("a", ["b"]), 1j]
 
 
-@pytest.mark.parametrize("key", [*NO_KEYS, ["a"]], ids=repr)
+@pytest.mark.parametrize("key", [*NO_KEYS, ["a"]], ids=name_of)
 def test_keys_that_are_none(client, key):
     with pytest.raises(TypeError, match="key"):
         client.submit(inc, 1, key=key)
 
 
-@pytest.mark.parametrize("key", NO_KEYS, ids=repr)
+@pytest.mark.parametrize("key", NO_KEYS, ids=name_of)
 def test_keys_of_map_that_are_none(client, key):
     with pytest.raises(TypeError, match="key"):
         client.map(inc, [1, 2], key=["fine", key])
