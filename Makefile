@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Pure tests come first: they fail within seconds, before any cluster starts.
 FIRST  := tests/core tests/simulation
-# Tests of clusters mostly wait. Each file stays in one process, with its cluster.
+# Tests of clusters have the machine for themselves: some say how long a thing may take.
 TWO    := -n 2 --dist loadfile
 # Of the tests that dask ships, in two processes.
 TENTH  := --tenth --modes ours --fresh --jobs 2
@@ -24,7 +24,7 @@ demo-compare: $(VENV)/stamp
 
 test: lint
 	$(if $(ARGS),,$(BIN)/python -m pytest $(TWO) $(FIRST))
-	$(BIN)/python -m pytest $(or $(ARGS),$(TWO) --maxfail 10 tests $(addprefix --ignore=,$(FIRST)))
+	$(BIN)/python -m pytest $(or $(ARGS),--maxfail 10 tests $(addprefix --ignore=,$(FIRST)))
 	$(if $(ARGS),,$(BIN)/python ci/conformance/dask_tests.py $(TENTH))
 
 lint: $(VENV)/stamp

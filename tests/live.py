@@ -17,7 +17,7 @@ import psutil
 from dask_ownership import Client
 
 
-def until(condition: Callable[[], Any], seconds: float = 3, what: str = "") -> Any:
+def until(condition: Callable[[], Any], seconds: float = 10, what: str = "") -> Any:
     """Wait until the condition gives something true, which is returned."""
     end = time.monotonic() + seconds
     while True:

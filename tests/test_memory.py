@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -255,7 +256,8 @@ def test_owned_bytes_are_a_metric() -> None:
         until(lambda: metric(first) == 0, 10)
 
 
-def test_a_paused_worker_gets_no_new_tasks() -> None:
+def test_a_paused_worker_gets_no_new_tasks(tmp_path: Path) -> None:
+    end = tmp_path / "end"
     with small_cluster() as cluster, Client(cluster) as client:
         first, second = wait_for_members(client, 2)
         views = client.owner.core.placement.workers
@@ -267,7 +269,8 @@ def test_a_paused_worker_gets_no_new_tasks() -> None:
             manager.memory_spill_fraction = False
 
         def slowly() -> str:
-            time.sleep(1.0)
+            while not end.exists():
+                time.sleep(0.01)
             return where()
 
         running = client.submit(slowly, workers=[first], pure=False)
@@ -277,7 +280,8 @@ def test_a_paused_worker_gets_no_new_tasks() -> None:
         places = client.gather([client.submit(where, pure=False) for _ in range(50)])
         assert set(places) == {second}
         # What ran goes on.
-        assert running.result() == first
+        end.touch()
+        assert running.result(timeout=10) == first
         # What may run only there waits until it goes on.
         bound = client.submit(where, workers=[first], pure=False)
         time.sleep(0.3)
