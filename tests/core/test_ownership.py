@@ -12,6 +12,7 @@ from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.places import ordered
 from dask_ownership.core.table import (
     CANCELLED,
+    DORMANT,
     ERROR,
     FORGOTTEN,
     INLINE,
@@ -676,6 +677,27 @@ def test_rows_whose_lineage_was_evicted_are_let_go_of(bench):
     bench.core.cancel([ended], "stop")
     bench.release(kept, ended)
     assert not lineages.given_up
+    check_empty(bench.core)
+
+
+def test_what_cannot_be_made_again_when_it_is_needed_fails_what_needs_it(bench):
+    """A task that is repeated needs a value that nobody kept; making that needs one cancelled."""
+    source = bench.row("source")
+    bench.stored(source)
+    needed = bench.row("needed", source)
+    bench.stored(needed)
+    made = bench.row("made", needed)
+    bench.stored(made)
+    bench.release(needed)
+    assert needed.state == DORMANT
+    bench.core.cancel([source], "not needed")
+    bench.step()
+    again = Row("again", bench.function, b"call", made.lineage.dependencies, 0)
+    bench.core.table.adopt(again)
+    bench.core.submit([again])
+    bench.step()
+    assert again.state == CANCELLED
+    bench.release(source, made, again)
     check_empty(bench.core)
 
 
