@@ -157,17 +157,16 @@ def check_nothing_left(client: Client) -> None:
     programs.forget_the_dead(client.owner)
     core = client.owner.core
 
-    def rows() -> list[Any]:
-        left = list(core.table.rows.values())[:5]
-        return [(repr(row), client.story(row.key)) for row in left]
+    def rows() -> list[str]:
+        return [repr(row) for row in list(core.table.rows.values())[:5]]
 
     try:
         until_empty(rows, LEFT_SECONDS)
     except AssertionError as error:
         # As in this process: what only garbage holds goes when the collector comes to it.
+        print(f"{error}; {list(core.history)[-50:]}", file=sys.stderr)
         client.run(gc.collect)
         until_empty(rows, LEFT_SECONDS)
-        print(f"the workers had not collected their garbage: {error}", file=sys.stderr)
 
     def check() -> None:
         check_ownership(core)
