@@ -87,12 +87,17 @@ class Calls:
         loose: Any,
         limits: Limits | None = None,
         fifo_timeout: Any = FIFO_TIMEOUT,
+        function: Function | None = None,
     ) -> Row:
-        """The row of one `submit`, with a handle for its future."""
+        """The row of one `submit`, with a handle for its future.
+
+        ``function`` is the record of ``func``, where one moment has many calls of it.
+        """
         owner = self.owner
         if key is not None:
             key = check_key(key)
-        function = owner.functions.get(func)
+        if function is None:
+            function = owner.functions.get(func)
         find = owner.find
         if key is None and pure:
             key = self._pure_key(func, function, args, kwargs)
@@ -208,7 +213,7 @@ class Calls:
                 digest = blake2b(repr(args).encode("utf-8", "surrogatepass"), digest_size=16,
                                  key=function.token)  # fmt: skip
                 return f"{function.name}-{digest.hexdigest()}"
-        return f"{function.name}-{tokenize(func, kwargs, *args)}"
+        return f"{function.name}-{tokenize(subject_of(func, function), kwargs, *args)}"
 
     def child_key(
         self, entry: Any, function: Function, call: bytes, dependencies: tuple[Row, ...]
@@ -258,14 +263,16 @@ class Calls:
         if keys is not None and len(keys) != len(items):
             raise ValueError(f"map got {len(keys)} keys for {len(items)} items")
         unique = self.unique_name(func, key) if not pure and keys is None else ""
+        function = self.owner.functions.get(func, often=True)
+        subject = subject_of(func, function)
         for number, args in enumerate(items):
             if keys is not None:
                 one = keys[number]
             else:
-                one = map_key(func, args, kwargs, key, f"{unique}-{number}" if unique else None)
+                one = map_key(subject, args, kwargs, key, f"{unique}-{number}" if unique else None)
             row = self.row(
                 func, args, kwargs, one, pure, workers, resources, retries, priority, loose,
-                limits, fifo_timeout,
+                limits, fifo_timeout, function,
             )  # fmt: skip
             futures.append(Future(client, row))
         return futures
@@ -325,7 +332,12 @@ def warn_if_large(nbytes: int) -> None:
         )
 
 
-def map_key(func: Any, args: Any, kwargs: dict[str, Any], key: Any, unique: str | None) -> Any:
+def subject_of(func: Any, function: Function) -> Any:
+    """What stands for a function in a token: what is pickled already is not pickled again."""
+    return func if function.named or function.token is None else function.token
+
+
+def map_key(subject: Any, args: Any, kwargs: dict[str, Any], key: Any, unique: str | None) -> Any:
     """The key of one call of a `map`; None where `Calls.row` makes it.
 
     ``unique`` is its key when it is impure, except inside a task, whose children have the
@@ -334,7 +346,7 @@ def map_key(func: Any, args: Any, kwargs: dict[str, Any], key: Any, unique: str 
     if unique is not None:
         return unique if current_entry() is None else None
     if isinstance(key, str):
-        return f"{key}-{tokenize(func, kwargs, *args)}"
+        return f"{key}-{tokenize(subject, kwargs, *args)}"
     return None
 
 

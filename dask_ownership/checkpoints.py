@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import pickle
 from concurrent.futures import Future as Answer
 from typing import Any
 
@@ -14,6 +13,7 @@ from dask_ownership.core.checkpoints import restored
 from dask_ownership.core.session import Entry
 from dask_ownership.core.table import Failure
 from dask_ownership.errors import NotSerializable, from_failure
+from dask_ownership.runtime.importing import loads
 from dask_ownership.runtime.runner import current_entry
 from dask_ownership.runtime.serialize import dumps, finding
 
@@ -116,7 +116,7 @@ def restore(name: str, default: Any = None) -> Any:
     if pickled is None:
         return default
     try:
-        return pickle.loads(pickled)
+        return loads(pickled)
     except Exception as error:
         raise NotSerializable(
             f"the checkpoint {name!r} of {entry.key!r} could not be unpickled at worker "

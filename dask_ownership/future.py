@@ -6,7 +6,6 @@ import asyncio
 import builtins
 import logging
 import os
-import pickle
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
@@ -32,6 +31,7 @@ from dask_ownership.core.table import (
 from dask_ownership.errors import FutureCancelledError, NotHere, from_failure
 from dask_ownership.runtime.collector import untrack
 from dask_ownership.runtime.compat import tokenizing
+from dask_ownership.runtime.importing import loads
 from dask_ownership.runtime.runner import Delegated, current_entry
 from dask_ownership.runtime.serialize import (
     arriving,
@@ -119,12 +119,12 @@ class Future(distributed.Future):
         if row.state == INLINE:
             try:
                 with arriving(self._client):
-                    return type(pickle.loads(row.value))
+                    return type(loads(row.value))
             except Exception:
                 return None
         if row.state == STORED and row.type_name is not None:
             try:
-                return pickle.loads(row.type_name)
+                return loads(row.type_name)
             except Exception:
                 return None
         return None

@@ -348,7 +348,9 @@ class _Builder:
         # One graph is one moment: a function is pickled once however many tasks call it.
         function = self.functions.get(id(node.func))
         if function is None:
-            function = self.functions[id(node.func)] = self.owner.functions.get(node.func)
+            function = self.functions[id(node.func)] = self.owner.functions.get(
+                node.func, often=True
+            )
         if function.pickled is CALL:
             args = (node.func, *args)
         return function, args, kwargs

@@ -9,7 +9,6 @@ counted for them, that hold is let go of.
 from __future__ import annotations
 
 import asyncio
-import pickle
 from collections.abc import Awaitable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from dask_ownership.cluster.holding import MARK, PARCEL
 from dask_ownership.core.table import Row
 from dask_ownership.errors import NotSerializable
 from dask_ownership.future import Future
+from dask_ownership.runtime.importing import loads
 from dask_ownership.runtime.membership import HOLD, LET_GO
 from dask_ownership.runtime.serialize import ATOMS, CALL, arriving, dumps, finding
 
@@ -48,7 +48,7 @@ class Parcel:
 
 def arrived(pickled: bytes) -> Any:
     """A parcel arrived: left closed for a client of this project, opened for any other."""
-    return Parcel(pickled) if opening.get() else pickle.loads(pickled)
+    return Parcel(pickled) if opening.get() else loads(pickled)
 
 
 async def put(client: Client, value: Any) -> tuple[str, Serialized] | None:
@@ -120,7 +120,7 @@ async def take(client: Client, hold: str | None, value: Any) -> Any:
     if type(value) is not Parcel:
         return value
     with arriving(client) as rows:
-        content = pickle.loads(value.pickled)
+        content = loads(value.pickled)
 
     known = asyncio.Event()
 

@@ -7,7 +7,6 @@ its lineage. What the central scheduler ran is asked from there, as in Dask.
 from __future__ import annotations
 
 import asyncio
-import pickle
 from collections.abc import Iterable, Mapping
 from inspect import iscoroutine
 from typing import Any
@@ -19,8 +18,9 @@ from distributed.recreate_tasks import ReplayTaskClient
 
 from dask_ownership.core.table import ERROR, INLINE, Borrowed, Row
 from dask_ownership.errors import NotHere
+from dask_ownership.runtime.importing import loads
 from dask_ownership.runtime.owner import Owner
-from dask_ownership.runtime.serialize import arriving, loads_call
+from dask_ownership.runtime.serialize import arriving, call, loads_call
 from dask_ownership.snapshot import find
 
 
@@ -146,14 +146,23 @@ class LocalTask:
     ) -> None:
         self.key = row.key
         self.dependencies = tuple([needed.key for needed in inputs])
-        self.function = pickle.loads(function.pickled)
         self._client = client
         self._payload = payload
+        self._function = loads(function.pickled)
 
     @property
     def func(self) -> Any:
         """As Dask's tasks call it."""
         return self.function
+
+    @property
+    def function(self) -> Any:
+        """What the task calls; it may have come with the arguments."""
+        if self._function is not call:
+            return self._function
+        with arriving(self._client):
+            args, _ = loads_call(self._payload, [None] * len(self.dependencies))
+        return args[0]
 
     def __call__(self, values: Mapping[Any, Any]) -> Any:
         """What the task returns or raises, in the calling thread.
@@ -162,7 +171,7 @@ class LocalTask:
         """
         with arriving(self._client):
             args, kwargs = loads_call(self._payload, [values[key] for key in self.dependencies])
-        result = self.function(*args, **kwargs)
+        result = self._function(*args, **kwargs)
         if iscoroutine(result):
             try:
                 asyncio.get_running_loop()

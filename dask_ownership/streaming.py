@@ -16,7 +16,7 @@ from queue import Queue
 from typing import Any
 
 from dask_ownership.annotations import named
-from dask_ownership.calls import make_options, map_key
+from dask_ownership.calls import make_options, map_key, subject_of
 from dask_ownership.core.places import ordered
 from dask_ownership.core.table import INLINE
 from dask_ownership.errors import ClosedOwner
@@ -90,6 +90,8 @@ class Stream(Iterator[Any]):
         self._keys = iter(key) if key is not None and self._key is None else None
         self._pure = pure
         self._unique = client.calls.unique_name(func, key) if not pure else None
+        self._function = client.owner.functions.get(func, often=True)
+        self._subject = subject_of(func, self._function)
         self._options = (workers, resources, retries, priority, loose, limits)
         self._number = 0
         self._window: deque[Future | Exception] = deque()
@@ -239,7 +241,7 @@ class Stream(Iterator[Any]):
                     raise ValueError(f"map got {number} keys for more items")
             else:
                 unique = f"{self._unique}-{number}" if self._unique is not None else None
-                one = map_key(self._func, args, self._kwargs, self._key, unique)
+                one = map_key(self._subject, args, self._kwargs, self._key, unique)
         except Exception as error:
             self._source_failed(error)
             return
@@ -248,7 +250,7 @@ class Stream(Iterator[Any]):
         try:
             row = client.calls.row(
                 self._func, args, self._kwargs, one, self._pure, workers, resources, retries,
-                priority, loose, limits,
+                priority, loose, limits, function=self._function,
             )  # fmt: skip
         except ClosedOwner as error:
             self._source_failed(error)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import importlib.util
 import os
+import sys
 import time
+import types
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -498,3 +503,42 @@ def leftovers(owner: str, dask_worker: Any) -> dict[str, Any]:
     if side.owner.core.table.rows:
         left["rows"] = [repr(r) for r in side.owner.core.table.rows.values()][:5]
     return left
+
+
+# ---- modules that change ----
+
+
+def add_to_path(folder: str) -> None:
+    sys.path.insert(0, folder)
+
+
+def remove_from_path(folder: str) -> None:
+    sys.path.remove(folder)
+
+
+def import_again(name: str) -> Any:
+    """A module, with what its file says now."""
+    importlib.invalidate_caches()
+    known = sys.modules.get(name)
+    if known is None:
+        return importlib.import_module(name)
+    Path(importlib.util.cache_from_source(str(known.__file__))).unlink(missing_ok=True)
+    return importlib.reload(known)
+
+
+def patch_rule(name: str) -> None:
+    sys.modules[name].rule = lambda x: "patched"  # type: ignore[attr-defined]
+
+
+def replace_module(name: str) -> None:
+    module = types.ModuleType(name)
+    module.rule = lambda x: "replaced"  # type: ignore[attr-defined]
+    sys.modules[name] = module
+
+
+def delete_rule(name: str) -> None:
+    del sys.modules[name].rule
+
+
+def first_item(data: Any) -> int:
+    return int(data[0])

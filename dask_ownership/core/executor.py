@@ -38,6 +38,9 @@ from dask_ownership.core.session import (
 KNOWN_FUNCTIONS = 4096
 """How many functions of one owner are kept."""
 
+FUNCTION_BYTES = 1 << 26
+"""Bytes of one owner's functions above which the oldest go."""
+
 PARKED_LIMIT = 60
 """Parked tasks, beyond four per thread, above which only deeper tasks start."""
 
@@ -158,6 +161,8 @@ class Executor:
             self._drop(entry)
         session.entries.clear()
         session.functions.clear()
+        session.function_sizes.clear()
+        session.function_bytes = 0
         session.outbox.clear()
         session.unacknowledged.clear()
         session.handed.clear()
@@ -203,11 +208,14 @@ class Executor:
             if kind == m.PUSH:
                 self._pushed(session, message)
             elif kind == m.FUNCTION:
-                functions = session.functions
-                functions[message[1]] = message[2]
-                if len(functions) > KNOWN_FUNCTIONS:
+                session.add_function(message[1], message[2])
+                while len(session.functions) > KNOWN_FUNCTIONS or (
+                    session.function_bytes > FUNCTION_BYTES and len(session.functions) > 1
+                ):
                     # The owner sends it again when a task that needs it is bounced.
-                    del functions[next(iter(functions))]
+                    session.forget_function(next(iter(session.functions)))
+            elif kind == m.FORGET:
+                session.forget_function(message[1])
             elif kind == m.FREE:
                 for key in message[1]:
                     entry = entries.get(key)

@@ -68,6 +68,9 @@ TOOK = 7
 SEEK = 8
 """``(SEEK, key, attempt, children)``: say `MADE` when the task submits one of these keys."""
 
+FORGET = 21
+"""``(FORGET, function_id)``: no task will call this function any more."""
+
 CHECKPOINTED = 9
 """``(CHECKPOINTED, key, attempt, number, problem)``: that `CHECKPOINT` is kept, or why not."""
 
@@ -156,6 +159,7 @@ def made_name(child: Key) -> Key:
 NAMES = {
     PUSH: "PUSH",
     FUNCTION: "FUNCTION",
+    FORGET: "FORGET",
     COPY: "COPY",
     FREE: "FREE",
     CANCEL: "CANCEL",

@@ -117,6 +117,13 @@ class Pushing:
                     if dependent not in stack and self._chainable(dependent, view):
                         stack.append(dependent)
 
+    def forget(self, function_id: int) -> None:
+        """No row needs a function any more, and none will: workers may let go of it."""
+        for view in self.core.placement.workers.values():
+            if function_id in view.functions:
+                view.functions.discard(function_id)
+                view.outbox.append((m.FORGET, function_id))
+
     @staticmethod
     def _extra(options: Options) -> dict[str, Any] | None:
         """What the worker has to know of a task's options; None when nothing."""

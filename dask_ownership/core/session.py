@@ -201,7 +201,11 @@ class Session:
     entries : dict
         Key to entry.
     functions : dict
-        Id to whatever the runtime makes of the pickled function.
+        Id to whatever the runtime makes of the pickled function, the oldest first.
+    function_sizes : dict
+        Id to the bytes of the pickle.
+    function_bytes : int
+        Sum of the sizes.
     outbox : list of tuple
         Answers that have not left yet.
     unacknowledged : deque
@@ -215,6 +219,8 @@ class Session:
         "closed",
         "entries",
         "fresh",
+        "function_bytes",
+        "function_sizes",
         "functions",
         "handed",
         "link",
@@ -231,6 +237,8 @@ class Session:
         self.process: Process = (owner, "", owner)
         self.entries: dict[Key, Entry] = {}
         self.functions: dict[int, Any] = {}
+        self.function_sizes: dict[int, int] = {}
+        self.function_bytes = 0
         self.outbox: list[Message] = []
         self.fresh: list[Entry] = []
         self.unacknowledged: deque[tuple[int, list[Entry]]] = deque()
@@ -239,6 +247,18 @@ class Session:
         self.closed = False
         self.link: Any = None
         self.runtime: Any = None
+
+    def add_function(self, number: int, pickled: bytes) -> None:
+        """Keep a function that the owner sent."""
+        self.forget_function(number)
+        self.functions[number] = pickled
+        self.function_sizes[number] = len(pickled)
+        self.function_bytes += len(pickled)
+
+    def forget_function(self, number: int) -> None:
+        """Let go of a function. Nothing happens when it is not here."""
+        if self.functions.pop(number, None) is not None:
+            self.function_bytes -= self.function_sizes.pop(number)
 
     def __repr__(self) -> str:
         return f"<Session of {self.owner} entries={len(self.entries)}>"

@@ -116,10 +116,12 @@ class Function:
     duration : float
         Moving average of its running time in microseconds; negative while unknown.
     token : bytes or None
-        Identifies it in keys of pure calls, when it is named and not pickled by value.
+        Identifies it in keys of pure calls; None when it travels with its arguments.
+    named : bool
+        It is pickled as its name, which others can import.
     """
 
-    __slots__ = ("duration", "id", "name", "pickled", "token")
+    __slots__ = ("__weakref__", "duration", "id", "name", "named", "pickled", "token")
 
     def __init__(self, id: int, pickled: bytes, name: str) -> None:
         self.id = id
@@ -127,6 +129,7 @@ class Function:
         self.name = name
         self.duration = -1.0
         self.token: bytes | None = None
+        self.named = False
 
 
 class Replication(NamedTuple):

@@ -11,7 +11,7 @@ import logging
 import traceback
 from time import monotonic
 
-from dask.utils import funcname
+from dask.utils import key_split
 
 from dask_ownership.core import session as ex
 from dask_ownership.core.session import Entry
@@ -52,12 +52,12 @@ class ErrorLog:
             self._more += 1
             return
         self._logged += 1
-        loaded = entry.session.functions.get(entry.function)
+        function = entry.session.functions.get(entry.function)
         logger.error(
             "Compute Failed\nKey:       %s\nTask:      %s, attempt %d, of owner %s\n"
             "Exception: %s\nTraceback: %s",
             entry.key,
-            funcname(loaded[0]) if isinstance(loaded, tuple) else "not loaded",
+            getattr(function, "name", None) or key_split(entry.key),
             entry.attempt,
             entry.session.owner,
             # Text: the worker keeps records, and an error keeps what its frames have.

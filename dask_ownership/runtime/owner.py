@@ -33,11 +33,11 @@ from dask_ownership.core.table import DORMANT, INLINE, READY, STORED, WAITING, F
 from dask_ownership.errors import ClosedOwner, SchedulerGone
 from dask_ownership.runtime.chronicle import Chronicle
 from dask_ownership.runtime.collector import untrack
+from dask_ownership.runtime.functions import Functions
 from dask_ownership.runtime.link import UNSAID_BATCHES, LocalLink, OwnerLink
 from dask_ownership.runtime.liveness import Liveness, Patience
 from dask_ownership.runtime.membership import Member
 from dask_ownership.runtime.serialize import (
-    Functions,
     Slot,
     arriving,
     dumps,
@@ -153,7 +153,7 @@ class Owner:
         self.on_submitted: Callable[[list[Row]], None] | None = None
         self._backlog = 0
         self._backlog_at = 0.0
-        self.functions = Functions()
+        self.functions = Functions(self._forget_function)
         self.core.identity = self.functions.get(identity)
         self.core.identity_call = dumps(((Slot(0),), {}))
         self.core.copies.function = self.functions.get(nothing)
@@ -374,6 +374,11 @@ class Owner:
         self._inbox.append((function, args))
         if not self._awake:
             self._wake()
+
+    def _forget_function(self, number: int) -> None:
+        """The last reference to the record of a function is gone. Any thread, at any moment."""
+        if not self.closed:
+            self.call(self.core.pushing.forget, number)
 
     def _wake(self) -> None:
         if self._loop is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dask_ownership.core.table import INLINE, STORED, Borrowed, Row
 from dask_ownership.errors import LostData, NotSerializable, OwnershipError
+from dask_ownership.runtime.importing import unpickle
 from dask_ownership.runtime.serialize import loads_value
 from dask_ownership.runtime.transfer import ask, size_of, unpack
 
@@ -135,6 +136,6 @@ def unpacked(key: Hashable, value: Any) -> Any:
     if isinstance(value, bytes):
         return loads_value(key, value)
     try:
-        return unpack(value)
+        return unpickle(unpack, value)
     except OwnershipError as error:
         raise NotSerializable(f"{key!r}: {error}") from error

@@ -28,10 +28,13 @@ from dask_ownership.core.messages import Origin
 from dask_ownership.core.session import Entry
 from dask_ownership.core.table import Row
 from dask_ownership.errors import NotSerializable, NotUnpickled
+from dask_ownership.runtime import importing
 from dask_ownership.runtime.compat import thread_state
 from dask_ownership.runtime.error_log import error_log
+from dask_ownership.runtime.functions import load
 from dask_ownership.runtime.serialize import (
     ATOMS,
+    call,
     dumps,
     dumps_error,
     finding,
@@ -114,22 +117,29 @@ class UnknownFunction(Exception):
 
 
 def load_function(entry: Entry) -> tuple[Callable[..., Any], bool]:
-    """The function of a task, and whether it is a coroutine function."""
+    """What a task calls, and whether it is a coroutine function.
+
+    Raises
+    ------
+    UnknownFunction
+    NotUnpickled
+        When it cannot be unpickled here.
+    """
     functions = entry.session.functions
     function = functions.get(entry.function)
     if function is None:
         raise UnknownFunction
-    if type(function) is bytes:
-        try:
-            loaded = pickle.loads(function)
-        except Exception as error:
-            raise NotUnpickled(
-                f"the worker {entry.session.runtime.worker.address} could not unpickle the "
-                f"function of {entry.key!r} (deserialization failed): {error!r}; is what it "
-                "imports installed there?"
-            ) from error
-        function = functions[entry.function] = (loaded, iscoroutinefunction(loaded))
-    return function
+    try:
+        if type(function) is bytes:
+            function = functions[entry.function] = load(function)
+        found: tuple[Callable[..., Any], bool] = function.get()
+        return found
+    except Exception as error:
+        raise NotUnpickled(
+            f"the worker {entry.session.runtime.worker.address} could not unpickle the "
+            f"function of {entry.key!r} (deserialization failed): {error!r}; is what it "
+            "imports installed there?"
+        ) from error
 
 
 def load_inputs(entry: Entry) -> list[Any]:
@@ -180,6 +190,16 @@ def load_arguments(entry: Entry) -> tuple[Any, dict[str, Any]]:
             f"of {entry.key!r} (deserialization failed): {error!r}; is what they import installed "
             "there?"
         ) from error
+
+
+def load_call(entry: Entry) -> tuple[Callable[..., Any], Any, dict[str, Any], bool]:
+    """The function of a task, its arguments, and whether it is a coroutine function."""
+    function, is_coroutine = load_function(entry)
+    args, kwargs = load_arguments(entry)
+    if function is call:  # it came with its arguments
+        function, *args = args
+        is_coroutine = iscoroutinefunction(function)
+    return function, args, kwargs, is_coroutine
 
 
 class Outcome:
@@ -327,14 +347,17 @@ def run_in_thread(
     try:
         arrived: list[Row] = []
         unpickling.arrived = arrived
+        importing.here.unlocked = True
         try:
-            function, is_coroutine = load_function(entry)
-            args, kwargs = load_arguments(entry)
-            step(entry, "deserialize", thread_state.start_time)
+            function, args, kwargs, is_coroutine = load_call(entry)
+        except importing.ImportNeeded:
+            function, args, kwargs, is_coroutine = importing.one_at_a_time(load_call, entry)
         finally:
+            importing.here.unlocked = False
             unpickling.arrived = None
             if arrived:
                 entry.arrived = arrived
+        step(entry, "deserialize", thread_state.start_time)
         if is_coroutine:
             runtime.run_coroutine(entry, function, args, kwargs, started)
             return None

@@ -1,4 +1,4 @@
-"""Pickling of functions, calls, results and errors.
+"""Pickling of calls, results and errors.
 
 All of it happens in the thread that submits or runs the task, never on an event
 loop. Plain pickle first, because it is the fastest; cloudpickle for what pickle
@@ -10,31 +10,24 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import sys
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from hashlib import blake2b
-from itertools import count
-from types import BuiltinFunctionType, FunctionType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import cloudpickle
-from dask.utils import funcname
 from distributed.core import error_message
 
 from dask_ownership.core.messages import Process
-from dask_ownership.core.table import Function, Row
+from dask_ownership.core.table import Row
 from dask_ownership.errors import NotSerializable, TaskExit
+from dask_ownership.runtime.importing import loads
 
 logger = logging.getLogger("dask_ownership.serialize")
 
 ATOMS = frozenset({int, float, bool, type(None), str, bytes, complex})
 CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
-NAMED = (FunctionType, BuiltinFunctionType, type)
-KNOWN_FUNCTIONS = 10_000
-"""How many functions that are pickled by value an owner remembers."""
 
 
 def dumps(value: Any) -> bytes:
@@ -94,84 +87,6 @@ def futures_in(value: Any) -> list[Any]:
         except Exception:
             logger.debug("looking for futures in a %s", type(value).__name__, exc_info=True)
     return found
-
-
-class Functions:
-    """The functions that one owner sends, each under a number.
-
-    Functions that other processes can import are recognised by identity with what
-    their name refers to now. All others are pickled at each submit, so that a
-    global or a closed-over value that changed in between is seen, as in Dask; they
-    are recognised by the hash of their pickle.
-    """
-
-    def __init__(self) -> None:
-        self._named: dict[tuple[str, str], tuple[Any, Function]] = {}
-        self._hashed: OrderedDict[bytes, Function] = OrderedDict()
-        self._numbers = count(1)
-        self._lock = threading.Lock()
-
-    def get(self, function: Callable[..., Any]) -> Function:
-        """The owner's record of a function.
-
-        One with futures inside gets the record of `call` (its ``pickled`` is `CALL`) and
-        must be the first argument of that.
-
-        Raises
-        ------
-        NotSerializable
-            When it cannot be pickled.
-        """
-        if isinstance(function, NAMED):
-            name = (function.__module__, function.__qualname__)
-            known = self._named.get(name)
-            if known is not None and known[0] is function and _is_named(function, name):
-                return known[1]
-            if _is_named(function, name):
-                record = self._record(function, function.__name__)
-                record.token = blake2b(repr(name).encode(), digest_size=32).digest()
-                self._named[name] = (function, record)
-                return record
-        return self._record(function, funcname(function))
-
-    def _record(self, function: Callable[..., Any], name: str) -> Function:
-        try:
-            with finding() as found:
-                pickled = dumps(function)
-        except Exception as error:
-            raise NotSerializable(
-                f"could not pickle the function {name!r} to serialize it for a worker: {error!r}"
-            ) from error
-        if found:
-            # Workers keep functions, and would keep these futures with it: it travels with
-            # the arguments of each call, as the argument of a function that calls it.
-            return self.by_value(CALL, name, kind=name)
-        return self.by_value(pickled, name)
-
-    def by_value(self, pickled: bytes, name: str, kind: str = "") -> Function:
-        """The record of a pickled function; ``kind`` keeps durations of one apart."""
-        digest = blake2b(pickled, digest_size=16, person=kind.encode()[:16]).digest()
-        with self._lock:
-            known = self._hashed.get(digest)
-            if known is None:
-                known = self._hashed[digest] = Function(next(self._numbers), pickled, name)
-                if len(self._hashed) > KNOWN_FUNCTIONS:
-                    self._hashed.popitem(last=False)
-            else:
-                self._hashed.move_to_end(digest)
-        return known
-
-
-def _is_named(function: Any, name: tuple[str, str]) -> bool:
-    """Whether importing the name in another process gives this very function."""
-    module, attribute = name
-    if module is None or module == "__main__":
-        return False
-    by_value = cloudpickle.list_registry_pickle_by_value()
-    if by_value and any(module == m or module.startswith(m + ".") for m in by_value):
-        return False
-    there = sys.modules.get(module)
-    return there is not None and getattr(there, attribute, None) is function
 
 
 # ---- calls ----
@@ -352,7 +267,7 @@ def loads_value(key: Any, pickled: bytes) -> Any:
         When it cannot be unpickled here.
     """
     try:
-        return pickle.loads(pickled)
+        return loads(pickled)
     except Exception as error:
         raise NotSerializable(
             f"the value of {key!r} arrived and could not be unpickled here: {error!r}; "
@@ -436,11 +351,11 @@ def loads_error(pickled: bytes) -> BaseException:
     """
     exception, traceback, text = pickle.loads(pickled)
     try:
-        error = pickle.loads(exception)
+        error = loads(exception)
     except Exception as problem:
         error = NotSerializable(f"{text}, which cannot be unpickled here: {problem!r}")
     try:
-        frames = None if traceback is None else pickle.loads(traceback)
+        frames = None if traceback is None else loads(traceback)
     except Exception:
         frames = None
     try:

@@ -20,6 +20,7 @@ from distributed.sizeof import safe_sizeof
 from dask_ownership.core.identity import stored_name
 from dask_ownership.core.session import Entry
 from dask_ownership.runtime.compat import HiddenData, share_data
+from dask_ownership.runtime.importing import one_at_a_time
 from dask_ownership.runtime.serialize import finding, unpickling
 
 
@@ -108,6 +109,7 @@ class Store:
         self.nbytes = 0
         self._numbers = itertools.count()
         self._data = share_data(worker, lambda data: KeyedData(data, self))
+        self._in_memory = getattr(self._data, "fast", self._data)
 
     def put(self, entry: Entry, value: Any) -> int:
         """Keep the value of an entry and write its name there; its size in bytes.
@@ -140,6 +142,11 @@ class Store:
         name = entry.stored
         if name is None:
             raise KeyError(entry.key)
+        if name in self._data and name not in self._in_memory:
+            return one_at_a_time(self._read, entry, name)
+        return self._read(entry, name)
+
+    def _read(self, entry: Entry, name: str) -> Any:
         if not entry.contains:
             return self._data[name]
         # What is read back from disk has its futures made here, whoever asks.

@@ -23,6 +23,7 @@ from distributed.utils import offload
 from dask_ownership.core.session import Entry
 from dask_ownership.core.table import Row
 from dask_ownership.errors import NotSerializable
+from dask_ownership.runtime import importing
 from dask_ownership.runtime.liveness import Patience, Stalled, request, silence
 from dask_ownership.runtime.serialize import arriving, finding
 
@@ -127,14 +128,21 @@ def _unpack_for(packed: Serialized, client: Any) -> tuple[Any, list[Row]]:
 
 
 async def unpack_off_loop(packed: Serialized, client: Any) -> tuple[Any, list[Row]]:
-    """As `unpack`, in a thread when the value is large; also rows of the futures inside.
+    """As `unpack`, in a thread when the value is large or imports a module; also rows of the
+    futures inside.
 
     Those become futures of ``client``.
     """
-    if size_of(packed) > LARGE:
-        made: tuple[Any, list[Row]] = await offload(_unpack_for, packed, client)
-        return made
-    return _unpack_for(packed, client)
+    if size_of(packed) <= LARGE:
+        try:
+            importing.here.unlocked = True
+            return _unpack_for(packed, client)
+        except importing.ImportNeeded:
+            pass  # the loop must not wait for other threads that import
+        finally:
+            importing.here.unlocked = False
+    made: tuple[Any, list[Row]] = await offload(importing.unpickle, _unpack_for, packed, client)
+    return made
 
 
 async def ask(

@@ -126,7 +126,8 @@ class VirtualWorker:
     def forget_functions(self) -> None:
         """Lose what owners sent once, as when there are too many to keep."""
         for session in self.core.sessions.values():
-            session.functions.clear()
+            for number in list(session.functions):
+                session.forget_function(number)
 
     def _start(self, entry: Entry) -> None:
         if entry.function not in entry.session.functions:

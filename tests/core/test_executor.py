@@ -551,3 +551,26 @@ def test_an_alias_of_what_is_on_its_way_is_done_when_that_is_here(bench):
 def test_an_alias_of_what_travelled_runs(bench):
     bench.tell((m.COPY, "x", b"value"), push("y", [(m.LOCAL, "x")], alias=True))
     assert bench.start().key == "y"
+
+
+def test_functions_are_kept_within_bounds_of_bytes_and_until_they_are_forgotten(bench, monkeypatch):
+    functions = bench.session.functions
+    monkeypatch.setattr("dask_ownership.core.executor.FUNCTION_BYTES", 100)
+    bench.tell((m.FUNCTION, 1, bytes(40)), (m.FUNCTION, 2, bytes(40)), (m.FUNCTION, 3, bytes(40)))
+    assert list(functions) == [2, 3]
+    bench.tell((m.FORGET, 2), (m.FORGET, 2), (m.FORGET, 1))
+    assert list(functions) == [3]
+    bench.tell((m.FUNCTION, 3, bytes(60)), (m.FUNCTION, 4, bytes(40)))
+    assert list(functions) == [3, 4]
+    bench.tell((m.FUNCTION, 5, bytes(1000)))
+    assert list(functions) == [5]  # it is needed now, however large it is
+    bench.tell((m.FORGET, 5))
+    assert bench.session.function_bytes == 0
+    bench.core.close("owner")
+    bench.tell((m.FORGET, 5))
+
+
+def test_very_many_functions_are_not_kept(bench, monkeypatch):
+    monkeypatch.setattr("dask_ownership.core.executor.KNOWN_FUNCTIONS", 2)
+    bench.tell(*[(m.FUNCTION, i, b"f") for i in range(5)])
+    assert list(bench.session.functions) == [3, 4]

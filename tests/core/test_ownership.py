@@ -331,6 +331,19 @@ def test_an_unknown_function_is_sent_again(bench):
     assert "FUNCTION" not in [s[0] for s in bench.sent()]
 
 
+def test_a_function_that_nobody_calls_any_more_is_forgotten_where_it_was_sent():
+    bench = Bench("a", "b")
+    row = bench.row("x", workers=("a",))
+    assert [kind for kind, *_ in bench.sent("a")] == ["FUNCTION", "PUSH"]
+    bench.done(row)
+    bench.core.pushing.forget(1)
+    bench.core.pushing.forget(1)
+    assert bench.sent("a") == [("FORGET", 1)]
+    assert bench.sent("b") == []
+    bench.row("y", workers=("a",))
+    assert [kind for kind, *_ in bench.sent("a")] == ["FUNCTION", "PUSH"]
+
+
 def test_what_no_worker_may_run_waits_for_one_and_loose_ones_go_elsewhere(bench):
     row = bench.row("x", workers=("later",))
     gpu = bench.row("g", resources={"gpu": 1})
