@@ -24,6 +24,7 @@ from dask_ownership.core.table import INLINE, NO_OPTIONS, Function, Options, Row
 from dask_ownership.errors import NotHere, NotSerializable
 from dask_ownership.future import Future, TravelledFuture
 from dask_ownership.limits import NO_LIMITS, Limits, annotated
+from dask_ownership.runtime.functions import dumps_function
 from dask_ownership.runtime.keys import check_key
 from dask_ownership.runtime.owner import Owner
 from dask_ownership.runtime.runner import current_entry
@@ -121,6 +122,10 @@ class Calls:
             payload, dependencies, contains = dumps_call(
                 args, kwargs, function.name, self.row_of, CROSSING
             )
+        except NotSerializable:
+            if function.pickled is CALL:
+                dumps_function(func, function.name)  # it may be what cannot be pickled
+            raise
         if len(payload) + len(function.pickled) > MAYBE_LARGE:
             warn_if_large(len(payload) + len(function.pickled))
         if key is None:

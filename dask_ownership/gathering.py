@@ -90,8 +90,8 @@ class Gathering:
         remaining = []
         for future in futures:
             try:
-                owner, key = self.owner.core.references.place_of(future._row)
-                self.values[future] = executor.stored(owner, key)
+                name = self.owner.core.references.value_name(future._row)
+                self.values[future] = executor.stored(name)
             except KeyError:
                 remaining.append(future)
         return remaining

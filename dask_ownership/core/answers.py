@@ -24,6 +24,7 @@ from dask_ownership.core.table import (
     Failure,
     Options,
     Row,
+    version_of,
 )
 
 if TYPE_CHECKING:
@@ -244,7 +245,7 @@ class Answers:
         else:
             why = RETURN_REASONS.get(reason)
             if why is None:
-                why = f"it did not get {', '.join([repr(key) for key, _ in keys or ()])}"
+                why = f"it did not get {', '.join([repr(key) for key, *_ in keys or ()])}"
             core.log(row, "returned", f"by {view.address}: {why}")
         if reason == m.UNKNOWN_FUNCTION and row.function is not None:
             view.functions.discard(row.function.id)
@@ -256,10 +257,12 @@ class Answers:
             row.options.moved = True
         elif reason == m.MISSING:
             by_key = {dependency.key: dependency for dependency in row.dependencies}
-            for key, addresses in keys:
+            for key, made_by, addresses in keys:
                 dependency = by_key.get(key)
                 if dependency is None or dependency.state not in (INLINE, STORED):
                     continue
+                if version_of(dependency) != made_by:
+                    continue  # it was made again since
                 gone = {h for h in dependency.holders if h.address in addresses}
                 # It may have been given another copy since it said this.
                 if view in dependency.holders and view.copies.get(key, 0) <= row.attempt:

@@ -196,6 +196,14 @@ class Executor:
             for entry in session.entries.values()
         )
 
+    def find_value(self, owner: str, key: Key, attempt: int) -> Entry | None:
+        """The entry of a value that is kept here, or None."""
+        session = self.sessions.get(owner)
+        entry = session.entries.get(key) if session is not None else None
+        if entry is None or entry.state != KEPT or entry.attempt != attempt:
+            return None
+        return entry
+
     # ---- from the owner ----
 
     def receive(self, session: Session, batch: Iterable[Message]) -> None:
@@ -227,8 +235,11 @@ class Executor:
                         self._drop(entry)
                         self._give_back_waiters(entry)
             elif kind == m.COPY:
-                _, key, value = message
-                entry = entries[key] = Entry(session, key)
+                _, key, attempt, value = message
+                before = entries.get(key)
+                if before is not None:
+                    self._replace(before)
+                entry = entries[key] = Entry(session, key, attempt)
                 entry.value = value
                 entry.state = COPIED
             elif kind == m.CANCEL:
@@ -542,7 +553,8 @@ class Executor:
         self._forget(entry)
         for waiter in waiters:
             if waiter.state == BLOCKED:
-                self._give_back(waiter, m.MISSING, ((entry.key, tuple(addresses)),))
+                missing = ((entry.key, entry.attempt, tuple(addresses)),)
+                self._give_back(waiter, m.MISSING, missing)
 
     def fetch_impossible(self, entry: Entry, pickled_error: bytes) -> None:
         """A value cannot be pickled or unpickled: the tasks that need it fail."""
@@ -585,13 +597,13 @@ class Executor:
         if before is not None:
             if before.attempt >= attempt:
                 return  # it came twice
-            self._cancel(before)
+            self._replace(before)
         entry = entries[key] = Entry(session, key, attempt)
         entry.function = function
         entry.payload = payload
         entry.order = order
         entry.options = options
-        missing: list[tuple[Key, tuple[str, ...]]] = []
+        missing: list[tuple[Key, int, tuple[str, ...]]] = []
         if dependencies:
             resolved: list[Any] = []
             for reference in dependencies:
@@ -599,17 +611,20 @@ class Executor:
                 if kind == m.VALUE:
                     resolved.append(reference[1])
                     continue
-                there = entries.get(reference[1])
-                if there is None:
+                name, made_by = reference[1], reference[2]
+                there = entries.get(name)
+                if there is None or there.attempt != made_by:
                     if kind == m.LOCAL:
-                        missing.append((reference[1], ()))
+                        missing.append((name, made_by, ()))
                         continue
+                    if there is not None:
+                        self._replace(there)
                     # Also when the task is refused: the owner counts on this copy now.
-                    there = entries[reference[1]] = Entry(session, reference[1])
+                    there = entries[name] = Entry(session, name, made_by)
                     there.state = FETCHING
-                    there.nbytes = reference[2]
-                    there.addresses = reference[3]
-                    there.origin = reference[4]
+                    there.nbytes = reference[3]
+                    there.addresses = reference[4]
+                    there.origin = reference[5]
                     self.fetches.append(there)
                 resolved.append(there)
             entry.dependencies = resolved
@@ -665,6 +680,14 @@ class Executor:
                 waiter.missing -= 1
                 if waiter.missing == 0:
                     self._queue(waiter)
+
+    def _replace(self, before: Entry) -> None:
+        """The key of an entry is that of another value from now on."""
+        if before.state in (HELD, COPIED):
+            # Tasks that are queued may have it; futures inside stay until they are counted.
+            self._let_go(before)
+        else:
+            self._cancel(before)
 
     def _cancel(self, entry: Entry) -> None:
         if entry.state == RUNNING:

@@ -7,7 +7,9 @@ batch as it is and nobody unpickles anything to route it.
 
 ``key`` is the Dask key. The owner is implied by the link, so ``(owner, key)``
 identifies an object everywhere. ``attempt`` counts how often a task was handed
-out; an answer with another attempt than the current one changes nothing.
+out; an answer with another attempt than the current one changes nothing. A *value* is
+identified by the attempt that made it as well: a key may be used again for something else
+while workers still have what it was before, and a value that was made again may be another one.
 """
 
 from __future__ import annotations
@@ -30,6 +32,10 @@ object when the first owner is gone), None for what a client submitted."""
 Place: TypeAlias = tuple[str, str, str, Key]
 """Where an object is owned now: the process, and the key there."""
 
+ValueName: TypeAlias = tuple[str, Key, int]
+"""A value as workers know it: the incarnation of its owner, its key and the attempt that made
+it there."""
+
 # ---- owner to executor ----
 
 PUSH = 1
@@ -50,7 +56,7 @@ FUNCTION = 2
 """``(FUNCTION, function_id, pickled)``: sent once per link, before its first use."""
 
 COPY = 3
-"""``(COPY, key, pickled)``: a value that several tasks here use; kept until FREE."""
+"""``(COPY, key, attempt, pickled)``: a value that several tasks here use; kept until FREE."""
 
 FREE = 4
 """``(FREE, keys, attempt)``: drop the values (and copies) of these keys, but nothing
@@ -80,11 +86,11 @@ VALUE = 0
 """``(VALUE, pickled)``: the value itself."""
 
 LOCAL = 1
-"""``(LOCAL, key)``: here already, or made by a task that was pushed here before."""
+"""``(LOCAL, key, attempt)``: here already, or made by a task that was pushed here before."""
 
 REMOTE = 2
-"""``(REMOTE, key, nbytes, addresses, origin)``: to be fetched from one of the addresses.
-``origin`` is None, or the incarnation of another owner and the key there."""
+"""``(REMOTE, key, attempt, nbytes, addresses, origin)``: to be fetched from one of the
+addresses. ``origin`` is None, or the `ValueName` of another owner's value."""
 
 # ---- executor to owner ----
 
@@ -138,8 +144,8 @@ RECALLED = 0
 DROPPED = 1
 """It was cancelled before it started."""
 MISSING = 2
-"""Pairs of a dependency that could not be had, and the addresses that were asked and said
-that they do not have it."""
+"""For each dependency that could not be had: its key, its attempt, and the addresses that were
+asked and said that they do not have it."""
 BLOCKED = 3
 """A task here that it waited for ended without a value."""
 UNKNOWN_FUNCTION = 4

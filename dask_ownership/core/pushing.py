@@ -21,6 +21,7 @@ from dask_ownership.core.table import (
     Borrowed,
     Options,
     Row,
+    version_of,
 )
 
 if TYPE_CHECKING:
@@ -194,22 +195,33 @@ class Pushing:
             value = dependency.value
             assert isinstance(value, bytes)
             if view in dependency.holders:
-                return (m.LOCAL, dependency.key)
+                return (m.LOCAL, dependency.key, version_of(dependency))
             if len(value) <= REPEATED or dependency.uses <= 1:
                 return (m.VALUE, value)
+            if not version_of(dependency):  # no task made it
+                core.attempts += 1
+                dependency.attempt = core.attempts
             dependency.holders += (view,)
             view.copies[dependency.key] = core.attempts + 1
-            view.outbox.append((m.COPY, dependency.key, value))
-            return (m.LOCAL, dependency.key)
+            version = version_of(dependency)
+            view.outbox.append((m.COPY, dependency.key, version, value))
+            return (m.LOCAL, dependency.key, version)
         if state == STORED and view not in dependency.holders:
             if dependency.borrowed:
                 assert isinstance(dependency, Borrowed)
                 addresses = dependency.addresses
-                origin = (dependency.place[0], dependency.place[3])
+                origin = core.references.value_name(dependency)
             else:
                 addresses = tuple([holder.address for holder in dependency.holders])
                 origin = None
             dependency.holders += (view,)
             view.copies[dependency.key] = core.attempts + 1
-            return (m.REMOTE, dependency.key, dependency.nbytes, addresses, origin)
-        return (m.LOCAL, dependency.key)
+            return (
+                m.REMOTE,
+                dependency.key,
+                version_of(dependency),
+                dependency.nbytes,
+                addresses,
+                origin,
+            )
+        return (m.LOCAL, dependency.key, version_of(dependency))

@@ -49,7 +49,7 @@ from dask_ownership.core.bequest import held_at, place_held
 from dask_ownership.core.climbing import Path, path_from
 from dask_ownership.core.link import LinkState
 from dask_ownership.core.losses import LOST_DATA, OWNER_LOST, OWNERS_GONE
-from dask_ownership.core.messages import Key, Message, Origin, Place, Process
+from dask_ownership.core.messages import Key, Message, Origin, Place, Process, ValueName
 from dask_ownership.core.table import (
     CANCELLED,
     DORMANT,
@@ -202,11 +202,11 @@ class References:
             return adopted if options.bequest is None else held_at(adopted, self.process)
         return (*self.process, row.key, options.heir)
 
-    def place_of(self, row: Row) -> tuple[str, Key]:
-        """The owner's incarnation and the key under which workers have its value."""
+    def value_name(self, row: Row) -> ValueName:
+        """What workers that have its value, for its owner, know it by."""
         if isinstance(row, Borrowed):
-            return row.place[0], row.place[3]
-        return self.process[0], row.key
+            return row.place[0], row.place[3], row.made_by
+        return self.process[0], row.key, row.attempt
 
     def peer(self, process: Process) -> Peer:
         """The peer of a process, made when it is new."""
@@ -487,9 +487,12 @@ class References:
         """What became of a borrowed value, or where it is now."""
         core = self.core
         state = outcome[0]
-        if state == STORED and row.state == STORED:
+        if state == STORED and row.state == STORED and row.made_by == outcome[4]:
             row.addresses = tuple(outcome[3])
             return
+        if state == STORED and row.state == STORED:
+            core._unhold(row)  # it was made again: copies of it are those of another value
+            row.state = WAITING
         had = row.state
         ends = (had == STORED and state > STORED) or (had == INLINE and state == CANCELLED)
         if had >= INLINE and not ends:
@@ -497,6 +500,7 @@ class References:
         if state == INLINE:
             row.value = outcome[1]
             row.nbytes = len(outcome[1])
+            row.version = self._next_version()
             core.inline_bytes += row.nbytes
             self._came_with(row, outcome[2])
             row.state = INLINE
@@ -506,6 +510,8 @@ class References:
             row.nbytes = outcome[1]
             row.type_name = outcome[2]
             row.addresses = tuple(outcome[3])
+            row.made_by = outcome[4]
+            row.version = self._next_version()
             row.state = STORED
             core._borrowed_ended(row)
         elif state == ERROR and isinstance(outcome[1], bytes):
@@ -527,6 +533,10 @@ class References:
                     if row.place[0] != row.origin[0]:
                         detail = f"{row.place[2]} says: {detail}"
             core._lose(row, state, Failure(kind, name, detail, chain=tuple(chain)))
+
+    def _next_version(self) -> int:
+        self.core.attempts += 1
+        return self.core.attempts
 
     def _came_with(self, row: Borrowed, origins: Iterable[Origin]) -> None:
         """Futures inside a value or an error that was borrowed."""
@@ -551,10 +561,11 @@ class References:
         if state == STORED:
             if row.borrowed:
                 assert isinstance(row, Borrowed)
-                addresses = row.addresses
+                addresses, made_by = row.addresses, row.made_by
             else:
                 addresses = tuple([view.address for view in row.holders])
-            return (STORED, row.nbytes, row.type_name, addresses)
+                made_by = row.attempt
+            return (STORED, row.nbytes, row.type_name, addresses, made_by)
         value = row.value
         if isinstance(value, bytes):
             return (ERROR, value, tuple([self.origin_of(r) for r in row.contains]))

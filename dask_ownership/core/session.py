@@ -6,7 +6,7 @@ from collections import deque
 from typing import Any
 
 from dask_ownership.core.identity import task_identity, task_origin
-from dask_ownership.core.messages import Key, Message, Origin, Process
+from dask_ownership.core.messages import Key, Message, Origin, Process, ValueName
 from dask_ownership.core.queue import OrderedQueue
 
 # ---- states of an entry ----
@@ -51,7 +51,7 @@ class Entry:
     session : Session
     key : hashable
     attempt : int
-        The owner's number of this push.
+        The owner's number of this push; of a value that was made elsewhere, that of its making.
     function : int
         Id of the function within the session.
     payload : bytes
@@ -92,8 +92,8 @@ class Entry:
         Futures of what it submitted may be in other processes; written by the runtime.
     sought : set or None
         Keys of children that its owner looks for, see `core.climbing`.
-    origin : tuple or None
-        Incarnation of the owner and key there, for a borrowed value (`FETCHING`).
+    origin : ValueName or None
+        Of a value that its session's owner borrows (`FETCHING`).
     """
 
     __slots__ = (
@@ -147,7 +147,7 @@ class Entry:
         self.occurrences: dict[bytes, int] | None = None
         self.contains: Any = None
         self.arrived: Any = None
-        self.origin: tuple[str, Key] | None = None
+        self.origin: ValueName | None = None
         self.named: Origin | None = None
         self.known: bytes | None = None
         self.escaped = False
@@ -183,6 +183,11 @@ class Entry:
             within = self.options.get("within") if self.options else None
             known = self.known = task_identity(self.session.owner, self.task, within)
         return known
+
+    @property
+    def value_name(self) -> ValueName:
+        """What those that have the value know it by."""
+        return self.origin or (self.session.owner, self.key, self.attempt)
 
     @property
     def has_value(self) -> bool:

@@ -440,6 +440,10 @@ class Borrowed(Row):
         The owner counts this process, or there is nothing to count any more.
     handovers : object or None
         Told when it is counted.
+    version : int
+        Number of the value that it has, among the attempts of this process.
+    made_by : int
+        The attempt of its owner that made it, when it is `STORED`.
     misses : int
         How often a holder did not have it.
     survived : tuple of str
@@ -452,12 +456,14 @@ class Borrowed(Row):
         "addresses",
         "counted",
         "handovers",
+        "made_by",
         "misses",
         "origin",
         "path",
         "place",
         "returns",
         "survived",
+        "version",
     )
 
     def __init__(self, origin: Origin) -> None:
@@ -469,8 +475,15 @@ class Borrowed(Row):
         self.addresses: tuple[str, ...] = ()
         self.counted = False
         self.handovers: Any = None
+        self.version = 0
+        self.made_by = 0
         self.misses = 0
         self.survived: tuple[str, ...] = ()
+
+
+def version_of(row: Row) -> int:
+    """The attempt that made a value: what the workers of this process know it by, with its key."""
+    return row.version if isinstance(row, Borrowed) else row.attempt
 
 
 def borrowed_key(origin: Origin) -> Key:

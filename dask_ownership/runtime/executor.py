@@ -31,7 +31,7 @@ from dask_ownership.core import messages as m
 from dask_ownership.core import session as ex
 from dask_ownership.core.executor import Executor as Core
 from dask_ownership.core.losses import ORPHANED
-from dask_ownership.core.messages import Origin, Process
+from dask_ownership.core.messages import Origin, Process, ValueName
 from dask_ownership.core.session import Entry
 from dask_ownership.errors import NotSerializable, TaskTimeout
 from dask_ownership.runtime import compat
@@ -757,11 +757,10 @@ class Executor:
         self._provide()
         self._flush()
 
-    def _share(self, entry: Entry, owner: str, key: Any) -> bool:
+    def _share(self, entry: Entry) -> bool:
         """Take a value that another owner has at this very worker."""
-        session = self.core.sessions.get(owner)
-        there = session.entries.get(key) if session is not None else None
         with self.lock:
+            there = self.core.find_value(*entry.value_name)
             if there is None or entry.state != ex.FETCHING or not self.core.share(entry, there):
                 return False
             self.core.fetched(entry)
@@ -785,7 +784,7 @@ class Executor:
                     )
         self._flush()
 
-    async def get(self, owner: str, keys: Iterable[Any], token: str) -> dict[str, Any]:
+    async def get(self, owner: str, names: Iterable[Any], token: str) -> dict[str, Any]:
         """Handler of ``ownership_get``: values of one owner, those that are here."""
         reason = self.refuse(PROTOCOL, token)
         self._log_refusal(reason, "that reads values")
@@ -796,25 +795,25 @@ class Executor:
         values: list[Serialized] = []
         unserializable: list[Any] = []
         reasons: list[str] = []
-        for key in keys:
+        for name in names:
             try:
-                value = self.stored(owner, key)
+                value = self.stored((owner, *name))
             except KeyError:
                 continue
             except Exception as error:
-                unserializable.append(key)
+                unserializable.append(name)
                 reasons.append(f"it could not be read back: {error!r}")
                 continue
             try:
                 values.append(pack(value, self.worker.address))
-                found.append(key)
+                found.append(name)
             except Exception as error:
-                unserializable.append(key)
+                unserializable.append(name)
                 reasons.append(str(error))
-        answer.update(keys=found, values=values, unserializable=unserializable, reasons=reasons)
+        answer.update(names=found, values=values, unserializable=unserializable, reasons=reasons)
         return answer
 
-    def stored(self, owner: str, key: Any) -> Any:
+    def stored(self, name: ValueName) -> Any:
         """A value of an owner that is kept here.
 
         Raises
@@ -822,9 +821,9 @@ class Executor:
         KeyError
             When it is not here.
         """
-        entry = self.core.sessions[owner].entries[key]
-        if entry.state != ex.KEPT:
-            raise KeyError(key)
+        entry = self.core.find_value(*name)
+        if entry is None:
+            raise KeyError(name[1])
         return self.store.get(entry)
 
     async def put(self, owner: str, data: list[Any], token: str) -> dict[str, Any]:

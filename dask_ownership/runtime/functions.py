@@ -108,7 +108,7 @@ class Functions:
                 return record
         name_for_people = funcname(function)
         if often:
-            pickled, found = _dumps_function(function, name_for_people)
+            pickled, found = dumps_function(function, name_for_people)
             if not found:
                 record = self.by_value(pickled, name_for_people)
                 record.token = blake2b(pickled, digest_size=32).digest()
@@ -117,7 +117,7 @@ class Functions:
         return self.by_value(CALL, name_for_people, kind=name_for_people)
 
     def _get_named(self, function: Any, name: Name) -> Function:
-        pickled, _ = _dumps_function(function, function.__name__)
+        pickled, _ = dumps_function(function, function.__name__)
         record = self.by_value(pickled, function.__name__)
         called = (name.module, ".".join(name.path))
         record.token = blake2b(repr(called).encode(), digest_size=32).digest()
@@ -139,7 +139,7 @@ class Functions:
         made = parts_of(function)
         record = None
         if made is not None:
-            pickled, _ = _dumps_function(function, function.__name__)
+            pickled, _ = dumps_function(function, function.__name__)
             if len(pickled) > KEPT_EACH:
                 return None
             record = self.by_value(pickled, function.__name__)
@@ -190,8 +190,13 @@ class Functions:
             self._plain.pop(self._codes.pop(record.id, 0), None)
 
 
-def _dumps_function(function: Callable[..., Any], name: str) -> tuple[bytes, list[Any]]:
-    """Pickle a function; also the futures inside."""
+def dumps_function(function: Callable[..., Any], name: str) -> tuple[bytes, list[Any]]:
+    """Pickle a function; also the futures inside.
+
+    Raises
+    ------
+    NotSerializable
+    """
     try:
         with finding() as found:
             return dumps(function), found

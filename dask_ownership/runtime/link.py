@@ -26,7 +26,7 @@ from dask_ownership.runtime.liveness import LONGEST
 
 logger = logging.getLogger("dask_ownership.link")
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Version of the messages; both ends must have the same."""
 
 BYE = "bye"

@@ -42,7 +42,8 @@ async def fetch(owner: Owner, rows: Iterable[Row]) -> dict[Row, Any]:
             index = tried.get(row, 0)
             if row.state != STORED:
                 continue
-            incarnation, addresses = _places(owner, row)
+            incarnation = owner.core.references.value_name(row)[0]
+            addresses = _addresses(row)
             if index > len(addresses):
                 tried[row] = 0
                 said = absent.pop(row, None)
@@ -82,11 +83,11 @@ def _owner_of(owner: Owner, row: Row) -> str:
     return row.place[2] if isinstance(row, Borrowed) else owner.name
 
 
-def _places(owner: Owner, row: Row) -> tuple[str, list[str]]:
-    """Under which owner, and at which workers, a stored value is to be had."""
+def _addresses(row: Row) -> list[str]:
+    """Workers that have a stored value."""
     if isinstance(row, Borrowed):
-        return row.place[0], list(row.addresses)
-    return owner.incarnation, [view.address for view in row.holders]
+        return list(row.addresses)
+    return [view.address for view in row.holders]
 
 
 async def _fetch_from(
@@ -98,12 +99,10 @@ async def _fetch_from(
 ) -> list[Row]:
     """Ask one worker for values of one owner; the rows that it did not give."""
     address, incarnation = place
-    by_key: dict[Hashable, Row] = {
-        row.place[3] if isinstance(row, Borrowed) else row.key: row for row in rows
-    }
+    by_name = {owner.core.references.value_name(row)[1:]: row for row in rows}
     try:
         values, reasons = await ask(
-            owner.pool, address, incarnation, list(by_key), owner.token, owner.patience
+            owner.pool, address, incarnation, list(by_name), owner.token, owner.patience
         )
     except OSError:
         # It may be dead: membership will say so, and then the rows change.
@@ -112,15 +111,15 @@ async def _fetch_from(
     view = owner.core.placement.workers.get(address)
     if view is not None:
         view.traffic.received += sum(map(size_of, values.values()))
-    for key, value in values.items():
-        result[by_key.pop(key)] = value
-    for key, reason in reasons.items():
-        result[by_key.pop(key)] = NotSerializable(
-            f"the value of {key!r} is at worker {address} and cannot be sent: {reason}"
+    for name, value in values.items():
+        result[by_name.pop(name)] = value
+    for name, reason in reasons.items():
+        result[by_name.pop(name)] = NotSerializable(
+            f"the value of {name[0]!r} is at worker {address} and cannot be sent: {reason}"
         )
-    for row in by_key.values():
+    for row in by_name.values():
         absent.setdefault(row, set()).add(address)
-    return list(by_key.values())
+    return list(by_name.values())
 
 
 def unpacked(key: Hashable, value: Any) -> Any:

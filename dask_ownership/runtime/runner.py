@@ -109,7 +109,7 @@ class Delegated:
 
 
 class MissingInput(Exception):
-    """A stored dependency is not here any more; its keys are in ``args``."""
+    """A stored dependency is not here any more; its key and attempt are in ``args``."""
 
 
 class UnknownFunction(Exception):
@@ -160,7 +160,7 @@ def load_inputs(entry: Entry) -> list[Any]:
             try:
                 values.append(store.get(dependency))
             except KeyError:
-                raise MissingInput(dependency.key) from None
+                raise MissingInput(dependency.key, dependency.attempt) from None
             step(entry, "disk-read", began)
     return values
 
@@ -296,7 +296,7 @@ def keep_error(entry: Entry, error: BaseException, started: float) -> Outcome:
     if isinstance(error, Reschedule):
         return Outcome(None, ex.GONE, gave_back=(m.RESCHEDULED, ()))
     if isinstance(error, MissingInput):
-        return Outcome(None, ex.GONE, gave_back=(m.MISSING, ((error.args[0], ()),)))
+        return Outcome(None, ex.GONE, gave_back=(m.MISSING, ((*error.args, ()),)))
     error_log.failed(entry, error)
     microseconds = (perf_counter() - started - entry.parked_for) * 1e6
     address = entry.session.runtime.worker.address

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from pickle import PickleBuffer
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeAlias
 
 from distributed.core import ConnectionPool
 from distributed.protocol import Serialize, Serialized, deserialize, serialize
@@ -145,21 +145,30 @@ async def unpack_off_loop(packed: Serialized, client: Any) -> tuple[Any, list[Ro
     return made
 
 
+Name: TypeAlias = tuple[Hashable, int]
+"""A value of one owner: its key, and the attempt that made it."""
+
+
 async def ask(
     pool: ConnectionPool,
     address: str,
     owner: str,
-    keys: list[Hashable],
+    names: list[Name],
     token: str,
     patience: Patience,
-) -> tuple[dict[Hashable, Serialized], dict[Hashable, str]]:
+) -> tuple[dict[Name, Serialized], dict[Name, str]]:
     """Ask one executor for values of one owner.
+
+    Parameters
+    ----------
+    names : list of tuple
+        Keys, each with the attempt that made the value.
 
     Returns
     -------
     dict, dict
-        Packed values by key, and reasons for those that cannot be pickled there. A
-        key in neither is not there.
+        Packed values by name, and reasons for those that cannot be pickled there. A
+        name in neither is not there.
 
     Raises
     ------
@@ -167,18 +176,13 @@ async def ask(
         When the address does not answer; `Stalled` when nothing moved for too long.
     """
     answer = await request(
-        pool, address, patience, "ownership_get", owner=owner, keys=keys, token=token
+        pool, address, patience, "ownership_get", owner=owner, names=names, token=token
     )
     if not isinstance(answer, dict) or answer.get("status") != "OK":
         raise OSError(f"{address} refused to give values: {answer!r}")
-    return dict(zip(answer["keys"], answer["values"], strict=True)), dict(
+    return dict(zip(answer["names"], answer["values"], strict=True)), dict(
         zip(answer["unserializable"], answer["reasons"], strict=True)
     )
-
-
-def _name(entry: Entry) -> tuple[str, Hashable]:
-    """Whose value it is, and its key there."""
-    return entry.origin or (entry.session.owner, entry.key)
 
 
 class Fetcher:
@@ -197,8 +201,7 @@ class Fetcher:
         ``failed(entry, reason, absent)``; ``reason`` is None when nobody gave the value,
         and ``absent`` has the addresses that said that they do not have it.
     share : callable
-        ``share(entry, owner, key)`` takes a value that is at this very worker; False when
-        it is not.
+        ``share(entry)`` takes a value that is at this very worker; False when it is not.
 
     Attributes
     ----------
@@ -213,7 +216,7 @@ class Fetcher:
         here: str,
         arrived: Callable[[Entry, Serialized], Awaitable[None]],
         failed: Callable[[Entry, str | None, tuple[str, ...]], None],
-        share: Callable[[Entry, str, Hashable], bool],
+        share: Callable[[Entry], bool],
     ) -> None:
         self.pool = pool
         self.token = token
@@ -241,10 +244,9 @@ class Fetcher:
         if index >= len(entry.addresses):
             self.failed(entry, None, self._absent.pop(entry, ()))
             return
-        owner, key = _name(entry)
-        place = (entry.addresses[index], owner)
+        place = (entry.addresses[index], entry.value_name[0])
         if place[0] == self.here:
-            if not self.share(entry, owner, key):
+            if not self.share(entry):
                 self._absent[entry] = (*self._absent.get(entry, ()), self.here)
                 self._ask_at(entry, index + 1)
             return
@@ -275,8 +277,8 @@ class Fetcher:
         self, place: tuple[str, str], batch: list[tuple[Entry, int]], nbytes: int
     ) -> None:
         address, owner = place
-        values: dict[Hashable, Serialized] = {}
-        reasons: dict[Hashable, str] = {}
+        values: dict[Name, Serialized] = {}
+        reasons: dict[Name, str] = {}
         answered = False
         took = 0.0
         try:
@@ -284,10 +286,10 @@ class Fetcher:
                 if address in self.gone:
                     break
                 try:
-                    keys = [_name(entry)[1] for entry, _ in batch]
+                    names = [entry.value_name[1:] for entry, _ in batch]
                     began = perf_counter()
                     values, reasons = await ask(
-                        self.pool, address, owner, keys, self.token, self.patience
+                        self.pool, address, owner, names, self.token, self.patience
                     )
                     answered = True
                     took = perf_counter() - began
@@ -302,15 +304,15 @@ class Fetcher:
                     if attempt + 1 < TRIES:
                         await asyncio.sleep(0.05 * 4**attempt)
             for entry, index in batch:
-                key = _name(entry)[1]
-                if key in values:
+                name = entry.value_name[1:]
+                if name in values:
                     self._absent.pop(entry, None)
                     if self.on_fetched is not None:
                         self.on_fetched(entry, took, address)
-                    await self.arrived(entry, values[key])
-                elif key in reasons:
+                    await self.arrived(entry, values[name])
+                elif name in reasons:
                     self._absent.pop(entry, None)
-                    self.failed(entry, reasons[key], ())
+                    self.failed(entry, reasons[name], ())
                 else:
                     if answered:
                         self._absent[entry] = (*self._absent.get(entry, ()), address)

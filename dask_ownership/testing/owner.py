@@ -259,13 +259,14 @@ class VirtualOwner:
         """No holder of a stored row gave its value when it was read, as in `Owner.fetch`."""
         if row.state == STORED:
             if isinstance(row, Borrowed):
-                name, addresses = (row.place[0], row.place[3]), list(row.addresses)
+                addresses = list(row.addresses)
             else:
-                name, addresses = (self.name, row.key), [view.address for view in row.holders]
+                addresses = [view.address for view in row.holders]
                 if row.lineage is None:
-                    self.cluster.lost.add(name)
+                    self.cluster.lost.add((self.name, row.key))
             workers = self.cluster.workers
-            absent = [a for a in addresses if a in workers and not workers[a].stored(*name)]
+            name = self.core.references.value_name(row)
+            absent = [a for a in addresses if a in workers and not workers[a].stored(name)]
             self.core.missed(row, absent)
             self.cluster.dirty.add(self)
 

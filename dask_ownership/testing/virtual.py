@@ -34,6 +34,7 @@ from dask_ownership.core.table import (
     Borrowed,
     Failure,
     Row,
+    version_of,
 )
 from dask_ownership.testing import travel
 from dask_ownership.testing.network import Faults, Network, Pipe
@@ -346,12 +347,13 @@ class VirtualCluster:
     def copies(self, owner: VirtualOwner, row: Row) -> list[bytes]:
         """What its holders have of a stored row; for one that dies soon, what the rest has."""
         found = []
-        places = [(view.address, owner.name, row.key) for view in row.holders]
+        places = [(view.address, (owner.name, row.key, version_of(row))) for view in row.holders]
         if isinstance(row, Borrowed):
-            places += [(address, row.place[0], row.place[3]) for address in row.addresses]
-        for address, name, key in places:
+            name = owner.core.references.value_name(row)
+            places += [(address, name) for address in row.addresses]
+        for address, name in places:
             worker = self.workers.get(address)
-            value = worker.stored(name, key) if worker is not None else None
+            value = worker.stored(name) if worker is not None else None
             if value is not None:
                 found.append(value)
         return found
@@ -383,9 +385,11 @@ class VirtualCluster:
             if found.name != owner or row is None or row.attempt != entry.attempt:
                 continue
             for needed in row.dependencies:
-                # After a death it may have been lost and made again meanwhile.
+                # After a death it may have been lost and made again meanwhile; a worker that
+                # leaves gives what it did not start back, unless it stays after all.
                 assert (
                     self.killed
+                    or self.retiring
                     or needed.key != dependency.key
                     or needed.state not in (INLINE, STORED)
                 ), f"{needed} was freed early for {entry}"
@@ -412,7 +416,7 @@ class VirtualCluster:
                         self.killed
                         or self.retiring
                         or primary is None
-                        or primary.stored(owner.name, row.key)
+                        or primary.stored((owner.name, row.key, version_of(row)))
                     ), f"{row} was freed early at its first holder"
         for worker in self.workers.values():
             check_executor(worker.core)

@@ -13,7 +13,7 @@ from dask_ownership.core import session as ex
 from dask_ownership.core.checkpoints import restored
 from dask_ownership.core.executor import Executor
 from dask_ownership.core.identity import child_key
-from dask_ownership.core.messages import Key
+from dask_ownership.core.messages import Key, ValueName
 from dask_ownership.core.session import Entry
 from dask_ownership.core.table import (
     STORED,
@@ -149,7 +149,8 @@ class VirtualWorker:
                 value, futures = travel.loads(self.owner, self.store[dependency.stored], wanted)
             else:
                 self.cluster.assert_unwanted(entry.session.owner, entry, dependency)
-                self.core.give_back(entry, m.MISSING, ((dependency.key, ()),))
+                missing = ((dependency.key, dependency.attempt, ()),)
+                self.core.give_back(entry, m.MISSING, missing)
                 self.core.released_slot()
                 self.cluster.dirty.add(self)
                 return
@@ -394,13 +395,10 @@ class VirtualWorker:
         entry.stored = (entry.session.owner, entry.key, self.cluster.number())
         self.store[entry.stored] = value
 
-    def stored(self, owner: str, key: Any) -> bytes | None:
+    def stored(self, name: ValueName) -> bytes | None:
         """The value of an owner that is kept here, or None."""
-        session = self.core.sessions.get(owner)
-        entry = session.entries.get(key) if session is not None else None
-        if entry is None or entry.state != ex.KEPT:
-            return None
-        return self.store[entry.stored]
+        entry = self.core.find_value(*name)
+        return self.store[entry.stored] if entry is not None else None
 
     def _fetch(self, entry: Entry, index: int, absent: tuple[str, ...] = ()) -> None:
         if entry.state != ex.FETCHING or not self.alive:
@@ -411,8 +409,7 @@ class VirtualWorker:
             return
         address = entry.addresses[index]
         peer = self.cluster.workers.get(address)
-        owner, key = entry.origin or (entry.session.owner, entry.key)
-        value = peer.stored(owner, key) if peer is not None else None
+        value = peer.stored(entry.value_name) if peer is not None else None
 
         def arrive() -> None:
             if not self.alive:

@@ -117,7 +117,8 @@ def test_a_parked_task_comes_before_new_ones_and_keeps_to_the_slots(bench):
 
 
 def test_a_value_that_is_held_goes_when_its_owner_has_it_but_not_for_tasks_here(bench):
-    bench.tell(push("x"), push("y", [(m.LOCAL, "x")]), push("z", [(m.LOCAL, "x")]))
+    x = (m.LOCAL, "x", 900)
+    bench.tell(push("x", attempt=900), push("y", [x]), push("z", [x]))
     bench.inline(bench.start(), 42)
     y = bench.start()
     bench.acknowledge()
@@ -141,8 +142,8 @@ def test_acknowledging_again_spares_a_later_attempt(bench):
 def test_tasks_behind_one_that_ends_without_a_value_are_returned_with_it(bench, end):
     bench.tell(
         push("x", attempt=1001),
-        push("y", [(m.LOCAL, "x")], 1002),
-        push("z", [(m.LOCAL, "y")], 1003),
+        push("y", [(m.LOCAL, "x", 1001)], 1002),
+        push("z", [(m.LOCAL, "y", 1002)], 1003),
     )
     entry = bench.start()
     if end == "fails":
@@ -221,18 +222,19 @@ def test_a_push_supersedes_an_older_attempt_even_without_a_cancel(bench):
 
 
 def test_a_copy_is_there_until_it_is_freed(bench):
-    bench.tell((m.COPY, "c", b"bytes"), push("x", [(m.LOCAL, "c"), (m.VALUE, b"v")]))
+    bench.tell((m.COPY, "c", 7, b"bytes"), push("x", [(m.LOCAL, "c", 7), (m.VALUE, b"v")]))
     entry = bench.start()
     assert entry.dependencies[0].value == b"bytes" and entry.dependencies[1] == b"v"
     bench.inline(entry)
     bench.acknowledge()
-    bench.tell((m.FREE, ("c",), 0), (m.FREE, ("c", "never"), 0))
+    bench.tell((m.FREE, ("c",), 7), (m.FREE, ("c", "never"), 7))
     check_executor_empty(bench.core)
 
 
 def test_a_dependency_that_is_not_here_returns_the_task_but_counts_its_fetches(bench):
-    bench.tell(push("x", [(m.LOCAL, "no"), (m.REMOTE, "far", 8, ("there",), None)], 5000))
-    assert bench.said() == [("RETURNED", "x", 5000, m.MISSING, (("no", ()),))]
+    far = (m.REMOTE, "far", 7, 8, ("there",), None)
+    bench.tell(push("x", [(m.LOCAL, "no", 6), far], 5000))
+    assert bench.said() == [("RETURNED", "x", 5000, m.MISSING, (("no", 6, ()),))]
     # The owner now counts on the copy, and will free it.
     assert [entry.key for entry in bench.core.fetches] == ["far"]
     bench.tell((m.FREE, ("far",), 5000))
@@ -240,7 +242,7 @@ def test_a_dependency_that_is_not_here_returns_the_task_but_counts_its_fetches(b
 
 
 def test_a_value_is_fetched_once_for_all_that_need_it(bench):
-    far = (m.REMOTE, "far", 8, ("there",), None)
+    far = (m.REMOTE, "far", 7, 8, ("there",), None)
     bench.tell(push("x", [far]), push("y", [far]))
     (entry,) = bench.core.fetches
     assert bench.core.next_work() is None
@@ -255,7 +257,7 @@ def test_a_value_is_fetched_once_for_all_that_need_it(bench):
 
 
 def test_a_fetch_that_ends_after_it_was_freed_deletes_its_own_value_only(bench):
-    far = (m.REMOTE, "far", 8, ("there",), None)
+    far = (m.REMOTE, "far", 7, 8, ("there",), None)
     bench.tell(push("x", [far], 5100), (m.CANCEL, "x", 5100), (m.FREE, ("far",), 5100))
     bench.tell(push("y", [far], 5101))
     first, second = bench.core.fetches
@@ -272,17 +274,18 @@ def test_a_fetch_that_ends_after_it_was_freed_deletes_its_own_value_only(bench):
 
 
 def test_a_fetch_that_fails_says_who_does_not_have_the_value(bench):
-    bench.tell(push("x", [(m.REMOTE, "far", 8, ("a", "b"), None)], 5200))
+    bench.tell(push("x", [(m.REMOTE, "far", 7, 8, ("a", "b"), None)], 5200))
     (entry,) = bench.core.fetches
     for _ in range(2):
         bench.core.fetch_failed(entry, ("a",))
-    assert bench.said() == [("RETURNED", "x", 5200, m.MISSING, (("far", ("a",)),))]
+    assert bench.said() == [("RETURNED", "x", 5200, m.MISSING, (("far", 7, ("a",)),))]
     check_executor_empty(bench.core)
 
 
 def test_a_value_that_cannot_travel_fails_the_tasks_that_need_it(bench):
     bench.tell(
-        push("x", [(m.REMOTE, "far", 8, ("a",), None)], 5300), push("y", [(m.LOCAL, "x")], 5301)
+        push("x", [(m.REMOTE, "far", 7, 8, ("a",), None)], 5300),
+        push("y", [(m.LOCAL, "x", 5300)], 5301),
     )
     for _ in range(2):
         bench.core.fetch_impossible(bench.core.fetches[0], b"error")
@@ -324,7 +327,7 @@ def test_recall_gives_back_the_last_ones_once_and_says_that_it_is_over(bench):
 
 
 def test_recall_leaves_tasks_that_others_here_wait_for(bench):
-    bench.tell(push("a"), push("b"), push("c", [(m.LOCAL, "b")]))
+    bench.tell(push("a"), push("b", attempt=5900), push("c", [(m.LOCAL, "b", 5900)]))
     bench.start()
     bench.tell((m.RECALL, 10))
     assert [s[1] for s in bench.said()] == [None]
@@ -406,13 +409,13 @@ def test_closing_drops_everything_and_late_messages_of_that_owner_change_nothing
     bench.core.slots = 2
     bench.tell(push("s", attempt=8000))
     bench.stored(bench.start())
-    bench.tell(push("r"), push("q"), push("far", [(m.REMOTE, "f", 1, ("a",), None)]))
+    bench.tell(push("r"), push("q"), push("far", [(m.REMOTE, "f", 7, 1, ("a",), None)]))
     running = bench.start()
     fetching = bench.core.fetches[0]
     assert bench.core.close("owner") == 3  # neither the value nor what is fetched
     assert bench.core.close("owner") == 0
     assert bench.core.freed == ["s-8000"] and bench.core.interrupted == [running]
-    bench.tell(push("late"), (m.COPY, "c", b"v"), (m.RECALL, 3), (m.FREE, ("s",), 1 << 30))
+    bench.tell(push("late"), (m.COPY, "c", 7, b"v"), (m.RECALL, 3), (m.FREE, ("s",), 1 << 30))
     bench.core.acknowledged(bench.session, 5)
     fetching.stored = "f"
     bench.core.fetched(fetching)
@@ -461,7 +464,7 @@ def test_a_task_whose_time_is_up_fails_then_and_keeps_its_slot_and_resources_unt
     bench = Bench(resources={"gpu": 1})
     bench.tell(
         push("x", attempt=1, resources={"gpu": 1}, timeout=1.0),
-        push("behind", [(m.LOCAL, "x")], attempt=2),
+        push("behind", [(m.LOCAL, "x", 1)], attempt=2),
     )
     x = bench.start()
     failure = (m.FAILED, "x", 1, b"its time is up", 1.0)
@@ -528,7 +531,7 @@ def test_an_alias_keeps_the_very_value_and_needs_no_slot(bench):
     bench.stored(bench.start())
     bench.said()
     bench.core.slots = 0
-    bench.tell(push("y", [(m.LOCAL, "x")], attempt=2, alias=True))
+    bench.tell(push("y", [(m.LOCAL, "x", 1)], attempt=2, alias=True))
     alias = bench.session.entries["y"]
     assert alias.state == ex.KEPT and alias.stored == "x-1" and not bench.core.queued
     assert bench.said() == [("STORED", "y", 2, None, None, 0.0)]
@@ -540,7 +543,7 @@ def test_an_alias_keeps_the_very_value_and_needs_no_slot(bench):
 
 
 def test_an_alias_of_what_is_on_its_way_is_done_when_that_is_here(bench):
-    bench.tell(push("y", [(m.REMOTE, "x", 8, ("w",), ("other", "x"))], attempt=2, alias=True))
+    bench.tell(push("y", [(m.REMOTE, "x", 1, 8, ("w",), ("other", "x", 5))], attempt=2, alias=True))
     [fetched] = bench.core.fetches
     fetched.stored = "x-0"
     bench.core.fetched(fetched)
@@ -549,7 +552,7 @@ def test_an_alias_of_what_is_on_its_way_is_done_when_that_is_here(bench):
 
 
 def test_an_alias_of_what_travelled_runs(bench):
-    bench.tell((m.COPY, "x", b"value"), push("y", [(m.LOCAL, "x")], alias=True))
+    bench.tell((m.COPY, "x", 1, b"value"), push("y", [(m.LOCAL, "x", 1)], alias=True))
     assert bench.start().key == "y"
 
 
@@ -574,3 +577,78 @@ def test_very_many_functions_are_not_kept(bench, monkeypatch):
     monkeypatch.setattr("dask_ownership.core.executor.KNOWN_FUNCTIONS", 2)
     bench.tell(*[(m.FUNCTION, i, b"f") for i in range(5)])
     assert list(bench.session.functions) == [3, 4]
+
+
+# ---- keys that are used again ----
+
+
+def test_a_held_value_of_another_life_of_its_key_is_not_taken(bench):
+    bench.tell(push("x", attempt=1))
+    old = bench.start()
+    bench.inline(old, "old")
+    bench.tell(
+        push("local", [(m.LOCAL, "x", 2)], attempt=3),
+        push("remote", [(m.REMOTE, "x", 2, 8, ("there",), None)], attempt=4),
+    )
+    assert bench.said()[1:] == [("RETURNED", "local", 3, m.MISSING, (("x", 2, ()),))]
+    (fetched,) = bench.core.fetches
+    assert fetched.value_name == ("owner", "x", 2)
+    fetched.stored = "new"
+    bench.core.fetched(fetched)
+    assert bench.start().dependencies == [fetched]
+
+
+def test_a_task_that_is_queued_keeps_the_value_that_it_was_pushed_with(bench):
+    x = (m.LOCAL, "x", 1)
+    bench.tell(push("x", attempt=1), push("y", [x], attempt=2))
+    bench.inline(bench.start(), "old")
+    bench.tell((m.COPY, "x", 5, b"new"), push("z", [(m.LOCAL, "x", 5)], attempt=6))
+    y, z = bench.start(), None
+    assert y.dependencies[0].value == "old"
+    bench.inline(y)
+    z = bench.start()
+    assert z.dependencies[0].value == b"new"
+
+
+def test_futures_in_a_held_value_stay_until_they_are_counted_though_its_key_is_used_again(bench):
+    bench.tell(push("x", attempt=1))
+    old = bench.start()
+    old.contains = ["a future"]
+    message = (m.DONE, "x", 1, b"value", 1.0, ("origin",))
+    bench.core.succeeded(old, message, ex.HELD, "old")
+    bench.core.released_slot()
+    bench.tell(push("x", attempt=2))
+    assert old.contains == ["a future"]
+    bench.inline(bench.start(), "new")
+    bench.tell((m.TOOK, "x", 1))
+    assert old.contains is None
+    assert bench.session.entries["x"].value == "new"
+
+
+def test_a_stored_value_of_another_life_is_freed_when_the_new_one_is_fetched(bench):
+    bench.tell(push("x", attempt=1))
+    bench.stored(bench.start())
+    bench.tell(push("y", [(m.LOCAL, "x", 1)], attempt=2))
+    far = (m.REMOTE, "x", 5, 8, ("there",), None)
+    bench.tell(push("z", [far], attempt=6))
+    assert bench.core.freed == ["x-1"]
+    assert bench.core.find_value("owner", "x", 1) is None
+    (fetched,) = bench.core.fetches
+    fetched.stored = "new"
+    bench.core.fetched(fetched)
+    assert bench.core.find_value("owner", "x", 5) is fetched
+    assert bench.core.find_value("owner", "x", 1) is None
+    assert bench.core.find_value("other", "x", 5) is None
+
+
+def test_what_waits_for_a_fetch_of_another_life_is_returned(bench):
+    old = (m.REMOTE, "x", 1, 8, ("there",), None)
+    new = (m.REMOTE, "x", 5, 8, ("there",), None)
+    bench.tell(push("y", [old], attempt=2), push("z", [new], attempt=6))
+    assert bench.said() == [("RETURNED", "y", 2, m.BLOCKED, ())]
+    first, second = bench.core.fetches
+    first.stored, second.stored = "old", "new"
+    bench.core.fetched(first)
+    bench.core.fetched(second)
+    assert bench.core.freed == ["old"]
+    assert bench.start().dependencies == [second]

@@ -101,7 +101,7 @@ def test_every_answer_counts_once(bench):
         (m.FAILED, "x", attempt, b"error", 1.0),
         (m.PARKED, "x", attempt),
         (m.RETURNED, "x", attempt, m.RECALLED, ()),
-        (m.RETURNED, "x", attempt, m.MISSING, (("y", ("a",)),)),
+        (m.RETURNED, "x", attempt, m.MISSING, (("y", 0, ("a",)),)),
         (m.RETURNED, None, 0, m.RECALLED, ()),
     ]
     bench.answer("a", (m.DONE, "x", attempt - 1, b"of another attempt", 1.0))
@@ -187,7 +187,7 @@ def test_a_chain_is_pushed_behind_its_dependency_and_comes_back_with_it():
     home = x.worker
     assert y.worker is home and z.worker is home
     for row, reason in ((x, m.RECALLED), (z, m.BLOCKED), (y, m.MISSING)):
-        keys = (("x", ()),) if reason == m.MISSING else ()
+        keys = (("x", x.attempt, ()),) if reason == m.MISSING else ()
         bench.core.receive(home, [(m.RETURNED, row.key, row.attempt, reason, keys)], 0.0)
         check_ownership(bench.core)
     assert (x.state, y.state, z.state) == (PUSHED, WAITING, WAITING)
@@ -404,7 +404,7 @@ def two_copies():
 
 def test_a_worker_that_misses_a_copy_is_told_to_free_it_and_another_tries():
     bench, x, y = two_copies()
-    bench.returned(y, m.MISSING, (("x", ()),))
+    bench.returned(y, m.MISSING, (("x", x.attempt, ()),))
     assert x.state == STORED
     kinds = bench.kinds("b")
     assert kinds == [("FREE", ("x",)), ("PUSH", "y")], "it may have it by now, uncounted"
@@ -419,10 +419,10 @@ def test_an_old_answer_does_not_undo_a_newer_copy():
     if z.state != PUSHED:
         bench.views["b"].nthreads = 2
         bench.step()
-    bench.returned(y, m.MISSING, (("x", ()),))  # y is pushed again, with a new fetch
+    bench.returned(y, m.MISSING, (("x", x.attempt, ()),))  # y is pushed again, with a new fetch
     assert len(x.holders) == 2
     bench.sent("b")
-    bench.returned(z, m.MISSING, (("x", ()),))  # said before that
+    bench.returned(z, m.MISSING, (("x", x.attempt, ()),))  # said before that
     assert len(x.holders) == 2 and x.state == STORED
     assert ("FREE", ("x",)) not in bench.kinds("b")
 
@@ -430,7 +430,7 @@ def test_an_old_answer_does_not_undo_a_newer_copy():
 def test_a_value_that_nobody_has_is_made_again():
     bench, x, y = two_copies()
     bench.sent("a")
-    bench.returned(y, m.MISSING, (("x", ("a",)),))
+    bench.returned(y, m.MISSING, (("x", x.attempt, ("a",)),))
     assert x.state == PUSHED and y.state == WAITING
     assert ("PUSH", "x") in bench.kinds("a")
     bench.stored(x)
@@ -444,7 +444,7 @@ def test_a_scattered_value_that_nobody_has_is_lost_and_all_that_needs_it_fails(b
     x = bench.core.table.adopt(Row("x", None, None, (), 0))
     bench.core.put(x, [bench.views["a"]], 8)
     y = bench.row("y", x)
-    bench.returned(y, m.MISSING, (("x", ("a",)),))
+    bench.returned(y, m.MISSING, (("x", x.attempt, ("a",)),))
     assert x.state == LOST and "scattered" in x.value.detail
     assert y.state == ERROR and y.value is x.value
     assert bench.row("x") is not x

@@ -364,8 +364,8 @@ def test_an_error_that_is_tried_again_lets_go_of_the_futures_in_it(pair):
 # ---- holders that do not have it ----
 
 
-def missing(side, task, key):
-    side.answer(task, m.RETURNED, m.MISSING, ((key, ()),))
+def missing(side, task, row):
+    side.answer(task, m.RETURNED, m.MISSING, ((row.key, row.version, ()),))
 
 
 def test_a_copy_that_many_tasks_missed_was_missed_once(pair):
@@ -375,8 +375,9 @@ def test_a_copy_that_many_tasks_missed_was_missed_once(pair):
     pair.carry()
     tasks = [pair.borrower.row(f"t{i}", borrowed) for i in range(2 * r.MISSES)]
     pushed = [(t, t.attempt) for t in tasks if t.state == PUSHED]
+    lacks = ((borrowed.key, borrowed.version, ()),)
     for task, attempt in pushed:
-        message = (m.RETURNED, task.key, attempt, m.MISSING, ((borrowed.key, ()),))
+        message = (m.RETURNED, task.key, attempt, m.MISSING, lacks)
         pair.borrower.core.receive(pair.borrower.view, [message], 0.0)
     assert borrowed.state == WAITING and borrowed.misses == 1
     pair.carry()  # its owner says again where it is
@@ -390,12 +391,12 @@ def test_a_value_that_is_missed_again_and_again_is_lost(pair):
     pair.carry()
     task = pair.borrower.row("t", borrowed)
     for _ in range(r.MISSES):
-        missing(pair.borrower, task, borrowed.key)
+        missing(pair.borrower, task, borrowed)
         assert task.state == WAITING
         pair.carry()
         pair.borrower.core.schedule(0.0)
         assert task.state == PUSHED
-    missing(pair.borrower, task, borrowed.key)
+    missing(pair.borrower, task, borrowed)
     assert (borrowed.state, task.state) == (LOST, ERROR)
     pair.borrower.release(task, borrowed)
     pair.carry()
@@ -462,7 +463,7 @@ def test_an_inline_value_that_a_worker_misses_is_sent_again(pair):
     tasks = [pair.borrower.row(f"t{i}", borrowed) for i in range(2)]
     outbox = pair.borrower.view.outbox
     assert [o[0] for o in outbox].count(m.COPY) == 1
-    missing(pair.borrower, tasks[1], borrowed.key)
+    missing(pair.borrower, tasks[1], borrowed)
     assert [o[0] for o in outbox].count(m.COPY) == 2
 
 

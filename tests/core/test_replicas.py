@@ -48,7 +48,8 @@ def store(bench, row):
 def not_there(bench):
     """The copies that are being made do not find their value."""
     for task in list(bench.core.copies.under_way):
-        message = (m.RETURNED, task.key, task.attempt, m.MISSING, (("x", ()),))
+        (needed,) = task.dependencies
+        message = (m.RETURNED, task.key, task.attempt, m.MISSING, (("x", needed.attempt, ()),))
         bench.core.receive(task.worker, [message], 0.0)
     bench.step()
 

@@ -126,7 +126,7 @@ def test_a_stored_value_is_made_again_when_its_reader_got_no_answer():
     assert made.state == STORED
     reader = bench.row("reader", made)
     assert reader.worker is bench.views["b"]
-    bench.returned(reader, m.MISSING, (("made", ()),))
+    bench.returned(reader, m.MISSING, (("made", made.attempt, ()),))
     assert made.state == PUSHED and made.worker is bench.views["b"]
     assert reader.state in (WAITING, PUSHED)
     assert ("FREE", ("made",)) in bench.kinds("a")
@@ -139,7 +139,7 @@ def test_a_scattered_value_is_waited_for():
     bench.core.lineages.drop(value)
     silent(bench, "a")
     reader = bench.row("reader", value)
-    bench.returned(reader, m.MISSING, (("made", ()),))
+    bench.returned(reader, m.MISSING, (("made", value.attempt, ()),))
     assert value.state == STORED and reader.state == PUSHED
 
 

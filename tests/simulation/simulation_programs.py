@@ -117,14 +117,17 @@ class Program:
         self.calls.append(Call(row, Task(value, large=True), [], value))
 
     def again(self) -> None:
-        """The same key once more: the same call while it lives, any other when cancelled."""
-        live = self.live()
-        if not live:
+        """The same key once more: the same call while it lives, any other when it is gone."""
+        if not self.calls:
             return
-        old = self.calls[self.random.choice(live)]
+        old = self.calls[self.random.choice(self.live() or [0])]
+        if self.random.random() < 0.6:
+            # Of the last, what is left at workers may still be on its way to be freed.
+            old = self.random.choice(self.calls[-5:])
         if old.row.key in self.owner.core.table.rows:
             row = self.owner.core.table.find(old.row.key)
             assert row is not None
+            self.owner.core.lineages.wake(row)
             if row is old.row:
                 self.calls.append(
                     Call(row, old.task, old.inputs, old.value, old.must_fail, old.may)
@@ -280,7 +283,7 @@ class Program:
 USUAL = {
     "submit": 10.0,
     "put": 1.0,
-    "again": 1.0,
+    "again": 3.0,
     "release": 3.0,
     "desire": 0.5,
     "cancel": 0.7,

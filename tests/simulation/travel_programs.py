@@ -123,6 +123,7 @@ class Traveller:
         self.keys = 0
         self.others: list[Traveller] = []
         self.mine: list[Expected] = []
+        self.used: dict[str, Expected] = {}
         self.sharing: list[Expected] = []
         self.arriving: list[Callable[[], None]] = []
         self.left = False
@@ -164,10 +165,16 @@ class Traveller:
         self.hold(row, expected(task, list(rows.values()), came))
 
     def key(self) -> str:
+        """A new key, or one that was used for something else, of which nothing is left here."""
+        there = self.owner.core.table.rows
+        gone = sorted(key for key, what in self.used.items() if key not in there and what.certain)
+        if gone and self.random.random() < 0.4:
+            return self.random.choice(gone)
         self.keys += 1
         return f"c{self.number}-{self.keys}"
 
     def hold(self, row: Row, what: Expected) -> None:
+        self.used[row.key] = what
         self.mine.append(what)
         self.held.append(Held(VirtualFuture(self.owner, row), what))
 
