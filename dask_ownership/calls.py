@@ -363,8 +363,8 @@ def parent_of(entry: Any) -> Any:
 def submit_child(
     owner: Owner, row: Row, entry: Any, submit: Callable[[Row], Row] | None = None
 ) -> Row:
-    """Submit what a task submits; it is cancelled at once when that task was."""
-    row = (submit or owner.submit)(row)
+    """Submit what a task submits; it does not run when that task was cancelled."""
+    row = (owner.expect if entry.cancelled else submit or owner.submit)(row)
     if entry.sought:
         owner.executor.made(entry, row.key)
     # After it is in the table: what cancels the children of the task there sees it, or this does.

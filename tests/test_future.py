@@ -27,6 +27,7 @@ from programs import (
     same,
     sleep,
     slowly,
+    total,
     twofold,
     wait_for_file,
 )
@@ -299,6 +300,28 @@ def test_retry(client: Client, tmp_path: Path) -> None:
     assert after.result() == 3
     assert future.result() == 2
     assert after.status == "finished"
+
+
+def test_retrying_the_first_that_failed_runs_what_failed_with_it(
+    client: Client, tmp_path: Path
+) -> None:
+    first, second = (
+        client.submit(fails_at_first, str(tmp_path / name), pure=False) for name in ("a", "b")
+    )
+    chain = [first]
+    for _ in range(3):
+        chain.append(client.submit(inc, chain[-1], pure=False))
+    both = client.submit(total, first, second, pure=False)
+    rest = [*chain, second, both]
+    wait(rest)
+    assert {f.status for f in rest} == {"error"}
+    first.retry()
+    assert client.gather(chain) == [2, 3, 4, 5]
+    late = client.submit(inc, chain[-1], pure=False)
+    assert late.result() == 6
+    assert both.exception() is not None
+    client.retry([second])
+    assert both.result() == 4
 
 
 def test_retry_of_what_did_not_fail(client: Client) -> None:

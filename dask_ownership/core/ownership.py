@@ -284,33 +284,53 @@ class Ownership:
         self.cancel([r for r in rows if r.options.parent == parent and not r.done], detail)
 
     def retry(self, rows: Iterable[Row]) -> None:
-        """Run failed rows again, together with the failed rows that they need."""
-        todo: list[Row] = []
-        rows = list(rows)
-        for row in rows:
-            if isinstance(row, Borrowed):
-                self.references.retry(row)
-        stack = [row for row in rows if row.state == ERROR and row.function is not None]
-        seen: set[Row] = set()
+        """Run failed rows again, with the failed rows that they need, and with all rows that
+        failed because one of these did, as Dask does."""
+        roots: dict[Row, None] = {}
+        borrowed: dict[Borrowed, None] = {}
+        stack = list(rows)
         while stack:
             row = stack.pop()
-            if row in seen:
-                continue
-            seen.add(row)
-            todo.append(row)
-            for dependency in row.dependencies:
-                if dependency.state != ERROR:
-                    continue
-                if isinstance(dependency, Borrowed):
-                    self.references.retry(dependency)
-                elif dependency.function is not None:
-                    stack.append(dependency)
-        for row in todo:
-            self.log(row, "retried", "it was asked for")
+            if isinstance(row, Borrowed):
+                borrowed[row] = None
+            elif row.state == ERROR and row.function is not None and row not in roots:
+                roots[row] = None
+                stack.extend(d for d in row.dependencies if d.state == ERROR)
+        for row in borrowed:
+            self.references.retry(row)
+        self.revive(roots)
+
+    def revive(self, roots: Iterable[Row]) -> None:
+        """Have failed rows wait again, and all that ended with the very error of one of them.
+
+        Of a borrowed row only those: it waits for what its owner says.
+        """
+        roots = [row for row in roots if row.state == ERROR]
+        if not roots:
+            return
+        failed_with: dict[Row, list[Row]] = {}
+        for row in self.table.all():
+            if row.state == ERROR and row.function is not None:
+                for dependency in row.dependencies:
+                    if dependency.value is row.value:
+                        failed_with.setdefault(dependency, []).append(row)
+        again = dict.fromkeys(roots)
+        stack = list(roots)
+        while stack:
+            for row in failed_with.get(stack.pop(), ()):
+                if row not in again:
+                    again[row] = None
+                    stack.append(row)
+        for row in again:
+            if not row.borrowed:
+                asked = "it was asked for" if row in roots else "what it failed with runs again"
+                self.log(row, "retried", asked)
+                if row.borrowers is not None:
+                    self.references.withdraw(row)
             row.state = WAITING
             row.value = None
-        for row in todo:
-            if row.state == WAITING:  # not ended or forgotten with one before it
+        for row in again:
+            if row.state == WAITING and not row.borrowed:  # not ended with one before it
                 self._wait_for_dependencies(row)
 
     def close(self, detail: str) -> None:

@@ -15,7 +15,7 @@ that are there anyway; a worker passes on what is for another process. In a stre
 ``(LENT, key, number, outcome)``
     From the owner: you are counted. The outcome is None while there is none.
 ``(OUTCOME, key, number, outcome)``
-    From the owner: it ended, or its holders changed.
+    From the owner: it ended, or its holders changed; None when it is made or tried again.
 ``(RETURN, key, number)``
     To the owner: nobody here has it any more.
 ``(REQUEST, what, key, detail)``
@@ -461,9 +461,9 @@ class References:
             self._waits_again(row)
 
     def _waits_again(self, row: Borrowed) -> None:
-        row.state = WAITING
-        row.value = None
+        """A failed row is tried again at its owner: what failed here because of it is, too."""
         inside, row.contains = row.contains, ()
+        self.core.revive([row])
         self.core._release_uses(inside)
 
     def missed(self, row: Borrowed, addresses: Iterable[str]) -> None:
@@ -711,6 +711,8 @@ class References:
                 elif borrowed.state == STORED:
                     borrowed.state = WAITING
                     borrowed.addresses = ()
+                elif borrowed.state == ERROR and kind == OUTCOME:
+                    self._waits_again(borrowed)
                 if kind == LENT and (borrowed.returns or not borrowed.counted):
                     self._counted(borrowed)
             elif kind == MOVED:

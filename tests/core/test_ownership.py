@@ -236,9 +236,10 @@ def test_retries_are_used_up_and_retry_runs_failed_dependencies_too(bench):
     for _ in range(2):
         bench.core.retry([y])
         bench.step()
-    assert (x.state, y.state, z.state) == (PUSHED, PUSHED, ERROR)
+    assert (x.state, y.state, z.state) == (PUSHED, PUSHED, PUSHED), "z failed because of x"
     bench.done(x)
     bench.done(y)
+    bench.done(z)
     bench.core.retry([x, y])
     assert (x.state, y.state) == (INLINE, INLINE)
     bench.release(x, y, z)
@@ -254,6 +255,88 @@ def test_a_retried_row_whose_dependency_was_cancelled_meanwhile_is_cancelled(ben
     bench.step()
     assert z.state == CANCELLED
     bench.release(x, y, z)
+    check_empty(bench.core)
+
+
+def fail(bench, row):
+    bench.answer(row.worker.address, (m.FAILED, row.key, row.attempt, row.key.encode(), 1.0))
+
+
+def test_retrying_the_first_of_a_chain_revives_all_that_failed_with_it(bench):
+    x = bench.row("x")
+    chain = [x]
+    for i in range(5):
+        chain.append(bench.row(f"y{i}", chain[-1]))
+    other = bench.row("other")
+    fail(bench, other)
+    fail(bench, x)
+    assert {row.state for row in chain} == {ERROR}
+    bench.core.retry([x])
+    bench.step()
+    late = bench.row("late", chain[-1])
+    assert late.state in (WAITING, PUSHED)
+    for row in [*chain, late]:
+        bench.done(row)
+    assert {row.state for row in [*chain, late]} == {INLINE}
+    assert other.state == ERROR
+    bench.release(*chain, late, other)
+    check_empty(bench.core)
+
+
+@pytest.mark.parametrize("first", ["x", "y"])
+@pytest.mark.parametrize("together", [True, False])
+def test_what_needs_several_failed_rows_is_revived_when_all_are(bench, first, together):
+    x, y = bench.row("x"), bench.row("y")
+    z = bench.row("z", x, y)
+    after = bench.row("after", z)
+    fail(bench, x)
+    fail(bench, y)
+    rows = {"x": x, "y": y}
+    one, other = rows.pop(first), next(iter(rows.values()))
+    if together:
+        bench.core.retry([one, other])
+    else:
+        bench.core.retry([one])
+        bench.step()
+        assert one.state == PUSHED
+        assert (z.state, after.state) == (ERROR, ERROR), "the other failed as well"
+        bench.core.retry([other])
+    bench.step()
+    bench.done(one)
+    bench.done(other)
+    assert {z.state, after.state} <= {WAITING, READY, PUSHED}
+    bench.done(z)
+    bench.done(after)
+    bench.release(x, y, z, after)
+    check_empty(bench.core)
+
+
+def test_what_failed_by_itself_is_not_revived_with_what_it_needs(bench):
+    x = bench.row("x")
+    bench.stored(x)
+    y = bench.row("y", x)
+    fail(bench, y)
+    bench.core.missed(x, ["a"])  # it is made again, and fails
+    bench.step()
+    fail(bench, x)
+    bench.core.retry([x])
+    bench.step()
+    assert (x.state, y.state) == (PUSHED, ERROR)
+    bench.release(x, y)
+    check_empty(bench.core)
+
+
+def test_what_fails_again_is_revived_again(bench):
+    x = bench.row("x")
+    y = bench.row("y", x)
+    for _ in range(3):
+        fail(bench, x)
+        assert y.state == ERROR
+        bench.core.retry([x])
+        bench.step()
+    bench.done(x)
+    bench.done(y)
+    bench.release(x, y)
     check_empty(bench.core)
 
 

@@ -338,6 +338,29 @@ def test_a_task_that_is_tried_again_has_the_borrowed_input_that_failed_tried_aga
     assert task.state == PUSHED
 
 
+@pytest.mark.parametrize("who", ["owner", "borrower"])
+def test_what_failed_at_a_borrower_because_of_a_borrowed_input_is_tried_again_with_it(pair, who):
+    row = pair.owner.row("x")
+    borrowed = pair.lent(row)
+    task = pair.borrower.row("t", borrowed)
+    after = pair.borrower.row("after", task)
+    pair.owner.failed(row)
+    pair.carry()
+    assert {task.state, after.state} == {ERROR}
+    side = getattr(pair, who)
+    side.core.retry([borrowed if who == "borrower" else row])
+    pair.carry()
+    assert {borrowed.state, task.state, after.state} == {WAITING}, "as long as it is tried"
+    pair.owner.core.schedule(0.0)
+    pair.owner.done(row)
+    pair.carry()
+    pair.borrower.core.schedule(0.0)
+    assert task.state == PUSHED
+    pair.borrower.done(task)
+    pair.borrower.core.schedule(0.0)
+    assert after.state == PUSHED
+
+
 def test_retrying_what_cannot_be_tried_again_is_answered(pair):
     row = pair.owner.row("x")
     borrowed = pair.lent(row)
