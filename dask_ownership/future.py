@@ -295,7 +295,7 @@ class Future(distributed.Future):
         if heir is not None:
             # A task that runs again elsewhere makes the same of what it makes again.
             return type(self).__name__, self.key, heir[3]
-        return type(self).__name__, self.key, origin[0], self._row.order
+        return type(self).__name__, self.key, origin[0], origin[5]
 
     # As any object, and at the speed of C: sets of very many futures are usual.
     __hash__ = object.__hash__
@@ -369,10 +369,10 @@ class TravelledFuture(distributed.Future):
         return come_home, self._origin
 
     def __dask_tokenize__(self) -> Any:
-        return "Future", self.key, self._origin[0]
+        return "Future", self.key, self._origin[0], self._origin[5]
 
     def __hash__(self) -> int:
-        return hash((self._origin[0], self.key))
+        return hash((self._origin[0], self.key, self._origin[5]))
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -412,9 +412,9 @@ def named(*name: Any) -> Any:
     return name
 
 
-def come_home(incarnation: str, address: str, name: str, key: Any, heir: Any) -> Any:
+def come_home(incarnation: str, address: str, name: str, key: Any, heir: Any, life: int) -> Any:
     """Unpickle a future: its owner's own where it is owned, borrowed elsewhere."""
-    origin = (incarnation, address, name, key, heir)
+    origin = (incarnation, address, name, key, heir, life)
     # Who asks comes first: owners of one process borrow from each other like any others.
     entry = current_entry()
     if unpickling.client is not None:

@@ -425,7 +425,7 @@ class ObjectSnapshot(Shown):
 
 def name_of(key: Hashable) -> Hashable:
     """The key that users know, of one in the table: a borrowed object has another there."""
-    if type(key) is tuple and len(key) == 3 and key[0] == "borrowed":
+    if type(key) is tuple and len(key) == 4 and key[0] == "borrowed":
         return key[2]
     return key
 

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dask_ownership.core.copying import FIRST
-from dask_ownership.core.messages import Key, Origin, Place, Process
+from dask_ownership.core.messages import Heir, Key, Origin, Place, Process
 from dask_ownership.core.table import (
     ERROR,
     INLINE,
@@ -46,15 +46,15 @@ LEAVES = "leaves"
 """Kind of the failure of an object that an heir does not take over, because it leaves too."""
 
 
-def adopted_key(origin: Origin | Place) -> Key:
+def adopted_key(origin: Origin) -> Key:
     """The key of an object in the table of whoever takes it over, the same everywhere."""
     key = origin[3]
-    return key if is_adopted(key) else ("adopted", origin[0], key)
+    return key if is_adopted(key) else ("adopted", origin[0], key, origin[5])
 
 
 def is_adopted(key: Key) -> bool:
     """Whether it is one that `adopted_key` made."""
-    return isinstance(key, tuple) and len(key) == 3 and key[0] == "adopted"
+    return isinstance(key, tuple) and len(key) == 4 and key[0] == "adopted"
 
 
 class Handover:
@@ -178,7 +178,7 @@ class Adoption:
     def _offer(self, row: Row, heir: Process) -> None:
         core = self.core
         origin = core.references.origin_of(row)
-        made = Borrowed((*heir, adopted_key(origin), None))
+        made = Borrowed((*heir, adopted_key(origin), None, 0))
         made.handles = 0
         known = core.table.adopt_for_use(made)
         assert isinstance(known, Borrowed)
@@ -265,13 +265,13 @@ class Adoption:
         return own is not None and own.state < INLINE
 
 
-def heir_of(origin: Origin, gone: Callable[[Process], bool]) -> Origin | None:
-    """Who is asked for an object when its owner is gone: the origin of a task there.
+def heir_of(origin: Origin | Heir, gone: Callable[[Process], bool]) -> Heir | None:
+    """Who is asked for an object when its owner is gone: a task there.
 
     The owner of the task that submitted it; when that is gone too, the next one up. One
     whose own ancestors are gone is about to drop that task: it is passed over.
     """
-    levels: list[Origin] = []
+    levels: list[Heir] = []
     heir = origin[4]
     while heir is not None:
         levels.append(heir)

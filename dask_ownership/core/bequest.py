@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dask_ownership.core.adoption import adopted_key
+from dask_ownership.core.adoption import adopted_key, is_adopted
 from dask_ownership.core.copying import FIRST
 from dask_ownership.core.messages import Key, Origin, Place, Process
 from dask_ownership.core.table import (
@@ -38,21 +38,21 @@ Reference: TypeAlias = "int | Origin"
 """Another task of the same bequest by its number, or what is owned elsewhere."""
 
 Task: TypeAlias = tuple[Any, ...]
-"""``(key, function, payload, order, dependencies, contains, options, value)``: of msgpack types
-only. ``function`` is a number in the bequest's list; for a value that is there it is -1."""
+"""``(key, life, function, payload, order, dependencies, contains, options, value)``: of msgpack
+types only. ``function`` is a number in the bequest's list; for a value that is there it is -1."""
 
 OPTIONS = ("workers", "loose", "retries", "resources", "timeout", "depth", "within")
 
 
 def held_at(origin: Origin, process: Process) -> Origin:
     """The name of an object that a process holds."""
-    return (*origin[:4], (*process, adopted_key(origin), None))
+    return (*origin[:4], (*process, adopted_key(origin), None), origin[5])
 
 
 def place_held(origin: Origin) -> Place | None:
     """Where an object of this name is held; None when it is not."""
     heir = origin[4]
-    if heir is not None and heir[3] == ("adopted", origin[0], origin[3]):
+    if heir is not None and heir[3] == ("adopted", origin[0], origin[3], origin[5]):
         place: Place = tuple(heir[:4])
         return place
     return None
@@ -75,7 +75,12 @@ class Bequest:
         self.owner = owner
         self.functions = functions
         self.tasks = tasks
-        self.numbers: dict[Key, int] = {task[0]: number for number, task in enumerate(tasks)}
+        self.numbers: dict[Key, int] = {self.key(n): n for n in range(len(tasks))}
+
+    def key(self, number: int) -> Key:
+        """The key of a task in the table of whoever takes it over, as by `adopted_key`."""
+        name, life = self.tasks[number][:2]
+        return name if is_adopted(name) else ("adopted", self.owner[0], name, life)
 
 
 NOTHING = Bequest(("", "", ""), [], ())
@@ -136,12 +141,13 @@ class Bequests:
             count = len(source.dependencies)
             parts = tuple(refer[:count]), tuple(refer[count:])
             numbers[row] = len(tasks)
+            life = self.core.table.named(row)
             if row.state == INLINE:
-                tasks.append((row.key, -1, None, 0, *parts, None, row.value))
+                tasks.append((row.key, life, -1, None, 0, *parts, None, row.value))
                 continue
             number = functions.setdefault(source.function, len(functions))
             options = _options_of(source.options)
-            tasks.append((row.key, number, source.payload, row.order, *parts, options, None))
+            tasks.append((row.key, life, number, source.payload, row.order, *parts, options, None))
         names = [self.core.references.origin_of(row) for row in also]
         return list(functions), tasks, names
 
@@ -170,13 +176,13 @@ class Bequests:
             key = adopted_key(origin)
             known = core.table.find(key)
             if known is not None:
-                if known.options.bequest is not None and origin[3] in bequest.numbers:
+                if known.options.bequest is not None and key in bequest.numbers:
                     known.options = known.options.copy()
                     known.options.bequest = bequest
                 rows.append(known)
                 continue
             if place_held(origin) is not None:
-                origin = (*origin[:4], None)  # it was held once
+                origin = (*origin[:4], None, origin[5])  # it was held once
             taken = core.references.rows_of([origin])
             options = Options(adopted=origin)
             options.bequest = bequest
@@ -229,7 +235,7 @@ class Bequests:
         if bequest is None or row.function is not core.identity or state not in (LOST, CANCELLED):
             return False
         origin = row.options.adopted
-        number = bequest.numbers.get(origin[3])
+        number = bequest.numbers.get(adopted_key(origin))
         if number is None or bequest.owner[0] != origin[0]:
             return False
         made = []
@@ -237,7 +243,7 @@ class Bequests:
             if one != number:
                 made.append(self._row(bequest, one))
         old = row.dependencies + row.contains
-        _, function, payload, order, dependencies, contains, options, _ = bequest.tasks[number]
+        _, _, function, payload, order, dependencies, contains, options, _ = bequest.tasks[number]
         row.function = bequest.functions[function]
         row.payload = payload
         row.order = order
@@ -259,21 +265,20 @@ class Bequests:
         stack = [number]
         while stack:
             one = stack.pop()
-            key = ("adopted", bequest.owner[0], bequest.tasks[one][0])
-            if one in needed or (one != number and key in rows):
+            if one in needed or (one != number and bequest.key(one) in rows):
                 continue
             needed.add(one)
-            _, _, _, _, dependencies, contains, _, _ = bequest.tasks[one]
+            _, _, _, _, _, dependencies, contains, _, _ = bequest.tasks[one]
             stack.extend(r for r in (*dependencies, *contains) if isinstance(r, int))
         return needed
 
     def _row(self, bequest: Bequest, number: int) -> Row:
         """A new row for a task of a bequest, with one handle."""
         core = self.core
-        name, function, payload, order, dependencies, contains, options, value = bequest.tasks[
+        _, _, function, payload, order, dependencies, contains, options, value = bequest.tasks[
             number
         ]
-        key = ("adopted", bequest.owner[0], name)
+        key = bequest.key(number)
         taken = self._rows(bequest, dependencies)
         inside = self._rows(bequest, contains)
         if function < 0:
@@ -296,7 +301,7 @@ class Bequests:
         for reference in references:
             if isinstance(reference, int):
                 origin: Any = None
-                key: Key = ("adopted", bequest.owner[0], bequest.tasks[reference][0])
+                key = bequest.key(reference)
             else:
                 origin = reference
                 key = adopted_key(origin)

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from dask_ownership.core import messages as m
 from dask_ownership.core.adoption import heir_of
-from dask_ownership.core.messages import Key, Message, Origin, Place, Process
+from dask_ownership.core.messages import Heir, Key, Message, Origin, Place, Process
 from dask_ownership.core.table import (
     DORMANT,
     ERROR,
@@ -146,8 +146,8 @@ class Climbing:
         self.keepers: dict[Row, int] = {}
         self.escaped: set[Row] = set()
         self.children: dict[tuple[str, Key], int] = {}
-        self.heirs: dict[tuple[str, Key], Origin] = {}
-        self.above: dict[tuple[str, Key], Origin | None] = {}
+        self.heirs: dict[tuple[str, Key], Heir] = {}
+        self.above: dict[tuple[str, Key], Heir | None] = {}
         self.kept: dict[Key, Row] = {}
         self.untold: dict[tuple[str, Key], list[Callable[[], None]]] = {}
         self.orphans: dict[str, list[Row]] = {}
@@ -161,13 +161,13 @@ class Climbing:
 
     def escapes(self, row: Row) -> None:
         """The future of a row may be in other processes from now on. Again is nothing."""
-        heir: Origin | None = row.options.heir
+        heir: Heir | None = row.options.heir
         if heir is None or row in self.escaped or row.state == FORGOTTEN:
             return
         self.escaped.add(row)
         self._led_to(heir)
 
-    def _led_to(self, heir: Origin) -> None:
+    def _led_to(self, heir: Heir) -> None:
         """One thing more that a task led to is to be made again by its owner, or by an heir
         above that when it is gone."""
         task = (heir[0], heir[3])
@@ -205,7 +205,7 @@ class Climbing:
         for call in self.untold.pop((owner, key), ()):
             call()
 
-    def _go_above(self, heir: Origin) -> None:
+    def _go_above(self, heir: Heir) -> None:
         """The owner of a task that is kept is gone."""
         references = self.core.references
         above = heir_of(heir, lambda process: references.peer(process).gone)
@@ -218,7 +218,7 @@ class Climbing:
         self.escaped.discard(row)
         self._led_to_less(row.options.heir)
 
-    def _led_to_less(self, heir: Origin) -> None:
+    def _led_to_less(self, heir: Heir) -> None:
         task = (heir[0], heir[3])
         count = self.children.pop(task) - 1
         if count:
@@ -551,7 +551,7 @@ class Climbing:
         self.core._release_uses((*search.made.values(), task))
 
 
-def path_from(origin: Origin, heir: Origin) -> Path:
+def path_from(origin: Origin, heir: Origin | Heir) -> Path:
     """The keys from the task of an heir, one of those in an origin, down to the object."""
     keys = [origin[3]]
     level: Any = origin

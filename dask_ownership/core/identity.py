@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from hashlib import blake2b
 from typing import Any
 
-from dask_ownership.core.messages import Key, Origin, Process
+from dask_ownership.core.messages import Heir, Key, Process
 
 
 def task_identity(owner: str, key: Key, within: bytes | None) -> bytes:
@@ -44,14 +44,14 @@ HEIRS = 16
 """How many levels of tasks that submitted tasks are named in an origin."""
 
 
-def task_origin(process: Process, key: Key, heir: Origin | None) -> Origin:
-    """How others know a task's object, and those who own the tasks that led to it.
+def task_origin(process: Process, key: Key, heir: Heir | None) -> Heir:
+    """How others know a task, and those who own the tasks that led to it.
 
     Parameters
     ----------
     process, key
         The owner of the task, and its key there.
-    heir : Origin or None
+    heir : Heir or None
         Of the task that submitted it.
 
     Notes

@@ -24,10 +24,14 @@ Process: TypeAlias = tuple[str, str, str]
 """A process as others know it: its incarnation, its address (a worker's; empty for a
 client, which nobody can dial) and a name for people."""
 
-Origin: TypeAlias = tuple[str, str, str, Key, Any]
-"""An object as everyone knows it: the process that owned it first, its key there, and the
-origin of the task that submitted it (its *heir*: whoever owns that task is asked for the
-object when the first owner is gone), None for what a client submitted."""
+Heir: TypeAlias = tuple[str, str, str, Key, Any]
+"""A task that submitted something: the process that owns it, its key there, and the task that
+submitted it in turn; None for what a client submitted."""
+
+Origin: TypeAlias = tuple[str, str, str, Key, Any, int]
+"""An object as everyone knows it: the process that owned it first, its key there, the task that
+submitted it (its `Heir`: whoever owns that task is asked for the object when the first owner is
+gone), and which *life* of that key it is: a key may be used again for something else."""
 
 Place: TypeAlias = tuple[str, str, str, Key]
 """Where an object is owned now: the process, and the key there."""

@@ -8,8 +8,9 @@ counts it (`Row.borrowers`) until it gives the value back.
 Processes correspond in one ordered stream per pair (`Peer`), carried over the links
 that are there anyway; a worker passes on what is for another process. In a stream:
 
-``(BORROW, key, number, [path, gone])``
-    To the owner: I have it now. ``number`` tells this borrowing from others. With a path: the
+``(BORROW, key, number, life, [path, gone])``
+    To the owner: I have it now. ``number`` tells this borrowing from others, and ``life`` the
+    object from others that had its key (0 for any). With a path: the
     receiver does not own it, but its task can make it (`core.climbing`); ``gone`` is the
     incarnation of the owner that died.
 ``(LENT, key, number, outcome)``
@@ -18,9 +19,9 @@ that are there anyway; a worker passes on what is for another process. In a stre
     From the owner: it ended, or its holders changed; None when it is made or tried again.
 ``(RETURN, key, number)``
     To the owner: nobody here has it any more.
-``(REQUEST, what, key, detail)``
-    To the owner: ``cancel`` or ``retry`` it; or it was ``missed``, with the number of the borrowing
-    and the addresses of those who do not have it: say where it is now.
+``(REQUEST, what, key, number, detail)``
+    To the owner: ``cancel`` or ``retry`` it; or it was ``missed`` by those of some addresses, which
+    do not have it: say where it is now.
 ``(ADOPT, key, number, origin, pinned)``
     To an heir: take this object over under that key, which I borrow.
 ``(MOVED, key, number, place, outcome, path)``
@@ -49,7 +50,7 @@ from dask_ownership.core.bequest import held_at, place_held
 from dask_ownership.core.climbing import Path, path_from
 from dask_ownership.core.link import LinkState
 from dask_ownership.core.losses import LOST_DATA, OWNER_LOST, OWNERS_GONE
-from dask_ownership.core.messages import Key, Message, Origin, Place, Process, ValueName
+from dask_ownership.core.messages import Heir, Key, Message, Origin, Place, Process, ValueName
 from dask_ownership.core.table import (
     CANCELLED,
     DORMANT,
@@ -200,7 +201,7 @@ class References:
         if options.adopted is not None:
             adopted: Origin = options.adopted
             return adopted if options.bequest is None else held_at(adopted, self.process)
-        return (*self.process, row.key, options.heir)
+        return (*self.process, row.key, options.heir, row.life or self.core.table.named(row))
 
     def value_name(self, row: Row) -> ValueName:
         """What workers that have its value, for its owner, know it by."""
@@ -236,9 +237,10 @@ class References:
         row.attempt = core.attempts
         peer.borrowed[row.attempt] = row
         if row.path is None:
-            peer.outbox.append((BORROW, place[3], row.attempt))
+            life = row.origin[5] if place is row.origin else 0
+            peer.outbox.append((BORROW, place[3], row.attempt, life))
         else:
-            peer.outbox.append((BORROW, place[3], row.attempt, row.path, ""))
+            peer.outbox.append((BORROW, place[3], row.attempt, 0, row.path, ""))
         self.talking[place[0]] = peer
 
     def _borrow_from(self, peer: Peer, row: Borrowed) -> None:
@@ -281,7 +283,7 @@ class References:
         row.addresses = ()
         peer = self.peer(heir)
         self._borrow_from(peer, row)
-        self._say(peer, (BORROW, key, row.attempt, row.path, gone))
+        self._say(peer, (BORROW, key, row.attempt, 0, row.path, gone))
 
     def _freed(self, peer: Peer, row: Borrowed, detail: str) -> bool:
         """Its owner freed it before it heard of this borrower; whether others are asked.
@@ -289,7 +291,7 @@ class References:
         Whoever passed it on kept it until then, but for one that was frozen meanwhile and
         whose value was made again elsewhere.
         """
-        if row.counted or row.place != row.origin or row.origin[4] is None:
+        if row.counted or row.place is not row.origin or row.origin[4] is None:
             return False
         del peer.borrowed[row.attempt]
         row.value = Failure("lost-data", row.origin[3], detail)
@@ -333,7 +335,7 @@ class References:
         key = origin[3]
         table = self.core.table
         if origin[0] == self.process[0]:
-            row = table.find(key)
+            row = table.find(key, life=origin[5])
             if row is not None:
                 return row, False
             if key not in self.core.adoption.moved and place_held(origin) is None:
@@ -381,7 +383,7 @@ class References:
         new: list[Borrowed] = []
         for origin in origins:
             if origin[0] == self.process[0]:
-                row = table.use(origin[3])
+                row = table.use(origin[3], origin[5])
                 if row is not None:
                     row.shared_with(None)
                     self.core.lineages.wake(row)
@@ -452,7 +454,7 @@ class References:
 
     def request(self, row: Borrowed, what: str, detail: Any) -> None:
         """Have the owner ``cancel`` or ``retry`` it, or look where it is."""
-        self._say(self.peer(row.place[:3]), (REQUEST, what, row.place[3], detail))
+        self._say(self.peer(row.place[:3]), (REQUEST, what, row.place[3], row.attempt, detail))
 
     def retry(self, row: Borrowed) -> None:
         """Have the owner try a failed row again, which waits for that here."""
@@ -477,7 +479,7 @@ class References:
             self._lose(row, "lost-data", f"its holders {holders} do not have it any more")
             return
         row.state = WAITING
-        self.request(row, "missed", (row.attempt, tuple(addresses)))
+        self.request(row, "missed", tuple(addresses))
 
     def _lose(self, row: Borrowed, kind: str, reason: str) -> None:
         detail = f"{reason}; it was borrowed from {row.origin[2]}"
@@ -594,15 +596,21 @@ class References:
             self._say(peer, (OUTCOME, row.key, number, None))
 
     def _lend(
-        self, peer: Peer, key: Key, number: int, path: Path | None = None, gone: str = ""
+        self,
+        peer: Peer,
+        key: Key,
+        number: int,
+        life: int = 0,
+        path: Path | None = None,
+        gone: str = "",
     ) -> None:
         table = self.core.table
-        row: Row | None = table.rows.get(key)
+        row = table.living(key, life)
         asked = row is None and path is not None
         if row is None and path is not None:
             row = self.core.climbing.ask(key, tuple(path))
         with table.lock:
-            row = table.rows.get(key, row if asked else None)
+            row = table.living(key, life) or (row if asked else None)
             if row is not None:
                 if row.borrowers is None:
                     row.borrowers = {}
@@ -736,34 +744,32 @@ class References:
                 if row is not None:
                     self.core.release([row])
             elif kind == REQUEST:
-                self._requested(peer, message[1], message[2], message[3])
+                self._requested(peer, *message[1:])
             elif kind == LEAVE:
                 self.process_gone(sender[0])
 
-    def _requested(self, peer: Peer, what: str, key: Key, detail: Any) -> None:
+    def _requested(self, peer: Peer, what: str, key: Key, number: int, detail: Any) -> None:
+        row = peer.lent.get((key, number))
         if what == "missed":
-            self._missed_by(peer, key, *detail)
-            return
-        row = self.core.table.rows.get(key)
-        if row is None:
-            return
-        if what == "cancel":
+            self._missed_by(peer, key, number, detail)
+        elif row is None or row.state == FORGOTTEN:
+            pass  # it gave it back since, or it is gone
+        elif what == "cancel":
             self.core.cancel([row], detail)
         elif what == "retry":
             self.core.retry([row])
-            for borrower, number in self.borrowers_of(row) if row.done else ():
+            if row.done:
                 # It cannot be tried again, or was already: who asked waits for an answer.
-                if borrower is peer:
-                    self._say(peer, (OUTCOME, key, number, self.outcome_of(row)))
+                self._say(peer, (OUTCOME, key, number, self.outcome_of(row)))
 
     def _missed_by(self, peer: Peer, key: Key, number: int, addresses: Iterable[str]) -> None:
         """A borrower asked those who have it, and these do not.
 
         What a task was to fetch counts as there; when it ends before it has, nobody says so.
         """
-        row = self.core.table.rows.get(key)
-        if row is None or (key, number) not in peer.lent:
-            self._lend(peer, key, number)
+        row = peer.lent.get((key, number))
+        if row is None:
+            self._say(peer, (LENT, key, number, self._outcome_of_gone(key)))
             return
         # Another place may be under way to it: then it asked those who had it before.
         unheard = [message for _, batch in peer.stream.unacknowledged for message in batch]
@@ -857,7 +863,7 @@ class References:
             self._say(peer, (LEAVE,))
 
 
-def owners_of(origin: Origin) -> tuple[str, ...]:
+def owners_of(origin: Origin | Heir) -> tuple[str, ...]:
     """Names of the owner of an object, and of those of the tasks that led to it."""
     names = []
     level: Any = origin

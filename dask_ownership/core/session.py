@@ -6,7 +6,7 @@ from collections import deque
 from typing import Any
 
 from dask_ownership.core.identity import task_identity, task_origin
-from dask_ownership.core.messages import Key, Message, Origin, Process, ValueName
+from dask_ownership.core.messages import Heir, Key, Message, Process, ValueName
 from dask_ownership.core.queue import OrderedQueue
 
 # ---- states of an entry ----
@@ -84,7 +84,7 @@ class Entry:
         Handles of the futures inside its value; whatever the runtime keeps.
     arrived : object
         Rows of the futures that came in its arguments; written by the runtime.
-    named : Origin or None
+    named : Heir or None
         What `heir` gives, once it was asked for.
     known : bytes or None
         What `identity` gives, once it was asked for.
@@ -148,7 +148,7 @@ class Entry:
         self.contains: Any = None
         self.arrived: Any = None
         self.origin: ValueName | None = None
-        self.named: Origin | None = None
+        self.named: Heir | None = None
         self.known: bytes | None = None
         self.escaped = False
         self.sought: set[Key] | None = None
@@ -167,8 +167,8 @@ class Entry:
         return self.options.get("repeats", self.key) if self.options else self.key
 
     @property
-    def heir(self) -> Origin:
-        """The origin of this task's object, for those that it submits."""
+    def heir(self) -> Heir:
+        """How others know this task, for those that it submits."""
         named = self.named
         if named is None:
             above = self.options.get("heir") if self.options else None

@@ -183,8 +183,8 @@ class Options:
         For how many times the allowed silence a worker may keep it; doubles with each move.
     parent : hashable or None
         Owner, key and attempt of the task that submitted it and alone has it.
-    heir : Origin or None
-        Origin of the task that submitted it.
+    heir : Heir or None
+        The task that submitted it.
     within : bytes or None
         Identity of the task that submitted it.
     repeats : hashable
@@ -335,6 +335,9 @@ class Row:
         How to make a stored value again.
     handles, uses, descendants : int
         Counts, see the module.
+    life : int
+        Tells it from other rows of this process that had its key, or will: a number that it
+        gets when others hear of it, 0 until then.
     waiters : object or None
         Told when the state becomes final; belongs to the runtime.
     """
@@ -354,6 +357,7 @@ class Row:
         "handles",
         "holders",
         "key",
+        "life",
         "lineage",
         "nbytes",
         "options",
@@ -399,6 +403,7 @@ class Row:
         self.handles = 1
         self.uses = 0
         self.descendants = 0
+        self.life = 0
         self.lineage: Any = None
         self.waiters: Any = None
 
@@ -488,7 +493,7 @@ def version_of(row: Row) -> int:
 
 def borrowed_key(origin: Origin) -> Key:
     """The key under which a borrowed object stands in the borrower's table and sessions."""
-    return ("borrowed", origin[0], origin[3])
+    return ("borrowed", origin[0], origin[3], origin[5])
 
 
 SHARDS = 256
@@ -546,9 +551,10 @@ class Table:
         pickled somewhere.
     """
 
-    __slots__ = ("lock", "pinned", "rows")
+    __slots__ = ("lives", "lock", "pinned", "rows")
 
     def __init__(self, lock: AbstractContextManager[Any]) -> None:
+        self.lives = 0
         self.lock = lock
         self.rows = Rows()
         self.pinned: set[Row] = set()
@@ -592,21 +598,34 @@ class Table:
             known.uses += 1
         return known
 
-    def use(self, key: Key) -> Row | None:
-        """The row of a key with one more use, or None."""
+    def named(self, row: Row) -> int:
+        """The life of a row that others are about to hear of."""
         with self.lock:
-            row: Row | None = self.rows.get(key)
+            if not row.life:
+                self.lives += 1
+                row.life = self.lives
+        return row.life
+
+    def living(self, key: Key, life: int) -> Row | None:
+        """The row of a key in one of its lives, 0 for any; None when it is gone."""
+        row: Row | None = self.rows.get(key)
+        return None if row is None or (life and row.life != life) else row
+
+    def use(self, key: Key, life: int = 0) -> Row | None:
+        """As `living`, with one more use."""
+        with self.lock:
+            row = self.living(key, life)
             if row is not None:
                 row.uses += 1
         return row
 
-    def find(self, key: Key, parent: Any = None) -> Row | None:
-        """The row of a key with one more handle on it, or None.
+    def find(self, key: Key, parent: Any = None, life: int = 0) -> Row | None:
+        """As `living`, with one more handle.
 
         ``parent`` is the task that asks, as in `Options.parent`.
         """
         with self.lock:
-            row = self.rows.get(key)
+            row = self.living(key, life)
             if row is not None:
                 row.handles += 1
                 row.shared_with(parent)

@@ -108,6 +108,31 @@ def test_nothing_is_left_at_either_end_when_it_is_let_go(three):
     check_empty(three.giver.core)
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_key_that_is_put_again_for_something_else_is_another_object(three, gone):
+    first = three.giver.row("x")
+    [one] = three.put(first)
+    three.giver.core.cancel([first], "stop")
+    a = three.giver.row("a")
+    second = three.giver.row("x", a)
+    [other] = three.put(second)
+    assert one is not other
+    if gone:
+        three.gone(three.giver)
+        (needed,) = other.dependencies
+        assert (needed.state, other.state) == (PUSHED, PUSHED)
+        three.holder.done(needed)
+        three.holder.done(other, b"second")
+    else:
+        three.giver.done(a)
+        three.giver.core.schedule(0.0)
+        three.giver.done(second, b"second")
+        three.carry()
+        assert other.value == b"second"
+    three.holder.release(one, other)
+    check_empty(three.holder.core)
+
+
 def test_what_has_not_ended_is_run_by_the_holder_when_its_owner_is_gone(three):
     a = three.giver.row("a")
     b = three.giver.row("b", a)
@@ -117,7 +142,8 @@ def test_what_has_not_ended_is_run_by_the_holder_when_its_owner_is_gone(three):
     three.carry()
     three.gone(three.giver)
     rows = three.holder.core.table.rows
-    made = [rows["adopted", "giver", key] for key in "abc"]
+    made = {key[2]: row for key, row in rows.items() if key[:2] == ("adopted", "giver")}
+    made = [made[key] for key in "abc"]
     assert made[2] is held and held.options.retries == 2
     assert [row.function.pickled for row in made] == [b"f"] * 3
     assert held.dependencies == (made[1],) and made[0].state == PUSHED
@@ -201,7 +227,7 @@ def test_scattered_inputs_of_what_has_not_ended_are_held_too(three):
     three.giver.core.put(a, [three.giver.view], 10)
     b = three.giver.row("b", a)
     held, also = three.put(b)
-    assert also.key == adopted_key(("giver", "", "", "a", None)) and also.state == PUSHED
+    assert also.key == adopted_key(("giver", "", "", "a", None, a.life)) and also.state == PUSHED
     stored(three.holder, also)
     three.carry()
     three.gone(three.giver)
@@ -346,7 +372,7 @@ def test_a_value_with_futures_of_what_is_held(three):
 
 
 def test_what_is_to_be_held_was_freed(three):
-    origin = ("giver", "", "giver", "x", None)
+    origin = ("giver", "", "giver", "x", None, 0)
     [held] = three.holder.core.bequests.hold([origin], Bequest(("giver", "", "giver"), [], []))
     three.carry()
     assert held.state == ERROR and held.value.kind == "lost-data"

@@ -490,6 +490,53 @@ def test_an_inline_value_that_a_worker_misses_is_sent_again(pair):
     assert [o[0] for o in outbox].count(m.COPY) == 2
 
 
+# ---- keys that are used again ----
+
+
+def test_two_lives_of_a_key_are_two_objects_for_a_borrower(pair):
+    old = pair.owner.row("x")
+    first = pair.borrower.borrow(pair.owner.references.origin_of(old))
+    pair.carry()
+    pair.owner.core.cancel([old], "stop")
+    new = pair.owner.row("x")
+    second = pair.borrower.borrow(pair.owner.references.origin_of(new))
+    assert first is not second
+    pair.owner.done(new, b"new")
+    pair.carry()
+    assert (first.state, second.state, second.value) == (CANCELLED, INLINE, b"new")
+    pair.borrower.release(first, second)
+    pair.owner.release(old)
+    pair.carry()
+    assert counts(new) == (1, 0, 0)
+
+
+def test_who_hears_of_a_key_late_does_not_get_its_next_life(pair):
+    old = pair.owner.row("x")
+    origin = pair.owner.references.origin_of(old)
+    pair.owner.core.cancel([old], "stop")
+    pair.owner.release(old)
+    new = pair.owner.row("x")
+    pair.owner.done(new, b"new")
+    late = pair.borrower.borrow(origin)
+    pair.carry()
+    assert late.state == CANCELLED
+    assert pair.owner.references.rows_of([origin]) == ()
+    home, _ = pair.owner.references.arrive(origin)
+    assert home is not new and home.state == LOST
+    assert counts(new) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("what", ["cancel", "retry", "missed"])
+def test_a_request_is_about_the_life_that_was_borrowed(pair, what):
+    old = pair.owner.row("x")
+    borrowed = pair.lent(old)
+    pair.owner.core.cancel([old], "stop")
+    new = pair.owner.row("x")
+    pair.borrower.references.request(borrowed, what, ("w",) if what == "missed" else "")
+    pair.carry()
+    assert (new.state, borrowed.state) == (PUSHED, CANCELLED)
+
+
 # ---- ends ----
 
 
@@ -514,7 +561,7 @@ def test_what_an_owner_that_ends_owned_is_lost(pair, how):
     row = pair.owner.row("x")
     borrowed = pair.lent(row)
     waits = pair.borrower.row("t", borrowed)
-    uncounted = pair.borrower.borrow((*pair.owner.process, "y", None))
+    uncounted = pair.borrower.borrow((*pair.owner.process, "y", None, 0))
     called = []
     pair.borrower.references.when_counted([uncounted], lambda: called.append(1))
     if how == "leaves":
@@ -528,7 +575,7 @@ def test_what_an_owner_that_ends_owned_is_lost(pair, how):
     losses = pair.borrower.core.losses
     assert {name: n for name, n in losses.items() if n} == {"owners-gone": 1, "owner-lost": 2}
     assert called == [1]
-    late = pair.borrower.borrow((*pair.owner.process, "z", None))
+    late = pair.borrower.borrow((*pair.owner.process, "z", None, 0))
     assert late.state == LOST and late.counted
     pair.borrower.core.retry([borrowed, late])
     pair.borrower.core.cancel([borrowed, late], "late")
@@ -539,13 +586,13 @@ def test_what_an_owner_that_ends_owned_is_lost(pair, how):
 def test_a_worker_that_comes_back_to_an_address_can_own(pair):
     side = pair.borrower
     before = ("first", "there:1", "there")
-    lost = side.borrow((*before, "x", None))
+    lost = side.borrow((*before, "x", None, 0))
     side.references.address_gone("there:1")
     side.references.address_gone("there:1")
     assert lost.state == LOST
     side.core.add_worker(WorkerView("there:1", nthreads=1))
-    assert side.borrow(("second", "there:1", "there", "x", None)).state == WAITING
-    assert side.borrow((*before, "y", None)).state == LOST
+    assert side.borrow(("second", "there:1", "there", "x", None, 0)).state == WAITING
+    assert side.borrow((*before, "y", None, 0)).state == LOST
 
 
 def test_a_closed_owner_hears_nothing(pair):

@@ -109,12 +109,10 @@ borrowed  MOVED                      none waiting
     "frozen": """
 row       RETURNED:blocked           late-inline
 lent      BORROW                     ready
-borrowed  OUTCOME                    error
 """,
     "parted": """
 row       RETURNED:missing           pushed
 row       CHECKPOINT                 pushed
-borrowed  OUTCOME                    error
 """,
     "retired": """
 lent      ADOPT                      none

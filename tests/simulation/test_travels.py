@@ -124,6 +124,11 @@ REGRESSIONS = {
         {"seed": 787560933, "workers": 4, "slots": 2, "clients": 1, "length": 88, "leaves": True},
         {"freezes": True, "retires": 1, "faults": Faults(0, 0.1, 20_000)},
     ),
+    # Its future was found under the key, which was that of a task by then.
+    "a lost value whose key is used again": (
+        {"seed": 1, "workers": 1, "slots": 1, "clients": 1, "length": 31, "kills": 1},
+        {"faults": Faults(0, 0.1)},
+    ),
 }
 
 
