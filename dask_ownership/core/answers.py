@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from dask_ownership.core import checkpoints
+from dask_ownership.core import checkpoints, restarts
 from dask_ownership.core import messages as m
 from dask_ownership.core.messages import Key, Message
 from dask_ownership.core.placement import WorkerView
@@ -37,7 +37,7 @@ RETURN_REASONS = {
     m.DROPPED: "it was dropped before it started",
     m.BLOCKED: "a task there that it waited for ended without a value",
     m.UNKNOWN_FUNCTION: "its function was not known there",
-    m.RESCHEDULED: "it asked to be run again",
+    m.RESCHEDULED: "it asked to be run again, by Reschedule",
     m.REFUSED: "no new tasks are taken there, or not such as this one",
 }
 
@@ -124,8 +124,8 @@ class Answers:
                     row.options = row.options.copy()
                     row.options.retries -= 1
                     left = row.options.retries
-                    core.log(row, "retried", f"it failed at {view.address}; {left} retries left")
-                    core._again(row)
+                    detail = f"it failed at {view.address}; {left} retries left"
+                    core._again(row, restarts.FAILED, detail)
                     self._late(view, message)
                 else:
                     if len(message) > 5:
@@ -241,12 +241,12 @@ class Answers:
     def _returned(self, view: WorkerView, row: Row, reason: int, keys: Any) -> None:
         core = self.core
         if reason == m.RECALLED:
-            core.log(row, "recalled", f"from {view.address}, for a worker with nothing to do")
+            detail = f"from {view.address}, for a worker with nothing to do"
         else:
             why = RETURN_REASONS.get(reason)
             if why is None:
                 why = f"it did not get {', '.join([repr(key) for key, *_ in keys or ()])}"
-            core.log(row, "returned", f"by {view.address}: {why}")
+            detail = f"by {view.address}: {why}"
         if reason == m.UNKNOWN_FUNCTION and row.function is not None:
             view.functions.discard(row.function.id)
         elif reason == m.REFUSED:
@@ -273,11 +273,7 @@ class Answers:
                 if gone:
                     core._drop_holders(dependency, gone, "does not have it any more")
                 core.silences.unanswered(dependency)
-        elif reason == m.RESCHEDULED and row.options.at_most_once:
-            detail = f"it raised Reschedule at {view.address}, and runs at most once"
-            core.uncertain(row, detail)
-            return
-        core._again(row)
+        core._again(row, restarts.OF_RETURN.get(reason, restarts.RETURNED), detail)
         if reason in (m.RECALLED, m.RESCHEDULED) and row.state == READY:
             others = [v for v in core.placement.allowed(row) if v is not view]
             other = core.placement.choose(row, others)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from dask_ownership.core import restarts
 from dask_ownership.core.adoption import adopted_key, is_adopted
 from dask_ownership.core.copying import FIRST
 from dask_ownership.core.messages import Key, Origin, Place, Process
@@ -158,7 +159,7 @@ class Bequests:
             return None
         if row.state == INLINE:
             return row
-        if row.options.at_most_once:
+        if not restarts.may(restarts.REPEATED, row.options):
             return None
         return row if row.function is not None else row.lineage
 

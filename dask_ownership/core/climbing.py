@@ -29,6 +29,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dask_ownership.core import messages as m
+from dask_ownership.core import restarts
 from dask_ownership.core.adoption import heir_of
 from dask_ownership.core.messages import Heir, Key, Message, Origin, Place, Process
 from dask_ownership.core.table import (
@@ -343,13 +344,13 @@ class Climbing:
             if there is not None:
                 self._found(row, question, there)
                 return
-            again = self.repeats.get(task)
-            if again is None:
-                again = self._repeat(row, task)
+            repeat = self.repeats.get(task)
+            if repeat is None:
+                repeat = self._repeat(row, task)
                 new = True
-            if again is None:
+            if repeat is None:
                 return
-            task = again
+            task = repeat
         search = self.searches.get(task)
         if search is None:
             search = self._search(task)
@@ -403,7 +404,7 @@ class Climbing:
         lineage = task.lineage
         source: Any = lineage if lineage is not None else task
         function: Function | None = source.function
-        once = task.options.at_most_once
+        once = not restarts.may(restarts.REPEATED, task.options)
         if function is None or function is core.identity or once:
             why = (
                 core.lineages.why_not(task)
@@ -422,14 +423,14 @@ class Climbing:
         options.checkpoints = options.replicas = None  # all of its children, and no value
         core.attempts += 1
         key = ("repeat", task.key, core.attempts)
-        again = Row(key, function, source.payload, source.dependencies, task.order, options)
-        again.contains = source.contains
-        core.table.adopt(again)
-        again.handles = 0
-        self._search(again, task)
+        repeat = Row(key, function, source.payload, source.dependencies, task.order, options)
+        repeat.contains = source.contains
+        core.table.adopt(repeat)
+        repeat.handles = 0
+        self._search(repeat, task)
         wanted = self.questions[row].path[-1]
         core.log(task, "repeated", f"for {wanted!r}, whose owner is gone")
-        return again
+        return repeat
 
     def seek(self, task: Row, keys: tuple[Key, ...] | None = None) -> None:
         """Have the worker that runs a task look out for children of it."""

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dask_ownership.core import checkpoints
+from dask_ownership.core import checkpoints, restarts
 from dask_ownership.core.table import (
     DORMANT,
     ERROR,
@@ -123,7 +123,7 @@ class Lineages:
             return
         if row.options.adopted is not None and row.function is self.core.identity:
             return  # another process has what made it
-        if row.options.at_most_once:
+        if not restarts.may(restarts.RECOVERED, row.options):
             return
         assert row.function is not None
         checkpoints.drop(row)
@@ -191,7 +191,7 @@ class Lineages:
             )
         if row.options.adopted is not None:
             return f"it was taken over from {row.options.adopted[2]}, which left, without lineage"
-        if row.options.at_most_once:
+        if not restarts.may(restarts.RECOVERED, row.options):
             return "its task runs at most once and is not run again to make it"
         return "it has no lineage: it was scattered, not computed"
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from dask_ownership.core import checkpoints
+from dask_ownership.core import checkpoints, restarts
 from dask_ownership.core import messages as m
 from dask_ownership.core.adoption import Adoption
 from dask_ownership.core.answers import Answers
@@ -59,15 +59,7 @@ from dask_ownership.core.unmatched import Unmatched
 HISTORY = 10_000
 """How many unusual events are remembered."""
 
-AGAIN = (
-    "worker-gone",
-    "worker-silent",
-    "recovered",
-    "repeated",
-    "recalled",
-    "returned",
-    "retried",
-)
+AGAIN = tuple(dict.fromkeys(path.event for path in restarts.PATHS))
 """Events after which a task is handed out again."""
 
 
@@ -314,14 +306,14 @@ class Ownership:
                 for dependency in row.dependencies:
                     if dependency.value is row.value:
                         failed_with.setdefault(dependency, []).append(row)
-        again = dict.fromkeys(roots)
+        revived = dict.fromkeys(roots)
         stack = list(roots)
         while stack:
             for row in failed_with.get(stack.pop(), ()):
-                if row not in again:
-                    again[row] = None
+                if row not in revived:
+                    revived[row] = None
                     stack.append(row)
-        for row in again:
+        for row in revived:
             if not row.borrowed:
                 asked = "it was asked for" if row in roots else "what it failed with runs again"
                 self.log(row, "retried", asked)
@@ -329,7 +321,7 @@ class Ownership:
                     self.references.withdraw(row)
             row.state = WAITING
             row.value = None
-        for row in again:
+        for row in revived:
             if row.state == WAITING and not row.borrowed:  # not ended with one before it
                 self._wait_for_dependencies(row)
 
@@ -403,20 +395,14 @@ class Ownership:
         for row in pushed:
             if row.state != PUSHED or row.worker is not view:
                 continue
-            if row.options.at_most_once and row.attempt not in unsent:
-                detail = (
-                    f"{view.address} {reason} while it may have been running there or have ended, "
-                    "and a task that runs at most once is not run again. Find out what it did; "
-                    "client.retry(future) runs it once more"
-                )
-                self.uncertain(row, detail)
-                continue
-            if row in suspects and self._blamed(row, f"{view.address} {reason}", alone):
+            death = f"{view.address} {reason}"
+            path = restarts.NEVER_SENT if row.attempt in unsent else restarts.WORKER_DIED
+            suspect = row in suspects and restarts.may(path, row.options)
+            if suspect and self._blamed(row, death, alone):
                 continue
             ran = "it may have run there" if row in suspects else "it waited there"
             ran = "nothing else was there" if row in suspects and alone else ran
-            self.log(row, "worker-gone", f"{view.address} {reason}; {ran}")
-            self._again(row)
+            self._again(row, path, f"{death}; {ran}")
 
     def _blamed(self, row: Row, death: str, alone: bool) -> bool:
         """A worker died under a task, and perhaps of it; whether it is given up."""
@@ -435,8 +421,12 @@ class Ownership:
         self._fail(row, ERROR, Failure("killed-worker", row.key, detail))
         return True
 
-    def uncertain(self, row: Row, detail: str) -> None:
+    def _uncertain(self, row: Row, what: str) -> None:
         """End a task that runs at most once, and may have run."""
+        detail = (
+            f"{what}. It may have been running there or have ended, and a task that runs at most "
+            "once is not run again. Find out what it did; client.retry(future) runs it once more"
+        )
         self.losses[UNCERTAIN] += 1
         self._fail(row, ERROR, Failure("uncertain", row.key, detail))
 
@@ -670,8 +660,12 @@ class Ownership:
         if self.climbing.searches and row in self.climbing.searches:
             self.climbing.ended(row)
 
-    def _again(self, row: Row) -> None:
-        """Back to waiting or ready: the attempt ended without an outcome."""
+    def _again(self, row: Row, path: restarts.Path, detail: str) -> None:
+        """Back to waiting or ready: the attempt ended without an outcome, or is given up."""
+        if not restarts.may(path, row.options):
+            self._uncertain(row, detail)
+            return
+        self.log(row, path.event, detail)
         row.worker = None
         row.state = WAITING
         self._wait_for_dependencies(row)

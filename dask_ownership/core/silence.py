@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from dask_ownership.core import restarts
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.table import INLINE, PUSHED, STORED, Row
 
@@ -126,19 +127,20 @@ class Silences:
         for row in list(view.pushed.values()):
             if row.state != PUSHED or row.worker is not view:
                 continue
+            path = restarts.SILENT
+            why = "it does not answer, and another worker can run it"
             if any(d.state < INLINE and d.worker is not view for d in row.dependencies):
+                path = restarts.INPUT_ELSEWHERE
                 why = "what it waited for there is tried elsewhere"
-            elif row.options.at_most_once:
-                continue  # it may have started
-            elif times >= row.options.patience and self._elsewhere(row):
+            if not restarts.may(path, row.options):
+                continue  # it goes on when the worker does
+            if path is restarts.SILENT:
+                if times < row.options.patience or not self._elsewhere(row):
+                    continue
                 row.options = row.options.copy()
                 row.options.patience = 2 * times
-                why = "it does not answer, and another worker can run it"
-            else:
-                continue
-            core.log(row, "worker-silent", f"{view.address}: {why}")
             core._take_back(row)
-            core._again(row)
+            core._again(row, path, f"{view.address}: {why}")
 
     def _elsewhere(self, row: Row) -> bool:
         return any(view.accepting for view in self.core.placement.allowed(row))

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from dask_ownership.core.table import ERROR, Options, Row
+from dask_ownership.core.table import ERROR, PUSHED, Options, Row
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster
 
 ROUGH = Faults(0.2, 0.1)
@@ -21,11 +21,12 @@ def let_go(cluster: VirtualCluster, rows: list[Row]) -> None:
     cluster.assert_empty()
 
 
-@pytest.mark.parametrize("seed", range(50))
-def test_tasks_start_at_most_once_whatever_dies_pauses_or_leaves(seed):
+@pytest.mark.parametrize("seed", range(100))
+def test_tasks_start_at_most_once_whatever_dies_freezes_pauses_or_leaves(seed):
     random = Random(seed)
     slots = random.randint(1, 3)
-    cluster = VirtualCluster(seed, random.randint(1, 4), slots, faults=ROUGH)
+    faults = random.choice([ROUGH, ROUGH, Faults(0, 0, 20_000.0)])
+    cluster = VirtualCluster(seed, random.randint(1, 4), slots, faults=faults)
     owner = cluster.clients[0]
     rows: list[Row] = []
     once: set[Row] = set()
@@ -61,6 +62,13 @@ def test_tasks_start_at_most_once_whatever_dies_pauses_or_leaves(seed):
             elif what < 0.5:
                 cluster.workers[random.choice(there)].forget_functions()
             elif what < 0.6:
+                cluster.freeze(random.choice(there), random.choice([5_000.0, 60_000.0, 500_000.0]))
+            elif what < 0.7:
+                other = random.choice([owner.name, *(cluster.workers[a].owner.name for a in there)])
+                one = cluster.workers[random.choice(there)].owner.name
+                if one != other:
+                    cluster.partition(one, other, random.choice([5_000.0, 60_000.0, 300_000.0]))
+            elif what < 0.8:
                 cancelled = random.choice(rows)
                 owner.core.cancel([cancelled], "stop")
             cluster.run_for(random.choice([10.0, 500.0, 20_000.0]))
@@ -88,6 +96,40 @@ def test_tasks_start_at_most_once_whatever_dies_pauses_or_leaves(seed):
         cluster.run()
         for row in retried:
             assert cluster.started[owner.name, row.key] <= 2, row
+    let_go(cluster, rows)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_tasks_start_at_most_once_when_their_worker_freezes_and_their_inputs_are_made_again(seed):
+    """Others need the same inputs meanwhile, and these are made again for them."""
+    random = Random(seed)
+    faults = random.choice([ROUGH, Faults(0, 0), Faults(0, 0, 20_000.0)])
+    cluster = VirtualCluster(seed, random.randint(2, 3), random.randint(1, 3), faults=faults)
+    owner = cluster.clients[0]
+    rows: list[Row] = []
+    once: list[Row] = []
+    for number in range(6):
+        data = owner.submit(f"data-{number}", Task(number, 10.0, large=True))
+        charge = owner.submit(
+            f"charge-{number}", Task(1, 80_000.0), [data], Options(at_most_once=True)
+        )
+        rows += [data, charge]
+        once.append(charge)
+        cluster.run_for(random.choice([1_000.0, 10_000.0]))
+        if charge.state == PUSHED:
+            where = charge.worker.address
+            if random.random() < 0.7:
+                cluster.freeze(where, random.choice([100_000.0, 500_000.0]))
+            else:
+                cluster.partition(owner.name, cluster.workers[where].owner.name, 300_000.0)
+        cluster.run_for(random.choice([1_000.0, 60_000.0]))
+        for i in range(2):
+            rows.append(owner.submit(f"look-{number}-{i}", Task(1, 10.0), [data]))
+        cluster.run_for(random.choice([1_000.0, 60_000.0]))
+    cluster.run()
+    for number, row in enumerate(once):
+        assert cluster.started[owner.name, row.key] == 1, row
+        assert cluster.outcome(owner, row) == number + 1
     let_go(cluster, rows)
 
 

@@ -1,0 +1,192 @@
+"""Each path on which a task is started again, for tasks that run at most once and for others."""
+
+from __future__ import annotations
+
+import ast
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from dask_ownership.core import messages as m
+from dask_ownership.core import restarts
+from dask_ownership.core.invariants import check_ownership
+from dask_ownership.core.ownership import Ownership
+from dask_ownership.core.placement import WorkerView
+from dask_ownership.core.table import PUSHED, Function, Options, Row
+
+
+class Bench:
+    """An owner with two workers, and one task, whose pushes are counted."""
+
+    def __init__(self, *, once: bool, retries: int = 0) -> None:
+        self.core = Ownership(nullcontext(), process=("me", "", "me"))
+        self.core.identity = Function(2, b"identity", "identity")
+        self.function = Function(1, b"f", "f")
+        self.views = [WorkerView(address) for address in "ab"]
+        for view in self.views:
+            self.core.add_worker(view)
+        self.options = Options(at_most_once=once, retries=retries)
+        self.pushes = 0
+
+    def submit(self, key: str, *needed: Row, options: Options | None = None) -> Row:
+        row = Row(key, self.function, b"call", needed, 0, options or self.options)
+        self.core.table.adopt(row)
+        self.core.submit([row])
+        self.step()
+        return row
+
+    def step(self) -> None:
+        self.core.schedule(0.0)
+        check_ownership(self.core)
+        for view in self.core.placement.workers.values():
+            self.pushes += sum(one[:2] == (m.PUSH, "task") for one in view.outbox)
+            view.outbox.clear()
+
+    def says(self, row: Row, kind: int, *rest: object) -> None:
+        self.core.receive(row.worker, [(kind, row.key, row.attempt, *rest)], 0.0)
+        self.step()
+
+    def stored(self, row: Row) -> None:
+        self.says(row, m.STORED, 1000, None, 1.0)
+
+    def dies(self, view: WorkerView) -> None:
+        self.core.remove_worker(view, "died")
+        self.step()
+
+    def silent(self, view: WorkerView) -> None:
+        self.core.silences.silent([(view, 1.0)])
+        self.step()
+
+
+def worker_died(bench: Bench) -> None:
+    bench.dies(bench.submit("task").worker)
+
+
+def never_sent(bench: Bench) -> None:
+    row = Row("task", bench.function, b"call", (), 0, bench.options)
+    bench.core.table.adopt(row)
+    bench.core.submit([row])
+    bench.core.schedule(0.0)  # it stays in the outbox
+    bench.pushes += 1
+    bench.dies(row.worker)
+
+
+def silent(bench: Bench) -> None:
+    bench.silent(bench.submit("task").worker)
+
+
+def input_elsewhere(bench: Bench) -> None:
+    """An input at the silent worker is made again for another task."""
+    data = bench.submit("data", options=Options(workers=("a",), loose=True))
+    bench.stored(data)
+    task = bench.submit("task", data)
+    assert task.worker.address == "a"
+    task.options = task.options.copy()
+    task.options.patience = 100.0  # so that silence alone does not move it
+    bench.silent(task.worker)
+    bench.core.missed(data, ["a"])
+    bench.step()
+    assert data.state == PUSHED
+    bench.silent(bench.views[0])
+    bench.stored(data)
+
+
+def failed(bench: Bench) -> None:
+    bench.says(bench.submit("task"), m.FAILED, b"error", 1.0)
+
+
+def rescheduled(bench: Bench) -> None:
+    bench.says(bench.submit("task"), m.RETURNED, m.RESCHEDULED, ())
+
+
+def recalled(bench: Bench) -> None:
+    bench.says(bench.submit("task"), m.RETURNED, m.RECALLED, ())
+
+
+def returned(bench: Bench) -> None:
+    bench.says(bench.submit("task"), m.RETURNED, m.UNKNOWN_FUNCTION, ())
+
+
+def recovered(bench: Bench) -> None:
+    task = bench.submit("task")
+    bench.stored(task)
+    bench.dies(task.holders[0])
+
+
+def repeated(bench: Bench) -> None:
+    """What it submitted is asked for by a borrower whose owner is gone."""
+    task = bench.submit("task")
+    bench.core.climbing.keep(task)
+    bench.says(task, m.DONE, b"value", 1.0)
+    bench.core.climbing.ask(("adopted", "gone", "child", 1), ("task", "child"))
+    bench.step()
+    for view in bench.core.placement.workers.values():
+        bench.pushes += sum(row.options.repeats == "task" for row in view.pushed.values())
+
+
+SCENARIOS = {
+    restarts.WORKER_DIED: worker_died,
+    restarts.NEVER_SENT: never_sent,
+    restarts.SILENT: silent,
+    restarts.INPUT_ELSEWHERE: input_elsewhere,
+    restarts.FAILED: failed,
+    restarts.RESCHEDULED: rescheduled,
+    restarts.RECALLED: recalled,
+    restarts.RETURNED: returned,
+    restarts.RECOVERED: recovered,
+    restarts.REPEATED: repeated,
+}
+
+
+@pytest.mark.parametrize("path", restarts.PATHS, ids=lambda path: path.name)
+def test_a_task_runs_once_where_it_may_have_run(path):
+    bench = Bench(once=True)
+    if path is restarts.FAILED:
+        bench.options.retries = 1  # which `submit` refuses for such a task
+    SCENARIOS[path](bench)
+    assert bench.pushes == (1 if path.ran else 2)
+
+
+@pytest.mark.parametrize("path", restarts.PATHS, ids=lambda path: path.name)
+def test_any_other_task_runs_again(path):
+    bench = Bench(once=False, retries=1)
+    SCENARIOS[path](bench)
+    assert bench.pushes == 2
+    assert bench.core.again[path.event] >= 1
+
+
+def test_nothing_else_in_the_core_starts_a_task_again():
+    """Rows go back to waiting in few places; each of them asks, or is a new value."""
+    found = set()
+    for file in sorted(Path(restarts.__file__).parent.glob("*.py")):
+        for function in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            for node in ast.walk(function):
+                if (
+                    isinstance(node, ast.Assign)
+                    and isinstance(node.value, ast.Name)
+                    and node.value.id in ("WAITING", "READY")
+                    and any(
+                        isinstance(t, ast.Attribute) and t.attr == "state" for t in node.targets
+                    )
+                ):
+                    found.add(f"{file.stem}.{function.name}")
+    assert found == {
+        "answers._delegated",  # becomes an alias, which runs nothing
+        "bequest.again",  # becomes an alias
+        "bequest.make",  # REPEATED, by `Bequests._source`
+        "climbing.look_for_adopted",  # becomes a question
+        "lineage.recover",  # RECOVERED, by `Lineages.keep`
+        "ownership._again",  # asks
+        "ownership._ready",  # has what it waited for
+        "ownership._wait_for_dependencies",  # was never pushed, or `_again` let it
+        "ownership.revive",  # the user asked
+        "ownership.submit",  # is new
+        "references._climb",  # borrowed
+        "references._take_in",  # borrowed
+        "references.missed",  # borrowed
+        "references.receive",  # borrowed
+        "table.__init__",
+    }
