@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from inspect import isawaitable
 from typing import Any
 
 import dask
@@ -34,14 +35,17 @@ from dask_ownership.runtime.membership import (
     WATCH,
 )
 from dask_ownership.runtime.owner import Owner
+from dask_ownership.runtime.parking import await_without_slot, await_without_slot_if_long
 from dask_ownership.runtime.reconnecting import connected
 from dask_ownership.runtime.reporting import Reporter
 
-WAITS = {
-    "_gather", "_get", "_put", "_replicate", "_scatter", "_wait", "_wait_for_workers", "event_wait",
-    "multi_lock_acquire", "scatter",
+WAITS_FOR_TASKS = {
+    "_exception", "_gather", "_rebalance", "_replicate", "_result", "_traceback", "_wait",
 }  # fmt: skip
 """Coroutine functions, of Dask and here, that wait for what other tasks do."""
+
+MAY_WAIT = {"_scatter", "_wait_for_workers", "scatter"}
+"""Those that wait when there are no workers."""
 
 CLOSING = 30.0
 """Seconds for which closing what did not come up is waited for."""
@@ -240,10 +244,16 @@ class Member(distributed.Client):
         once keeps the slot: the task may hold a lock that all who would take it wait for.
         """
         executor = self.owner.executor if hasattr(self, "owner") else None
-        if executor is None or getattr(func, "__name__", "") not in WAITS:
+        name = getattr(func, "__name__", "")
+        if executor is None or name not in WAITS_FOR_TASKS | MAY_WAIT:
             return super().sync(func, *args, **kwargs)
-        with executor.parking.without_slot():
-            return super().sync(func, *args, **kwargs)
+        at_once = name in WAITS_FOR_TASKS
+        parking = executor.parking
+        with parking.without_slot() if at_once else parking.without_slot_if_long():
+            answer = super().sync(func, *args, **kwargs)
+        if not isawaitable(answer):
+            return answer
+        return await_without_slot(answer) if at_once else await_without_slot_if_long(answer)
 
     def _rpc_address(self) -> str:
         return str(getattr(self.scheduler, "address", "of this client"))

@@ -92,6 +92,18 @@ def _outcome(futures: list[Any], ended: bool, timeout: Any) -> Any:
     return DoneAndNotDoneFutures(done, set(futures) - done)
 
 
+class _Rows:
+    """Rows of the futures that have not come out, listed only for who looks."""
+
+    __slots__ = ("_waits",)
+
+    def __init__(self, waits: as_completed) -> None:
+        self._waits = waits
+
+    def __iter__(self) -> Iterator[Row]:
+        return (future._row for future in list(self._waits.futures))
+
+
 class as_completed(distributed.as_completed):
     """Futures in the order in which they end; see `distributed.as_completed`.
 
@@ -226,7 +238,7 @@ class as_completed(distributed.as_completed):
             left = self._deadline.remaining if self._deadline.expires else None
             if left is not None and left <= 0:
                 raise asyncio.TimeoutError("no further future ended in time")
-            self._owner.wait_at(gate, left)
+            self._owner.wait_at(gate, left, _Rows(self))
 
     next = __next__
 
@@ -255,7 +267,8 @@ class as_completed(distributed.as_completed):
             if empty:
                 raise StopAsyncIteration
             if self._owner.executor is not None:
-                await self._owner.executor.parking.wait_async(self._async_gate.wait())
+                waits = self._async_gate.wait()
+                await self._owner.executor.parking.wait_async(waits, _Rows(self))
             else:
                 await self._async_gate.wait()
 

@@ -498,8 +498,8 @@ def leftovers(owner: str, dask_worker: Any) -> dict[str, Any]:
             left["entries"] = entries[:5]
     if side.executor.store.sizes:
         left["store"] = list(side.executor.store.sizes)[:5]
-    if core.queued or core.busy or core.parked_count or core.resuming:
-        left["slots"] = (core.queued, core.busy, core.parked_count, len(core.resuming))
+    if core.queued or core.busy or len(core.crowd) or core.resuming:
+        left["slots"] = (core.queued, core.busy, len(core.crowd), len(core.resuming))
     if side.owner.core.table.rows:
         left["rows"] = [repr(r) for r in side.owner.core.table.rows.values()][:5]
     return left

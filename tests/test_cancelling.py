@@ -48,7 +48,7 @@ def assert_slots_are_free(client: Client) -> None:
 def unfinished(dask_worker: Any) -> Any:
     executor = dask_worker.extensions["dask-ownership"].executor
     core = executor.core
-    left = (core.busy, core.queued, core.parked_count, len(core.resuming), len(executor.clocks))
+    left = (core.busy, core.queued, len(core.crowd), len(core.resuming), len(executor.clocks))
     return left if any(left) or executor._coroutines else None
 
 

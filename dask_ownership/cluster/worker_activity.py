@@ -96,7 +96,7 @@ class WorkerActivity:
             "threads": core.nthreads,
             "running": core.busy,
             "queued": core.queued,
-            "parked": core.parked_count,
+            "parked": len(core.crowd),
             "accepting": core.accepting,
             "done": counts["run"] - counts["failed"] - counts["returned"],
             "failed": counts["failed"],

@@ -16,6 +16,7 @@ from typing import Any
 
 from dask_ownership.core import messages as m
 from dask_ownership.core.checkpoints import Savings
+from dask_ownership.core.crowd import Crowd
 from dask_ownership.core.messages import Key, Message, Origin
 from dask_ownership.core.places import BAND, URGENT
 from dask_ownership.core.queue import OrderedQueue
@@ -40,10 +41,6 @@ KNOWN_FUNCTIONS = 4096
 
 FUNCTION_BYTES = 1 << 26
 """Bytes of one owner's functions above which the oldest go."""
-
-PARKED_LIMIT = 60
-"""Parked tasks, beyond four per thread, above which only deeper tasks start."""
-
 
 DEPTH_BITS = 20
 """A queue is for one level: the user's priority, and below these bits the nesting."""
@@ -76,12 +73,10 @@ class Executor:
         How many tasks may run at once now; the runtime changes it.
     busy : int
         Slots that are taken.
-    resuming : deque
-        Parked tasks that want a slot to go on: their tokens and depths.
-    parked_count : int
+    crowd : Crowd
         Tasks without a slot that wait for something.
-    parked_limit : int
-        How many of them there may be before only deeper tasks start.
+    resuming : deque
+        Those that want a slot to go on, with their tokens.
     fetches : list of Entry
         Values to fetch; the runtime takes them.
     freed : list
@@ -110,13 +105,10 @@ class Executor:
         self.slots = nthreads
         self.accepting = True
         self.busy = 0
-        self.parked_count = 0
-        self.parked_limit = PARKED_LIMIT + 4 * nthreads
-        self.relieved = False
-        self._parked_depths: dict[int, int] = {}
+        self.crowd = Crowd(nthreads)
         self.resources = Resources({} if resources is None else resources)
         self.sessions: dict[str, Session] = {}
-        self.resuming: deque[Any] = deque()
+        self.resuming: deque[tuple[Any, Entry]] = deque()
         self.fetches: list[Entry] = []
         self.freed: list[Any] = []
         self.shared: dict[Any, int] = {}
@@ -173,7 +165,7 @@ class Executor:
         if yes == self.accepting and nthreads == self.nthreads:
             return
         self.accepting = yes
-        self.nthreads = nthreads
+        self.nthreads = self.crowd.nthreads = nthreads
         for session in self.sessions.values():
             session.outbox.append((m.ACCEPTING, yes, nthreads))
             if not yes:
@@ -326,19 +318,27 @@ class Executor:
     def next_work(self) -> Any:
         """What a free slot does: a parked task that goes on, a task, or None.
 
-        The caller that gets something has taken the slot. Parked tasks come
-        first; then the user's priority, whoever owns the task; then deeper tasks before
+        The caller that gets something has taken the slot. Parked tasks come first; then what
+        those wait for; then the user's priority, whoever owns the task; then deeper tasks before
         shallower, because shallower ones wait for them; then owners in turn.
         """
         if self.busy >= self.slots:
             return None
         if self.resuming:
-            return self.overtake()
+            token, entry = self.resuming.popleft()
+            self._resumed(entry)
+            return token
+        crowd = self.crowd
         if not self.queued or not self.accepting:
+            if not self.queued and crowd.awaited:
+                crowd.awaited.clear()  # they were given back
             return None
-        crowded = self.crowded
+        while crowd.awaited and (first := crowd.take_awaited()) is not None:
+            if self._begin(first):
+                return first
+        full = crowd.full
         for level in self._levels:
-            if crowded and _depth_of(level) <= max(self._parked_depths):
+            if full and _depth_of(level) <= crowd.deepest:
                 continue
             turns = self._turns[level]
             while turns:
@@ -352,18 +352,22 @@ class Executor:
                     turns.popleft()
                 elif len(turns) > 1:
                     turns.rotate(-1)
-                if entry.state != QUEUED:
+                if entry.state != QUEUED or not self._begin(entry):
                     continue
-                self.queued -= 1
-                if entry.options and not self.resources.acquire(entry):
-                    continue
-                entry.state = RUNNING
-                self.busy += 1
-                self.relieved = False
                 if not turns and (level > 0 or level < DEEPEST_LEVEL):
                     self._close_levels()
                 return entry
         return None
+
+    def _begin(self, entry: Entry) -> bool:
+        """Have a queued task take a free slot; False when its resources are not there."""
+        self.queued -= 1
+        if entry.options and not self.resources.acquire(entry):
+            return False
+        entry.state = RUNNING
+        self.busy += 1
+        self.crowd.began()
+        return True
 
     def _close_levels(self) -> None:
         """Forget levels of priorities where nothing is queued: there may be very many."""
@@ -377,94 +381,76 @@ class Executor:
     @property
     def unfinished(self) -> int:
         """Tasks that could run, run or are parked."""
-        return self.busy + self.queued + self.parked_count
-
-    @property
-    def crowded(self) -> bool:
-        """Whether so many tasks are parked that only deeper ones may start.
-
-        Those are what the parked ones wait for, as a rule. When nothing ends all the
-        same, `relieve` lets one more start: liveness before neatness.
-        """
-        return self.parked_count >= self.parked_limit and not self.relieved
+        return self.busy + self.queued + len(self.crowd)
 
     @property
     def startable(self) -> int:
         """How many queued tasks may start when there are slots."""
-        if not self.queued or not self.crowded:
+        if not self.queued or not self.crowd.full:
             return self.queued
-        deepest = max(self._parked_depths)
-        return sum(
+        deepest = self.crowd.deepest
+        deeper = sum(
             len(session.queues[level])
             for level in self._levels
             if _depth_of(level) > deepest
             for session in self._turns[level]
         )
+        return min(self.queued, deeper + len(self.crowd.awaited))
 
-    def relieve(self) -> None:
-        """Nothing has ended for a while: let one more task start, whatever it is."""
-        if self.parked_count >= self.parked_limit:
-            self.relieved = True
-
-    def overtake(self) -> Any:
-        """Nothing has ended for long: the token of the parked task that can go on longest, or None.
-
-        It goes on as in `goes_on`: those that have the slots may wait for what it has, such as
-        a lock, and not for tasks, and so never give theirs up.
-        """
-        if not self.resuming:
-            return None
-        token, depth = self.resuming.popleft()
-        self.busy += 1
-        self._unpark(depth)
-        return token
+    def awaited(self, names: Iterable[tuple[str, Key]]) -> None:
+        """Parked tasks wait for the objects of these owners and keys: what is here of the tasks
+        that make them, or that those need, starts first."""
+        for owner, key in names:
+            session = self.sessions.get(owner)
+            entry = session.entries.get(key) if session is not None else None
+            if entry is not None:
+                self.crowd.await_((entry,))
 
     def released_slot(self) -> None:
         """A slot is free again: its task ended, or it had nothing to do."""
         self.busy -= 1
 
-    def parked(self, entry: Entry) -> None:
-        """A running task waits for another and gives its slot up."""
+    def parked(self, entry: Entry, counts: bool = True) -> None:
+        """A running task waits for something and gives its slot up.
+
+        ``counts`` is False when the task said itself that others should begin meanwhile.
+        """
         self.busy -= 1
-        self.parked_count += 1
-        depth = entry.depth
-        self._parked_depths[depth] = self._parked_depths.get(depth, 0) + 1
+        self.crowd.add(entry, counts)
         if not entry.cancelled:
             entry.session.outbox.append((m.PARKED, entry.key, entry.attempt))
 
     def ended_parked(self, entry: Entry) -> None:
         """A task ended without having taken a slot again."""
-        self._unpark(entry.depth)
-
-    def _unpark(self, depth: int) -> None:
-        self.parked_count -= 1
-        left = self._parked_depths[depth] - 1
-        if left:
-            self._parked_depths[depth] = left
-        else:
-            del self._parked_depths[depth]
+        self.crowd.remove(entry)
 
     def wants_slot(self, token: Any, entry: Entry) -> None:
         """A parked task can go on; `next_work` gives the token when there is a slot."""
-        self.resuming.append((token, entry.depth))
+        self.resuming.append((token, entry))
 
     def goes_on(self, entry: Entry) -> None:
-        """A parked task stopped waiting because its time ran out.
+        """A parked task goes on at once, for a while on one slot more than there are.
 
-        It goes on at once, for a while on one slot more than there are: what it waits
-        for may need that slot for long, or need the task itself to go on.
+        Those that have the slots may wait for what it has, such as a lock, and never give
+        theirs up.
         """
-        self.busy += 1
-        self._unpark(entry.depth)
+        self._resumed(entry)
 
-    def stops_waiting(self, token: Any, entry: Entry) -> None:
+    def stops_waiting(self, token: Any, entry: Entry) -> bool:
         """A parked task that waits for a slot goes on without it, as in `goes_on`.
 
-        Nothing happens when it was given one just before.
+        False when it was given one just before.
         """
-        if (token, entry.depth) in self.resuming:
-            self.resuming.remove((token, entry.depth))
-            self.goes_on(entry)
+        try:
+            self.resuming.remove((token, entry))
+        except ValueError:
+            return False
+        self._resumed(entry)
+        return True
+
+    def _resumed(self, entry: Entry) -> None:
+        self.busy += 1
+        self.crowd.remove(entry)
 
     # ---- outcomes ----
 
@@ -671,6 +657,8 @@ class Executor:
                 insort(self._levels, level)
             turns.append(session)
         queue.push(entry)
+        if entry.awaited:
+            self.crowd.awaited.append(entry)
 
     def _serve(self, entry: Entry) -> None:
         waiters = entry.waiters or ()
@@ -702,6 +690,7 @@ class Executor:
     def _interrupt(self, entry: Entry) -> None:
         """Nobody wants what a running task will give."""
         entry.cancelled = True
+        self.crowd.unwanted(entry)
         self.interrupted.append(entry)
         self.savings.cancelled(entry)
 

@@ -89,7 +89,10 @@ def check_ownership(owner: Ownership) -> None:
 def check_executor(executor: Executor) -> None:
     """Slots, queues and entries of one executor agree with each other."""
     assert executor.busy >= 0, executor.busy
-    assert executor.parked_count >= 0
+    crowd = executor.crowd
+    assert crowd._count == sum(crowd.waiting.values()), crowd.waiting
+    depths = Counter(entry.depth for entry, counts in crowd.waiting.items() if counts)
+    assert crowd._depths == depths, (crowd._depths, depths)
     queued = 0
     for session in executor.sessions.values():
         for key, entry in session.entries.items():
@@ -129,7 +132,7 @@ def check_empty(owner: Ownership) -> None:
 def check_executor_empty(executor: Executor) -> None:
     """No task and no value is left at a worker."""
     assert executor.queued == 0
-    assert executor.parked_count == 0 and not executor.resuming
+    assert not executor.crowd.waiting and not executor.resuming
     assert not executor.savings.under_way, executor.savings.under_way
     for session in executor.sessions.values():
         left = [e for e in session.entries.values() if e.state != ex.HELD]

@@ -66,6 +66,10 @@ class Entry:
     value : object
         Live (`HELD`) or pickled (`COPIED`) value.
     options : dict
+    awaited : bool
+        A parked task here waits for it, or for what needs it, see `core.crowd`.
+    awaits : object
+        What it waits for while it is parked; whatever the runtime keeps.
     cancelled : bool
         Nobody wants its outcome any more; set while it runs.
     addresses : tuple of str
@@ -100,6 +104,8 @@ class Entry:
         "addresses",
         "arrived",
         "attempt",
+        "awaited",
+        "awaits",
         "cancelled",
         "contains",
         "dependencies",
@@ -138,6 +144,8 @@ class Entry:
         self.state = BLOCKED
         self.value: Any = None
         self.options: dict[str, Any] | None = None
+        self.awaited = False
+        self.awaits: Any = ()
         self.cancelled = False
         self.addresses: tuple[str, ...] = ()
         self.nbytes = 0

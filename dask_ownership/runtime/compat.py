@@ -10,6 +10,7 @@ import contextvars
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
+from inspect import isawaitable
 from threading import get_ident
 from time import time
 from typing import Any
@@ -17,12 +18,22 @@ from typing import Any
 from dask.context import thread_state
 from dask.tokenize import tokenize_lock
 from dask.utils import key_split
-from distributed import Client, as_completed, rejoin, secede, threadpoolexecutor
+from distributed import (
+    Client,
+    Event,
+    MultiLock,
+    Queue,
+    Semaphore,
+    Variable,
+    as_completed,
+    rejoin,
+    secede,
+    threadpoolexecutor,
+)
 from distributed.actor import ActorFuture
 from distributed.client import _current_client
 from distributed.core import Status, clean_exception, coerce_to_address
 from distributed.diagnostics.progressbar import MultiProgressBar, ProgressBar, TextProgressBar
-from distributed.utils import SyncMethodMixin
 from distributed.worker import _worker_cvar
 from distributed.worker_state_machine import SecedeEvent, UnpauseEvent
 
@@ -334,18 +345,33 @@ def count_owned_work(scheduler: Any, backlog: Callable[[], int]) -> None:
         scheduler.handlers[function.__name__] = function
 
 
+COORDINATION = (
+    (Semaphore, "acquire"),  # and of `Lock`, which calls it
+    (MultiLock, "acquire"),
+    (Event, "wait"),
+    (Queue, "get"),
+    (Queue, "put"),
+    (Variable, "get"),
+)
+"""What waits for others by way of the scheduler."""
+
+
 def block_in(
     without_slot: Callable[[], AbstractContextManager[None]],
     await_without_slot: Callable[[Any], Any],
+    without_slot_if_long: Callable[[], AbstractContextManager[None]],
+    await_without_slot_if_long: Callable[[Any], Any],
 ) -> None:
     """Have what blocks in Dask wait without a slot inside owned tasks.
 
-    That is ``as_completed``, results of actors, and what calls the scheduler by `sync`, such as
-    ``Lock`` and ``Semaphore``.
+    ``as_completed`` and results of actors at once, as futures; what coordinates tasks when it
+    lasts. What only asks the scheduler something keeps the slot.
     """
-    stock = as_completed.__next__
-    if hasattr(stock, "__wrapped__"):
+    if hasattr(as_completed.__next__, "__wrapped__"):
         return
+    for cls, name in COORDINATION:
+        _let_wait(cls, name, without_slot_if_long, await_without_slot_if_long)
+    stock = as_completed.__next__
 
     @wraps(stock)
     def __next__(self: Any) -> Any:
@@ -377,20 +403,23 @@ def block_in(
         with without_slot():
             return stock_result(self, timeout)
 
-    stock_sync = SyncMethodMixin.sync
-
-    @wraps(stock_sync)
-    def sync(self: Any, func: Any, *args: Any, asynchronous: Any = None, **kwargs: Any) -> Any:
-        if self.asynchronous if asynchronous is None else asynchronous:
-            return await_without_slot(stock_sync(self, func, *args, asynchronous=True, **kwargs))
-        with without_slot():
-            return stock_sync(self, func, *args, asynchronous=False, **kwargs)
-
     as_completed.__next__ = __next__
     as_completed.__anext__ = __anext__
     ActorFuture.result = result
     ActorFuture.__await__ = __await__
-    SyncMethodMixin.sync = sync
+
+
+def _let_wait(cls: Any, name: str, without_slot: Any, await_without_slot: Any) -> None:
+    """Have a method of a class wait without a slot, whether it blocks or is awaited."""
+    stock = getattr(cls, name)
+
+    @wraps(stock)
+    def waits(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with without_slot():
+            answer = stock(self, *args, **kwargs)
+        return await_without_slot(answer) if isawaitable(answer) else answer
+
+    setattr(cls, name, waits)
 
 
 def cross_in_clients(

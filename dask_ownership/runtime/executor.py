@@ -43,7 +43,9 @@ from dask_ownership.runtime.parking import (
     Parking,
     Pool,
     await_without_slot,
+    await_without_slot_if_long,
     caller_without_slot,
+    caller_without_slot_if_long,
 )
 from dask_ownership.runtime.pools import custom_default, run_in_pool, threads_of
 from dask_ownership.runtime.runner import (
@@ -79,9 +81,6 @@ FAILURES = 20
 
 WATCH_INTERVAL = 100
 """Milliseconds between looks at the worker's status and at tasks that wait for slots."""
-
-STANDSTILL = 10
-"""Looks in a row at which no task had ended, after which a parked task needs no slot to go on."""
 
 
 class Executor:
@@ -154,7 +153,12 @@ class Executor:
         self.worker.handlers["ownership_leave"] = self.leave
         self.lending.start()
         compat.watch_stimuli(self.worker, self._runs, self._stock_went_on)
-        compat.block_in(caller_without_slot, await_without_slot)
+        compat.block_in(
+            caller_without_slot,
+            await_without_slot,
+            caller_without_slot_if_long,
+            await_without_slot_if_long,
+        )
         self._watch.start()
 
     async def close(self) -> None:
@@ -301,7 +305,7 @@ class Executor:
         core = self.core
         return (
             self.owner.hand_over(move)
-            and not (wait and (core.busy or core.parked_count))
+            and not (wait and (core.busy or len(core.crowd)))
             and not (move and core.keeps_values)
             and not any(
                 link.channel is not None and link.state.unacknowledged
@@ -710,17 +714,13 @@ class Executor:
         if running != self.core.accepting or nthreads != self.core.nthreads:
             with self.lock:
                 self.core.set_accepting(running, nthreads)
-        if self.counts["run"] == self._ended_at_last_look:
-            self._idle_looks += 1
-            with self.lock:
-                self.core.relieve()
-                if self._idle_looks % STANDSTILL == 0:
-                    token = self.core.overtake()
-                    if token is not None:
-                        token.release()
-        else:
-            self._idle_looks = 0
+        self._idle_looks = (
+            self._idle_looks + 1 if self.counts["run"] == self._ended_at_last_look else 0
+        )
         self._ended_at_last_look = self.counts["run"]
+        with self.lock:
+            self.core.crowd.relieve(self._idle_looks * WATCH_INTERVAL / 1000)
+        self.parking.look()
         self._flush()
         for link in self.links.values():
             if link.state.unsaid:

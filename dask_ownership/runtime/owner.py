@@ -792,16 +792,19 @@ class Owner:
         waiter = AllDone(pending, gate.open, stop_at_error)
         hang(waiter, pending, self.lock)
         try:
-            return self.wait_at(gate, timeout)
+            return self.wait_at(gate, timeout, pending)
         finally:
             if waiter._pending:
                 unhang(waiter, pending, self.lock)
 
-    def wait_at(self, gate: Gate, timeout: float | None) -> bool:
-        """Wait for a gate to open, without a slot meanwhile; False when the time ran out."""
+    def wait_at(self, gate: Gate, timeout: float | None, rows: Iterable[Row] = ()) -> bool:
+        """Wait for a gate to open, without a slot meanwhile; False when the time ran out.
+
+        ``rows`` are those of which one or all open it.
+        """
         seconds = -1.0 if timeout is None else max(0.0, timeout)
         if self.executor is not None:
-            return bool(self.executor.parking.wait(gate.lock, seconds))
+            return bool(self.executor.parking.wait(gate.lock, seconds, rows))
         return acquired(gate.lock, seconds)
 
     async def wait_async(
@@ -825,7 +828,7 @@ class Owner:
         waiting = asyncio.wait_for(gate.wait(), timeout)
         try:
             if self.executor is not None:
-                await self.executor.parking.wait_async(waiting)
+                await self.executor.parking.wait_async(waiting, pending)
             else:
                 await waiting
         except (TimeoutError, asyncio.TimeoutError):

@@ -211,7 +211,7 @@ def wait_for_first(owner: Owner, rows: list[Row], timeout: float | None) -> bool
             if any(row.state >= INLINE for row in rows):
                 return True
             left = None if deadline is None else deadline - perf_counter()
-            if not owner.wait_at(gate, left):
+            if not owner.wait_at(gate, left, rows):
                 return False
     finally:
         if not hung and waiter is owner.first:

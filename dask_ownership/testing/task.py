@@ -43,6 +43,10 @@ class Task:
         checkpoint; their numbers are added to its value.
     lingers : float
         Virtual microseconds between submitting its children and its end.
+    local_lock : str
+        A lock of its worker's process that it takes first, and has until it ends.
+    cluster_lock : str
+        A lock of the cluster that it takes then, and has until it ends.
     """
 
     constant: int = 1
@@ -56,6 +60,8 @@ class Task:
     makes: int = 1_000_000
     steps: int = 0
     lingers: float = 0.0
+    local_lock: str = ""
+    cluster_lock: str = ""
 
     def value(self, inputs: Sequence[int]) -> int:
         """What a sequential program would get."""

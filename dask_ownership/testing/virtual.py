@@ -37,6 +37,7 @@ from dask_ownership.core.table import (
     version_of,
 )
 from dask_ownership.testing import travel
+from dask_ownership.testing.locks import Locks
 from dask_ownership.testing.network import Faults, Network, Pipe
 from dask_ownership.testing.owner import NO_WORKERS_TIMEOUT, WINDOW, VirtualOwner
 from dask_ownership.testing.task import Task
@@ -93,6 +94,7 @@ class VirtualCluster:
         self.left: set[str] = set()
         self.kept: dict[Row, int] = {}
         self.resumed = self.superseded = self.steps_taken = 0
+        self.locks = Locks()
         self.network = Network(self.random, self.faults, self.later, self.dirty)
         self.network.clock = lambda: self.now
         self.delay = self.network.delay
@@ -139,6 +141,8 @@ class VirtualCluster:
         self.killed = self.killed or by_force
         worker = self.workers.pop(address)
         worker.alive = worker.owner.alive = False
+        for entry, (_, lock) in worker.has_locks.items():
+            self.later(WINDOW, partial(self.locks.release, lock, entry))
         self.dirty -= {worker, worker.owner}
         for owner in self.owners:
             for row in owner.core.table.rows.values():
@@ -195,7 +199,7 @@ class VirtualCluster:
         unheard = any(p.there.unacknowledged or p.session.outbox for p in worker.pipes.values())
         handed_over = worker.owner.core.adoption.hand_over()
         self.dirty.add(worker.owner)
-        unfinished = core.busy or core.parked_count or core.keeps_values or unheard
+        unfinished = core.busy or core.crowd or core.keeps_values or unheard
         if unfinished or not handed_over:
             worker.later(1_000.0, partial(self._retire, worker))
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,13 @@ from dask_ownership.core.messages import Key, ValueName
 from dask_ownership.core.session import Entry
 from dask_ownership.core.table import (
     STORED,
+    Borrowed,
     Failure,
     Options,
     Row,
 )
 from dask_ownership.testing import travel
+from dask_ownership.testing.locks import Locks
 from dask_ownership.testing.network import Pipe
 from dask_ownership.testing.owner import SILENCE, VirtualOwner
 from dask_ownership.testing.task import Frame, Task
@@ -31,8 +33,23 @@ if TYPE_CHECKING:
     from dask_ownership.testing.virtual import VirtualCluster
 
 
+PATIENCE = 90_000.0
+"""Virtual microseconds for which a task that can go on waits for a slot."""
+
+LONG = 10_000.0
+"""Virtual microseconds after which a wait for a lock of the cluster gives the slot up."""
+
 START = pickle.dumps((0, 0))
 """Where a task of many steps begins: the step, and what the steps have added."""
+
+
+def names_of(home: str, rows: Iterable[Row]) -> list[tuple[str, Key]]:
+    """Owners and keys of the objects that rows stand for, of those that have not ended."""
+    return [
+        (row.place[0], row.place[3]) if isinstance(row, Borrowed) else (home, row.key)
+        for row in rows
+        if not row.done
+    ]
 
 
 class VirtualWorker:
@@ -54,6 +71,10 @@ class VirtualWorker:
         self.owner = VirtualOwner(cluster, f"owner-of-{address}", home=address)
         self.pipes: dict[str, Pipe] = {}
         self.watching = False
+        self.ended_at = 0.0
+        self.locks = Locks()
+        self.has_locks: dict[Entry, tuple[str, str]] = {}
+        self.beyond: set[Entry] = set()
         self.leaving = False
         self.alive = True
 
@@ -108,14 +129,55 @@ class VirtualWorker:
                 self.cluster.send(pipe, batch, to_worker=False)
             elif pipe.there.unsaid:
                 self.cluster.send(pipe, pipe.there.pack([]), to_worker=False)
-        assert core.busy <= core.slots, (self.address, core.busy)
-        if core.crowded and not self.watching:
+        assert core.busy <= core.slots + len(self.beyond), (self.address, core.busy)
+        if core.crowd.full and not self.watching:
             self.watching = True
             self.later(100_000.0, self._watch)
 
     def _watch(self) -> None:
+        """Look whether more may begin, as the runtime does."""
         self.watching = False
-        self.core.relieve()
+        self.core.crowd.relieve((self.cluster.now - self.ended_at) / 1e6)
+        self._look_at_awaited()
+        self.cluster.dirty.add(self)
+
+    def _look_at_awaited(self) -> None:
+        """Have what parked tasks wait for start first."""
+        rows = [row for entry in self.core.crowd.waiting for row in entry.awaits]
+        for row in rows:  # which grows meanwhile
+            rows.extend(one for one in row.dependencies if one not in rows)
+        self.core.awaited(names_of(self.core.home, rows))
+
+    def _park(self, entry: Entry, rows: Iterable[Row] = ()) -> None:
+        self.beyond.discard(entry)
+        entry.awaits = tuple(rows)
+        self.core.parked(entry)
+        if self.core.crowd.full:
+            self.core.awaited(names_of(self.core.home, entry.awaits))
+
+    def _want_slot(self, entry: Entry, go_on: Callable[[], None]) -> None:
+        """Go on when there is a slot, and without one when that takes too long."""
+        entry.awaits = ()
+        self.core.wants_slot(go_on, entry)
+        self.later(PATIENCE, partial(self._lacks_slot, entry, go_on))
+        self.cluster.dirty.add(self)
+
+    def _lacks_slot(self, entry: Entry, go_on: Callable[[], None]) -> None:
+        if self.alive and self.core.stops_waiting(go_on, entry):
+            self.beyond.add(entry)
+            go_on()
+            self.cluster.dirty.add(self)
+
+    def _release_slot(self, entry: Entry) -> None:
+        """A task ended."""
+        self.core.released_slot()
+        self.beyond.discard(entry)
+        self.ended_at = self.cluster.now
+        local, of_cluster = self.has_locks.pop(entry, ("", ""))
+        if of_cluster:
+            self.later(self.cluster.delay(), lambda: self.cluster.locks.release(of_cluster, entry))
+        if local:
+            self.locks.release(local, entry)
         self.cluster.dirty.add(self)
 
     def accept(self, yes: bool) -> None:
@@ -132,8 +194,7 @@ class VirtualWorker:
     def _start(self, entry: Entry) -> None:
         if entry.function not in entry.session.functions:
             self.core.give_back(entry, m.UNKNOWN_FUNCTION)
-            self.core.released_slot()
-            self.cluster.dirty.add(self)
+            self._release_slot(entry)
             return
         wanted = self.cluster.wants(entry)
         task, came = travel.loads(self.owner, entry.payload, wanted)
@@ -151,8 +212,7 @@ class VirtualWorker:
                 self.cluster.assert_unwanted(entry.session.owner, entry, dependency)
                 missing = ((dependency.key, dependency.attempt, ()),)
                 self.core.give_back(entry, m.MISSING, missing)
-                self.core.released_slot()
-                self.cluster.dirty.add(self)
+                self._release_slot(entry)
                 return
             inputs.append(travel.number(value))
             came = [*came, *futures]
@@ -171,12 +231,57 @@ class VirtualWorker:
                 else:
                     self._descend(entry, frame)
 
-        if task.steps:
-            step, total = pickle.loads(restored(entry).get("state", START))
-            self.cluster.check_restored(entry, step)
-            self._take_step(entry, frame, step, total)
+        def begin() -> None:
+            if task.steps:
+                step, total = pickle.loads(restored(entry).get("state", START))
+                self.cluster.check_restored(entry, step)
+                self._take_step(entry, frame, step, total)
+            else:
+                self.later(task.duration, run)
+
+        self._take_locks(entry, task, begin)
+
+    def _take_locks(self, entry: Entry, task: Task, begin: Callable[[], None]) -> None:
+        """Begin when a task has its locks: that of the process first, with its slot."""
+        self.has_locks[entry] = (task.local_lock, task.cluster_lock)
+
+        def has_local() -> None:
+            if task.cluster_lock and self.alive:
+                self.later(self.cluster.delay(), partial(self._ask_cluster, entry, task, begin))
+            else:
+                begin()
+
+        if task.local_lock:
+            self.locks.acquire(task.local_lock, entry, has_local)
         else:
-            self.later(task.duration, run)
+            has_local()
+
+    def _ask_cluster(self, entry: Entry, task: Task, begin: Callable[[], None]) -> None:
+        """Ask the scheduler for a lock, and give the slot up when that lasts."""
+        parked = over = False
+
+        def lasts() -> None:
+            nonlocal parked
+            if self.alive and not over:
+                parked = True
+                self._park(entry)
+                self.cluster.dirty.add(self)
+
+        def granted() -> None:
+            self.later(self.cluster.delay(), arrives)
+
+        def arrives() -> None:
+            nonlocal over
+            over = True
+            if not self.alive:
+                self.cluster.locks.release(task.cluster_lock, entry)
+            elif parked:
+                self._want_slot(entry, begin)
+            else:
+                begin()
+
+        self.later(LONG, lasts)
+        self.cluster.locks.acquire(task.cluster_lock, entry, granted)
 
     def _take_step(self, entry: Entry, frame: Frame, step: int, total: int) -> None:
         """Go on with a task of many steps, and keep where it is after each."""
@@ -239,7 +344,7 @@ class VirtualWorker:
         if not left and not task.lingers:
             self._ascend(entry, frame)
             return
-        self.core.parked(entry)
+        self._park(entry, frame.waited)
         if task.lingers:
             left += 1
             self.later(task.lingers, lambda: one_done())
@@ -266,8 +371,7 @@ class VirtualWorker:
 
     def _go_on(self, entry: Entry, frame: Frame) -> None:
         if self.alive:
-            self.core.wants_slot(partial(self._ascend, entry, frame), entry)
-            self.cluster.dirty.add(self)
+            self._want_slot(entry, partial(self._ascend, entry, frame))
 
     def _settled(self, row: Row) -> bool:
         """Whether a value can be read, or never will be."""
@@ -284,7 +388,7 @@ class VirtualWorker:
                 for row in frame.waited:
                     if not self._settled(row):
                         self.owner.look_again(row)
-            self.core.parked(entry)
+            self._park(entry, frame.waited)
             self.later(1_000.0, partial(self._go_on, entry, frame))
             return
         values: list[int] = []
@@ -346,8 +450,7 @@ class VirtualWorker:
                 self.core.succeeded(entry, message, state, live)
                 self.cluster.dirty.add(self)
 
-        self.core.released_slot()
-        self.cluster.dirty.add(self)
+        self._release_slot(entry)
         self._when_all_is_said(entry, arrived, succeed)
 
     def _fail(self, entry: Entry, why: Any, arrived: Sequence[Row] = ()) -> None:
@@ -363,8 +466,7 @@ class VirtualWorker:
                 self.core.failed(entry, message)
                 self.cluster.dirty.add(self)
 
-        self.core.released_slot()
-        self.cluster.dirty.add(self)
+        self._release_slot(entry)
         self._when_all_is_said(entry, arrived, fail)
 
     def _when_all_is_said(

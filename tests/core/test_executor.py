@@ -4,6 +4,7 @@ import pytest
 
 from dask_ownership.core import messages as m
 from dask_ownership.core import session as ex
+from dask_ownership.core.crowd import WAITING_PER_THREAD
 from dask_ownership.core.executor import Executor
 from dask_ownership.core.invariants import check_executor, check_executor_empty
 from dask_ownership.core.session import Entry, Session
@@ -113,7 +114,7 @@ def test_a_parked_task_comes_before_new_ones_and_keeps_to_the_slots(bench):
     bench.inline(x)
     assert bench.core.next_work() == "token"
     assert bench.core.next_work() is None
-    assert (bench.core.busy, bench.core.parked_count) == (1, 0)
+    assert (bench.core.busy, len(bench.core.crowd)) == (1, 0)
 
 
 def test_a_value_that_is_held_goes_when_its_owner_has_it_but_not_for_tasks_here(bench):
@@ -444,17 +445,18 @@ def test_two_owners_may_use_the_same_key(bench):
 
 
 def test_with_many_parked_only_deeper_tasks_start_and_no_thread_looks_for_others(bench):
-    bench.core.parked_limit = 1
-    bench.tell(push("p", depth=1), push("same", depth=1))
-    parent = bench.start()
-    bench.core.parked(parent)
+    bench.tell(*[push(f"p{i}", depth=1) for i in range(WAITING_PER_THREAD + 1)])
+    for _ in range(WAITING_PER_THREAD):
+        bench.core.parked(bench.start())
     assert bench.core.next_work() is None
     assert (bench.core.queued, bench.core.startable) == (1, 0)
     bench.tell(push("child", depth=2))
     assert bench.core.startable == 1
     bench.inline(bench.start())
-    bench.core.relieve()
-    assert bench.core.startable == 1 and bench.start().key == "same"
+    bench.core.crowd.relieve(0.9)
+    assert bench.core.startable == 0
+    bench.core.crowd.relieve(1.0)
+    assert bench.core.startable == 1 and bench.start().key == f"p{WAITING_PER_THREAD}"
 
 
 # ---- cancelling and time limits ----
@@ -516,7 +518,7 @@ def test_a_parked_task_that_stops_waiting_for_a_slot_leaves_nothing(bench, given
         bench.inline(x)
         assert bench.core.next_work() == "token"
     bench.core.stops_waiting("token", parent)
-    assert not bench.core.resuming and bench.core.parked_count == 0
+    assert not bench.core.resuming and not bench.core.crowd.waiting
     assert bench.core.busy == (1 if given else 2), "for a while on one slot more than there are"
     bench.fails(parent)
     if not given:
