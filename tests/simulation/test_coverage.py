@@ -104,7 +104,7 @@ row       RETURNED:missing           pushed
 entry     FREE                       none
 lent      BORROW                     none ready
 lent      KEEP                       inline
-borrowed  MOVED                      none waiting
+borrowed  MOVED                      waiting
 """,
     "frozen": """
 row       RETURNED:blocked           late-inline
@@ -147,6 +147,7 @@ lent      RETURN                     none waiting pushed inline stored error can
 lent      REQUEST:cancel             none pushed inline stored error
 lent      REQUEST:retry              error
 borrowed  OUTCOME                    none waiting inline stored error
+borrowed  MOVED                      none waiting inline stored error
 """
 """What must have been met under any."""
 
