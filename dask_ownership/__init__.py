@@ -19,6 +19,7 @@ from dask_ownership.client import Client  # noqa: E402
 from dask_ownership.deploy import LocalCluster  # noqa: E402
 from dask_ownership.errors import (  # noqa: E402
     ClosedOwner,
+    InternalError,
     KilledWorker,
     LostData,
     NotHere,
@@ -48,6 +49,7 @@ __all__ = [
     "Client",
     "ClosedOwner",
     "Future",
+    "InternalError",
     "KilledWorker",
     "LocalCluster",
     "LostData",

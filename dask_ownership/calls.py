@@ -28,7 +28,7 @@ from dask_ownership.runtime.functions import dumps_function
 from dask_ownership.runtime.keys import check_key
 from dask_ownership.runtime.owner import Owner
 from dask_ownership.runtime.runner import current_entry
-from dask_ownership.runtime.serialize import ATOMS, CALL, dumps, dumps_call, dumps_names
+from dask_ownership.runtime.serialize import ATOMS, CALL, dumps, dumps_call, dumps_names, sizeof
 
 MAYBE_LARGE = 1_000_000
 """Bytes of a call above which the configuration is asked whether it is large."""
@@ -295,9 +295,7 @@ class Calls:
         """A large value as a future of an object of its own."""
         if isinstance(value, Future) or type(value) in ATOMS:
             return value
-        from distributed.sizeof import safe_sizeof
-
-        if safe_sizeof(value) <= self._shared_bytes:
+        if sizeof(value) <= self._shared_bytes:
             return value
         row = self.literal(f"{type(value).__name__}-{tokenize(value)}", value)
         return Future(self.client_of(), row)

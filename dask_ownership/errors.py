@@ -14,6 +14,7 @@ from dask_ownership.core.table import Failure
 __all__ = [
     "ClosedOwner",
     "FutureCancelledError",
+    "InternalError",
     "KilledWorker",
     "LostData",
     "NoWorker",
@@ -187,6 +188,21 @@ class PluginMissing(OwnershipError, RuntimeError):
     """The cluster does not speak ownership and this client may not teach it."""
 
 
+class InternalError(OwnershipError, RuntimeError):
+    """A fault of this project, or of a process with another version, while it dealt with a task.
+
+    It ends that task and no other.
+    """
+
+    def __init__(self, key: Hashable, detail: str) -> None:
+        super().__init__(key, detail)
+        self.key = key
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.key!r} was given up because of an internal error: {self.detail}"
+
+
 class TaskExit(OwnershipError, RuntimeError):
     """A task raised SystemExit, KeyboardInterrupt or another exception that is no `Exception`.
 
@@ -247,6 +263,7 @@ def from_failure(key: Hashable, failure: Failure, lender: str = "") -> BaseExcep
         "scheduler-gone": SchedulerGone,
         "uncertain": Uncertain,
         "superseded": Superseded,
+        "internal": InternalError,
     }
     kind = kinds.get(failure.kind)
     if kind is not None:

@@ -666,3 +666,63 @@ def test_resources_are_numbers_by_name(client):
     waits = client.submit(inc, 1, resources={"GPU": numpy.int64(1)}, pure=False)
     assert client.submit(inc, 3, pure=False).result() == 4  # not held up behind it
     assert waits.status == "pending"
+
+
+# ---- what a message cannot carry as it is ----
+
+NO_UTF8 = "could not read " + os.fsdecode(b"caf\xe9.csv")
+
+
+def table_of(kind: str) -> Any:
+    """A value whose class says its size as `kind`: what pandas or NumPy add up, or nonsense."""
+    from dask.sizeof import sizeof
+
+    numpy = pytest.importorskip("numpy")
+    says = {
+        "int64": lambda _: numpy.int64(160_000),
+        "float": lambda _: 1.6e5,
+        "nan": lambda _: float("nan"),
+        "negative": lambda _: -1,
+        "text": lambda _: "large",
+        "none": lambda _: None,
+    }
+    table = type("Table", (), {"columns": numpy.ones(20_000)})
+    sizeof.register(table)(says[kind])
+    return table()
+
+
+@pytest.mark.parametrize("kind", ["int64", "float", "nan", "negative"])
+def test_any_size_that_a_value_says(client, kind):
+    pytest.importorskip("numpy")
+    table = client.submit(table_of, kind, pure=False)
+    assert type(table.result(timeout=20)).__name__ == "Table"
+    length = client.submit(lambda t: len(t.columns), table, pure=False)
+    assert length.result(timeout=20) == 20_000
+
+
+@pytest.mark.parametrize("kind", ["text", "none"])
+def test_a_size_that_is_no_number_fails_its_task(client, kind):
+    """The worker's own storage compares sizes."""
+    pytest.importorskip("numpy")
+    with pytest.raises(TypeError, match="not supported between"):
+        client.submit(table_of, kind, pure=False).result(timeout=20)
+
+
+def raise_no_utf8() -> None:
+    raise OSError(NO_UTF8)
+
+
+def test_texts_that_are_no_utf8(client):
+    """A file name with surrogate escapes, in a reason, an error, an argument and a result."""
+    waits = client.submit(slowinc, 1, 30, pure=False)
+    holder = client.submit(open_box, Box(waits), pure=False)
+    client.cancel([waits], msg=NO_UTF8)
+    with pytest.raises((FutureCancelledError, CancelledError)):
+        waits.result(timeout=20)
+    with pytest.raises((FutureCancelledError, CancelledError)):
+        holder.result(timeout=20)
+    with pytest.raises(OSError) as said:
+        client.submit(raise_no_utf8).result(timeout=20)
+    assert said.value.args == (NO_UTF8,)
+    assert client.submit(lambda x: x + "!", NO_UTF8).result(timeout=20) == NO_UTF8 + "!"
+    assert client.submit(inc, 1, workers=["no " + NO_UTF8], pure=False).status == "pending"

@@ -6,7 +6,7 @@ nothing. What is about no row is passed on to those that it concerns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from dask_ownership.core import checkpoints, restarts
@@ -58,87 +58,111 @@ class Answers:
         core = self.core
         if not view.alive:
             return
-        pushed = view.pushed
         view.heard = now
         if view.suspended:
             core.silences.heard(view)
-        for message in batch:
-            kind = message[0]
-            if kind in OF_NO_TASK:
-                self._heard(view, message)
-                continue
-            key = message[1]
-            row = pushed.get(key)
-            if row is None or row.attempt != message[2]:
-                self._late(view, message)
-                continue
-            if kind in OF_A_TASK_THAT_RUNS:
-                if kind == m.PARKED:
-                    self._parked(view, row)
-                elif kind == m.MADE:
-                    took = self._took(view, m.made_name(message[3]), row)
-                    core.climbing.made(row, message, took)
-                else:
-                    checkpoints.keep(core, view, row, message)
-                continue
-            del pushed[key]
-            if row.estimate:
-                view.active -= 1
-                view.load -= row.estimate
-            if not pushed:
-                view.load = 0.0
-            if view.alone is row:
-                core.placement.end_alone(view)
-            if kind == m.DONE:
-                value = message[3]
-                self._measured(row, message[4])
-                row.value = value
-                row.nbytes = len(value)
-                core.inline_bytes += row.nbytes
-                if len(message) > 5:
-                    if core.lineages.of_inline or row in core.climbing.keepers:
-                        core.lineages.keep(row)  # with the arguments, not with what is inside
-                    # Before the state: another thread reads the value once it is final.
-                    arguments, row.contains = row.contains, self._inside(view, row, message)
-                    row.state = INLINE
-                    core._succeeded(row, row.contains)
-                    core._release_uses(arguments)
+        messages = iter(batch)
+        while (broken := self._take_in(view, messages)) is not None:
+            self._broke(view, *broken)
+
+    def _take_in(
+        self, view: WorkerView, messages: Iterator[Message]
+    ) -> tuple[Message, Exception] | None:
+        """Take messages in, up to one that cannot be: that one, and why."""
+        core = self.core
+        pushed = view.pushed
+        message: Message = ()
+        try:
+            for message in messages:
+                kind = message[0]
+                if kind in OF_NO_TASK:
+                    self._heard(view, message)
                     continue
-                row.state = INLINE
-                core._succeeded(row)
-            elif kind == m.STORED:
-                self._measured(row, message[5])
-                row.nbytes = message[3]
-                row.type_name = message[4]
-                if message[3] is None:
-                    row.nbytes = row.dependencies[0].nbytes
-                    row.type_name = row.dependencies[0].type_name
-                row.holders = (view,)
-                row.state = STORED
-                core._succeeded(row)
-                if view.leaving and row.state == STORED:
-                    core.moves.away(row, view)
-            elif kind == m.FAILED:
-                self._measured(row, message[4])
-                if row.options.retries > 0:
-                    row.options = row.options.copy()
-                    row.options.retries -= 1
-                    left = row.options.retries
-                    detail = f"it failed at {view.address}; {left} retries left"
-                    core._again(row, restarts.FAILED, detail)
+                key = message[1]
+                row = pushed.get(key)
+                if row is None or row.attempt != message[2]:
                     self._late(view, message)
-                else:
-                    if len(message) > 5:
-                        inside = self._inside(view, row, message)
-                        core._fail(row, ERROR, message[3], inside)
-                        core._release_uses(inside)  # each row that ended has its own
+                    continue
+                if kind in OF_A_TASK_THAT_RUNS:
+                    if kind == m.PARKED:
+                        self._parked(view, row)
+                    elif kind == m.MADE:
+                        took = self._took(view, m.made_name(message[3]), row)
+                        core.climbing.made(row, message, took)
                     else:
-                        core._fail(row, ERROR, message[3])
-            elif kind == m.RETURNED:
-                self._returned(view, row, message[3], message[4])
-            elif kind == m.DELEGATED:
-                self._measured(row, message[4])
-                self._delegated(view, row, message)
+                        checkpoints.keep(core, view, row, message)
+                    continue
+                del pushed[key]
+                if row.estimate:
+                    view.active -= 1
+                    view.load -= row.estimate
+                if not pushed:
+                    view.load = 0.0
+                if view.alone is row:
+                    core.placement.end_alone(view)
+                if kind == m.DONE:
+                    value = message[3]
+                    self._measured(row, message[4])
+                    row.value = value
+                    row.nbytes = len(value)
+                    core.inline_bytes += row.nbytes
+                    if len(message) > 5:
+                        if core.lineages.of_inline or row in core.climbing.keepers:
+                            core.lineages.keep(row)  # with the arguments, not with what is inside
+                        # Before the state: another thread reads the value once it is final.
+                        arguments, row.contains = row.contains, self._inside(view, row, message)
+                        row.state = INLINE
+                        core._succeeded(row, row.contains)
+                        core._release_uses(arguments)
+                        continue
+                    row.state = INLINE
+                    core._succeeded(row)
+                elif kind == m.STORED:
+                    self._measured(row, message[5])
+                    row.nbytes = message[3]
+                    row.type_name = message[4]
+                    if message[3] is None:
+                        row.nbytes = row.dependencies[0].nbytes
+                        row.type_name = row.dependencies[0].type_name
+                    row.holders = (view,)
+                    row.state = STORED
+                    core._succeeded(row)
+                    if view.leaving and row.state == STORED:
+                        core.moves.away(row, view)
+                elif kind == m.FAILED:
+                    self._measured(row, message[4])
+                    if row.options.retries > 0:
+                        row.options = row.options.copy()
+                        row.options.retries -= 1
+                        left = row.options.retries
+                        detail = f"it failed at {view.address}; {left} retries left"
+                        core._again(row, restarts.FAILED, detail)
+                        self._late(view, message)
+                    else:
+                        if len(message) > 5:
+                            inside = self._inside(view, row, message)
+                            core._fail(row, ERROR, message[3], inside)
+                            core._release_uses(inside)  # each row that ended has its own
+                        else:
+                            core._fail(row, ERROR, message[3])
+                elif kind == m.RETURNED:
+                    self._returned(view, row, message[3], message[4])
+                elif kind == m.DELEGATED:
+                    self._measured(row, message[4])
+                    self._delegated(view, row, message)
+        except Exception as error:
+            return message, error
+        return None
+
+    def _broke(self, view: WorkerView, message: Message, error: Exception) -> None:
+        """A message could not be taken in: the task that it is about ends, and no other."""
+        row = None
+        name = m.NAMES.get(message[0], message[0]) if message else "?"
+        if len(message) > 2:
+            rows = self.core.table.rows
+            found = view.pushed.get(message[1]) or rows.get(message[1])
+            row = found if found is not None and found.attempt == message[2] else None
+        self.core.broke(row, error, f"{name} of {view.address} could not be taken in")
 
     def _measured(self, row: Row, microseconds: float) -> None:
         row.estimate = microseconds

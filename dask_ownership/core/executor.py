@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from dask_ownership.core import messages as m
@@ -85,6 +85,9 @@ class Executor:
         Names of values that several entries have to how many there are beyond the first.
     interrupted : list of Entry
         Running tasks that were cancelled, or whose time is up; the runtime takes them.
+    broken : list of tuple
+        Messages that could not be taken in, in place of ending all that came after them: of which
+        session, and why; the runtime takes them.
     savings : Savings
         Checkpoints on their way to owners.
     home : str
@@ -113,6 +116,7 @@ class Executor:
         self.freed: list[Any] = []
         self.shared: dict[Any, int] = {}
         self.interrupted: list[Entry] = []
+        self.broken: list[tuple[Session, Message, Exception]] = []
         self.savings = Savings()
         self.home = ""
         self.posts: list[Message] = []
@@ -202,60 +206,85 @@ class Executor:
         """Messages of an owner, in the order in which it sent them."""
         if session.closed:
             return  # the owner was said to be gone while these were on their way
+        messages = iter(batch)
+        while not self._take_in(session, messages):
+            pass
+
+    def _take_in(self, session: Session, messages: Iterator[Message]) -> bool:
+        """Take messages in, up to one that cannot be; whether there was none."""
         entries = session.entries
-        for message in batch:
-            kind = message[0]
-            if kind == m.PUSH:
-                self._pushed(session, message)
-            elif kind == m.FUNCTION:
-                session.add_function(message[1], message[2])
-                while len(session.functions) > KNOWN_FUNCTIONS or (
-                    session.function_bytes > FUNCTION_BYTES and len(session.functions) > 1
-                ):
-                    # The owner sends it again when a task that needs it is bounced.
-                    session.forget_function(next(iter(session.functions)))
-            elif kind == m.FORGET:
-                session.forget_function(message[1])
-            elif kind == m.FREE:
-                for key in message[1]:
-                    entry = entries.get(key)
-                    if (
-                        entry is not None
-                        and entry.attempt <= message[2]
-                        and entry.state in (KEPT, COPIED, FETCHING)
+        message: Message = ()
+        try:
+            for message in messages:
+                kind = message[0]
+                if kind == m.PUSH:
+                    self._pushed(session, message)
+                elif kind == m.FUNCTION:
+                    session.add_function(message[1], message[2])
+                    while len(session.functions) > KNOWN_FUNCTIONS or (
+                        session.function_bytes > FUNCTION_BYTES and len(session.functions) > 1
                     ):
-                        self._drop(entry)
-                        self._give_back_waiters(entry)
-            elif kind == m.COPY:
-                _, key, attempt, value = message
-                before = entries.get(key)
-                if before is not None:
-                    self._replace(before)
-                entry = entries[key] = Entry(session, key, attempt)
-                entry.value = value
-                entry.state = COPIED
-            elif kind == m.CANCEL:
-                entry = entries.get(message[1])
-                if entry is not None and entry.attempt == message[2]:
-                    self._cancel(entry)
-            elif kind == m.RECALL:
-                self._recall(session, message[1])
-            elif kind == m.SEEK:
-                entry = entries.get(message[1])
-                if entry is not None and entry.attempt == message[2] and not entry.has_value:
-                    if entry.sought is None:
-                        entry.sought = set()
-                    entry.sought.update(message[3])
-                    self.sought.append((entry, message[3]))
-            elif kind == m.TOOK:
-                entry = session.handed.pop((message[1], message[2]), None)
-                if entry is not None:
-                    entry.contains = None
-                    self._let_go(entry)
-            elif kind == m.CHECKPOINTED:
-                self.savings.heard(message)
-            elif kind == m.POST:
-                self.deliver(message)
+                        # The owner sends it again when a task that needs it is bounced.
+                        session.forget_function(next(iter(session.functions)))
+                elif kind == m.FORGET:
+                    session.forget_function(message[1])
+                elif kind == m.FREE:
+                    for key in message[1]:
+                        entry = entries.get(key)
+                        if (
+                            entry is not None
+                            and entry.attempt <= message[2]
+                            and entry.state in (KEPT, COPIED, FETCHING)
+                        ):
+                            self._drop(entry)
+                            self._give_back_waiters(entry)
+                elif kind == m.COPY:
+                    _, key, attempt, value = message
+                    before = entries.get(key)
+                    if before is not None:
+                        self._replace(before)
+                    entry = entries[key] = Entry(session, key, attempt)
+                    entry.value = value
+                    entry.state = COPIED
+                elif kind == m.CANCEL:
+                    entry = entries.get(message[1])
+                    if entry is not None and entry.attempt == message[2]:
+                        self._cancel(entry)
+                elif kind == m.RECALL:
+                    self._recall(session, message[1])
+                elif kind == m.SEEK:
+                    entry = entries.get(message[1])
+                    if entry is not None and entry.attempt == message[2] and not entry.has_value:
+                        if entry.sought is None:
+                            entry.sought = set()
+                        entry.sought.update(message[3])
+                        self.sought.append((entry, message[3]))
+                elif kind == m.TOOK:
+                    entry = session.handed.pop((message[1], message[2]), None)
+                    if entry is not None:
+                        entry.contains = None
+                        self._let_go(entry)
+                elif kind == m.CHECKPOINTED:
+                    self.savings.heard(message)
+                elif kind == m.POST:
+                    self.deliver(message)
+        except Exception as error:
+            self.broken.append((session, message, error))
+            return False
+        return True
+
+    def unsendable(self, session: Session, message: Message, error: bytes) -> None:
+        """An answer cannot be packed, or a push could not be taken in: the task that it is about
+        has failed with this pickled error."""
+        if len(message) < 3 or message[0] not in (m.PUSH, m.DONE, m.STORED, m.FAILED, m.DELEGATED):
+            return
+        _, key, attempt = message[:3]
+        session.handed.pop((key, attempt), None)
+        entry = session.entries.get(key)
+        if entry is not None and entry.attempt == attempt:
+            self._drop(entry)
+            self._give_back_waiters(entry)
+        session.outbox.append((m.FAILED, key, attempt, error, 0.0))
 
     def made(self, entry: Entry, child: Key, origin: Origin, contains: Any) -> None:
         """A task submitted this child: tell its owner, if that looks for it.
@@ -307,11 +336,10 @@ class Executor:
         if entries.get(entry.key) is entry:
             del entries[entry.key]
 
-    def packed(self, session: Session, batch: int) -> None:
-        """The answers so far leave as this batch."""
-        if session.fresh:
-            session.unacknowledged.append((batch, session.fresh))
-            session.fresh = []
+    def packed(self, session: Session, batch: int, fresh: list[Entry]) -> None:
+        """The answers of these entries left, the last of them as this batch."""
+        if fresh:
+            session.unacknowledged.append((batch, fresh))
 
     # ---- slots ----
 

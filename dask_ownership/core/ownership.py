@@ -119,6 +119,8 @@ class Ownership:
         dependency.
     posts : list
         For the executor in this process to pass on; the runtime takes them.
+    broken : list of tuple
+        What failed here, and where, in place of ending all else; the runtime logs it.
     unposted : dict
         What waits for a worker to become a member, by its address; ``""`` for any.
     """
@@ -158,6 +160,7 @@ class Ownership:
         self.allowed_failures = allowed_failures
         self.refused: dict[str, str] = {}
         self.completed: list[Row] = []
+        self.broken: list[tuple[str, Exception]] = []
         self.desired: set[Row] = set()
         self.attempts = 0
         self.timeline = Timeline(clock)
@@ -184,23 +187,30 @@ class Ownership:
 
     def submit(self, rows: Iterable[Row]) -> None:
         """Rows that were just adopted: find out which can start."""
-        for row in rows:
-            if row.state != WAITING:
-                if row.state == INLINE:  # a literal
-                    self.inline_bytes += row.nbytes
-                continue  # or cancelled or forgotten before it got here
-            if row.borrowed:
-                assert isinstance(row, Borrowed)
-                self.references.borrow(row)
-                continue
-            self.counts["submitted"] += 1
-            if not row.dependencies:
-                row.state = READY
-                self.placement.add_ready(row)
-                continue
-            self._wait_for_dependencies(row, first=True)
-            if row.state == WAITING:
-                self.pushing.chain(row)
+        todo = iter(rows)
+        row: Row | None = None
+        while True:
+            try:
+                for row in todo:
+                    if row.state != WAITING:
+                        if row.state == INLINE:  # a literal
+                            self.inline_bytes += row.nbytes
+                        continue  # or cancelled or forgotten before it got here
+                    if row.borrowed:
+                        assert isinstance(row, Borrowed)
+                        self.references.borrow(row)
+                        continue
+                    self.counts["submitted"] += 1
+                    if not row.dependencies:
+                        row.state = READY
+                        self.placement.add_ready(row)
+                        continue
+                    self._wait_for_dependencies(row, first=True)
+                    if row.state == WAITING:
+                        self.pushing.chain(row)
+                return
+            except Exception as error:
+                self.broke(row, error, "it could not be submitted")
 
     def put(self, row: Row, holders: Iterable[WorkerView], nbytes: int) -> None:
         """A value that was scattered: it has holders and no task."""
@@ -430,6 +440,38 @@ class Ownership:
         self.losses[UNCERTAIN] += 1
         self._fail(row, ERROR, Failure("uncertain", row.key, detail))
 
+    def unsendable(self, view: WorkerView, message: Message, error: bytes) -> None:
+        """A message to a worker cannot be packed: what needs it fails, with a pickled error."""
+        kind, name = message[:2]
+        if kind == m.PUSH:
+            row = view.pushed.get(name)
+            failed = [row] if row is not None and row.attempt == message[2] else []
+        elif kind == m.FUNCTION:
+            view.functions.discard(name)
+            failed = [
+                row
+                for row in view.pushed.values()
+                if row.function is not None and row.function.id == name
+            ]
+        elif kind == m.COPY:
+            failed = []
+            for row in view.pushed.values():
+                for needed in row.dependencies:
+                    if needed.key == name:
+                        failed.append(row)
+                        needed.holders = tuple([one for one in needed.holders if one is not view])
+            view.copies.pop(name, None)
+        else:
+            failed = []  # it takes something back that never got there
+        for row in failed:
+            self._fail(row, ERROR, error)
+
+    def broke(self, row: Row | None, error: Exception, where: str) -> None:
+        """Something of this core failed while it dealt with a row: that ends, and no other."""
+        if row is not None and row.state < INLINE:
+            self._fail(row, ERROR, Failure("internal", row.key, f"{where}: {error!r}"))
+        self.broken.append((where, error))
+
     def receive(self, view: WorkerView, batch: Iterable[Message], now: float) -> None:
         """Answers of a worker, in the order in which it gave them."""
         self.answers.receive(view, batch, now)
@@ -460,14 +502,20 @@ class Ownership:
                 view = placement.choose(row, views)
                 if view is not None:
                     placement.take_restricted(row)
-                    self.pushing.push(row, view, now)
+                    try:
+                        self.pushing.push(row, view, now)
+                    except Exception as error:
+                        self.broke(row, error, f"it could not be pushed to {view.address}")
                     progress = True
         if placement._restricted:
             placement.keep_for_waiting()
         take_ready = placement.take_ready
         push = self.pushing.push
         while (taken := take_ready()) is not None:
-            push(taken[0], taken[1], now)
+            try:
+                push(taken[0], taken[1], now)
+            except Exception as error:
+                self.broke(taken[0], error, f"it could not be pushed to {taken[1].address}")
         if self.attempts != self._marked:
             self._marked = self.attempts
             self.timeline.mark(self.attempts, now)

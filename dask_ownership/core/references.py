@@ -701,52 +701,63 @@ class References:
         if peer.stream.unsaid:
             self.talking[sender[0]] = peer
         for message in messages:
-            kind = message[0]
-            if kind == BORROW:
-                self._lend(peer, *message[1:])
-            elif kind == RETURN:
-                self._unlend(peer, message[1], message[2])
-            elif kind == LENT or kind == OUTCOME:
-                borrowed = peer.borrowed.get(message[2])
-                if borrowed is None or borrowed.place[3] != message[1]:
-                    continue
-                if message[3] is not None:
-                    if message[3][1] == FREED and self._freed(peer, borrowed, message[3][3]):
-                        continue
-                    if borrowed.state == ERROR and kind == OUTCOME:
-                        self._waits_again(borrowed)  # it was tried again, or cancelled
-                    self._take_in(borrowed, message[3])
-                elif borrowed.state == STORED:
-                    borrowed.state = WAITING
-                    borrowed.addresses = ()
-                elif borrowed.state == ERROR and kind == OUTCOME:
-                    self._waits_again(borrowed)
-                if kind == LENT and (borrowed.returns or not borrowed.counted):
-                    self._counted(borrowed)
-            elif kind == MOVED:
-                borrowed = peer.borrowed.get(message[2])
-                if borrowed is not None:
-                    self._moved(peer, borrowed, message[3], message[4], message[5])
-            elif kind == KEEP:
-                self._keep(peer, message[1])
-            elif kind == KEPT:
-                self.core.climbing.told(sender[0], message[1])
-            elif kind == LET_GO:
-                row = peer.kept.pop(message[1], None)
-                if row is not None:
-                    self.core.climbing.let_go(row)
-            elif kind == ADOPT and self.core.adoption.refuses(sender[0], message[1]):
-                refusal = (LOST, LEAVES, message[1], f"{self.process[2]} leaves, too", ())
-                self._say(peer, (LENT, message[1], message[2], refusal))
-            elif kind == ADOPT:
-                row = self.core.adoption.adopt(message[1], message[3], message[4])
-                self._lend(peer, message[1], message[2])
-                if row is not None:
-                    self.core.release([row])
-            elif kind == REQUEST:
-                self._requested(peer, *message[1:])
-            elif kind == LEAVE:
-                self.process_gone(sender[0])
+            try:
+                self._heard(peer, message)
+            except Exception as error:
+                said = NAMES[message[0]] if message and message[0] in range(len(NAMES)) else "?"
+                self.core.broke(None, error, f"{said} of {sender[2]} could not be taken in")
+
+    def _heard(self, peer: Peer, message: Message) -> None:
+        """One message of another process."""
+        kind = message[0]
+        if kind == BORROW:
+            self._lend(peer, *message[1:])
+        elif kind == RETURN:
+            self._unlend(peer, message[1], message[2])
+        elif kind == LENT or kind == OUTCOME:
+            borrowed = peer.borrowed.get(message[2])
+            if borrowed is not None and borrowed.place[3] == message[1]:
+                self._told(peer, borrowed, message[3], kind == LENT)
+        elif kind == MOVED:
+            borrowed = peer.borrowed.get(message[2])
+            if borrowed is not None:
+                self._moved(peer, borrowed, message[3], message[4], message[5])
+        elif kind == KEEP:
+            self._keep(peer, message[1])
+        elif kind == KEPT:
+            self.core.climbing.told(peer.process[0], message[1])
+        elif kind == LET_GO:
+            row = peer.kept.pop(message[1], None)
+            if row is not None:
+                self.core.climbing.let_go(row)
+        elif kind == ADOPT and self.core.adoption.refuses(peer.process[0], message[1]):
+            refusal = (LOST, LEAVES, message[1], f"{self.process[2]} leaves, too", ())
+            self._say(peer, (LENT, message[1], message[2], refusal))
+        elif kind == ADOPT:
+            row = self.core.adoption.adopt(message[1], message[3], message[4])
+            self._lend(peer, message[1], message[2])
+            if row is not None:
+                self.core.release([row])
+        elif kind == REQUEST:
+            self._requested(peer, *message[1:])
+        elif kind == LEAVE:
+            self.process_gone(peer.process[0])
+
+    def _told(self, peer: Peer, row: Borrowed, outcome: Outcome | None, lent: bool) -> None:
+        """The owner of a borrowed row says how it stands; when ``lent``, that this is counted."""
+        if outcome is not None:
+            if outcome[1] == FREED and self._freed(peer, row, outcome[3]):
+                return
+            if row.state == ERROR and not lent:
+                self._waits_again(row)  # it was tried again, or cancelled
+            self._take_in(row, outcome)
+        elif row.state == STORED:
+            row.state = WAITING
+            row.addresses = ()
+        elif row.state == ERROR and not lent:
+            self._waits_again(row)
+        if lent and (row.returns or not row.counted):
+            self._counted(row)
 
     def _requested(self, peer: Peer, what: str, key: Key, number: int, detail: Any) -> None:
         row = peer.lent.get((key, number))
@@ -861,6 +872,16 @@ class References:
         self.left = True
         for peer in list(self.peers.values()):
             self._say(peer, (LEAVE,))
+
+
+def instead_of(message: Message, why: str) -> Message | None:
+    """What is said in place of something that cannot be sent to another process; None for
+    nothing."""
+    if message[0] in (LENT, OUTCOME):
+        return (*message[:3], (LOST, "lost-data", message[1], why, ()))
+    if message[0] == MOVED:
+        return (*message[:4], None, message[5])
+    return None
 
 
 def owners_of(origin: Origin | Heir) -> tuple[str, ...]:

@@ -77,7 +77,7 @@ class Failure:
     ----------
     kind : str
         ``cancelled``, ``lost-data``, ``owner-lost``, ``killed-worker``, ``uncertain``,
-        ``no-worker``, ``scheduler-gone`` or ``closed``.
+        ``no-worker``, ``scheduler-gone``, ``internal`` or ``closed``.
     key : hashable
         The key that it happened to; for those that depend on it, not their own.
     detail : str

@@ -39,6 +39,7 @@ from dask_ownership.runtime.channel import Channel, channel, has_stream
 from dask_ownership.runtime.clocks import Clocks
 from dask_ownership.runtime.link import BYE, PROTOCOL, UNSAID_BATCHES, ExecutorLink
 from dask_ownership.runtime.owner import Handle
+from dask_ownership.runtime.packing import not_sendable
 from dask_ownership.runtime.parking import (
     Parking,
     Pool,
@@ -259,8 +260,8 @@ class Executor:
             # No await from here until the channel is there: a batch that is numbered
             # meanwhile would be neither among those sent again nor written by itself.
             made = channel(comm, stream)
-            for batch in link.state.resume(received):
-                made.write(batch)
+            for frame in link.packing.again(received):
+                made.write(frame)
             link.channel = made
             self._flush()
             await made.listen(lambda batch: self._arrived_on(link, batch))
@@ -323,7 +324,9 @@ class Executor:
             with self.lock:
                 session = self.core.open(owner)
             session.runtime = self
-            link = self.links[owner] = session.link = ExecutorLink(session)
+            link = self.links[owner] = session.link = ExecutorLink(
+                session, partial(self._unsendable, session)
+            )
         if process is not None:
             link.session.process = process
         return link
@@ -378,6 +381,8 @@ class Executor:
             self.core.acknowledged(link.session, link.state.acknowledged)
             if messages:
                 self.core.receive(link.session, messages)
+        if self.core.broken:
+            self._say_what_broke()
         if messages:
             self._provide()
             if self.core.sought:
@@ -398,6 +403,21 @@ class Executor:
                 or link.state.unsaid >= UNSAID_BATCHES
             ):
                 self._flush()
+
+    def _unsendable(self, session: ex.Session, message: m.Message, error: Exception) -> None:
+        """An answer cannot be packed: the task that it is about fails. Loop thread."""
+        where = f"its owner {session.process[2]} from {self.worker.address}"
+        with self.lock:
+            self.core.unsendable(session, message, not_sendable(message, where, error))
+        self.flush_soon()
+
+    def _say_what_broke(self) -> None:
+        """Have tasks fail whose messages could not be taken in. Loop thread."""
+        broken, self.core.broken = self.core.broken, []
+        for session, message, error in broken:
+            logger.error("a message of %s was not taken in", session.process[2], exc_info=error)
+            if message and message[0] == m.PUSH:
+                self._unsendable(session, message, error)
 
     def made(self, entry: Entry, child: Any) -> None:
         """A task submitted a child, which may be one that is sought. Any thread."""
@@ -655,7 +675,7 @@ class Executor:
         core = self.core
         if core.queued or core.resuming or core.resources.aside:
             self._provide()
-        outgoing: list[tuple[ExecutorLink, list[Any]]] = []
+        outgoing: list[tuple[ExecutorLink, list[Any], list[Entry]]] = []
         unlinked: list[str] = []
         with self.lock:
             for link in self.links.values():
@@ -665,11 +685,10 @@ class Executor:
                         message[0] in (m.POST, m.LEAVING) for message in session.outbox
                     ):
                         unlinked.append(session.owner)
-                    outgoing.append((link, session.outbox))
-                    session.outbox = []
-                    core.packed(session, link.state.sent + 1)
+                    outgoing.append((link, session.outbox, session.fresh))
+                    session.outbox, session.fresh = [], []
                 elif link.state.unsaid >= UNSAID_BATCHES:
-                    outgoing.append((link, []))
+                    outgoing.append((link, [], []))
             fetches, core.fetches = core.fetches, []
             freed, core.freed = core.freed, []
             undelivered = [*core.undelivered, *unlinked]
@@ -683,17 +702,26 @@ class Executor:
             here_now = core.resources.available
             if here_now and (core.resources.yielding or not core.queued):
                 spare, core.resources.available = here_now, {}
-        for link, messages in outgoing:
-            link.send(messages)
+        for link, messages, fresh in outgoing:
+            try:
+                last = link.send(messages)
+                if fresh:
+                    with self.lock:
+                        core.packed(link.session, last, fresh)
+            except Exception:
+                # What other owners are to hear, and the rest below, goes on.
+                logger.exception("answers for %s were not sent", link.session.process[2])
         if surplus > 0 or (self.lending.reserved and not core.queued and not core.resuming):
             self.lending.give_back(max(surplus, 0))
         if spare or (self.resources.reserved and not core.resources.aside):
             self.resources.give_back(spare, done=not core.resources.aside)
         if self.resources.lent or core.resources.yielding:
             core.resources.yielding = self.resources.overdue
-        if freed:
-            for name in freed:
+        for name in freed:
+            try:
                 self.store.delete(name)
+            except Exception:  # of the storage that the user gave the worker
+                logger.exception("a value was not deleted")
         if undelivered and self.on_undelivered is not None:
             self.on_undelivered(undelivered)
         if fetches:

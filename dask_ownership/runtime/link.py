@@ -14,15 +14,17 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
+import msgpack
 from distributed.comm import Comm, CommClosedError, connect
 
-from dask_ownership.core.link import Batch, LinkState
+from dask_ownership.core.link import LinkState
 from dask_ownership.core.messages import Message
 from dask_ownership.core.session import Session
 from dask_ownership.core.silence import Pulse
 from dask_ownership.core.traffic import Traffic
 from dask_ownership.runtime.channel import Channel, channel, has_stream
 from dask_ownership.runtime.liveness import LONGEST
+from dask_ownership.runtime.packing import Packing, Unsendable
 
 logger = logging.getLogger("dask_ownership.link")
 
@@ -31,6 +33,8 @@ PROTOCOL = 5
 
 BYE = "bye"
 """Sent instead of a batch by an owner that closes."""
+
+BYE_FRAME: bytes = msgpack.packb(BYE)
 
 UNSAID_BATCHES = 16
 """Batches after which an acknowledgement is sent of its own."""
@@ -41,6 +45,11 @@ CANCELLED_AGAIN = 0.5
 
 LONGEST_DIAL = 10.0
 """Seconds above which a dial takes no longer before it is tried anew."""
+
+
+def ignore(message: Message, error: Exception) -> None:
+    """What a link does with what cannot be packed, unless it is told."""
+    logger.error("a message cannot be packed: %r", error)
 
 
 class LinkRefused(Exception):
@@ -69,6 +78,8 @@ class OwnerLink:
         dialled again; for twice as long each time until something arrives.
     traffic : Traffic, optional
         Where bytes are counted.
+    unsendable : callable, optional
+        Told of messages that cannot be packed.
     """
 
     def __init__(
@@ -82,6 +93,7 @@ class OwnerLink:
         reach: float = 30.0,
         silence: float = 5.0,
         traffic: Traffic | None = None,
+        unsendable: Unsendable = ignore,
     ) -> None:
         self.address = address
         self.hello = hello
@@ -93,6 +105,7 @@ class OwnerLink:
         self.traffic = traffic
         self.state = LinkState()
         self.closed = False
+        self._packing = Packing(self.state, unsendable)
         self._channel: Channel | None = None
         self._incarnation: str | None = None
         self._greeting: dict[str, Any] = {}
@@ -118,12 +131,13 @@ class OwnerLink:
 
     def send(self, messages: list[Message]) -> None:
         """Number a batch and send it, now or when the connection is there."""
-        self._write(self.state.pack(messages))
+        self._write(self._packing.number(messages))
 
-    def _write(self, batch: Batch) -> None:
+    def _write(self, frames: list[bytes]) -> None:
         if self._channel is not None:
             try:
-                self._channel.write(batch)
+                for frame in frames:
+                    self._channel.write(frame)
             except CommClosedError:
                 self._channel = None
         elif self._task is None:
@@ -153,7 +167,7 @@ class OwnerLink:
             self._patience = self._shortest
         owes = bool(self.state.unacknowledged) or (made is None and self._task is not None)
         if self._pulse.look(passed, heard, owes, ask_after):
-            self._write(self.state.pack([], ask=True))
+            self._write(self._packing.number([], ask=True))
         if made is None or heard or not owes:
             self._stalled = 0.0
             return self._pulse.owed
@@ -227,7 +241,7 @@ class OwnerLink:
         OSError
         """
         made = self._resume(await self._dial())
-        made.write(BYE)
+        made.write(BYE_FRAME)
         await made.close()
 
     async def _dial(self) -> Comm:
@@ -268,8 +282,8 @@ class OwnerLink:
         """Go on over a new connection, with what the worker has not got."""
         # No await in between: a batch that is numbered meanwhile would be in neither.
         made = channel(comm, self._greeting.get("stream", False), self.traffic)
-        for batch in self.state.resume(self._greeting["received"]):
-            made.write(batch)
+        for frame in self._packing.again(self._greeting["received"]):
+            made.write(frame)
         return made
 
     def _arrived(self, batch: Any) -> None:
@@ -287,7 +301,7 @@ class OwnerLink:
         channel, self._channel = self._channel, None
         if say_bye and channel is not None:
             try:
-                channel.write(BYE)
+                channel.write(BYE_FRAME)
                 await channel.close()
             except (OSError, CommClosedError):
                 pass
@@ -327,9 +341,10 @@ class LocalLink:
 class ExecutorLink:
     """The executor's end of a link."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, unsendable: Unsendable = ignore) -> None:
         self.session = session
         self.state = LinkState()
+        self.packing = Packing(self.state, unsendable)
         self.channel: Channel | None = None
         self.local: Any = None
 
@@ -339,13 +354,15 @@ class ExecutorLink:
         return self.channel is None and self.local is None and not self.state.received
 
     def send(self, messages: list[Any]) -> int:
-        """Number a batch and send it when there is a connection; its number."""
-        batch = self.state.pack(messages)
+        """Number messages and send them when there is a connection; the number of the last."""
         if self.local is not None:
-            self.local(batch)
-        elif self.channel is not None:
+            self.local(self.state.pack(messages))
+            return self.state.sent
+        frames = self.packing.number(messages)
+        if self.channel is not None:
             try:
-                self.channel.write(batch)
+                for frame in frames:
+                    self.channel.write(frame)
             except CommClosedError:
                 self.channel = None
-        return batch[0]
+        return self.state.sent

@@ -25,7 +25,7 @@ from distributed.core import ConnectionPool
 from distributed.system import MEMORY_LIMIT
 
 from dask_ownership.core.bequest import Bequest
-from dask_ownership.core.messages import Origin, Process
+from dask_ownership.core.messages import Message, Origin, Process
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.places import Places, ordered
@@ -37,6 +37,7 @@ from dask_ownership.runtime.functions import Functions
 from dask_ownership.runtime.link import UNSAID_BATCHES, LocalLink, OwnerLink
 from dask_ownership.runtime.liveness import Liveness, Patience
 from dask_ownership.runtime.membership import Member
+from dask_ownership.runtime.packing import not_sendable
 from dask_ownership.runtime.serialize import (
     Slot,
     arriving,
@@ -450,6 +451,11 @@ class Owner:
         self.core.retry(rows)
         self._step()
 
+    def _unsendable(self, view: WorkerView, message: Message, error: Exception) -> None:
+        """A message to a worker cannot be packed: the task that needs it fails."""
+        pickled = not_sendable(message, f"the worker {view.address}", error)
+        self.call(self.core.unsendable, view, message, pickled)
+
     def _received(self, view: WorkerView, messages: Any) -> None:
         """A batch of answers arrived."""
         self.core.receive(view, messages, perf_counter() * 1e6)
@@ -458,6 +464,8 @@ class Owner:
     def _step(self) -> None:
         """Schedule, tell who waits, flush the links."""
         core = self.core
+        if core.broken:
+            self._say_what_broke()
         if core.references.talking:
             core.references.say_to_itself()
         core.schedule(perf_counter() * 1e6)
@@ -493,6 +501,11 @@ class Owner:
         ):
             self._sweeping = True
             loop.call_later(SWEEP, self._sweep)
+
+    def _say_what_broke(self) -> None:
+        broken, self.core.broken = self.core.broken, []
+        for where, error in broken:
+            logger.error("%s: %s", self.name, where, exc_info=error)
 
     def _post(self, acknowledge: bool = False) -> None:
         """Send what references have to say to other processes."""
@@ -705,6 +718,7 @@ class Owner:
                 parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")),
                 self.liveness.limit,
                 view.traffic,
+                lambda message, error: self._unsendable(view, message, error),
             )
         view.link = link
         return link

@@ -20,7 +20,6 @@ from typing import Any
 import dask
 from dask.utils import typename
 from distributed import Reschedule
-from distributed.sizeof import safe_sizeof
 
 from dask_ownership.core import messages as m
 from dask_ownership.core import session as ex
@@ -40,6 +39,7 @@ from dask_ownership.runtime.serialize import (
     finding,
     futures_in,
     loads_call,
+    sizeof,
     unpickling,
 )
 
@@ -234,7 +234,7 @@ def keep_result(entry: Entry, result: Any, started: float) -> Outcome:
     limit = inline_limit_of(entry)
     if (limit or result is None) and type(result) in ATOMS and type(result) not in (str, bytes):
         pickled: bytes | None = pickle.dumps(result, 5)
-    elif not limit or safe_sizeof(result) > limit:
+    elif not limit or sizeof(result) > limit:
         pickled = None
     else:
         try:

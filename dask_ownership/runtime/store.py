@@ -15,13 +15,12 @@ from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import cloudpickle
-from distributed.sizeof import safe_sizeof
 
 from dask_ownership.core.identity import stored_name
 from dask_ownership.core.session import Entry
 from dask_ownership.runtime.compat import HiddenData, share_data
 from dask_ownership.runtime.importing import one_at_a_time
-from dask_ownership.runtime.serialize import finding, unpickling
+from dask_ownership.runtime.serialize import finding, sizeof, unpickling
 
 
 class Containing:
@@ -41,7 +40,7 @@ class Containing:
             return _contained, (cloudpickle.dumps(self.value, 5),)
 
     def __sizeof__(self) -> int:
-        return int(safe_sizeof(self.value))
+        return sizeof(self.value)
 
 
 def _contained(pickled: bytes) -> Containing:
@@ -122,7 +121,7 @@ class Store:
         if entry.contains and type(value) is not Containing:
             value = Containing(value)
         name = f"{stored_name(entry.session.owner, entry.key)}-{next(self._numbers):x}"
-        nbytes = safe_sizeof(value)
+        nbytes = sizeof(value)
         self._data[name] = value
         self.nbytes += nbytes
         self.sizes[name] = nbytes

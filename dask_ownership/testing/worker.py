@@ -124,8 +124,9 @@ class VirtualWorker:
             session = pipe.session
             if session.outbox:
                 messages, session.outbox = session.outbox, []
+                fresh, session.fresh = session.fresh, []
                 batch = pipe.there.pack(messages)
-                core.packed(session, batch[0])
+                core.packed(session, batch[0], fresh)
                 self.cluster.send(pipe, batch, to_worker=False)
             elif pipe.there.unsaid:
                 self.cluster.send(pipe, pipe.there.pack([]), to_worker=False)

@@ -63,8 +63,12 @@ class Bench:
         return [(m.NAMES[message[0]], *message[1:]) for message in out]
 
     def acknowledge(self):
-        self.core.packed(self.session, 1)
+        self.pack(1)
         self.core.acknowledged(self.session, 1)
+
+    def pack(self, batch):
+        fresh, self.session.fresh = self.session.fresh, []
+        self.core.packed(self.session, batch, fresh)
 
 
 @pytest.fixture
@@ -133,7 +137,7 @@ def test_a_value_that_is_held_goes_when_its_owner_has_it_but_not_for_tasks_here(
 def test_acknowledging_again_spares_a_later_attempt(bench):
     bench.tell(push("x"))
     bench.inline(bench.start())
-    bench.core.packed(bench.session, 1)
+    bench.pack(1)
     bench.tell(push("x"))
     bench.core.acknowledged(bench.session, 1)
     assert bench.start().key == "x"
@@ -654,3 +658,47 @@ def test_what_waits_for_a_fetch_of_another_life_is_returned(bench):
     bench.core.fetched(second)
     assert bench.core.freed == ["old"]
     assert bench.start().dependencies == [second]
+
+
+# ---- what cannot be said, and what cannot be taken in ----
+
+
+@pytest.mark.parametrize("state", ["held", "kept", "with futures", "failed"])
+def test_an_answer_that_cannot_be_packed_is_an_error_of_its_task(bench, state):
+    bench.tell(push("x", attempt=1), push("y", [(m.LOCAL, "x", 1)], attempt=2))
+    entry = bench.start()
+    message = (m.DONE, "x", 1, b"value", 1.0)
+    if state == "kept":
+        bench.stored(entry)
+        message = (m.STORED, "x", 1, 8, None, 1.0)
+    elif state == "with futures":
+        entry.contains = ["future"]
+        message = (*message, ("origin",))
+        bench.core.succeeded(entry, message, ex.HELD, 1)
+        bench.core.released_slot()
+    elif state == "failed":
+        bench.fails(entry)
+        message = (m.FAILED, "x", 1, b"error", 1.0)
+    else:
+        bench.inline(entry)
+    bench.said()
+    bench.core.unsendable(bench.session, message, b"cannot be sent")
+    assert ("FAILED", "x", 1, b"cannot be sent", 0.0) in bench.said()
+    assert "x" not in bench.session.entries and not bench.session.handed
+    if state == "kept":
+        assert bench.core.freed == ["x-1"]
+
+
+def test_messages_after_one_that_cannot_be_taken_in_are_taken_in(bench):
+    bad = [(m.PUSH, "bad", 2), (m.FUNCTION,), (m.COPY, "c"), (m.SEEK, "x"), (), (99, 1)]
+    bench.tell(push("x", attempt=1), *bad, push("y", attempt=3))
+    assert [bench.start().key for _ in range(1)] == ["x"]
+    assert bench.core.queued == 1
+    kinds = [message[:1] for _, message, _ in bench.core.broken]
+    assert kinds == [one[:1] for one in bad[:4]] + [()], "an unknown kind is passed over"
+    session, message, _ = bench.core.broken[0]
+    bench.core.unsendable(session, message, b"cannot be taken in")
+    assert bench.said() == [("FAILED", "bad", 2, b"cannot be taken in", 0.0)]
+    for other in bad[1:]:
+        bench.core.unsendable(session, other, b"cannot be taken in")
+    assert bench.said() == []

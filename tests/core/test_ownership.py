@@ -1074,3 +1074,116 @@ def test_a_time_limit_is_in_the_push():
     assert sent[-1] == {"depth": 0, "timeout": 2.5}
     bench.done(row)
     bench.release(row)
+
+
+# ---- what cannot be sent, and what fails inside ----
+
+
+def test_a_push_that_cannot_be_packed_fails_its_task_and_what_needs_it(bench):
+    x, other = bench.row("x"), bench.row("other")
+    y = bench.row("y", x)
+    (push,) = [one for one in bench.views["a"].outbox if one[:2] == (m.PUSH, "x")]
+    for _ in range(2):
+        bench.core.unsendable(bench.views["a"], push, b"too large")
+        bench.step()
+    assert (x.state, y.state, y.value) == (ERROR, ERROR, b"too large")
+    assert other.state == PUSHED
+    bench.done(other)
+    bench.release(x, y, other)
+    check_empty(bench.core)
+
+
+def test_an_older_push_that_cannot_be_packed_fails_nothing(bench):
+    x = bench.row("x")
+    (push,) = [one for one in bench.views["a"].outbox if one[:2] == (m.PUSH, "x")]
+    bench.returned(x, m.RECALLED)
+    bench.core.unsendable(bench.views["a"], push, b"too large")
+    assert x.state == PUSHED
+
+
+def test_a_function_that_cannot_be_packed_fails_the_tasks_that_call_it():
+    bench = Bench("a", slots=3)
+    x = bench.row("x")
+    other = Row("other", Function(2, b"g", "g"), b"call", (), 9)
+    bench.core.table.adopt(other)
+    bench.core.submit([other])
+    bench.step()
+    (message, *_) = [one for one in bench.views["a"].outbox if one[0] == m.FUNCTION]
+    bench.core.unsendable(bench.views["a"], message, b"too large")
+    assert (x.state, other.state) == (ERROR, PUSHED)
+    assert 1 not in bench.views["a"].functions
+
+
+def test_a_copy_that_cannot_be_packed_fails_the_tasks_that_need_it():
+    bench = Bench("a", slots=3)
+    x = bench.row("x")
+    bench.done(x, BIG)
+    rows = [bench.row(name, x) for name in ("p", "q")]
+    other = bench.row("other")
+    (copy,) = [one for one in bench.views["a"].outbox if one[0] == m.COPY]
+    bench.core.unsendable(bench.views["a"], copy, b"too large")
+    bench.step()
+    assert [row.state for row in rows] == [ERROR, ERROR]
+    assert (x.state, x.holders, other.state) == (INLINE, (), PUSHED)
+    bench.core.unsendable(bench.views["a"], (m.CANCEL, "p", 1), b"")
+    bench.done(other)
+    bench.release(x, other, *rows)
+    check_empty(bench.core)
+
+
+def test_an_answer_that_cannot_be_taken_in_ends_its_task_and_no_other(bench):
+    bench = Bench("a", slots=4)
+    rows = [bench.row(f"x{i}") for i in range(4)]
+    good = [(m.DONE, row.key, row.attempt, b"value", 1.0) for row in rows]
+    bad = (m.DONE, "x1", rows[1].attempt)
+    nonsense = [(m.DONE,), (99, "x", 1), (), (m.RETURNED, "x3", rows[3].attempt, m.MISSING, 7)]
+    bench.core.receive(bench.views["a"], [good[0], bad, *nonsense[:3], good[2], nonsense[3]], 0.0)
+    bench.step()
+    assert [row.state for row in rows] == [INLINE, ERROR, INLINE, ERROR]
+    assert {row.value.kind for row in (rows[1], rows[3])} == {"internal"}
+    assert len(bench.core.broken) == 4
+    late = bench.row("late")
+    bench.done(late)
+    bench.release(late, *rows)
+    check_empty(bench.core)
+
+
+def test_a_row_that_cannot_be_submitted_ends_and_no_other(bench, monkeypatch):
+    rows = [Row(f"x{i}", bench.function, b"call", (), i) for i in range(3)]
+    for row in rows:
+        bench.core.table.adopt(row)
+    add = bench.core.placement.add_ready
+
+    def broken(row):
+        if row is rows[1]:
+            raise ZeroDivisionError("a fault")
+        add(row)
+
+    monkeypatch.setattr(bench.core.placement, "add_ready", broken)
+    bench.core.submit(rows)
+    bench.step()
+    assert [row.state for row in rows][1] == ERROR
+    assert "a fault" in rows[1].value.detail
+    for row in (rows[0], rows[2]):
+        bench.done(row)
+    bench.release(*rows)
+    check_empty(bench.core)
+
+
+@pytest.mark.parametrize("options", [{}, {"workers": ("a",)}])
+def test_a_row_that_cannot_be_pushed_ends_and_no_other(bench, monkeypatch, options):
+    bench = Bench("a", slots=4)
+    push = bench.core.pushing.push
+
+    def broken(row, view, now):
+        if row.key == "bad":
+            raise ZeroDivisionError("a fault")
+        push(row, view, now)
+
+    monkeypatch.setattr(bench.core.pushing, "push", broken)
+    rows = [bench.row(key, **options) for key in ("x", "bad", "y")]
+    assert [row.state for row in rows] == [PUSHED, ERROR, PUSHED]
+    for row in (rows[0], rows[2]):
+        bench.done(row)
+    bench.release(*rows)
+    check_empty(bench.core)

@@ -537,6 +537,33 @@ def test_a_request_is_about_the_life_that_was_borrowed(pair, what):
     assert (new.state, borrowed.state) == (PUSHED, CANCELLED)
 
 
+# ---- what cannot be taken in, or said ----
+
+
+def test_what_comes_after_a_word_that_cannot_be_taken_in_is(pair):
+    row = pair.owner.row("x")
+    borrowed = pair.lent(row)
+    for word in ((r.BORROW,), (r.LENT, "x"), (99, "x"), (r.ADOPT, "x", 1), ()):
+        pair.tell_owner(*word)
+    pair.borrower.release(borrowed)
+    pair.carry()
+    assert counts(row) == (1, 0, 0)
+    assert pair.owner.core.broken
+
+
+def test_what_is_said_in_place_of_what_cannot_be_sent(pair):
+    row = pair.owner.row("x")
+    borrowed = pair.lent(row)
+    pair.owner.done(row)
+    peer = pair.owner.references.peer(pair.borrower.process)
+    peer.outbox = [r.instead_of(message, "it is too large") for message in peer.outbox]
+    pair.carry()
+    assert borrowed.state == LOST and "too large" in borrowed.value.detail
+    assert r.instead_of((r.RETURN, "x", 1), "it is too large") is None
+    moved = (r.MOVED, "x", 1, ("a", "b", "c", "x"), (INLINE, b"", ()), None)
+    assert r.instead_of(moved, "why")[:5] == (*moved[:4], None)
+
+
 # ---- ends ----
 
 

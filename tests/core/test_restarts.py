@@ -187,6 +187,6 @@ def test_nothing_else_in_the_core_starts_a_task_again():
         "references._climb",  # borrowed
         "references._take_in",  # borrowed
         "references.missed",  # borrowed
-        "references.receive",  # borrowed
+        "references._told",  # borrowed
         "table.__init__",
     }

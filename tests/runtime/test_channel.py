@@ -32,7 +32,7 @@ async def between(
         ends.append(end)
 
         def received(message: Any) -> bool:
-            end.write(message)
+            end.write(msgpack.packb(message))
             return bool(message == last)
 
         try:
@@ -61,7 +61,7 @@ def test_what_is_written_arrives_in_order_and_as_tuples(address: str) -> None:
     async def talk(here: Channel, got: list[Any]) -> None:
         assert isinstance(here, StreamChannel if "tcp" in address else CommChannel)
         for message in sent:
-            here.write(message)
+            here.write(msgpack.packb(message))
 
         def received(message: Any) -> bool:
             got.append(message)
@@ -83,8 +83,8 @@ def test_a_stream_delivers_many_small_messages_and_large_ones_between() -> None:
 
     async def talk(here: Channel, got: list[Any]) -> None:
         for message in sent:
-            here.write(message)
-        here.write("bye")
+            here.write(msgpack.packb(message))
+        here.write(msgpack.packb("bye"))
 
         def received(message: Any) -> bool:
             got.append(message)
@@ -99,13 +99,13 @@ def test_a_stream_delivers_many_small_messages_and_large_ones_between() -> None:
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:0", "inproc://"])
 def test_a_connection_that_ended_says_so_to_both_sides(address: str) -> None:
     async def talk(here: Channel, got: list[Any]) -> None:
-        here.write("bye")  # the other end closes after its echo
+        here.write(msgpack.packb("bye"))  # the other end closes after its echo
 
         with pytest.raises(CommClosedError):
             await here.listen(got.append)
         with pytest.raises(CommClosedError):
             for _ in range(100):
-                here.write(BATCH)
+                here.write(msgpack.packb(BATCH))
                 await asyncio.sleep(0.01)
                 if isinstance(here, CommChannel) and here._task is not None:
                     await asyncio.wait([here._task])

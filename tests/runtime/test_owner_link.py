@@ -9,6 +9,7 @@ from distributed.comm import CommClosedError, listen
 
 from dask_ownership.core.link import LinkState
 from dask_ownership.runtime.link import OwnerLink
+from dask_ownership.runtime.packing import unpack
 
 
 class Peer:
@@ -33,7 +34,8 @@ class Peer:
             )
             while left:
                 left -= 1
-                self.messages.extend(self.state.receive(await comm.read()))
+                batch = unpack(await comm.read())
+                self.messages.extend(self.state.receive(batch))
         except CommClosedError:
             pass
         finally:
