@@ -371,7 +371,12 @@ class Imports:
                 ended, self._ended = self._ended, []
                 try:
                     ask = getattr(self.client.scheduler, WHERE)
-                    answers = await ask(keys=[key for _, key in ended])
+                    owner = self.client.owner
+                    answers = await ask(
+                        keys=[key for _, key in ended],
+                        asker=owner.incarnation,
+                        token=owner.token,
+                    )
                     places = [tuple(answer["who_has"]) for answer in answers]
                 except OSError:
                     places = [()] * len(ended)  # what runs will find out

@@ -23,21 +23,22 @@ from dask_ownership.future import Future, owned_clients
 from dask_ownership.guard import GuardedScheduler
 from dask_ownership.handles import Futures, Refcount
 from dask_ownership.replay import Replay
-from dask_ownership.runtime.link import PROTOCOL
+from dask_ownership.runtime.members import NotJoined
 from dask_ownership.runtime.membership import (
     BACKLOG,
     DIAL,
-    JOIN,
     MEMBERS,
     OWNER_GONE,
     PROMOTION_OVER,
     REPORT,
+    SECRET,
     WATCH,
 )
 from dask_ownership.runtime.owner import Owner
 from dask_ownership.runtime.parking import await_without_slot, await_without_slot_if_long
 from dask_ownership.runtime.reconnecting import connected
 from dask_ownership.runtime.reporting import Reporter
+from dask_ownership.runtime.secret import Joining
 
 WAITS_FOR_TASKS = {
     "_exception", "_gather", "_rebalance", "_replicate", "_result", "_traceback", "_wait",
@@ -91,9 +92,12 @@ class Member(distributed.Client):
                 self.owner = self._worker_side.owner
             else:
                 self.owner = Owner(self.connection_args, self.id)
-                self._stream_handlers[MEMBERS] = self.owner.members_changed
-                self._stream_handlers[OWNER_GONE] = self.owner.process_gone
-                self._stream_handlers[DIAL] = self.owner.dial
+                self._joining = Joining(self._send_to_scheduler)
+                self.owner.members.ask = self._ask_who_is_there
+                self._stream_handlers[SECRET] = self._joining.told
+                self._stream_handlers[MEMBERS] = self.owner.members.changed
+                self._stream_handlers[OWNER_GONE] = self.owner.members.process_gone
+                self._stream_handlers[DIAL] = self.owner.members.dial
                 self._stream_handlers[PROMOTION_OVER] = self.owner.promotion_over
                 self.owner.on_backlog = self._tell_backlog
                 self._reporter = Reporter(self.owner, self._report)
@@ -184,15 +188,12 @@ class Member(distributed.Client):
             )
         except Exception as error:
             problem = error
-        answer = None
-        known = set(self.owner.core.placement.workers)
+        answer: Any = None
         try:
-            answer = await getattr(self.scheduler, JOIN)(
-                owner=self.owner.incarnation,
-                client=self.id,
-                protocol=PROTOCOL,
-                token=self.owner.token,
-            )
+            await self.owner.members.join()
+            return
+        except NotJoined as error:
+            answer = error.answer
         except Exception as error:
             problem = problem or error
         if isinstance(answer, dict) and answer.get("status") == "gone":
@@ -210,20 +211,22 @@ class Member(distributed.Client):
             self._joined_comm = None
             self.scheduler_comm.abort()
             return
-        if not isinstance(answer, dict) or answer.get("status") != "OK":
-            reason = answer.get("reason") if isinstance(answer, dict) else repr(problem)
-            raise PluginMissing(
-                f"the scheduler {self._rpc_address()} does not take owners, and this client may "
-                f"not install the plugin there ({reason}). Start the scheduler with "
-                "`--preload dask_ownership.preload`, with dask_ownership installed on the "
-                "scheduler and the workers"
-            )
-        self.owner.token = answer["token"]
-        self.owner.holder = tuple(answer["holder"])
-        # Who went while this client had no connection, nobody could tell it.
-        there = {member["address"] for member in answer["members"]}
-        self.owner.members_changed(answer["members"], known - there)
-        self.owner.clients_are(answer["clients"])
+        reason = answer.get("reason") if isinstance(answer, dict) else repr(problem)
+        raise PluginMissing(
+            f"the scheduler {self._rpc_address()} does not take owners, and this client may "
+            f"not install the plugin there ({reason}). Start the scheduler with "
+            "`--preload dask_ownership.preload`, with dask_ownership installed on the "
+            "scheduler and the workers"
+        )
+
+    async def _ask_who_is_there(self) -> Any:
+        owner = self.owner
+        return await self._joining(
+            self.scheduler,
+            owner=owner.incarnation,
+            client=self.id,
+            known=sorted(owner.core.membership.ask().clients),
+        )
 
     def _tell_backlog(self, tasks: int) -> None:
         """For adaptive scaling; a few times while there is much to do, not per task."""

@@ -85,6 +85,8 @@ async def put(client: Client, value: Any) -> tuple[str, Serialized] | None:
         origins = [owner.core.references.origin_of(row) for row in rows]
         counted = await getattr(client.scheduler, HOLD)(
             hold=hold,
+            asker=client.owner.incarnation,
+            token=client.owner.token,
             owner=owner.core.references.process,
             origins=[*origins, *also],
             functions=[(f.name, f.pickled, f.name if f.pickled == CALL else "") for f in functions],

@@ -90,9 +90,9 @@ async def rebalance(owner: Owner, rows: Iterable[Row] | None, workers: Any = Non
 
     for number, source, target in todo:
         core.moves.to(movable[number], places[source], places[target], one_settled)
-    owner._step()
+    owner.step()
     await await_without_slot(settled)
-    owner._step()
+    owner.step()
     await _told([places[source] for source in {source for _, source, _ in todo}])
     owner._check_open()
     if errors:

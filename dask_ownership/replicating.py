@@ -79,7 +79,7 @@ async def replicate(owner: Owner, rows: Iterable[Row], wanted: Replication) -> N
 
     for row in rows:
         owner.core.replicas.want(row, wanted, one_settled)
-    owner._step()
+    owner.step()
     if left:
         await await_without_slot(settled)
     owner._check_open()

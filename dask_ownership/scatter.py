@@ -132,7 +132,7 @@ async def scatter(
         owner.drop_all(rows.values())
         owner._process()
         raise
-    owner._step()
+    owner.step()
     return rebuild({key: Future(client, row) for key, row in rows.items()})
 
 

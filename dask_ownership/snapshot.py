@@ -501,7 +501,7 @@ def take(owner: Owner, central_calls: int) -> Snapshot:
         borrowed=borrowed,
         lent=lent,
         links=links,
-        refused=dict(owner.refused),
+        refused=dict(owner.core.refused),
         counts={**core.counts, "attempts": core.attempts, "central_calls": central_calls},
         handed_out_again={why.replace("-", "_"): times for why, times in core.again.items()},
         losses={kind.replace("-", "_"): number for kind, number in core.losses.items()},

@@ -42,8 +42,8 @@ class Peak:
         self.bytes = 0
         self.pushed = 0
         self._core = client.owner.core
-        self._receive = client.owner._received
-        client.owner._received = self  # type: ignore[method-assign,assignment]
+        self._receive = client.owner.received
+        client.owner.received = self  # type: ignore[method-assign,assignment]
 
     def __call__(self, view: Any, messages: Any) -> None:
         pushed = sum(len(view.pushed) for view in self._core.placement.workers.values())

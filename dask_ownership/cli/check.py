@@ -28,7 +28,8 @@ from dask_ownership.cli.connecting import (
 )
 from dask_ownership.cli.terminal import console
 from dask_ownership.runtime.link import PROTOCOL, LinkRefused, OwnerLink
-from dask_ownership.runtime.membership import JOIN
+from dask_ownership.runtime.membership import JOIN, SECRET
+from dask_ownership.runtime.secret import Joining
 
 COMPARED = ("dask_ownership", "dask", "distributed", "cloudpickle", "python")
 """Packages whose versions must be the same everywhere."""
@@ -162,9 +163,13 @@ async def scheduler_plugin(
     return Finding(True, "plugin", f"installed at the scheduler, protocol {PROTOCOL}")
 
 
+Joined = tuple[str, str, dict[str, str]]
+
+
 @contextlib.asynccontextmanager
-async def token_of(ask: Asking) -> AsyncIterator[tuple[str, str]]:
-    """An owner that joined, and the token that it got, for as long as its client is there."""
+async def token_of(ask: Asking) -> AsyncIterator[Joined]:
+    """An owner that joined, for as long as its client is there: its name, its token and the
+    incarnations of the workers by their addresses."""
     owner = uuid4().hex
     try:
         client = await distributed.Client(
@@ -178,19 +183,20 @@ async def token_of(ask: Asking) -> AsyncIterator[tuple[str, str]]:
     except Exception as error:
         raise Unreachable(f"{ask.address} takes no client: {reason(error, ask.seconds)}") from None
     try:
-        joining = getattr(client.scheduler, JOIN)(owner=owner, client=client.id, protocol=PROTOCOL)
-        answer = await asyncio.wait_for(joining, ask.seconds)
+        joining = Joining(client._send_to_scheduler)
+        client._stream_handlers[SECRET] = joining.told
+        joined = joining(client.scheduler, owner=owner, client=client.id)
+        answer = await asyncio.wait_for(joined, ask.seconds)
         if answer.get("status") != "OK":
             raise Unreachable(f"{ask.address} lets no owner join: {answer.get('reason')}")
-        yield owner, answer["token"]
+        incarnations = {one["address"]: one["incarnation"] for one in answer["members"]}
+        yield owner, answer["token"], incarnations
     finally:
         with contextlib.suppress(Exception):
             await asyncio.wait_for(client.close(), ask.seconds)
 
 
-async def reach_all(
-    workers: list[str], ask: Asking, token: tuple[str, str] | None
-) -> list[Reached]:
+async def reach_all(workers: list[str], ask: Asking, token: Joined | None) -> list[Reached]:
     """Ask all workers, many at once."""
     turn = asyncio.Semaphore(AT_ONCE)
 
@@ -201,7 +207,7 @@ async def reach_all(
     return await asyncio.gather(*map(one, workers))
 
 
-async def reach(address: str, ask: Asking, token: tuple[str, str] | None) -> Reached:
+async def reach(address: str, ask: Asking, token: Joined | None) -> Reached:
     """Ask a worker for its versions, and open a link to it as an owner does."""
     result = Reached(address)
     seconds = ask.seconds
@@ -219,8 +225,14 @@ async def reach(address: str, ask: Asking, token: tuple[str, str] | None) -> Rea
     result.versions = versions_in(answer)
     if token is None:
         return result
-    owner, secret = token
-    hello = {"owner": owner, "address": "", "name": "ownership-check", "token": secret}
+    owner, secret, incarnations = token
+    hello = {
+        "owner": owner,
+        "address": "",
+        "name": "ownership-check",
+        "token": secret,
+        "to": incarnations.get(address, ""),
+    }
     ignore: Callable[[Any], None] = lambda _: None  # noqa: E731
     link = OwnerLink(address, hello, ask.arguments, ignore, ignore, ignore)
     try:

@@ -106,6 +106,7 @@ class Feed:
 
     def __init__(self, scheduler: Any, owners: dict[str, tuple[str, str]], holder: Any) -> None:
         self.scheduler = scheduler
+        self.token = ""
         self.members = owners
         self.holder = Reporter(holder)
         self.task_stream = TaskStream(scheduler, self.fetch)
@@ -261,6 +262,7 @@ class Feed:
                 again=watch and worker not in self.workers,
                 gap=self.task_stream.gap(len(self.scheduler.workers)),
                 failed=self._failed.get(worker, 0),
+                token=self.token,
             )
             return await asyncio.wait_for(asked, ASKED)
         except Exception as error:

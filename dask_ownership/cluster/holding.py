@@ -12,14 +12,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import wraps
 from typing import Any
 
 from dask_ownership.core.bequest import Bequest
+from dask_ownership.core.messages import is_origin
 from dask_ownership.core.table import Row
-from dask_ownership.runtime.membership import HOLD, LET_GO, Member
+from dask_ownership.runtime.membership import HOLD, LET_GO
 from dask_ownership.runtime.owner import Owner
+from dask_ownership.runtime.secret import proof
 
 logger = logging.getLogger("dask_ownership.scheduler")
 
@@ -54,8 +56,12 @@ class Holding:
     Parameters
     ----------
     scheduler : distributed.Scheduler
-    token : str
-        The cluster's secret.
+    secret : str
+        The cluster's, see `runtime.secret`.
+    operation : callable
+        Makes a handler that lets in only owners that joined.
+    owners : container of str
+        Incarnations of those.
 
     Attributes
     ----------
@@ -68,24 +74,37 @@ class Holding:
         Name to the hold of what is there.
     """
 
-    def __init__(self, scheduler: Any, token: str) -> None:
+    def __init__(
+        self,
+        scheduler: Any,
+        secret: str,
+        operation: Callable[..., Callable[..., Any]],
+        owners: Container[str],
+    ) -> None:
         self.scheduler = scheduler
+        self._operation = operation
+        self._owners = owners
         args = scheduler.security.get_connection_args("scheduler")
         self.owner = Owner(args, f"the scheduler {scheduler.address}")
-        self.owner.token = token
+        self.owner.token = proof(secret, self.owner.incarnation)
         self.owner.core.bequests.holds = True
         self.holds: dict[str, Hold] = {}
         self.taking: dict[str, Counter[str]] = {}
         self.variables: dict[str, str] = {}
         self.datasets: dict[Any, str] = {}
 
-    async def start(self, members: Iterable[Member]) -> None:
+    async def start(self, who_is_there: Callable[[], dict[str, Any]]) -> None:
         """Begin, and look at what the scheduler's extensions are asked."""
         await self.owner.start()
-        self.owner.members_changed(members, [])
+
+        async def ask() -> dict[str, Any]:
+            return who_is_there()
+
+        self.owner.members.ask = ask
+        await self.owner.members.join()
         handlers = self.scheduler.handlers
         streams = self.scheduler.stream_handlers
-        handlers[HOLD] = self.hold
+        handlers[HOLD] = self._operation(self.hold, "asker")
         streams[LET_GO] = self.taken
         for name, around in (
             ("queue_get", self._queue_get),
@@ -109,8 +128,9 @@ class Holding:
 
     async def hold(
         self,
-        hold: str = "",
-        owner: Any = ("", "", ""),
+        hold: str,
+        asker: str,
+        owner: Sequence[Any],
         origins: Sequence[Any] = (),
         functions: Sequence[Any] = (),
         tasks: Sequence[Any] = (),
@@ -119,6 +139,8 @@ class Holding:
 
         Whether they are counted, so that who asked may let go of them.
         """
+        if not all(map(is_origin, origins)):
+            return False
         mine = self.owner.functions
         identity = self.owner.core.identity
         assert identity is not None
@@ -151,8 +173,10 @@ class Holding:
             for row in there.rows:
                 self.owner.drop(row)
 
-    def taken(self, hold: str = "", owner: str = "", **kwargs: Any) -> None:
+    def taken(self, hold: Any = "", owner: Any = "", **kwargs: Any) -> None:
         """Stream handler of `LET_GO`: a taker is counted; or nothing was put, without an owner."""
+        if type(hold) is not str or type(owner) is not str:
+            return
         if owner:
             taking = self.taking.get(owner)
             if taking is None or not taking[hold]:
@@ -172,7 +196,7 @@ class Holding:
         for hold, count in self.taking.pop(owner, Counter()).items():
             for _ in range(count):
                 self.let_go(hold)
-        self.owner.process_gone(owner)
+        self.owner.members.process_gone(owner)
 
     def restart(self) -> None:
         """All that there is was dropped by the workers."""
@@ -188,7 +212,7 @@ class Holding:
         hold = _hold_of(record)
         if hold is None or hold not in self.holds:
             return record
-        if owner:
+        if type(owner) is str and owner in self._owners:
             self._give(hold, owner)
             return record
         return {**record, "value": record["value"][PARCEL]}
@@ -245,7 +269,8 @@ class Holding:
         shown = []
         for name, found in zip(names, stock(names=names, **kwargs), strict=True):
             hold = self.datasets.get(name)
-            if owner and hold is not None and found is not None:
+            joined = type(owner) is str and owner in self._owners
+            if joined and hold is not None and found is not None:
                 self._give(hold, owner)
                 found = {**found, "hold": hold}
             shown.append(found)

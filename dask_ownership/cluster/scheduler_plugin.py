@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from time import time
 from typing import Any
 from uuid import uuid4
 
@@ -17,6 +20,7 @@ from dask_ownership import dashboard
 from dask_ownership.cluster.activity import Feed
 from dask_ownership.cluster.holding import Holding
 from dask_ownership.cluster.worker_plugin import OwnershipWorkerPlugin
+from dask_ownership.core.roster import Roster
 from dask_ownership.runtime.compat import (
     before_retirement,
     before_workers_restart,
@@ -33,10 +37,14 @@ from dask_ownership.runtime.membership import (
     OWNER_GONE,
     PROMOTED,
     PROMOTION_OVER,
+    SECRET,
     WHERE,
     Found,
     Member,
+    incarnation_of,
 )
+from dask_ownership.runtime.operations import Refusals, operation, refusal
+from dask_ownership.runtime.secret import SCHEDULER, proof, proves
 
 logger = logging.getLogger("dask_ownership.scheduler")
 
@@ -54,18 +62,16 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
 
     Attributes
     ----------
-    token : str
-        Secret of this cluster; given to registered clients and workers, and asked
-        for by executors.
+    secret : str
+        Of this cluster, see `runtime.secret`.
     backlogs : dict
         Id of each client with tasks that wait for a worker to about how many.
     started : asyncio.Future
         Whether it was set up; done when that is known.
     holding : Holding
         What lies in queues, variables and datasets.
-    owners : dict
-        Incarnation of each owner that joined to ``("client", id)`` or
-        ``("worker", address)``.
+    roster : Roster
+        Who takes part.
     feed : Feed
         What all owners and workers do, while somebody looks.
     """
@@ -74,14 +80,13 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
     idempotent = True
 
     def __init__(self) -> None:
-        self.token = ""
-        self.owners: dict[str, tuple[str, str]] = {}
+        self.secret = ""
+        self.roster = Roster()
         self.backlogs: dict[str, int] = {}
         self.holding: Any = None
         self.scheduler: Any = None
         self.started: Any = None
-        self._absences: dict[str, int] = {}
-        self._partings: set[asyncio.Task[None]] = set()
+        self._refusals = Refusals()
         self._awake = False
         self._watch: PeriodicCallback | None = None
         self.feed: Feed | None = None
@@ -96,9 +101,9 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         # Taken at once: another client's start may run before this one's awaits end.
         scheduler.extensions[NAME] = self
         self.started = asyncio.get_running_loop().create_future()
-        self.token = uuid4().hex
+        self.secret = uuid4().hex
         self.scheduler = scheduler
-        plugin = OwnershipWorkerPlugin(self.token)
+        plugin = OwnershipWorkerPlugin(self.secret)
         try:
             await scheduler.register_worker_plugin(
                 None, _dumps(plugin), name=plugin.name, idempotent=True
@@ -107,13 +112,19 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             del scheduler.extensions[NAME]  # the next client may try again
             self.started.set_result(False)
             raise
-        self.holding = Holding(scheduler, self.token)
-        await self.holding.start([_member(state) for state in scheduler.workers.values()])
-        scheduler.handlers[JOIN] = self.join
-        scheduler.handlers[DIAL] = self.dial
-        self.feed = Feed(scheduler, self.owners, self.holding.owner)
+        for address, state in scheduler.workers.items():
+            self.roster.workers[address] = incarnation_of(state.server_id)
+        self.holding = Holding(scheduler, self.secret, self._operation, self.roster.owners)
+        self.roster.holder = self.holding.owner.incarnation
+        await self.holding.start(self._who_is_there)
+        # Its caller shows the secret of its connection, which is checked there.
+        scheduler.handlers[JOIN] = operation(self.join, lambda message: None, self._refusals)
+        scheduler.handlers[DIAL] = self._operation(self.dial, "dialler")
+        scheduler.handlers[WHERE] = self._operation(self.where, "asker")
+        scheduler.stream_handlers[SECRET] = self.tell_secret
+        self.feed = Feed(scheduler, self.roster.owners, self.holding.owner)
+        self.feed.token = proof(self.secret, SCHEDULER)
         dashboard.install(scheduler)
-        scheduler.handlers[WHERE] = self.where
         before_retirement(scheduler, self.leave)
         before_workers_restart(scheduler, partial(self.leave, wait=False))
         members_after_resources(scheduler, lambda worker: self.add_worker(scheduler, worker))
@@ -137,53 +148,95 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             keep_awake(self.scheduler, busy)
         if self.feed is not None:
             self.feed.look()
+        self.roster.grace = parse_timedelta(dask.config.get("ownership.grace", "10s"))
+        for owner, client in self.roster.look(time(), self.scheduler.clients):
+            logger.info("the client %s is gone, and what it owned with it", client or owner)
+            self._owners_gone([owner])
+            message = {"op": OWNER_GONE, "owner": owner}
+            for address in list(self.scheduler.stream_comms):
+                self.scheduler.worker_send(address, message)
+            self._tell_clients(message)
+
+    # ---- who may take part ----
+
+    def _operation(self, handler: Callable[..., Any], caller: str) -> Callable[..., Any]:
+        """A handler for owners, who say who they are as ``caller``."""
+
+        def check(message: dict[str, Any]) -> str | None:
+            if proves(self.secret, message.get(caller), message.get("token")):
+                return None
+            return "the scheduler does not know this owner's token: has it joined?"
+
+        return operation(handler, check, self._refusals)
+
+    def tell_secret(self, client: Any = None, worker: Any = None, **kwargs: Any) -> None:
+        """Stream handler of `SECRET`: tell whoever has that connection."""
+        if isinstance(client, str) and client in self.scheduler.client_comms:
+            message = {"op": SECRET, "secret": self._secret_of("client", client)}
+            self.scheduler.client_send(client, message)
+        elif isinstance(worker, str) and worker in self.scheduler.stream_comms:
+            message = {"op": SECRET, "secret": self._secret_of("worker", worker)}
+            self.scheduler.worker_send(worker, message)
+
+    def _secret_of(self, kind: str, who: str) -> str:
+        return proof(self.secret, f"{kind} {who} {self.roster.workers.get(who, '')}")
 
     def join(
         self,
         owner: str = "",
         client: str | None = None,
         worker: str | None = None,
-        protocol: int | None = None,
-        token: str = "",
+        protocol: Any = None,
+        secret: str = "",
+        known: Sequence[Any] = (),
     ) -> dict[str, Any]:
-        """Handler of `JOIN`: the token and who is there.
+        """Handler of `JOIN`: the owner's token and who is there.
 
-        A client that had joined and connects again gives the ``token`` that it got.
+        ``secret`` is what `SECRET` told, and ``known`` are owners of clients that this one
+        corresponds with: they may not have come to this scheduler yet, if it is a new one.
         """
+        kind, who = ("client", client) if client else ("worker", worker or "")
         if protocol != PROTOCOL:
             reason = (
                 f"the scheduler speaks version {PROTOCOL} of the ownership protocol and the owner "
-                f"version {protocol}: install the same dask_ownership in both places"
+                f"version {protocol!r:.20}: install the same dask_ownership in both places"
             )
-            logger.warning("the owner %.100r is refused: %s", client or worker or owner, reason)
-            return {"status": "refused", "reason": reason}
-        if token == self.token and owner not in self.owners:
-            return {"status": "gone"}  # the workers were told so: nothing of it is left there
-        if client is not None and client in self.scheduler.clients:
-            self.owners[owner] = ("client", client)
-        elif worker is not None and worker in self.scheduler.workers:
-            self.owners[owner] = ("worker", worker)
-        else:
+            self._refusals.say(f"the owner {who or owner!r:.100}", reason)
+            return refusal(reason)
+        there = self.scheduler.clients if kind == "client" else self.scheduler.workers
+        if who not in there:
             return {"status": "unknown", "reason": "only registered clients and workers may join"}
-        members = [_member(state) for state in self.scheduler.workers.values()]
-        clients = [owner for owner, (kind, _) in self.owners.items() if kind == "client"]
-        holder = self.holding.owner.core.references.process
+        if not hmac.compare_digest(secret.encode("utf-8", "replace"),
+                                   self._secret_of(kind, who).encode()):  # fmt: skip
+            return {"status": "prove", "reason": "it is to show the secret of its connection"}
+        if owner in self.roster.gone:
+            return {"status": "gone"}  # the workers were told so: nothing of it is left there
+        refused = self.roster.join(owner, kind, who, known, time())
+        if refused is not None:
+            return refusal(refused)
+        return {**self._who_is_there(), "token": proof(self.secret, owner)}
+
+    def _who_is_there(self) -> dict[str, Any]:
         return {
             "status": "OK",
-            "token": self.token,
-            "members": members,
-            "clients": [*clients, holder[0]],
-            "holder": holder,
+            "members": [self._member(state) for state in self.scheduler.workers.values()],
+            "clients": self.roster.clients,
+            "holder": self.holding.owner.core.references.process,
         }
 
-    def dial(self, owner: str = "", worker: str = "") -> bool:
-        """Handler of `DIAL`: tell an owner to link to a worker; False when it is unknown."""
-        if owner == self.holding.owner.incarnation:
-            self.holding.owner.dial(worker)
-            return True
-        return self._tell(owner, {"op": DIAL, "address": worker})
+    # ---- what owners ask ----
 
-    def where(self, keys: Any = ()) -> list[Found]:
+    def dial(self, owner: str, dialler: str) -> bool:
+        """Handler of `DIAL`: tell an owner to link to a worker; False when it is gone."""
+        worker = self.roster.address_of(dialler)
+        if owner == self.roster.holder:
+            self.holding.owner.members.dial(worker)
+            return True
+        return self._tell(owner, {"op": DIAL, "address": worker}) or self.roster.expects(
+            owner, time()
+        )
+
+    def where(self, keys: Sequence[Any], asker: str) -> list[Found]:
         """Handler of `WHERE`: which workers have the values of keys, or why none has."""
         return [self._where(self.scheduler.tasks.get(key)) for key in keys]
 
@@ -206,9 +259,9 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             owner = key[len(PROMOTED) :].partition("-")[0]
             self._tell(owner, {"op": PROMOTION_OVER, "names": [key]})
 
-    def backlog(self, client: str = "", tasks: int = 0, **kwargs: Any) -> None:
+    def backlog(self, client: Any = "", tasks: Any = 0, **kwargs: Any) -> None:
         """Stream handler of `BACKLOG`: so many tasks of a client wait for a worker."""
-        if tasks:
+        if type(tasks) is int and tasks > 0 and client in self.scheduler.client_comms:
             self.backlogs[client] = tasks
         else:
             self.backlogs.pop(client, None)
@@ -224,7 +277,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         async def leave(address: str) -> None:
             try:
                 leaving = self.scheduler.rpc(address).ownership_leave(
-                    timeout=timeout, move=others, wait=wait
+                    timeout=timeout, move=others, wait=wait, token=proof(self.secret, SCHEDULER)
                 )
                 await asyncio.wait_for(leaving, timeout + UNANSWERED)  # it may be frozen
             except Exception as error:
@@ -234,44 +287,24 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
         """A worker registered, or has other resources: owners may use it."""
-        self._tell_owners([_member(scheduler.workers[worker])], [])
+        state = scheduler.workers[worker]
+        self.roster.workers[worker] = incarnation_of(state.server_id)
+        self._tell_members([self._member(state)], [])
 
     def remove_worker(self, scheduler: Any, worker: str, **kwargs: Any) -> None:
         """A worker is gone: its tasks are tried elsewhere, and what it owned is dropped."""
-        self._tell_owners([], [worker])
-        # All workers, also those whose owners did not join: they may be fetching from it.
-        message = {"op": MEMBERS, "added": [], "removed": [worker]}
-        told = {who for kind, who in self.owners.values() if kind == "worker"}
-        for address in list(self.scheduler.stream_comms):
-            if address not in told and address != worker:
-                self.scheduler.worker_send(address, message)
+        incarnation, owners = self.roster.worker_left(worker)
+        self._tell_members([], [(worker, incarnation)])
         if self.feed is not None:
             self.feed.worker_gone(worker)
-        for owner, who in list(self.owners.items()):
-            if who == ("worker", worker):
-                del self.owners[owner]
-                self._tell_all(owner)
+        self._owners_gone(owners)
 
     def remove_client(self, scheduler: Any, client: str) -> None:
         """A client is gone, or only its old connection: wait, look again, then drop."""
         self.backlogs.pop(client, None)
         if self.feed is not None:
             self.feed.client_away(client)
-        for owner, who in list(self.owners.items()):
-            if who == ("client", client):
-                absence = self._absences[owner] = self._absences.get(owner, 0) + 1
-                task = asyncio.ensure_future(self._part(owner, client, absence))
-                self._partings.add(task)
-                task.add_done_callback(self._partings.discard)
-
-    async def _part(self, owner: str, client: str, absence: int) -> None:
-        await asyncio.sleep(parse_timedelta(dask.config.get("ownership.grace", "10s")))
-        if self._absences.get(owner) != absence:
-            return  # it came back, and went again later
-        if client not in self.scheduler.clients and owner in self.owners:
-            del self.owners[owner], self._absences[owner]
-            logger.info("the client %s is gone, and what it owned with it", client)
-            self._tell_all(owner)
+        self.roster.client_away(client, time())
 
     def restart(self, scheduler: Any) -> None:
         """All workers are restarted: nothing is left of what was held."""
@@ -282,48 +315,44 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             self._watch.stop()
         if self.feed is not None:
             self.feed.close()
-        for task in list(self._partings):
-            task.cancel()
         await self.holding.close()
 
     def _tell(self, owner: str, message: dict[str, Any]) -> bool:
         """Send something to the process of an owner; False when it is unknown."""
-        kind, who = self.owners.get(owner, ("", ""))
+        kind, who = self.roster.owners.get(owner, ("", ""))
         if kind == "client" and who in self.scheduler.client_comms:
             self.scheduler.client_send(who, message)
         elif kind == "worker" and who in self.scheduler.stream_comms:
             self.scheduler.worker_send(who, message)
         return bool(kind)
 
-    def _tell_owners(self, added: list[Member], removed: list[str]) -> None:
-        self.holding.owner.members_changed(added, removed)
+    def _tell_members(self, added: list[Member], removed: list[tuple[str, str]]) -> None:
+        self.holding.owner.members.changed(added, removed)
         message = {"op": MEMBERS, "added": added, "removed": removed}
-        for kind, who in set(self.owners.values()):
-            if kind == "client" and who in self.scheduler.client_comms:
-                self.scheduler.client_send(who, message)
-            elif kind == "worker" and who in self.scheduler.stream_comms:
-                self.scheduler.worker_send(who, message)
-
-    def _tell_all(self, owner: str) -> None:
-        self.holding.gone(owner)
-        if self.feed is not None:
-            self.feed.owner_gone(owner)
-        message = {"op": OWNER_GONE, "owner": owner}
         for address in list(self.scheduler.stream_comms):
             self.scheduler.worker_send(address, message)
-        for kind, who in set(self.owners.values()):
+        self._tell_clients(message)
+
+    def _tell_clients(self, message: dict[str, Any]) -> None:
+        for kind, who in set(self.roster.owners.values()):
             if kind == "client" and who in self.scheduler.client_comms:
                 self.scheduler.client_send(who, message)
 
+    def _owners_gone(self, owners: Iterable[str]) -> None:
+        for owner in owners:
+            self.holding.gone(owner)
+            if self.feed is not None:
+                self.feed.owner_gone(owner)
 
-def _member(state: Any) -> Member:
-    return Member(
-        address=state.address,
-        nthreads=state.nthreads,
-        name=state.name if isinstance(state.name, str | int) else str(state.name),
-        host=state.host,
-        resources=dict(state.resources),
-    )
+    def _member(self, state: Any) -> Member:
+        return Member(
+            address=state.address,
+            incarnation=self.roster.workers[state.address],
+            nthreads=state.nthreads,
+            name=state.name if isinstance(state.name, str | int) else str(state.name),
+            host=state.host,
+            resources=dict(state.resources),
+        )
 
 
 def _dumps(plugin: Any) -> bytes:

@@ -40,7 +40,7 @@ class WorkerActivity:
 
     def start(self) -> None:
         """Let the scheduler ask."""
-        self.worker.handlers[REPORT] = self.report
+        self.worker.handlers[REPORT] = self.executor.scheduler_operation(self.report)
 
     def close(self) -> None:
         self.worker.handlers.pop(REPORT, None)

@@ -8,20 +8,23 @@ import logging
 import signal
 import threading
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.utils import sync
 
+from dask_ownership.core.membership import NEXT
 from dask_ownership.runtime.compat import scheduler_gone
-from dask_ownership.runtime.link import PROTOCOL
 from dask_ownership.runtime.membership import (
     DIAL,
-    JOIN,
     MEMBERS,
     OWNER_GONE,
     PROMOTION_OVER,
+    SECRET,
     Member,
+    incarnation_of,
 )
+from dask_ownership.runtime.secret import Joining, proof
 
 logger = logging.getLogger("dask_ownership.worker")
 
@@ -31,19 +34,19 @@ class OwnershipWorkerPlugin(WorkerPlugin):
 
     Parameters
     ----------
-    token : str
-        The cluster's secret, which links must show.
+    secret : str
+        The cluster's, see `runtime.secret`.
     """
 
     name = "dask-ownership"
 
-    def __init__(self, token: str) -> None:
-        self.token = token
+    def __init__(self, secret: str) -> None:
+        self.secret = secret
 
     async def setup(self, worker: Any) -> None:
         """Attach to a worker. Errors here are swallowed by Dask, so they are logged."""
         try:
-            await WorkerSide(worker, self.token).start()
+            await WorkerSide(worker, self.secret).start()
             logger.info("dask_ownership is installed at %s", worker.address)
         except Exception:
             logger.exception("dask_ownership could not be set up on %s", worker.address)
@@ -65,6 +68,16 @@ def ignore_interrupts(worker: Any) -> None:
     if worker.nanny is not None and threading.current_thread() is threading.main_thread():
         # A function and not SIG_IGN, which programs that tasks start would inherit.
         signal.signal(signal.SIGINT, lambda number, frame: None)
+
+
+_set_up: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+
+
+def next_incarnation(worker: Any) -> str:
+    """Of an owner at a worker: when the plugin is set up there again, it is another one."""
+    number = _set_up[worker] = _set_up.get(worker, 0) + 1
+    incarnation = incarnation_of(worker.id)
+    return incarnation if number == 1 else f"{incarnation}{NEXT}{number}"
 
 
 class TaskClient:
@@ -94,7 +107,7 @@ class WorkerSide:
     owner : dask_ownership.runtime.owner.Owner
     """
 
-    def __init__(self, worker: Any, token: str) -> None:
+    def __init__(self, worker: Any, secret: str) -> None:
         from dask_ownership.cluster.task_stream import Notes
         from dask_ownership.cluster.worker_activity import WorkerActivity
         from dask_ownership.runtime.executor import Executor
@@ -102,8 +115,7 @@ class WorkerSide:
         from dask_ownership.runtime.reporting import group_of
 
         self.worker = worker
-        self.token = token
-        self.executor = Executor(worker, token)
+        self.executor = Executor(worker, secret, next_incarnation(worker))
         self.notes = Notes(self.executor, group_of)
         self.executor.on_interrupted = self._cancel_children
         self.executor.task_client = TaskClient(self)
@@ -112,9 +124,10 @@ class WorkerSide:
             worker.address,
             self.executor,
         )
-        self.owner.token = token
+        self.owner.token = proof(secret, self.owner.incarnation)
         self.activity = WorkerActivity(worker, self.executor, self.owner, self.notes)
-        self.owner.on_unknown_member = self._join_soon
+        self.owner.members.ask = self._ask_who_is_there
+        self.joining = Joining(worker.batched_stream.send)
         self.executor.owner = self.owner
         self.executor.core.home = self.owner.incarnation
         self.executor.on_undelivered = self._ask_to_dial
@@ -123,7 +136,7 @@ class WorkerSide:
         self._client: Any = None
         self._connected: Any = None
         self._stock_client: Any = None
-        self._joined: asyncio.Task[None] | None = None
+        self._joining: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Register handlers, metrics and the client that tasks get."""
@@ -141,7 +154,8 @@ class WorkerSide:
         task_clients[self.owner.incarnation] = self.executor.task_client
         worker.stream_handlers[MEMBERS] = self.members_changed
         worker.stream_handlers[OWNER_GONE] = self.owner_gone
-        worker.stream_handlers[DIAL] = self.owner.dial
+        worker.stream_handlers[SECRET] = self.joining.told
+        worker.stream_handlers[DIAL] = self.owner.members.dial
         worker.stream_handlers[PROMOTION_OVER] = self.owner.promotion_over
         worker.metrics["owned_tasks"] = lambda worker: self.executor.core.unfinished
         worker.metrics["owned_running"] = lambda worker: self.executor.core.busy
@@ -149,19 +163,18 @@ class WorkerSide:
         self._stock_client = worker._get_client
         worker._get_client = self.get_client
 
-    def members_changed(self, added: list[Member], removed: list[str]) -> None:
+    def members_changed(self, added: list[Member], removed: list[tuple[str, str]]) -> None:
         """Stream handler: the scheduler tells of workers."""
-        self.executor.fetcher.members_gone(removed)
-        self.owner.members_changed(added, removed)
+        self.executor.fetcher.members_changed(
+            [member["address"] for member in added], [address for address, _ in removed]
+        )
+        for _, incarnation in removed:
+            self.executor.drop_owners_at(incarnation)
+        self.owner.members.changed(added, removed)
 
     def owner_gone(self, owner: str) -> None:
         """Stream handler: an owner is gone for good."""
         self.executor.drop_owner(owner)
-
-    def _join_soon(self) -> None:
-        """Futures arrived whose owners are workers: learn who those are."""
-        if self._joined is None:
-            self._joined = asyncio.ensure_future(self._join())
 
     def _ask_to_dial(self, owners: list[str]) -> None:
         """Have the scheduler tell clients that this worker has something for them."""
@@ -173,15 +186,16 @@ class WorkerSide:
                 task.add_done_callback(self._asking.discard)
 
     async def _dialled(self, owner: str) -> None:
+        me = self.owner
         try:
             known = await getattr(self.worker.scheduler, DIAL)(
-                owner=owner, worker=self.worker.address
+                owner=owner, dialler=me.incarnation, token=me.token
             )
         except OSError:
-            return  # the scheduler is gone, and the worker will be
+            return  # it is asked again when the executor looks what it could not deliver
         finally:
             self._asked.discard(owner)
-        if not known:
+        if known is False:
             with self.executor.lock:
                 self.executor.core.undeliverable(owner)
             posts, self.executor.core.posts = self.executor.core.posts, []
@@ -189,17 +203,27 @@ class WorkerSide:
             self.executor.drop_owner(owner)
 
     async def join(self) -> None:
-        """Have this worker's owner learn the members, once, when its first task submits."""
-        if self._joined is None:
-            self._joined = asyncio.ensure_future(self._join())
-        await asyncio.shield(self._joined)
+        """Have this worker's owner learn the members, once, when its first task submits.
 
-    async def _join(self) -> None:
-        answer = await getattr(self.worker.scheduler, JOIN)(
-            owner=self.owner.incarnation, worker=self.worker.address, protocol=PROTOCOL
+        Raises
+        ------
+        OSError
+            When the scheduler did not answer; the next one who joins asks again.
+        """
+        if self.owner.members.joined:
+            return
+        if self._joining is None or self._joining.done():
+            self._joining = asyncio.ensure_future(self.owner.members.join())
+        await asyncio.shield(self._joining)
+
+    async def _ask_who_is_there(self) -> Any:
+        owner = self.owner
+        return await self.joining(
+            self.worker.scheduler,
+            owner=owner.incarnation,
+            worker=self.worker.address,
+            known=sorted(owner.core.membership.ask().clients),
         )
-        self.owner.holder = tuple(answer["holder"])
-        self.owner.members_changed(answer["members"], [])
 
     def get_client(self, timeout: Any = None) -> Any:
         """What ``get_client()`` gives inside a task.
@@ -259,8 +283,8 @@ class WorkerSide:
         task_clients.pop(self.owner.incarnation, None)
         self.activity.close()
         self.notes.close()
-        if self._joined is not None:
-            self._joined.cancel()
+        if self._joining is not None:
+            self._joining.cancel()
         for task in list(self._asking):
             task.cancel()
         lost = ""

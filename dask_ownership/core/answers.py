@@ -235,7 +235,7 @@ class Answers:
                 core.copies.not_to(view)
         elif kind == m.LEAVING:
             core.moves.leaves(view)
-        elif message[1] == core.references.process[0]:
+        elif message[1][0] == core.references.process[0]:
             core.references.receive(message[2], message[3])
 
     def _inside(self, view: WorkerView, row: Row, message: Message) -> tuple[Row, ...]:

@@ -52,6 +52,10 @@ if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership
     from dask_ownership.core.references import Peer
 
+KEPT_FOR = 30.0
+"""Seconds for which tasks are kept for a process that is gone: others may hear of it late, and
+ask."""
+
 NOTHING: tuple[tuple[Row, ...], dict[Key, Row]] = ((), {})
 
 Path = tuple[Key, ...]
@@ -270,16 +274,24 @@ class Climbing:
     def process_gone(self, incarnation: str, kept: list[Row]) -> None:
         """A process died: keep for a while what it kept, for those who ask for its objects."""
         self.doubted.discard(incarnation)
+        self.orphan(incarnation, kept)
         for task in [task for task in self.untold if task[0] == incarnation]:
             self.told(*task)
-        if kept:
-            self.orphans[incarnation] = kept
         for task, heir in list(self.heirs.items()):
             if heir[0] == incarnation and task not in self.above:
                 self._go_above(heir)
         for row, question in list(self.questions.items()):
             if question.place is not None and question.place[0] == incarnation:
                 self._look_again(row, question)
+
+    def orphan(self, incarnation: str, kept: list[Row]) -> None:
+        """Keep tasks for a process that died, until whoever lost something with it has asked."""
+        if not kept:
+            return
+        if incarnation not in self.orphans:
+            self.orphans[incarnation] = []
+            self.core.later(KEPT_FOR, self.expire, incarnation)
+        self.orphans[incarnation].extend(kept)
 
     def expire(self, incarnation: str) -> None:
         """Whoever lost something with a process has asked by now."""
@@ -314,7 +326,7 @@ class Climbing:
 
     def asked_again(self, peer: Peer, row: Row, number: int, gone: str) -> None:
         """A question was asked that may be answered: say so, unless what was said is gone."""
-        if gone and gone not in self.core.references.gone:
+        if gone and not self.core.membership.is_gone(gone):
             self.doubted.add(gone)  # this process has not heard of it yet
         question = self.questions[row]
         if question.place is None:

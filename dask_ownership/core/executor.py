@@ -107,6 +107,7 @@ class Executor:
         self.nthreads = nthreads
         self.slots = nthreads
         self.accepting = True
+        self.leaving = False
         self.busy = 0
         self.crowd = Crowd(nthreads)
         self.resources = Resources({} if resources is None else resources)
@@ -135,6 +136,8 @@ class Executor:
         if session is None:
             session = self.sessions[owner] = Session(owner)
             session.outbox.append((m.ACCEPTING, self.accepting, self.nthreads))
+            if self.leaving:
+                session.outbox.append((m.LEAVING,))
             session.outbox.extend(self.undelivered.pop(owner, ()))
         return session
 
@@ -169,6 +172,7 @@ class Executor:
         if yes == self.accepting and nthreads == self.nthreads:
             return
         self.accepting = yes
+        self.leaving = self.leaving and not yes
         self.nthreads = self.crowd.nthreads = nthreads
         for session in self.sessions.values():
             session.outbox.append((m.ACCEPTING, yes, nthreads))
@@ -180,6 +184,7 @@ class Executor:
     def leave(self) -> None:
         """The worker is about to leave: start nothing, and have owners move their values."""
         self.set_accepting(False, self.nthreads)
+        self.leaving = True
         for session in self.sessions.values():
             session.outbox.append((m.LEAVING,))
 
@@ -304,7 +309,7 @@ class Executor:
 
     def deliver(self, message: Message) -> None:
         """Pass a post on: to the owner in this process, or over the link of another."""
-        to = message[1]
+        to, address, _ = message[1]
         if to == self.home:
             self.posts.append(message)
             return
@@ -312,6 +317,8 @@ class Executor:
         if session is not None:
             session.outbox.append(message)
             self.passed_on = True
+        elif address:
+            self.posts.append(message)  # the owner here may have a link to that worker
         else:
             self.undelivered.setdefault(to, []).append(message)
 
@@ -320,7 +327,7 @@ class Executor:
         for message in self.undelivered.pop(to, ()):
             sender = message[2]
             if message[3] is not None:  # else both ends are gone
-                self.deliver((m.POST, sender[0], (to, "", "?"), None))
+                self.deliver((m.POST, sender, (to, "", "?"), None))
 
     def acknowledged(self, session: Session, batch: int) -> None:
         """The owner has our answers up to this batch and their values with them."""

@@ -166,6 +166,20 @@ def made_name(child: Key) -> Key:
     return ("made", child)
 
 
+def is_origin(name: Any) -> bool:
+    """Whether something that came from elsewhere is an `Origin`."""
+    if not isinstance(name, list | tuple) or len(name) != 6 or type(name[5]) is not int:
+        return False
+    level = name[:5]
+    while level is not None:
+        if not isinstance(level, list | tuple) or len(level) != 5:
+            return False
+        if not all(type(part) is str for part in level[:3]):
+            return False
+        level = level[4]
+    return True
+
+
 NAMES = {
     PUSH: "PUSH",
     FUNCTION: "FUNCTION",

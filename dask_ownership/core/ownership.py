@@ -22,6 +22,7 @@ from dask_ownership.core.climbing import Climbing
 from dask_ownership.core.copying import Copies
 from dask_ownership.core.lineage import Lineages
 from dask_ownership.core.losses import KILLED_WORKER, LOSSES, LOST_DATA, UNCERTAIN, WORKERS_DIED
+from dask_ownership.core.membership import Membership
 from dask_ownership.core.messages import Key, Message, Process
 from dask_ownership.core.moving import Moves
 from dask_ownership.core.placement import (
@@ -30,6 +31,7 @@ from dask_ownership.core.placement import (
     Placement,
     WorkerView,
 )
+from dask_ownership.core.posting import Posting
 from dask_ownership.core.pushing import Pushing
 from dask_ownership.core.references import References
 from dask_ownership.core.replicas import Replicas
@@ -117,12 +119,14 @@ class Ownership:
     identity : Function or None
         Returns its argument; ``identity_call`` is the payload that calls it with a
         dependency.
-    posts : list
-        For the executor in this process to pass on; the runtime takes them.
+    membership : Membership
+        Who is in the cluster.
+    posting : Posting
+        The ways of what is said to other processes.
+    timers : list of tuple
+        ``(seconds, function, arguments)``: to be called then. The runtime takes them.
     broken : list of tuple
         What failed here, and where, in place of ending all else; the runtime logs it.
-    unposted : dict
-        What waits for a worker to become a member, by its address; ``""`` for any.
     """
 
     def __init__(
@@ -139,6 +143,9 @@ class Ownership:
         self.history: deque[tuple[Key, str, str, float]] = deque(maxlen=HISTORY)
         self.clock = clock
         self.references = References(self, process)
+        self.membership = Membership(self)
+        self.posting = Posting(self)
+        self.timers: list[tuple[float, Callable[..., None], tuple[Any, ...]]] = []
         self.lineages = Lineages(self, lineage_bytes)
         self.copies = Copies(self)
         self.replicas = Replicas(self)
@@ -154,8 +161,6 @@ class Ownership:
         self.inline_bytes = 0
         self.identity: Function | None = None
         self.identity_call = b""
-        self.posts: list[Message] = []
-        self.unposted: dict[str, list[tuple[Process, Message]]] = {}
         self.placement = Placement(home)
         self.allowed_failures = allowed_failures
         self.refused: dict[str, str] = {}
@@ -360,9 +365,8 @@ class Ownership:
     def add_worker(self, view: WorkerView) -> None:
         """A worker joined; the same address twice changes nothing."""
         if view.address not in self.placement.workers:
-            self.references.gone_addresses.discard(view.address)
             self.placement.add_worker(view)
-            self._post([*self.unposted.pop(view.address, ()), *self.unposted.pop("", ())])
+            self.posting.joined(view)
             self.moves.joined()
             self.replicas.look_at_all()
 
@@ -379,8 +383,6 @@ class Ownership:
         view.accepting = False
         self.placement.remove_worker(view)
         self.silences.gone(view)
-        self.unposted.pop(view.address, None)
-        self.post_again()
         pushed = list(view.pushed.values())
         if reached:
             unsent = {message[2] for message in view.outbox if message[0] == m.PUSH}
@@ -388,6 +390,7 @@ class Ownership:
             unsent = {row.attempt for row in pushed}
         view.pushed.clear()
         view.outbox.clear()
+        self.posting.way_is_gone(view)
         for row in self.table.all():
             if view in row.holders:
                 self._drop_holders(row, {view}, reason)
@@ -540,39 +543,9 @@ class Ownership:
             view.outbox.append((m.RECALL, max(1, spare // 2 + spare % 2)))
         return again
 
-    # ---- posts ----
-
-    def unreachable(self, address: str) -> None:
-        """No worker of this address has joined for a while: who was there is gone."""
-        if self.unposted.pop(address, None) is not None:
-            self.references.address_gone(address)
-
-    def post(self, acknowledge: bool = False) -> None:
-        """Put what references have to say into outboxes; see `References.flush`."""
-        if self.references.talking:
-            self._post(self.references.flush(acknowledge))
-
-    def post_again(self) -> None:
-        """The way to those without an address is another now: some may not have arrived."""
-        self._post(self.references.again())
-
-    def _post(self, posts: Iterable[tuple[Process, Message]]) -> None:
-        """Send each on its way: to the worker that it is for, or to one that passes it on."""
-        workers = self.placement.workers
-        for process, message in posts:
-            address = process[1]
-            if address:
-                view = workers.get(address)
-            elif self.placement.home is not None:
-                self.posts.append(message)
-                continue
-            else:
-                view = next((v for v in workers.values() if not v.suspended), None)
-                view = view or next(iter(workers.values()), None)
-            if view is None:
-                self.unposted.setdefault(address, []).append((process, message))
-            else:
-                view.outbox.append(message)
+    def later(self, seconds: float, function: Callable[..., None], *args: Any) -> None:
+        """Have something called when a time has passed, unless this owner is closed by then."""
+        self.timers.append((seconds, function, args))
 
     # ---- one row ----
 

@@ -54,7 +54,10 @@ class WorkerView:
     Attributes
     ----------
     address : str
-        Names the worker: a restarted one has another address.
+        Where it is.
+    incarnation : str
+        Names it: one that is restarted may have the same address. The address when none is
+        given.
     pushed : dict
         Key to row, oldest first: what it was given and has not answered.
     active : int
@@ -106,6 +109,7 @@ class WorkerView:
         "handed",
         "heard",
         "host",
+        "incarnation",
         "leaving",
         "link",
         "load",
@@ -126,12 +130,14 @@ class WorkerView:
         self,
         address: str,
         *,
+        incarnation: str = "",
         nthreads: int = 1,
         name: Any = None,
         host: str = "",
         resources: dict[str, float] | None = None,
     ) -> None:
         self.address = address
+        self.incarnation = incarnation or address
         self.nthreads = nthreads
         self.name = name
         self.host = host

@@ -101,6 +101,10 @@ MISSES = 20
 FREED = "freed"
 """In place of the kind of a failure: nothing is known of such an object any more."""
 
+HANDED_ON = 0.5
+"""Seconds for which a borrower that is gone still counts: others may be about to be counted for
+what it sent them."""
+
 SECOND = "\0"
 """Between a process and the number of a borrowing, in the name of its second one of a row."""
 
@@ -125,9 +129,13 @@ class Peer:
     kept : dict
         Key to the row, for our tasks that it has us keep.
     gone : bool
+    way : str
+        The worker over whose link posts to it go, see `core.posting`; ``""`` when none did.
+    turn : int
+        How many could not carry them.
     """
 
-    __slots__ = ("borrowed", "gone", "kept", "lent", "outbox", "process", "stream")
+    __slots__ = ("borrowed", "gone", "kept", "lent", "outbox", "process", "stream", "turn", "way")
 
     def __init__(self, process: Process) -> None:
         self.process = process
@@ -137,6 +145,8 @@ class Peer:
         self.lent: dict[tuple[Key, int], Row] = {}
         self.kept: dict[Key, Row] = {}
         self.gone = False
+        self.way = ""
+        self.turn = 0
 
     def __repr__(self) -> str:
         return f"<Peer {self.process[2]} borrowed={len(self.borrowed)} lent={len(self.lent)}>"
@@ -186,8 +196,7 @@ class References:
         self.process = process
         self.peers: dict[str, Peer] = {}
         self.talking: dict[str, Peer] = {}
-        self.gone: set[str] = set()
-        self.gone_addresses: set[str] = set()
+        self.mourned: dict[str, Peer] = {}
         self.left = False
 
     # ---- names ----
@@ -214,7 +223,7 @@ class References:
         peer = self.peers.get(process[0])
         if peer is None:
             peer = self.peers[process[0]] = Peer(process)
-            peer.gone = process[0] in self.gone or process[1] in self.gone_addresses
+            peer.gone = self.core.membership.is_gone(process[0])
         return peer
 
     def _say(self, peer: Peer, message: Message) -> None:
@@ -257,7 +266,8 @@ class References:
     def _climb(self, row: Borrowed) -> None:
         """Its owner is gone: ask the owner of the task that submitted it, or of that one's."""
         level = None
-        if row.state < INLINE and row.place[2] not in row.survived:
+        if row.state < INLINE:
+            # Also when it is the same one again: whoever says that it is there has not heard yet.
             row.survived += (row.place[2],)
             # It may be what they die of: as for a task that is never alone when one dies.
             if len(row.survived) > 4 * (self.core.allowed_failures + 1):
@@ -508,6 +518,7 @@ class References:
             row.state = INLINE
             core._borrowed_ended(row)
         elif state == STORED:
+            row.survived = ()
             row.value = None
             row.nbytes = outcome[1]
             row.type_name = outcome[2]
@@ -689,15 +700,23 @@ class References:
     def receive(self, sender: Process, batch: Any) -> None:
         """What another process says. None when it cannot be reached and never will be."""
         if batch is None:
-            self.process_gone(sender[0])
+            self.core.membership.process_gone(sender[0])
             return
-        peer = self.peer(sender)
-        if peer.gone:
+        mourned = self.mourned.get(sender[0])
+        if mourned is None and self.core.membership.is_gone(sender[0]):
             return
+        peer = mourned or self.peer(sender)
+        before = peer.stream.received
         try:
             messages = peer.stream.receive(batch)
         except ValueError:
             return  # what is missing in between is on its way again
+        if mourned is not None:
+            self._said_before_it_went(mourned, messages)
+            return
+        if batch[0] and batch[0] <= before:
+            peer.stream.unsaid += 1  # it is sent until this is said
+            self.core.posting.unheard(peer)
         if peer.stream.unsaid:
             self.talking[sender[0]] = peer
         for message in messages:
@@ -741,7 +760,15 @@ class References:
         elif kind == REQUEST:
             self._requested(peer, *message[1:])
         elif kind == LEAVE:
-            self.process_gone(peer.process[0])
+            self.core.membership.process_gone(peer.process[0])
+
+    def _said_before_it_went(self, peer: Peer, messages: Iterable[Message]) -> None:
+        """Of a process that is gone: only which tasks to keep, for those who will ask."""
+        for message in messages:
+            if message[0] == KEEP:
+                self._keep(peer, message[1])
+        self.core.climbing.orphan(peer.process[0], list(peer.kept.values()))
+        peer.kept.clear()
 
     def _told(self, peer: Peer, row: Borrowed, outcome: Outcome | None, lent: bool) -> None:
         """The owner of a borrowed row says how it stands; when ``lent``, that this is counted."""
@@ -808,43 +835,43 @@ class References:
                 messages, peer.outbox = peer.outbox, []
                 self.receive(self.process, peer.stream.pack(messages))
 
-    def flush(self, acknowledge: bool = False) -> list[tuple[Process, Message]]:
+    def flush(self, acknowledge: bool = False) -> list[tuple[Peer, Message]]:
         """What is to be posted now, by receiver.
 
         ``acknowledge`` also says what arrived to those to whom there is nothing to say.
         """
-        posts: list[tuple[Process, Message]] = []
+        posts: list[tuple[Peer, Message]] = []
         self.say_to_itself()
         for incarnation, peer in list(self.talking.items()):
             if peer.outbox or (acknowledge and peer.stream.unsaid):
                 messages, peer.outbox = peer.outbox, []
                 batch = peer.stream.pack(messages)
-                posts.append((peer.process, (m.POST, incarnation, self.process, batch)))
+                posts.append((peer, (m.POST, peer.process, self.process, batch)))
             if not peer.stream.unsaid:
                 del self.talking[incarnation]
         return posts
 
-    def again(self) -> list[tuple[Process, Message]]:
-        """What those without an address may not have got, because a way to them is gone."""
-        return [
-            (peer.process, (m.POST, peer.process[0], self.process, batch))
-            for peer in self.peers.values()
-            if not peer.process[1] and not peer.gone
-            if peer.process[0] != self.process[0]
-            for batch in peer.stream.resume(peer.stream.acknowledged)
-        ]
+    def unacknowledged(self, peer: Peer) -> list[Message]:
+        """What it may not have got of what was posted."""
+        batches = peer.stream.resume(peer.stream.acknowledged)
+        return [(m.POST, peer.process, self.process, batch) for batch in batches]
 
     # ---- ends ----
 
     def process_gone(self, incarnation: str) -> None:
-        """A process is gone for good: as an owner, and as a borrower."""
-        self.gone.add(incarnation)
+        """A process is gone for good, as `Membership` says: as an owner, and as a borrower.
+
+        It still counts as a borrower for a while, because others may be about to be counted
+        for what it sent them.
+        """
         peer = self.peers.pop(incarnation, None)
         self.talking.pop(incarnation, None)
         if peer is None or peer.gone:
             return
         peer.gone = True
         peer.outbox.clear()
+        self.mourned[incarnation] = peer
+        self.core.later(HANDED_ON, self._bury, incarnation)
         borrowed = list(peer.borrowed.values())
         if borrowed:
             self.core.losses[OWNERS_GONE] += 1
@@ -854,18 +881,12 @@ class References:
         self.core.climbing.process_gone(incarnation, kept)
         for row in borrowed:
             self._climb(row)
+
+    def _bury(self, incarnation: str) -> None:
+        """What a process that is gone handed on is counted by now."""
+        peer = self.mourned.pop(incarnation)
         for key, number in list(peer.lent):
             self._unlend(peer, key, number)
-
-    def address_gone(self, address: str) -> None:
-        """A worker is gone, and with it the owner there."""
-        self.gone_addresses.add(address)
-        for incarnation in self.owners_at(address):
-            self.process_gone(incarnation)
-
-    def owners_at(self, address: str) -> list[str]:
-        """Incarnations of the processes at an address that this one corresponds with."""
-        return [one for one, peer in self.peers.items() if peer.process[1] == address]
 
     def leave(self) -> None:
         """This process ends: tell everyone it corresponds with."""

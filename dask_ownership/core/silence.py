@@ -104,7 +104,7 @@ class Silences:
         view.accepting = False
         self.suspended.add(view)
         self.core.placement.suspend(view)
-        self.core.post_again()
+        self.core.posting.way_is_gone(view)
 
     def heard(self, view: WorkerView) -> None:
         """A suspended worker gave a sign of life: it is used again."""
@@ -112,7 +112,6 @@ class Silences:
             view.suspended = False
             view.accepting = view.would_accept
             self.suspended.discard(view)
-            self.core.post_again()
             if view.accepting:  # it takes copies again
                 self.core.moves.joined()
                 self.core.replicas.look_at_all()

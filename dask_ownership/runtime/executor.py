@@ -14,11 +14,10 @@ import itertools
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from time import time
 from typing import Any
-from uuid import uuid4
 
 import dask
 from dask.utils import parse_bytes
@@ -31,6 +30,7 @@ from dask_ownership.core import messages as m
 from dask_ownership.core import session as ex
 from dask_ownership.core.executor import Executor as Core
 from dask_ownership.core.losses import ORPHANED
+from dask_ownership.core.membership import worker_of
 from dask_ownership.core.messages import Origin, Process, ValueName
 from dask_ownership.core.session import Entry
 from dask_ownership.errors import NotSerializable, TaskTimeout
@@ -38,6 +38,7 @@ from dask_ownership.runtime import compat
 from dask_ownership.runtime.channel import Channel, channel, has_stream
 from dask_ownership.runtime.clocks import Clocks
 from dask_ownership.runtime.link import BYE, PROTOCOL, UNSAID_BATCHES, ExecutorLink
+from dask_ownership.runtime.operations import Refusals, operation, refusal
 from dask_ownership.runtime.owner import Handle
 from dask_ownership.runtime.packing import not_sendable
 from dask_ownership.runtime.parking import (
@@ -56,6 +57,7 @@ from dask_ownership.runtime.runner import (
     run_in_thread,
     run_on_loop,
 )
+from dask_ownership.runtime.secret import SCHEDULER, proof, proves
 from dask_ownership.runtime.serialize import ATOMS, dumps_error, futures_in
 from dask_ownership.runtime.store import Store
 from dask_ownership.runtime.transfer import Fetcher, pack, unpack_off_loop
@@ -74,9 +76,6 @@ STAY = 60.0
 DROPPED_OWNERS = 10_000
 """Owners that are remembered to be gone."""
 
-STRANGERS = 100
-"""Places of strangers that are logged."""
-
 FAILURES = 20
 """Of how many tasks that failed it is remembered why."""
 
@@ -90,16 +89,18 @@ class Executor:
     Parameters
     ----------
     worker : distributed.Worker
-    token : str
-        What links must show.
+    secret : str
+        The cluster's.
+    incarnation : str
+        Of the worker.
     """
 
     _thread_numbers = itertools.count(1)
 
-    def __init__(self, worker: Any, token: str) -> None:
+    def __init__(self, worker: Any, secret: str, incarnation: str) -> None:
         self.worker = worker
-        self.token = token
-        self.incarnation = uuid4().hex
+        self.secret = secret
+        self.incarnation = incarnation
         self.lock = threading.Lock()
         self.lending = compat.Lending(worker)
         self.resources = compat.LentResources(worker)
@@ -116,7 +117,7 @@ class Executor:
         self.counts = {"run": 0, "coroutines": 0, "failed": 0, "returned": 0}
         self.failures: deque[tuple[int, Any, float, bytes]] = deque(maxlen=FAILURES)
         self._dropped: dict[str, None] = {}
-        self._strangers: set[str] = set()
+        self._refusals = Refusals()
         self.owner: Any = None
         self.on_interrupted: Any = None
         self.on_undelivered: Any = None
@@ -139,7 +140,13 @@ class Executor:
             server=worker,
         )
         self.fetcher = Fetcher(
-            self.pool, token, worker.address, self._arrived, self._fetch_failed, self._share
+            self.pool,
+            incarnation,
+            proof(secret, incarnation),
+            worker.address,
+            self._arrived,
+            self._fetch_failed,
+            self._share,
         )
         self.clocks = Clocks(self.loop, self._expired)
         self._coroutines: dict[Entry, asyncio.Task[None]] = {}
@@ -148,10 +155,11 @@ class Executor:
     async def start(self) -> None:
         """Register what peers call, and begin."""
         await self.pool.start()
-        self.worker.handlers["ownership_link"] = self.link
-        self.worker.handlers["ownership_get"] = self.get
-        self.worker.handlers["ownership_put"] = self.put
-        self.worker.handlers["ownership_leave"] = self.leave
+        handlers = self.worker.handlers
+        handlers["ownership_link"] = self.link
+        handlers["ownership_get"] = self._operation(self.get, "reader")
+        handlers["ownership_put"] = self._operation(self.put, "owner")
+        handlers["ownership_leave"] = self.scheduler_operation(self.leave)
         self.lending.start()
         compat.watch_stimuli(self.worker, self._runs, self._stock_went_on)
         compat.block_in(
@@ -198,59 +206,75 @@ class Executor:
 
     # ---- links ----
 
-    def refuse(self, protocol: int | None, token: str | None) -> str | None:
-        """Why a peer is not let in, or None."""
+    def stranger(self, name: Any, token: Any) -> str | None:
+        """Why somebody is none of this cluster, or None. What it says may be of any type."""
+        if proves(self.secret, name, token):
+            return None
+        return (
+            f"the worker {self.worker.address} does not know this owner's token: is it of this "
+            "cluster?"
+        )
+
+    def _operation(self, handler: Callable[..., Any], caller: str) -> Callable[..., Any]:
+        """A handler for the members of this cluster, who say who they are as ``caller``."""
+        check = lambda message: self.stranger(message.get(caller), message.get("token"))  # noqa: E731
+        return operation(handler, check, self._refusals)
+
+    def scheduler_operation(self, handler: Callable[..., Any]) -> Callable[..., Any]:
+        """A handler for the scheduler."""
+        check = lambda message: self.stranger(SCHEDULER, message.get("token"))  # noqa: E731
+        return operation(handler, check, self._refusals)
+
+    def _refuse(self, owner: Any, token: Any, protocol: Any, greeting: Any) -> str | None:
+        """Why a link is not taken, or None."""
         address = self.worker.address
         if protocol != PROTOCOL:
             return (
                 f"the worker {address} speaks version {PROTOCOL} of the ownership protocol and "
-                f"the owner version {protocol}: install the same dask_ownership in both places"
+                f"the owner version {protocol!r:.20}: install the same dask_ownership in both "
+                "places"
             )
-        if token != self.token:
-            return f"the worker {address} does not know this owner's token: is it of this cluster?"
-        if self._closing:
-            return f"the worker {address} is closing"
-        return None
+        reason = self.stranger(owner, token)
+        if reason is None and tuple(map(type, greeting)) != (int, str, str):
+            reason = f"the worker {address} does not understand this greeting"
+        if reason is None and self._closing:
+            reason = f"the worker {address} is closing"
+        elif reason is not None:
+            self._refusals.say("a link", reason)
+        if reason is None and owner in self._dropped:
+            reason = f"the worker {address} was told that this owner is gone"
+        return reason
 
     @property
     def _closing(self) -> bool:
         return self.closed or self.worker.status in (Status.closing, Status.closed)
 
-    def _log_refusal(self, reason: str | None, where: str) -> None:
-        """A stranger was refused: say so, once for each place that they come from."""
-        if reason is None or self._closing or where in self._strangers:
-            return
-        if len(self._strangers) < STRANGERS:
-            self._strangers.add(where)
-            logger.warning("an owner %s is refused: %s", where, reason)
-
     async def link(
         self,
         comm: Comm,
-        owner: str = "",
-        protocol: int | None = None,
-        token: str | None = None,
-        received: int = 0,
-        stream: bool = False,
-        name: str = "",
-        address: str = "",
+        owner: Any = "",
+        protocol: Any = None,
+        token: Any = None,
+        received: Any = 0,
+        stream: Any = False,
+        name: Any = "",
+        address: Any = "",
+        to: Any = "",
         **hello: Any,
     ) -> Any:
         """Handler of ``ownership_link``: take a connection over for good."""
-        reason = self.refuse(protocol, token)
-        self._log_refusal(reason, f"at {comm.peer_address.rpartition(':')[0]}")
-        if owner in self._dropped:
-            reason = f"the worker {self.worker.address} was told that this owner is gone"
+        reason = self._refuse(owner, token, protocol, (received, name, address))
         if reason is not None:
-            return {"status": "refused", "reason": reason}
+            return refusal(reason)
+        if to != worker_of(self.incarnation):
+            return {"status": "another"}
         link = self._link_of(owner, (owner, address, name))
-        stream = stream and has_stream(comm)
+        stream = bool(stream) and has_stream(comm)
         made: Channel | None = None
         try:
             await comm.write(
                 {
                     "status": "OK",
-                    "incarnation": self.incarnation,
                     "received": link.state.received,
                     "stream": stream,
                 }
@@ -364,8 +388,13 @@ class Executor:
         link = self.links.pop(owner, None)
         if link is not None and link.channel is not None:
             link.channel.abort()
-        self.owner.process_gone(owner)
+        self.owner.members.process_gone(owner)
         self._flush()
+
+    def drop_owners_at(self, worker: str) -> None:
+        """A worker is gone, and the owners there with it."""
+        for owner in [one for one in self.links if worker_of(one) == worker]:
+            self.drop_owner(owner)
 
     def deliver(self, posts: Iterable[Any]) -> None:
         """Pass on what the owner in this process posts. Loop thread."""
@@ -812,12 +841,11 @@ class Executor:
                     )
         self._flush()
 
-    async def get(self, owner: str, names: Iterable[Any], token: str) -> dict[str, Any]:
-        """Handler of ``ownership_get``: values of one owner, those that are here."""
-        reason = self.refuse(PROTOCOL, token)
-        self._log_refusal(reason, "that reads values")
-        if reason is not None and "closing" not in reason:
-            return {"status": "refused", "reason": reason}
+    async def get(self, owner: str, names: Sequence[Any], reader: str) -> dict[str, Any]:
+        """Handler of ``ownership_get``: values of one owner, those that are here.
+
+        ``reader`` is the incarnation of who asks.
+        """
         answer: dict[str, Any] = {"status": "OK"}
         found: list[Any] = []
         values: list[Serialized] = []
@@ -826,7 +854,7 @@ class Executor:
         for name in names:
             try:
                 value = self.stored((owner, *name))
-            except KeyError:
+            except (KeyError, TypeError):
                 continue
             except Exception as error:
                 unserializable.append(name)
@@ -854,12 +882,10 @@ class Executor:
             raise KeyError(name[1])
         return self.store.get(entry)
 
-    async def put(self, owner: str, data: list[Any], token: str) -> dict[str, Any]:
+    async def put(self, owner: str, data: Sequence[Any]) -> dict[str, Any]:
         """Handler of ``ownership_put``: values that an owner scatters here."""
-        reason = self.refuse(PROTOCOL, token)
-        self._log_refusal(reason, "that scatters values")
-        if reason is not None:
-            return {"status": "refused", "reason": reason}
+        if self._closing:
+            return refusal(f"the worker {self.worker.address} is closing")
         if self.leaving:
             return {"status": "leaving"}
         sizes = []

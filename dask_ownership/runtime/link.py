@@ -28,7 +28,7 @@ from dask_ownership.runtime.packing import Packing, Unsendable
 
 logger = logging.getLogger("dask_ownership.link")
 
-PROTOCOL = 5
+PROTOCOL = 6
 """Version of the messages; both ends must have the same."""
 
 BYE = "bye"
@@ -56,6 +56,11 @@ class LinkRefused(Exception):
     """The worker answered, and does not take this link."""
 
 
+class AnotherWorker(Exception):
+    """Another worker answers at this address by now: the one that is meant is gone, or about to
+    be. That is for the scheduler to say."""
+
+
 class OwnerLink:
     """The owner's end.
 
@@ -64,7 +69,8 @@ class OwnerLink:
     address : str
         The worker's.
     hello : dict
-        Who dials: ``owner``, ``client``, ``token``.
+        Who dials, and whom: ``owner``, ``address``, ``name``, ``token`` and ``to``, the incarnation
+        of the worker.
     received : callable
         ``received(messages)`` on the event loop.
     refused : callable
@@ -80,6 +86,11 @@ class OwnerLink:
         Where bytes are counted.
     unsendable : callable, optional
         Told of messages that cannot be packed.
+
+    Attributes
+    ----------
+    reached : bool
+        Whether anything that was sent may have arrived.
     """
 
     def __init__(
@@ -107,7 +118,7 @@ class OwnerLink:
         self.closed = False
         self._packing = Packing(self.state, unsendable)
         self._channel: Channel | None = None
-        self._incarnation: str | None = None
+        self.reached = False
         self._greeting: dict[str, Any] = {}
         self._task: asyncio.Task[None] | None = None
         self._pulse = Pulse()
@@ -118,11 +129,6 @@ class OwnerLink:
     @property
     def connected(self) -> bool:
         return self._channel is not None
-
-    @property
-    def reached(self) -> bool:
-        """Whether anything that was sent may have arrived."""
-        return self._incarnation is not None
 
     def start(self) -> None:
         """Dial, and keep dialling while the link is wanted."""
@@ -215,7 +221,8 @@ class OwnerLink:
                     )
                 else:
                     logger.debug("link to %s: %r", self.address, error)
-                if not self.reached and perf_counter() - began >= self.reach:
+                answered = isinstance(error, AnotherWorker)
+                if not (self.reached or answered) and perf_counter() - began >= self.reach:
                     self.closed = True
                     self.unreachable(
                         f"the worker {self.address} cannot be reached from here: for "
@@ -271,11 +278,11 @@ class OwnerLink:
                 f"the worker {self.address} does not know dask_ownership: install the package "
                 "there, and start it again so that the worker plugin is set up"
             )
+        if answer.get("status") == "another":
+            raise AnotherWorker(f"another worker answers at {self.address} now")
         if answer.get("status") != "OK":
             raise LinkRefused(answer.get("reason") or f"the worker answered {answer!r}")
-        if self._incarnation not in (None, answer["incarnation"]):
-            raise LinkRefused(f"another worker answers at {self.address} now")
-        self._incarnation = answer["incarnation"]
+        self.reached = True
         self._greeting = answer
 
     def _resume(self, comm: Comm) -> Channel:

@@ -90,7 +90,7 @@ class Liveness:
             core.silences.silent(silent)
             for view in awake:
                 core.silences.heard(view)
-            self.owner._step()
+            self.owner.step()
 
 
 class Stalled(OSError):

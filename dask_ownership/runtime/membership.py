@@ -9,17 +9,29 @@ class Member(TypedDict):
     """One worker, as it travels from the scheduler to owners."""
 
     address: str
+    incarnation: str
     nthreads: int
     name: Any
     host: str
     resources: dict[str, float]
 
 
+def incarnation_of(server_id: str) -> str:
+    """The incarnation of a worker, from the id that Dask gave its process."""
+    return server_id.replace("-", "")
+
+
 JOIN = "ownership_join"
-"""The scheduler's operation by which an owner asks for the token and the members."""
+"""The scheduler's operation by which an owner asks for the token and the members. It has to
+show its secret."""
+
+SECRET = "ownership-secret"
+"""The stream operation by which a client or worker asks for its secret, and the one by which the
+scheduler tells it: over the connection that is registered for it, so that nobody else gets it."""
 
 MEMBERS = "ownership-members"
-"""The stream operation by which the scheduler tells owners of changes."""
+"""The stream operation by which the scheduler tells owners of changes: members that were added,
+and the address and the incarnation of each that is gone."""
 
 OWNER_GONE = "ownership-owner-gone"
 """The stream operation by which the scheduler tells workers and clients that an owner is

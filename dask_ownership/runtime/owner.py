@@ -29,15 +29,14 @@ from dask_ownership.core.messages import Message, Origin, Process
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.places import Places, ordered
-from dask_ownership.core.table import DORMANT, INLINE, READY, STORED, WAITING, Failure, Row
+from dask_ownership.core.table import DORMANT, INLINE, STORED, WAITING, Row
 from dask_ownership.errors import ClosedOwner, SchedulerGone
 from dask_ownership.runtime.chronicle import Chronicle
 from dask_ownership.runtime.collector import untrack
 from dask_ownership.runtime.functions import Functions
-from dask_ownership.runtime.link import UNSAID_BATCHES, LocalLink, OwnerLink
+from dask_ownership.runtime.link import UNSAID_BATCHES
 from dask_ownership.runtime.liveness import Liveness, Patience
-from dask_ownership.runtime.membership import Member
-from dask_ownership.runtime.packing import not_sendable
+from dask_ownership.runtime.members import Members
 from dask_ownership.runtime.serialize import (
     Slot,
     arriving,
@@ -73,19 +72,6 @@ FIND_TIMEOUT = 5.0
 
 BACKLOG_INTERVAL = 0.5
 """Seconds between two words to the scheduler about how much waits."""
-
-UNKNOWN_MEMBER = 3.0
-"""Seconds for which an address may be no member before whoever was there is gone."""
-
-REACHED_AGAIN = 60.0
-"""Seconds after which a worker that could not be reached is tried again."""
-
-HANDED_ON = 0.5
-"""Seconds for which a dead borrower still counts: others may be about to be counted for
-what it sent them."""
-
-KEPT_FOR = 30.0
-"""Seconds for which tasks are kept for a dead process: others may hear of it late, and ask."""
 
 
 def max_bytes(of: str) -> int:
@@ -130,7 +116,7 @@ class Owner:
         name: str,
         executor: Any = None,
     ) -> None:
-        self.incarnation = uuid4().hex
+        self.incarnation = executor.incarnation if executor is not None else uuid4().hex
         self.name = name
         self.executor = executor
         self.token = ""
@@ -149,7 +135,6 @@ class Owner:
         self.core.lineages.of_inline = bool(dask.config.get("ownership.lineage.inline", False))
         self.holder: Process = ("", "", "")
         """Who holds what lies in queues, variables and datasets."""
-        self.on_unknown_member: Callable[[], None] | None = None
         self.on_backlog: Callable[[int], None] | None = None
         self.on_submitted: Callable[[list[Row]], None] | None = None
         self._backlog = 0
@@ -166,9 +151,9 @@ class Owner:
         """Why it closed by itself: the scheduler is gone. What was here by then stays."""
         self.cut_off = False
         """Whether the scheduler is lost: workers that refuse a link now may be about to close."""
-        self.refused = self.core.refused
         self.places = Places(time)
         self.chronicle = Chronicle(self)
+        self.members = Members(self)
         self._inbox: deque[Any] = deque()
         self._dropped: deque[Any] = deque()
         self._awake = False
@@ -177,13 +162,9 @@ class Owner:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
         self._context: contextvars.Context | None = None
-        self._gone: set[str] = set()
-        self._awaited: set[str] = set()
-        self._expiring: set[str] = set()
         self.promoted: dict[str, Handle] = {}
         """What the central scheduler may read, by its name there."""
         self.first: FirstDone | None = None
-        self._closing: set[asyncio.Future[None]] = set()
 
     async def start(self) -> None:
         """Begin on the event loop that is running."""
@@ -359,7 +340,7 @@ class Owner:
         """Take over what others own; rows with one handle more each. Loop thread."""
         self._process()
         rows = self.core.bequests.hold(origins, bequest)
-        self._step()
+        self.step()
         return rows
 
     async def held(self, rows: Sequence[Row]) -> None:
@@ -421,7 +402,7 @@ class Owner:
         self._release_dropped()
         if self.closed:
             self._settle_all()  # a thread was about to submit while this owner closed
-        self._step()
+        self.step()
 
     def _release_dropped(self, gate: Gate | None = None) -> None:
         dropped = self._dropped
@@ -443,25 +424,20 @@ class Owner:
         """End rows and what depends on them. Loop thread."""
         self._process()
         self.core.cancel(rows, detail)
-        self._step()
+        self.step()
 
     def retry(self, rows: Iterable[Row]) -> None:
         """Run failed rows again. Loop thread."""
         self._process()
         self.core.retry(rows)
-        self._step()
+        self.step()
 
-    def _unsendable(self, view: WorkerView, message: Message, error: Exception) -> None:
-        """A message to a worker cannot be packed: the task that needs it fails."""
-        pickled = not_sendable(message, f"the worker {view.address}", error)
-        self.call(self.core.unsendable, view, message, pickled)
-
-    def _received(self, view: WorkerView, messages: Any) -> None:
+    def received(self, view: WorkerView, messages: Any) -> None:
         """A batch of answers arrived."""
         self.core.receive(view, messages, perf_counter() * 1e6)
-        self._step()
+        self.step()
 
-    def _step(self) -> None:
+    def step(self) -> None:
         """Schedule, tell who waits, flush the links."""
         core = self.core
         if core.broken:
@@ -469,17 +445,19 @@ class Owner:
         if core.references.talking:
             core.references.say_to_itself()
         core.schedule(perf_counter() * 1e6)
-        if core.references.talking:
+        if core.references.talking or core.posting.posts or core.posting.waiting:
             self._post()
-        if self.refused and not core.placement.workers and not self.cut_off:
-            self._settle_refused()
+        if core.refused:
+            self.members.settle_refused()
         if core.completed:
             self._tell()
+        if core.timers:
+            self._set_timers()
         busy = False
         for view in list(core.placement.workers.values()):
             if view.outbox:
                 messages, view.outbox = view.outbox, []
-                self._link_to(view).send(messages)
+                self.members.link_to(view).send(messages)
             elif view.link is not None and view.link.state.unsaid >= UNSAID_BATCHES:
                 view.link.send([])
             if (
@@ -509,31 +487,30 @@ class Owner:
 
     def _post(self, acknowledge: bool = False) -> None:
         """Send what references have to say to other processes."""
-        core = self.core
-        core.post(acknowledge)
-        if core.posts:
-            posts, core.posts = core.posts, []
+        posting = self.core.posting
+        posting.flush(acknowledge)
+        if posting.posts:
+            posts, posting.posts = posting.posts, []
             self.executor.deliver(posts)
-        if core.unposted:
-            loop = self._loop
-            assert loop is not None
-            if self.on_unknown_member is not None:
-                self.on_unknown_member()
-            for address in core.unposted:
-                if address not in self._awaited:
-                    self._awaited.add(address)
-                    loop.call_later(UNKNOWN_MEMBER, self._give_up, address)
+        if posting.waiting:
+            self.members.ask_soon()
+
+    def _set_timers(self) -> None:
+        timers, self.core.timers = self.core.timers, []
+        loop = self._loop
+        assert loop is not None
+        for seconds, function, args in timers:
+            loop.call_later(seconds, self._due, function, args)
+
+    def _due(self, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+        if not self.closed:
+            function(*args)
+            self.step()
 
     def post_now(self) -> None:
         """Put what references have to say before what is said next. Loop thread."""
         if self.core.references.talking:
             self._post()
-
-    def _give_up(self, address: str) -> None:
-        self._awaited.discard(address)
-        if not self.closed and address:
-            self.core.unreachable(address)
-            self._step()
 
     def hand_over(self, stored: bool) -> bool:
         """This process leaves: have others take over what they have of it. Loop thread.
@@ -541,29 +518,13 @@ class Owner:
         Whether all of it is done; call it again until it is.
         """
         done = self.core.adoption.hand_over(stored)
-        self._step()
+        self.step()
         return done
 
-    def posted(self, posts: Iterable[Any]) -> None:
+    def posted(self, posts: Iterable[Message]) -> None:
         """Others said something to this process. Loop thread."""
-        for message in posts:
-            self.core.references.receive(message[2], message[3])
-        self._step()
-
-    def process_gone(self, owner: str) -> None:
-        """Another process is gone for good. Loop thread, and stream handler."""
-        with self.chronicle.burying([owner], owner):
-            self.core.references.process_gone(owner)
-        if self._loop is not None and not self.closed:
-            self._expire_later()
-            self._step()
-
-    def clients_are(self, incarnations: Iterable[str]) -> None:
-        """All clients that are there; others that are known here are gone. Loop thread."""
-        there = {self.incarnation, *incarnations}
-        for incarnation, peer in list(self.core.references.peers.items()):
-            if not peer.process[1] and incarnation not in there:
-                self.process_gone(incarnation)
+        self.core.posting.receive(posts)
+        self.step()
 
     def _sweep(self) -> None:
         """Let go of rows whose handles went away."""
@@ -585,7 +546,7 @@ class Owner:
         timeout = dask.config.get("distributed.scheduler.no-workers-timeout", None)
         if timeout is not None:
             self.core.unmatched.expire(perf_counter(), parse_timedelta(timeout))
-            self._step()
+            self.step()
 
     def _look_at_backlog(self, tell: Callable[[int], None]) -> None:
         """Tell how much waits when that changed much, and at the end that nothing does."""
@@ -621,147 +582,7 @@ class Owner:
         for view in self.core.placement.workers.values():
             if view.link is not None and view.link.state.unsaid and not view.outbox:
                 view.link.send([])
-        self._step()
-
-    # ---- members ----
-
-    def members_changed(self, added: Iterable[Member], removed: Iterable[str]) -> None:
-        """Workers joined, left or have other resources. Loop thread; it may be said again."""
-        for address in removed:
-            self._gone.add(address)
-            self.refused.pop(address, None)
-            view = self.core.placement.workers.get(address)
-            if view is not None:
-                self._lose(view, "left the cluster")
-        joined = []
-        for member in added:
-            address = member["address"]
-            known = self.core.placement.workers.get(address)
-            if known is not None:
-                known.resources = dict(member["resources"])
-            if known is not None or address in self._gone:
-                continue
-            view = WorkerView(
-                address,
-                nthreads=member["nthreads"],
-                name=member["name"],
-                host=member["host"],
-                resources=dict(member["resources"]),
-            )
-            self.core.add_worker(view)
-            joined.append(address)
-        self.chronicle.joined(joined)
-        self._step()
-
-    def _lose(self, view: WorkerView, reason: str) -> None:
-        link, view.link = view.link, None
-        if link is not None:
-            link.closed = True
-            closing = asyncio.ensure_future(link.close(say_bye=False))
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
-        self.pool.remove(view.address)
-        with self.chronicle.losing(view, reason):
-            self.core.remove_worker(view, reason, link is not None and link.reached)
-        assert self._loop is not None
-        self._loop.call_later(HANDED_ON, self._bury, view.address)
-
-    def _bury(self, address: str) -> None:
-        """What a dead worker may have handed on is counted by now."""
-        if not self.closed:
-            with self.chronicle.burying(self.core.references.owners_at(address), address):
-                self.core.references.address_gone(address)
-            self._expire_later()
-            self._step()
-
-    def _expire_later(self) -> None:
-        """Tasks are kept for the children of a dead process until all have asked for those."""
-        assert self._loop is not None
-        for incarnation in self.core.climbing.orphans.keys() - self._expiring:
-            self._expiring.add(incarnation)
-            self._loop.call_later(KEPT_FOR, self._expire, incarnation)
-
-    def _expire(self, incarnation: str) -> None:
-        self._expiring.discard(incarnation)
-        if not self.closed:
-            self.core.climbing.expire(incarnation)
-            self._step()
-
-    def dial(self, address: str) -> None:
-        """A worker has a post for this process and no link. Stream handler."""
-        view = self.core.placement.workers.get(address)
-        if view is not None:
-            self._link_to(view).start()
-
-    def _link_to(self, view: WorkerView) -> Any:
-        link = view.link
-        if link is not None:
-            return link
-        if self.executor is not None and view.address == self.executor.worker.address:
-            loop = self._loop
-            assert loop is not None
-            deliver = self.executor.local_link(
-                self.core.references.process,
-                lambda batch: loop.call_soon(self._local_batch, view, batch),
-            )
-            link = LocalLink(deliver)
-        else:
-            incarnation, address, name = self.core.references.process
-            hello = {"owner": incarnation, "address": address, "name": name, "token": self.token}
-            link = OwnerLink(
-                view.address,
-                hello,
-                self.connection_args,
-                lambda messages: self._received(view, messages),
-                lambda reason: self._refused(view, reason),
-                lambda reason: self._unreachable(view, reason),
-                parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")),
-                self.liveness.limit,
-                view.traffic,
-                lambda message, error: self._unsendable(view, message, error),
-            )
-        view.link = link
-        return link
-
-    def _local_batch(self, view: WorkerView, batch: Any) -> None:
-        if view.link is not None:
-            messages = view.link.state.receive(batch)
-            if messages:
-                self._received(view, messages)
-
-    def _refused(self, view: WorkerView, reason: str) -> None:
-        """A worker will not take the link: go on without it."""
-        if not self.cut_off:
-            logger.warning("tasks are not sent to %s: %s", view.address, reason)
-        self.refused[view.address] = reason
-        link, view.link = view.link, None
-        self.core.remove_worker(view, "refused the link", link is not None and link.reached)
-        self._step()
-
-    def _unreachable(self, view: WorkerView, reason: str) -> None:
-        """There is no route to a worker: go on without it, and look again later."""
-        self._refused(view, reason)
-        assert self._loop is not None
-        self._loop.call_later(REACHED_AGAIN, self._try_again, view)
-
-    def _try_again(self, view: WorkerView) -> None:
-        if not self.closed and view.address not in self._gone:
-            self.refused.pop(view.address, None)
-            member = Member(
-                address=view.address,
-                nthreads=view.nthreads,
-                name=view.name,
-                host=view.host,
-                resources=dict(view.resources),
-            )
-            self.members_changed([member], [])
-
-    def _settle_refused(self) -> None:
-        """End what could start if any worker took owned tasks."""
-        detail = "no worker of the cluster takes owned tasks: " + "; ".join(self.refused.values())
-        for row in self.core.table.all():
-            if row.state == READY:
-                self.core.settle(row, Failure("no-worker", row.key, detail))
+        self.step()
 
     # ---- waiting ----
 
@@ -873,17 +694,11 @@ class Owner:
         self.liveness.stop()
         self._settle_all()
         self._tell()
-        self.core.post()
+        self.core.posting.flush()
         for view in list(self.core.placement.workers.values()):
             if view.outbox and view.link is not None:
                 messages, view.outbox = view.outbox, []
                 view.link.send(messages)
-        views = list(self.core.placement.workers.values())
-        await asyncio.gather(
-            *(view.link.close() for view in views if view.link is not None),
-            return_exceptions=True,
-        )
-        for view in views:
-            self.core.placement.remove_worker(view)
+        await self.members.close()
         self.promoted.clear()
         await self.pool.close()

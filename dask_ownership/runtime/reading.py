@@ -50,13 +50,13 @@ async def fetch(owner: Owner, rows: Iterable[Row]) -> dict[Row, Any]:
                 if said is None:
                     # Nobody answered: whether they are dead is for membership to say.
                     owner.core.silences.unanswered(row)
-                    owner._step()
+                    owner.step()
                     again.append(row)
                     continue
                 found_anew = rounds[row] = rounds.get(row, 0) + 1
                 if found_anew < ROUNDS:
                     owner.core.missed(row, said)
-                    owner._step()
+                    owner.step()
                     again.append(row)
                     continue
                 detail = (
@@ -102,7 +102,13 @@ async def _fetch_from(
     by_name = {owner.core.references.value_name(row)[1:]: row for row in rows}
     try:
         values, reasons = await ask(
-            owner.pool, address, incarnation, list(by_name), owner.token, owner.patience
+            owner.pool,
+            address,
+            incarnation,
+            list(by_name),
+            owner.incarnation,
+            owner.token,
+            owner.patience,
         )
     except OSError:
         # It may be dead: membership will say so, and then the rows change.

@@ -154,6 +154,7 @@ async def ask(
     address: str,
     owner: str,
     names: list[Name],
+    reader: str,
     token: str,
     patience: Patience,
 ) -> tuple[dict[Name, Serialized], dict[Name, str]]:
@@ -163,6 +164,8 @@ async def ask(
     ----------
     names : list of tuple
         Keys, each with the attempt that made the value.
+    reader, token : str
+        The incarnation of who asks, and its proof.
 
     Returns
     -------
@@ -176,8 +179,9 @@ async def ask(
         When the address does not answer; `Stalled` when nothing moved for too long.
     """
     answer = await request(
-        pool, address, patience, "ownership_get", owner=owner, names=names, token=token
-    )
+        pool, address, patience, "ownership_get",
+        owner=owner, names=names, reader=reader, token=token,
+    )  # fmt: skip
     if not isinstance(answer, dict) or answer.get("status") != "OK":
         raise OSError(f"{address} refused to give values: {answer!r}")
     return dict(zip(answer["names"], answer["values"], strict=True)), dict(
@@ -192,7 +196,8 @@ class Fetcher:
     ----------
     pool : ConnectionPool
         One that leaves values packed.
-    token : str
+    incarnation, token : str
+        Of this worker, and its proof.
     here : str
         This worker's address.
     arrived : callable
@@ -207,11 +212,14 @@ class Fetcher:
     ----------
     received : dict of str to list
         By the worker that gave it, since the start: bytes, requests, and seconds that they took.
+    gone : set of str
+        Addresses at which no worker is any more.
     """
 
     def __init__(
         self,
         pool: ConnectionPool,
+        incarnation: str,
         token: str,
         here: str,
         arrived: Callable[[Entry, Serialized], Awaitable[None]],
@@ -219,6 +227,7 @@ class Fetcher:
         share: Callable[[Entry], bool],
     ) -> None:
         self.pool = pool
+        self.incarnation = incarnation
         self.token = token
         self.patience = Patience(silence())
         self.here = here
@@ -289,8 +298,9 @@ class Fetcher:
                     names = [entry.value_name[1:] for entry, _ in batch]
                     began = perf_counter()
                     values, reasons = await ask(
-                        self.pool, address, owner, names, self.token, self.patience
-                    )
+                        self.pool, address, owner, names, self.incarnation, self.token,
+                        self.patience,
+                    )  # fmt: skip
                     answered = True
                     took = perf_counter() - began
                     self._count(address, values.values(), took)
@@ -328,12 +338,14 @@ class Fetcher:
         sums[1] += 1
         sums[2] += seconds
 
-    def members_gone(self, addresses: Iterable[str]) -> None:
-        """Workers left the cluster: do not wait for their answers, or ask them again."""
-        for address in addresses:
+    def members_changed(self, added: Iterable[str], removed: Iterable[str]) -> None:
+        """Workers left the cluster: do not wait for their answers, or ask them again, unless
+        another one joined at the address of one of them."""
+        for address in removed:
             self.gone.add(address)
             self.received.pop(address, None)
             self.pool.remove(address)
+        self.gone.difference_update(added)
 
     async def close(self) -> None:
         """Stop asking."""

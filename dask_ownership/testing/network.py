@@ -29,6 +29,7 @@ class Faults:
     duplicate: float = 0.1
     disconnect: float = 0.02
     longest_delay: float = 2_000.0
+    unanswered: float = 0.1
 
 
 BREAKS = 20
@@ -201,9 +202,11 @@ class Network:
         """What another process says about references, before it is received."""
         _, to, sender, batch = message
         references = owner.core.references
-        if to != owner.name or batch is None:
+        if to[0] != owner.name or batch is None:
             return
-        peer = references.peer(sender)
+        peer = references.peers.get(sender[0])
+        if peer is None:
+            peer = r.Peer(sender)
         if peer.gone or batch[0] != peer.stream.received + 1:
             return  # it came twice
         for said in batch[2]:

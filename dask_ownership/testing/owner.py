@@ -7,10 +7,12 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dask_ownership.core.membership import Asked
 from dask_ownership.core.messages import Origin
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.places import ordered
+from dask_ownership.core.roster import CLIENT
 from dask_ownership.core.session import Entry
 from dask_ownership.core.table import (
     LOST,
@@ -27,6 +29,7 @@ from dask_ownership.testing.travel import VirtualFuture
 
 if TYPE_CHECKING:
     from dask_ownership.testing.virtual import VirtualCluster
+    from dask_ownership.testing.worker import VirtualWorker
 
 SILENCE = 40_000.0
 """Virtual microseconds without a sign of life after which a worker is suspended."""
@@ -36,8 +39,11 @@ LOOK = SILENCE / 10
 NO_WORKERS_TIMEOUT = 100_000.0
 """Virtual microseconds between looks for tasks that no worker may run; the second ends them."""
 
+SECOND = 100_000.0
+"""Virtual microseconds that what the core counts in seconds takes here."""
+
 WINDOW = 50_000.0
-"""Virtual microseconds for which a dead borrower still counts."""
+"""Virtual microseconds within which what the scheduler finds out is told."""
 
 
 class VirtualOwner:
@@ -46,6 +52,9 @@ class VirtualOwner:
     def __init__(self, cluster: VirtualCluster, name: str, home: str | None = None) -> None:
         self.cluster = cluster
         self.name = name
+        self.home = home
+        self.told_at = 0.0
+        self.asking = False
         self.process = (name, home or "", name)
         self.core = Ownership(nullcontext(), home, process=self.process)
         self.dropped: list[Row] = []
@@ -99,11 +108,15 @@ class VirtualOwner:
         core.release(dropped)
         core.references.say_to_itself()
         core.schedule(self.cluster.now)
-        core.post(acknowledge=True)
-        for address in core.unposted:
-            self.later(WINDOW, lambda a=address: self._give_up(a))  # type: ignore[misc]
-        if core.posts:
-            self.cluster.dirty.add(self.cluster.workers[self.process[1]])
+        core.posting.flush(acknowledge=True)
+        if any(core.posting.waiting) and not self.asking:
+            self.asking = True
+            self.later(WINDOW / 10, self.ask)
+        if core.posting.posts and self.home in self.cluster.workers:
+            self.cluster.dirty.add(self.cluster.workers[self.home])
+        timers, core.timers = core.timers, []
+        for seconds, function, args in timers:
+            self.later(seconds * SECOND, partial(self._due, function, args))
         completed, core.completed = core.completed, []
         for row in completed:
             waiters, row.waiters = row.waiters, None
@@ -213,7 +226,7 @@ class VirtualOwner:
             left -= 1
             if not left and self.alive:
                 self.core.put(row, took, 100_000)
-                if not any(view.address in self.cluster.workers for view in took):
+                if not any(self.cluster.is_there(view) for view in took):
                     self.cluster.lost.add((self.name, key))
                 self.cluster.dirty.add(self)
 
@@ -238,10 +251,46 @@ class VirtualOwner:
             assert not early, f"{origin} was freed early"
         return row
 
-    def _give_up(self, address: str) -> None:
-        if self.alive and address:
-            self.core.unreachable(address)
+    def _due(self, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+        if self.alive:
+            function(*args)
             self.cluster.dirty.add(self)
+
+    def ask(self) -> None:
+        """Ask the scheduler who is there."""
+        if not self.alive:
+            return
+        cluster = self.cluster
+        asked = self.core.membership.ask()
+
+        def asks() -> None:
+            if self.home is not None and cluster.roster.workers.get(self.home) != self.name:
+                return  # it is taken for dead, and will hear so
+            if self.home is None and self.alive:
+                cluster.roster.join(self.name, CLIENT, self.name, asked.clients, cluster.seconds)
+                cluster._look_at_roster()
+            workers = list(cluster.workers.values())
+            cluster.tell(self, partial(self._answered, asked, workers, cluster.roster.clients))
+
+        if cluster.random.random() < cluster.faults.unanswered:
+            self.later(WINDOW, self.ask)
+        else:
+            cluster.later(cluster.delay(), asks)
+
+    def _answered(
+        self, asked: Asked, workers: Sequence[VirtualWorker], clients: Sequence[str]
+    ) -> None:
+        self.asking = False
+        there = {worker.owner.name for worker in workers}
+        for incarnation in sorted(asked.workers - there):
+            view = self.core.membership.view_of(incarnation)
+            address = view.address if view is not None else ""
+            self.cluster._hears_of_death(self, address, incarnation)
+        for incarnation in sorted(asked.clients.difference(clients)):
+            self.cluster._hears_of_client(self, incarnation)
+        for worker in workers:
+            if worker.owner is not self:
+                self.cluster.meet(self, worker)
 
     def _take_in(self, row: Row) -> None:
         if self.alive:

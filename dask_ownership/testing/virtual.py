@@ -23,6 +23,7 @@ from dask_ownership.core.invariants import (
     check_ownership,
 )
 from dask_ownership.core.placement import WorkerView
+from dask_ownership.core.roster import CLIENT, Roster
 from dask_ownership.core.session import Entry
 from dask_ownership.core.table import (
     CANCELLED,
@@ -39,9 +40,12 @@ from dask_ownership.core.table import (
 from dask_ownership.testing import travel
 from dask_ownership.testing.locks import Locks
 from dask_ownership.testing.network import Faults, Network, Pipe
-from dask_ownership.testing.owner import NO_WORKERS_TIMEOUT, WINDOW, VirtualOwner
+from dask_ownership.testing.owner import NO_WORKERS_TIMEOUT, SECOND, WINDOW, VirtualOwner
 from dask_ownership.testing.task import Task
 from dask_ownership.testing.worker import VirtualWorker
+
+GRACE = 3.0
+"""Seconds for which a client may be away."""
 
 __all__ = ["Faults", "Task", "VirtualCluster", "VirtualOwner", "VirtualWorker"]
 
@@ -60,6 +64,13 @@ class VirtualCluster:
         Check the invariants after every event.
     meshed : bool
         Whether workers link to each other; where no task submits any that only costs time.
+
+    Attributes
+    ----------
+    roster : Roster
+        What the scheduler knows.
+    no_route : set of tuple
+        Names of owners and addresses of workers that those cannot link to.
     """
 
     def __init__(
@@ -91,7 +102,10 @@ class VirtualCluster:
         self.cancelled = False
         self.retiring = False
         self.watchful = False
-        self.left: set[str] = set()
+        self.no_route: set[tuple[str, str]] = set()
+        self.roster = Roster("the scheduler", GRACE)
+        self._lives: dict[str, int] = {}
+        self._cut_off: set[VirtualOwner] = set()
         self.kept: dict[Row, int] = {}
         self.resumed = self.superseded = self.steps_taken = 0
         self.locks = Locks()
@@ -100,7 +114,9 @@ class VirtualCluster:
         self.delay = self.network.delay
         self.send = self.network.send
         self.workers: dict[str, VirtualWorker] = {}
-        self.clients = [VirtualOwner(self, f"client-{i}") for i in range(clients)]
+        self.clients = [VirtualOwner(self, f"client{i}") for i in range(clients)]
+        for client in self.clients:
+            self.roster.join(client.name, CLIENT, client.name, (), 0.0)
         for i in range(workers):
             self.add_worker(f"worker-{i}", slots, resources[i] if i < len(resources) else None)
 
@@ -111,53 +127,134 @@ class VirtualCluster:
         """All that live."""
         return [*self.clients, *(w.owner for w in self.workers.values())]
 
+    def tell(self, owner: VirtualOwner, call: Callable[[], None]) -> None:
+        """The scheduler says something to a process: in order, and a little later."""
+        at = owner.told_at = max(self.now + self.delay(), owner.told_at + 0.001)
+
+        def told() -> None:
+            if owner.alive:
+                call()
+                self.dirty.add(owner)
+
+        owner.later(at - self.now, told)
+
     def add_worker(
         self, address: str, slots: int, resources: dict[str, float] | None = None
     ) -> VirtualWorker:
-        """A worker joins and everyone links to it, and it to everyone."""
-        worker = self.workers[address] = VirtualWorker(self, address, slots, resources)
-        for owner in self.owners if self.meshed else self.clients:
-            self._link(owner, worker)
-        for other in list(self.workers.values()) if self.meshed else ():
-            if other is not worker:
-                self._link(worker.owner, other)
+        """A worker joins and everyone hears of it, and links to it.
+
+        It may have the address of one that is gone.
+        """
+        assert address not in self.workers, address
+        life = self._lives[address] = self._lives.get(address, 0) + 1
+        worker = self.workers[address] = VirtualWorker(self, address, slots, resources, life)
+        self.roster.workers[address] = worker.owner.name
+        for other in self.owners if self.meshed else self.clients:
+            if other is worker.owner or not self.now:
+                self.meet(other, worker)
+            elif other not in self._cut_off:
+                self.tell(other, partial(self.meet, other, worker))
+        for there in list(self.workers.values()) if self.meshed else ():
+            if there is not worker:
+                self.meet(worker.owner, there)
         return worker
 
-    def _link(self, owner: VirtualOwner, worker: VirtualWorker) -> None:
+    def unused(self, address: str) -> str:
+        """An address like this one where no worker is."""
+        while address in self.workers:
+            address += address[-1]
+        return address
+
+    def meet(self, owner: VirtualOwner, worker: VirtualWorker) -> None:
+        """An owner hears of a worker, and links to it if there is a way."""
         view = WorkerView(
-            worker.address, nthreads=worker.slots, resources=dict(worker.core.resources.totals)
+            worker.address,
+            incarnation=worker.owner.name,
+            nthreads=worker.slots,
+            resources=dict(worker.core.resources.totals),
         )
+        if not owner.core.membership.joined(view):
+            return
+        self.dirty.add(owner)
+        told = worker.owner.core.membership.is_gone(owner.name)
+        if told or (owner.name, worker.address) in self.no_route:
+            owner.later(WINDOW, partial(self._refused, owner, view))
+            return
+        if not worker.alive:
+            return  # that will be heard soon
         session = worker.core.open(owner.name)
         session.process = owner.process
         pipe = Pipe(owner, view, worker, session)
-        owner.core.add_worker(view)
         owner.pipes[worker.address] = pipe
         worker.pipes[owner.name] = pipe
         self.network.pipes[pipe] = None
-        self.dirty.update((owner, worker))
+        self.dirty.add(worker)
+
+    def cut_route(self, owner: VirtualOwner, address: str) -> None:
+        """A process cannot link to a worker any more, and finds that out at once."""
+        self.no_route.add((owner.name, address))
+        pipe = owner.pipes.pop(address, None)
+        if pipe is not None:
+            self.network.pipes.pop(pipe, None)
+            pipe.worker.pipes.pop(owner.name, None)
+            self._refused(owner, pipe.view)
+
+    def _refused(self, owner: VirtualOwner, view: WorkerView) -> None:
+        if owner.alive and view.alive:
+            owner.core.membership.refuse(view, "there is no way to it", reached=False)
+            self.dirty.add(owner)
 
     def kill(self, address: str, by_force: bool = True) -> None:
         """A worker dies: its tasks, values and owner are gone; all others hear of it."""
+        worker = self._remove(address, by_force)
+        self._end(worker)
+
+    def disown(self, address: str) -> None:
+        """A worker is taken for dead, and works on until it hears so."""
+        worker = self._remove(address, by_force=True)
+        self.later(self.random.random() * WINDOW, partial(self._end, worker))
+
+    def _remove(self, address: str, by_force: bool) -> VirtualWorker:
         self.killed = self.killed or by_force
         worker = self.workers.pop(address)
+        incarnation, _ = self.roster.worker_left(address)
+        for owner in self.owners:
+            for row in owner.core.table.rows.values():
+                self.note_loss(owner, row)
+            if owner not in self._cut_off:
+                self.tell(owner, partial(self._hears_of_death, owner, address, incarnation))
+        return worker
+
+    def _end(self, worker: VirtualWorker) -> None:
+        """A process stops."""
         worker.alive = worker.owner.alive = False
         for entry, (_, lock) in worker.has_locks.items():
             self.later(WINDOW, partial(self.locks.release, lock, entry))
         self.dirty -= {worker, worker.owner}
-        for owner in self.owners:
-            for row in owner.core.table.rows.values():
-                self.note_loss(owner, row)
         for pipe in list(self.network.pipes):
             if pipe.worker is worker or pipe.owner is worker.owner:
                 del self.network.pipes[pipe]
-        for owner in self.owners:
-            cut = owner.pipes.pop(address, None)
-            if cut is not None:
-                owner.later(self.delay(), lambda o=owner, p=cut: self._bury(o, p.view))  # type: ignore[misc]
-        for other in self.workers.values():
-            other.pipes.pop(worker.owner.name, None)
-            other.later(self.delay(), lambda o=other: self._orphan(o, worker.owner.name))  # type: ignore[misc]
         worker.owner.thaw()  # whoever waits for it finds out
+
+    def _hears_of_death(self, owner: VirtualOwner, address: str, incarnation: str) -> None:
+        """The process of an owner hears that a worker is gone."""
+        pipe = owner.pipes.get(address)
+        if pipe is not None and pipe.view.incarnation == incarnation:
+            del owner.pipes[address]
+            self.network.pipes.pop(pipe, None)
+        if owner.home is not None:
+            self._orphan(self.workers.get(owner.home), owner, incarnation)
+        owner.core.membership.left(incarnation, "died")
+
+    def _orphan(self, worker: VirtualWorker | None, owner: VirtualOwner, incarnation: str) -> None:
+        """The executor beside an owner drops what it has of another owner."""
+        if worker is not None and worker.owner is owner:
+            pipe = worker.pipes.pop(incarnation, None)
+            if pipe is not None:
+                self.network.pipes.pop(pipe, None)
+            worker.core.close(incarnation)
+            worker.core.undeliverable(incarnation)
+            self.dirty.add(worker)
 
     def freeze(self, address: str, microseconds: float) -> None:
         """A worker's process stops for a while: everything of it happens when that is over."""
@@ -192,8 +289,12 @@ class VirtualCluster:
         self.dirty.add(worker)
         worker.later(1_000.0, partial(self._retire, worker))
 
+    def is_there(self, view: WorkerView) -> bool:
+        """Whether a worker is still a member, and not only another one at its address."""
+        return self.roster.workers.get(view.address) == view.incarnation
+
     def _retire(self, worker: VirtualWorker) -> None:
-        if not worker.alive or worker.core.accepting:
+        if self.workers.get(worker.address) is not worker or worker.core.accepting:
             return
         core = worker.core
         unheard = any(p.there.unacknowledged or p.session.outbox for p in worker.pipes.values())
@@ -204,25 +305,6 @@ class VirtualCluster:
             worker.later(1_000.0, partial(self._retire, worker))
         else:
             self.kill(worker.address, by_force=False)
-
-    def _bury(self, owner: VirtualOwner, view: WorkerView) -> None:
-        if owner.alive:
-            owner.core.remove_worker(view, "died")
-            self.dirty.add(owner)
-            owner.later(WINDOW, lambda: self._forget_process(owner, view.address))
-
-    def _forget_process(self, owner: VirtualOwner, address: str) -> None:
-        """What a dead process may have handed on was counted by now, or never will be."""
-        if owner.alive:
-            owner.core.references.address_gone(address)
-            self.dirty.add(owner)
-            self._expire_later(owner)
-
-    def _orphan(self, worker: VirtualWorker, owner: str) -> None:
-        if worker.alive:
-            worker.core.close(owner)
-            worker.core.undeliverable(owner)
-            self.dirty.add(worker)
 
     def leave(self, owner: VirtualOwner) -> None:
         """A client ends. What it said last may be lost; after a while all are told."""
@@ -237,26 +319,46 @@ class VirtualCluster:
         for pipe in list(self.network.pipes):
             if pipe.owner is owner:
                 del self.network.pipes[pipe]
-        self.later(WINDOW, lambda: self._departed(owner.name))
+        self.roster.client_away(owner.name, self.seconds)
+        self._look_at_roster()
 
-    def _departed(self, owner: str) -> None:
-        self.left.add(owner)
-        for worker in self.workers.values():
-            worker.pipes.pop(owner, None)
-            self._orphan(worker, owner)
-        for other in self.owners:
-            other.core.references.process_gone(owner)
-            self.dirty.add(other)
-            self._expire_later(other)
+    def _look_at_roster(self) -> None:
+        """Tell everyone of clients that were away for too long."""
+        connected = [client.name for client in self.clients]
+        for incarnation, _ in self.roster.look(self.seconds, connected):
+            for owner in self.owners:
+                self.tell(owner, partial(self._hears_of_client, owner, incarnation))
+        if self.roster.absent:
+            self.later(GRACE * SECOND, self._look_at_roster)
 
-    def _expire_later(self, owner: VirtualOwner) -> None:
-        for incarnation in list(owner.core.climbing.orphans):
-            self.later(20 * WINDOW, partial(self._expire, owner, incarnation))
+    def _hears_of_client(self, owner: VirtualOwner, incarnation: str) -> None:
+        if owner.home is not None:
+            self._orphan(self.workers.get(owner.home), owner, incarnation)
+        owner.core.membership.process_gone(incarnation)
 
-    def _expire(self, owner: VirtualOwner, incarnation: str) -> None:
-        if owner.alive:
-            owner.core.climbing.expire(incarnation)
-            self.dirty.add(owner)
+    def restart_scheduler(self, workers: Sequence[tuple[str, int]]) -> None:
+        """The scheduler dies, and its workers with it; another one starts at its address, with
+        other workers, and the clients come back to it one after the other."""
+        self.roster, before = Roster(self.roster.holder, GRACE), self.roster
+        self._cut_off = set(self.clients)
+        for address in list(self.workers):
+            self.roster.workers[address] = before.workers[address]
+            self.kill(address)
+        for address, slots in workers:
+            self.add_worker(address, slots)
+        for client in self.clients:
+            client.asking = True
+            client.later(self.random.random() * WINDOW, partial(self._come_back, client))
+
+    def _come_back(self, client: VirtualOwner) -> None:
+        """A client connects to a new scheduler."""
+        self._cut_off.discard(client)
+        client.ask()
+
+    @property
+    def seconds(self) -> float:
+        """The virtual time, for those who count it in seconds."""
+        return self.now / SECOND
 
     @property
     def lax(self) -> bool:
@@ -412,6 +514,9 @@ class VirtualCluster:
                             or self.copies(owner, row)
                             or self.has_moved(row)
                         ), f"{row} was freed early"
+                        continue
+                    if not all(map(self.is_there, row.holders)):
+                        self.note_loss(owner, row)  # one was taken for dead
                         continue
                     assert self.copies(owner, row), f"{row} was freed early everywhere"
                     primary = self.workers.get(row.holders[0].address)

@@ -61,14 +61,17 @@ class VirtualWorker:
         address: str,
         slots: int,
         resources: dict[str, float] | None = None,
+        life: int = 1,
     ) -> None:
         self.cluster = cluster
         self.address = address
         self.slots = slots
         self.core = Executor(slots, resources)
-        self.core.home = f"owner-of-{address}"
+        incarnation = f"owner-of-{address}" + (f".{life}" if life > 1 else "")
+        self.core.home = incarnation
         self.store: dict[Any, bytes] = {}
-        self.owner = VirtualOwner(cluster, f"owner-of-{address}", home=address)
+        self.owner = VirtualOwner(cluster, incarnation, home=address)
+        self._dialled: set[str] = set()
         self.pipes: dict[str, Pipe] = {}
         self.watching = False
         self.ended_at = 0.0
@@ -110,15 +113,15 @@ class VirtualWorker:
             parent = (entry.session.owner, entry.key, entry.attempt)
             self.owner.core.cancel_children(parent, "its parent was cancelled")
             self.cluster.dirty.add(self.owner)
-        posts, self.owner.core.posts = self.owner.core.posts, []
-        for message in posts:
-            core.deliver(message)
-        for name in set(core.undelivered) & self.cluster.left:
-            core.undeliverable(name)
+        self._carry_posts()
+        for name in core.undelivered:
+            if name not in self._dialled:
+                self._dialled.add(name)
+                self.later(self.cluster.delay(), partial(self._dial, name))
         posts, core.posts = core.posts, []
         for message in posts:
             self.cluster.network.count_post(self.owner, message)
-            self.owner.core.references.receive(message[2], message[3])
+            self.owner.core.posting.receive([message])
             self.cluster.dirty.add(self.owner)
         for pipe in self.pipes.values():
             session = pipe.session
@@ -134,6 +137,20 @@ class VirtualWorker:
         if core.crowd.full and not self.watching:
             self.watching = True
             self.later(100_000.0, self._watch)
+
+    def _carry_posts(self) -> None:
+        """Have the executor pass on what the owner beside it has to say."""
+        posting = self.owner.core.posting
+        posts, posting.posts = posting.posts, []
+        for message in posts:
+            self.core.deliver(message)
+
+    def _dial(self, owner: str) -> None:
+        """The scheduler says whether one to whom something could not be delivered is gone."""
+        self._dialled.discard(owner)
+        if self.alive and not self.cluster.roster.expects(owner, self.cluster.seconds):
+            self.core.undeliverable(owner)
+            self.cluster.dirty.add(self)
 
     def _watch(self) -> None:
         """Look whether more may begin, as the runtime does."""
@@ -477,10 +494,8 @@ class VirtualWorker:
 
         def say() -> None:
             if self.alive:
-                self.owner.core.post()
-                posts, self.owner.core.posts = self.owner.core.posts, []
-                for message in posts:
-                    self.core.deliver(message)
+                self.owner.core.posting.flush()
+                self._carry_posts()
                 self.owner.core.climbing.when_kept(entry.session.owner, entry.task, call)
                 self.cluster.dirty.update((self, self.owner))
 

@@ -32,8 +32,8 @@ class Three:
                 for _, post in side.references.flush():
                     busy = True
                     for _ in range(times):
-                        if post[1] in by_name:
-                            by_name[post[1]].references.receive(post[2], post[3])
+                        if post[1][0] in by_name:
+                            by_name[post[1][0]].references.receive(post[2], post[3])
                 check_ownership(side.core)
 
     def child(self, key: str, heir: Side | None = None) -> Row:
@@ -57,7 +57,8 @@ class Three:
     def gone(self, side: Side) -> None:
         for other in self.sides:
             if other is not side:
-                other.references.process_gone(side.process[0])
+                other.core.membership.process_gone(side.process[0])
+                other.pass_time()
         self.carry(without=side)
 
 

@@ -69,6 +69,12 @@ class Side:
     def release(self, *rows) -> None:
         self.core.release(rows)
 
+    def pass_time(self) -> None:
+        """What is to happen later happens."""
+        timers, self.core.timers = self.core.timers, []
+        for _, due, arguments in timers:
+            due(*arguments)
+
 
 class Pair:
     """An owner and a borrower; what they say is carried when the test says so."""
@@ -84,7 +90,7 @@ class Pair:
             busy = False
             for one, other in ((self.owner, self.borrower), (self.borrower, self.owner)):
                 for _, post in one.references.flush():
-                    if post[1] != other.process[0]:
+                    if post[1][0] != other.process[0]:
                         continue  # to a third, who never answers
                     busy = True
                     for _ in range(times):
@@ -576,7 +582,10 @@ def test_a_borrower_that_ends_counts_no_more(pair, how):
         pair.borrower.core.close("closed")
         pair.carry(times=2)
     for _ in range(2):
-        pair.owner.references.process_gone("borrower")
+        pair.owner.core.membership.process_gone("borrower")
+    assert row.state == PUSHED, "others may be about to be counted for what it sent them"
+    assert [seconds for seconds, _, _ in pair.owner.core.timers] == [r.HANDED_ON]
+    pair.owner.pass_time()
     assert row.state == FORGOTTEN
     late = (7, 0, [(r.BORROW, "x", 99), (r.RETURN, "x", borrowed.attempt)])
     pair.owner.references.receive(pair.borrower.process, late)
@@ -595,7 +604,7 @@ def test_what_an_owner_that_ends_owned_is_lost(pair, how):
         pair.owner.core.close("closed")
         pair.carry()
     elif how == "is gone":
-        pair.borrower.references.process_gone("owner")
+        pair.borrower.core.membership.process_gone("owner")
     else:
         pair.borrower.references.receive(pair.owner.process, None)
     assert [borrowed.state, uncounted.state, waits.state] == [LOST, LOST, ERROR]
@@ -614,10 +623,10 @@ def test_a_worker_that_comes_back_to_an_address_can_own(pair):
     side = pair.borrower
     before = ("first", "there:1", "there")
     lost = side.borrow((*before, "x", None, 0))
-    side.references.address_gone("there:1")
-    side.references.address_gone("there:1")
+    side.core.membership.left("first", "left the cluster")
+    side.core.membership.left("first", "left the cluster")
     assert lost.state == LOST
-    side.core.add_worker(WorkerView("there:1", nthreads=1))
+    assert side.core.membership.joined(WorkerView("there:1", incarnation="second"))
     assert side.borrow(("second", "there:1", "there", "x", None, 0)).state == WAITING
     assert side.borrow((*before, "y", None, 0)).state == LOST
 

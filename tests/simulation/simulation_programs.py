@@ -110,7 +110,9 @@ class Program:
 
     def put(self) -> None:
         r = self.random
-        there = sorted(self.cluster.workers)
+        there = sorted(self.owner.pipes)
+        if not there:
+            return
         places = r.sample(there, k=r.randint(1, len(there)))
         value = r.randint(0, 1000)
         row = self.owner.put(self.key(), value, places)
@@ -212,11 +214,16 @@ class Program:
             cluster.workers[victim].slots,
             cluster.workers[victim].core.resources.totals,
         )
-        if len(cluster.workers) == 1 or self.random.random() < 0.5:
-            cluster.add_worker(f"{victim}+", slots, resources)
-        cluster.kill(victim)
+        new = self.random.choice(["", "beside", "at the same address"])
+        if len(cluster.workers) == 1 and not new:
+            new = "beside"
+        if new == "beside":
+            cluster.add_worker(cluster.unused(f"{victim}+"), slots, resources)
+        self.random.choice([cluster.kill, cluster.kill, cluster.disown])(victim)
+        if new == "at the same address":
+            cluster.add_worker(victim, slots, resources)
         if not any(w.core.resources.totals for w in cluster.workers.values()):
-            cluster.add_worker(f"{victim}!", slots, {"gpu": 1.0})
+            cluster.add_worker(cluster.unused(f"{victim}!"), slots, {"gpu": 1.0})
 
     def partition(self) -> None:
         names = [owner.name for owner in self.cluster.owners]

@@ -183,6 +183,8 @@ class Traveller:
         inside = self.sample(2)
         number = self.random.randint(0, 1000)
         there = sorted(self.owner.pipes)
+        if not there:
+            return
         places = self.random.sample(there, self.random.randint(1, min(2, len(there))))
         row = self.owner.put(self.key(), (number, tuple(h.future for h in inside)), places)
         came = [h.expected for h in inside]
@@ -276,11 +278,14 @@ class Traveller:
         cluster.kills_left -= 1  # type: ignore[attr-defined]
         victim = self.random.choice(sorted(cluster.workers))
         slots = cluster.workers[victim].slots
-        if self.random.random() < 0.5:
-            cluster.add_worker(f"{victim}+", slots)
-        cluster.kill(victim)
+        new = self.random.choice(["", "beside", "at the same address"])
+        if new == "beside":
+            cluster.add_worker(cluster.unused(f"{victim}+"), slots)
+        self.random.choice([cluster.kill, cluster.kill, cluster.disown])(victim)
+        if new == "at the same address":
+            cluster.add_worker(victim, slots)
         if not any(w.core.accepting for w in cluster.workers.values()):
-            cluster.add_worker(f"{victim}!", slots)
+            cluster.add_worker(cluster.unused(f"{victim}!"), slots)
 
     def retire(self) -> None:
         """A worker leaves in good order: what it owned is taken over, nothing is lost."""
@@ -293,7 +298,7 @@ class Traveller:
             return
         victim = self.random.choice(sorted(staying))
         if len(staying) == 1 or self.random.random() < 0.3:
-            cluster.add_worker(f"{victim}*", cluster.workers[victim].slots)
+            cluster.add_worker(cluster.unused(f"{victim}*"), cluster.workers[victim].slots)
         cluster.retire(victim)
 
     def freeze(self) -> None:
@@ -350,6 +355,16 @@ def has_value(row: Row) -> bool:
     return row.state in (INLINE, STORED) or (row.state == ERROR and isinstance(row.value, bytes))
 
 
+def cut_routes(cluster: VirtualCluster, random: Random) -> None:
+    """Have processes reach some workers only: itself, and one that reaches all."""
+    addresses = sorted(cluster.workers)
+    hub = random.choice(addresses)
+    for owner in cluster.owners:
+        for address in addresses:
+            if hub not in (owner.home, address) and address != owner.home and random.random() < 0.5:
+                cluster.cut_route(owner, address)
+
+
 def run_travels(
     seed: int,
     workers: int = 3,
@@ -363,8 +378,13 @@ def run_travels(
     retires: int = 0,
     freezes: bool = False,
     partitions: bool = False,
+    routes: bool = True,
+    restarts: int = 0,
 ) -> VirtualCluster:
     """One random program per client, interleaved; everything checked on the way.
+
+    Without ``routes`` some processes cannot link to some workers. ``restarts`` says how often
+    another scheduler is started.
 
     The same arguments give the same run: call it with those of a failure to replay it.
     """
@@ -379,7 +399,12 @@ def run_travels(
     programs = [Traveller(cluster, i, random) for i in range(clients)]
     for program in programs:
         program.others = [p for p in programs if p is not program]
-    for _ in range(length):
+    if not routes:
+        cut_routes(cluster, random)
+    again = sorted(random.randrange(length) for _ in range(restarts))
+    for number in range(length):
+        if number in again:
+            cluster.restart_scheduler([(f"after-{number}-{i}", slots) for i in range(workers)])
         random.choice(programs).step()
     cluster.run()
     for program in programs:
