@@ -31,7 +31,6 @@ from dask_ownership.runtime.membership import (
     OWNER_GONE,
     PROMOTION_OVER,
     REPORT,
-    SECRET,
     WATCH,
 )
 from dask_ownership.runtime.owner import Owner
@@ -94,7 +93,6 @@ class Member(distributed.Client):
                 self.owner = Owner(self.connection_args, self.id)
                 self._joining = Joining(self._send_to_scheduler)
                 self.owner.members.ask = self._ask_who_is_there
-                self._stream_handlers[SECRET] = self._joining.told
                 self._stream_handlers[MEMBERS] = self.owner.members.changed
                 self._stream_handlers[OWNER_GONE] = self.owner.members.process_gone
                 self._stream_handlers[DIAL] = self.owner.members.dial

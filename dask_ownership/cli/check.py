@@ -28,7 +28,7 @@ from dask_ownership.cli.connecting import (
 )
 from dask_ownership.cli.terminal import console
 from dask_ownership.runtime.link import PROTOCOL, LinkRefused, OwnerLink
-from dask_ownership.runtime.membership import JOIN, SECRET
+from dask_ownership.runtime.membership import JOIN
 from dask_ownership.runtime.secret import Joining
 
 COMPARED = ("dask_ownership", "dask", "distributed", "cloudpickle", "python")
@@ -184,7 +184,6 @@ async def token_of(ask: Asking) -> AsyncIterator[Joined]:
         raise Unreachable(f"{ask.address} takes no client: {reason(error, ask.seconds)}") from None
     try:
         joining = Joining(client._send_to_scheduler)
-        client._stream_handlers[SECRET] = joining.told
         joined = joining(client.scheduler, owner=owner, client=client.id)
         answer = await asyncio.wait_for(joined, ask.seconds)
         if answer.get("status") != "OK":

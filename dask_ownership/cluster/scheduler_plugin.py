@@ -20,7 +20,7 @@ from dask_ownership import dashboard
 from dask_ownership.cluster.activity import Feed
 from dask_ownership.cluster.holding import Holding
 from dask_ownership.cluster.worker_plugin import OwnershipWorkerPlugin
-from dask_ownership.core.roster import Roster
+from dask_ownership.core.roster import CLIENT, LONGEST, WORKER, Roster
 from dask_ownership.runtime.compat import (
     before_retirement,
     before_workers_restart,
@@ -37,8 +37,8 @@ from dask_ownership.runtime.membership import (
     OWNER_GONE,
     PROMOTED,
     PROMOTION_OVER,
-    SECRET,
     WHERE,
+    WORD,
     Found,
     Member,
     incarnation_of,
@@ -83,6 +83,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         self.secret = ""
         self.roster = Roster()
         self.backlogs: dict[str, int] = {}
+        self._words: dict[str, str] = {}
         self.holding: Any = None
         self.scheduler: Any = None
         self.started: Any = None
@@ -117,11 +118,11 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         self.holding = Holding(scheduler, self.secret, self._operation, self.roster.owners)
         self.roster.holder = self.holding.owner.incarnation
         await self.holding.start(self._who_is_there)
-        # Its caller shows the secret of its connection, which is checked there.
+        # Its caller proves who it is, which is checked there.
         scheduler.handlers[JOIN] = operation(self.join, lambda message: None, self._refusals)
         scheduler.handlers[DIAL] = self._operation(self.dial, "dialler")
         scheduler.handlers[WHERE] = self._operation(self.where, "asker")
-        scheduler.stream_handlers[SECRET] = self.tell_secret
+        scheduler.stream_handlers[WORD] = self.word
         self.feed = Feed(scheduler, self.roster.owners, self.holding.owner)
         self.feed.token = proof(self.secret, SCHEDULER)
         dashboard.install(scheduler)
@@ -151,6 +152,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         self.roster.grace = parse_timedelta(dask.config.get("ownership.grace", "10s"))
         for owner, client in self.roster.look(time(), self.scheduler.clients):
             logger.info("the client %s is gone, and what it owned with it", client or owner)
+            self._words.pop(client, None)
             self._owners_gone([owner])
             message = {"op": OWNER_GONE, "owner": owner}
             for address in list(self.scheduler.stream_comms):
@@ -169,17 +171,17 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
 
         return operation(handler, check, self._refusals)
 
-    def tell_secret(self, client: Any = None, worker: Any = None, **kwargs: Any) -> None:
-        """Stream handler of `SECRET`: tell whoever has that connection."""
-        if isinstance(client, str) and client in self.scheduler.client_comms:
-            message = {"op": SECRET, "secret": self._secret_of("client", client)}
-            self.scheduler.client_send(client, message)
-        elif isinstance(worker, str) and worker in self.scheduler.stream_comms:
-            message = {"op": SECRET, "secret": self._secret_of("worker", worker)}
-            self.scheduler.worker_send(worker, message)
+    def word(self, client: Any = None, word: Any = None, **kwargs: Any) -> None:
+        """Stream handler of `WORD`. The first of a client stays, while the client is there."""
+        if client in self.scheduler.client_comms and type(word) is str and len(word) <= LONGEST:
+            self._words.setdefault(client, word)
 
-    def _secret_of(self, kind: str, who: str) -> str:
-        return proof(self.secret, f"{kind} {who} {self.roster.workers.get(who, '')}")
+    def _proven(self, owner: str, kind: str, who: str, secret: str) -> bool:
+        """Whether somebody who wants to join is the client or worker that they say."""
+        if kind == WORKER:
+            return proves(self.secret, owner, secret)
+        word = self._words.get(who, "")
+        return bool(word) and hmac.compare_digest(word.encode(), secret.encode("utf-8", "replace"))
 
     def join(
         self,
@@ -192,10 +194,11 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
     ) -> dict[str, Any]:
         """Handler of `JOIN`: the owner's token and who is there.
 
-        ``secret`` is what `SECRET` told, and ``known`` are owners of clients that this one
-        corresponds with: they may not have come to this scheduler yet, if it is a new one.
+        ``secret`` is what `WORD` said, or the token of a worker's owner. ``known`` are owners of
+        clients that this one corresponds with: they may not have come to this scheduler yet, if
+        it is a new one.
         """
-        kind, who = ("client", client) if client else ("worker", worker or "")
+        kind, who = (CLIENT, client) if client else (WORKER, worker or "")
         if protocol != PROTOCOL:
             reason = (
                 f"the scheduler speaks version {PROTOCOL} of the ownership protocol and the owner "
@@ -203,12 +206,11 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             )
             self._refusals.say(f"the owner {who or owner!r:.100}", reason)
             return refusal(reason)
-        there = self.scheduler.clients if kind == "client" else self.scheduler.workers
+        there = self.scheduler.clients if kind == CLIENT else self.scheduler.workers
         if who not in there:
             return {"status": "unknown", "reason": "only registered clients and workers may join"}
-        if not hmac.compare_digest(secret.encode("utf-8", "replace"),
-                                   self._secret_of(kind, who).encode()):  # fmt: skip
-            return {"status": "prove", "reason": "it is to show the secret of its connection"}
+        if not self._proven(owner, kind, who, secret):
+            return {"status": "prove", "reason": f"only the {kind} itself may join as it"}
         if owner in self.roster.gone:
             return {"status": "gone"}  # the workers were told so: nothing of it is left there
         refused = self.roster.join(owner, kind, who, known, time())
@@ -304,7 +306,8 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         self.backlogs.pop(client, None)
         if self.feed is not None:
             self.feed.client_away(client)
-        self.roster.client_away(client, time())
+        if not self.roster.client_away(client, time()):
+            self._words.pop(client, None)
 
     def restart(self, scheduler: Any) -> None:
         """All workers are restarted: nothing is left of what was held."""
@@ -320,9 +323,9 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
     def _tell(self, owner: str, message: dict[str, Any]) -> bool:
         """Send something to the process of an owner; False when it is unknown."""
         kind, who = self.roster.owners.get(owner, ("", ""))
-        if kind == "client" and who in self.scheduler.client_comms:
+        if kind == CLIENT and who in self.scheduler.client_comms:
             self.scheduler.client_send(who, message)
-        elif kind == "worker" and who in self.scheduler.stream_comms:
+        elif kind == WORKER and who in self.scheduler.stream_comms:
             self.scheduler.worker_send(who, message)
         return bool(kind)
 
@@ -335,7 +338,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
 
     def _tell_clients(self, message: dict[str, Any]) -> None:
         for kind, who in set(self.roster.owners.values()):
-            if kind == "client" and who in self.scheduler.client_comms:
+            if kind == CLIENT and who in self.scheduler.client_comms:
                 self.scheduler.client_send(who, message)
 
     def _owners_gone(self, owners: Iterable[str]) -> None:

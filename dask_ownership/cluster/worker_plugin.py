@@ -20,11 +20,10 @@ from dask_ownership.runtime.membership import (
     MEMBERS,
     OWNER_GONE,
     PROMOTION_OVER,
-    SECRET,
     Member,
     incarnation_of,
 )
-from dask_ownership.runtime.secret import Joining, proof
+from dask_ownership.runtime.secret import join, proof
 
 logger = logging.getLogger("dask_ownership.worker")
 
@@ -127,7 +126,6 @@ class WorkerSide:
         self.owner.token = proof(secret, self.owner.incarnation)
         self.activity = WorkerActivity(worker, self.executor, self.owner, self.notes)
         self.owner.members.ask = self._ask_who_is_there
-        self.joining = Joining(worker.batched_stream.send)
         self.executor.owner = self.owner
         self.executor.core.home = self.owner.incarnation
         self.executor.on_undelivered = self._ask_to_dial
@@ -154,7 +152,6 @@ class WorkerSide:
         task_clients[self.owner.incarnation] = self.executor.task_client
         worker.stream_handlers[MEMBERS] = self.members_changed
         worker.stream_handlers[OWNER_GONE] = self.owner_gone
-        worker.stream_handlers[SECRET] = self.joining.told
         worker.stream_handlers[DIAL] = self.owner.members.dial
         worker.stream_handlers[PROMOTION_OVER] = self.owner.promotion_over
         worker.metrics["owned_tasks"] = lambda worker: self.executor.core.unfinished
@@ -218,10 +215,11 @@ class WorkerSide:
 
     async def _ask_who_is_there(self) -> Any:
         owner = self.owner
-        return await self.joining(
+        return await join(
             self.worker.scheduler,
             owner=owner.incarnation,
             worker=self.worker.address,
+            secret=owner.token,
             known=sorted(owner.core.membership.ask().clients),
         )
 

@@ -118,11 +118,12 @@ class Roster:
             del self.owners[owner]
         return incarnation, owners
 
-    def client_away(self, client: str, now: float) -> None:
-        """The connection of a client is gone."""
-        for owner, who in self.owners.items():
-            if who == (CLIENT, client):
-                self.absent[owner] = now + self.grace
+    def client_away(self, client: str, now: float) -> bool:
+        """The connection of a client is gone; whether it had an owner."""
+        owners = [owner for owner, who in self.owners.items() if who == (CLIENT, client)]
+        for owner in owners:
+            self.absent[owner] = now + self.grace
+        return bool(owners)
 
     def look(self, now: float, connected: Iterable[str]) -> list[tuple[str, str]]:
         """Owners that have been away for too long, and whose they were; they are gone by this.

@@ -23,11 +23,11 @@ def incarnation_of(server_id: str) -> str:
 
 JOIN = "ownership_join"
 """The scheduler's operation by which an owner asks for the token and the members. It has to
-show its secret."""
+prove who it is."""
 
-SECRET = "ownership-secret"
-"""The stream operation by which a client or worker asks for its secret, and the one by which the
-scheduler tells it: over the connection that is registered for it, so that nobody else gets it."""
+WORD = "ownership-word"
+"""The stream operation by which a client says its word: over the connection that is registered
+for it, so that only the client itself can join as that client."""
 
 MEMBERS = "ownership-members"
 """The stream operation by which the scheduler tells owners of changes: members that were added,

@@ -2,9 +2,9 @@
 
 The scheduler plugin makes a secret. Workers get it with their plugin, over the connection that
 they registered. From it comes a *proof* for each name, which only those can make or check who
-have the secret. A client or worker that wants to join is told the proof of its name over the
-connection that is registered for it, so nobody can join in another's name; who joined gets the
-proof of its owner's incarnation, the *token* that links and requests between processes show.
+have the secret. A client says a *word* of its own over the connection that is registered for it,
+and says it again when it joins: so nobody can join in another's name. Who joined gets the proof
+of its owner's incarnation, the *token* that links and requests between processes show.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import asyncio
 import hmac
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 from dask_ownership.runtime.link import PROTOCOL
-from dask_ownership.runtime.membership import JOIN, SECRET
+from dask_ownership.runtime.membership import JOIN, WORD
 
 SCHEDULER = "scheduler"
 """The name that the scheduler itself has at workers."""
 
-ANSWERED = 1.0
-"""Seconds for which the answer over the registered connection is waited for."""
-
 TRIES = 10
-"""How often it is asked for."""
+"""How often a client says its word: it may come after the question that shows it."""
+
+FIRST_PAUSE = 0.01
+"""Seconds between the first two of these times; doubled each time."""
 
 
 def proof(secret: str, name: str) -> str:
@@ -40,7 +41,7 @@ def proves(secret: str, name: Any, token: Any) -> bool:
 
 
 class Joining:
-    """How one client or worker joins.
+    """How one client joins.
 
     Parameters
     ----------
@@ -50,13 +51,7 @@ class Joining:
 
     def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
         self._send = send
-        self._secret = ""
-        self._told = asyncio.Event()
-
-    def told(self, secret: str) -> None:
-        """Stream handler of `SECRET`."""
-        self._secret = secret
-        self._told.set()
+        self._word = uuid4().hex
 
     async def __call__(self, scheduler: Any, **request: Any) -> Any:
         """The scheduler's answer to `JOIN`.
@@ -65,7 +60,7 @@ class Joining:
         ----------
         scheduler : rpc
         request
-            ``owner``, ``client`` or ``worker``, and what else belongs to it.
+            ``owner``, ``client``, and what else belongs to it.
 
         Raises
         ------
@@ -73,16 +68,23 @@ class Joining:
             When it cannot be reached.
         """
         answer: Any = None
+        pause = FIRST_PAUSE
         for _ in range(TRIES):
-            answer = await getattr(scheduler, JOIN)(
-                secret=self._secret, protocol=PROTOCOL, **request
-            )
+            self._send({"op": WORD, "word": self._word})
+            answer = await join(scheduler, secret=self._word, **request)
             if not isinstance(answer, dict) or answer.get("status") != "prove":
                 break
-            self._told.clear()
-            self._send({"op": SECRET})
-            try:
-                await asyncio.wait_for(self._told.wait(), ANSWERED)
-            except (TimeoutError, asyncio.TimeoutError):
-                pass  # it may have been lost with a connection: it is asked for again
+            await asyncio.sleep(pause)
+            pause *= 2
         return answer
+
+
+async def join(scheduler: Any, **request: Any) -> Any:
+    """The scheduler's answer to `JOIN`, asked once.
+
+    Raises
+    ------
+    OSError
+        When it cannot be reached.
+    """
+    return await getattr(scheduler, JOIN)(protocol=PROTOCOL, **request)

@@ -46,7 +46,7 @@ class Shelf:
         self.owner.core.bequests.holds = True
         cluster.clients.append(self.owner)
         for worker in cluster.workers.values():
-            cluster._link(self.owner, worker)
+            cluster.meet(self.owner, worker)
         self.items: list[Item] = []
 
     def functions(self, theirs: list[Function]) -> list[Function]:
@@ -218,11 +218,11 @@ def run_held(
             accepting = [w for w in cluster.workers.values() if w.core.accepting]
             if step == "kill" and kills:
                 kills -= 1
-                cluster.add_worker(f"{victim}+", slots)
+                cluster.add_worker(cluster.unused(f"{victim}+"), slots)
                 cluster.kill(victim)
             elif step == "retire" and retires and cluster.workers[victim] in accepting:
                 retires -= 1
-                cluster.add_worker(f"{victim}*", slots)
+                cluster.add_worker(cluster.unused(f"{victim}*"), slots)
                 cluster.retire(victim)
         elif giver.left:
             continue
