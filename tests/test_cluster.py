@@ -59,7 +59,8 @@ def test_plugin_is_installed_once(local):
     third = Client(local, set_as_default=False)
     clients = [*found, third]
     assert len(clients) == 3
-    assert len({client.owner.token for client in clients}) == 1
+    # Each has a token of its own, which is no use to others.
+    assert len({client.owner.token for client in clients} - {""}) == 3
     plugins = [p for p in local.scheduler.plugins if "ownership" in p]
     assert plugins == ["dask-ownership"]
     # And it is the one that knows the owners, not another client's that did nothing.
@@ -194,7 +195,7 @@ def ask_plainly(address, operation, **connection_args):
 
 OPERATIONS = [
     {"op": "ownership_link", "owner": "stranger", "received": 0},
-    {"op": "ownership_get", "owner": "stranger", "keys": ["secret"]},
+    {"op": "ownership_get", "owner": "stranger", "names": [("secret", 1)], "reader": "stranger"},
     {"op": "ownership_put", "owner": "stranger", "data": []},
 ]
 
@@ -234,7 +235,7 @@ def remove_handlers(dask_worker):
 
 def change_protocol(dask_worker):
     executor = dask_worker.extensions["dask-ownership"].executor
-    executor.refuse = lambda protocol, token: (
+    executor._refuse = lambda owner, token, protocol, greeting: (
         f"the worker {dask_worker.address} speaks version 99 of the ownership protocol and the "
         f"owner version {protocol}: install the same dask_ownership in both places"
     )

@@ -15,6 +15,7 @@ from live import boom, inc, kill, small_cluster, until, wait_for_members
 from programs import append_line, lines, wait_for_file
 
 from dask_ownership import Client, ClosedOwner, NotSerializable, wait
+from dask_ownership.core.session import KEPT
 
 SIZE = 200_000
 
@@ -46,11 +47,9 @@ def places(client: Client, future: Any) -> set[str]:
 
 
 def has(owner: str, key: str, dask_worker: Any) -> bool:
-    try:
-        dask_worker.extensions["dask-ownership"].executor.stored(owner, key)
-    except KeyError:
-        return False
-    return True
+    session = dask_worker.extensions["dask-ownership"].executor.core.sessions.get(owner)
+    entry = session.entries.get(key) if session is not None else None
+    return entry is not None and entry.state == KEPT
 
 
 def kept(client: Client, futures: list[Any], number: int) -> bool:

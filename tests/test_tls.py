@@ -22,7 +22,7 @@ from dask_ownership.runtime.link import PROTOCOL
 SECURITY = Security.temporary()
 
 GREETING = {"op": "ownership_link", "owner": "stranger", "received": 0, "protocol": PROTOCOL}
-READ = {"op": "ownership_get", "owner": "stranger", "keys": ["secret"], "token": ""}
+READ = {"op": "ownership_get", "owner": "stranger", "names": [], "token": ""}
 WRITE = {"op": "ownership_put", "owner": "stranger", "data": [], "token": ""}
 
 
