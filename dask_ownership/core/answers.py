@@ -196,6 +196,8 @@ class Answers:
         row.worker = None
         row.state = WAITING
         core._release_uses(needed)
+        if core.cycles.delegated(row):
+            return
         if inner:
             core._wait_for_dependencies(row)
         else:

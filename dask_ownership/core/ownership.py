@@ -20,6 +20,7 @@ from dask_ownership.core.answers import Answers
 from dask_ownership.core.bequest import Bequests
 from dask_ownership.core.climbing import Climbing
 from dask_ownership.core.copying import Copies
+from dask_ownership.core.cycles import Cycles
 from dask_ownership.core.lineage import Lineages
 from dask_ownership.core.losses import KILLED_WORKER, LOSSES, LOST_DATA, UNCERTAIN, WORKERS_DIED
 from dask_ownership.core.membership import Membership
@@ -114,6 +115,8 @@ class Ownership:
         Objects that are held for the cluster.
     climbing : Climbing
         Tasks that are kept for what they submitted, and what dead owners lost.
+    cycles : Cycles
+        Tasks that delegate to each other.
     silences : Silences
         Workers that do not answer.
     identity : Function or None
@@ -153,6 +156,7 @@ class Ownership:
         self.adoption = Adoption(self)
         self.bequests = Bequests(self)
         self.climbing = Climbing(self)
+        self.cycles = Cycles(self)
         self.answers = Answers(self)
         self.pushing = Pushing(self)
         self.silences = Silences(self)
@@ -172,6 +176,7 @@ class Ownership:
         self._marked = 0
         self._dead: list[Row] = []
         self._clearing = False
+        self._aliases: list[Row] = []
         self.counts = {"submitted": 0, "done": 0, "failed": 0}
         self.again = dict.fromkeys(AGAIN, 0)
         self.losses = dict.fromkeys(LOSSES, 0)
@@ -591,16 +596,9 @@ class Ownership:
         if row.function is self.identity:
             source = row.dependencies[0]
             if source.state == INLINE:
-                row.value = source.value
-                row.nbytes = source.nbytes
-                self.inline_bytes += row.nbytes
-                with self.table.lock:
-                    for inner in source.contains:
-                        inner.uses += 1
-                arguments, row.contains = row.contains, source.contains
-                row.state = INLINE
-                self._succeeded(row, row.contains)
-                self._release_uses(arguments)
+                self._aliases.append(row)
+                if len(self._aliases) == 1:
+                    self._pass_on()
                 return
             if row.options.workers is None and (view := self._where_stored(source)) is not None:
                 # It takes no slot there, and nothing is to be moved.
@@ -608,6 +606,32 @@ class Ownership:
                 return
         row.state = READY
         self.placement.add_ready(row)
+
+    def _pass_on(self) -> None:
+        """Give aliases the value of what they are aliases of.
+
+        Each may be what the next one waits for: a chain of any length ends in this loop.
+        """
+        for row in self._aliases:
+            if row.state != WAITING:
+                continue  # it was ended together with one before it
+            try:
+                self._take_value(row, row.dependencies[0])
+            except Exception as error:
+                self.broke(row, error, "it could not get the value of another")
+        self._aliases.clear()
+
+    def _take_value(self, row: Row, source: Row) -> None:
+        row.value = source.value
+        row.nbytes = source.nbytes
+        self.inline_bytes += row.nbytes
+        with self.table.lock:
+            for inner in source.contains:
+                inner.uses += 1
+        arguments, row.contains = row.contains, source.contains
+        row.state = INLINE
+        self._succeeded(row, row.contains)
+        self._release_uses(arguments)
 
     def _where_stored(self, source: Row) -> WorkerView | None:
         """A worker with a value that takes tasks."""
@@ -656,6 +680,9 @@ class Ownership:
         needed: tuple[Row, ...] = ()
         if dependencies or row.contains is not inside:
             needed = dependencies if row.contains is inside else dependencies + row.contains
+            for dependency in dependencies:
+                if dependency.borrowed:
+                    dependency.misses = 0  # type: ignore[attr-defined]
             # Before its dependents: an alias ends at once, and this row with it, which would
             # let go of them as well.
             row.dependencies = ()

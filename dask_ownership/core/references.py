@@ -96,7 +96,7 @@ NAMES = (
 """Kinds of messages in a stream by number, for people."""
 
 MISSES = 20
-"""How often a holder may not have a borrowed value before it counts as lost."""
+"""How often in a row the same holders may not have a borrowed value before it counts as lost."""
 
 FREED = "freed"
 """In place of the kind of a failure: nothing is known of such an object any more."""
@@ -463,7 +463,8 @@ class References:
         self._counted(row)
 
     def request(self, row: Borrowed, what: str, detail: Any) -> None:
-        """Have the owner ``cancel`` or ``retry`` it, or look where it is."""
+        """Have the owner ``cancel`` or ``retry`` it, look where it is, or ``follow`` what it
+        waits for."""
         self._say(self.peer(row.place[:3]), (REQUEST, what, row.place[3], row.attempt, detail))
 
     def retry(self, row: Borrowed) -> None:
@@ -518,6 +519,8 @@ class References:
             row.state = INLINE
             core._borrowed_ended(row)
         elif state == STORED:
+            if outcome[4] != row.made_by or tuple(outcome[3]) != row.addresses:
+                row.misses = 0  # its owner found it elsewhere, or made it again
             row.survived = ()
             row.value = None
             row.nbytes = outcome[1]
@@ -650,6 +653,8 @@ class References:
         self._say(peer, (LENT, key, number, outcome))
         if row in self.core.climbing.questions:
             self.core.climbing.asked_again(peer, row, number, gone)
+        if row.state == WAITING and row.function is self.core.identity:
+            self.core.cycles.delegated(row)  # now that somebody waits for it
         if asked:
             self.core._release_uses((row,))
 
@@ -794,6 +799,8 @@ class References:
             pass  # it gave it back since, or it is gone
         elif what == "cancel":
             self.core.cancel([row], detail)
+        elif what == "follow":
+            self.core.cycles.follow(row, detail)
         elif what == "retry":
             self.core.retry([row])
             if row.done:

@@ -450,7 +450,8 @@ class Borrowed(Row):
     made_by : int
         The attempt of its owner that made it, when it is `STORED`.
     misses : int
-        How often a holder did not have it.
+        How often in a row its holders did not have it: since it was last found, or since its
+        owner last named other holders.
     survived : tuple of str
         Names of owners that died before it ended.
     """

@@ -118,7 +118,10 @@ async def _fetch_from(
     if view is not None:
         view.traffic.received += sum(map(size_of, values.values()))
     for name, value in values.items():
-        result[by_name.pop(name)] = value
+        row = by_name.pop(name)
+        result[row] = value
+        if isinstance(row, Borrowed):
+            row.misses = 0
     for name, reason in reasons.items():
         result[by_name.pop(name)] = NotSerializable(
             f"the value of {name[0]!r} is at worker {address} and cannot be sent: {reason}"

@@ -37,7 +37,7 @@ def proves(secret: str, name: Any, token: Any) -> bool:
     """Whether a token is the proof of a name; both may be anything."""
     if type(name) is not str or type(token) is not str or not secret or not token:
         return False
-    return hmac.compare_digest(proof(secret, name), token.encode("utf-8", "replace").decode())
+    return hmac.compare_digest(proof(secret, name).encode(), token.encode("utf-8", "replace"))
 
 
 class Joining:

@@ -432,6 +432,35 @@ def test_a_value_that_is_missed_again_and_again_is_lost(pair):
     assert counts(row) == (1, 0, 0)
 
 
+def test_a_value_that_is_found_in_between_is_not_lost(pair):
+    row = pair.owner.row("x")
+    borrowed = pair.lent(row)
+    pair.owner.answer(row, m.STORED, 1000, None, 1.0)
+    pair.carry()
+    for number in range(2 * r.MISSES):
+        task = pair.borrower.row(f"t-{number}", borrowed)
+        missing(pair.borrower, task, borrowed)
+        pair.carry()
+        pair.borrower.core.schedule(0.0)
+        pair.borrower.answer(task, m.DONE, b"value", 1.0)
+        assert (task.state, borrowed.state) == (INLINE, STORED)
+    pair.borrower.release(borrowed)
+
+
+def test_a_value_whose_holders_change_is_not_lost(pair):
+    row = pair.owner.row("x")
+    borrowed = pair.lent(row)
+    pair.owner.answer(row, m.STORED, 1000, None, 1.0)
+    pair.carry()
+    for _ in range(2 * r.MISSES):
+        pair.borrower.core.missed(borrowed, ["w"])
+        pair.carry()
+        pair.owner.core.schedule(0.0)
+        pair.owner.answer(row, m.STORED, 1000, None, 1.0)  # it is made again
+        pair.carry()
+        assert borrowed.state == STORED
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_what_a_borrower_does_not_get_is_made_again(pair, times):
     """What a task was to fetch counts as there, and it may end before it has."""

@@ -150,3 +150,16 @@ def test_a_seed_gives_the_same_run_again(seed, kills):
 @given(kills=st.sampled_from([0, 0, 2]), cancels=st.booleans(), **SHAPES)
 def test_workers_that_freeze_lose_no_reference(**shape):
     run(**shape, freezes=True)
+
+
+@settings(max_examples=60, **SETTINGS)
+@given(kills=st.integers(0, 2), cancels=st.booleans(), leaves=st.booleans(), **SHAPES)
+def test_processes_that_cannot_all_link_to_each_other_lose_nothing(**shape):
+    """What one has to say to another goes over a worker that both reach."""
+    run(**shape, routes=False)
+
+
+@settings(max_examples=60, **SETTINGS)
+@given(restarts=st.integers(1, 2), kills=st.integers(0, 2), cancels=st.booleans(), **SHAPES)
+def test_who_has_not_come_to_a_new_scheduler_yet_is_not_dead(**shape):
+    run(**shape)

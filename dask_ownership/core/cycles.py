@@ -1,0 +1,91 @@
+"""Tasks that delegate to each other, so that none of them can ever have a value.
+
+Only a task that delegates comes to wait for something after others wait for it: only there a
+cycle can close. So its owner follows what the new source waits for. Where that is another
+owner's, that owner is asked to go on from there, on behalf of the task that delegated: the
+edge-chasing of Chandy, Misra and Haas (1983). A search begins when a task delegates, and when
+an owner hears that somebody waits for one that did: whichever of a cycle is last finds all of it
+there. When a search comes back to its task, that one ends with an error, and with it all that
+wait for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from dask_ownership.core.messages import Key
+from dask_ownership.core.table import ERROR, INLINE, Borrowed, Failure, Row
+
+if TYPE_CHECKING:
+    from dask_ownership.core.ownership import Ownership
+
+Delegation = tuple[str, Key, int]
+"""A task that delegated: the incarnation of its owner, its key and its attempt."""
+
+FOLLOWED = 10_000
+"""How many searches of others are remembered, each of which goes on from a row once."""
+
+
+class Cycles:
+    """Finds them.
+
+    Parameters
+    ----------
+    core : Ownership
+    """
+
+    def __init__(self, core: Ownership) -> None:
+        self.core = core
+        self._followed: dict[tuple[Delegation, Row], None] = {}
+
+    def delegated(self, row: Row) -> bool:
+        """Whether a row that delegated waits for itself; it has ended then."""
+        if row.dependents is None and row.borrowers is None:
+            return False  # nobody waits for it
+        begun = (self.core.references.process[0], row.key, row.attempt)
+        if not self._leads_back(row.dependencies, begun):
+            return False
+        self._end(row)
+        return True
+
+    def follow(self, row: Row, begun: Delegation) -> None:
+        """Go on with a search that came from another process to a row of this one."""
+        begun = (begun[0], begun[1], begun[2])
+        if (begun, row) in self._followed:
+            return
+        self._followed[begun, row] = None
+        if len(self._followed) > FOLLOWED:
+            del self._followed[next(iter(self._followed))]
+        if self._leads_back((row,), begun):
+            found = self.core.table.rows.get(begun[1])
+            if found is not None:
+                self._end(found)
+
+    def _leads_back(self, rows: Iterable[Row], begun: Delegation) -> bool:
+        """Whether what these wait for is the delegation; other owners are asked to go on."""
+        owner, key, attempt = begun
+        mine = owner == self.core.references.process[0]
+        stack = list(rows)
+        seen: set[Row] = set()
+        while stack:
+            row = stack.pop()
+            if row in seen or row.state >= INLINE:
+                continue
+            seen.add(row)
+            if isinstance(row, Borrowed):
+                self.core.references.request(row, "follow", begun)
+            elif mine and row.key == key and row.attempt == attempt:
+                return True
+            stack.extend(row.dependencies)
+        return False
+
+    def _end(self, row: Row) -> None:
+        needed, row.dependencies = row.dependencies, ()
+        detail = (
+            f"it delegated to {', '.join([repr(source.key) for source in needed])}, which waits "
+            f"for it: none of them can ever have a value; it was owned by {self.core.name}"
+        )
+        row.function = None  # trying it again would make the same cycle
+        self.core._fail(row, ERROR, Failure("lost-data", row.key, detail))
+        self.core._release_uses(needed)
