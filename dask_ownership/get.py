@@ -75,8 +75,35 @@ def _close(client: Client) -> None:
         client.close()
 
 
+def _cluster_of(client: Any) -> Any:
+    return getattr(client.scheduler, "address", client)
+
+
 class OwnershipScheduler:
-    """A Dask scheduler that finds the current owner at each call."""
+    """A Dask scheduler that finds the current owner at each call.
+
+    Who asks Dask what computes, to choose a lock that holds for all processes, compares it with
+    the ``get`` of a `distributed.Client`, or looks whether it is a method of one. It counts as
+    that of the current client.
+    """
+
+    @property
+    def __self__(self) -> Any:
+        """The client whose method this stands for."""
+        found = _found()
+        return _embedded_client() if found is None else found
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is this, or the ``get`` of a client of the same cluster."""
+        if other is self:
+            return True
+        theirs = getattr(other, "__self__", None)
+        if getattr(other, "__name__", "") != "get" or not isinstance(theirs, distributed.Client):
+            return False
+        mine = self.__self__
+        return mine is theirs or _cluster_of(mine) == _cluster_of(theirs)
+
+    __hash__ = object.__hash__
 
     def __call__(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
         """Compute the keys of a graph; see `distributed.Client.get`.

@@ -21,6 +21,7 @@ from distributed.utils import _parse_timedelta as parse_timeout
 
 from dask_ownership.core.table import INLINE, STORED, Row
 from dask_ownership.future import Future
+from dask_ownership.runtime.compat import complete_by
 from dask_ownership.runtime.waiting import Callback, Gate, hang
 
 ALL_COMPLETED = "ALL_COMPLETED"
@@ -107,8 +108,11 @@ class _Rows:
 class as_completed(distributed.as_completed):
     """Futures in the order in which they end; see `distributed.as_completed`.
 
-    Takes owned futures of one client; for others use the stock class.
+    Takes owned futures; for others use the stock class, which becomes this one when all that it
+    is given at first are owned.
     """
+
+    _was_stock = False
 
     def __init__(
         self,
@@ -124,20 +128,28 @@ class as_completed(distributed.as_completed):
         self.with_results = with_results
         self.raise_errors = raise_errors
         self._deadline = Deadline.after(parse_timedelta(timeout))
+        self._begin()
+        if futures:
+            self.update(futures)
+
+    def _begin(self) -> None:
         self._ended: deque[Any] = deque()
         self._gate: Any = None
         self._owner: Any = None
         self._client: Any = None
         self._async_gate: asyncio.Event | None = None
         self._async_loop: asyncio.AbstractEventLoop | None = None
-        if futures:
-            self.update(futures)
 
     def update(self, futures: Iterable[Any]) -> None:
         """Add futures; they come out when they end."""
         added: dict[Row, list[Any]] = defaultdict(list)
+        owners: dict[Any, list[Row]] = {}
+        futures = list(futures)
         for future in futures:
             if type(future) is not Future:
+                if self._was_stock:
+                    self._be_stock(futures)
+                    return
                 raise TypeError(
                     f"Input must be a future of dask_ownership, got {future!r}; for others use "
                     "distributed.as_completed"
@@ -145,7 +157,10 @@ class as_completed(distributed.as_completed):
             if self._owner is None:
                 self._client = future._client
                 self._owner = future._owner
-            added[future._row].append(future)
+            group = added[future._row]
+            if not group:
+                owners.setdefault(future._owner, []).append(future._row)
+            group.append(future)
         with self.lock:
             for group in added.values():
                 for future in group:
@@ -160,9 +175,22 @@ class as_completed(distributed.as_completed):
             if self._async_loop is not None and self._async_gate is not None:
                 self._async_loop.call_soon_threadsafe(self._async_gate.set)
 
-        rows = list(added)
-        if rows:
-            hang(Callback(rows, ended), rows, self._owner.lock)
+        for owner, rows in owners.items():
+            hang(Callback(rows, ended), rows, owner.lock)
+
+    def _be_stock(self, futures: list[Any]) -> None:
+        """Go on as Dask does: there are futures now that are not owned."""
+        with self.lock:
+            there = [future for future, times in self.futures.items() for _ in range(times)]
+            self.futures.clear()
+            self._ended.clear()
+            gate, self._gate = self._gate, None
+        self.__class__ = distributed.as_completed
+        distributed.as_completed.update(self, [*there, *futures])
+        if gate is not None:
+            gate.open()  # who waits goes on there
+        if self._async_loop is not None and self._async_gate is not None:
+            self._async_loop.call_soon_threadsafe(self._async_gate.set)
 
     def add(self, future: Any) -> None:
         """Add one future."""
@@ -227,6 +255,8 @@ class as_completed(distributed.as_completed):
 
     def __next__(self) -> Any:
         while True:
+            if not isinstance(self, as_completed):
+                return next(self)  # it was given others meanwhile
             with self.lock:
                 future = self._take()
                 if future is None:
@@ -255,6 +285,8 @@ class as_completed(distributed.as_completed):
             self._async_gate = asyncio.Event()
             self._async_loop = asyncio.get_running_loop()
         while True:
+            if not isinstance(self, as_completed):
+                return await anext(self)
             self._async_gate.clear()
             with self.lock:
                 future = self._take()
@@ -282,5 +314,18 @@ class as_completed(distributed.as_completed):
                 return batch
             batch.append(self._with_result(future))
 
+
+def _takes(waits: Any, futures: list[Any]) -> bool:
+    """Have an empty `distributed.as_completed` be one for owned futures, if all are."""
+    if not futures or any(type(future) is not Future for future in futures):
+        return False
+    waits.__class__ = as_completed
+    waits._was_stock = True
+    waits._begin()
+    waits.update(futures)
+    return True
+
+
+complete_by(_takes)
 
 __all__ = ["ALL_COMPLETED", "FIRST_COMPLETED", "as_completed", "wait"]

@@ -460,9 +460,9 @@ def test_a_worker_that_takes_no_tasks_makes_nothing_uncertain(
 def refuse_links(yes: bool, dask_worker: Any) -> None:
     executor = dask_worker.extensions["dask-ownership"].executor
     if yes:
-        executor.refuse = lambda protocol, token: "the test refuses it"
+        executor._refuse = lambda *greeting: "the test refuses it"
     else:
-        del executor.refuse
+        del executor._refuse
 
 
 def test_both_limits_and_fire_and_forget(mortal: Client, tmp_path: Path) -> None:

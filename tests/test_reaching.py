@@ -13,12 +13,12 @@ from proxy import workers_behind_proxies
 
 from dask_ownership import Client, wait
 from dask_ownership.errors import NoWorker
-from dask_ownership.runtime import owner
+from dask_ownership.runtime import members
 
 
 def test_no_route_to_a_worker(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     """Others do the work; what may run nowhere else fails and says why; later it is back."""
-    monkeypatch.setattr(owner, "REACHED_AGAIN", 3.0)
+    monkeypatch.setattr(members, "REACHED_AGAIN", 3.0)
     with workers_behind_proxies(2) as (scheduler, behind):
         with Client(scheduler, set_as_default=False) as installs:
             until(lambda: len(installs.owner.core.placement.workers) == 2, 20)

@@ -91,7 +91,10 @@ async def _bring_central(worker: Any, key: Key) -> Any:
             return _loose(Actor(type(worker.state.actors[key]), worker.address, key, worker))
         if key in worker.state.data:  # which has no owned value of the same key
             return worker.state.data[key]
-        (found,) = await getattr(worker.scheduler, WHERE)(keys=[key])
+        owner = worker.extensions["dask-ownership"].owner
+        (found,) = await getattr(worker.scheduler, WHERE)(
+            keys=[key], asker=owner.incarnation, token=owner.token
+        )
         if found["who_has"]:
             data, *_ = await gather_from_workers({key: found["who_has"]}, rpc=worker.rpc)
             if key in data:

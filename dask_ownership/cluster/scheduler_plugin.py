@@ -149,7 +149,6 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             keep_awake(self.scheduler, busy)
         if self.feed is not None:
             self.feed.look()
-        self.roster.grace = parse_timedelta(dask.config.get("ownership.grace", "10s"))
         for owner, client in self.roster.look(time(), self.scheduler.clients):
             logger.info("the client %s is gone, and what it owned with it", client or owner)
             self._words.pop(client, None)
@@ -158,6 +157,9 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             for address in list(self.scheduler.stream_comms):
                 self.scheduler.worker_send(address, message)
             self._tell_clients(message)
+
+    def _read_grace(self) -> None:
+        self.roster.grace = parse_timedelta(dask.config.get("ownership.grace", "10s"))
 
     # ---- who may take part ----
 
@@ -213,6 +215,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             return {"status": "prove", "reason": f"only the {kind} itself may join as it"}
         if owner in self.roster.gone:
             return {"status": "gone"}  # the workers were told so: nothing of it is left there
+        self._read_grace()
         refused = self.roster.join(owner, kind, who, known, time())
         if refused is not None:
             return refusal(refused)
@@ -306,6 +309,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         self.backlogs.pop(client, None)
         if self.feed is not None:
             self.feed.client_away(client)
+        self._read_grace()
         if not self.roster.client_away(client, time()):
             self._words.pop(client, None)
 

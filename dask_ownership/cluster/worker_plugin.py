@@ -14,7 +14,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.utils import sync
 
 from dask_ownership.core.membership import NEXT
-from dask_ownership.runtime.compat import scheduler_gone
+from dask_ownership.runtime.compat import find_clients, scheduler_gone
 from dask_ownership.runtime.membership import (
     DIAL,
     MEMBERS,
@@ -93,8 +93,28 @@ class TaskClient:
         """The worker's owner, for futures that arrive: those need no client yet."""
         return self._side.owner
 
+    def made_client(self) -> Any:
+        """The client itself."""
+        return self._side.owned_client()
+
+    @property
+    def client_of_threads(self) -> Any:
+        """The client, when a task has asked for it and others may use it; or None."""
+        client = self._side.connected_client
+        return client if client is not None and client.status == "running" else None
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._side.owned_client(), name)
+
+
+def client_of_threads() -> Any:
+    """The client for threads that tasks started, once a task here has asked for it; or None."""
+    from dask_ownership.future import task_clients
+
+    for stand_in in list(task_clients.values()):
+        if (client := stand_in.client_of_threads) is not None:
+            return client
+    return None
 
 
 class WorkerSide:
@@ -104,6 +124,8 @@ class WorkerSide:
     ----------
     executor : dask_ownership.runtime.executor.Executor
     owner : dask_ownership.runtime.owner.Owner
+    connected_client : dask_ownership.Client or None
+        The client of tasks, once it is connected.
     """
 
     def __init__(self, worker: Any, secret: str) -> None:
@@ -132,7 +154,7 @@ class WorkerSide:
         self._asked: set[str] = set()
         self._asking: set[asyncio.Task[None]] = set()
         self._client: Any = None
-        self._connected: Any = None
+        self.connected_client: Any = None
         self._stock_client: Any = None
         self._joining: asyncio.Task[None] | None = None
 
@@ -143,6 +165,7 @@ class WorkerSide:
         from dask_ownership.future import task_clients
 
         install()
+        find_clients(client_of_threads)
         worker = self.worker
         ignore_interrupts(worker)
         await self.executor.start()
@@ -241,7 +264,7 @@ class WorkerSide:
         It is made on the loop, so that threads that ask at once get the same one.
         """
         client = self._client
-        if client is not None and client is self._connected and client.status != "closed":
+        if client is not None and client is self.connected_client and client.status != "closed":
             return client
         try:
             on_loop = asyncio.get_running_loop() is self.worker.loop.asyncio_loop
@@ -265,7 +288,7 @@ class WorkerSide:
     async def _connect_client(self, timeout: Any) -> Any:
         client = self._client_on_loop(timeout)
         await asyncio.shield(client)
-        self._connected = client
+        self.connected_client = client
         return client
 
     def _cancel_children(self, interrupted: list[Any]) -> None:
@@ -294,6 +317,6 @@ class WorkerSide:
         await self.owner.close(lost)
         await self.executor.close()
         client, self._client = self._client, None
-        self._connected = None
+        self.connected_client = None
         if client is not None and client.status != "closed":
             await client._close(fast=True)

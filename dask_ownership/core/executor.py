@@ -419,6 +419,15 @@ class Executor:
         return self.busy + self.queued + len(self.crowd)
 
     @property
+    def awaits_tasks(self) -> bool:
+        """Whether a task that somebody wants runs or is parked."""
+        return bool(self.busy or len(self.crowd)) and any(
+            entry.state == RUNNING and not entry.cancelled
+            for session in self.sessions.values()
+            for entry in session.entries.values()
+        )
+
+    @property
     def startable(self) -> int:
         """How many queued tasks may start when there are slots."""
         if not self.queued or not self.crowd.full:

@@ -49,7 +49,10 @@ class Membership:
     Attributes
     ----------
     gone : dict of str to None
-        Incarnations of workers and owners that are gone.
+        Incarnations of owners that are gone: clients, and owners at workers.
+    workers_gone : dict of str to None
+        Incarnations of workers that are gone. A worker's first owner has the same, and may end
+        before it.
     refused : dict of str to WorkerView
         Members that do not take a link of this process, or cannot be reached from it.
     """
@@ -57,11 +60,12 @@ class Membership:
     def __init__(self, core: Ownership) -> None:
         self.core = core
         self.gone: dict[str, None] = {}
+        self.workers_gone: dict[str, None] = {}
         self.refused: dict[str, WorkerView] = {}
 
     def is_gone(self, incarnation: str) -> bool:
         """Whether a process is gone, or the worker that it was at."""
-        return incarnation in self.gone or worker_of(incarnation) in self.gone
+        return incarnation in self.gone or worker_of(incarnation) in self.workers_gone
 
     def view_of(self, incarnation: str) -> WorkerView | None:
         """A worker that is used."""
@@ -79,7 +83,7 @@ class Membership:
 
     def joined(self, view: WorkerView) -> bool:
         """A worker joined; whether this is news. Who is gone does not come back."""
-        if view.incarnation in self.gone:
+        if view.incarnation in self.workers_gone:
             return False
         known = self.view_of(view.incarnation) or self.refused.get(view.incarnation)
         if known is not None:
@@ -96,9 +100,9 @@ class Membership:
 
         ``reached`` is False when nothing that was sent to it can have arrived.
         """
-        if incarnation in self.gone:
+        if incarnation in self.workers_gone:
             return
-        self.gone[incarnation] = None
+        self.workers_gone[incarnation] = None
         self._forget_refusal(incarnation)
         view = self.view_of(incarnation)
         if view is not None:
@@ -118,7 +122,7 @@ class Membership:
 
     def refuse(self, view: WorkerView, reason: str, reached: bool) -> None:
         """A member does not take this process's link: go on without it."""
-        if view.incarnation not in self.gone:
+        if view.incarnation not in self.workers_gone:
             self.refused[view.incarnation] = view
             self.core.refused[view.address] = reason
         self.core.remove_worker(view, "refused the link", reached)

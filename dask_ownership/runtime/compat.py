@@ -7,11 +7,15 @@ is looked at in one place.
 from __future__ import annotations
 
 import contextvars
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from inspect import isawaitable
-from threading import get_ident
+from threading import current_thread, get_ident
 from time import time
 from typing import Any
 
@@ -30,6 +34,7 @@ from distributed import (
     secede,
     threadpoolexecutor,
 )
+from distributed import client as client_module
 from distributed.actor import ActorFuture
 from distributed.client import _current_client
 from distributed.core import Status, clean_exception, coerce_to_address
@@ -46,10 +51,14 @@ __all__ = [
     "before_workers_restart",
     "block_in",
     "clean_exception",
+    "complete_by",
+    "copies_of",
     "count_owned_work",
     "cross_in_clients",
     "current_client",
     "current_worker",
+    "find_clients",
+    "import_once",
     "keep",
     "keep_awake",
     "let_bars_follow",
@@ -78,6 +87,94 @@ pool_state = threadpoolexecutor.thread_state
 """What ``secede()`` and ``rejoin()`` look at in a thread."""
 
 PREFIX = "owned-"
+
+
+DOUBLE = "dask."
+"""What is before the name of a module of distributed that is imported a second time."""
+
+
+def copies_of(cls: Any) -> Iterator[Any]:
+    """A class of distributed, and its double where a program made one.
+
+    ``dask.distributed.diagnostics.progressbar`` and the like are second copies of those modules,
+    with classes of their own.
+    """
+    yield cls
+    double = getattr(sys.modules.get(DOUBLE + cls.__module__), cls.__name__, cls)
+    if double is not cls:
+        yield double
+
+
+class OneCopy(MetaPathFinder, Loader):
+    """Has ``import dask.distributed.something`` give distributed's module, not a double of it."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if not name.startswith(DOUBLE + "distributed."):
+            return None
+        try:
+            import_module(name.removeprefix(DOUBLE))
+        except ModuleNotFoundError:
+            return None
+        return ModuleSpec(name, self)
+
+    def create_module(self, spec: ModuleSpec) -> Any:
+        module = sys.modules[spec.name.removeprefix(DOUBLE)]
+        self._own = module.__spec__, module.__loader__
+        return module
+
+    def exec_module(self, module: Any) -> None:
+        module.__spec__, module.__loader__ = self._own
+
+
+def import_once() -> None:
+    """Have no more doubles made."""
+    if not any(isinstance(finder, OneCopy) for finder in sys.meta_path):
+        sys.meta_path.insert(0, OneCopy())
+
+
+class CurrentClient:
+    """Stands for the context variable of the current client in distributed's module.
+
+    What a task has there is made a client when somebody asks for it: most tasks need none.
+    """
+
+    set = staticmethod(_current_client.set)
+    reset = staticmethod(_current_client.reset)
+    name = _current_client.name
+
+    def get(self, *default: Any) -> Any:
+        found = _current_client.get(*default)
+        made = getattr(found, "made_client", None)
+        return found if made is None else made()
+
+
+NOT_OF_TASKS = ("MainThread", "Dask-", "IO loop", "Profile")
+"""How the names of threads begin that no task started: Dask's own, which unpack what comes."""
+
+
+def find_clients(of_threads: Callable[[], Any]) -> None:
+    """Have tasks find their client, and threads which they started, too.
+
+    Parameters
+    ----------
+    of_threads : callable
+        Gives the client for a thread that a task started, when the process has no other; or None.
+    """
+    stock = client_module._get_global_client
+    if hasattr(stock, "__wrapped__"):
+        return
+
+    @wraps(stock)
+    def _get_global_client() -> Any:
+        found = stock()
+        if found is not None or _worker_cvar.get(None) is not None:
+            return found
+        if current_thread().name.startswith(NOT_OF_TASKS):
+            return None
+        return of_threads()
+
+    client_module._current_client = CurrentClient()
+    client_module._get_global_client = _get_global_client
 
 
 def moved_bytes(comm: Any) -> tuple[int, int] | None:
@@ -369,8 +466,10 @@ def block_in(
     """
     if hasattr(as_completed.__next__, "__wrapped__"):
         return
+    import_once()
     for cls, name in COORDINATION:
-        _let_wait(cls, name, without_slot_if_long, await_without_slot_if_long)
+        for copy in copies_of(cls):
+            _let_wait(copy, name, without_slot_if_long, await_without_slot_if_long)
     stock = as_completed.__next__
 
     @wraps(stock)
@@ -407,6 +506,25 @@ def block_in(
     as_completed.__anext__ = __anext__
     ActorFuture.result = result
     ActorFuture.__await__ = __await__
+
+
+def complete_by(takes: Callable[[Any, list[Any]], bool]) -> None:
+    """Have ``distributed.as_completed`` leave futures to another who waits faster for them.
+
+    ``takes(waits, futures)`` may take over an `as_completed` that has no futures yet.
+    """
+    stock = as_completed.update
+    if hasattr(stock, "__wrapped__"):
+        return
+
+    @wraps(stock)
+    def update(self: Any, futures: Any) -> None:
+        futures = list(futures)
+        fresh = type(self) is as_completed and not self.futures and self.queue.empty()
+        if not (fresh and takes(self, futures)):
+            stock(self, futures)
+
+    as_completed.update = update
 
 
 def _let_wait(cls: Any, name: str, without_slot: Any, await_without_slot: Any) -> None:
@@ -484,16 +602,23 @@ def let_bars_follow(
     """
     if hasattr(ProgressBar.listen, "__wrapped__"):
         return
+    import_once()
     for cls in (ProgressBar, MultiProgressBar):
-        _let_follow(cls, split, listen)
-    stock_text = TextProgressBar.__init__
+        for copy in copies_of(cls):
+            _let_follow(copy, split, listen)
+    for cls in copies_of(TextProgressBar):
+        _let_block(cls, without_slot)
 
-    @wraps(stock_text)
+
+def _let_block(cls: Any, without_slot: Any) -> None:
+    stock = cls.__init__
+
+    @wraps(stock)
     def blocks(self: Any, *args: Any, **kwargs: Any) -> None:
         with without_slot():
-            stock_text(self, *args, **kwargs)
+            stock(self, *args, **kwargs)
 
-    TextProgressBar.__init__ = blocks
+    cls.__init__ = blocks
 
 
 def _let_follow(cls: Any, split: Any, listen: Any) -> None:
@@ -515,7 +640,7 @@ def _let_follow(cls: Any, split: Any, listen: Any) -> None:
             return
         central = None
         options: dict[str, Any] = {"interval": self.interval, "complete": self.complete}
-        if cls is MultiProgressBar:
+        if cls.__name__ == MultiProgressBar.__name__:
             options["group_by"] = self.group_by
         if self._others:
             other = _silent(cls)(self._others, self.scheduler, **options)

@@ -239,8 +239,6 @@ class Executor:
             reason = f"the worker {address} does not understand this greeting"
         if reason is None and self._closing:
             reason = f"the worker {address} is closing"
-        elif reason is not None:
-            self._refusals.say("a link", reason)
         if reason is None and owner in self._dropped:
             reason = f"the worker {address} was told that this owner is gone"
         return reason
@@ -265,6 +263,10 @@ class Executor:
         """Handler of ``ownership_link``: take a connection over for good."""
         reason = self._refuse(owner, token, protocol, (received, name, address))
         if reason is not None:
+            gone = type(owner) is str and owner in self._dropped
+            if not self._closing and not gone:
+                where = comm.peer_address.rpartition(":")[0]
+                self._refusals.say(f"an owner at {where}", reason)
             return refusal(reason)
         if to != worker_of(self.incarnation):
             return {"status": "another"}
@@ -330,7 +332,7 @@ class Executor:
         core = self.core
         return (
             self.owner.hand_over(move)
-            and not (wait and (core.busy or len(core.crowd)))
+            and not (wait and core.awaits_tasks)
             and not (move and core.keeps_values)
             and not any(
                 link.channel is not None and link.state.unacknowledged
