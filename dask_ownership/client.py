@@ -24,7 +24,7 @@ from distributed.utils import sync
 from dask_ownership.calls import given_in
 from dask_ownership.core.table import NO_OPTIONS, Options
 from dask_ownership.crossing import promoted_graph
-from dask_ownership.errors import NotHere
+from dask_ownership.errors import NotHere, OwnershipError
 from dask_ownership.future import Future
 from dask_ownership.gathering import SKIPPED, Gathering, collect, repack
 from dask_ownership.graph import Graph, graph_futures
@@ -361,9 +361,8 @@ class Client(Inspection, Queries):
             return self._gather(futures, errors, direct)
         found: dict[Any, Any] = {}
         collect(futures, found)
-        if any(type(future) is not Future for future in found):
+        if not all(map(self._owned, found)):
             return self.sync(self._gather, futures, errors, direct, asynchronous=False)
-        self._check_mine(found)
         gathering = Gathering(self, found, errors)
         self.owner.wait(gathering.rows, stop_at_error=errors == "raise")
         with shorten_traceback():
@@ -389,9 +388,10 @@ class Client(Inspection, Queries):
                 future._verify_initialized()
         if not owned and central:
             return await super()._gather(futures, errors, direct, local_worker)
-        self._check_mine(owned)
+        mine = self._as_mine(owned, errors)
         with shorten_traceback():
-            values = await self._values(owned, errors)
+            got = await self._values(list(mine.values()), errors)
+        values = {future: got[mine[future]] if future in mine else SKIPPED for future in owned}
         for future in central:
             one = await super()._gather([future], errors, direct, local_worker)
             values[future] = one[0] if one else SKIPPED
@@ -418,14 +418,19 @@ class Client(Inspection, Queries):
         seconds = parse_timeout(timeout)
         return sync(self.loop, self._values, [future], callback_timeout=seconds)[future]
 
-    def _check_mine(self, futures: Iterable[Any]) -> None:
-        others = [f for f in futures if not self._owned(f)]
-        if others:
-            raise ValueError(
-                "Cannot gather Futures created by another client. "
-                f"These are the {len(others)} mismatched Futures and their client IDs (this "
-                f"client is {self.id}): { {f.key: f.client.id for f in others} }"
-            )
+    def _as_mine(self, futures: Iterable[Any], errors: str) -> dict[Any, Any]:
+        """Owned futures, each with one of this client: those of others are borrowed."""
+        found: dict[Any, Any] = {}
+        for future in futures:
+            try:
+                found[future] = future if self._owned(future) else self.imports.future(future)
+            except (
+                OwnershipError,
+                distributed.CancelledError,
+            ):  # of another cluster, closed or released
+                if errors == "raise":
+                    raise
+        return found
 
     # ---- data ----
 

@@ -106,8 +106,8 @@ class Future(distributed.Future):
         return STATUS.get(self._row.state, "pending")
 
     def done(self) -> bool:
-        """Whether the computation ended, with a value or without."""
-        return self._row.state >= INLINE
+        """Whether the computation ended, with a value or without, or this was released."""
+        return self._cleared or self._row.state >= INLINE
 
     def cancelled(self) -> bool:
         return self.status == "cancelled"
@@ -203,14 +203,14 @@ class Future(distributed.Future):
     async def _exception(self) -> BaseException | None:
         if not self._cleared:
             await self._owner.wait_async((self._row,))
-        return self._error()
+        return None if self.cancelled() else self._error()
 
     def exception(self, timeout: Any = None, **kwargs: Any) -> Any:
-        """The exception of the task, or None when it has a value."""
+        """The exception of the task; None when it has a value, or was cancelled, as in Dask."""
         if self._client.asynchronous:
             return asyncio.wait_for(self._exception(), parse_timeout(timeout))
         self._wait(timeout)
-        return self._error()
+        return None if self.cancelled() else self._error()
 
     async def _traceback(self) -> Any:
         return getattr(await self._exception(), "__traceback__", None)

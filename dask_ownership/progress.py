@@ -16,7 +16,8 @@ from typing import Any
 
 import distributed
 from dask.utils import key_split, parse_timedelta
-from distributed import progress
+from distributed import CancelledError, progress
+from distributed.core import error_message
 
 from dask_ownership.core.table import INLINE, STORED, Failure, Row
 from dask_ownership.errors import FutureCancelledError, from_failure
@@ -42,12 +43,15 @@ class Part:
     scheduler : str
         Address.
     rows : list of Row
+    futures : list of Future
+        Those that it was given: what a bar is about stays until it ends.
     """
 
     def __init__(self, client: Any) -> None:
         self.owner = client.owner
         self.scheduler = client._rpc_address()
         self.rows: list[Row] = []
+        self.futures: list[Future] = []
 
 
 class Tracker(Waiter):
@@ -115,9 +119,10 @@ class Tracker(Waiter):
             "status": None if any(self.pending.values()) else "finished",
         }
         if self.failed is not None:
-            answer.update(
-                status="error", key=name_of(self.failed.key), exception=error_of(self.failed)
-            )
+            answer["status"] = "error"
+            error = error_of(self.failed)
+            if not isinstance(error, CancelledError):  # of that the scheduler tells no more
+                answer.update(key=name_of(self.failed.key), exception=pickled(error))
         return answer
 
 
@@ -132,6 +137,12 @@ def needed(rows: Iterable[Row], complete: bool) -> list[Row]:
                 seen[other] = None
                 stack.append(other)
     return list(seen)
+
+
+def pickled(error: BaseException) -> bytes:
+    """An exception as the scheduler sends it to a bar."""
+    shown: bytes = error_message(error)["exception"].data
+    return shown
 
 
 def error_of(row: Row) -> BaseException:
@@ -159,7 +170,10 @@ def parts_of(keys: list[Any], scheduler: str | None) -> tuple[list[Part], list[A
         if row is None:
             others.append(one)
         else:
-            parts.setdefault(id(client), Part(client)).rows.append(row)
+            part = parts.setdefault(id(client), Part(client))
+            part.rows.append(row)
+            if isinstance(one, Future):
+                part.futures.append(one)
     return list(parts.values()), others
 
 
@@ -230,6 +244,7 @@ async def listen(
     finally:
         for part in parts:
             tracker.leave(part)
+            part.futures.clear()
         if listening is not None:
             listening.cancel()
 

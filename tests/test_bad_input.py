@@ -569,7 +569,7 @@ def test_futures_of_a_closed_client(client, closed):
             future.result()
         with pytest.raises(ClosedOwner, match=f"'{name}'.*closed"):
             future.result(timeout=1)
-        assert isinstance(future.exception(), ClosedOwner)
+        assert future.exception() is None, "as in Dask, for what was cancelled"
         assert future.type is None
         future.release()
     assert issubclass(ClosedOwner, CancelledError)
@@ -577,8 +577,9 @@ def test_futures_of_a_closed_client(client, closed):
 
 def test_futures_of_a_closed_client_as_arguments(client, closed):
     _, futures = closed
-    with pytest.raises(ValueError, match="another client"):
+    with pytest.raises(ClosedOwner, match="'inline'"):
         client.gather(futures["inline"])
+    assert client.gather([futures["inline"], client.submit(inc, 1)], errors="skip") == [2]
     with pytest.raises(ClosedOwner, match="'inline'"):
         client.submit(inc, futures["inline"], key="takes-a-closed-one")
 
@@ -613,11 +614,7 @@ def test_closing_twice_and_waiting_while_closing(cluster, client):
 def test_futures_of_another_client(cluster, client):
     with Client(cluster, set_as_default=False) as other:
         theirs = other.submit(inc, 1, key="theirs")
-        with pytest.raises(ValueError, match="another client") as info:
-            client.gather([client.submit(inc, 2), theirs])
-        assert "theirs" in str(info.value)
-        assert other.id in str(info.value)
-        assert client.id in str(info.value)
+        assert client.gather([client.submit(inc, 2), theirs]) == [3, 2]
         with pytest.raises(NotHere, match="'theirs' belongs to"):
             client.submit(open_box, Box(theirs), key="takes-theirs-inside")
         assert theirs.result() == 2

@@ -116,9 +116,15 @@ def test_two_clients_of_one_cluster(client: Client, cluster: LocalCluster) -> No
         assert mine.result() == theirs.result() == 2
         mine.release()
         assert theirs.result() == 2
-        with pytest.raises(ValueError, match="another client"):
-            client.gather(theirs)
-        del theirs
+        assert client.gather(theirs) == 2
+        large = other.submit(bytes, 300_000)
+        mine = client.submit(inc, 2)
+        assert client.gather({"a": [mine, large]}) == {"a": [3, bytes(300_000)]}
+        failing = other.submit(oops)
+        with pytest.raises(Oops):
+            client.gather([theirs, failing])
+        assert client.gather([theirs, failing], errors="skip") == [2]
+        del theirs, large, failing
 
 
 def test_stock_client_beside(client: Client, cluster: LocalCluster) -> None:

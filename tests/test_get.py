@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
+from uuid import uuid4
 
 import dask
 import dask.array as da
 import distributed
 import pytest
+from dask.utils import get_scheduler_lock
 from distributed import LocalCluster
 from programs import Oops, compute_with, inc, oops, persist_inside, where
 
@@ -143,3 +147,65 @@ def test_tracebacks_have_the_users_frames_only(client: Client) -> None:
     frames = [frame.f_code.co_name for frame, _ in traceback.walk_tb(raised.value.__traceback__)]
     # The first call of Dask stays, as Python cannot take out the frame of a ``with``.
     assert frames == [sys._getframe().f_code.co_name, "compute", "compute", "oops"]
+
+
+# ---- it counts as a cluster's ----
+
+
+class Target:
+    """Tells when two writers, of any processes, are inside at once."""
+
+    shape, dtype = (8,), float
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __setitem__(self, index: object, value: object) -> None:
+        inside = os.path.join(self.folder, "inside")
+        try:
+            os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            Path(self.folder, f"clash-{uuid4().hex}").touch()
+            return
+        time.sleep(0.05)
+        os.unlink(inside)
+
+
+@SCHEDULERS
+def test_locks_that_dask_chooses_hold_for_all_workers(
+    client: Client, scheduler: object, tmp_path: Path
+) -> None:
+    x = da.ones(8, chunks=1)
+    with dask.config.set(scheduler=scheduler):
+        assert isinstance(get_scheduler_lock(x), distributed.Lock)
+        da.store(x, Target(str(tmp_path)), lock=True)
+    assert not list(tmp_path.glob("clash-*"))
+
+
+@SCHEDULERS
+def test_libraries_see_a_client_behind_it(client: Client, scheduler: object) -> None:
+    """As xarray and iris look."""
+    with dask.config.set(scheduler=scheduler):
+        found = dask.base.get_scheduler()
+        assert found.__self__ is client
+        assert found == client.get
+    assert dask.base.get_scheduler(scheduler="threads") != dask_ownership.get
+    assert dask_ownership.get not in (dask.get, dask.threaded.get, dask.multiprocessing.get)
+    assert client.submit(behind).result() == "Client"
+
+
+def behind() -> str:
+    with dask.config.set(scheduler="ownership"):
+        found = dask.base.get_scheduler()
+        assert found == distributed.get_client().get
+        assert isinstance(found.__self__, distributed.Client)
+        assert isinstance(get_scheduler_lock(None), distributed.Lock)
+        return type(found.__self__).__name__
+
+
+def test_with_the_stock_client_it_counts_as_its_get(cluster: LocalCluster) -> None:
+    with distributed.Client(cluster) as stock, dask.config.set(scheduler="ownership"):
+        found = dask.base.get_scheduler()
+        assert found == stock.get
+        assert found.__self__ is stock
+        assert isinstance(get_scheduler_lock(None), distributed.Lock)

@@ -341,3 +341,44 @@ def test_added_from_another_coroutine(cluster: LocalCluster) -> None:
             assert values == [0, 1, 2, 3]
 
     asyncio.run(main())
+
+
+# ---- the stock class ----
+
+
+def test_the_stock_class_becomes_ours_for_owned_futures(client: Client) -> None:
+    """So that unchanged code is as fast."""
+    seq = distributed.as_completed(client.map(inc, range(5)), with_results=True)
+    assert isinstance(seq, dask_ownership.as_completed)
+    assert sorted(value for _, value in seq) == [1, 2, 3, 4, 5]
+    empty = distributed.as_completed()
+    assert type(empty) is distributed.as_completed
+    empty.add(client.submit(inc, 1))
+    assert isinstance(empty, dask_ownership.as_completed)
+    assert [f.result() for f in empty] == [2]
+    generated = distributed.as_completed(client.submit(inc, i) for i in range(3))
+    assert sorted(f.result() for f in generated) == [1, 2, 3]
+
+
+def test_futures_of_several_clients(client: Client, cluster: LocalCluster) -> None:
+    with Client(cluster, set_as_default=False) as other:
+        futures = [one.submit(slowly, i, 0.02) for i, one in enumerate([client, other] * 3)]
+        assert sorted(f.result() for f in distributed.as_completed(futures)) == list(range(6))
+        del futures
+
+
+def test_owned_futures_and_then_others(client: Client, cluster: LocalCluster, gate: Path) -> None:
+    """It goes on as the stock one, also for a thread that waits in it already."""
+    waits = client.submit(wait_for_file, str(gate))
+    seq = distributed.as_completed([client.submit(inc, 1), waits])
+    assert next(seq).result() == 2
+    with distributed.Client(cluster, set_as_default=False) as stock, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(next, seq)
+        central = stock.submit(inc, 10, pure=False)
+        seq.add(central)
+        assert type(seq) is distributed.as_completed
+        assert first.result(10) is central
+        gate.touch()
+        assert next(seq) is waits
+        assert seq.is_empty()
+        del central, first
