@@ -424,10 +424,8 @@ class Client(Inspection, Queries):
         for future in futures:
             try:
                 found[future] = future if self._owned(future) else self.imports.future(future)
-            except (
-                OwnershipError,
-                distributed.CancelledError,
-            ):  # of another cluster, closed or released
+            except (OwnershipError, distributed.CancelledError):
+                # It is of another cluster, or its owner is closed, or it was released.
                 if errors == "raise":
                     raise
         return found
