@@ -27,7 +27,7 @@ from dask_ownership.crossing import promoted_graph
 from dask_ownership.errors import NotHere, OwnershipError
 from dask_ownership.future import Future
 from dask_ownership.gathering import SKIPPED, Gathering, collect, repack
-from dask_ownership.graph import Graph, graph_futures
+from dask_ownership.graph import Graph, graph_futures, persisting
 from dask_ownership.inspection import Inspection
 from dask_ownership.limits import take as take_limits
 from dask_ownership.queries import Queries, listed
@@ -325,11 +325,15 @@ class Client(Inspection, Queries):
             is there.
         """
         wanted = None if replicas is None else wanted_copies(self.owner, replicas)
-        persisted = super().persist(
-            collections, optimize_graph=optimize_graph, workers=workers,
-            allow_other_workers=allow_other_workers, resources=resources, retries=retries,
-            priority=priority, fifo_timeout=fifo_timeout, actors=actors, **kwargs,
-        )  # fmt: skip
+        before = persisting.set(True)
+        try:
+            persisted = super().persist(
+                collections, optimize_graph=optimize_graph, workers=workers,
+                allow_other_workers=allow_other_workers, resources=resources, retries=retries,
+                priority=priority, fifo_timeout=fifo_timeout, actors=actors, **kwargs,
+            )  # fmt: skip
+        finally:
+            persisting.reset(before)
         if wanted is None:
             return persisted
         for future in self._split(persisted)[0]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from functools import cached_property
 from typing import Any
 
@@ -50,6 +51,7 @@ from dask_ownership.runtime.serialize import (
     dumps,
     dumps_names,
     identity,
+    literal,
     pickling,
     run_node,
 )
@@ -177,6 +179,10 @@ def graph_futures(
         builder.let_go()
 
 
+persisting: ContextVar[bool] = ContextVar("persisting", default=False)
+"""Whether what is asked for of a graph is to stay at the workers."""
+
+
 class _Builder:
     """The making of one graph's rows."""
 
@@ -203,6 +209,7 @@ class _Builder:
         self.depth = self.entry.depth + 1 if self.entry is not None else 0
         self.call = merged(call, dask.get_annotations())
         self.fifo_timeout = fifo_timeout
+        self.persists = persisting.get()
         self.per_key = varies(self.call)
         self.common = NO_OPTIONS if self.per_key else self._options(of_key(self.call, None))
 
@@ -288,7 +295,8 @@ class _Builder:
             place = ordered(place, priority, self.depth)
             self._adopt(Row(name, function, payload, (target,), place, options), key)
             return
-        if isinstance(node, DataNode):
+        stays = self.persists and key in self.keys
+        if isinstance(node, DataNode) and not stays:
             row = self.calls.literal(key, node.value)
             self.nbytes += row.nbytes
             self.rows[key] = row
@@ -298,11 +306,11 @@ class _Builder:
         outer = pickling.found
         try:
             pickling.found = []
-            try:
-                function, args, kwargs = self._plain_call(node, slots)
-            except _Nested:
-                slots.clear()
-                function, args, kwargs = self._whole_node(key, node, slots)
+            if isinstance(node, DataNode):
+                function, args = self.owner.functions.get(literal), (node.value,)
+                kwargs: Any = {}
+            else:
+                function, args, kwargs = self._call_of(key, node, slots)
             try:
                 payload = dumps((args, kwargs))
             except Exception as error:
@@ -338,6 +346,15 @@ class _Builder:
         adopted = owner.submit(row) if entry is None else submit_child(owner, row, entry)
         self.rows[key] = adopted
         self.handles.append(adopted)
+
+    def _call_of(
+        self, key: Any, node: GraphNode, slots: dict[Row, Slot]
+    ) -> tuple[Function, Any, Any]:
+        try:
+            return self._plain_call(node, slots)
+        except _Nested:
+            slots.clear()
+            return self._whole_node(key, node, slots)
 
     def _plain_call(self, node: GraphNode, slots: dict[Row, Slot]) -> tuple[Function, Any, Any]:
         """A task without nested tasks as a call of its function."""
@@ -433,6 +450,13 @@ class _Builder:
 
     def _wishes(self, key: Any) -> tuple[Any, Options]:
         """Priority and options of a task, by the call and by the task's own annotations."""
+        priority, options = self._asked(key)
+        if self.persists and key in self.keys:
+            options = options.copy()
+            options.stays = True
+        return priority, options
+
+    def _asked(self, key: Any) -> tuple[Any, Options]:
         if not self.graph.annotations and not self.per_key:
             return self.call.get("priority") or 0, self.common
         settings = dict(self.call)

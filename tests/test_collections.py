@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import dask
 import dask.array as da
@@ -12,11 +13,12 @@ import distributed
 import numpy as np
 import pandas as pd
 import pytest
-from distributed import LocalCluster
-from live import small_cluster
+from distributed import LocalCluster, get_worker
+from live import kill, small_cluster, wait_for_members
 from programs import inc
 
 from dask_ownership import Client, wait
+from dask_ownership.core.table import STORED
 
 
 @pytest.fixture(scope="module")
@@ -281,3 +283,45 @@ def test_empty_parts_go_to_another_worker_of_this_process() -> None:
         made = client.submit(parts_of_a_table, workers=workers[0])
         assert client.submit(shapes, made, workers=workers[1]).result() == [(20_000, 3), (0, 3)]
         assert shapes(made.result()) == [(20_000, 3), (0, 3)]
+
+
+# ---- persisted data belongs to workers ----
+
+
+@pytest.mark.parametrize("size", [8, 400_000])
+def test_persisted_literals_are_where_they_were_wanted(client: Client, size: int) -> None:
+    """Blocks that the graph has in it, as of an array of this process."""
+    here = wait_for_members(client, 2)[1]
+    values = np.arange(size, dtype=float)
+    blocks = client.persist(da.from_array(values, chunks=size // 4), workers=[here])
+    wait(blocks)
+    assert set(client.who_has(blocks).values()) == {(here,)}
+    assert set(client.nbytes(summary=False).values()) == {size // 4 * 8}
+    futures = distributed.futures_of(blocks)
+    assert set(client.has_what()[here]) == {future.key for future in futures}
+    assert {client.submit(where_with, future).result() for future in futures} == {here}
+    assert (blocks.compute() == values).all()
+
+
+def where_with(value: Any) -> str:
+    return get_worker().address
+
+
+def test_persisted_results_stay_at_workers_however_small(client: Client) -> None:
+    ones = da.ones(8, chunks=2).persist()
+    wait(ones)
+    rows = [future._row for future in distributed.futures_of(ones)]
+    assert {row.state for row in rows} == {STORED}
+    assert float(ones.sum().compute()) == 8
+    delayed = dask.delayed([1, 2]).persist()
+    assert delayed.compute() == [1, 2]
+
+
+def test_persisted_literals_are_made_again() -> None:
+    with small_cluster() as cluster, Client(cluster, set_as_default=False) as client:
+        here = wait_for_members(client, 2)[0]
+        blocks = client.persist(da.from_array(np.arange(40.0), chunks=10), workers=[here],
+                                allow_other_workers=True)  # fmt: skip
+        wait(blocks)
+        kill(client, here)
+        assert client.compute(blocks.sum()).result(timeout=20) == 780

@@ -98,7 +98,7 @@ class Pushing:
             if core.inline_bytes > core.max_inline:
                 if extra is None:
                     extra = {"depth": 0}
-                extra["inline"] = KEPT_ABOVE
+                extra.setdefault("inline", KEPT_ABOVE)
             view.outbox.append(
                 (
                     m.PUSH,
@@ -132,7 +132,7 @@ class Pushing:
         again = options.repeats is not None
         kept = options.checkpoints
         named = options.executor or options.span
-        plain = not (options.depth or options.resources or options.moved)
+        plain = not (options.depth or options.resources or options.moved or options.stays)
         if plain and not (again or timed or kept or named):
             return None
         extra: dict[str, Any] = {"depth": options.depth}
@@ -147,6 +147,8 @@ class Pushing:
             extra["moved"] = True
         if timed:
             extra["timeout"] = options.timeout
+        if options.stays:
+            extra["inline"] = 0
         if options.executor:
             extra["executor"] = options.executor
         if options.span:

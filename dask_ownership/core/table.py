@@ -198,6 +198,8 @@ class Options:
         replaced.
     replicas : Replication or None
         The copies that are kept of its value, when it is stored.
+    stays : bool
+        Its value belongs to the worker that makes it, however small it is.
     """
 
     __slots__ = (
@@ -219,6 +221,7 @@ class Options:
         "resources",
         "retries",
         "span",
+        "stays",
         "timeout",
         "within",
         "workers",
@@ -241,6 +244,7 @@ class Options:
         within: bytes | None = None,
         adopted: Any = None,
         replicas: Replication | None = None,
+        stays: bool = False,
     ) -> None:
         self.workers = workers
         self.loose = loose
@@ -258,6 +262,7 @@ class Options:
         self.adopted = adopted
         self.bequest: Any = None
         self.replicas = replicas
+        self.stays = stays
         self.deaths = 0
         self.died: tuple[str, ...] = ()
         self.moved = False
@@ -281,6 +286,7 @@ class Options:
             within=self.within,
             adopted=self.adopted,
             replicas=self.replicas,
+            stays=self.stays,
         )
         made.repeats = self.repeats
         made.bequest = self.bequest

@@ -298,6 +298,11 @@ def identity(value: Any) -> Any:
     return value
 
 
+def literal(value: Any) -> Any:
+    """What a worker calls for a block of data that a graph has in it."""
+    return value
+
+
 def nothing(value: Any) -> None:
     """What a worker calls to have a value and make nothing of it."""
 
