@@ -154,7 +154,7 @@ def test_task_that_kills_its_worker_each_time(client):
     with pytest.raises(KilledWorker, match="'deadly'") as info:
         deadly.result(timeout=50)
     assert "tcp://" in str(info.value)
-    assert "workers died while running it" in str(info.value)
+    assert "workers died while it ran there" in str(info.value)
     assert isinstance(info.value, distributed.KilledWorker)
     assert client.gather(innocent) == client.gather(more) == list(range(1, 41))
 
@@ -291,6 +291,27 @@ def test_what_runs_beside_a_deadly_task_is_not_blamed():
         deadly = client.submit(die, pure=False, key="deadly", priority=1)
         with pytest.raises(KilledWorker, match="'deadly'") as info:
             deadly.result(timeout=50)
-        assert "4 of them while nothing else" in str(info.value)
+        assert "3 of them while nothing else of any owner ran there" in str(info.value)
         assert client.gather(beside) == list(range(1, 31))
         assert all(f._row.options.deaths <= 1 for f in beside)
+
+
+def test_what_another_owner_has_beside_a_deadly_task_is_not_blamed():
+    """Also what it submitted itself, at the very worker: and that ends, too."""
+    with (
+        small_cluster(n_workers=1, threads_per_worker=2, silence_logs=50) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        Client(cluster, set_as_default=False) as other,
+    ):
+        wait_for_members(client, 1)
+        beside = other.map(slowinc, range(8), delay=0.3, pure=False)
+        deadly = client.submit(die, pure=False, key="deadly")
+        parent = client.submit(parent_of_killer, pure=False, key="parent")
+        for future in (deadly, parent):
+            with pytest.raises(KilledWorker, match=repr(future.key)):
+                future.result(timeout=50)
+        assert other.gather(beside) == list(range(1, 9))
+
+
+def parent_of_killer() -> int:
+    return int(distributed.get_client().submit(die, pure=False).result())

@@ -101,6 +101,8 @@ class Run:
         Which tests, see `classify`.
     arguments : list of str
         More for pytest.
+    root : Path or None
+        Where the files are, when that is not the stage.
     """
 
     mode: str
@@ -109,6 +111,11 @@ class Run:
     classes: list[str]
     arguments: list[str] = field(default_factory=list)
     test_seconds: float = TEST_SECONDS
+    root: Path | None = None
+
+    def target(self, test: str) -> str:
+        """What pytest is to run: below ``root``, or below the stage."""
+        return test if self.root is None else str(self.root / test)
 
     def path(self, file: str) -> Path:
         return self.results / self.mode / (file.removesuffix(".py").replace("/", ".") + ".jsonl")
@@ -129,7 +136,7 @@ class Run:
         """Run what has no result yet."""
         path = self.path(file)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._until_done(path, [file], path.with_suffix(".log"))
+        self._until_done(path, [self.target(file)], path.with_suffix(".log"))
         return self.records(path)
 
     def again(self, file: str, tests: list[str]) -> dict[str, Result]:
@@ -137,7 +144,7 @@ class Run:
         path = self.path(file)
         second = path.with_suffix(".second.jsonl")
         second.unlink(missing_ok=True)
-        self._until_done(second, tests, path.with_suffix(".second.log"))
+        self._until_done(second, [*map(self.target, tests)], path.with_suffix(".second.log"))
         results = self.records(path)
         better = {t: r for t, r in self.records(second).items() if t in tests}
         for test, result in better.items():

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership
 
 OF_NO_TASK = frozenset({m.ACCEPTING, m.LEAVING, m.POST})
-OF_A_TASK_THAT_RUNS = frozenset({m.PARKED, m.MADE, m.CHECKPOINT})
+OF_A_TASK_THAT_RUNS = frozenset({m.ALONE, m.CHECKPOINT, m.MADE, m.PARKED})
 
 RETURN_REASONS = {
     m.DROPPED: "it was dropped before it started",
@@ -86,6 +86,8 @@ class Answers:
                 if kind in OF_A_TASK_THAT_RUNS:
                     if kind == m.PARKED:
                         self._parked(view, row)
+                    elif kind == m.ALONE:
+                        self._alone(view, row, message[3])
                     elif kind == m.MADE:
                         took = self._took(view, m.made_name(message[3]), row)
                         core.climbing.made(row, message, took)
@@ -99,7 +101,7 @@ class Answers:
                 if not pushed:
                     view.load = 0.0
                 if view.alone is row:
-                    core.placement.end_alone(view)
+                    view.alone = None
                 if kind == m.DONE:
                     value = message[3]
                     self._measured(row, message[4])
@@ -212,8 +214,6 @@ class Answers:
 
         What it waits for may need that room.
         """
-        if view.alone is row:
-            self.core.placement.end_alone(view)
         stack = [row]
         while stack:
             row = stack.pop()
@@ -222,6 +222,17 @@ class Answers:
                 view.active -= 1
                 row.estimate = 0.0
                 stack.extend(row.dependents or ())
+
+    @staticmethod
+    def _alone(view: WorkerView, row: Row, yes: bool) -> None:
+        """A suspect is about to run alone, or may run beside others from now on."""
+        view.outbox.append((m.GO, row.key, row.attempt, yes))
+        if yes:
+            view.alone = row
+            return
+        row.options.beside = row.attempt
+        if view.alone is row:
+            view.alone = None
 
     def _heard(self, view: WorkerView, message: Message) -> None:
         """A worker says something that is about no task of this owner."""
@@ -309,7 +320,9 @@ class Answers:
     def _late(self, view: WorkerView, message: Message) -> None:
         """An answer nobody waits for. Whoever superseded its attempt sent a CANCEL,
         and that drops what the attempt left there."""
-        if message[0] == m.MADE:
+        if message[0] == m.ALONE:
+            view.outbox.append((m.GO, *message[1:]))
+        elif message[0] == m.MADE:
             view.outbox.append((m.TOOK, m.made_name(message[3]), message[2]))
         elif len(message) > 5 and message[0] in (m.DONE, m.FAILED, m.DELEGATED):
             view.outbox.append((m.TOOK, message[1], message[2]))

@@ -17,6 +17,7 @@ from typing import Any
 from dask_ownership.core import messages as m
 from dask_ownership.core.checkpoints import Savings
 from dask_ownership.core.crowd import Crowd
+from dask_ownership.core.exclusion import Exclusion
 from dask_ownership.core.messages import Key, Message, Origin
 from dask_ownership.core.places import BAND, URGENT
 from dask_ownership.core.queue import OrderedQueue
@@ -110,6 +111,7 @@ class Executor:
         self.leaving = False
         self.busy = 0
         self.crowd = Crowd(nthreads)
+        self.exclusion = Exclusion(self)
         self.resources = Resources({} if resources is None else resources)
         self.sessions: dict[str, Session] = {}
         self.resuming: deque[tuple[Any, Entry]] = deque()
@@ -251,6 +253,8 @@ class Executor:
                     entry = entries[key] = Entry(session, key, attempt)
                     entry.value = value
                     entry.state = COPIED
+                elif kind == m.GO:
+                    self.exclusion.go(session, *message[1:])
                 elif kind == m.CANCEL:
                     entry = entries.get(message[1])
                     if entry is not None and entry.attempt == message[2]:
@@ -363,13 +367,17 @@ class Executor:
             token, entry = self.resuming.popleft()
             self._resumed(entry)
             return token
+        if self.exclusion:
+            suspect, alone = self.exclusion.next_work()
+            if alone:
+                return suspect
         crowd = self.crowd
         if not self.queued or not self.accepting:
             if not self.queued and crowd.awaited:
                 crowd.awaited.clear()  # they were given back
             return None
         while crowd.awaited and (first := crowd.take_awaited()) is not None:
-            if self._begin(first):
+            if self.begin(first):
                 return first
         full = crowd.full
         for level in self._levels:
@@ -387,14 +395,14 @@ class Executor:
                     turns.popleft()
                 elif len(turns) > 1:
                     turns.rotate(-1)
-                if entry.state != QUEUED or not self._begin(entry):
+                if entry.state != QUEUED or not self.begin(entry):
                     continue
                 if not turns and (level > 0 or level < DEEPEST_LEVEL):
                     self._close_levels()
                 return entry
         return None
 
-    def _begin(self, entry: Entry) -> bool:
+    def begin(self, entry: Entry) -> bool:
         """Have a queued task take a free slot; False when its resources are not there."""
         self.queued -= 1
         if entry.options and not self.resources.acquire(entry):
@@ -430,6 +438,8 @@ class Executor:
     @property
     def startable(self) -> int:
         """How many queued tasks may start when there are slots."""
+        if self.exclusion:
+            return self.exclusion.startable
         if not self.queued or not self.crowd.full:
             return self.queued
         deepest = self.crowd.deepest
@@ -494,6 +504,7 @@ class Executor:
 
     def _resumed(self, entry: Entry) -> None:
         self.busy += 1
+        self.exclusion.resumed(entry)
         self.crowd.remove(entry)
 
     # ---- outcomes ----
@@ -685,6 +696,11 @@ class Executor:
                 return
         entry.state = QUEUED
         self.queued += 1
+        if not self.exclusion.takes(entry):
+            self.queue_beside(entry)
+
+    def queue_beside(self, entry: Entry) -> None:
+        """Have a queued task begin beside others."""
         depth = entry.options["depth"] if entry.options else 0
         level = ((entry.order - URGENT >> BAND) << DEPTH_BITS) - depth
         session = entry.session

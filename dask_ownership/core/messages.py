@@ -53,7 +53,8 @@ or None: ``depth`` (of nesting), ``heir`` (origin of the task that submitted it)
 again for its children, and is taken for by them), ``resources``, ``moved`` (it is not
 recalled again), ``inline`` (bytes of a pickled result above which it stays, when the
 owner is full), ``timeout`` (seconds after which it has failed, from when it took a
-slot), ``checkpoints`` (by name, pickled: what earlier attempts had kept), ``alias`` (its value
+slot), ``alone`` (seconds for which it is to run alone, see `core.exclusion`),
+``checkpoints`` (by name, pickled: what earlier attempts had kept), ``alias`` (its value
 is that of its only input)."""
 
 FUNCTION = 2
@@ -80,6 +81,9 @@ SEEK = 8
 
 FORGET = 21
 """``(FORGET, function_id)``: no task will call this function any more."""
+
+GO = 22
+"""``(GO, key, attempt, yes)``: the owner has heard `ALONE`."""
 
 CHECKPOINTED = 9
 """``(CHECKPOINTED, key, attempt, number, problem)``: that `CHECKPOINT` is kept, or why not."""
@@ -122,6 +126,10 @@ ACCEPTING = 15
 DELEGATED = 17
 """``(DELEGATED, key, attempt, None, microseconds, inside)``: its value is that of the one
 future in ``inside``, as `DONE`."""
+
+ALONE = 24
+"""``(ALONE, key, attempt, yes)``: this suspect has the worker for itself, or has it no more. What
+then begins waits for `GO`. See `core.exclusion`."""
 
 LEAVING = 18
 """``(LEAVING,)``: the worker is about to leave; values that it has are to be moved."""
@@ -189,6 +197,8 @@ NAMES = {
     CANCEL: "CANCEL",
     RECALL: "RECALL",
     SEEK: "SEEK",
+    GO: "GO",
+    ALONE: "ALONE",
     DONE: "DONE",
     STORED: "STORED",
     FAILED: "FAILED",

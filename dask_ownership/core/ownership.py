@@ -393,6 +393,7 @@ class Ownership:
             unsent = {message[2] for message in view.outbox if message[0] == m.PUSH}
         else:
             unsent = {row.attempt for row in pushed}
+        may_not_begin = any(message[0] == m.GO and message[3] for message in view.outbox)
         view.pushed.clear()
         view.outbox.clear()
         self.posting.way_is_gone(view)
@@ -400,40 +401,48 @@ class Ownership:
             if view in row.holders:
                 self._drop_holders(row, {view}, reason)
         # Nobody knows what ran: the oldest that could, as many as there are slots. What was not
-        # sent yet, or waits there for another, could not.
+        # sent yet, or waits there for another, could not; nor could a suspect of which the worker
+        # said nothing; nor anything beside one that is alone, which began when it heard `GO`.
         could = [
             row
             for row in pushed
-            if row.attempt not in unsent and not any(d.state == PUSHED for d in row.dependencies)
+            if row.attempt not in unsent
+            and not any(d.state == PUSHED for d in row.dependencies)
+            and (not row.options.died or row.options.beside == row.attempt)
         ]
-        suspects = set(could[: max(1, view.nthreads)])
-        alone = len(could) == 1
-        if could:
+        alone = view.alone
+        if could or alone is not None:
             self.losses[WORKERS_DIED] += 1
+        suspects = set(could[: max(1, view.nthreads)]) if alone is None else {alone}
+        if alone is not None and (not reached or may_not_begin):
+            suspects = set()
         for row in pushed:
             if row.state != PUSHED or row.worker is not view:
                 continue
             death = f"{view.address} {reason}"
             path = restarts.NEVER_SENT if row.attempt in unsent else restarts.WORKER_DIED
             suspect = row in suspects and restarts.may(path, row.options)
-            if suspect and self._blamed(row, death, alone):
+            if suspect and self._blamed(row, death, row is alone):
                 continue
             ran = "it may have run there" if row in suspects else "it waited there"
-            ran = "nothing else was there" if row in suspects and alone else ran
+            ran = "nothing else ran there" if row in suspects and row is alone else ran
             self._again(row, path, f"{death}; {ran}")
 
     def _blamed(self, row: Row, death: str, alone: bool) -> bool:
-        """A worker died under a task, and perhaps of it; whether it is given up."""
+        """A worker died under a task, and perhaps of it; whether it is given up.
+
+        The first death says nothing: others ran there, too. It counts when all that are allowed
+        came while it was alone.
+        """
         options = row.options = row.options.copy()
         options.died += (death,)
         options.deaths += alone
         times = len(options.died)
-        # One that is never alone for long must end, too.
-        if options.deaths <= self.allowed_failures and times <= 4 * (self.allowed_failures + 1):
+        if options.deaths < max(1, self.allowed_failures) or times <= self.allowed_failures:
             return False
         detail = (
-            f"{times} workers died while running it or beside it, {options.deaths} of them while "
-            f"nothing else of its owner {self.name} was there: {', '.join(options.died)}"
+            f"{times} workers died while it ran there, {options.deaths} of them while nothing "
+            f"else of any owner ran there: {', '.join(options.died)}"
         )
         self.losses[KILLED_WORKER] += 1
         self._fail(row, ERROR, Failure("killed-worker", row.key, detail))
@@ -493,11 +502,6 @@ class Ownership:
             return
         if placement.kept:
             placement.let_go_of_kept()
-        while placement.any_suspect and (found := placement.take_suspect()) is not None:
-            suspect, free = found
-            self.pushing.push(suspect, free, now)
-            if suspect.state != PUSHED or suspect.worker is not free:
-                placement.end_alone(free)  # it failed, or waits for an input again
         progress = True
         while progress and placement._restricted:
             progress = False
@@ -531,11 +535,10 @@ class Ownership:
     def tick(self, now: float) -> bool:
         """Recall queued work for idle workers; whether to be called again soon."""
         views = list(self.placement.workers.values())
-        watched = self.placement.watch_suspects(now)
         idle = sum(1 for view in views if view.idle)
         if not idle or self.placement.any_ready:
-            return watched
-        again = watched
+            return False
+        again = False
         for view in views:
             if not view.active or len(views) < 2 or view.suspended:
                 continue
@@ -809,7 +812,7 @@ class Ownership:
         """Tell the worker to drop an attempt, and stop counting it there."""
         view = row.worker
         if view.alone is row:
-            self.placement.end_alone(view)
+            view.alone = None
         if view.pushed.pop(row.key, None) is not None:
             if row.estimate:
                 view.active -= 1

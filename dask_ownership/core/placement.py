@@ -34,10 +34,6 @@ RUN_LENGTH = 16
 OVERTAKING = 16
 """How many tasks beyond its slots a worker may have before nothing more overtakes others there."""
 
-ALONE = 5_000_000.0
-"""Microseconds without an answer after which a suspect need not be alone: it, or what it
-waits for to end, may wait for others."""
-
 BANDWIDTH = 200.0
 """Bytes per microsecond between workers, as far as choosing needs it."""
 
@@ -78,10 +74,9 @@ class WorkerView:
     recalled : bool
         A recall is under way.
     reserved : bool
-        Nothing more is pushed to it: it has, or is about to have, a suspect, or its next
-        free slot is for a task that runs at most once.
+        Nothing more is pushed to it: its next free slot is for a task that runs at most once.
     alone : Row or None
-        The suspect that is there alone, see `Placement.take_suspect`.
+        The suspect that runs there alone, see `core.exclusion`.
     leaving : bool
         It is about to leave; what it has is moved.
     arrived : set
@@ -225,11 +220,8 @@ class Placement:
         self._free: OrderedQueue[Row] = OrderedQueue()
         self._restricted: dict[Any, OrderedQueue[Row]] = {}
         self._rotation: list[WorkerView] = []
-        self._suspects: OrderedQueue[Row] = OrderedQueue()
         self.kept: list[WorkerView] = []
         self.any_low = False
-        self._draining: WorkerView | None = None
-        self._hurry = False
         self._next = 0
         self._run_worker: WorkerView | None = None
         self._run_left = 0
@@ -246,13 +238,6 @@ class Placement:
             self._rotation.remove(view)
         if self._run_worker is view:
             self._run_worker = None
-        if self._draining is view:
-            self._draining = None
-
-    def suspend(self, view: WorkerView) -> None:
-        """A worker does not answer: nothing waits for it to become free."""
-        if self._draining is view:
-            self._let_go_of_draining()
 
     def matching(self, names: Iterable[str]) -> list[WorkerView]:
         """Workers that answer to one of the names."""
@@ -265,13 +250,7 @@ class Placement:
         options = row.options
         if options is NO_OPTIONS:
             self._free.push(row)
-        elif options.died:
-            self._suspects.push(row)
-        else:
-            self._add(row)
-
-    def _add(self, row: Row) -> None:
-        options = row.options
+            return
         if options.workers is not None or options.resources or options.at_most_once:
             kind = _restriction(row)
             queue = self._restricted.get(kind)
@@ -285,78 +264,7 @@ class Placement:
     def ready_count(self) -> int:
         """How many rows are queued, dead ones included."""
         waiting = sum(map(len, self._restricted.values()))
-        return len(self._free) + len(self._suspects) + waiting
-
-    # ---- suspects ----
-
-    @property
-    def any_suspect(self) -> bool:
-        """Whether a suspect waits, or a worker is kept for one."""
-        return bool(len(self._suspects)) or self._draining is not None
-
-    def take_suspect(self) -> tuple[Row, WorkerView] | None:
-        """A suspect that can be pushed now, and a worker that has nothing else.
-
-        Nobody knows which of a worker's tasks it died of. So each task that may have been
-        running there runs alone from then on, and what dies under it then is its fault.
-        While every worker has something, one gets nothing more until it is free.
-        """
-        queue = self._suspects
-        while len(queue):
-            row = queue.peek()
-            if row.state != READY:
-                queue.pop()
-                continue
-            among = self.allowed(row)
-            if not among:
-                self._add(queue.pop())  # it waits, or fails, as any other
-                continue
-            # What is parked runs nothing, and may wait for this very one.
-            free = [view for view in among if view.accepting and view.active <= 0]
-            if free:
-                view = min(free, key=lambda view: (len(view.pushed), view.address))
-                if self._draining in free or len(queue) == 1:
-                    self._let_go_of_draining()
-                view.reserved = True
-                view.alone = queue.pop()
-                return row, view
-            if self._hurry and self._draining in among:
-                view = self._draining
-                self._let_go_of_draining()
-                return queue.pop(), view
-            if self._draining is None or self._draining not in among:
-                self._let_go_of_draining()
-                busy = [view for view in among if view.accepting and not view.reserved]
-                self._draining = min(busy, key=lambda view: view.load, default=None)
-                if self._draining is not None:
-                    self._draining.reserved = True
-            return None
-        self._let_go_of_draining()
-        return None
-
-    def watch_suspects(self, now: float) -> bool:
-        """Look whether suspects take long; whether to look again soon."""
-        watched = self._draining is not None
-        if self._draining is not None and now - self._draining.heard > ALONE:
-            self._hurry = True
-        for view in self.workers.values():
-            if view.alone is not None:
-                watched = True
-                if now - view.heard > ALONE:
-                    self.end_alone(view)
-        return watched
-
-    def _let_go_of_draining(self) -> None:
-        self._hurry = False
-        if self._draining is not None:
-            self._draining.reserved = False
-            self._draining = None
-
-    @staticmethod
-    def end_alone(view: WorkerView) -> None:
-        """The suspect there ended, was taken back or waits: others may be pushed there."""
-        view.alone = None
-        view.reserved = False
+        return len(self._free) + waiting
 
     def take_ready(self) -> tuple[Row, WorkerView] | None:
         """Remove the first unrestricted row that is still ready, and say where it goes.
@@ -411,7 +319,7 @@ class Placement:
     def unmatched(self) -> list[Row]:
         """Ready rows that no member may run."""
         if not self.workers:
-            queues = [self._free, self._suspects, *self._restricted.values()]
+            queues = [self._free, *self._restricted.values()]
             return [row for queue in queues for row in queue.items() if row.state == READY]
         return [
             row

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dask_ownership.core import checkpoints
 from dask_ownership.core import messages as m
+from dask_ownership.core.exclusion import seconds_alone
 from dask_ownership.core.placement import SHORTEST, UNKNOWN_DURATION, WINDOW, WorkerView
 from dask_ownership.core.places import LOW
 from dask_ownership.core.table import (
@@ -132,7 +133,9 @@ class Pushing:
         again = options.repeats is not None
         kept = options.checkpoints
         named = options.executor or options.span
-        plain = not (options.depth or options.resources or options.moved or options.stays)
+        plain = not (
+            options.depth or options.resources or options.moved or options.stays or options.died
+        )
         if plain and not (again or timed or kept or named):
             return None
         extra: dict[str, Any] = {"depth": options.depth}
@@ -149,6 +152,8 @@ class Pushing:
             extra["timeout"] = options.timeout
         if options.stays:
             extra["inline"] = 0
+        if options.died:
+            extra["alone"] = seconds_alone(len(options.died) - options.deaths)
         if options.executor:
             extra["executor"] = options.executor
         if options.span:

@@ -103,7 +103,6 @@ class Silences:
         view.would_accept = view.accepting
         view.accepting = False
         self.suspended.add(view)
-        self.core.placement.suspend(view)
         self.core.posting.way_is_gone(view)
 
     def heard(self, view: WorkerView) -> None:

@@ -173,10 +173,12 @@ class Options:
     depth : int
         Nesting: 0 for what a client submits, one more than the submitting task's.
     deaths : int
-        How many workers died while this task was the only one there.
+        How many workers died while this task ran there alone.
     died : tuple of str
         Workers that died while it may have been running there, and why. Such a task is a
-        suspect, and pushed alone from then on.
+        suspect, see `core.exclusion`.
+    beside : int
+        The attempt of a suspect that may run beside others.
     moved : bool
         It was recalled once and is not recalled again.
     patience : float
@@ -206,6 +208,7 @@ class Options:
         "adopted",
         "at_most_once",
         "bequest",
+        "beside",
         "checkpoints",
         "deaths",
         "depth",
@@ -265,6 +268,7 @@ class Options:
         self.stays = stays
         self.deaths = 0
         self.died: tuple[str, ...] = ()
+        self.beside = 0
         self.moved = False
         self.checkpoints: dict[str, tuple[int, int, bytes]] | None = None
         self.patience = 1.0

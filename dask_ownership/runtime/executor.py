@@ -779,6 +779,9 @@ class Executor:
         self._ended_at_last_look = self.counts["run"]
         with self.lock:
             self.core.crowd.relieve(self._idle_looks * WATCH_INTERVAL / 1000)
+            self.core.exclusion.look(self.loop.time())
+        if self.core.queued:
+            self._provide()
         self.parking.look()
         self._flush()
         for link in self.links.values():

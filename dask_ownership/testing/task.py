@@ -47,6 +47,8 @@ class Task:
         A lock of its worker's process that it takes first, and has until it ends.
     cluster_lock : str
         A lock of the cluster that it takes then, and has until it ends.
+    kills : bool
+        Its worker dies of it when its duration is over.
     """
 
     constant: int = 1
@@ -62,6 +64,7 @@ class Task:
     lingers: float = 0.0
     local_lock: str = ""
     cluster_lock: str = ""
+    kills: bool = False
 
     def value(self, inputs: Sequence[int]) -> int:
         """What a sequential program would get."""

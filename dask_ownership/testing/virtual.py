@@ -209,6 +209,12 @@ class VirtualCluster:
         worker = self._remove(address, by_force)
         self._end(worker)
 
+    def replace(self, address: str) -> None:
+        """A worker dies, and another one comes at another address, as with a nanny."""
+        slots = self.workers[address].slots
+        self.kill(address)
+        self.add_worker(self.unused(f"{address.partition('~')[0]}~{self.steps}"), slots)
+
     def disown(self, address: str) -> None:
         """A worker is taken for dead, and works on until it hears so."""
         worker = self._remove(address, by_force=True)

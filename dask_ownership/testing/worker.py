@@ -134,7 +134,7 @@ class VirtualWorker:
             elif pipe.there.unsaid:
                 self.cluster.send(pipe, pipe.there.pack([]), to_worker=False)
         assert core.busy <= core.slots + len(self.beyond), (self.address, core.busy)
-        if core.crowd.full and not self.watching:
+        if (core.crowd.full or core.exclusion) and not self.watching:
             self.watching = True
             self.later(100_000.0, self._watch)
 
@@ -156,6 +156,7 @@ class VirtualWorker:
         """Look whether more may begin, as the runtime does."""
         self.watching = False
         self.core.crowd.relieve((self.cluster.now - self.ended_at) / 1e6)
+        self.core.exclusion.look(self.cluster.seconds)
         self._look_at_awaited()
         self.cluster.dirty.add(self)
 
@@ -243,7 +244,9 @@ class VirtualWorker:
         frame = Frame(task, inputs, came)
 
         def run() -> None:
-            if self.alive:
+            if self.alive and task.kills:
+                self.cluster.replace(self.address)
+            elif self.alive:
                 if plain:
                     self._finish(entry, task, inputs)
                 else:

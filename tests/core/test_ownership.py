@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 
 from dask_ownership.core import messages as m
+from dask_ownership.core.exclusion import ALONE, LONGER
 from dask_ownership.core.invariants import check_empty, check_ownership
 from dask_ownership.core.losses import LOSSES
 from dask_ownership.core.ownership import Ownership
@@ -80,6 +81,11 @@ class Bench:
     def release(self, *rows: Row) -> None:
         self.core.release(rows)
         self.step()
+
+    def alone(self, row: Row, yes: bool = True) -> None:
+        """A suspect has its worker for itself, and its owner hears it; or has it no more."""
+        self.answer(row.worker.address, (m.ALONE, row.key, row.attempt, yes))
+        assert self.sent(row.worker.address)[-1] == ("GO", row.key, row.attempt, yes)
 
     def dies(self, view: WorkerView, reason: str = "died") -> None:
         """A worker dies that got all that was sent to it."""
@@ -542,7 +548,8 @@ def test_a_dead_worker_takes_its_values_and_gives_its_tasks_back():
     for _ in range(2):
         bench.core.remove_worker(b)
         bench.step()
-    assert y.state == PUSHED and y.worker.address == "a" and y.options.deaths == 1
+    assert y.state == PUSHED and y.worker.address == "a"
+    assert y.options.died == ("b left the cluster",)
     assert [view.address for view in x.holders] == ["a"]
     old = y.attempt
     bench.core.receive(b, [(m.DONE, "y", old - 1, b"late", 1.0)], 0.0)
@@ -556,15 +563,19 @@ def test_a_dead_worker_takes_its_values_and_gives_its_tasks_back():
 
 
 def test_a_task_under_which_many_workers_die_is_given_up():
+    """The first death says nothing: others may have run there. Then it is alone."""
     bench = Bench(*"abcdef")
     row = bench.row("x")
     behind = bench.row("y", row)
     for died in range(1, 5):
         assert row.state == PUSHED
+        if died > 1:
+            bench.alone(row)
         bench.dies(row.worker)
         bench.step()
-        assert row.options.deaths == died
+        assert (len(row.options.died), row.options.deaths) == (died, died - 1)
     assert row.state == ERROR and row.value.kind == "killed-worker"
+    assert "3 of them while nothing else of any owner ran there" in row.value.detail
     assert behind.state == ERROR
     bench.release(row, behind)
     check_empty(bench.core)
@@ -580,24 +591,61 @@ def test_only_deaths_alone_count():
     assert all(row.worker is first for row in others), "they were pushed together"
     bench.dies(first)
     bench.step()
-    assert all(row.options.died and not row.options.deaths for row in (deadly, *others))
-    # From now on each is alone where it is.
-    assert len({row.worker for row in (deadly, *others)}) == 4
-    later = [bench.row(f"later-{i}") for i in range(8)]
-    assert not {row.worker for row in later} & {row.worker for row in (deadly, *others)}
+    suspects = (deadly, *others)
+    assert all(row.options.died and not row.options.deaths for row in suspects)
+    for row in suspects:  # the worker is told that they are to be alone
+        pushed = [message for message in row.worker.outbox if message[1] == row.key]
+        assert pushed[0][-1]["alone"] == ALONE
     for died in range(1, 4):
-        bench.dies(deadly.worker)
+        bench.alone(deadly)
+        bench.dies(deadly.worker, "died of it")
         bench.step()
-        assert deadly.options.deaths == died and deadly.state in (PUSHED, READY)
-        for row in [r for r in (*others, *later) if r.state == PUSHED]:
+        assert deadly.options.deaths == died
+        for row in [r for r in others if r.state == PUSHED]:
             bench.done(row)
-    bench.dies(deadly.worker, "died of it")
-    bench.step()
     assert deadly.state == ERROR and deadly.value.kind == "killed-worker"
     assert "died of it" in deadly.value.detail
     assert all(row.state == INLINE and row.options.deaths == 0 for row in others)
-    bench.release(deadly, *others, *later)
+    bench.release(deadly, *others)
     check_empty(bench.core)
+
+
+def test_what_waits_to_be_alone_or_beside_one_that_is_is_not_blamed():
+    bench = Bench("a", "b", "c", "d", slots=4)
+    there = {"workers": ("a",), "loose": True}
+    rows = [bench.row(f"r{i}", **there) for i in range(3)]
+    bench.dies(rows[0].worker)
+    bench.step()
+    one = rows[0]
+    beside = bench.row("beside", workers=(one.worker.address,), loose=True)
+    bench.alone(one)
+    bench.dies(one.worker)
+    bench.step()
+    assert (one.options.died, one.options.deaths) == (("a died", "b died"), 1)
+    assert beside.options.died == ()
+    for row in rows[1:]:
+        assert row.options.died == ("a died",), "the worker had not said that it was alone"
+    bench.alone(one)
+    bench.alone(one, False)
+    bench.dies(one.worker)
+    bench.step()
+    assert (len(one.options.died), one.options.deaths) == (3, 1), "nobody knows whose fault"
+    (pushed,) = [message for message in one.worker.outbox if message[:2] == (m.PUSH, one.key)]
+    assert pushed[-1]["alone"] == LONGER * ALONE
+    bench.release(*rows, beside)
+
+
+def test_a_suspect_that_has_not_heard_it_yet_did_not_begin():
+    bench = Bench("a", "b", "c")
+    row = bench.row("x")
+    bench.dies(row.worker)
+    bench.step()
+    view = row.worker
+    bench.core.receive(view, [(m.ALONE, row.key, row.attempt, True)], 0.0)
+    bench.core.remove_worker(view, "died")  # with that in its outbox
+    bench.step()
+    assert (len(row.options.died), row.options.deaths) == (1, 0)
+    bench.release(row)
 
 
 def test_what_was_not_sent_yet_is_not_blamed():
@@ -608,50 +656,32 @@ def test_what_was_not_sent_yet_is_not_blamed():
     assert unsent.worker is there.worker
     bench.core.remove_worker(there.worker, "died")
     bench.step()
-    assert (there.options.died, there.options.deaths) == (("a died",), 1), "it was alone"
+    assert (there.options.died, there.options.deaths) == (("a died",), 0)
     assert unsent.options.died == ()
     bench.release(there, unsent)
     check_empty(bench.core)
 
 
-def test_a_suspect_waits_for_a_worker_that_has_nothing_else():
-    bench = Bench("a", "b")
-    suspect = bench.row("s")
-    beside = bench.row("t", workers=(suspect.worker.address,))
-    dead = suspect.worker
-    bench.dies(dead)
-    bench.step()
-    (left,) = bench.core.placement.workers.values()
-    if suspect.worker is not left:
-        suspect, beside = beside, suspect
-    assert left.alone is suspect and left.reserved
-    waits = bench.row("w")
-    assert waits.state == READY, "nothing is pushed beside it"
-    bench.core.tick(1e9)  # unless it takes long: it may wait for what would be pushed
-    bench.step()
-    assert waits.state == PUSHED and left.alone is None
-    bench.done(suspect)
-    bench.done(waits)
-    bench.release(suspect, waits, beside)
-
-
-def test_suspects_that_are_cancelled_park_or_fail_leave_the_worker_to_others():
-    for how in ("cancel", "park", "fail"):
+def test_suspects_that_are_cancelled_or_end_are_not_alone_any_more():
+    for how in ("cancel", "done", "fail"):
         bench = Bench("a", "b")
         row = bench.row("s")
         bench.dies(row.worker)
         bench.step()
         view = row.worker
+        bench.alone(row)
         assert view.alone is row
-        waits = bench.row("w")
         if how == "cancel":
             bench.core.cancel([row], "not wanted")
-        elif how == "park":
-            bench.answer(view.address, (m.PARKED, "s", row.attempt))
+        elif how == "done":
+            bench.done(row)
         else:
             bench.answer(view.address, (m.FAILED, "s", row.attempt, b"error", 1.0))
         bench.step()
-        assert view.alone is None and not view.reserved and waits.state == PUSHED, how
+        assert view.alone is None, how
+        # The worker waits until its owner has heard it, whatever became of the task.
+        bench.answer(view.address, (m.ALONE, "s", row.attempt, False))
+        assert bench.sent(view.address)[-1] == ("GO", "s", row.attempt, False)
 
 
 def test_a_scattered_value_whose_workers_left_meanwhile_is_lost(bench):
@@ -860,19 +890,21 @@ def test_what_is_handed_out_again_is_counted_by_why():
 
 
 def test_what_deaths_cost_is_counted_once_for_each():
-    bench = Bench("a", "b", "c", "d", "e")
+    bench = Bench("a", "b", "c", "d", "e", "f")
     bench.core.allowed_failures = 0
-    idle = bench.views["e"]
+    idle = bench.views["f"]
     task = bench.row("x")
     after = bench.row("after", task)
     bench.core.remove_worker(idle)
     assert not any(bench.core.losses.values()), "nothing of this owner was there"
-    bench.sent(task.worker.address)
-    bench.core.remove_worker(task.worker)
+    bench.dies(task.worker)
+    bench.step()
+    bench.alone(task)
+    bench.dies(task.worker)
     bench.step()
     assert (task.state, after.state) == (ERROR, ERROR)
     assert bench.core.losses == dict.fromkeys(LOSSES, 0) | {
-        "workers-died": 1,
+        "workers-died": 2,
         "killed-worker": 1,
     }
     once = bench.row("once", at_most_once=True)
@@ -887,7 +919,7 @@ def test_what_deaths_cost_is_counted_once_for_each():
     bench.step()
     assert scattered.state == LOST
     assert bench.core.losses == dict.fromkeys(LOSSES, 0) | {
-        "workers-died": 2,
+        "workers-died": 3,
         "killed-worker": 1,
         "uncertain": 1,
         "lost-data": 1,

@@ -1,0 +1,201 @@
+"""Tasks that a worker may have died of run alone, whoever owns what else is there.
+
+Nobody knows which of its tasks a worker died of. So each that may have been running there is a
+*suspect*, and runs alone from then on: only what a worker dies of while nothing else runs there is
+its fault. A worker has tasks of many owners, so the worker sees to it:
+
+- While a suspect waits, nothing else begins, until what runs there has ended or is parked.
+- Then the worker says so (`ALONE`), and the suspect begins when its owner has heard it (`GO`):
+  from there on the owner blames it, and nothing that dies before is.
+- What it submits runs with it, while it waits for that: it is to blame for those, too, whose
+  owner is the process that dies.
+- Nothing else begins before the owner has heard that it is not alone any more. Only another task
+  that was parked may go on at once.
+
+What runs, or what is parked, may wait for what is kept waiting. So a suspect is alone for a
+limited time, and waits for it no longer than that: then it runs beside others, which its owner
+hears, too. With each death of which nobody knows whose fault it was, that time is four times as
+long: a task that has its worker die late is alone for long enough at last.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from dask_ownership.core import messages as m
+from dask_ownership.core.messages import Key
+from dask_ownership.core.session import QUEUED, RUNNING, Entry, Session
+
+if TYPE_CHECKING:
+    from dask_ownership.core.executor import Executor
+
+ALONE = 5.0
+"""Seconds for which a suspect is alone, and waits for it, the first time."""
+
+LONGER = 4
+"""So many times as long is it after each death of which nobody knows whose fault it was."""
+
+HEARD = 1.0
+"""Seconds after which others begin though the owner of the last suspect did not answer."""
+
+LENGTHENED = 6
+"""How often it gets longer at most."""
+
+
+def seconds_alone(deaths: int) -> float:
+    """For a task under which so many workers died, and nobody knows why."""
+    return float(ALONE * LONGER ** min(max(deaths - 1, 0), LENGTHENED))
+
+
+class Exclusion:
+    """The suspects at one worker.
+
+    Parameters
+    ----------
+    core : Executor
+
+    Attributes
+    ----------
+    alone : Entry or None
+        The suspect that has the worker for itself: its owner is asked, or it runs, or it is
+        parked.
+    """
+
+    def __init__(self, core: Executor) -> None:
+        self.core = core
+        self.alone: Entry | None = None
+        self._waiting: deque[Entry] = deque()
+        self._may_begin = False
+        self._parting: Entry | None = None
+        self._family: set[tuple[str, Key]] = set()
+        self._children: deque[Entry] = deque()
+        self._watched: tuple[Entry, bool, bool] | None = None
+        self._since = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self.alone or self._waiting or self._parting)
+
+    @property
+    def startable(self) -> int:
+        """How many tasks may begin: the suspect, or it may be its turn; or what it submitted."""
+        if self._parting is not None:
+            return 0
+        if self.alone is None:
+            return 1
+        if self.alone.state == QUEUED:
+            return int(self._may_begin)
+        return len(self._children)
+
+    def takes(self, entry: Entry) -> bool:
+        """Whether a task that has all that it needs is one, or of the one that is alone."""
+        if entry.options is None:
+            return False
+        if self._family and self._is_of(entry):
+            self._children.append(entry)
+            return True
+        if "alone" in entry.options:
+            self._waiting.append(entry)
+            return True
+        return False
+
+    def _is_of(self, entry: Entry) -> bool:
+        """Whether the task that is alone submitted it, or one that it submitted did."""
+        heir = entry.options.get("heir") if entry.options is not None else None
+        return heir is not None and (heir[0], heir[3]) in self._family
+
+    def next_work(self) -> tuple[Entry | None, bool]:
+        """The suspect when it begins, and whether nothing else may."""
+        core = self.core
+        alone = self.alone
+        if alone is not None and (alone.state not in (QUEUED, RUNNING) or alone.cancelled):
+            self._end()
+            alone = None
+        if alone is not None:
+            if alone.state == RUNNING:
+                return self._next_child(), True
+            if not self._may_begin:
+                return None, True
+            if core.begin(alone):
+                self._family.add((alone.session.owner, alone.task))
+                return alone, True
+            self._end()  # it waits for a resource
+        if self._parting is not None:
+            if not self._parting.session.closed:
+                return None, True
+            self._parting = None
+        while self._waiting and self._waiting[0].state != QUEUED:
+            self._waiting.popleft()
+        if not self._waiting:
+            return None, False
+        if not core.busy:
+            self.alone = self._waiting.popleft()
+            self._may_begin = False
+            self._say(self.alone, True)
+        return None, True
+
+    def _next_child(self) -> Entry | None:
+        while self._children:
+            entry = self._children.popleft()
+            if entry.state == QUEUED and self.core.begin(entry):
+                self._family.add((entry.session.owner, entry.task))
+                return entry
+        return None
+
+    def go(self, session: Session, key: Key, attempt: int, yes: bool) -> None:
+        """The owner of a suspect knows that it is alone, or that it is not any more."""
+        entry = self.alone if yes else self._parting
+        if entry is None or (entry.session, entry.key, entry.attempt) != (session, key, attempt):
+            return
+        if yes:
+            self._may_begin = True
+        else:
+            self._parting = None
+
+    def resumed(self, entry: Entry) -> None:
+        """A task that was parked goes on: nobody is alone any more."""
+        alone = self.alone
+        if alone is None or (entry.session.owner, entry.task) in self._family:
+            return
+        self._end()
+        if alone.state == QUEUED:
+            self._waiting.appendleft(alone)
+
+    def look(self, now: float) -> None:
+        """End what takes too long; called now and then, with seconds."""
+        first = self._parting or self.alone or (self._waiting[0] if self._waiting else None)
+        if first is None:
+            self._watched = None
+            return
+        what = (first, first is self._parting, first is self.alone)
+        if what != self._watched:
+            self._watched, self._since = what, now
+        assert first.options is not None
+        if now - self._since < (HEARD if first is self._parting else first.options["alone"]):
+            return
+        self._watched = None
+        if first is self._parting:
+            self._parting = None
+            return
+        if first is self.alone:
+            self._end()
+        else:
+            self._waiting.popleft()
+            self._say(first, False)
+        if first.state == QUEUED:
+            self.core.queue_beside(first)
+
+    def _end(self) -> None:
+        """Nobody is alone any more: it ended, was taken back, or others may begin."""
+        if self.alone is not None and not self.alone.session.closed:
+            self._say(self.alone, False)
+            self._parting = self.alone
+        self.alone = None
+        self._family.clear()
+        while self._children:
+            entry = self._children.popleft()
+            if entry.state == QUEUED:
+                self.core.queue_beside(entry)
+
+    def _say(self, entry: Entry, yes: bool) -> None:
+        entry.session.outbox.append((m.ALONE, entry.key, entry.attempt, yes))

@@ -1,0 +1,257 @@
+"""Suspects run alone at a worker, whoever owns what else is there."""
+
+from __future__ import annotations
+
+import pytest
+from test_executor import Bench, push
+
+from dask_ownership.core import messages as m
+from dask_ownership.core.exclusion import ALONE, HEARD, LENGTHENED, LONGER, seconds_alone
+from dask_ownership.core.invariants import check_executor, check_executor_empty
+from dask_ownership.core.session import RUNNING
+
+
+class Worker(Bench):
+    """A worker of two threads, a suspect, and another owner."""
+
+    def __init__(self) -> None:
+        super().__init__(slots=2)
+        self.other = self.core.open("other")
+        self.said(self.other)
+
+    def nothing(self) -> None:
+        assert self.core.next_work() is None
+        check_executor(self.core)
+
+    def suspect(self, key="s", **more):
+        self.tell(push(key, alone=ALONE, **more))
+        return self.session.entries[key]
+
+    def alone(self, key="s", **more):
+        """A suspect that runs alone."""
+        entry = self.suspect(key, **more)
+        self.nothing()
+        assert self.said()[-1] == ("ALONE", key, entry.attempt, True)
+        self.go(entry)
+        assert self.start() is entry
+        return entry
+
+    def go(self, entry, yes=True) -> None:
+        self.tell((m.GO, entry.key, entry.attempt, yes))
+
+    def part(self, entry) -> None:
+        """It is not alone any more, and its owner hears that."""
+        self.nothing()
+        assert self.said()[-1] == ("ALONE", entry.key, entry.attempt, False)
+        self.go(entry, False)
+
+
+@pytest.fixture
+def worker():
+    return Worker()
+
+
+def test_it_waits_until_nothing_else_runs_and_its_owner_knows(worker):
+    worker.tell(push("x"), session=worker.other)
+    running = worker.start()
+    entry = worker.suspect()
+    worker.tell(push("y"), session=worker.other)
+    worker.nothing()
+    assert worker.said() == [], "x still runs"
+    worker.inline(running)
+    worker.nothing()
+    assert worker.core.startable == 0
+    assert worker.said() == [("ALONE", "s", entry.attempt, True)]
+    worker.tell((m.GO, "s", entry.attempt - 1, True))  # of an earlier attempt
+    worker.tell((m.GO, "s", entry.attempt, True), session=worker.other)
+    worker.nothing()
+    worker.go(entry)
+    worker.go(entry)
+    assert worker.core.startable == 1
+    assert worker.start() is entry
+    worker.nothing()
+    worker.inline(entry)
+    worker.part(entry)
+    assert worker.start().key == "y"
+
+
+def test_two_suspects_one_after_the_other(worker):
+    one = worker.alone("one")
+    two = worker.suspect("two")
+    worker.nothing()
+    worker.inline(one)
+    worker.part(one)
+    worker.nothing()
+    assert worker.said() == [("ALONE", "two", two.attempt, True)]
+    worker.go(two)
+    worker.inline(worker.start())
+    worker.part(two)
+    worker.acknowledge()
+    worker.core.close("other")
+    check_executor_empty(worker.core)
+
+
+@pytest.mark.parametrize("when", ["waiting", "asked", "running"])
+@pytest.mark.parametrize("how", ["cancelled", "owner closed"])
+def test_it_is_not_wanted_any_more(worker, when, how):
+    worker.tell(push("x"), session=worker.other)
+    if when == "waiting":
+        running = worker.start()
+        entry = worker.suspect()
+    elif when == "asked":
+        running = None
+        entry = worker.suspect()
+        worker.nothing()
+    else:
+        running = None
+        worker.suspect()
+        worker.nothing()
+        entry = worker.session.entries["s"]
+        worker.go(entry)
+        worker.start()
+    if how == "cancelled":
+        worker.tell((m.CANCEL, "s", entry.attempt))
+        if when != "waiting":
+            worker.part(entry)
+    else:
+        worker.core.close("owner")
+    if running is None:
+        assert worker.start().key == "x"
+    else:
+        worker.tell(push("y"), session=worker.other)
+        assert worker.start().key == "y"
+    if when == "running":
+        assert entry.state == RUNNING and entry.cancelled
+        worker.fails(entry)
+
+
+def test_an_owner_that_does_not_answer_holds_nobody_up_for_long(worker):
+    entry = worker.alone()
+    worker.tell(push("x"), session=worker.other)
+    worker.core.exclusion.look(10.0)
+    worker.inline(entry)
+    worker.nothing()
+    worker.core.exclusion.look(10.1)
+    worker.core.exclusion.look(10.0 + HEARD)
+    worker.nothing()
+    worker.core.exclusion.look(10.2 + HEARD)
+    assert worker.start().key == "x"
+
+
+def test_it_is_alone_for_so_long_only(worker):
+    entry = worker.alone()
+    worker.tell(push("x"), session=worker.other)
+    worker.core.exclusion.look(1.0)
+    worker.core.exclusion.look(0.9 + ALONE)
+    worker.nothing()
+    worker.core.exclusion.look(1.0 + ALONE)
+    worker.part(entry)
+    assert worker.start().key == "x"
+    worker.inline(entry)
+    assert worker.said() == [("DONE", "s", entry.attempt, b"value", 1.0)]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_it_waits_for_so_long_only(worker, asked):
+    """What runs, or its owner, may wait for this very task."""
+    if not asked:
+        worker.tell(push("x"), session=worker.other)
+        worker.start()
+    entry = worker.suspect()
+    worker.nothing()
+    worker.core.exclusion.look(1.0)
+    worker.core.exclusion.look(1.0 + ALONE)
+    assert worker.said()[-1] == ("ALONE", "s", entry.attempt, False)
+    if asked:
+        worker.go(entry)  # late
+        worker.nothing()
+        worker.go(entry, False)
+    assert worker.start() is entry
+    worker.tell(push("y"), session=worker.other)
+    if asked:
+        assert worker.start().key == "y"
+
+
+def test_what_it_submitted_runs_with_it(worker):
+    parent = worker.alone()
+    worker.tell(push("x"), session=worker.other)
+    heir = ("owner", "", "", "s", None, 1)
+    worker.tell(push("child", heir=heir, depth=1), session=worker.other)
+    worker.core.parked(parent)
+    child = worker.start()
+    assert child.key == "child"
+    below = ("other", "", "", "child", None, 1)
+    worker.tell(push("grandchild", heir=below, depth=2), session=worker.other)
+    worker.core.parked(child)
+    grandchild = worker.start()
+    assert grandchild.key == "grandchild"
+    worker.nothing()
+    worker.inline(grandchild)
+    worker.core.wants_slot("child goes on", child)
+    assert worker.core.next_work() == "child goes on"
+    worker.inline(child)
+    worker.core.goes_on(parent)
+    worker.nothing()
+    worker.inline(parent)
+    worker.part(parent)
+    assert worker.start().key == "x"
+
+
+def test_what_it_submitted_runs_beside_others_when_it_is_not_alone_any_more(worker):
+    parent = worker.alone()
+    heir = ("owner", "", "", "s", None, 1)
+    for number in range(3):
+        worker.tell(push(f"child-{number}", heir=heir, depth=1), session=worker.other)
+    worker.core.parked(parent)
+    first = worker.start()
+    worker.core.exclusion.look(1.0)
+    worker.core.exclusion.look(1.0 + ALONE)
+    worker.part(parent)
+    assert {first.key, worker.start().key} <= {f"child-{number}" for number in range(3)}
+
+
+def test_another_task_that_was_parked_goes_on_at_once(worker):
+    worker.tell(push("p"), session=worker.other)
+    parked = worker.start()
+    worker.core.parked(parked)
+    entry = worker.alone()
+    worker.core.wants_slot("goes on", parked)
+    assert worker.core.next_work() == "goes on"
+    worker.part(entry)
+    assert entry.state == RUNNING
+    worker.inline(entry)
+    worker.inline(parked)
+
+
+def test_one_that_did_not_begin_waits_again(worker):
+    worker.tell(push("p"), session=worker.other)
+    parked = worker.start()
+    worker.core.parked(parked)
+    entry = worker.suspect()
+    worker.nothing()
+    worker.core.goes_on(parked)
+    worker.go(entry)
+    worker.part(entry)
+    worker.inline(parked)
+    worker.nothing()
+    assert worker.said()[-1] == ("ALONE", "s", entry.attempt, True)
+    worker.go(entry)
+    assert worker.start() is entry
+
+
+def test_it_is_given_back_when_the_worker_pauses(worker):
+    entry = worker.suspect()
+    worker.nothing()
+    worker.said()
+    worker.core.set_accepting(False, 2)
+    assert ("RETURNED", "s", entry.attempt, m.REFUSED, ()) in worker.said()
+    worker.core.set_accepting(True, 2)
+    worker.tell(push("x"), session=worker.other)
+    worker.nothing()
+    worker.go(entry, False)
+    assert worker.start().key == "x"
+
+
+def test_the_time_gets_longer():
+    assert [seconds_alone(n) for n in (0, 1, 2, 3)] == [ALONE, ALONE, LONGER * ALONE, 16 * ALONE]
+    assert seconds_alone(1000) == ALONE * LONGER**LENGTHENED
