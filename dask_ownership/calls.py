@@ -12,7 +12,6 @@ from typing import Any
 
 import dask
 import distributed
-from dask.tokenize import tokenize
 from dask.utils import format_bytes, funcname, parse_bytes
 from distributed.actor import Actor, BaseActorFuture
 from distributed.protocol.pickle import loads as _loads  # noqa: F401  (installs tblib's support)
@@ -25,7 +24,7 @@ from dask_ownership.errors import NotHere, NotSerializable
 from dask_ownership.future import Future, TravelledFuture
 from dask_ownership.limits import NO_LIMITS, Limits, annotated
 from dask_ownership.runtime.functions import dumps_function
-from dask_ownership.runtime.keys import check_key
+from dask_ownership.runtime.keys import check_key, token_of
 from dask_ownership.runtime.owner import Owner
 from dask_ownership.runtime.runner import current_entry
 from dask_ownership.runtime.serialize import ATOMS, CALL, dumps, dumps_call, dumps_names, sizeof
@@ -218,7 +217,7 @@ class Calls:
                 digest = blake2b(repr(args).encode("utf-8", "surrogatepass"), digest_size=16,
                                  key=function.token)  # fmt: skip
                 return f"{function.name}-{digest.hexdigest()}"
-        return f"{function.name}-{tokenize(subject_of(func, function), kwargs, *args)}"
+        return f"{function.name}-{token_of(subject_of(func, function), kwargs, *args)}"
 
     def child_key(
         self, entry: Any, function: Function, call: bytes, dependencies: tuple[Row, ...]
@@ -297,7 +296,7 @@ class Calls:
             return value
         if sizeof(value) <= self._shared_bytes:
             return value
-        row = self.literal(f"{type(value).__name__}-{tokenize(value)}", value)
+        row = self.literal(f"{type(value).__name__}-{token_of(value)}", value)
         return Future(self.client_of(), row)
 
     def client_of(self) -> Any:
@@ -349,7 +348,7 @@ def map_key(subject: Any, args: Any, kwargs: dict[str, Any], key: Any, unique: s
     if unique is not None:
         return unique if current_entry() is None else None
     if isinstance(key, str):
-        return f"{key}-{tokenize(subject, kwargs, *args)}"
+        return f"{key}-{token_of(subject, kwargs, *args)}"
     return None
 
 

@@ -237,8 +237,14 @@ class Future(distributed.Future):
                 logger.exception("Error in callback %s of %s:", fn, self)
                 raise
 
+        def ended(row: Row) -> None:
+            try:
+                executor.submit(call)
+            except RuntimeError:
+                pass  # the interpreter is being taken down
+
         rows = (self._row,)
-        hang(Callback(rows, lambda row: executor.submit(call)), rows, self._owner.lock)
+        hang(Callback(rows, ended), rows, self._owner.lock)
 
     # ---- requests ----
 

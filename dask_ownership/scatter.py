@@ -7,8 +7,6 @@ import uuid
 from time import time
 from typing import Any
 
-from dask.tokenize import tokenize
-
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.table import (
     INLINE,
@@ -21,7 +19,7 @@ from dask_ownership.core.table import (
 )
 from dask_ownership.errors import NoWorker, NoWorkerInTime
 from dask_ownership.future import Future
-from dask_ownership.runtime.keys import check_key
+from dask_ownership.runtime.keys import check_key, token_of
 from dask_ownership.runtime.liveness import Stalled, request
 from dask_ownership.runtime.serialize import dumps
 from dask_ownership.runtime.transfer import seal, size_of
@@ -227,7 +225,7 @@ def _spread(data: Any, hash: bool) -> tuple[dict[Any, Any], Any]:
 
 
 def _name(value: Any, hash: bool) -> str:
-    token = tokenize(value) if hash else uuid.uuid4().hex
+    token = token_of(value) if hash else uuid.uuid4().hex
     return f"{type(value).__name__}-{token}"
 
 

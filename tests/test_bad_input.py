@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 import threading
 from concurrent.futures import CancelledError
@@ -723,3 +724,70 @@ def test_texts_that_are_no_utf8(client):
     assert said.value.args == (NO_UTF8,)
     assert client.submit(lambda x: x + "!", NO_UTF8).result(timeout=20) == NO_UTF8 + "!"
     assert client.submit(inc, 1, workers=["no " + NO_UTF8], pure=False).status == "pending"
+
+
+# ---- deep values, and values that contain themselves ----
+
+
+def nested(depth: int) -> list[Any]:
+    made: list[Any] = []
+    for _ in range(depth):
+        made = [made]
+    return made
+
+
+def depth_of(value: Any) -> int:
+    depth = 0
+    while value:
+        value, depth = value[0], depth + 1
+    return depth
+
+
+def in_itself(size: int = 0) -> list[Any]:
+    made: list[Any] = [bytes(size)]
+    made.append(made)
+    return made
+
+
+def is_in_itself(value: Any) -> bool:
+    return value[1] is value
+
+
+def test_values_as_deep_as_pickle_takes_them_go_everywhere(client):
+    one, other = wait_for_members(client, 2)
+    assert client.submit(depth_of, nested(300)).result() == 300
+    assert client.map(depth_of, [nested(300)])[0].result() == 300
+    assert depth_of(client.submit(nested, 300).result()) == 300
+    assert client.submit(depth_of, client.scatter(nested(300), direct=True)).result() == 300
+    made = client.submit(nested, 300, workers=[one], pure=False)
+    assert client.submit(depth_of, made, workers=[other]).result() == 300
+
+
+@pytest.mark.parametrize("size", [0, 200_000])
+def test_values_that_contain_themselves_go_everywhere(client, size):
+    one, other = wait_for_members(client, 2)
+    assert client.submit(is_in_itself, in_itself(size)).result()
+    assert is_in_itself(client.submit(in_itself, size).result())
+    assert client.submit(is_in_itself, client.scatter([in_itself(size)])[0]).result()
+    made = client.submit(in_itself, size, workers=[one], pure=False)
+    assert client.submit(is_in_itself, made, workers=[other]).result()
+
+
+PENDING = """
+import time
+from dask_ownership import Client
+
+if __name__ == "__main__":
+    client = Client({address!r})
+    future = client.submit(time.sleep, 1)
+    future.add_done_callback(print)
+"""
+
+
+def test_a_program_that_ends_with_a_callback_pending_is_quiet(cluster, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(PENDING.replace("{address!r}", repr(cluster.scheduler_address)))
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

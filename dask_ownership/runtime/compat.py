@@ -6,6 +6,7 @@ is looked at in one place.
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
@@ -344,6 +345,10 @@ def keep_awake(scheduler: Any, yes: bool) -> None:
     scheduler._active_graph_updates += 1 if yes else -1
 
 
+TOLD = 0.02
+"""Seconds after which a worker has heard what the scheduler said to it over its stream."""
+
+
 def before_retirement(scheduler: Any, leave: Callable[[list[str]], Awaitable[None]]) -> None:
     """Call ``leave(addresses)`` before a scheduler retires workers, whoever asks for it."""
     stock = scheduler.retire_workers
@@ -372,7 +377,12 @@ def before_retirement(scheduler: Any, leave: Callable[[list[str]], Awaitable[Non
                 leaving = []
         if leaving:
             await leave(leaving)
-        return await stock(workers=workers, names=names, **kwargs)
+        retired = await stock(workers=workers, names=names, **kwargs)
+        if leaving:
+            # The scheduler has told them so. Who asked may have their nannies end them now, and
+            # a worker that hears the scheduler after its nanny logs an error.
+            await asyncio.sleep(TOLD)
+        return retired
 
     scheduler.retire_workers = retire_workers
     scheduler.handlers["retire_workers"] = retire_workers

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from numbers import Integral, Real
 from typing import Any
+from uuid import uuid4
 
 import msgpack
+from dask.tokenize import tokenize
 from distributed.scheduler import validate_key
 
 
@@ -48,3 +50,14 @@ def _plain(key: Any) -> Any:
     if isinstance(key, Integral):
         return int(key)
     return float(key) if isinstance(key, Real) else key
+
+
+def token_of(*values: Any) -> str:
+    """The same for the same values, as far as `dask.tokenize` goes into them.
+
+    What contains itself, or is too deep for it, gets another one each time.
+    """
+    try:
+        return str(tokenize(*values))
+    except RecursionError:
+        return uuid4().hex

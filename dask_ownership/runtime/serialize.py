@@ -199,6 +199,7 @@ def dumps_call(
         else:
             return pickle.dumps((args, kwargs), 5), (), ()
     slots: dict[Row, Slot] = {}
+    given = args, kwargs
 
     def replace(value: Any) -> Any:
         kind = type(value)
@@ -232,8 +233,13 @@ def dumps_call(
             return kind._make(made)  # whatever its own constructor takes
         return value
 
-    args = tuple([replace(value) for value in args])
-    kwargs = {key: replace(value) for key, value in kwargs.items()}
+    try:
+        args = tuple([replace(value) for value in args])
+        kwargs = {key: replace(value) for key, value in kwargs.items()}
+    except RecursionError:
+        # Something contains itself, or is very deep. Futures in it travel as futures.
+        args, kwargs = given
+        slots.clear()
     outer = pickling.found
     found: list[Any] = []
     try:

@@ -64,7 +64,12 @@ def pack(value: Any, address: str = "") -> Serialized:
     """
     try:
         with finding():  # whoever sends it keeps the futures inside
-            header, frames = serialize(value, on_error="raise")
+            try:
+                header, frames = serialize(value, on_error="raise")
+            except RecursionError:  # which looks for arrays in lists, and does not find an end
+                header, frames = serialize(
+                    value, serializers=["pickle"], on_error="raise", iterate_collection=False
+                )
     except Exception as error:
         if address.startswith(SAME_PROCESS):
             return Serialized({ITSELF: True}, [value])
