@@ -14,7 +14,7 @@ TENTH  := --tenth --modes ours --fresh --jobs 2
 CODE   := $(wildcard dask_ownership tests examples ci)
 
 .PHONY: demo demo-compare test lint test-slow test-compat soak simulate replay bench conformance
-.PHONY: conformance-dask clean
+.PHONY: conformance-dask clean coverage mutation test-downstream
 
 demo: $(VENV)/stamp
 	$(BIN)/python examples/stdlib_index.py $(ARGS)
@@ -44,6 +44,12 @@ replay: $(VENV)/stamp
 simulate: $(VENV)/stamp
 	$(BIN)/python tests/simulation/random_programs.py soak $(ARGS)
 
+coverage: $(VENV)/stamp
+	$(BIN)/python ci/core_coverage.py $(ARGS)
+
+mutation: $(VENV)/stamp
+	$(BIN)/python ci/mutation.py $(ARGS)
+
 soak: $(VENV)/stamp
 	$(BIN)/python -m pytest -m soak $(ARGS)
 
@@ -57,8 +63,18 @@ conformance: $(VENV)/stamp-conformance
 conformance-dask: $(VENV)/stamp
 	$(BIN)/python ci/conformance/dask_tests.py $(ARGS)
 
+# Other projects' tests need their packages, some of which ask for versions of their own.
+test-downstream: .venv-downstream/stamp
+	.venv-downstream/bin/python ci/conformance/downstream.py $(ARGS)
+
+.venv-downstream/stamp: pyproject.toml
+	$(PYTHON) -m venv .venv-downstream
+	.venv-downstream/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	.venv-downstream/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[downstream]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .conformance .versions build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-downstream .conformance .versions build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -rf dask-worker-space dask-scratch-space
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
