@@ -288,7 +288,9 @@ class _Builder:
                 self.rows[key] = target
                 return
             slots = {target: Slot(0)}
-            function = self.owner.functions.get(identity)
+            # What is persisted stays at a worker, also when it is another name of what is not.
+            stays = self.persists and key in self.keys
+            function = self.owner.functions.get(literal if stays else identity)
             payload = dumps(((slots[target],), {}))
             name = self._name(key, function, payload, (target,))
             priority, options = self._wishes(key)

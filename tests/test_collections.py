@@ -13,6 +13,8 @@ import distributed
 import numpy as np
 import pandas as pd
 import pytest
+from dask._task_spec import Alias, DataNode
+from dask.delayed import Delayed
 from distributed import LocalCluster, get_worker
 from live import kill, small_cluster, wait_for_members
 from programs import inc
@@ -301,6 +303,16 @@ def test_persisted_literals_are_where_they_were_wanted(client: Client, size: int
     assert set(client.has_what()[here]) == {future.key for future in futures}
     assert {client.submit(where_with, future).result() for future in futures} == {here}
     assert (blocks.compute() == values).all()
+
+
+def test_other_names_of_literals_are_persisted_at_workers(client: Client) -> None:
+    """As graphs have them after they were optimized."""
+    here = wait_for_members(client, 2)[1]
+    graph = {"data": DataNode("data", [1, 2]), "name": Alias("name", "data")}
+    (value,) = dask.persist(Delayed("name", graph), workers=[here])
+    wait(value)
+    assert client.who_has(value) == {"name": (here,)}
+    assert value.compute() == [1, 2]
 
 
 def where_with(value: Any) -> str:

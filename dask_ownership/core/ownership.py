@@ -627,6 +627,7 @@ class Ownership:
     def _take_value(self, row: Row, source: Row) -> None:
         row.value = source.value
         row.nbytes = source.nbytes
+        row.worker = source.worker  # which made it, for those who ask where it is
         self.inline_bytes += row.nbytes
         with self.table.lock:
             for inner in source.contains:
