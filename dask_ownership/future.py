@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from sys import intern
 from time import perf_counter
 from typing import Any
 from weakref import WeakValueDictionary
@@ -275,7 +276,9 @@ class Future(distributed.Future):
     def __reduce__(self) -> Any:
         owner = self._owner
         if pickling.names or (pickling.found is None and tokenizing()):
-            return named, self.__dask_tokenize__()
+            # One object for each name: a pickle tells equal objects from the same one twice, and
+            # a task that runs again may meet a future that it had twice as two of them.
+            return named, tuple([intern(repr(part)) for part in self.__dask_tokenize__()])
         if pickling.found is not None:
             pickling.found.append(self)
             owner.escapes(self._row)

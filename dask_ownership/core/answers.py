@@ -207,6 +207,7 @@ class Answers:
                 f"it ran at {view.address} and delegated to a future that is itself, or that its "
                 f"owner has freed; it was owned by {core.name}"
             )
+            row.function = None  # there is nothing to be tried again
             core._fail(row, ERROR, Failure("lost-data", row.key, detail))
 
     def _parked(self, view: WorkerView, row: Row) -> None:

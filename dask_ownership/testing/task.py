@@ -32,7 +32,8 @@ class Task:
     uses : str
         What it does with futures that came to it: ``read`` their values and add them,
         have a ``child`` add them, ``return`` them inside its value, ``raise`` an error with
-        them inside, or ``drop`` them.
+        them inside, or ``drop`` them. Or it ``delegate``s to the first of them, or else to the
+        first that it submitted.
     escape : bool
         It does not wait for its children but returns their futures inside its value, or in
         the error that it raises.

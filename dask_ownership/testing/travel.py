@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,9 @@ def dumps(value: Any) -> tuple[bytes, list[VirtualFuture]]:
 
 def fingerprint(task: Task) -> bytes:
     """What a task is, whoever owns the futures that it carries by now."""
-    names = [future.owner.core.references.origin_of(future.row)[3] for future in task.carries]
+    origins = [future.owner.core.references.origin_of(future.row) for future in task.carries]
+    # One object for each name: a pickle tells equal objects from the same one twice.
+    names = [sys.intern(origin[3]) for origin in origins]
     return pickle.dumps((replace(task, carries=()), names))
 
 

@@ -31,6 +31,7 @@ from dask_ownership.core.table import (
     INLINE,
     LOST,
     PUSHED,
+    STATE_NAMES,
     STORED,
     Borrowed,
     Failure,
@@ -497,13 +498,11 @@ class VirtualCluster:
             if found.name != owner or row is None or row.attempt != entry.attempt:
                 continue
             for needed in row.dependencies:
-                # After a death it may have been lost and made again meanwhile; a worker that
-                # leaves gives what it did not start back, unless it stays after all.
+                # It may have been made again meanwhile: then this was another value.
                 assert (
-                    self.killed
-                    or self.retiring
-                    or needed.key != dependency.key
+                    needed.key != dependency.key
                     or needed.state not in (INLINE, STORED)
+                    or version_of(needed) != dependency.attempt
                 ), f"{needed} was freed early for {entry}"
 
     def validate(self) -> None:
@@ -514,12 +513,9 @@ class VirtualCluster:
                 name = (owner.name, row.key)
                 if row.state == STORED and name not in self.lost and name not in self.remade:
                     if row.borrowed:
-                        assert (
-                            self.lax
-                            or self.retiring
-                            or self.copies(owner, row)
-                            or self.has_moved(row)
-                        ), f"{row} was freed early"
+                        assert self.copies(owner, row) or self.has_moved(row), (
+                            f"{row} was freed early"
+                        )
                         continue
                     if not all(map(self.is_there, row.holders)):
                         self.note_loss(owner, row)  # one was taken for dead
@@ -542,10 +538,13 @@ class VirtualCluster:
         if (incarnation, key) in self.lost:
             return True
         for owner in self.owners:
-            theirs = owner.core.table.rows.get(key)
-            if owner.name == incarnation and theirs is not None:
+            if owner.name == incarnation:
+                theirs = owner.core.table.rows.get(key)
+                if theirs is None:  # cancelled, which is said soon
+                    ends = {event for name, event, *_ in owner.core.history if name == key}
+                    return STATE_NAMES[CANCELLED] in ends
                 return theirs.state != STORED or bool(self.copies(owner, theirs))
-        return False
+        return True  # its owner is gone
 
     def assert_empty(self) -> None:
         """Every table is empty, in every process (rule R6)."""

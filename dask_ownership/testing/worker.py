@@ -239,7 +239,7 @@ class VirtualWorker:
         timeout = entry.options.get("timeout") if entry.options else None
         if timeout is not None:
             self.later(timeout * 1e6, partial(self._expire, entry))
-        plain = not task.children and not task.lingers and not came and task.uses != "raise"
+        plain = not (task.children or task.lingers or came or task.uses == "raise")
         # The frame of the task: what it still has while it waits.
         frame = Frame(task, inputs, came)
 
@@ -353,13 +353,16 @@ class VirtualWorker:
             if entry.sought is not None:
                 self._made(entry, key)
         made = [VirtualFuture(self.owner, row) for row in rows]
-        frame.waited = [] if task.escape else rows
+        delegates = task.uses == "delegate" and bool(frame.came or made)
+        frame.waited = [] if task.escape or delegates else rows
         if task.uses == "read":
             frame.waited = [*frame.waited, *(future.row for future in frame.came)]
         frame.returned = [
             *(made if task.escape else ()),
             *(frame.came if task.uses in ("return", "raise") else ()),
         ]
+        if delegates:
+            frame.returned = [*frame.came, *made][:1]
         frame.made = made
         left = sum(1 for row in frame.waited if not row.done)
         if not left and not task.lingers:
@@ -429,6 +432,8 @@ class VirtualWorker:
         task = frame.task
         if failed:
             self._fail(entry, "a child failed", arrived)
+        elif task.uses == "delegate" and returned:
+            self._delegate(entry, task, returned[0], arrived)
         elif task.uses == "raise":
             self._fail(entry, (0, tuple(returned)), arrived)
         else:
@@ -473,6 +478,26 @@ class VirtualWorker:
 
         self._release_slot(entry)
         self._when_all_is_said(entry, arrived, succeed)
+
+    def _delegate(
+        self, entry: Entry, task: Task, future: VirtualFuture, arrived: Sequence[Row]
+    ) -> None:
+        """End a task: its value is to be that of a future."""
+        if self.cluster.runs((entry.session.owner, entry.key)) <= task.fails:
+            self._fail(entry, "it is meant to fail", arrived)
+            return
+        self.owner.core.climbing.escapes(future.row)
+        origins = (self.owner.core.references.origin_of(future.row),)
+        entry.contains = [future]
+        message = (m.DELEGATED, entry.key, entry.attempt, None, task.duration, origins)
+        self._release_slot(entry)
+
+        def end() -> None:
+            if self.alive:
+                self.core.failed(entry, message)
+                self.cluster.dirty.add(self)
+
+        self._when_all_is_said(entry, arrived, end)
 
     def _fail(self, entry: Entry, why: Any, arrived: Sequence[Row] = ()) -> None:
         """End a task with an error, once the futures that came to it are counted."""

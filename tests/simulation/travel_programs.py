@@ -91,6 +91,9 @@ def expected(
         failed = any(e.failed for e in came)
         total = 0 if failed else 1 + sum(e.number for e in came)
         children.append(Expected(total, [], failed, came))
+    if task.uses == "delegate" and (came or children):
+        other = [*came, *children][0]
+        return Expected(other.number, other.inner, other.failed, [*sources, other])
     waited = [*(() if task.escape else children), *(came if task.uses == "read" else ())]
     if any(e.failed for e in waited):
         return Expected(0, [], True, sources)
@@ -144,7 +147,7 @@ class Traveller:
         )
 
     def use(self) -> str:
-        uses = {"read": 2, "child": 2, "return": 4, "drop": 2, "raise": 1}
+        uses = {"read": 2, "child": 2, "return": 4, "drop": 2, "raise": 1, "delegate": 1.5}
         return self.random.choices(list(uses), list(uses.values()))[0]
 
     def sample(self, most: int) -> list[Held]:
