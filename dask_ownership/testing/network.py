@@ -17,9 +17,23 @@ from dask_ownership.core.session import Session
 from dask_ownership.core.silence import Pulse
 from dask_ownership.core.table import STATE_NAMES as ROW_STATES
 from dask_ownership.core.table import Row
+from dask_ownership.testing.task import ARGUMENTS, VALUE
 
 if TYPE_CHECKING:
     from dask_ownership.testing.virtual import VirtualOwner, VirtualWorker
+
+
+def packable(messages: list[Any], cannot: list[Any]) -> list[Any]:
+    """Those of the messages that can be packed; the others are added to ``cannot``."""
+    good = []
+    for message in messages:
+        if (message[0] == m.PUSH and ARGUMENTS.encode() in message[4]) or (
+            message[0] == m.DONE and VALUE.encode() in message[3]
+        ):
+            cannot.append(message)
+        else:
+            good.append(message)
+    return good
 
 
 @dataclass

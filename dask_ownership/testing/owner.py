@@ -23,7 +23,7 @@ from dask_ownership.core.table import (
     Row,
 )
 from dask_ownership.testing import travel
-from dask_ownership.testing.network import Pipe
+from dask_ownership.testing.network import Pipe, packable
 from dask_ownership.testing.task import Task
 from dask_ownership.testing.travel import VirtualFuture
 
@@ -125,7 +125,12 @@ class VirtualOwner:
         for pipe in self.pipes.values():
             if pipe.view.outbox:
                 messages, pipe.view.outbox = pipe.view.outbox, []
-                self.cluster.send(pipe, pipe.here.pack(messages), to_worker=True)
+                cannot: list[Any] = []
+                batch = pipe.here.pack(packable(messages, cannot))
+                self.cluster.send(pipe, batch, to_worker=True)
+                for message in cannot:
+                    core.unsendable(pipe.view, message, travel.dumps("it cannot be packed")[0])
+                    self.cluster.dirty.add(self)
             elif pipe.here.unsaid:
                 self.cluster.send(pipe, pipe.here.pack([]), to_worker=True)
         if not self.ticking and len(core.placement.workers) > 1:

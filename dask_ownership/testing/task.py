@@ -9,6 +9,9 @@ from typing import Any
 from dask_ownership.core.table import Row
 from dask_ownership.testing.travel import VirtualFuture
 
+ARGUMENTS = "arguments that no message can hold"
+VALUE = "a value that no message can hold"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -50,6 +53,8 @@ class Task:
         A lock of the cluster that it takes then, and has until it ends.
     kills : bool
         Its worker dies of it when its duration is over.
+    unpackable : str
+        What of it no message can hold: `ARGUMENTS`, `VALUE` (when it is not large), or nothing.
     """
 
     constant: int = 1
@@ -66,6 +71,7 @@ class Task:
     local_lock: str = ""
     cluster_lock: str = ""
     kills: bool = False
+    unpackable: str = ""
 
     def value(self, inputs: Sequence[int]) -> int:
         """What a sequential program would get."""

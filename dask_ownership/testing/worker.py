@@ -24,9 +24,9 @@ from dask_ownership.core.table import (
 )
 from dask_ownership.testing import travel
 from dask_ownership.testing.locks import Locks
-from dask_ownership.testing.network import Pipe
+from dask_ownership.testing.network import Pipe, packable
 from dask_ownership.testing.owner import SILENCE, VirtualOwner
-from dask_ownership.testing.task import Frame, Task
+from dask_ownership.testing.task import VALUE, Frame, Task
 from dask_ownership.testing.travel import VirtualFuture
 
 if TYPE_CHECKING:
@@ -128,9 +128,13 @@ class VirtualWorker:
             if session.outbox:
                 messages, session.outbox = session.outbox, []
                 fresh, session.fresh = session.fresh, []
-                batch = pipe.there.pack(messages)
+                cannot: list[Any] = []
+                batch = pipe.there.pack(packable(messages, cannot))
                 core.packed(session, batch[0], fresh)
                 self.cluster.send(pipe, batch, to_worker=False)
+                for message in cannot:
+                    core.unsendable(session, message, travel.dumps("it cannot be packed")[0])
+                    self.cluster.dirty.add(self)
             elif pipe.there.unsaid:
                 self.cluster.send(pipe, pipe.there.pack([]), to_worker=False)
         assert core.busy <= core.slots + len(self.beyond), (self.address, core.busy)
@@ -438,7 +442,9 @@ class VirtualWorker:
             self._fail(entry, (0, tuple(returned)), arrived)
         else:
             total = task.constant + sum(frame.inputs) + sum(values)
-            ends = Task(constant=total, large=task.large, fails=task.fails)
+            ends = Task(
+                constant=total, large=task.large, fails=task.fails, unpackable=task.unpackable
+            )
             self._finish(entry, ends, [], returned, arrived)
 
     def _finish(
@@ -465,6 +471,8 @@ class VirtualWorker:
             message: m.Message = (m.STORED, entry.key, entry.attempt, 100_000, None, task.duration)
             state, live = ex.KEPT, None  # type: ignore[assignment]
         else:
+            if task.unpackable == VALUE:
+                pickled += VALUE.encode()
             if number % 3 == 0:
                 pickled += bytes(1000)  # long enough to be sent once for several tasks
             message = (m.DONE, entry.key, entry.attempt, pickled, task.duration)

@@ -9,6 +9,7 @@ from typing import Any
 
 from dask_ownership.core.table import ERROR, INLINE, STORED, Options, Row
 from dask_ownership.testing import travel
+from dask_ownership.testing.task import ARGUMENTS, VALUE
 from dask_ownership.testing.travel import VirtualFuture
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster, VirtualOwner
 
@@ -81,6 +82,8 @@ def expected(
         # Which error it gets is known when there is one only.
         inner = broken[0].inner if len(broken) == 1 else []
         return Expected(0, inner, True, sources)
+    if task.unpackable:
+        return Expected(0, [], True, sources)
     number = task.constant + sum(i.number for i in inputs)
     came = [*came, *(e for i in inputs for e in i.inner)]
     above = [*sources, *(above or ())]
@@ -161,6 +164,9 @@ class Traveller:
         if self.random.random() < 0.2:
             options.retries = 1
             task = replace(task, fails=self.random.randint(0, 1))
+        elif self.random.random() < 0.05:
+            what = ARGUMENTS if task.large or self.random.random() < 0.5 else VALUE
+            task = replace(task, unpackable=what, uses="drop", escape=False)
         rows = {h.future.row: h.expected for h in inputs}
         row = self.owner.submit(self.key(), task, list(rows), options)
         # One future that is carried twice is one object in the pickle.
