@@ -151,6 +151,26 @@ def map_once(engine: Engine, n: int) -> dict[str, float]:
     return _rate(n, seconds)
 
 
+def script(engine: Engine, n: int) -> dict[str, float]:
+    """Submit a no-op that the program itself defines, as scripts and notebooks do."""
+    client, function = engine.client, functions.of_script()
+    start = time.perf_counter()
+    values = client.gather([client.submit(function, i, pure=False) for i in range(n)])
+    seconds = time.perf_counter() - start
+    _check(values, list(range(n)))
+    return _rate(n, seconds)
+
+
+def script_map(engine: Engine, n: int) -> dict[str, float]:
+    """As `script`, by one ``map``."""
+    client, function = engine.client, functions.of_script()
+    start = time.perf_counter()
+    values = client.gather(client.map(function, range(n), pure=False))
+    seconds = time.perf_counter() - start
+    _check(values, list(range(n)))
+    return _rate(n, seconds)
+
+
 def pure_keys(engine: Engine, n: int) -> dict[str, float]:
     """Submit no-ops whose keys are hashes of their arguments."""
     client = engine.client
@@ -359,6 +379,8 @@ DEATHS = tuple(
 CASES: tuple[Case, ...] = (
     Case("submit loop", "{n} no-op submit, gather", submit_loop, 10_000, 2_000, RATE),
     Case("map", "map of {n} no-ops, gather", map_once, 10_000, 2_000, RATE),
+    Case("script", "{n} no-op submit, of the script itself", script, 10_000, 2_000, RATE),
+    Case("script map", "map of {n} no-ops, of the script itself", script_map, 10_000, 2_000, RATE),
     Case("pure keys", "{n} no-op submit, keys hashed", pure_keys, 10_000, 2_000, RATE),
     Case("closures", "{n} closures", closures, 2_000, 300, RATE),
     Case("round trip", "submit().result() in turn", round_trip, 2_000, 200, TRIP, warm_up=20),

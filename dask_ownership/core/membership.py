@@ -23,6 +23,10 @@ NEXT = "#"
 """Between the incarnation of a worker and the number of an owner that is not its first."""
 
 
+REMEMBERED = 100_000
+"""How many of those that are gone are remembered: long after nothing of them can be on its way."""
+
+
 def worker_of(incarnation: str) -> str:
     """The incarnation of the worker that an owner is at."""
     return incarnation.partition(NEXT)[0]
@@ -102,7 +106,7 @@ class Membership:
         """
         if incarnation in self.workers_gone:
             return
-        self.workers_gone[incarnation] = None
+        _remember(self.workers_gone, incarnation)
         self._forget_refusal(incarnation)
         view = self.view_of(incarnation)
         if view is not None:
@@ -113,7 +117,7 @@ class Membership:
 
     def process_gone(self, incarnation: str) -> None:
         """A client, or the owner at a worker, is gone."""
-        self.gone[incarnation] = None
+        _remember(self.gone, incarnation)
         self.core.references.process_gone(incarnation)
 
     def owners_at(self, worker: str) -> list[str]:
@@ -148,3 +152,9 @@ class Membership:
         clients = {peer.process[0] for peer in peers if not peer.process[1]}
         clients.discard(self.core.references.process[0])
         return Asked(frozenset(workers), frozenset(clients))
+
+
+def _remember(gone: dict[str, None], incarnation: str) -> None:
+    gone[incarnation] = None
+    if len(gone) > REMEMBERED:
+        del gone[next(iter(gone))]
