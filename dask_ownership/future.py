@@ -204,14 +204,19 @@ class Future(distributed.Future):
     async def _exception(self) -> BaseException | None:
         if not self._cleared:
             await self._owner.wait_async((self._row,))
-        return None if self.cancelled() else self._error()
+        return self._raised()
+
+    def _raised(self) -> BaseException | None:
+        """Why there is no value, but for one that was cancelled or released: as in Dask."""
+        error = self._error()
+        return None if type(error) is FutureCancelledError else error
 
     def exception(self, timeout: Any = None, **kwargs: Any) -> Any:
         """The exception of the task; None when it has a value, or was cancelled, as in Dask."""
         if self._client.asynchronous:
             return asyncio.wait_for(self._exception(), parse_timeout(timeout))
         self._wait(timeout)
-        return None if self.cancelled() else self._error()
+        return self._raised()
 
     async def _traceback(self) -> Any:
         return getattr(await self._exception(), "__traceback__", None)

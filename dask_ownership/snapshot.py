@@ -591,7 +591,7 @@ def look(owner: Owner, row: Row) -> ObjectSnapshot:
             "timeout": options.timeout,
             "at_most_once": options.at_most_once,
             "depth": options.depth,
-            "deaths": options.deaths,
+            "deaths": len(options.died),
             "recalled": options.moved,
             "replicas": None if options.replicas is None else options.replicas.number,
         },
