@@ -209,7 +209,10 @@ class Future(distributed.Future):
     def _raised(self) -> BaseException | None:
         """Why there is no value, but for one that was cancelled or released: as in Dask."""
         error = self._error()
-        return None if type(error) is FutureCancelledError else error
+        try:
+            return None if type(error) is FutureCancelledError else error
+        finally:
+            del error  # its traceback leads to this frame
 
     def exception(self, timeout: Any = None, **kwargs: Any) -> Any:
         """The exception of the task; None when it has a value, or was cancelled, as in Dask."""
