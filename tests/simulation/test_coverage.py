@@ -12,7 +12,7 @@ from travel_programs import run_travels
 from dask_ownership.core import messages as m
 from dask_ownership.testing.network import Faults
 
-PROGRAMS = 22
+PROGRAMS = 36
 """Of each kind, under each fault."""
 
 QUIET = Faults(0.0, 0.0)
