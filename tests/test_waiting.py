@@ -369,12 +369,13 @@ def test_futures_of_several_clients(client: Client, cluster: LocalCluster) -> No
 
 def test_owned_futures_and_then_others(client: Client, cluster: LocalCluster, gate: Path) -> None:
     """It goes on as the stock one, also for a thread that waits in it already."""
-    waits = client.submit(wait_for_file, str(gate))
-    seq = distributed.as_completed([client.submit(inc, 1), waits])
-    assert next(seq).result() == 2
     with distributed.Client(cluster, set_as_default=False) as stock, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(next, seq)
         central = stock.submit(inc, 10, pure=False)
+        distributed.wait(central)  # the scheduler may give it to the worker that waits below
+        waits = client.submit(wait_for_file, str(gate))
+        seq = distributed.as_completed([client.submit(inc, 1), waits])
+        assert next(seq).result() == 2
+        first = pool.submit(next, seq)
         seq.add(central)
         assert type(seq) is distributed.as_completed
         assert first.result(10) is central
