@@ -891,6 +891,8 @@ class Executor:
         """Handler of ``ownership_put``: values that an owner scatters here."""
         if self._closing:
             return refusal(f"the worker {self.worker.address} is closing")
+        if owner in self._dropped:  # else nothing would ever free what it scatters
+            return refusal(f"the worker {self.worker.address} was told that this owner is gone")
         if self.leaving:
             return {"status": "leaving"}
         sizes = []
