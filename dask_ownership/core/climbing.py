@@ -350,7 +350,8 @@ class Climbing:
             self._fail(row, f"the task {path[0]!r} that led to it is not known there any more")
             return
         new = False
-        delegated = task.state == WAITING and task.function is self.core.identity
+        # Also one that was to take its value over from a worker that died as it was told to.
+        delegated = WAITING <= task.state < INLINE and task.function is self.core.identity
         if task.done or task.state == DORMANT or delegated:
             there = self._inside(task, path[1], delegated)
             if there is not None:

@@ -129,6 +129,11 @@ REGRESSIONS = {
         {"seed": 1, "workers": 1, "slots": 1, "clients": 1, "length": 31, "kills": 1},
         {"faults": Faults(0, 0.1)},
     ),
+    # It was to take its value over from a worker that died, and waited for itself from then on.
+    "a task that delegated to what a dead process owned": (
+        {"seed": 2, "workers": 1, "slots": 1, "clients": 1, "length": 31, "kills": 1},
+        {"faults": Faults(0, 0)},
+    ),
 }
 
 
