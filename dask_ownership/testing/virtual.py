@@ -538,8 +538,8 @@ class VirtualCluster:
     def has_moved(self, row: Row) -> bool:
         """Whether the owner of a borrowed row has, or makes, another copy; it says so soon."""
         incarnation, _, _, key = row.place[:4]  # type: ignore[attr-defined]
-        if (incarnation, key) in self.lost:
-            return True
+        if (incarnation, key) in self.lost or (incarnation, key) in self.remade:
+            return True  # it finds out that there is no copy when somebody misses it
         for owner in self.owners:
             if owner.name == incarnation:
                 theirs = owner.core.table.rows.get(key)

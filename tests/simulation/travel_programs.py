@@ -79,8 +79,9 @@ def expected(
     broken = [i for i in inputs if i.failed]
     sources = [*inputs, *came, *(e for i in inputs for e in i.inner)]
     if broken:
-        # Which error it gets is known when there is one only.
-        inner = broken[0].inner if len(broken) == 1 else []
+        # Which error it gets is known when there is one only: a call that cannot be packed may
+        # be found out before its input has failed.
+        inner = broken[0].inner if len(broken) == 1 and not task.unpackable else []
         return Expected(0, inner, True, sources)
     if task.unpackable:
         return Expected(0, [], True, sources)
