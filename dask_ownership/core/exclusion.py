@@ -70,8 +70,8 @@ class Exclusion:
         self._parting: Entry | None = None
         self._family: set[tuple[str, Key]] = set()
         self._children: deque[Entry] = deque()
-        self._watched: tuple[Entry, bool, bool] | None = None
-        self._since = 0.0
+        self._partings = 0
+        self._since: dict[tuple[Entry, int], float] = {}
 
     def __bool__(self) -> bool:
         return bool(self.alone or self._waiting or self._parting)
@@ -163,19 +163,20 @@ class Exclusion:
 
     def look(self, now: float) -> None:
         """End what takes too long; called now and then, with seconds."""
-        first = self._parting or self.alone or (self._waiting[0] if self._waiting else None)
+        parting, first = self._parting, self.alone or (self._waiting[0] if self._waiting else None)
+        before, self._since = self._since, {}
+        if parting is not None:
+            stage = (parting, self._partings)
+            since = self._since[stage] = before.get(stage, now)
+            if now - since >= HEARD:
+                self._parting = None
         if first is None:
-            self._watched = None
             return
-        what = (first, first is self._parting, first is self.alone)
-        if what != self._watched:
-            self._watched, self._since = what, now
+        # One whose turn comes and goes again, as others that are parked go on, waits all the time.
+        stage = (first, -1 if first.state == RUNNING else 0)
+        since = self._since[stage] = before.get(stage, now)
         assert first.options is not None
-        if now - self._since < (HEARD if first is self._parting else first.options["alone"]):
-            return
-        self._watched = None
-        if first is self._parting:
-            self._parting = None
+        if now - since < first.options["alone"]:
             return
         if first is self.alone:
             self._end()
@@ -190,6 +191,7 @@ class Exclusion:
         if self.alone is not None and not self.alone.session.closed:
             self._say(self.alone, False)
             self._parting = self.alone
+            self._partings += 1
         self.alone = None
         self._family.clear()
         while self._children:

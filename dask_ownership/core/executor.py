@@ -129,6 +129,7 @@ class Executor:
         self.queued = 0
         self._turns: dict[int, deque[Session]] = {}
         self._levels: list[int] = []
+        self._passed_over = False
 
     # ---- sessions ----
 
@@ -373,10 +374,11 @@ class Executor:
                 return suspect
         crowd = self.crowd
         if not self.queued or not self.accepting:
-            if not self.queued and crowd.awaited:
-                crowd.awaited.clear()  # they were given back
+            if not self.queued and self._passed_over:
+                self._clear_queues()
             return None
         while crowd.awaited and (first := crowd.take_awaited()) is not None:
+            self._passed_over = True
             if self.begin(first):
                 return first
         full = crowd.full
@@ -401,6 +403,16 @@ class Executor:
                     self._close_levels()
                 return entry
         return None
+
+    def _clear_queues(self) -> None:
+        """Forget what is in the queues and began or was given back without its turn: it may
+        hold a value."""
+        self._passed_over = False
+        self.crowd.awaited.clear()
+        for turns in self._turns.values():
+            turns.clear()
+        for session in self.sessions.values():
+            session.queues.clear()
 
     def begin(self, entry: Entry) -> bool:
         """Have a queued task take a free slot; False when its resources are not there."""
@@ -761,8 +773,13 @@ class Executor:
                 self._interrupt(entry)
             return
         if entry.state == QUEUED:
-            self.queued -= 1
+            self._leave_queue()
         self._forget(entry)
+
+    def _leave_queue(self) -> None:
+        """A queued task is not to begin any more."""
+        self.queued -= 1
+        self._passed_over = True
 
     def _free(self, entry: Entry) -> None:
         """Have the runtime delete the entry's value in the store, if it has one."""
@@ -793,7 +810,7 @@ class Executor:
 
     def _give_back(self, entry: Entry, reason: int, keys: tuple[Any, ...] = ()) -> None:
         if entry.state == QUEUED:
-            self.queued -= 1
+            self._leave_queue()
         if not entry.cancelled and not entry.session.closed:
             entry.session.outbox.append((m.RETURNED, entry.key, entry.attempt, reason, keys))
         self._forget(entry)

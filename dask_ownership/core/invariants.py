@@ -133,8 +133,10 @@ def check_executor_empty(executor: Executor) -> None:
     """No task and no value is left at a worker."""
     assert executor.queued == 0
     assert not executor.crowd.waiting and not executor.resuming
+    assert not executor.crowd.awaited
     assert not executor.savings.under_way, executor.savings.under_way
     for session in executor.sessions.values():
         left = [e for e in session.entries.values() if e.state != ex.HELD]
         assert not left, (session, left[:5])
+        assert not any(map(len, session.queues.values())), session.queues
         assert not session.handed, (session, session.handed)

@@ -127,6 +127,11 @@ class Network:
         for deliver in self._cut.pop(pair):
             deliver()
 
+    @property
+    def is_parted(self) -> bool:
+        """Whether nothing gets from some process to some other now."""
+        return bool(self._cut)
+
     def parted(self, one: str, other: str) -> bool:
         """Whether nothing gets from one process to another now."""
         return frozenset((one, other)) in self._cut

@@ -43,6 +43,7 @@ from dask_ownership.testing.locks import Locks
 from dask_ownership.testing.network import Faults, Network, Pipe
 from dask_ownership.testing.owner import NO_WORKERS_TIMEOUT, SECOND, WINDOW, VirtualOwner
 from dask_ownership.testing.task import Task
+from dask_ownership.testing.waits import Waits
 from dask_ownership.testing.worker import VirtualWorker
 
 GRACE = 3.0
@@ -114,6 +115,7 @@ class VirtualCluster:
         self.network.clock = lambda: self.now
         self.delay = self.network.delay
         self.send = self.network.send
+        self.waits = Waits(self)
         self.workers: dict[str, VirtualWorker] = {}
         self.clients = [VirtualOwner(self, f"client{i}") for i in range(clients)]
         for client in self.clients:
@@ -393,9 +395,7 @@ class VirtualCluster:
         """
         self._settle()
         while self._events:
-            self.now, _, call = heappop(self._events)
-            call()
-            self._settle()
+            self._next_event()
             self.steps += 1
             assert self.steps < limit, "it does not come to rest"
 
@@ -404,10 +404,15 @@ class VirtualCluster:
         until = self.now + microseconds
         self._settle()
         while self._events and self._events[0][0] <= until:
-            self.now, _, call = heappop(self._events)
-            call()
-            self._settle()
+            self._next_event()
         self.now = max(self.now, until)
+
+    def _next_event(self) -> None:
+        now, _, call = heappop(self._events)
+        self.waits.passed(now - self.now)
+        self.now = now
+        call()
+        self._settle()
 
     def _settle(self) -> None:
         while self.dirty:

@@ -130,6 +130,14 @@ def test_what_that_needs_starts_first(full):
     assert full.starts() is None
 
 
+def test_what_began_before_its_turn_is_not_kept_by_the_queue(full):
+    full.tell(push("x"))
+    full.core.awaited([("owner", "x")])
+    full.inline(full.starts())
+    assert full.starts() is None
+    assert not any(map(len, full.session.queues.values()))
+
+
 def test_what_is_awaited_and_given_back_is_forgotten(full):
     full.tell(push("x", attempt=30_000))
     full.core.awaited([("owner", "x"), ("owner", "x")])

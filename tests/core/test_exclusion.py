@@ -125,6 +125,26 @@ def test_it_is_not_wanted_any_more(worker, when, how):
         worker.fails(entry)
 
 
+def test_one_whose_turn_is_ended_again_and_again_begins_beside_the_others(worker):
+    """Parked tasks that go on for a moment, such as to look at a variable, end its turn."""
+    worker.tell(push("x"), session=worker.other)
+    looks = worker.start()
+    worker.core.parked(looks)
+    entry = worker.suspect()
+    for now in range(int(ALONE) + 1):
+        worker.nothing()
+        worker.core.wants_slot(now, looks)
+        assert worker.core.next_work() == now
+        worker.core.parked(looks)
+        worker.go(entry)
+        worker.go(entry, False)
+        if now % 2:
+            worker.nothing()  # it is its turn again as the clock looks
+        worker.core.exclusion.look(float(now))
+    worker.go(entry, False)
+    assert worker.start() is entry
+
+
 def test_an_owner_that_does_not_answer_holds_nobody_up_for_long(worker):
     entry = worker.alone()
     worker.tell(push("x"), session=worker.other)

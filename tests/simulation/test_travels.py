@@ -130,6 +130,11 @@ REGRESSIONS = {
         {"faults": Faults(0, 0.1)},
     ),
     # It was to take its value over from a worker that died, and waited for itself from then on.
+    # Which some task waited for: what is left of it in the queue held its value, and so a future.
+    "a task that began before its turn": (
+        {"seed": 1287, "workers": 1, "slots": 1, "clients": 1, "length": 103, "leaves": True},
+        {"faults": Faults(0, 0.1, 20_000)},
+    ),
     "a task that delegated to what a dead process owned": (
         {"seed": 2, "workers": 1, "slots": 1, "clients": 1, "length": 31, "kills": 1},
         {"faults": Faults(0, 0)},

@@ -1,0 +1,87 @@
+"""That every wait ends while a simulated program runs, not only when all is over.
+
+A wait that ends by a timer which is there for something else is a hang on a real cluster, where
+that timer may be half a minute or none: so the time that a row is without an outcome is bounded.
+Counted is only time in which the cluster could do something for it: not while a process is
+stopped or cut off, nor while no worker has a slot free.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dask_ownership.core.exclusion import ALONE
+from dask_ownership.core.table import PUSHED, WAITING, Row
+
+if TYPE_CHECKING:
+    from dask_ownership.testing.virtual import VirtualCluster
+    from dask_ownership.testing.worker import VirtualWorker
+
+LONGEST = 2_000_000.0
+"""Virtual microseconds for which a row may wait. What a dead process owned is kept for longer."""
+
+EVERY = 20_000.0
+"""Virtual microseconds between looks."""
+
+
+class Waits:
+    """Watches the rows of all processes.
+
+    Parameters
+    ----------
+    cluster : VirtualCluster
+
+    Attributes
+    ----------
+    longest : float
+        The longest wait so far, in virtual microseconds.
+    """
+
+    def __init__(self, cluster: VirtualCluster) -> None:
+        self.cluster = cluster
+        self.longest = 0.0
+        self._clock = 0.0
+        self._next = EVERY
+        self._since: dict[Row, float] = {}
+
+    def passed(self, microseconds: float) -> None:
+        """Some time passed in which nothing happened.
+
+        Raises
+        ------
+        AssertionError
+            A row has waited for too long.
+        """
+        if microseconds <= 0.0 or self._excused():
+            return
+        self._clock += microseconds
+        if self._clock >= self._next:
+            self._next = self._clock + EVERY
+            self._look()
+
+    def _excused(self) -> bool:
+        """Whether what waits may have to wait now."""
+        cluster = self.cluster
+        if cluster.network.is_parted or any(owner.frozen for owner in cluster.owners):
+            return True
+        return not any(
+            worker.core.accepting and worker.core.busy < worker.slots and not _set_aside(worker)
+            for worker in cluster.workers.values()
+        )
+
+    def _look(self) -> None:
+        before, self._since = self._since, {}
+        for owner in self.cluster.owners:
+            for row in owner.core.table.all():
+                if WAITING <= row.state <= PUSHED:
+                    since = self._since[row] = before.get(row, self._clock)
+                    waited = self._clock - since
+                    self.longest = max(self.longest, waited)
+                    assert waited <= LONGEST, f"{row} of {owner.name} waited for {waited / 1e6} s"
+
+
+def _set_aside(worker: VirtualWorker) -> bool:
+    """Whether a worker is for one task alone for a long time, under which several have died."""
+    suspect = worker.core.exclusion.alone
+    options = suspect.options if suspect is not None else None
+    return options is not None and options["alone"] > ALONE
