@@ -202,6 +202,8 @@ class Answers:
             return
         if inner:
             core._wait_for_dependencies(row)
+            if row in core.climbing.searches:
+                core.climbing.ended(row)  # it has submitted all that it does
         else:
             detail = (
                 f"it ran at {view.address} and delegated to a future that is itself, or that its "

@@ -56,7 +56,7 @@ KEPT_FOR = 30.0
 """Seconds for which tasks are kept for a process that is gone: others may hear of it late, and
 ask."""
 
-NOTHING: tuple[tuple[Row, ...], dict[Key, Row]] = ((), {})
+NOTHING: tuple[Row | None, tuple[Row, ...], dict[Key, Row]] = (None, (), {})
 
 Path = tuple[Key, ...]
 """Keys of a task, of one that it submitted, and so on to an object."""
@@ -160,7 +160,7 @@ class Climbing:
         self.questions: dict[Row, Question] = {}
         self.repeats: dict[Row, Row] = {}
         self.doubted: set[str] = set()
-        self._children: tuple[tuple[Row, ...], dict[Key, Row]] = NOTHING
+        self._children: tuple[Row | None, tuple[Row, ...], dict[Key, Row]] = NOTHING
 
     # ---- the process in which tasks submitted tasks ----
 
@@ -386,7 +386,7 @@ class Climbing:
     def _inside(self, task: Row, key: Key, delegated: bool) -> Row | None:
         """A child whose future is in the value of a task, unless its owner is gone."""
         rows = task.dependencies if delegated else task.contains
-        if self._children[0] is not rows:
+        if self._children[0] is not task or self._children[1] is not rows:
             # There may be very many, and each of them is asked for when their owner is gone.
             references = self.core.references
             name = references.origin_of(task)
@@ -397,8 +397,8 @@ class Climbing:
                 # One that came from elsewhere may have the same key.
                 if heir is not None and heir[0] == name[0] and heir[3] == name[3]:
                     children[origin[3]] = row
-            self._children = (rows, children)
-        child = self._children[1].get(key)
+            self._children = (task, rows, children)
+        child = self._children[2].get(key)
         return child if child is not None and self._lives(child) else None
 
     def _lives(self, row: Row) -> bool:
@@ -475,7 +475,7 @@ class Climbing:
                 self._found(row, question, rows[0])
 
     def ended(self, task: Row) -> None:
-        """A task of which children are sought ended."""
+        """A task of which children are sought ended, or has delegated."""
         search = self._end_search(task)
         core = self.core
         for child, rows in search.questions.items():
@@ -487,7 +487,7 @@ class Climbing:
                     self._look(row, question)
                     continue
                 reason = f"the task {search.repeats.key!r} that led to it was run again and "
-                if task.state in (INLINE, STORED):
+                if task.state <= STORED:
                     reason += f"did not submit {child!r} again"
                 else:
                     reason += f"failed: {core._why(task, task.value)}"

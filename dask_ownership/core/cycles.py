@@ -37,7 +37,7 @@ class Cycles:
 
     def __init__(self, core: Ownership) -> None:
         self.core = core
-        self._followed: dict[tuple[Delegation, Row], None] = {}
+        self._followed: dict[tuple[Delegation, Key, int], None] = {}
 
     def delegated(self, row: Row) -> bool:
         """Whether a row that delegated waits for itself; it has ended then."""
@@ -52,9 +52,10 @@ class Cycles:
     def follow(self, row: Row, begun: Delegation) -> None:
         """Go on with a search that came from another process to a row of this one."""
         begun = (begun[0], begun[1], begun[2])
-        if (begun, row) in self._followed:
+        seen = (begun, row.key, row.attempt)
+        if seen in self._followed:
             return
-        self._followed[begun, row] = None
+        self._followed[seen] = None
         if len(self._followed) > FOLLOWED:
             del self._followed[next(iter(self._followed))]
         if self._leads_back((row,), begun):
@@ -70,7 +71,8 @@ class Cycles:
         seen: set[Row] = set()
         while stack:
             row = stack.pop()
-            if row in seen or row.state >= INLINE:
+            # What failed keeps what it needs, and may be tried again.
+            if row in seen or (row.state >= INLINE and row.state != ERROR):
                 continue
             seen.add(row)
             if isinstance(row, Borrowed):

@@ -70,8 +70,8 @@ class Exclusion:
         self._parting: Entry | None = None
         self._family: set[tuple[str, Key]] = set()
         self._children: deque[Entry] = deque()
-        self._partings = 0
-        self._since: dict[tuple[Entry, int], float] = {}
+        self._said = 0
+        self._since: dict[tuple[Entry, str, int], float] = {}
 
     def __bool__(self) -> bool:
         return bool(self.alone or self._waiting or self._parting)
@@ -80,12 +80,22 @@ class Exclusion:
     def startable(self) -> int:
         """How many tasks may begin: the suspect, or it may be its turn; or what it submitted."""
         if self._parting is not None:
-            return 0
-        if self.alone is None:
+            return int(self._parting.session.closed)
+        if self.alone is None or self._is_over(self.alone):
             return 1
         if self.alone.state == QUEUED:
             return int(self._may_begin)
         return len(self._children)
+
+    @property
+    def parting(self) -> bool:
+        """Whether the owner of the last suspect may still think that it is alone."""
+        return self._parting is not None and not self._parting.session.closed
+
+    @staticmethod
+    def _is_over(alone: Entry) -> bool:
+        """Whether a suspect that was alone has ended, or is not wanted any more."""
+        return alone.state not in (QUEUED, RUNNING) or alone.cancelled
 
     def takes(self, entry: Entry) -> bool:
         """Whether a task that has all that it needs is one, or of the one that is alone."""
@@ -108,7 +118,7 @@ class Exclusion:
         """The suspect when it begins, and whether nothing else may."""
         core = self.core
         alone = self.alone
-        if alone is not None and (alone.state not in (QUEUED, RUNNING) or alone.cancelled):
+        if alone is not None and self._is_over(alone):
             self._end()
             alone = None
         if alone is not None:
@@ -120,10 +130,9 @@ class Exclusion:
                 self._family.add((alone.session.owner, alone.task))
                 return alone, True
             self._end()  # it waits for a resource
-        if self._parting is not None:
-            if not self._parting.session.closed:
-                return None, True
-            self._parting = None
+        if self.parting:
+            return None, True
+        self._parting = None
         while self._waiting and self._waiting[0].state != QUEUED:
             self._waiting.popleft()
         if not self._waiting:
@@ -152,8 +161,8 @@ class Exclusion:
         else:
             self._parting = None
 
-    def resumed(self, entry: Entry) -> None:
-        """A task that was parked goes on: nobody is alone any more."""
+    def comes_back(self, entry: Entry) -> None:
+        """A task that was parked is about to go on: nobody is alone any more."""
         alone = self.alone
         if alone is None or (entry.session.owner, entry.task) in self._family:
             return
@@ -163,35 +172,36 @@ class Exclusion:
 
     def look(self, now: float) -> None:
         """End what takes too long; called now and then, with seconds."""
-        parting, first = self._parting, self.alone or (self._waiting[0] if self._waiting else None)
         before, self._since = self._since, {}
-        if parting is not None:
-            stage = (parting, self._partings)
-            since = self._since[stage] = before.get(stage, now)
-            if now - since >= HEARD:
+
+        def lasts(entry: Entry, stage: str, number: int = 0) -> float:
+            since = self._since[entry, stage, number] = before.get((entry, stage, number), now)
+            return now - since
+
+        first = self.alone or (self._waiting[0] if self._waiting else None)
+        too_long = False
+        if first is not None:
+            assert first.options is not None
+            # One whose turn comes and goes, as others that are parked go on, waits all the time.
+            stage = "runs" if first.state == RUNNING else "waits"
+            too_long = lasts(first, stage) >= first.options["alone"]
+            if first is self.alone and stage == "waits" and not self._may_begin:
+                too_long = lasts(first, "asks", self._said) >= HEARD or too_long
+        if self._parting is not None:
+            if lasts(self._parting, "parts", self._said) >= HEARD:
                 self._parting = None
-        if first is None:
-            return
-        # One whose turn comes and goes again, as others that are parked go on, waits all the time.
-        stage = (first, -1 if first.state == RUNNING else 0)
-        since = self._since[stage] = before.get(stage, now)
-        assert first.options is not None
-        if now - since < first.options["alone"]:
-            return
-        if first is self.alone:
-            self._end()
-        else:
-            self._waiting.popleft()
-            self._say(first, False)
-        if first.state == QUEUED:
-            self.core.queue_beside(first)
+        elif first is not None and too_long:
+            if first is self.alone:
+                self._end()
+            else:
+                self._part(self._waiting.popleft())
+            if first.state == QUEUED:
+                self.core.queue_beside(first)
 
     def _end(self) -> None:
         """Nobody is alone any more: it ended, was taken back, or others may begin."""
-        if self.alone is not None and not self.alone.session.closed:
-            self._say(self.alone, False)
-            self._parting = self.alone
-            self._partings += 1
+        if self.alone is not None:
+            self._part(self.alone)
         self.alone = None
         self._family.clear()
         while self._children:
@@ -199,5 +209,12 @@ class Exclusion:
             if entry.state == QUEUED:
                 self.core.queue_beside(entry)
 
+    def _part(self, entry: Entry) -> None:
+        """Let nothing begin until the owner of a suspect knows that it is not alone."""
+        if not entry.session.closed:
+            self._say(entry, False)
+            self._parting = entry
+
     def _say(self, entry: Entry, yes: bool) -> None:
+        self._said += 1
         entry.session.outbox.append((m.ALONE, entry.key, entry.attempt, yes))

@@ -364,9 +364,7 @@ class Executor:
         """
         if self.busy >= self.slots:
             return None
-        if self.resuming:
-            token, entry = self.resuming.popleft()
-            self._resumed(entry)
+        if self.resuming and (token := self.resume_next()) is not None:
             return token
         if self.exclusion:
             suspect, alone = self.exclusion.next_work()
@@ -374,8 +372,6 @@ class Executor:
                 return suspect
         crowd = self.crowd
         if not self.queued or not self.accepting:
-            if not self.queued and self._passed_over:
-                self._clear_queues()
             return None
         while crowd.awaited and (first := crowd.take_awaited()) is not None:
             self._passed_over = True
@@ -404,9 +400,20 @@ class Executor:
                 return entry
         return None
 
-    def _clear_queues(self) -> None:
-        """Forget what is in the queues and began or was given back without its turn: it may
-        hold a value."""
+    def resume_next(self) -> Any:
+        """What `wants_slot` was given for the next parked task that goes on, or None."""
+        if not self.resuming or self.busy >= self.slots or self.exclusion.parting:
+            return None
+        token, entry = self.resuming.popleft()
+        self._resumed(entry)
+        return token
+
+    def _count_less(self) -> None:
+        """A task is not queued any more. Nothing is, at the end: forget what began or was given
+        back without its turn, which may hold a value."""
+        self.queued -= 1
+        if self.queued or not self._passed_over:
+            return
         self._passed_over = False
         self.crowd.awaited.clear()
         for turns in self._turns.values():
@@ -416,7 +423,7 @@ class Executor:
 
     def begin(self, entry: Entry) -> bool:
         """Have a queued task take a free slot; False when its resources are not there."""
-        self.queued -= 1
+        self._count_less()
         if entry.options and not self.resources.acquire(entry):
             return False
         entry.state = RUNNING
@@ -492,6 +499,7 @@ class Executor:
 
     def wants_slot(self, token: Any, entry: Entry) -> None:
         """A parked task can go on; `next_work` gives the token when there is a slot."""
+        self.exclusion.comes_back(entry)
         self.resuming.append((token, entry))
 
     def goes_on(self, entry: Entry) -> None:
@@ -500,6 +508,7 @@ class Executor:
         Those that have the slots may wait for what it has, such as a lock, and never give
         theirs up.
         """
+        self.exclusion.comes_back(entry)
         self._resumed(entry)
 
     def stops_waiting(self, token: Any, entry: Entry) -> bool:
@@ -516,7 +525,6 @@ class Executor:
 
     def _resumed(self, entry: Entry) -> None:
         self.busy += 1
-        self.exclusion.resumed(entry)
         self.crowd.remove(entry)
 
     # ---- outcomes ----
@@ -778,8 +786,8 @@ class Executor:
 
     def _leave_queue(self) -> None:
         """A queued task is not to begin any more."""
-        self.queued -= 1
         self._passed_over = True
+        self._count_less()
 
     def _free(self, entry: Entry) -> None:
         """Have the runtime delete the entry's value in the store, if it has one."""

@@ -208,7 +208,8 @@ class Ownership:
                         continue  # or cancelled or forgotten before it got here
                     if row.borrowed:
                         assert isinstance(row, Borrowed)
-                        self.references.borrow(row)
+                        if not row.attempt:
+                            self.references.borrow(row)
                         continue
                     self.counts["submitted"] += 1
                     if not row.dependencies:
@@ -339,6 +340,9 @@ class Ownership:
                 self.log(row, "retried", asked)
                 if row.borrowers is not None:
                     self.references.withdraw(row)
+                if row.options.died:
+                    row.options = row.options.copy()
+                    row.options.died, row.options.deaths = (), 0
             row.state = WAITING
             row.value = None
         for row in revived:

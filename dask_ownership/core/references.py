@@ -133,9 +133,13 @@ class Peer:
         The worker over whose link posts to it go, see `core.posting`; ``""`` when none did.
     turn : int
         How many could not carry them.
+    tries : int
+        How many of these since something was acknowledged.
     """
 
-    __slots__ = ("borrowed", "gone", "kept", "lent", "outbox", "process", "stream", "turn", "way")
+    __slots__ = (
+        "borrowed", "gone", "kept", "lent", "outbox", "process", "stream", "tries", "turn", "way",
+    )  # fmt: skip
 
     def __init__(self, process: Process) -> None:
         self.process = process
@@ -147,6 +151,7 @@ class Peer:
         self.gone = False
         self.way = ""
         self.turn = 0
+        self.tries = 0
 
     def __repr__(self) -> str:
         return f"<Peer {self.process[2]} borrowed={len(self.borrowed)} lent={len(self.lent)}>"
@@ -465,6 +470,8 @@ class References:
     def request(self, row: Borrowed, what: str, detail: Any) -> None:
         """Have the owner ``cancel`` or ``retry`` it, look where it is, or ``follow`` what it
         waits for."""
+        if not row.attempt and row.state == WAITING:
+            self.borrow(row)  # it was to be soon, and only what was lent can be asked about
         self._say(self.peer(row.place[:3]), (REQUEST, what, row.place[3], row.attempt, detail))
 
     def retry(self, row: Borrowed) -> None:
@@ -653,7 +660,8 @@ class References:
         self._say(peer, (LENT, key, number, outcome))
         if row in self.core.climbing.questions:
             self.core.climbing.asked_again(peer, row, number, gone)
-        if row.state == WAITING and row.function is self.core.identity:
+        # Only a task that has run can have delegated; others of this kind wait for others' values.
+        if row.attempt and row.state == WAITING and row.function is self.core.identity:
             self.core.cycles.delegated(row)  # now that somebody waits for it
         if asked:
             self.core._release_uses((row,))

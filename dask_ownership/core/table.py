@@ -296,6 +296,7 @@ class Options:
         made.bequest = self.bequest
         made.deaths = self.deaths
         made.died = self.died
+        made.beside = self.beside
         made.moved = self.moved
         made.checkpoints = self.checkpoints
         made.patience = self.patience

@@ -507,8 +507,8 @@ class Executor:
         """Set threads to work for what free slots can take. The lock is held."""
         core = self.core
         free = core.slots - core.busy
-        while free > 0 and core.resuming:
-            core.next_work().release()
+        while free > 0 and (parked := core.resume_next()) is not None:
+            parked.release()
             free -= 1
         for _ in range(min(free, core.startable) - self._waking):
             self._waking += 1

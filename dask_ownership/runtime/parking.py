@@ -194,6 +194,12 @@ class Parking:
         if self.core.resuming:
             self._flush_soon()
 
+    def _goes_on(self, entry: Entry) -> None:
+        """Have a parked task go on at once. The lock is held."""
+        self.core.goes_on(entry)
+        if self.core.exclusion:
+            self._flush_soon()  # an owner may have to hear that its task is not alone any more
+
     def want_slot_for(self, token: EventToken, entry: Entry) -> None:
         """As `go_on`, for one that another thread of control waits with. Any thread."""
         entry.awaits = ()
@@ -212,7 +218,7 @@ class Parking:
         entry.awaits = ()
         if _in_pool(entry):
             with self.lock:
-                self.core.goes_on(entry)
+                self._goes_on(entry)
             return
         token = ThreadToken()
         self.want_slot(token, entry)
@@ -253,7 +259,7 @@ class Parking:
             yield
         except BaseException:
             with self.lock:
-                self.core.goes_on(entry)
+                self._goes_on(entry)
             raise
         else:
             self.go_on(entry)
@@ -282,7 +288,7 @@ class Parking:
             with self.lock:
                 waits.over = True
                 if waits.parked:
-                    self.core.goes_on(entry)
+                    self._goes_on(entry)
             raise
         else:
             with self.lock:
@@ -324,7 +330,7 @@ class Parking:
             with self.lock:
                 entry.parks -= 1
                 if entry.parks == 0:
-                    self.core.goes_on(entry)
+                    self._goes_on(entry)
             raise
         with self.lock:
             entry.parks -= 1
@@ -383,7 +389,7 @@ class Pool:
         token = EventToken(waiting[1])
         if _in_pool(entry):
             with self._parking.lock:
-                self._parking.core.goes_on(entry)
+                self._parking._goes_on(entry)
             token.release()
         else:
             self._parking.want_slot_for(token, entry)

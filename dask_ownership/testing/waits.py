@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from dask_ownership.testing.virtual import VirtualCluster
     from dask_ownership.testing.worker import VirtualWorker
 
-LONGEST = 2_000_000.0
-"""Virtual microseconds for which a row may wait. What a dead process owned is kept for longer."""
-
 EVERY = 20_000.0
 """Virtual microseconds between looks."""
 
@@ -30,6 +27,8 @@ class Waits:
     Parameters
     ----------
     cluster : VirtualCluster
+    limit : float
+        Virtual microseconds for which a row may wait: much more than its programs' tasks take.
 
     Attributes
     ----------
@@ -37,8 +36,9 @@ class Waits:
         The longest wait so far, in virtual microseconds.
     """
 
-    def __init__(self, cluster: VirtualCluster) -> None:
+    def __init__(self, cluster: VirtualCluster, limit: float) -> None:
         self.cluster = cluster
+        self.limit = limit
         self.longest = 0.0
         self._clock = 0.0
         self._next = EVERY
@@ -77,7 +77,7 @@ class Waits:
                     since = self._since[row] = before.get(row, self._clock)
                     waited = self._clock - since
                     self.longest = max(self.longest, waited)
-                    assert waited <= LONGEST, f"{row} of {owner.name} waited for {waited / 1e6} s"
+                    assert waited <= self.limit, f"{row} of {owner.name} waited for {waited / 1e6} s"
 
 
 def _set_aside(worker: VirtualWorker) -> bool:

@@ -93,11 +93,11 @@ class VirtualWorker:
     def step(self) -> None:
         """Start what can start, fetch, free and flush, as the runtime does."""
         core = self.core
-        while (work := core.next_work()) is not None:
-            if isinstance(work, Entry):
-                self._start(work)
-            else:
-                work()
+        while (go_on := core.resume_next()) is not None:
+            go_on()
+        # The runtime wakes no thread when the executor says that nothing can begin.
+        while core.busy < core.slots and core.startable and (work := core.next_work()) is not None:
+            self._start(work)
         fetches, core.fetches = core.fetches, []
         for entry in fetches:
             self.later(self.cluster.delay(), lambda e=entry: self._fetch(e, 0))  # type: ignore[misc]
@@ -311,6 +311,9 @@ class VirtualWorker:
     def _take_step(self, entry: Entry, frame: Frame, step: int, total: int) -> None:
         """Go on with a task of many steps, and keep where it is after each."""
         task = frame.task
+        if step == task.steps and task.kills:
+            self.cluster.replace(self.address)
+            return
         if step == task.steps:
             frame.task = replace(task, constant=task.constant + total, steps=0)
             self._descend(entry, frame)

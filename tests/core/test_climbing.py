@@ -412,3 +412,22 @@ def test_a_task_of_a_worker_ends_when_its_owner_has_heard_that_it_is_kept():
     future = None
     cluster.run()
     cluster.assert_empty()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_owners_die_one_after_the_other_under_a_task_that_delegated(seed):
+    """It is run once more for the child that it delegated to, and delegates again."""
+    cluster = VirtualCluster(seed, workers=3, slots=1, faults=Faults(0.0, 0.0, 200.0))
+    client = cluster.clients[0]
+    child = Task(constant=5, duration=600_000.0)
+    row = client.submit("t", Task(children=(child,), uses="delegate"))
+    for number in range(3):
+        cluster.run_for(200_000.0)
+        cluster.kill(row.dependencies[0].place[1])
+        cluster.add_worker(f"new-{number}", 1)
+    cluster.run()
+    assert cluster.outcome(client, row) == 5
+    client.dropped.append(row)
+    cluster.dirty.add(client)
+    cluster.run()
+    cluster.assert_empty()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from itertools import permutations
 
 import pytest
@@ -161,3 +163,65 @@ def test_a_borrower_is_asked_about_what_it_gave_back():
     pair.carry(times=2)
     pair.owner.release(row)
     assert not pair.owner.core.table.rows
+
+
+def test_a_task_that_delegates_to_what_has_failed_already():
+    """What failed keeps what it needs, so that it may be tried again."""
+    side = Side("owner")
+    one, two = side.row("one"), side.row("two")
+    total = side.row("total", one, two)
+    side.answer(one, m.FAILED, b"an error", 10.0)
+    assert total.state == ERROR
+    delegate(side, two, side.references.origin_of(total))
+    assert two.state == ERROR
+    side.core.retry([total])
+    side.core.schedule(0.0)
+    assert (one.state, total.state) == (PUSHED, ERROR)
+    side.core.cancel([one], "so that it ends")
+    side.release(one, two, total)
+    assert not side.core.table.rows
+
+
+def test_two_tasks_that_delegate_to_the_sum_of_them():
+    side = Side("owner")
+    one, two = side.row("one"), side.row("two")
+    total = side.row("total", one, two)
+    for row in (one, two):
+        delegate(side, row, side.references.origin_of(total))
+    assert {row.state for row in (one, two, total)} == {ERROR}
+    side.release(one, two, total)
+    assert not side.core.table.rows
+
+
+def test_a_future_that_was_unpickled_just_now():
+    """Its owner is asked what it waits for before it has heard of it otherwise."""
+    ring = Ring(2)
+    there, here = ring.sides
+    waits = there.row("waits", ring.rows[0])
+    delegate(there, ring.rows[0], ring.names[1])
+    ring.carry()
+    arrived, new = here.references.arrive(there.references.origin_of(waits))
+    assert new
+    delegate(here, ring.rows[1], there.references.origin_of(waits))
+    here.core.submit([arrived])
+    ring.carry()
+    assert (ring.rows[1].state, waits.state) == (ERROR, ERROR)
+    here.release(arrived)
+    there.release(waits)
+    ring.carry()
+    ring.ended()
+
+
+def test_a_search_keeps_no_row():
+    """Nor the function that a row has."""
+    side = Side("owner")
+    row = side.row("row")
+    row.function = Function(9, b"f", "f")
+    known = weakref.ref(row.function)
+    side.core.cycles.follow(row, ("another", "task", 1))
+    side.answer(row, m.DONE, b"value", 10.0)
+    side.release(row)
+    del row
+    side.core.history.clear()
+    gc.collect()
+    assert known() is None

@@ -23,6 +23,10 @@ class Worker(Bench):
         assert self.core.next_work() is None
         check_executor(self.core)
 
+    def start(self):
+        assert self.core.startable, "no thread is woken for it"
+        return super().start()
+
     def suspect(self, key="s", **more):
         self.tell(push(key, alone=ALONE, **more))
         return self.session.entries[key]
@@ -134,10 +138,10 @@ def test_one_whose_turn_is_ended_again_and_again_begins_beside_the_others(worker
     for now in range(int(ALONE) + 1):
         worker.nothing()
         worker.core.wants_slot(now, looks)
-        assert worker.core.next_work() == now
-        worker.core.parked(looks)
         worker.go(entry)
         worker.go(entry, False)
+        assert worker.core.next_work() == now
+        worker.core.parked(looks)
         if now % 2:
             worker.nothing()  # it is its turn again as the clock looks
         worker.core.exclusion.look(float(now))
@@ -182,14 +186,39 @@ def test_it_waits_for_so_long_only(worker, asked):
     worker.core.exclusion.look(1.0)
     worker.core.exclusion.look(1.0 + ALONE)
     assert worker.said()[-1] == ("ALONE", "s", entry.attempt, False)
-    if asked:
-        worker.go(entry)  # late
-        worker.nothing()
-        worker.go(entry, False)
+    worker.go(entry)  # late
+    worker.nothing()
+    worker.go(entry, False)
     assert worker.start() is entry
     worker.tell(push("y"), session=worker.other)
     if asked:
         assert worker.start().key == "y"
+
+
+def test_an_owner_that_does_not_say_go_holds_nobody_up_for_long(worker):
+    """However long its suspect may be alone."""
+    entry = worker.suspect()
+    worker.session.entries["s"].options["alone"] = 1000 * ALONE
+    worker.tell(push("x"), session=worker.other)
+    worker.nothing()
+    worker.core.exclusion.look(1.0)
+    worker.core.exclusion.look(1.0 + HEARD)
+    worker.part(entry)
+    assert {worker.start().key, worker.start().key} == {"s", "x"}
+
+
+@pytest.mark.parametrize("how", ["cancelled", "owner closed"])
+def test_a_thread_is_woken_when_it_is_over(worker, how):
+    entry = worker.alone()
+    worker.tell(push("x"), session=worker.other)
+    assert not worker.core.startable
+    if how == "cancelled":
+        worker.tell((m.CANCEL, "s", entry.attempt))
+        assert worker.core.startable
+        worker.part(entry)
+    else:
+        worker.core.close("owner")
+    assert worker.start().key == "x"
 
 
 def test_what_it_submitted_runs_with_it(worker):
@@ -230,14 +259,15 @@ def test_what_it_submitted_runs_beside_others_when_it_is_not_alone_any_more(work
     assert {first.key, worker.start().key} <= {f"child-{number}" for number in range(3)}
 
 
-def test_another_task_that_was_parked_goes_on_at_once(worker):
+def test_another_task_that_was_parked_goes_on_when_the_owner_knows(worker):
+    """Whoever ends the process from then on, the suspect is not the only one that can be."""
     worker.tell(push("p"), session=worker.other)
     parked = worker.start()
     worker.core.parked(parked)
     entry = worker.alone()
     worker.core.wants_slot("goes on", parked)
-    assert worker.core.next_work() == "goes on"
     worker.part(entry)
+    assert worker.core.next_work() == "goes on"
     assert entry.state == RUNNING
     worker.inline(entry)
     worker.inline(parked)

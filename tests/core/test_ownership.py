@@ -581,6 +581,26 @@ def test_a_task_under_which_many_workers_die_is_given_up():
     check_empty(bench.core)
 
 
+def test_one_that_the_user_tries_again_is_not_blamed_for_what_was_before():
+    bench = Bench(*"abcdefgh")
+    row = bench.row("x")
+    bench.dies(row.worker)
+    bench.step()
+    for _ in range(3):
+        bench.alone(row)
+        bench.dies(row.worker)
+        bench.step()
+    assert row.value.kind == "killed-worker"
+    bench.core.retry([row])
+    bench.step()
+    bench.dies(row.worker)  # beside others, perhaps
+    bench.step()
+    assert row.state == PUSHED and (len(row.options.died), row.options.deaths) == (1, 0)
+    bench.done(row)
+    bench.release(row)
+    check_empty(bench.core)
+
+
 def test_only_deaths_alone_count():
     """One task kills each worker that it runs at; what ran beside it is not blamed."""
     bench = Bench(*"abcdefgh", slots=4)

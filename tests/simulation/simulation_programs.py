@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from random import Random
 
+from travel_programs import LONGEST_WAIT
+
 from dask_ownership.core.table import ERROR, STORED, Options, Replication, Row
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster, VirtualOwner
 
@@ -324,7 +326,9 @@ def run_program(
     The same arguments give the same run: call it with those of a failure to replay it.
     """
     resources = [{"gpu": 1.0}]
-    cluster = VirtualCluster(seed, workers, slots, clients, faults, resources=resources)
+    cluster = VirtualCluster(
+        seed, workers, slots, clients, faults, resources=resources, longest_wait=LONGEST_WAIT
+    )
     cluster.kills_left = kills  # type: ignore[attr-defined]
     random = Random(seed + 1)
     weights = {**(KILLS if kills else USUAL), **(FREEZES if freezes else {})}

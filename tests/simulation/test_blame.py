@@ -43,7 +43,13 @@ def run_killers(
     for number, kind in enumerate(todo):
         client = r.choice(cluster.clients)
         if kind == "bad":
-            task = Task(duration=r.choice([10.0, 1_000.0, 300_000.0, LATE]), kills=True)
+            how = r.choice(["plain", "plain", "after a wait", "after checkpoints"])
+            task = Task(
+                duration=r.choice([10.0, 1_000.0, 300_000.0, LATE]),
+                kills=True,
+                cluster_lock="lock" if how == "after a wait" else "",
+                steps=2 if how == "after checkpoints" else 0,
+            )
             if r.random() < 0.3:  # a task submits it, and waits for it
                 task = Task(children=(task,))
             bad.append((client, client.submit(f"bad-{number}", task)))
@@ -53,6 +59,7 @@ def run_killers(
                 duration=r.choice([10.0, 10_000.0, 500_000.0, 6_000_000.0]),
                 large=r.random() < 0.3,
                 children=tuple(Task(1, 1_000.0) for _ in range(r.choice([0, 0, 2]))),
+                cluster_lock=r.choice(["", "", "", "lock"]),
             )
             good.append((client, client.submit(f"good-{number}", task), task.value(())))
         cluster.run_for(r.choice([1.0, 1_000.0, 200_000.0]))

@@ -14,6 +14,11 @@ from dask_ownership.testing.travel import VirtualFuture
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster, VirtualOwner
 
 
+LONGEST_WAIT = 2_000_000.0
+"""Virtual microseconds for which a row may wait in a random program: a hundred times what its
+longest task takes, and less than for how long what a dead process owned is kept."""
+
+
 @dataclass(eq=False)
 class Expected:
     """What a value must be: its number, and what the futures inside it stand for.
@@ -398,7 +403,7 @@ def run_travels(
 
     The same arguments give the same run: call it with those of a failure to replay it.
     """
-    cluster = VirtualCluster(seed, workers, slots, clients, faults)
+    cluster = VirtualCluster(seed, workers, slots, clients, faults, longest_wait=LONGEST_WAIT)
     cluster.kills_left = kills  # type: ignore[attr-defined]
     cluster.may_cancel = cancels  # type: ignore[attr-defined]
     cluster.may_leave = leaves  # type: ignore[attr-defined]
