@@ -77,7 +77,9 @@ class Waits:
                     since = self._since[row] = before.get(row, self._clock)
                     waited = self._clock - since
                     self.longest = max(self.longest, waited)
-                    assert waited <= self.limit, f"{row} of {owner.name} waited for {waited / 1e6} s"
+                    assert waited <= self.limit, (
+                        f"{row} of {owner.name} waited for {waited / 1e6} s"
+                    )
 
 
 def _set_aside(worker: VirtualWorker) -> bool:

@@ -13,7 +13,6 @@ from dask_ownership.testing.task import ARGUMENTS, VALUE
 from dask_ownership.testing.travel import VirtualFuture
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster, VirtualOwner
 
-
 LONGEST_WAIT = 2_000_000.0
 """Virtual microseconds for which a row may wait in a random program: a hundred times what its
 longest task takes, and less than for how long what a dead process owned is kept."""
