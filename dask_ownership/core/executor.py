@@ -374,7 +374,6 @@ class Executor:
         if not self.queued or not self.accepting:
             return None
         while crowd.awaited and (first := crowd.take_awaited()) is not None:
-            self._passed_over = True
             if self.begin(first):
                 return first
         full = crowd.full
@@ -423,6 +422,8 @@ class Executor:
 
     def begin(self, entry: Entry) -> bool:
         """Have a queued task take a free slot; False when its resources are not there."""
+        if entry.awaited:
+            self._passed_over = True  # it is in two queues, and leaves one
         self._count_less()
         if entry.options and not self.resources.acquire(entry):
             return False
