@@ -195,17 +195,13 @@ def test_it_waits_for_so_long_only(worker, asked):
         assert worker.start().key == "y"
 
 
-def test_one_that_is_waited_for_and_waits_itself_is_not_kept_by_a_queue(worker):
-    worker.tell(push("x"), session=worker.other)
-    running = worker.start()
+def test_one_that_others_wait_for_is_not_kept_by_a_queue(worker):
     entry = worker.suspect()
     worker.core.awaited([("owner", "s")])
-    worker.core.exclusion.look(1.0)
-    worker.core.exclusion.look(1.0 + ALONE)
-    worker.go(entry, False)
-    assert worker.start() is entry
-    for one in (entry, running):
-        worker.inline(one)
+    worker.nothing()
+    worker.go(entry)
+    worker.inline(worker.start())
+    worker.part(entry)
     worker.acknowledge()
     worker.core.close("other")
     check_executor_empty(worker.core)
