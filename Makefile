@@ -82,6 +82,7 @@ $(VENV)/stamp: pyproject.toml
 	@echo "Installing into $(VENV) (a few minutes the first time) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
+	$(PIP) --editable .
 	$(PIP) --editable '.[dev,examples,compat]'
 	@touch $@
 
