@@ -643,12 +643,9 @@ class Executor:
             self._forget(entry)
             return
         if before is not None:
-            entry.waiters, before.waiters = before.waiters, None
-            self._cancel(before)
+            self._replace(before)
         session.entries[entry.key] = entry
         entry.state = KEPT
-        if entry.waiters is not None:
-            self._serve(entry)
 
     # ---- inside ----
 

@@ -320,6 +320,16 @@ def test_a_scattered_value_is_not_freed_by_what_the_link_says_of_an_older_one(be
     check_executor_empty(bench.core)
 
 
+def test_what_waits_for_a_task_does_not_get_what_was_scattered_under_its_key(bench):
+    bench.tell(push("x", attempt=1), push("y", [(m.LOCAL, "x", 1)], attempt=2))
+    running = bench.start()
+    scattered = Entry(bench.session, "x", 3)
+    bench.core.keep(scattered)
+    assert running.cancelled and bench.session.entries["x"] is scattered
+    assert bench.said() == [("RETURNED", "y", 2, m.BLOCKED, ())]
+    assert bench.core.next_work() is None
+
+
 def test_recall_gives_back_the_last_ones_once_and_says_that_it_is_over(bench):
     bench.tell(push("a"), push("b"), push("c"), push("d", moved=True))
     bench.start()
