@@ -137,7 +137,7 @@ class Membership:
 
     def _forget_refusal(self, incarnation: str) -> bool:
         view = self.refused.pop(incarnation, None)
-        if view is not None:
+        if view is not None and all(v.address != view.address for v in self.refused.values()):
             self.core.refused.pop(view.address, None)
         return view is not None
 

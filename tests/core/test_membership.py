@@ -84,3 +84,15 @@ def test_a_worker_that_refuses_is_a_member(bench):
 
 def test_names_of_owners_say_where_they_are():
     assert worker_of("one#2") == worker_of("one") == "one"
+
+
+def test_a_new_one_that_refuses_too_does_so_when_the_old_one_is_gone(bench):
+    members = bench.core.membership
+    for incarnation in ("one", "two"):
+        there = view("a", incarnation)
+        members.joined(there)
+        members.refuse(there, "another version", reached=False)
+    members.left("one", "died")
+    assert bench.core.refused == {"a": "another version"}
+    members.left("two", "died")
+    assert not bench.core.refused
