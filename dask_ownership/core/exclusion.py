@@ -36,6 +36,10 @@ ALONE = 5.0
 LONGER = 4
 """So many times as long is it after each death of which nobody knows whose fault it was."""
 
+IDLE = 0.1
+"""Part of that time for which a suspect is alone while it is parked and nothing of it runs here:
+what it waits for may be what is held up."""
+
 HEARD = 1.0
 """Seconds after which others begin though the owner of the last suspect did not answer."""
 
@@ -151,6 +155,9 @@ class Exclusion:
                 return entry
         return None
 
+    def _any_child(self) -> bool:
+        return any(entry.state == QUEUED for entry in self._children)
+
     def go(self, session: Session, key: Key, attempt: int, yes: bool) -> None:
         """The owner of a suspect knows that it is alone, or that it is not any more."""
         entry = self.alone if yes else self._parting
@@ -187,6 +194,8 @@ class Exclusion:
             too_long = lasts(first, stage) >= first.options["alone"]
             if first is self.alone and stage == "waits" and not self._may_begin:
                 too_long = lasts(first, "asks", self._said) >= HEARD or too_long
+            if stage == "runs" and not self.core.busy and not self._any_child():
+                too_long = lasts(first, "idles") >= IDLE * first.options["alone"] or too_long
         if self._parting is not None:
             if lasts(self._parting, "parts", self._said) >= HEARD:
                 self._parting = None

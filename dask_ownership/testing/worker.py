@@ -25,7 +25,7 @@ from dask_ownership.core.table import (
 from dask_ownership.testing import travel
 from dask_ownership.testing.locks import Locks
 from dask_ownership.testing.network import Pipe, packable
-from dask_ownership.testing.owner import SILENCE, VirtualOwner
+from dask_ownership.testing.owner import SECOND, SILENCE, VirtualOwner
 from dask_ownership.testing.task import VALUE, Frame, Task
 from dask_ownership.testing.travel import VirtualFuture
 
@@ -140,7 +140,7 @@ class VirtualWorker:
         assert core.busy <= core.slots + len(self.beyond), (self.address, core.busy)
         if (core.crowd.full or core.exclusion) and not self.watching:
             self.watching = True
-            self.later(100_000.0, self._watch)
+            self.later(SECOND / 10, self._watch)
 
     def _carry_posts(self) -> None:
         """Have the executor pass on what the owner beside it has to say."""

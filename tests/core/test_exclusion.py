@@ -6,7 +6,7 @@ import pytest
 from test_executor import Bench, push
 
 from dask_ownership.core import messages as m
-from dask_ownership.core.exclusion import ALONE, HEARD, LENGTHENED, LONGER, seconds_alone
+from dask_ownership.core.exclusion import ALONE, HEARD, IDLE, LENGTHENED, LONGER, seconds_alone
 from dask_ownership.core.invariants import check_executor, check_executor_empty
 from dask_ownership.core.session import RUNNING
 
@@ -254,6 +254,23 @@ def test_what_it_submitted_runs_with_it(worker):
     worker.core.goes_on(parent)
     worker.nothing()
     worker.inline(parent)
+    worker.part(parent)
+    assert worker.start().key == "x"
+
+
+def test_others_begin_soon_while_it_is_parked_and_nothing_of_it_is_here(worker):
+    parent = worker.alone()
+    worker.tell(push("x"), session=worker.other)
+    heir = ("owner", "", "", "s", None, 1)
+    worker.tell(push("child", heir=heir, depth=1), session=worker.other)
+    worker.core.parked(parent)
+    child = worker.start()
+    worker.core.exclusion.look(1.0)
+    worker.core.exclusion.look(0.9 + ALONE)
+    worker.nothing()
+    worker.inline(child)
+    worker.core.exclusion.look(1.0)
+    worker.core.exclusion.look(1.0 + IDLE * ALONE)
     worker.part(parent)
     assert worker.start().key == "x"
 
