@@ -275,31 +275,9 @@ class Options:
 
     def copy(self) -> Options:
         """Options of its own for a row that is about to differ."""
-        made = Options(
-            workers=self.workers,
-            loose=self.loose,
-            retries=self.retries,
-            resources=self.resources,
-            timeout=self.timeout,
-            at_most_once=self.at_most_once,
-            executor=self.executor,
-            span=self.span,
-            depth=self.depth,
-            parent=self.parent,
-            heir=self.heir,
-            within=self.within,
-            adopted=self.adopted,
-            replicas=self.replicas,
-            stays=self.stays,
-        )
-        made.repeats = self.repeats
-        made.bequest = self.bequest
-        made.deaths = self.deaths
-        made.died = self.died
-        made.beside = self.beside
-        made.moved = self.moved
-        made.checkpoints = self.checkpoints
-        made.patience = self.patience
+        made = Options.__new__(Options)
+        for name in Options.__slots__:
+            setattr(made, name, getattr(self, name))
         return made
 
 
