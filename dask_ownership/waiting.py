@@ -22,6 +22,7 @@ from distributed.utils import _parse_timedelta as parse_timeout
 from dask_ownership.core.table import INLINE, STORED, Row
 from dask_ownership.future import Future
 from dask_ownership.runtime.compat import complete_by
+from dask_ownership.runtime.parking import await_without_slot
 from dask_ownership.runtime.waiting import Callback, Gate, hang
 
 ALL_COMPLETED = "ALL_COMPLETED"
@@ -302,7 +303,7 @@ class as_completed(distributed.as_completed):
                 waits = self._async_gate.wait()
                 await self._owner.executor.parking.wait_async(waits, _Rows(self))
             else:
-                await self._async_gate.wait()
+                await await_without_slot(self._async_gate.wait())
 
     def next_batch(self, block: bool = True) -> list[Any]:
         """All futures that ended and did not come out; with ``block`` at least one."""

@@ -49,6 +49,7 @@ from programs import (
     sleep,
 )
 
+import dask_ownership
 from dask_ownership import Client, wait
 
 
@@ -197,6 +198,22 @@ def test_ordinary_task_that_uses_the_owner_on_one_slot(
         assert stock.submit(compute_with, "ownership", 10).result(timeout=20) == 55
         assert stock.submit(inc, 1).result(timeout=20) == 2
     assert one_slot_client.submit(inc, 5).result(timeout=20) == 6
+
+
+def with_its_own_client(kind: type, address: str) -> int:
+    with kind(address, set_as_default=False) as client:
+        futures = client.map(inc, range(3))
+        distributed.wait(futures) if kind is distributed.Client else dask_ownership.wait(futures)
+        return int(client.submit(inc, 1).result() + sum(client.gather(futures)))
+
+
+@pytest.mark.parametrize("kind", [distributed.Client, Client], ids=["stock", "ours"])
+def test_a_task_that_connects_a_client_of_its_own(
+    one_slot: LocalCluster, one_slot_client: Client, kind: type
+) -> None:
+    """What it waits for may need its slot."""
+    future = one_slot_client.submit(with_its_own_client, kind, one_slot.scheduler_address)
+    assert future.result(timeout=20) == 8
 
 
 def test_ordinary_tasks_keep_the_stock_client(one_slot: LocalCluster, client: Client) -> None:

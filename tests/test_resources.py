@@ -172,6 +172,33 @@ def test_much_is_not_overtaken_by_little(
     owner.gather(small)
 
 
+def test_nothing_of_what_no_worker_has(owner: Client) -> None:
+    """It waits as in Dask; all others go on."""
+    waits = owner.submit(inc, 0, resources={"no such": 0}, pure=False)
+    assert owner.submit(inc, 1, resources={"GPU": 0}, pure=False).result(timeout=20) == 2
+    others = owner.map(inc, range(20), pure=False)
+    assert owner.gather(owner.submit(sum, others)) == 210
+    assert not waits.done()
+
+
+def test_what_fails_as_a_worker_sends_answers_harms_nothing_else(
+    machines: LocalCluster, owner: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (worker,) = machines.workers.values()
+    executor = worker.extensions["dask-ownership"].executor
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("as if it could not be done")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(executor.resources, "give_back", fails)
+        large = owner.submit(bytes, 200_000, resources={"GPU": 1}, pure=False)
+        assert len(large.result(timeout=20)) == 200_000
+        assert owner.submit(len, large).result(timeout=20) == 200_000
+    given = dict(executor.resources.lent)
+    executor.resources.give_back(given, done=True)
+
+
 def test_resources_of_nested_tasks(machines: LocalCluster, owner: Client, tmp_path: Path) -> None:
     path = tmp_path / "spans"
 

@@ -16,6 +16,7 @@ from typing import Any
 from dask_ownership.core.messages import Message
 from dask_ownership.core.places import URGENT, urgency
 from dask_ownership.core.queue import OrderedQueue
+from dask_ownership.core.resources import provides
 from dask_ownership.core.table import NO_OPTIONS, READY, STORED, Borrowed, Row
 from dask_ownership.core.traffic import Traffic
 
@@ -344,8 +345,7 @@ class Placement:
             if named or not options.loose:
                 views = named
         if options.resources:
-            wanted = options.resources.items()
-            views = [w for w in views if all(w.resources.get(k, 0) >= v for k, v in wanted)]
+            views = [w for w in views if provides(w.resources, options.resources)]
         return views
 
     def keep_for_waiting(self) -> None:

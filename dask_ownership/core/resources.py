@@ -49,7 +49,7 @@ class Resources:
     def possible(self, options: dict[str, Any] | None) -> bool:
         """Whether the worker has enough for a task with these options, in the end."""
         wanted = options.get("resources") if options else None
-        return not wanted or all(self.totals.get(k, 0) >= v for k, v in wanted.items())
+        return not wanted or provides(self.totals, wanted)
 
     def acquire(self, entry: Entry) -> bool:
         """Take the task's resources, or put it aside until they are there.
@@ -129,6 +129,11 @@ class Resources:
                     continue
             claimed.update(names)
         return lent
+
+
+def provides(totals: Amounts, wanted: Amounts) -> bool:
+    """Whether a worker with these may run a task: it has to have even that of which it takes 0."""
+    return all(k in totals and totals[k] >= v for k, v in wanted.items())
 
 
 def wanted_by(entry: Entry) -> tuple[Amounts, str | None]:

@@ -462,6 +462,9 @@ COORDINATION = (
 )
 """What waits for others by way of the scheduler."""
 
+WAIT_FOR_TASKS = {"_exception", "_gather", "_result", "_traceback", "_wait"}
+"""Coroutine functions by which a client waits for what the scheduler runs."""
+
 
 def block_in(
     without_slot: Callable[[], AbstractContextManager[None]],
@@ -472,11 +475,23 @@ def block_in(
     """Have what blocks in Dask wait without a slot inside owned tasks.
 
     ``as_completed`` and results of actors at once, as futures; what coordinates tasks when it
-    lasts. What only asks the scheduler something keeps the slot.
+    lasts, and as well what a client that a task connects itself waits for. What only asks the
+    scheduler something keeps the slot.
     """
     if hasattr(as_completed.__next__, "__wrapped__"):
         return
     import_once()
+    stock_sync = Client.sync
+
+    @wraps(stock_sync)
+    def sync(self: Any, func: Any, *args: Any, **kwargs: Any) -> Any:
+        if getattr(func, "__name__", "") not in WAIT_FOR_TASKS:
+            return stock_sync(self, func, *args, **kwargs)
+        with without_slot_if_long():
+            answer = stock_sync(self, func, *args, **kwargs)
+        return await_without_slot_if_long(answer) if isawaitable(answer) else answer
+
+    Client.sync = sync
     for cls, name in COORDINATION:
         for copy in copies_of(cls):
             _let_wait(copy, name, without_slot_if_long, await_without_slot_if_long)

@@ -743,24 +743,22 @@ class Executor:
                 # What other owners are to hear, and the rest below, goes on.
                 logger.exception("answers for %s were not sent", link.session.process[2])
         if surplus > 0 or (self.lending.reserved and not core.queued and not core.resuming):
-            self.lending.give_back(max(surplus, 0))
+            _try("slots were not given back", self.lending.give_back, max(surplus, 0))
         if spare or (self.resources.reserved and not core.resources.aside):
-            self.resources.give_back(spare, done=not core.resources.aside)
+            done = not core.resources.aside
+            _try("resources were not given back", self.resources.give_back, spare, done)
         if self.resources.lent or core.resources.yielding:
             core.resources.yielding = self.resources.overdue
-        for name in freed:
-            try:
-                self.store.delete(name)
-            except Exception:  # of the storage that the user gave the worker
-                logger.exception("a value was not deleted")
+        for name in freed:  # the storage may be the user's
+            _try("a value was not deleted", self.store.delete, name)
         if undelivered and self.on_undelivered is not None:
-            self.on_undelivered(undelivered)
+            _try("posts are not under way", self.on_undelivered, undelivered)
         if fetches:
-            self.fetcher.fetch(fetches)
+            _try("values are not fetched", self.fetcher.fetch, fetches)
         for entry in interrupted:
-            self._cancel_coroutine(entry)
+            _try("a coroutine was not cancelled", self._cancel_coroutine, entry)
         if interrupted and self.on_interrupted is not None:
-            self.on_interrupted(interrupted)
+            _try("what cancelled tasks submitted goes on", self.on_interrupted, interrupted)
 
     def _look(self) -> None:
         """What nobody tells: the worker's status, its threads, slots that came free."""
@@ -924,3 +922,11 @@ class Executor:
         with self.lock:
             self.core.keep(entry)
         return nbytes
+
+
+def _try(otherwise: str, call: Callable[..., object], *arguments: object) -> None:
+    """Do one thing of several; when it fails, the others are done all the same."""
+    try:
+        call(*arguments)
+    except Exception:
+        logger.exception(otherwise)

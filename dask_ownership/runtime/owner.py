@@ -37,6 +37,7 @@ from dask_ownership.runtime.functions import Functions
 from dask_ownership.runtime.link import UNSAID_BATCHES
 from dask_ownership.runtime.liveness import Liveness, Patience
 from dask_ownership.runtime.members import Members
+from dask_ownership.runtime.parking import await_without_slot, caller_without_slot
 from dask_ownership.runtime.serialize import (
     Slot,
     arriving,
@@ -640,7 +641,8 @@ class Owner:
         seconds = -1.0 if timeout is None else max(0.0, timeout)
         if self.executor is not None:
             return bool(self.executor.parking.wait(gate.lock, seconds, rows))
-        return acquired(gate.lock, seconds)
+        with caller_without_slot():  # a task with a client of its own
+            return acquired(gate.lock, seconds)
 
     async def wait_async(
         self,
@@ -665,7 +667,7 @@ class Owner:
             if self.executor is not None:
                 await self.executor.parking.wait_async(waiting, pending)
             else:
-                await waiting
+                await await_without_slot(waiting)
         except (TimeoutError, asyncio.TimeoutError):
             return False
         finally:
