@@ -62,6 +62,7 @@ async def scatter(
     views = await _places(client, workers, timeout)
     copies = len(views) if broadcast is True else max(1, min(int(broadcast or 1), len(views)))
     owner = client.owner
+    find = owner.find if isinstance(data, dict) else owner.known  # who gives names chooses them
     rows: dict[Any, Row] = {}
     made: list[Row] = []
     placed: dict[Row, list[tuple[WorkerView, int]]] = {}
@@ -78,7 +79,7 @@ async def scatter(
             elsewhere: dict[Any, Any] = {}
             batches: dict[WorkerView, list[Any]] = {}
             for number, (key, value) in enumerate(values.items()):
-                known = owner.known(key)
+                known = find(key)
                 if known is not None:
                     rows[key] = known
                     if known.state == WAITING and known.function is None and not known.borrowed:

@@ -34,6 +34,16 @@ def test_dict_names_the_keys(client: Client) -> None:
     assert client.gather(futures) == {"x": 1, "y": [2]}
 
 
+def test_a_name_that_is_used_again(client: Client) -> None:
+    """It names another value once nobody has a future of the last one."""
+    seen = []
+    for number in range(4):
+        future = client.scatter({"again": [number]})["again"]
+        seen.append(client.gather(future))
+        del future
+    assert seen == [[0], [1], [2], [3]]
+
+
 def test_range_and_empty(client: Client) -> None:
     assert client.gather(client.scatter(range(3))) == [0, 1, 2]
     assert client.scatter([]) == []
