@@ -23,7 +23,7 @@ from dask_ownership.core.table import INLINE, NO_OPTIONS, Function, Options, Row
 from dask_ownership.errors import NotHere, NotSerializable
 from dask_ownership.future import Future, TravelledFuture
 from dask_ownership.limits import NO_LIMITS, Limits, annotated
-from dask_ownership.runtime.functions import dumps_function
+from dask_ownership.runtime.functions import ManyCalls, dumps_function
 from dask_ownership.runtime.keys import check_key, token_of
 from dask_ownership.runtime.owner import Owner
 from dask_ownership.runtime.runner import current_entry
@@ -267,8 +267,8 @@ class Calls:
         if keys is not None and len(keys) != len(items):
             raise ValueError(f"map got {len(keys)} keys for {len(items)} items")
         unique = self.unique_name(func, key) if not pure and keys is None else ""
-        function = self.owner.functions.get(func, often=True)
-        subject = subject_of(func, function)
+        function = ManyCalls(self.owner.functions, func, CROSSING)
+        subject = subject_of(func, function.record)
         for number, args in enumerate(items):
             if keys is not None:
                 one = keys[number]
@@ -276,7 +276,7 @@ class Calls:
                 one = map_key(subject, args, kwargs, key, f"{unique}-{number}" if unique else None)
             row = self.row(
                 func, args, kwargs, one, pure, workers, resources, retries, priority, loose,
-                limits, fifo_timeout, function,
+                limits, fifo_timeout, function.record_for(args, kwargs),
             )  # fmt: skip
             futures.append(Future(client, row))
         return futures

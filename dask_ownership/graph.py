@@ -43,6 +43,7 @@ from dask_ownership.errors import NotSerializable
 from dask_ownership.future import Future
 from dask_ownership.limits import annotated
 from dask_ownership.replicating import wanted_copies
+from dask_ownership.runtime.functions import ManyCalls
 from dask_ownership.runtime.keys import check_key
 from dask_ownership.runtime.runner import current_entry
 from dask_ownership.runtime.serialize import (
@@ -202,7 +203,7 @@ class _Builder:
         self.rows: dict[Any, Row] = {}
         self.handles: list[Row] = []
         self.nbytes = 0
-        self.functions: dict[int, Function] = {}
+        self.functions: dict[int, ManyCalls] = {}
         self.nodes_by_prefix: dict[str, Function] = {}
         self.run_node = dumps(run_node)
         self.entry = current_entry() if self.owner.executor is not None else None
@@ -367,12 +368,11 @@ class _Builder:
         # One graph is one moment: a function is pickled once however many tasks call it.
         function = self.functions.get(id(node.func))
         if function is None:
-            function = self.functions[id(node.func)] = self.owner.functions.get(
-                node.func, often=True
-            )
-        if function.pickled is CALL:
+            function = self.functions[id(node.func)] = ManyCalls(self.owner.functions, node.func)
+        record = function.record_for(args, kwargs)
+        if record.pickled is CALL:
             args = (node.func, *args)
-        return function, args, kwargs
+        return record, args, kwargs
 
     def _argument(self, argument: Any, slots: dict[Row, Slot]) -> Any:
         kind = type(argument)

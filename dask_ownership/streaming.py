@@ -16,12 +16,13 @@ from queue import Queue
 from typing import Any
 
 from dask_ownership.annotations import named
-from dask_ownership.calls import make_options, map_key, subject_of
+from dask_ownership.calls import CROSSING, make_options, map_key, subject_of
 from dask_ownership.core.places import ordered
 from dask_ownership.core.table import INLINE
 from dask_ownership.errors import ClosedOwner
 from dask_ownership.future import Future
 from dask_ownership.limits import Limits
+from dask_ownership.runtime.functions import ManyCalls
 
 
 class Stream(Iterator[Any]):
@@ -90,8 +91,8 @@ class Stream(Iterator[Any]):
         self._keys = iter(key) if key is not None and self._key is None else None
         self._pure = pure
         self._unique = client.calls.unique_name(func, key) if not pure else None
-        self._function = client.owner.functions.get(func, often=True)
-        self._subject = subject_of(func, self._function)
+        self._function = ManyCalls(client.owner.functions, func, CROSSING)
+        self._subject = subject_of(func, self._function.record)
         self._options = (workers, resources, retries, priority, loose, limits)
         self._number = 0
         self._window: deque[Future | Exception] = deque()
@@ -250,7 +251,7 @@ class Stream(Iterator[Any]):
         try:
             row = client.calls.row(
                 self._func, args, self._kwargs, one, self._pure, workers, resources, retries,
-                priority, loose, limits, function=self._function,
+                priority, loose, limits, function=self._function.record_for(args, self._kwargs),
             )  # fmt: skip
         except ClosedOwner as error:
             self._source_failed(error)

@@ -15,7 +15,7 @@ import sys
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from importlib import import_module
 from inspect import iscoroutinefunction
@@ -38,7 +38,15 @@ from dask_ownership.runtime.plain import (
     parts_of,
     unchanged,
 )
-from dask_ownership.runtime.serialize import CALL, call, dumps, finding
+from dask_ownership.runtime.serialize import (
+    ATOMS,
+    CALL,
+    Slot,
+    call,
+    dumps,
+    finding,
+    objects_of,
+)
 
 KEPT_BYTES = 1 << 24
 """Pickled functions that an owner keeps although no task needs them at the moment."""
@@ -75,24 +83,25 @@ class Functions:
         self._numbers = count(1)
         self._lock = threading.Lock()
 
-    def get(self, function: Callable[..., Any], often: bool = False) -> Function:
+    def get(self, function: Callable[..., Any]) -> Function:
         """The owner's record of a function, as it is now.
 
         When its ``pickled`` is `CALL`, the function is to be the first argument of the call,
         and travels with the others.
-
-        Parameters
-        ----------
-        function : callable
-        often : bool
-            It is going to be called many times as it is now: should it carry state, it is
-            pickled here, once.
 
         Raises
         ------
         NotSerializable
             When it cannot be pickled.
         """
+        return self.stateless(function) or self._with_the_call(function)
+
+    def _with_the_call(self, function: Callable[..., Any]) -> Function:
+        name = funcname(function)
+        return self.by_value(CALL, name, kind=name)
+
+    def stateless(self, function: Callable[..., Any]) -> Function | None:
+        """The record of a named or a plain function; None for one that carries state."""
         if isinstance(function, NAMED_TYPES):
             known = self._named.get((function.__module__, function.__qualname__))
             if (
@@ -104,21 +113,24 @@ class Functions:
                 return known[2]
             if (name := name_of(function)) is not None:
                 return self._get_named(function, name)
-            if type(function) is FunctionType and (record := self._get_plain(function)):
-                return record
-        name_for_people = funcname(function)
-        if often:
-            pickled, found = dumps_function(function, name_for_people)
-            if not found:
-                record = self.by_value(pickled, name_for_people)
-                record.token = blake2b(pickled, digest_size=32).digest()
-                return record
-        # Also one with futures inside: workers would keep those for as long as the function.
-        return self.by_value(CALL, name_for_people, kind=name_for_people)
+            if type(function) is FunctionType:
+                return self._get_plain(function)
+        return None
+
+    def stateful(self, function: Callable[..., Any]) -> Function:
+        """The record of a function that carries state, pickled once as it is now."""
+        name = funcname(function)
+        pickled, found = dumps_function(function, name)
+        if found:  # workers would keep the futures inside for as long as the function
+            return self._with_the_call(function)
+        record = self.by_value(pickled, name)
+        record.token = blake2b(pickled, digest_size=32).digest()
+        return record
 
     def _get_named(self, function: Any, name: Name) -> Function:
-        pickled, _ = dumps_function(function, function.__name__)
-        record = self.by_value(pickled, function.__name__)
+        called_by_people = funcname(function)
+        pickled, _ = dumps_function(function, called_by_people)
+        record = self.by_value(pickled, called_by_people)
         called = (name.module, ".".join(name.path))
         record.token = blake2b(repr(called).encode(), digest_size=32).digest()
         record.named = True
@@ -139,10 +151,11 @@ class Functions:
         made = parts_of(function)
         record = None
         if made is not None:
-            pickled, _ = dumps_function(function, function.__name__)
+            name = funcname(function)
+            pickled, _ = dumps_function(function, name)
             if len(pickled) > KEPT_EACH:
                 return None
-            record = self.by_value(pickled, function.__name__)
+            record = self.by_value(pickled, name)
             record.token = blake2b(pickled, digest_size=32).digest()
         with self._lock:
             self._plain[id(code)] = (code, made or [], record)
@@ -188,6 +201,47 @@ class Functions:
             _, record = self._kept.popitem(last=False)
             self._kept_bytes -= len(record.pickled)
             self._plain.pop(self._codes.pop(record.id, 0), None)
+
+
+class ManyCalls:
+    """A function that is called many times at one moment: by a `map`, or in a graph.
+
+    One that carries state is pickled once for all of them, but with the arguments where it
+    shares an object with those: the task is to find it shared.
+
+    Parameters
+    ----------
+    functions : Functions
+    function : callable
+    futures : tuple of type
+        What stands for a value that is made elsewhere.
+    """
+
+    def __init__(
+        self, functions: Functions, function: Callable[..., Any], futures: tuple[type, ...] = ()
+    ) -> None:
+        self._functions = functions
+        self._futures = (*futures, Slot)
+        self._function = function
+        stateless = functions.stateless(function)
+        self.record = stateless or functions.stateful(function)
+        self._carries = stateless is None and self.record.pickled is not CALL
+        self._state: dict[int, Any] | None = None
+
+    def record_for(self, args: Iterable[Any], kwargs: dict[str, Any]) -> Function:
+        """The record for a call with these arguments."""
+        if not self._carries:
+            return self.record
+        for value in (*args, *kwargs.values()):
+            if type(value) not in ATOMS and not isinstance(value, self._futures):
+                break
+        else:
+            return self.record
+        if self._state is None:
+            self._state = objects_of(self._function)
+        if self._state and not self._state.keys().isdisjoint(objects_of((args, kwargs))):
+            return self._functions.get(self._function)
+        return self.record
 
 
 def dumps_function(function: Callable[..., Any], name: str) -> tuple[bytes, list[Any]]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
+from types import BuiltinFunctionType, ModuleType, TracebackType
 from typing import Any
 
 import cloudpickle
@@ -264,6 +265,44 @@ def dumps_names(value: Any) -> bytes:
         return dumps(value)
     finally:
         pickling.names = False
+
+
+class _Nowhere:
+    """A file that keeps nothing."""
+
+    def write(self, data: bytes) -> None:
+        pass
+
+
+FIXED = (str, bytes, tuple, frozenset, type, BuiltinFunctionType, ModuleType)
+"""Types of which an object is as good as an equal one, and those that are pickled by name."""
+
+
+def _is_fixed(value: Any) -> bool:
+    if isinstance(value, FIXED) or type(value).__name__.endswith("DType"):  # of NumPy
+        return True
+    try:
+        return getattr(sys.modules.get(value.__module__), value.__qualname__, None) is value
+    except Exception:
+        return False
+
+
+def objects_of(value: Any) -> dict[int, Any]:
+    """The objects that are pickled with a value and may change, by their ids.
+
+    They are kept, so that the ids stay theirs. Nothing when the value cannot be pickled.
+    """
+    pickler = cloudpickle.Pickler(_Nowhere(), 5, buffer_callback=lambda buffer: None)
+    try:
+        pickling.names = True
+        pickler.dump(value)
+    except Exception:
+        return {}  # whoever pickles it says why
+    finally:
+        pickling.names = False
+    return {
+        number: kept for number, (_, kept) in pickler.memo.copy().items() if not _is_fixed(kept)
+    }
 
 
 def loads_call(payload: bytes, values: list[Any] | tuple[()]) -> tuple[Any, dict[str, Any]]:

@@ -15,6 +15,7 @@ from dask_ownership.runtime.functions import (
     KEPT_BYTES,
     KEPT_EACH,
     Functions,
+    ManyCalls,
     NamedFunction,
     load,
 )
@@ -78,18 +79,18 @@ def test_what_carries_state_travels_with_each_call(function):
 def test_what_carries_state_is_pickled_once_for_many_calls():
     functions = Functions()
     model = Model()
-    record = functions.get(model.fit, often=True)
+    record = functions.stateful(model.fit)
     assert record.pickled != CALL
-    assert functions.get(model.fit, often=True) is record
+    assert functions.stateful(model.fit) is record
     model.data = b"other"
-    assert functions.get(model.fit, often=True) is not record
+    assert functions.stateful(model.fit) is not record
 
 
 def test_a_large_record_goes_with_the_last_task_that_has_it():
     gone: list[int] = []
     functions = Functions(gone.append)
-    record = functions.get(Model(2 * KEPT_EACH).fit, often=True)
-    assert functions.get(Model(2 * KEPT_EACH).fit, often=True) is record
+    record = functions.stateful(Model(2 * KEPT_EACH).fit)
+    assert functions.stateful(Model(2 * KEPT_EACH).fit) is record
     number = record.id
     del record
     gc.collect()
@@ -100,7 +101,7 @@ def test_what_is_kept_for_later_is_bounded():
     gone: list[int] = []
     functions = Functions(gone.append)
     most = KEPT_BYTES // (KEPT_EACH // 2)
-    numbers = [functions.get(Model(KEPT_EACH // 2 + i).fit, often=True).id for i in range(2 * most)]
+    numbers = [functions.stateful(Model(KEPT_EACH // 2 + i).fit).id for i in range(2 * most)]
     assert gone == numbers[: len(gone)]
     assert most <= len(gone) < 2 * most
 
@@ -122,4 +123,20 @@ def test_what_cannot_be_pickled():
     import threading
 
     with pytest.raises(NotSerializable, match="could not pickle the function 'acquire'"):
-        Functions().get(threading.Lock().acquire, often=True)
+        Functions().stateful(threading.Lock().acquire)
+
+
+def test_what_shares_an_object_with_its_arguments_is_pickled_with_them():
+    import numpy
+
+    model = Model()
+    model.items = [{"a": 1}, numpy.ones(3), Model()]
+    calls = ManyCalls(Functions(), model.fit)
+    once = calls.record
+    assert once.pickled != CALL
+    for apart in ("text", {"a": 1}, numpy.ones(3), Model(), operator.add, [Model]):
+        assert calls.record_for((1, apart), {}) is once
+    for part in (model, model.items, [model.items[0]], model.items[1], {"x": model.items[2]}):
+        assert calls.record_for((part,), {}).pickled == CALL
+        assert calls.record_for((), {"x": part}).pickled == CALL
+    assert ManyCalls(Functions(), operator.add).record_for((model,), {}).named
