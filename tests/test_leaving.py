@@ -125,6 +125,24 @@ def test_the_last_worker_leaves_at_once():
         assert time.monotonic() - started < 10
 
 
+def begins_and_sleeps(path: str) -> None:
+    with open(path, "w"):
+        time.sleep(30)
+
+
+@pytest.mark.parametrize("close", ["cluster", "client"])
+def test_a_cluster_that_closes_does_not_wait_for_tasks(close, tmp_path):
+    """As in Dask; also while the client that has them is still there."""
+    with small_cluster(n_workers=2) as cluster, Client(cluster) as client:
+        paths = [tmp_path / "0", tmp_path / "1"]
+        futures = client.map(begins_and_sleeps, [str(path) for path in paths], pure=False)
+        until(lambda: all(path.exists() for path in paths))
+        started = time.monotonic()
+        cluster.close() if close == "cluster" else client.shutdown()
+        assert time.monotonic() - started < 15
+        del futures
+
+
 def test_adaptive_scaling_starts_from_nothing_and_keeps_busy_workers():
     with (
         distributed.LocalCluster(

@@ -14,11 +14,11 @@ import distributed
 import pytest
 from distributed import LocalCluster
 from distributed.comm import connect
-from live import inc, small_cluster, wait_for_members
+from live import inc, small_cluster, until, wait_for_members
 
 from dask_ownership import Client
 from dask_ownership.runtime.link import PROTOCOL
-from dask_ownership.runtime.membership import DIAL, HOLD, JOIN, REPORT, WHERE
+from dask_ownership.runtime.membership import BACKLOG, DIAL, HOLD, JOIN, REPORT, WHERE, WORD
 from dask_ownership.runtime.operations import LONGEST_REASON
 
 AT_WORKERS: dict[str, dict[str, Any]] = {
@@ -180,6 +180,28 @@ def test_a_token_is_good_for_its_owner_only(local: LocalCluster) -> None:
                 names = {"owner": victim, "client": client.id, "secret": stolen["token"]}
             message = {"op": operation, **usual, **names, **(stolen if operation != JOIN else {})}
             check_refused(asyncio.run(ask(local.scheduler_address, message)), message)
+
+
+def test_nobody_says_anything_for_another_client(local: LocalCluster) -> None:
+    with (
+        Client(local, set_as_default=False),
+        distributed.Client(local, set_as_default=False) as victim,
+        distributed.Client(local, set_as_default=False) as attacker,
+    ):
+        scheduler = local.scheduler
+        plugin = scheduler.extensions["dask-ownership"]
+        attacker._send_to_scheduler({"op": WORD, "client": victim.id, "sender": "x", "word": "x"})
+        attacker._send_to_scheduler({"op": BACKLOG, "client": victim.id, "tasks": 1_000})
+
+        async def join(client: str) -> Any:
+            request = {"client": client, "secret": "x", "protocol": PROTOCOL}
+            return await getattr(attacker.scheduler, JOIN)(owner="abcdef", **request)
+
+        until(lambda: attacker.sync(join, attacker.id)["status"] == "OK", what="its own word")
+        assert attacker.sync(join, victim.id)["status"] == "prove"
+        assert plugin.backlogs == {attacker.id: 1_000}
+        with Client(local, set_as_default=False) as another:
+            assert another.submit(inc, 1, pure=False).result(timeout=20) == 2
 
 
 def test_nobody_joins_as_a_worker_or_client_that_is_there(local: LocalCluster) -> None:

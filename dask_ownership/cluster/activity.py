@@ -23,7 +23,7 @@ from dask_ownership.cluster.stock_pages import StockPages
 from dask_ownership.cluster.task_stream import TaskStream
 from dask_ownership.core.activity import BUCKETS, percentile
 from dask_ownership.core.ownership import AGAIN
-from dask_ownership.runtime.compat import pages_open
+from dask_ownership.runtime.compat import Sender, pages_open
 from dask_ownership.runtime.membership import ACTIVITY, REPORT, WATCH
 from dask_ownership.runtime.reporting import INTERVAL, Reporter
 
@@ -176,9 +176,10 @@ class Feed:
 
     # ---- what is reported ----
 
-    def reported(self, client: str = "", owner: str = "", report: Any = None, **kw: Any) -> None:
+    def reported(self, sender: Any = None, owner: str = "", report: Any = None, **kw: Any) -> None:
         """Stream handler of `REPORT`, of a client."""
-        if self.members.get(owner) == ("client", client) and isinstance(report, dict):
+        known = type(sender) is Sender and self.members.get(owner) == ("client", sender)
+        if known and isinstance(report, dict):
             self._took(owner, report)
 
     def _took(self, owner: str, report: dict[str, Any]) -> None:

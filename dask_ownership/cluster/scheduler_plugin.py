@@ -22,11 +22,13 @@ from dask_ownership.cluster.holding import Holding
 from dask_ownership.cluster.worker_plugin import OwnershipWorkerPlugin
 from dask_ownership.core.roster import CLIENT, LONGEST, WORKER, Roster
 from dask_ownership.runtime.compat import (
+    Sender,
     before_retirement,
     before_workers_restart,
     count_owned_work,
     keep_awake,
     members_after_resources,
+    name_senders,
 )
 from dask_ownership.runtime.link import PROTOCOL
 from dask_ownership.runtime.membership import (
@@ -37,6 +39,7 @@ from dask_ownership.runtime.membership import (
     OWNER_GONE,
     PROMOTED,
     PROMOTION_OVER,
+    REPORT,
     WHERE,
     WORD,
     Found,
@@ -122,6 +125,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         scheduler.handlers[JOIN] = operation(self.join, lambda message: None, self._refusals)
         scheduler.handlers[DIAL] = self._operation(self.dial, "dialler")
         scheduler.handlers[WHERE] = self._operation(self.where, "asker")
+        name_senders(scheduler, (WORD, BACKLOG, REPORT))
         scheduler.stream_handlers[WORD] = self.word
         self.feed = Feed(scheduler, self.roster.owners, self.holding.owner)
         self.feed.token = proof(self.secret, SCHEDULER)
@@ -173,10 +177,10 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
 
         return operation(handler, check, self._refusals)
 
-    def word(self, client: Any = None, word: Any = None, **kwargs: Any) -> None:
+    def word(self, sender: Any = None, word: Any = None, **kwargs: Any) -> None:
         """Stream handler of `WORD`. The first of a client stays, while the client is there."""
-        if client in self.scheduler.client_comms and type(word) is str and len(word) <= LONGEST:
-            self._words.setdefault(client, word)
+        if type(sender) is Sender and type(word) is str and len(word) <= LONGEST:
+            self._words.setdefault(str(sender), word)
 
     def _proven(self, owner: str, kind: str, who: str, secret: str) -> bool:
         """Whether somebody who wants to join is the client or worker that they say."""
@@ -264,19 +268,20 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             owner = key[len(PROMOTED) :].partition("-")[0]
             self._tell(owner, {"op": PROMOTION_OVER, "names": [key]})
 
-    def backlog(self, client: Any = "", tasks: Any = 0, **kwargs: Any) -> None:
+    def backlog(self, sender: Any = None, tasks: Any = 0, **kwargs: Any) -> None:
         """Stream handler of `BACKLOG`: so many tasks of a client wait for a worker."""
-        if type(tasks) is int and tasks > 0 and client in self.scheduler.client_comms:
-            self.backlogs[client] = tasks
-        else:
-            self.backlogs.pop(client, None)
+        if type(sender) is Sender and type(tasks) is int:
+            self.backlogs.pop(str(sender), None)
+            if tasks > 0:
+                self.backlogs[str(sender)] = tasks
 
     async def leave(self, addresses: list[str], wait: bool = True) -> None:
         """Have workers that are about to go move what owners have there.
 
-        With ``wait`` what runs there ends first.
+        With ``wait`` what runs there ends first, unless the whole cluster goes.
         """
         others = bool(set(self.scheduler.workers) - set(addresses))
+        wait = wait and others
         timeout = parse_timedelta(dask.config.get("ownership.leave-timeout", "30s"))
 
         async def leave(address: str) -> None:

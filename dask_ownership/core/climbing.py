@@ -395,7 +395,7 @@ class Climbing:
                 origin = references.origin_of(row)
                 heir = origin[4]
                 # One that came from elsewhere may have the same key.
-                if heir is not None and heir[0] == name[0] and heir[3] == name[3]:
+                if _same_task(heir, name):
                     children[origin[3]] = row
             self._children = (task, rows, children)
         child = self._children[2].get(key)
@@ -563,6 +563,15 @@ class Climbing:
         """Nothing is sought of a task any more; one that runs for that alone is let go of."""
         self.let_go(search.repeats or task)
         self.core._release_uses((*search.made.values(), task))
+
+
+def _same_task(one: Any, other: Any) -> bool:
+    """Whether two names are of one task, which may have been made again by another process."""
+    while one is not None and other is not None and one[3] == other[3]:
+        if one[0] == other[0]:
+            return True
+        one, other = one[4], other[4]
+    return False
 
 
 def path_from(origin: Origin, heir: Origin | Heir) -> Path:

@@ -48,6 +48,7 @@ __all__ = [
     "HiddenData",
     "Lending",
     "LentResources",
+    "Sender",
     "before_retirement",
     "before_workers_restart",
     "block_in",
@@ -65,6 +66,7 @@ __all__ = [
     "let_bars_follow",
     "members_after_resources",
     "moved_bytes",
+    "name_senders",
     "pages_open",
     "pool_state",
     "runs_here",
@@ -419,6 +421,46 @@ def members_after_resources(scheduler: Any, tell: Callable[[str], None]) -> None
 
 RETIREMENT = {"close_workers", "remove", "stimulus_id"}
 """Options of ``Scheduler.retire_workers`` that do not choose workers."""
+
+
+class Sender(str):
+    """Id of the client over whose connection something came, as the scheduler knows it."""
+
+    __slots__ = ()
+
+
+def name_senders(scheduler: Any, operations: Iterable[str]) -> None:
+    """Have messages of these operations say whose they are, as ``sender=Sender(client)``.
+
+    Dask passes the client on as an argument, which one in the message itself replaces.
+    """
+    ours = frozenset(operations)
+
+    def watch(comm: Any, client: str) -> None:
+        stock = comm.read
+
+        @wraps(stock)
+        async def read(*args: Any, **kwargs: Any) -> Any:
+            messages = await stock(*args, **kwargs)
+            for message in messages if isinstance(messages, tuple | list) else (messages,):
+                if isinstance(message, dict) and message.get("op") in ours:
+                    message["sender"] = Sender(client)
+            return messages
+
+        comm.read = read
+
+    stock = scheduler.handle_stream
+
+    @wraps(stock)
+    async def handle_stream(comm: Any, extra: dict[str, Any] | None = None) -> None:
+        if extra and "client" in extra:
+            watch(comm, extra["client"])
+        await stock(comm, extra)
+
+    scheduler.handle_stream = handle_stream
+    for client, batched in scheduler.client_comms.items():
+        if batched.comm is not None:
+            watch(batched.comm, client)
 
 
 def count_owned_work(scheduler: Any, backlog: Callable[[], int]) -> None:

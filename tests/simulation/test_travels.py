@@ -129,6 +129,11 @@ REGRESSIONS = {
         {"seed": 1, "workers": 1, "slots": 1, "clients": 1, "length": 31, "kills": 1},
         {"faults": Faults(0, 0.1)},
     ),
+    # It was submitted by the same task, which another process had made again before.
+    "a child that is there under another process as its parent's owner": (
+        {"seed": 100003745, "workers": 3, "slots": 1, "clients": 1, "length": 95, "leaves": True},
+        {"kills": 3, "retires": 3, "faults": Faults(0, 0.1, 20_000)},
+    ),
     # It was to take its value over from a worker that died, and waited for itself from then on.
     # Which some task waited for: what is left of it in the queue held its value, and so a future.
     "a task that began before its turn": (
