@@ -126,3 +126,24 @@ def test_ordinary_tasks_find_what_they_found_before(client: Client, cluster: Loc
 def takes_a_future(values: list[Any]) -> int:
     (value,) = values
     return int(value)
+
+
+def kinds_on_the_loop(dask_worker: Any) -> list[bool]:
+    return [isinstance(find(), distributed.Client) for find in (get_client, default_client)]
+
+
+async def kinds_in_a_coroutine(dask_worker: Any) -> list[bool]:
+    return kinds_on_the_loop(dask_worker)
+
+
+def has_asked() -> int:
+    return int(get_client().submit(abs, -1).result())
+
+
+def test_what_runs_on_the_loop_finds_the_client_that_a_task_asked_for(client: Client) -> None:
+    """Such as `Client.run` and plugins."""
+    workers = list(client.scheduler_info(n_workers=-1)["workers"])
+    for address in workers:
+        client.submit(has_asked, workers=[address], pure=False).result(timeout=30)
+    for function in (kinds_on_the_loop, kinds_in_a_coroutine):
+        assert client.run(function) == dict.fromkeys(workers, [True, True])

@@ -73,7 +73,7 @@ SUITES = {
     "xgboost": Suite("xgboost", ("tests/test_distributed/test_with_dask/test_with_dask.py",)),
     "prefect-dask": Suite(
         "prefect-dask",
-        ("tests/test_task_runners.py", "tests/test_client.py", "tests/test_utils.py"),
+        ("tests/test_task_runners.py", "tests/test_client.py"),
         arguments=("-o", "asyncio_mode=auto"),
     ),
 }

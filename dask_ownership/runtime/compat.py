@@ -37,7 +37,7 @@ from distributed import (
 )
 from distributed import client as client_module
 from distributed.actor import ActorFuture
-from distributed.client import _current_client
+from distributed.client import Future, _current_client
 from distributed.core import Status, clean_exception, coerce_to_address
 from distributed.diagnostics.progressbar import MultiProgressBar, ProgressBar, TextProgressBar
 from distributed.worker import _worker_cvar
@@ -151,8 +151,11 @@ class CurrentClient:
         return found if made is None else made()
 
 
-NOT_OF_TASKS = ("MainThread", "Dask-", "IO loop", "Profile")
-"""How the names of threads begin that no task started: Dask's own, which unpack what comes."""
+NOT_OF_TASKS = ("Dask-", "Profile")
+"""How the names of threads begin that no task started: Dask's own."""
+
+LOOPS = ("MainThread", "IO loop")
+"""How those begin in which a worker's loop runs, which unpacks what comes."""
 
 
 def find_clients(of_threads: Callable[[], Any]) -> None:
@@ -172,7 +175,11 @@ def find_clients(of_threads: Callable[[], Any]) -> None:
         found = stock()
         if found is not None or _worker_cvar.get(None) is not None:
             return found
-        if current_thread().name.startswith(NOT_OF_TASKS):
+        thread = current_thread().name
+        if thread.startswith(NOT_OF_TASKS):
+            return None
+        # A future of an ordinary task that is unpacked there is that task's client's.
+        if thread.startswith(LOOPS) and sys._getframe(1).f_code is Future.__init__.__code__:
             return None
         return of_threads()
 
