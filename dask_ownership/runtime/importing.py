@@ -3,9 +3,11 @@
 Two threads that import modules which import each other meet in Python's deadlock avoidance, and
 one of them gets a module that is half there. So only one thread at a time may unpickle what
 imports. Nothing is known of a pickle before it is loaded, and a lock for each task would cost
-too much. So a thread unpickles without the lock, and a finder of modules stops it where it is
-about to import one that is not there yet, before anything of that module has run. The thread
-then takes the lock and unpickles from the beginning.
+too much. So a thread unpickles without the lock, and a finder of modules has it take the lock where
+it is about to import one that is not there yet. It must not wait for it there: it has Python's
+own lock of that module, which the thread that has the lock may need. So while another has it,
+the finder stops the thread, before anything of that module has run; it then waits for the lock
+and unpickles from the beginning.
 """
 
 from __future__ import annotations
@@ -32,16 +34,33 @@ class ImportNeeded(BaseException):
     """
 
 
+class Attempt:
+    """One time that something is unpickled without the lock at first.
+
+    Attributes
+    ----------
+    took : bool
+        It took the lock where it imported something.
+    stopped : bool
+        It was stopped there, whatever became of that.
+    may_take : bool
+        Whether it may take the lock.
+    """
+
+    took = stopped = False
+    may_take = True
+
+
 class _Here(threading.local):
     """This thread's unpickling.
 
     Attributes
     ----------
-    unlocked : bool
-        It unpickles without the lock.
+    attempt : Attempt or None
+        None when it does not unpickle, or with the lock.
     """
 
-    unlocked = False
+    attempt: Attempt | None = None
 
 
 here = _Here()
@@ -50,11 +69,15 @@ _lock = threading.RLock()
 
 
 class _Gate(importlib.abc.MetaPathFinder):
-    """Finds nothing, and stops threads that unpickle without the lock."""
+    """Finds nothing; has threads that unpickle without the lock take it, or stops them."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        if here.unlocked:
-            raise ImportNeeded(name)
+        attempt = here.attempt
+        if attempt is not None and not attempt.took:
+            if not (attempt.may_take and _lock.acquire(blocking=False)):
+                attempt.stopped = True
+                raise ImportNeeded(name)
+            attempt.took = True
 
 
 def install() -> None:
@@ -68,12 +91,12 @@ install()
 
 def one_at_a_time(load: Callable[..., T], *args: Any) -> T:
     """Call what unpickles something and may import, while no other thread does so."""
-    before, here.unlocked = here.unlocked, False
+    before, here.attempt = here.attempt, None
     held = _lock.acquire(timeout=LONGEST)
     try:
         return load(*args)
     finally:
-        here.unlocked = before
+        here.attempt = before
         if held:
             _lock.release()
 
@@ -81,16 +104,47 @@ def one_at_a_time(load: Callable[..., T], *args: Any) -> T:
 def unpickle(load: Callable[..., T], *args: Any) -> T:
     """Call what unpickles something; one thread at a time when that imports a module.
 
-    ``load`` is called a second time then.
+    ``load`` is called a second time when another thread is importing something.
     """
-    before, here.unlocked = here.unlocked, True
+    before = here.attempt
+    attempt = here.attempt = Attempt()
     try:
-        return load(*args)
+        value = load(*args)
+        if not attempt.stopped:  # else it took that for an answer
+            return value
     except ImportNeeded:
         pass
+    except Exception:
+        if not attempt.stopped:
+            raise
     finally:
-        here.unlocked = before
+        here.attempt = before
+        if attempt.took:
+            _lock.release()
     return one_at_a_time(load, *args)
+
+
+def without_imports(load: Callable[..., T], *args: Any) -> T:
+    """Call what unpickles something, where a module must not be imported: on a loop.
+
+    Raises
+    ------
+    ImportNeeded
+        When it would import one.
+    """
+    before = here.attempt
+    attempt = here.attempt = Attempt()
+    attempt.may_take = False
+    try:
+        value = load(*args)
+        if not attempt.stopped:
+            return value
+    except Exception:
+        if not attempt.stopped:
+            raise
+    finally:
+        here.attempt = before
+    raise ImportNeeded
 
 
 STACK_GLOBAL = b"\x93"

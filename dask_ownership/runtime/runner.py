@@ -347,13 +347,9 @@ def run_in_thread(
     try:
         arrived: list[Row] = []
         unpickling.arrived = arrived
-        importing.here.unlocked = True
         try:
-            function, args, kwargs, is_coroutine = load_call(entry)
-        except importing.ImportNeeded:
-            function, args, kwargs, is_coroutine = importing.one_at_a_time(load_call, entry)
+            function, args, kwargs, is_coroutine = importing.unpickle(load_call, entry)
         finally:
-            importing.here.unlocked = False
             unpickling.arrived = None
             if arrived:
                 entry.arrived = arrived

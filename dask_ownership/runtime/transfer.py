@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Hashable, Iterable
+from contextlib import suppress
 from pickle import PickleBuffer
 from time import perf_counter
 from typing import Any, TypeAlias
@@ -139,13 +140,8 @@ async def unpack_off_loop(packed: Serialized, client: Any) -> tuple[Any, list[Ro
     Those become futures of ``client``.
     """
     if size_of(packed) <= LARGE:
-        try:
-            importing.here.unlocked = True
-            return _unpack_for(packed, client)
-        except importing.ImportNeeded:
-            pass  # the loop must not wait for other threads that import
-        finally:
-            importing.here.unlocked = False
+        with suppress(importing.ImportNeeded):
+            return importing.without_imports(_unpack_for, packed, client)
     made: tuple[Any, list[Row]] = await offload(importing.unpickle, _unpack_for, packed, client)
     return made
 

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -62,21 +63,58 @@ def test_threads_that_import_what_needs_each_other(package):
     assert "partially initialized" in run(package, "stock").stderr
 
 
-def test_it_is_called_again_when_it_imports(tmp_path, monkeypatch):
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """What imports a module, and whether that module was there each time."""
     (tmp_path / "imported_by_a_pickle.py").write_text("value = 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     calls = []
 
     def load() -> int:
-        calls.append(importing.here.unlocked)
-        import imported_by_a_pickle
-
+        calls.append("imported_by_a_pickle" in sys.modules)
+        try:
+            import imported_by_a_pickle
+        except BaseException as error:
+            raise RuntimeError("this says nothing of the reason") from error
         return imported_by_a_pickle.value
 
+    yield load, calls
+    sys.modules.pop("imported_by_a_pickle", None)
+
+
+def test_it_is_called_once_though_it_imports(module):
+    load, calls = module
     assert importing.unpickle(load) == 1
     assert importing.unpickle(load) == 1
-    assert calls == [True, False, True]
-    del sys.modules["imported_by_a_pickle"]
+    assert calls == [False, True]
+
+
+def test_it_is_called_again_when_another_thread_imports(module):
+    """Whatever it made of being stopped."""
+    load, calls = module
+    imports, over = threading.Event(), threading.Event()
+
+    def other() -> None:
+        imports.set()
+        over.wait(10)
+
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(importing.one_at_a_time, other)
+        imports.wait(10)
+        waits = pool.submit(importing.unpickle, load)
+        while not calls:
+            time.sleep(0.001)
+        over.set()
+        assert waits.result(10) == 1
+    assert calls == [False, False]
+
+
+def test_a_loop_imports_nothing(module):
+    load, _ = module
+    with pytest.raises(importing.ImportNeeded):
+        importing.without_imports(load)
+    assert "imported_by_a_pickle" not in sys.modules
+    assert importing.unpickle(load) == importing.without_imports(load) == 1
 
 
 def test_what_looks_for_a_module_is_not_told_that_there_is_none(tmp_path, monkeypatch):
@@ -103,12 +141,12 @@ def test_one_within_another():
     inner = pickle.dumps(len, 5)
 
     def load() -> bool:
-        before = importing.here.unlocked
+        before = importing.here.attempt
         importing.loads(inner)
-        return before and importing.here.unlocked
+        return before is not None and importing.here.attempt is before
 
     assert importing.unpickle(load)
-    assert not importing.here.unlocked
+    assert importing.here.attempt is None
 
 
 def test_one_that_waits_for_another_goes_on_in_the_end(monkeypatch):
