@@ -213,11 +213,13 @@ class VirtualOwner:
 
         def arrive(pipe: Pipe) -> None:
             if pipe.worker.leaving or not pipe.worker.alive:
-                # It does not take it: another one is asked.
+                # It does not take it: another one is asked, as soon as there is one.
                 there = [p for p in self.pipes.values() if p.worker.alive and not p.worker.leaving]
                 if there:
                     there[0].worker.later(self.cluster.delay(), partial(arrive, there[0]))
-                    return
+                elif self.alive:
+                    self.later(WINDOW, partial(arrive, pipe))
+                return
             if pipe.worker.alive and pipe in self.cluster.network.pipes:
                 entry = Entry(pipe.session, key, row.attempt)
                 pipe.worker.put(entry, pickled)
