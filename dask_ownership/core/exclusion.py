@@ -64,11 +64,14 @@ class Exclusion:
     alone : Entry or None
         The suspect that has the worker for itself: its owner is asked, or it runs, or it is
         parked.
+    idle : bool
+        There is none, and none was just before.
     """
 
     def __init__(self, core: Executor) -> None:
         self.core = core
         self.alone: Entry | None = None
+        self.idle = True
         self._waiting: deque[Entry] = deque()
         self._may_begin = False
         self._parting: Entry | None = None
@@ -77,8 +80,8 @@ class Exclusion:
         self._said = 0
         self._since: dict[tuple[Entry, str, int], float] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self.alone or self._waiting or self._parting)
+    def _look_whether_idle(self) -> None:
+        self.idle = not (self.alone or self._waiting or self._parting)
 
     @property
     def startable(self) -> int:
@@ -102,14 +105,15 @@ class Exclusion:
         return alone.state not in (QUEUED, RUNNING) or alone.cancelled
 
     def takes(self, entry: Entry) -> bool:
-        """Whether a task that has all that it needs is one, or of the one that is alone."""
-        if entry.options is None:
-            return False
+        """Whether a task that has all that it needs, and options, is one, or of the one that is
+        alone."""
+        assert entry.options is not None
         if self._family and self._is_of(entry):
             self._children.append(entry)
             return True
         if "alone" in entry.options:
             self._waiting.append(entry)
+            self.idle = False
             return True
         return False
 
@@ -140,6 +144,7 @@ class Exclusion:
         while self._waiting and self._waiting[0].state != QUEUED:
             self._waiting.popleft()
         if not self._waiting:
+            self._look_whether_idle()
             return None, False
         if not core.busy:
             self.alone = self._waiting.popleft()
@@ -167,6 +172,7 @@ class Exclusion:
             self._may_begin = True
         else:
             self._parting = None
+            self._look_whether_idle()
 
     def comes_back(self, entry: Entry) -> None:
         """A task that was parked is about to go on: nobody is alone any more."""
@@ -206,6 +212,7 @@ class Exclusion:
                 self._part(self._waiting.popleft())
             if first.state == QUEUED:
                 self.core.queue_beside(first)
+        self._look_whether_idle()
 
     def _end(self) -> None:
         """Nobody is alone any more: it ended, was taken back, or others may begin."""

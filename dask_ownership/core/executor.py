@@ -366,7 +366,7 @@ class Executor:
             return None
         if self.resuming and (token := self.resume_next()) is not None:
             return token
-        if self.exclusion:
+        if not self.exclusion.idle:
             suspect, alone = self.exclusion.next_work()
             if alone:
                 return suspect
@@ -407,12 +407,9 @@ class Executor:
         self._resumed(entry)
         return token
 
-    def _count_less(self) -> None:
-        """A task is not queued any more. Nothing is, at the end: forget what began or was given
-        back without its turn, which may hold a value."""
-        self.queued -= 1
-        if self.queued or not self._passed_over:
-            return
+    def _clear_queues(self) -> None:
+        """Nothing is queued: forget what began or was given back without its turn, which may
+        hold a value."""
         self._passed_over = False
         self.crowd.awaited.clear()
         for turns in self._turns.values():
@@ -422,9 +419,11 @@ class Executor:
 
     def begin(self, entry: Entry) -> bool:
         """Have a queued task take a free slot; False when its resources are not there."""
+        self.queued -= 1
         if entry.awaited:
             self._passed_over = True  # it is in two queues, and leaves one
-        self._count_less()
+        if self._passed_over and not self.queued:
+            self._clear_queues()
         if entry.options and not self.resources.acquire(entry):
             return False
         entry.state = RUNNING
@@ -458,7 +457,7 @@ class Executor:
     @property
     def startable(self) -> int:
         """How many queued tasks may start when there are slots."""
-        if self.exclusion:
+        if not self.exclusion.idle:
             return self.exclusion.startable
         if not self.queued or not self.crowd.full:
             return self.queued
@@ -714,7 +713,7 @@ class Executor:
                 return
         entry.state = QUEUED
         self.queued += 1
-        if not self.exclusion.takes(entry):
+        if entry.options is None or not self.exclusion.takes(entry):
             self.queue_beside(entry)
 
     def queue_beside(self, entry: Entry) -> None:
@@ -784,8 +783,10 @@ class Executor:
 
     def _leave_queue(self) -> None:
         """A queued task is not to begin any more."""
-        self._passed_over = True
-        self._count_less()
+        self.queued -= 1
+        self._passed_over = bool(self.queued)
+        if not self.queued:
+            self._clear_queues()
 
     def _free(self, entry: Entry) -> None:
         """Have the runtime delete the entry's value in the store, if it has one."""

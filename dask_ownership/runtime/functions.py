@@ -94,14 +94,6 @@ class Functions:
         NotSerializable
             When it cannot be pickled.
         """
-        return self.stateless(function) or self._with_the_call(function)
-
-    def _with_the_call(self, function: Callable[..., Any]) -> Function:
-        name = funcname(function)
-        return self.by_value(CALL, name, kind=name)
-
-    def stateless(self, function: Callable[..., Any]) -> Function | None:
-        """The record of a named or a plain function; None for one that carries state."""
         if isinstance(function, NAMED_TYPES):
             known = self._named.get((function.__module__, function.__qualname__))
             if (
@@ -111,6 +103,15 @@ class Functions:
                 and not is_by_value(known[1].module)
             ):
                 return known[2]
+        return self.stateless(function) or self._with_the_call(function)
+
+    def _with_the_call(self, function: Callable[..., Any]) -> Function:
+        name = funcname(function)
+        return self.by_value(CALL, name, kind=name)
+
+    def stateless(self, function: Callable[..., Any]) -> Function | None:
+        """The record of a named or a plain function; None for one that carries state."""
+        if isinstance(function, NAMED_TYPES):
             if (name := name_of(function)) is not None:
                 return self._get_named(function, name)
             if type(function) is FunctionType:

@@ -197,7 +197,7 @@ class Parking:
     def _goes_on(self, entry: Entry) -> None:
         """Have a parked task go on at once. The lock is held."""
         self.core.goes_on(entry)
-        if self.core.exclusion:
+        if not self.core.exclusion.idle:
             self._flush_soon()  # an owner may have to hear that its task is not alone any more
 
     def want_slot_for(self, token: EventToken, entry: Entry) -> None:

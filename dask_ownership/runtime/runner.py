@@ -30,7 +30,7 @@ from dask_ownership.errors import NotSerializable, NotUnpickled
 from dask_ownership.runtime import importing
 from dask_ownership.runtime.compat import thread_state
 from dask_ownership.runtime.error_log import error_log
-from dask_ownership.runtime.functions import load
+from dask_ownership.runtime.functions import NamedFunction, load
 from dask_ownership.runtime.serialize import (
     ATOMS,
     call,
@@ -202,6 +202,15 @@ def load_call(entry: Entry) -> tuple[Callable[..., Any], Any, dict[str, Any], bo
     return function, args, kwargs, is_coroutine
 
 
+def imports_nothing(entry: Entry) -> bool:
+    """Whether loading the call of a task unpickles no name, as far as that is quickly told."""
+    return (
+        not entry.dependencies
+        and importing.STACK_GLOBAL not in entry.payload
+        and type(entry.session.functions.get(entry.function)) is NamedFunction
+    )
+
+
 class Outcome:
     """What became of a task: a message for its owner and how to keep the value."""
 
@@ -348,7 +357,10 @@ def run_in_thread(
         arrived: list[Row] = []
         unpickling.arrived = arrived
         try:
-            function, args, kwargs, is_coroutine = importing.unpickle(load_call, entry)
+            if imports_nothing(entry):
+                function, args, kwargs, is_coroutine = load_call(entry)
+            else:
+                function, args, kwargs, is_coroutine = importing.unpickle(load_call, entry)
         finally:
             unpickling.arrived = None
             if arrived:

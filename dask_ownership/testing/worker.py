@@ -138,7 +138,7 @@ class VirtualWorker:
             elif pipe.there.unsaid:
                 self.cluster.send(pipe, pipe.there.pack([]), to_worker=False)
         assert core.busy <= core.slots + len(self.beyond), (self.address, core.busy)
-        if (core.crowd.full or core.exclusion) and not self.watching:
+        if (core.crowd.full or not core.exclusion.idle) and not self.watching:
             self.watching = True
             self.later(SECOND / 10, self._watch)
 
