@@ -40,6 +40,13 @@ class Worker(Bench):
         assert self.start() is entry
         return entry
 
+    def submits(self, parent, *keys) -> None:
+        """A task submits some to the owner beside it, and waits for them."""
+        heir = (parent.session.owner, "", "", parent.key, None, 1)
+        for key in keys:
+            self.tell(push(key, heir=heir, depth=parent.depth + 1), session=self.other)
+        self.core.parked(parent)
+
     def go(self, entry, yes=True) -> None:
         self.tell((m.GO, entry.key, entry.attempt, yes))
 
@@ -236,14 +243,10 @@ def test_a_thread_is_woken_when_it_is_over(worker, how):
 def test_what_it_submitted_runs_with_it(worker):
     parent = worker.alone()
     worker.tell(push("x"), session=worker.other)
-    heir = ("owner", "", "", "s", None, 1)
-    worker.tell(push("child", heir=heir, depth=1), session=worker.other)
-    worker.core.parked(parent)
+    worker.submits(parent, "child")
     child = worker.start()
     assert child.key == "child"
-    below = ("other", "", "", "child", None, 1)
-    worker.tell(push("grandchild", heir=below, depth=2), session=worker.other)
-    worker.core.parked(child)
+    worker.submits(child, "grandchild")
     grandchild = worker.start()
     assert grandchild.key == "grandchild"
     worker.nothing()
@@ -261,9 +264,7 @@ def test_what_it_submitted_runs_with_it(worker):
 def test_others_begin_soon_while_it_is_parked_and_nothing_of_it_is_here(worker):
     parent = worker.alone()
     worker.tell(push("x"), session=worker.other)
-    heir = ("owner", "", "", "s", None, 1)
-    worker.tell(push("child", heir=heir, depth=1), session=worker.other)
-    worker.core.parked(parent)
+    worker.submits(parent, "child")
     child = worker.start()
     worker.core.exclusion.look(1.0)
     worker.core.exclusion.look(0.9 + ALONE)
@@ -277,10 +278,7 @@ def test_others_begin_soon_while_it_is_parked_and_nothing_of_it_is_here(worker):
 
 def test_what_it_submitted_runs_beside_others_when_it_is_not_alone_any_more(worker):
     parent = worker.alone()
-    heir = ("owner", "", "", "s", None, 1)
-    for number in range(3):
-        worker.tell(push(f"child-{number}", heir=heir, depth=1), session=worker.other)
-    worker.core.parked(parent)
+    worker.submits(parent, *[f"child-{number}" for number in range(3)])
     first = worker.start()
     worker.core.exclusion.look(1.0)
     worker.core.exclusion.look(1.0 + ALONE)
