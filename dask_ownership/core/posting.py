@@ -130,11 +130,7 @@ class Posting:
         if peer.gone or not batches or peer.way == peer.process[1]:
             self._watched.discard(peer)
             return
-        if batches[0][0] != oldest:
-            peer.tries = 0
-        elif peer.tries < len(self.core.placement.workers):
-            # Each of them carries it by now when all have been tried, and goes on trying.
-            peer.tries += 1
+        if batches[0][0] == oldest:
             peer.turn += 1
             self._again(peer)
         self._look_later(peer)

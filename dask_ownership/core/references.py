@@ -133,13 +133,9 @@ class Peer:
         The worker over whose link posts to it go, see `core.posting`; ``""`` when none did.
     turn : int
         How many could not carry them.
-    tries : int
-        How many of these since something was acknowledged.
     """
 
-    __slots__ = (
-        "borrowed", "gone", "kept", "lent", "outbox", "process", "stream", "tries", "turn", "way",
-    )  # fmt: skip
+    __slots__ = ("borrowed", "gone", "kept", "lent", "outbox", "process", "stream", "turn", "way")
 
     def __init__(self, process: Process) -> None:
         self.process = process
@@ -151,7 +147,6 @@ class Peer:
         self.gone = False
         self.way = ""
         self.turn = 0
-        self.tries = 0
 
     def __repr__(self) -> str:
         return f"<Peer {self.process[2]} borrowed={len(self.borrowed)} lent={len(self.lent)}>"

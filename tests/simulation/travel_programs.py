@@ -402,7 +402,9 @@ def run_travels(
 
     The same arguments give the same run: call it with those of a failure to replay it.
     """
-    cluster = VirtualCluster(seed, workers, slots, clients, faults, longest_wait=LONGEST_WAIT)
+    # A way that works is found after some that do not, each of which is waited for longer.
+    longest = LONGEST_WAIT * (1 if routes else 4)
+    cluster = VirtualCluster(seed, workers, slots, clients, faults, longest_wait=longest)
     cluster.kills_left = kills  # type: ignore[attr-defined]
     cluster.may_cancel = cancels  # type: ignore[attr-defined]
     cluster.may_leave = leaves  # type: ignore[attr-defined]
