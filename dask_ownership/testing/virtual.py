@@ -509,9 +509,9 @@ class VirtualCluster:
             for needed in row.dependencies:
                 # It may have been made again meanwhile: then this was another value. Or it was
                 # moved from a worker that leaves, which gives what it did not start back, unless
-                # it stays after all.
+                # it stays after all. Or it never got there, because its holder does not answer.
                 assert (
-                    (self.retiring and row.worker not in needed.holders)
+                    ((self.retiring or self.watchful) and row.worker not in needed.holders)
                     or needed.key != dependency.key
                     or needed.state not in (INLINE, STORED)
                     or version_of(needed) != dependency.attempt
