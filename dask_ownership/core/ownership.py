@@ -91,6 +91,9 @@ class Ownership:
     history : deque of tuple
         ``(key, event, detail, time)`` of unusual events, the latest `HISTORY` of them.
         A task that just runs leaves none.
+    cancelled_lives : dict
+        Keys that others had heard of and their lives (see `Row`), of the latest `HISTORY` that
+        were cancelled.
     again : dict of str to int
         How often tasks were handed out again, by each event of `AGAIN`.
     losses : dict of str to int
@@ -144,6 +147,7 @@ class Ownership:
     ) -> None:
         self.table = Table(lock)
         self.history: deque[tuple[Key, str, str, float]] = deque(maxlen=HISTORY)
+        self.cancelled_lives: dict[tuple[Key, int], None] = {}
         self.clock = clock
         self.references = References(self, process)
         self.membership = Membership(self)
@@ -759,6 +763,10 @@ class Ownership:
 
     def _end(self, row: Row, state: int, value: bytes | Failure | None) -> None:
         self.log(row, STATE_NAMES[state], self._why(row, value))
+        if state == CANCELLED and row.life:
+            self.cancelled_lives[row.key, row.life] = None
+            if len(self.cancelled_lives) > HISTORY:
+                del self.cancelled_lives[next(iter(self.cancelled_lives))]
         if row.state == INLINE:
             self.inline_bytes -= row.nbytes
         if row.holders:

@@ -641,7 +641,7 @@ class References:
             if moved is not None:
                 self.say_moved(peer, key, number, moved, None)
                 return
-            self._say(peer, (LENT, key, number, self._outcome_of_gone(key)))
+            self._say(peer, (LENT, key, number, self._outcome_of_gone(key, life)))
             return
         if row.options.parent is not None:
             row.shared_with(None)
@@ -661,10 +661,14 @@ class References:
         if asked:
             self.core._release_uses((row,))
 
-    def _outcome_of_gone(self, key: Key) -> Outcome:
-        """What is told to one that asks for what is not in the table any more."""
+    def _outcome_of_gone(self, key: Key, life: int = 0) -> Outcome:
+        """What is told to one that asks for what is not in the table any more.
+
+        Of a key that was used again, that of this life of it; of any when that is 0.
+        """
+        another = life and (key, life) not in self.core.cancelled_lives
         for gone, event, detail, _ in reversed(self.core.history):
-            if gone == key and event == "cancelled":
+            if gone == key and event == "cancelled" and not another:
                 return (CANCELLED, "cancelled", key, detail, ())
         if not is_adopted(key):
             detail = f"{self.process[2]} freed it: nobody held it when this process asked for it"

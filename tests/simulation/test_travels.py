@@ -129,6 +129,11 @@ REGRESSIONS = {
         {"seed": 1, "workers": 1, "slots": 1, "clients": 1, "length": 31, "kills": 1},
         {"faults": Faults(0, 0.1)},
     ),
+    # The next life of its key had been cancelled.
+    "a lost value whose key was used again and cancelled": (
+        {"seed": 140003409, "workers": 2, "slots": 3, "clients": 2, "length": 114, "kills": 1},
+        {"retires": 1, "freezes": True, "cancels": True, "faults": Faults(0, 0)},
+    ),
     # It was submitted by the same task, which another process had made again before.
     "a child that is there under another process as its parent's owner": (
         {"seed": 100003745, "workers": 3, "slots": 1, "clients": 1, "length": 95, "leaves": True},
