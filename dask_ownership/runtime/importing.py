@@ -108,6 +108,7 @@ def unpickle(load: Callable[..., T], *args: Any) -> T:
     """
     before = here.attempt
     attempt = here.attempt = Attempt()
+    value: T | None = None
     try:
         value = load(*args)
         if not attempt.stopped:  # else it took that for an answer
@@ -118,6 +119,7 @@ def unpickle(load: Callable[..., T], *args: Any) -> T:
         if not attempt.stopped:
             raise
     finally:
+        value = None  # a traceback that was unpickled refers to this frame
         here.attempt = before
         if attempt.took:
             _lock.release()
@@ -135,6 +137,7 @@ def without_imports(load: Callable[..., T], *args: Any) -> T:
     before = here.attempt
     attempt = here.attempt = Attempt()
     attempt.may_take = False
+    value: T | None = None
     try:
         value = load(*args)
         if not attempt.stopped:
@@ -143,6 +146,7 @@ def without_imports(load: Callable[..., T], *args: Any) -> T:
         if not attempt.stopped:
             raise
     finally:
+        value = None  # as above
         here.attempt = before
     raise ImportNeeded
 
