@@ -82,6 +82,8 @@ class Exclusion:
 
     def _look_whether_idle(self) -> None:
         self.idle = not (self.alone or self._waiting or self._parting)
+        if self.idle:
+            self._since.clear()  # nobody looks any more, and it has tasks that ended
 
     @property
     def startable(self) -> int:

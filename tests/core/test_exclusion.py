@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 from test_executor import Bench, push
 
@@ -327,6 +330,22 @@ def test_it_is_given_back_when_the_worker_pauses(worker):
     worker.nothing()
     worker.go(entry, False)
     assert worker.start().key == "x"
+
+
+def test_nothing_of_it_is_kept_when_it_is_over(worker):
+    entry = worker.alone()
+    worker.core.exclusion.look(0.0)
+    worker.inline(entry)
+    worker.nothing()
+    worker.core.exclusion.look(0.1)
+    worker.go(entry, False)
+    assert worker.core.exclusion.idle, "nobody looks any more"
+    value = entry.value = Bench()
+    kept = weakref.ref(value)
+    worker.session.fresh.clear()  # the answer went
+    del worker.session.entries[entry.key], entry, value
+    gc.collect()
+    assert kept() is None
 
 
 def test_the_time_gets_longer():
