@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from itertools import count
-from numbers import Real
 from typing import Any
 
 import dask
@@ -16,31 +15,31 @@ from dask.utils import format_bytes, funcname, parse_bytes
 from distributed.actor import Actor, BaseActorFuture
 from distributed.protocol.pickle import loads as _loads  # noqa: F401  (installs tblib's support)
 
-from dask_ownership.annotations import merged, named, of_key
 from dask_ownership.core.identity import child_key
 from dask_ownership.core.places import ordered
-from dask_ownership.core.table import INLINE, NO_OPTIONS, Function, Options, Row
+from dask_ownership.core.table import INLINE, NO_OPTIONS, Function, Row
 from dask_ownership.errors import NotHere, NotSerializable
-from dask_ownership.future import Future, TravelledFuture
-from dask_ownership.limits import NO_LIMITS, Limits, annotated
+from dask_ownership.future import Future, TravelledFuture, owned_clients
+from dask_ownership.options import (
+    Limits,
+    annotated,
+    given_in,
+    make_options,
+    merged,
+    named,
+    of_key,
+    options_of,
+    parent_of,
+)
 from dask_ownership.runtime.functions import ManyCalls, dumps_function
 from dask_ownership.runtime.keys import check_key, token_of
 from dask_ownership.runtime.owner import Owner
 from dask_ownership.runtime.runner import current_entry
 from dask_ownership.runtime.serialize import ATOMS, CALL, dumps, dumps_call, dumps_names, sizeof
+from dask_ownership.structures import exchanged
 
 MAYBE_LARGE = 1_000_000
 """Bytes of a call above which the configuration is asked whether it is large."""
-
-OPTIONS = (
-    "workers",
-    "resources",
-    "retries",
-    "allow_other_workers",
-    "executor",
-    "span",
-)
-"""Annotations that become options of a task, but for its limits."""
 
 FIFO_TIMEOUT = "100 ms"
 """For how long after a graph what is submitted is of its generation, see `core.places`."""
@@ -191,8 +190,6 @@ class Calls:
 
     def imported(self, args: Any, kwargs: Any) -> Any:
         """Arguments with futures of this owner in place of others."""
-        from dask_ownership.crossing import exchanged
-
         imports = self.client_of().imports
 
         def take(value: Any) -> Any:
@@ -301,8 +298,6 @@ class Calls:
 
     def client_of(self) -> Any:
         """The client that futures made here belong to."""
-        from dask_ownership.future import owned_clients
-
         return owned_clients[self.owner.incarnation]
 
     def literal(self, key: Any, value: Any) -> Row:
@@ -352,11 +347,6 @@ def map_key(subject: Any, args: Any, kwargs: dict[str, Any], key: Any, unique: s
     return None
 
 
-def parent_of(entry: Any) -> Any:
-    """How rows name the task that submitted them."""
-    return (entry.session.owner, entry.key, entry.attempt) if entry is not None else None
-
-
 def submit_child(
     owner: Owner, row: Row, entry: Any, submit: Callable[[Row], Row] | None = None
 ) -> Row:
@@ -369,81 +359,3 @@ def submit_child(
         detail = f"the task {entry.key!r} that submitted it was cancelled"
         owner.call(owner.core.cancel_children, parent_of(entry), detail, (row,))
     return row
-
-
-def given_in(entry: Any) -> Options:
-    """Options of a row for a value that the task of an entry has, if it is one."""
-    return NO_OPTIONS if entry is None else Options(heir=entry.heir)
-
-
-def named_workers(workers: Any) -> tuple[str, ...] | None:
-    """What ``workers=`` names.
-
-    Raises
-    ------
-    TypeError
-    """
-    if not workers:
-        return None
-    if isinstance(workers, list | tuple | set | frozenset):
-        return tuple(str(name) for name in workers)
-    if isinstance(workers, str | Real):
-        return (str(workers),)
-    raise TypeError(
-        "workers= takes an address, a name, a host or a list of them, "
-        f"not a {type(workers).__name__}: {workers!r}"
-    )
-
-
-def options_of(settings: dict[str, Any], entry: Any, limits: Limits | None) -> Options:
-    """Options of a row from what its call and its annotations say."""
-    workers, resources, retries, loose, executor, span = map(settings.get, OPTIONS)
-    if entry is None and not (workers or resources or retries or limits or executor or span):
-        return NO_OPTIONS
-    return make_options(workers, resources, retries, loose, entry, limits, executor, span)
-
-
-def make_options(
-    workers: Any,
-    resources: Any,
-    retries: Any,
-    loose: Any,
-    entry: Any,
-    limits: Limits | None = None,
-    executor: Any = None,
-    span: Any = None,
-) -> Options:
-    """Options of a row from what the user wrote.
-
-    Raises
-    ------
-    TypeError, ValueError
-        When one has a wrong value.
-    """
-    names = named_workers(workers)
-    if retries and not isinstance(retries, int):
-        raise TypeError(f"retries= takes a whole number, not {retries!r}")
-    if executor is not None and not isinstance(executor, str):
-        raise TypeError(f"executor= takes the name of a worker's executor, not {executor!r}")
-    if resources and not (
-        isinstance(resources, dict)
-        and all(isinstance(k, str) and isinstance(v, Real) for k, v in resources.items())
-    ):
-        raise TypeError(f"resources= takes a dict of names and numbers, not {resources!r}")
-    timeout, at_most_once = limits or NO_LIMITS
-    if retries and at_most_once:
-        raise ValueError("retries= runs a task again, and at_most_once=True does not: use one")
-    return Options(
-        workers=names,
-        loose=bool(loose),
-        retries=int(retries or 0),
-        resources={k: float(v) for k, v in resources.items()} if resources else None,
-        timeout=timeout,
-        at_most_once=bool(at_most_once),
-        executor=executor,
-        span=dumps(span) if span else None,
-        depth=entry.depth + 1 if entry is not None else 0,
-        parent=parent_of(entry),
-        heir=entry.heir if entry is not None else None,
-        within=entry.identity if entry is not None else None,
-    )

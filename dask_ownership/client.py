@@ -21,15 +21,14 @@ from dask.utils import shorten_traceback
 from distributed.utils import _parse_timedelta as parse_timeout
 from distributed.utils import sync
 
-from dask_ownership.calls import given_in
 from dask_ownership.core.table import NO_OPTIONS, Options
 from dask_ownership.crossing import promoted_graph
 from dask_ownership.errors import NotHere, OwnershipError
 from dask_ownership.future import Future
-from dask_ownership.gathering import SKIPPED, Gathering, collect, repack
+from dask_ownership.gathering import Gathering
 from dask_ownership.graph import Graph, graph_futures, persisting
 from dask_ownership.inspection import Inspection
-from dask_ownership.limits import take as take_limits
+from dask_ownership.options import given_in, take_limits
 from dask_ownership.queries import Queries, listed
 from dask_ownership.rebalancing import rebalance
 from dask_ownership.replicating import replicate, wanted_copies
@@ -38,6 +37,7 @@ from dask_ownership.runtime.reading import fetch
 from dask_ownership.runtime.runner import current_entry
 from dask_ownership.scatter import scatter
 from dask_ownership.streaming import Stream
+from dask_ownership.structures import SKIPPED, collect, repack
 
 
 def asked_for_actors(actors: Any) -> bool:

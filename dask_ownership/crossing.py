@@ -22,26 +22,25 @@ from typing import Any, ClassVar
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
-import distributed
 from dask._expr import LLGExpr
 from dask._task_spec import Alias, GraphNode, Task
 from distributed import Client as StockClient
 from distributed.actor import Actor, BaseActorFuture
 
-from dask_ownership.calls import make_options, parent_of, submit_child
+from dask_ownership.calls import submit_child
 from dask_ownership.cluster.crossing import bring_central, bring_owned
 from dask_ownership.core.messages import Key
 from dask_ownership.core.table import ERROR, NO_OPTIONS, STORED, WAITING, Borrowed, Options, Row
 from dask_ownership.errors import ClosedOwner, FutureCancelledError, NotHere
 from dask_ownership.future import Future, TravelledFuture, owned_clients, task_clients
 from dask_ownership.graph import Graph
+from dask_ownership.options import make_options, parent_of
 from dask_ownership.runtime.compat import cross_in_clients, scheduler_id
 from dask_ownership.runtime.membership import PROMOTED, WHERE
 from dask_ownership.runtime.owner import Handle
 from dask_ownership.runtime.runner import current_entry
 from dask_ownership.runtime.serialize import dumps, dumps_error
-
-SEQUENCES = (list, tuple, set, frozenset)
+from dask_ownership.structures import exchanged
 
 # ---- owned values in central tasks ----
 
@@ -161,21 +160,6 @@ def owned_arguments(client: Any, args: Any, kwargs: Any) -> Any:
     found = promote(client, found)
     args, kwargs = exchanged((args, kwargs), lambda value: found.get(value, value))
     return args, kwargs, tuple(found.values())
-
-
-def exchanged(value: Any, exchange: Callable[[Any], Any]) -> Any:
-    """A structure of lists, tuples, sets and dicts with each future and actor exchanged."""
-    if isinstance(value, distributed.Future | Actor | BaseActorFuture):
-        return exchange(value)
-    if type(value) is dict:
-        return {k: exchanged(v, exchange) for k, v in value.items()}
-    if type(value) in SEQUENCES:
-        items = [exchanged(item, exchange) for item in value]
-        same = all(a is b for a, b in zip(items, value, strict=True))
-        return value if same else type(value)(items)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*[exchanged(item, exchange) for item in value])
-    return value
 
 
 def owned_inputs(client: Any, expr: Any, keys: Any) -> Any:

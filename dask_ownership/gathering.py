@@ -1,4 +1,4 @@
-"""Bringing values here: the futures of a structure, and the structure of their values."""
+"""Bringing the values of futures here."""
 
 from __future__ import annotations
 
@@ -6,23 +6,12 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-import distributed
-
 from dask_ownership.core.table import INLINE, STORED, Row
 from dask_ownership.errors import NotHere, NotSerializable
-from dask_ownership.future import Future
 from dask_ownership.runtime.owner import Owner
 from dask_ownership.runtime.reading import unpacked
 from dask_ownership.runtime.serialize import loads_value
-
-CONTAINERS = (list, tuple, set, frozenset)
-
-
-class _Skipped:
-    """Marks what ``errors="skip"`` leaves out."""
-
-
-SKIPPED = _Skipped()
+from dask_ownership.structures import SKIPPED
 
 
 class Gathering:
@@ -122,42 +111,3 @@ class Gathering:
             raise error if error is not None else NotHere(f"{future.key!r} has no value")
         finally:
             del error, future  # the traceback holds this frame
-
-
-def collect(structure: Any, found: dict[Any, Any]) -> None:
-    """Futures in nested containers, in order."""
-    kind = type(structure)
-    if kind is Future:
-        found[structure] = None
-    elif kind in CONTAINERS:
-        for item in structure:
-            collect(item, found)
-    elif kind is dict:
-        for item in structure.values():
-            collect(item, found)
-    elif isinstance(structure, distributed.Future):
-        found[structure] = None
-    elif isinstance(structure, tuple) and hasattr(structure, "_fields"):
-        for item in structure:
-            collect(item, found)
-
-
-def repack(structure: Any, values: dict[Any, Any], errors: str, top: bool = True) -> Any:
-    """The structure with values in place of futures; skipped ones go from the top list."""
-    kind = type(structure)
-    if isinstance(structure, distributed.Future):
-        value = values[structure]
-        return None if value is SKIPPED else value
-    if kind in CONTAINERS:
-        if top and kind is list and errors == "skip":
-            structure = [
-                item
-                for item in structure
-                if not (isinstance(item, distributed.Future) and values[item] is SKIPPED)
-            ]
-        return kind([repack(item, values, errors, False) for item in structure])
-    if kind is dict:
-        return {k: repack(v, values, errors, False) for k, v in structure.items()}
-    if isinstance(structure, tuple) and hasattr(structure, "_fields"):
-        return kind(*[repack(item, values, errors, False) for item in structure])
-    return structure

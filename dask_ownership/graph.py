@@ -35,13 +35,12 @@ from dask.order import order
 from dask.utils import key_split, parse_timedelta
 from distributed.actor import Actor
 
-from dask_ownership.annotations import SAME, merged, of_key, varies
-from dask_ownership.calls import MAYBE_LARGE, Calls, options_of, submit_child, warn_if_large
+from dask_ownership.calls import MAYBE_LARGE, Calls, submit_child, warn_if_large
 from dask_ownership.core.places import ordered
 from dask_ownership.core.table import CANCELLED, NO_OPTIONS, Failure, Function, Options, Row
 from dask_ownership.errors import NotSerializable
 from dask_ownership.future import Future
-from dask_ownership.limits import annotated
+from dask_ownership.options import SAME, annotated, merged, of_key, options_of, varies
 from dask_ownership.replicating import wanted_copies
 from dask_ownership.runtime.functions import ManyCalls
 from dask_ownership.runtime.keys import check_key

@@ -9,10 +9,10 @@ from typing import Any
 
 import dask
 
-from dask_ownership.calls import named_workers
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.rebalancing import moves
 from dask_ownership.core.table import INLINE, STORED, Row
+from dask_ownership.options import named_workers
 from dask_ownership.runtime.link import OwnerLink
 from dask_ownership.runtime.owner import Owner
 from dask_ownership.runtime.parking import await_without_slot

@@ -15,13 +15,12 @@ from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from queue import Queue
 from typing import Any
 
-from dask_ownership.annotations import named
-from dask_ownership.calls import CROSSING, make_options, map_key, subject_of
+from dask_ownership.calls import CROSSING, map_key, subject_of
 from dask_ownership.core.places import ordered
 from dask_ownership.core.table import INLINE
 from dask_ownership.errors import ClosedOwner
 from dask_ownership.future import Future
-from dask_ownership.limits import Limits
+from dask_ownership.options import Limits, make_options, named
 from dask_ownership.runtime.functions import ManyCalls
 
 

@@ -76,7 +76,7 @@ WITH_FALLBACK = {
     # Only the line of a report that says what machine it was.
     "benchmarks/machine.py": {"/proc/cpuinfo", "os.sched_getaffinity"},
     # Without it no keys are taken, and Ctrl-C ends it.
-    "cli/top.py": {"termios"},
+    "cli/keys.py": {"termios"},
 }
 
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from dask_ownership.benchmarks import (
     collection_cases,
@@ -31,8 +30,9 @@ from dask_ownership.benchmarks.engines import (
     TRAVEL,
     Engine,
 )
+from dask_ownership.benchmarks.timing import check, round_trips
 
-__all__ = ["CASES", "Case", "Metric", "case_named", "round_trips"]
+__all__ = ["CASES", "Case", "Metric", "case_named"]
 
 MEBIBYTE = 1 << 20
 
@@ -121,11 +121,6 @@ def _clock(result: dict[str, float], name: str = "seconds") -> Iterator[None]:
     result[name] = time.perf_counter() - start
 
 
-def _check(value: Any, expected: Any) -> None:
-    if value != expected:
-        raise AssertionError(f"wrong answer: {str(value)[:200]} instead of {str(expected)[:200]}")
-
-
 def _rate(n: int, seconds: float) -> dict[str, float]:
     return {"rate": n / seconds}
 
@@ -137,7 +132,7 @@ def submit_loop(engine: Engine, n: int) -> dict[str, float]:
     futures = [client.submit(functions.noop, i, pure=False) for i in range(n)]
     values = client.gather(futures)
     seconds = time.perf_counter() - start
-    _check(values, list(range(n)))
+    check(values, list(range(n)))
     return _rate(n, seconds)
 
 
@@ -147,7 +142,7 @@ def map_once(engine: Engine, n: int) -> dict[str, float]:
     start = time.perf_counter()
     values = client.gather(client.map(functions.noop, range(n), pure=False))
     seconds = time.perf_counter() - start
-    _check(values, list(range(n)))
+    check(values, list(range(n)))
     return _rate(n, seconds)
 
 
@@ -157,7 +152,7 @@ def script(engine: Engine, n: int) -> dict[str, float]:
     start = time.perf_counter()
     values = client.gather([client.submit(function, i, pure=False) for i in range(n)])
     seconds = time.perf_counter() - start
-    _check(values, list(range(n)))
+    check(values, list(range(n)))
     return _rate(n, seconds)
 
 
@@ -167,7 +162,7 @@ def script_map(engine: Engine, n: int) -> dict[str, float]:
     start = time.perf_counter()
     values = client.gather(client.map(function, range(n), pure=False))
     seconds = time.perf_counter() - start
-    _check(values, list(range(n)))
+    check(values, list(range(n)))
     return _rate(n, seconds)
 
 
@@ -178,7 +173,7 @@ def pure_keys(engine: Engine, n: int) -> dict[str, float]:
     start = time.perf_counter()
     values = client.gather([client.submit(functions.noop, i) for i in numbers])
     seconds = time.perf_counter() - start
-    _check(values, list(numbers))
+    check(values, list(numbers))
     return _rate(n, seconds)
 
 
@@ -188,40 +183,8 @@ def closures(engine: Engine, n: int) -> dict[str, float]:
     start = time.perf_counter()
     values = client.gather([client.submit(functions.closure(i), pure=False) for i in range(n)])
     seconds = time.perf_counter() - start
-    _check(values, list(range(n)))
+    check(values, list(range(n)))
     return _rate(n, seconds)
-
-
-def round_trips(call: Callable[[int], Any], n: int, limit: float = 4.0) -> dict[str, float]:
-    """Time single calls, one after the other.
-
-    Parameters
-    ----------
-    call
-        Calls with a number and returns it.
-    n
-        The most calls.
-    limit
-        The seconds after which no more calls are made, once there are a hundred.
-    """
-    for i in range(10):
-        call(i)
-    times = []
-    end = time.perf_counter() + limit
-    for i in range(n):
-        start = time.perf_counter()
-        value = call(i)
-        stop = time.perf_counter()
-        times.append((stop - start) * 1000)
-        _check(value, i)
-        if stop > end and i >= 99:
-            break
-    if len(times) < 2:
-        times *= 2
-    return {
-        "p50": statistics.median(times),
-        "p99": statistics.quantiles(times, n=100, method="inclusive")[98],
-    }
 
 
 def round_trip(engine: Engine, n: int) -> dict[str, float]:
@@ -239,7 +202,7 @@ def chain(engine: Engine, n: int) -> dict[str, float]:
         for _ in range(n - 1):
             future = client.submit(functions.inc, future, pure=False)
         value = future.result()
-    _check(value, n)
+    check(value, n)
     return result
 
 
@@ -257,7 +220,7 @@ def tree(engine: Engine, n: int) -> dict[str, float]:
             ]
             level = pairs + level[len(pairs) * 2 :]
         value = level[0].result()
-    _check(value, leaves * (leaves + 1) // 2)
+    check(value, leaves * (leaves + 1) // 2)
     return result
 
 
@@ -268,7 +231,7 @@ def nested(engine: Engine, n: int) -> dict[str, float]:
     with _clock(result):
         futures = [client.submit(functions.nested, n, pure=False) for _ in range(4)]
         values = client.gather(futures)
-    _check(values, [n * (n - 1) // 2] * 4)
+    check(values, [n * (n - 1) // 2] * 4)
     return result
 
 
@@ -281,7 +244,7 @@ def fib(engine: Engine, n: int) -> dict[str, float]:
     a, b = 0, 1
     for _ in range(n):
         a, b = b, a + b
-    _check(value, a)
+    check(value, a)
     return result
 
 
@@ -301,7 +264,7 @@ def pass_array(engine: Engine, n: int) -> dict[str, float]:
         )
         value = second.result()
         times.append((time.perf_counter() - start) * 1000)
-        _check((len(value), int(value[-1])), (MEBIBYTE, (i + 1) % 256))
+        check((len(value), int(value[-1])), (MEBIBYTE, (i + 1) % 256))
     return {"p50": statistics.median(times)}
 
 
@@ -315,7 +278,7 @@ def shared_argument(engine: Engine, n: int) -> dict[str, float]:
         shared = client.scatter(array)
         futures = [client.submit(functions.first_bytes, shared, i, pure=False) for i in range(n)]
         values = client.gather(futures)
-    _check(values, expected)
+    check(values, expected)
     return result
 
 
@@ -329,7 +292,7 @@ def uneven(engine: Engine, n: int) -> dict[str, float]:
     result: dict[str, float] = {}
     with _clock(result):
         values = client.gather(client.map(functions.sleep, durations, pure=False))
-    _check(values, durations)
+    check(values, durations)
     result["times_ideal"] = result["seconds"] / ideal
     return result
 

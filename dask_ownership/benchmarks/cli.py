@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
-from dask_ownership.benchmarks import ENGINES
 from dask_ownership.benchmarks.cases import CASES, Case, case_named
+from dask_ownership.benchmarks.engines import ENGINES
 from dask_ownership.benchmarks.machine import describe
 from dask_ownership.benchmarks.parent import EngineRun, Options, run_cases
+from dask_ownership.benchmarks.plot import draw
 from dask_ownership.benchmarks.report import as_json, render
 from dask_ownership.benchmarks.report import describe as one_line
 
@@ -201,8 +202,6 @@ def main(argv: list[str] | None = None, program: str = PROGRAM) -> int:
 def draw_plot(runs: dict[str, EngineRun], cases: list[Case], path: str, caption: str) -> None:
     """Draw the picture, or say why not."""
     try:
-        from dask_ownership.benchmarks.plot import draw
-
         draw(runs, cases, path, caption)
     except (ImportError, ValueError) as error:
         print(f"no picture: {error}", file=sys.stderr)

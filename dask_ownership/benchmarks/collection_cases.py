@@ -9,10 +9,10 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from dask_ownership.benchmarks.engines import Engine
+from dask_ownership.benchmarks.engines import Engine
+from dask_ownership.benchmarks.functions import add, inc
 
 __all__ = [
     "array_sum",
@@ -135,8 +135,6 @@ def delayed_merge(engine: Engine, n: int) -> dict[str, float]:
     """Compute ``n`` delayed calls and their sum."""
     import dask
 
-    from dask_ownership.benchmarks.functions import inc
-
     step = dask.delayed(inc, pure=False)
     total = dask.delayed(sum, pure=False)([step(i) for i in range(n)])
     value, result = _timed(engine, total)
@@ -147,8 +145,6 @@ def delayed_merge(engine: Engine, n: int) -> dict[str, float]:
 def delayed_tree(engine: Engine, n: int) -> dict[str, float]:
     """Compute ``n`` delayed calls and add their results in pairs."""
     import dask
-
-    from dask_ownership.benchmarks.functions import add, inc
 
     leaf = dask.delayed(inc, pure=False)
     join = dask.delayed(add, pure=False)

@@ -12,8 +12,13 @@ from typing import Any
 
 from dask_ownership.benchmarks import functions
 from dask_ownership.benchmarks.floors import FloorClient
+from dask_ownership.benchmarks.ray_client import RayClient
+from dask_ownership.benchmarks.timing import round_trips
 
-__all__ = ["Engine", "Unavailable", "make_engine"]
+__all__ = ["ENGINES", "Engine", "Unavailable", "make_engine"]
+
+#: Every engine, in the order of the columns.
+ENGINES = ("ownership", "distributed", "tuned", "ray", "threads", "floor")
 
 #: What a case may need of an engine.
 TASKS = "tasks"
@@ -219,8 +224,6 @@ class RayEngine(Engine):
             import ray
         except ImportError as error:
             raise Unavailable(f"ray is not installed here ({error})") from None
-        from dask_ownership.benchmarks.ray_client import RayClient
-
         ray.init(num_cpus=self.slots, include_dashboard=False, log_to_driver=False)
         self.stack.callback(ray.shutdown)
         self.client = RayClient(ray)
@@ -283,8 +286,6 @@ class FloorEngine(Engine):
         return {"rate": n / seconds}
 
     def _echo(self, n: int) -> dict[str, float]:
-        from dask_ownership.benchmarks.cases import round_trips
-
         return round_trips(self.bare.call, n)
 
 
@@ -296,7 +297,7 @@ def make_engine(
     Parameters
     ----------
     name
-        One of :data:`dask_ownership.benchmarks.ENGINES`.
+        One of :data:`ENGINES`.
     n_workers
         The number of worker processes.
     threads_per_worker

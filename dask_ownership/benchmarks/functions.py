@@ -10,6 +10,8 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+from dask_ownership.benchmarks.ray_client import RayClient
+
 __all__ = [
     "Held",
     "add",
@@ -115,8 +117,6 @@ def task_client() -> Any:
     """Return the context manager of a client for use inside a task, of whatever engine runs it."""
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
-        from dask_ownership.benchmarks.ray_client import RayClient
-
         return RayClient(ray)
     from distributed import worker_client
 

@@ -18,12 +18,9 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dask_ownership.benchmarks import functions
-
-if TYPE_CHECKING:
-    from dask_ownership.benchmarks.engines import Engine
+from dask_ownership.benchmarks.engines import Engine
 
 __all__ = ["DURATIONS", "recovery", "recovery_large"]
 

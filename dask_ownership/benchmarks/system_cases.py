@@ -17,12 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dask_ownership.benchmarks import functions
-
-if TYPE_CHECKING:
-    from dask_ownership.benchmarks.engines import Engine
+from dask_ownership.benchmarks.engines import Engine
 
 __all__ = [
     "SchedulerTraffic",

@@ -7,12 +7,9 @@ measure the same (*Ownership*, NSDI 2021): the more processes submit, the more t
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 from dask_ownership.benchmarks import functions
-
-if TYPE_CHECKING:
-    from dask_ownership.benchmarks.engines import Engine
+from dask_ownership.benchmarks.engines import Engine
 
 __all__ = ["BORROWERS", "borrow", "many_futures"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from dask_ownership.benchmarks import main
+from dask_ownership.benchmarks.cli import main
 
 
 @click.command(

@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dask_ownership.cli.top import SORTS
+from dask_ownership.cli.keys import SORTS
 
 WIDE = 110
 """Columns from which on there is more to see."""

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from dask_ownership.benchmarks import ENGINES, recovery_cases
+from dask_ownership.benchmarks import recovery_cases
 from dask_ownership.benchmarks.bars import BARS, judge
 from dask_ownership.benchmarks.cases import CASES, case_named
 from dask_ownership.benchmarks.cli import main
 from dask_ownership.benchmarks.engine_process import measure, summary, supports
-from dask_ownership.benchmarks.engines import make_engine
+from dask_ownership.benchmarks.engines import ENGINES, make_engine
 from dask_ownership.benchmarks.floors import FloorClient
 from dask_ownership.benchmarks.parent import MARK, EngineRun, Options, run_cases
 from dask_ownership.benchmarks.report import as_json, render

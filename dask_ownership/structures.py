@@ -1,0 +1,70 @@
+"""Futures inside lists, tuples, sets and dicts: found, exchanged, and replaced by values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import distributed
+from distributed.actor import Actor, BaseActorFuture
+
+CONTAINERS = (list, tuple, set, frozenset)
+
+
+class _Skipped:
+    """Marks what ``errors="skip"`` leaves out."""
+
+
+SKIPPED = _Skipped()
+
+
+def exchanged(value: Any, exchange: Callable[[Any], Any]) -> Any:
+    """A structure of lists, tuples, sets and dicts with each future and actor exchanged."""
+    if isinstance(value, distributed.Future | Actor | BaseActorFuture):
+        return exchange(value)
+    if type(value) is dict:
+        return {k: exchanged(v, exchange) for k, v in value.items()}
+    if type(value) in CONTAINERS:
+        items = [exchanged(item, exchange) for item in value]
+        same = all(a is b for a, b in zip(items, value, strict=True))
+        return value if same else type(value)(items)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*[exchanged(item, exchange) for item in value])
+    return value
+
+
+def collect(structure: Any, found: dict[Any, Any]) -> None:
+    """Futures in nested containers, in order."""
+    kind = type(structure)
+    if isinstance(structure, distributed.Future):
+        found[structure] = None
+    elif kind in CONTAINERS:
+        for item in structure:
+            collect(item, found)
+    elif kind is dict:
+        for item in structure.values():
+            collect(item, found)
+    elif isinstance(structure, tuple) and hasattr(structure, "_fields"):
+        for item in structure:
+            collect(item, found)
+
+
+def repack(structure: Any, values: dict[Any, Any], errors: str, top: bool = True) -> Any:
+    """The structure with values in place of futures; skipped ones go from the top list."""
+    kind = type(structure)
+    if isinstance(structure, distributed.Future):
+        value = values[structure]
+        return None if value is SKIPPED else value
+    if kind in CONTAINERS:
+        if top and kind is list and errors == "skip":
+            structure = [
+                item
+                for item in structure
+                if not (isinstance(item, distributed.Future) and values[item] is SKIPPED)
+            ]
+        return kind([repack(item, values, errors, False) for item in structure])
+    if kind is dict:
+        return {k: repack(v, values, errors, False) for k, v in structure.items()}
+    if isinstance(structure, tuple) and hasattr(structure, "_fields"):
+        return kind(*[repack(item, values, errors, False) for item in structure])
+    return structure
