@@ -219,6 +219,15 @@ def test_cancelling_the_head_of_a_chain_ends_all_of_it(bench):
     check_empty(bench.core)
 
 
+@pytest.mark.parametrize("state", [WAITING, PUSHED])
+def test_a_future_of_what_was_cancelled_keeps_nothing_that_it_needed(bench, state):
+    needed = bench.row("needed")
+    row = bench.row("row", needed) if state == WAITING else needed
+    bench.core.cancel([row], "by a user")
+    assert row.state == CANCELLED and row.handles == 1
+    assert (row.payload, row.function, row.dependencies, row.contains) == (None, None, (), ())
+
+
 def test_a_key_that_was_cancelled_is_a_new_row(bench):
     old = bench.row("x")
     bench.core.cancel([old], "stop")

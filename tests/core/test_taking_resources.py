@@ -131,3 +131,18 @@ def test_a_pool_gets_as_many_tasks_as_it_has_threads_and_no_slot_waits_for_it():
     assert bench.core.next_work() is None, "its thread is still there"
     bench.inline(b)
     assert bench.start().key == "c"
+
+
+def test_nothing_is_lent_to_one_whose_pool_has_no_thread_left():
+    bench = borrowing()
+    bench.core.resources.threads = {"pool": 1}.__getitem__
+    lender = Lender(gpu=2)
+    bench.tell(push("a", executor="pool"), push("b", executor="pool", resources=ONE))
+    a = bench.start()
+    assert a.key == "a" and bench.core.next_work() is None
+    bench.core.lend(lender.borrow)
+    assert lender.free == {"gpu": 2}, "it could not begin with it"
+    bench.inline(a)
+    assert bench.core.next_work() is None
+    bench.core.lend(lender.borrow)
+    assert lender.free == {"gpu": 1} and bench.start().key == "b"
