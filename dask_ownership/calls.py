@@ -17,7 +17,7 @@ from distributed.protocol.pickle import loads as _loads  # noqa: F401  (installs
 
 from dask_ownership.core.identity import child_key
 from dask_ownership.core.places import ordered
-from dask_ownership.core.table import INLINE, NO_OPTIONS, Function, Row
+from dask_ownership.core.table import NO_OPTIONS, Function, Row
 from dask_ownership.errors import NotHere, NotSerializable
 from dask_ownership.future import Future, TravelledFuture, owned_clients
 from dask_ownership.options import (
@@ -311,11 +311,7 @@ class Calls:
             raise NotSerializable(
                 f"could not pickle the {type(value).__name__} under {key!r}: {error!r}"
             ) from error
-        row = Row(key, None, None, (), 0, given_in(current_entry()))
-        row.value = pickled
-        row.nbytes = len(pickled)
-        row.state = INLINE
-        return self.owner.submit(row)
+        return self.owner.submit(Row.with_value(key, pickled, given_in(current_entry())))
 
 
 def warn_if_large(nbytes: int) -> None:

@@ -296,8 +296,7 @@ class Future(distributed.Future):
         return come_home, held_at(origin, pickling.holder) if pickling.holder else origin
 
     def __copy__(self) -> Future:
-        with self._owner.lock:
-            self._row.handles += 1
+        self._owner.core.table.hold(self._row)
         return Future(self._client, self._row)
 
     def __deepcopy__(self, memo: Any) -> Future:

@@ -227,8 +227,7 @@ class _Builder:
             row = self.rows.get(key)
             if row is None:
                 row = self._outside(key)
-            with self.owner.lock:
-                row.handles += 1
+            self.owner.core.table.hold(row)
             found[key] = Future(self.client, row)
         return found
 
@@ -268,8 +267,7 @@ class _Builder:
                 needed[key] = node
                 stack.extend(node.dependencies)
             elif (row := self.borrowed.get(key)) is not None:
-                with self.owner.lock:
-                    row.handles += 1
+                self.owner.core.table.hold(row)
                 self.rows[key] = row
                 self.handles.append(row)
         return needed
@@ -424,8 +422,7 @@ class _Builder:
             return self._lost(key)
         if isinstance(future, Future) and future._owner is self.owner:
             row = future._row
-            with self.owner.lock:
-                row.handles += 1
+            self.owner.core.table.hold(row)
         else:
             row = client.imports.row(future)
         self.rows[key] = row
@@ -437,13 +434,12 @@ class _Builder:
 
         It stands in no table: the key itself is free.
         """
-        row = self.rows[key] = Row(key, None, None, (), 0)
         detail = (
             "lost dependencies: the graph needs this key, does not make it, and this client does "
             "not own it; was its future cancelled, or is it another client's?"
         )
-        row.value = Failure("cancelled", key, detail)
-        row.state = CANCELLED
+        failure = Failure("cancelled", key, detail)
+        row = self.rows[key] = Row.without_value(key, CANCELLED, failure)
         self.handles.append(row)
         return row
 

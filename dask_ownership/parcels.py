@@ -146,8 +146,7 @@ async def take(client: Client, hold: str | None, value: Any) -> Any:
 async def put_item(client: Client, operation: Any, row: Row | None, kwargs: Any) -> Any:
     """Put a future, or data, into a queue or a variable."""
     if row is not None:
-        with client.owner.lock:
-            row.handles += 1
+        client.owner.core.table.hold(row)
         value: Any = Future(client, row)
         kwargs = {name: given for name, given in kwargs.items() if name != "key"}
     elif kwargs.get("key") is not None:

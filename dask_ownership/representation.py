@@ -54,7 +54,7 @@ def owned(owner: Owner) -> dict[str, str]:
         "Finished": f"{finished:,d}",
         "Failed": f"{failed:,d}",
         "Borrowed": f"{borrowed:,d}",
-        "Inline": format_bytes(owner.core.inline_bytes),
+        "Inline": format_bytes(owner.core.lifecycle.inline_bytes),
         "Stored": format_bytes(stored),
         "Lineage": f"{format_bytes(lineages.nbytes)} of {format_bytes(lineages.max_bytes)}",
     }

@@ -88,8 +88,8 @@ async def scatter(
                 row = rows[key] = owner.core.table.adopt(Row(key, None, None, (), 0, options))
                 made.append(row)
                 row.type_name = _type_of(value)
-                owner.core.attempts += 1
-                row.attempt = owner.core.attempts
+                owner.core.lifecycle.numbers += 1
+                row.attempt = owner.core.lifecycle.numbers
                 for copy in range(copies):
                     view = views[(number + copy) % len(views)]
                     batches.setdefault(view, []).append((row, value))

@@ -446,10 +446,10 @@ def take(owner: Owner, central_calls: int) -> Snapshot:
     stored: dict[str, int] = {}
     borrowed: dict[str, dict[str, int]] = {}
     for row in owner.core.table.all():
-        pinned, desired = row in owner.core.table.pinned, row in core.desired
+        pinned, desired = row in owner.core.table.pinned, row in core.desired.rows
         references["handles"] += row.handles - pinned - desired
         references["uses"] += row.uses
-        references["borrowers"] += len(row.borrowers or ())
+        references["borrowers"] += len(core.references.borrowers.get(row, ()))
         references["descendants"] += row.descendants
         references["pinned"] += pinned
         references["fire_and_forget"] += desired
@@ -502,7 +502,7 @@ def take(owner: Owner, central_calls: int) -> Snapshot:
         lent=lent,
         links=links,
         refused=dict(owner.core.refused),
-        counts={**core.counts, "attempts": core.attempts, "central_calls": central_calls},
+        counts={**core.counts, "attempts": core.lifecycle.numbers, "central_calls": central_calls},
         handed_out_again={why.replace("-", "_"): times for why, times in core.again.items()},
         losses={kind.replace("-", "_"): number for kind, number in core.losses.items()},
     )
@@ -569,7 +569,7 @@ def look(owner: Owner, row: Row) -> ObjectSnapshot:
         uses=row.uses,
         descendants=row.descendants,
         pinned=row in owner.core.table.pinned,
-        fire_and_forget=row in core.desired,
+        fire_and_forget=row in core.desired.rows,
         borrowers=list(
             dict.fromkeys(peer.process[2] for peer, _ in core.references.borrowers_of(row))
         ),

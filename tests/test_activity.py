@@ -45,7 +45,7 @@ def settled(client: Client) -> dict[str, Any]:
     def arrived() -> Any:
         told = activity(client)
         owner = mine(client, told)
-        new = {**core.counts, "attempts": core.attempts, "objects": len(core.table.rows)}
+        new = {**core.counts, "attempts": core.lifecycle.numbers, "objects": len(core.table.rows)}
         return owner["complete"] and all(owner[name] == n for name, n in new.items()) and told
 
     found: dict[str, Any] = until(arrived)

@@ -13,6 +13,7 @@ from distributed import wait
 from live import blob, inc, slowinc, small_cluster, until, wait_for_members
 
 from dask_ownership import Client
+from dask_ownership.core.table import HAS_BORROWERS
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_a_borrowed_value_is_found_after_it_moved(client):
     victim, *others = wait_for_members(client, 3)
     value = client.scatter(b"z" * 200_000, workers=[victim])
     reader = client.submit(read_later, Box(value), 1.0, workers=others[:1], pure=False)
-    until(lambda: value._row.borrowers)
+    until(lambda: value._row.roles & HAS_BORROWERS)
     client.retire_workers([victim])
     assert reader.result(timeout=20) == 200_000
 

@@ -49,7 +49,7 @@ class Peak:
         pushed = sum(len(view.pushed) for view in self._core.placement.workers.values())
         self.pushed = max(self.pushed, pushed)
         self._receive(view, messages)
-        self.bytes = max(self.bytes, self._core.inline_bytes)
+        self.bytes = max(self.bytes, self._core.lifecycle.inline_bytes)
 
 
 # ---- how much stays at the owner ----
@@ -63,7 +63,7 @@ def frugal(cluster: LocalCluster) -> Iterator[Client]:
     with client:
         yield client
         assert_nothing_left(client)
-        assert client.owner.core.inline_bytes == 0
+        assert client.owner.core.lifecycle.inline_bytes == 0
 
 
 def test_limit_is_configured(frugal: Client, client: Client) -> None:
@@ -76,7 +76,7 @@ def test_values_beyond_the_limit_stay_at_the_workers(frugal: Client) -> None:
     futures = frugal.map(piece, range(3000))
     distributed.wait(futures)
     core = frugal.owner.core
-    assert core.inline_bytes == inline_sum(frugal)
+    assert core.lifecycle.inline_bytes == inline_sum(frugal)
     # What was pushed before the limit was reached may still travel.
     assert 10_000_000 - SMALL < peak.bytes <= 10_000_000 + peak.pushed * (SMALL + 100)
     assert (
@@ -90,7 +90,7 @@ def test_values_beyond_the_limit_stay_at_the_workers(frugal: Client) -> None:
         assert values == [piece(i) for i in range(start, start + 500)]
     # Others may take the room of those that are freed.
     del futures, values
-    until(lambda: core.inline_bytes == 0)
+    until(lambda: core.lifecycle.inline_bytes == 0)
     future = frugal.submit(piece, 1)
     assert future.result() == piece(1)
     assert future._row.state == INLINE
@@ -103,7 +103,7 @@ async def checked(core: Any) -> None:
 def test_small_values_travel_all_the_same(frugal: Client) -> None:
     full = frugal.map(piece, range(600))
     distributed.wait(full)
-    assert frugal.owner.core.inline_bytes > 10_000_000
+    assert frugal.owner.core.lifecycle.inline_bytes > 10_000_000
     small = frugal.map(piece, range(20), size=KEPT_ABOVE // 2)
     numbers = frugal.map(lambda i: i, range(20))
     distributed.wait([*small, *numbers])
@@ -125,16 +125,16 @@ def test_counted_however_a_value_ends(frugal: Client) -> None:
     core = frugal.owner.core
     futures = frugal.map(piece, range(50))
     distributed.wait(futures)
-    assert core.inline_bytes == inline_sum(frugal) > 50 * SMALL
+    assert core.lifecycle.inline_bytes == inline_sum(frugal) > 50 * SMALL
     frugal.cancel(futures[:20])
-    assert core.inline_bytes == inline_sum(frugal)
+    assert core.lifecycle.inline_bytes == inline_sum(frugal)
     del futures[30:]
     until(lambda: len(core.table.rows) == 10)
-    assert core.inline_bytes == inline_sum(frugal) > 10 * SMALL
+    assert core.lifecycle.inline_bytes == inline_sum(frugal) > 10 * SMALL
     # Literal arguments of a map are values at the owner too.
     told = frugal.map(lambda i, data: len(data), range(3), data=blob(300_000))
     assert frugal.gather(told) == [300_000] * 3
-    assert core.inline_bytes == inline_sum(frugal)
+    assert core.lifecycle.inline_bytes == inline_sum(frugal)
 
 
 def test_tasks_that_submit_have_a_limit_too(cluster: LocalCluster, client: Client) -> None:

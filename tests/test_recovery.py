@@ -15,7 +15,7 @@ from live import blob, inc, small_cluster, until, wait_for_members
 
 import dask_ownership
 from dask_ownership import Client
-from dask_ownership.core.table import DORMANT
+from dask_ownership.core.table import DORMANT, HAS_BORROWERS
 from dask_ownership.errors import LostData
 
 
@@ -114,7 +114,7 @@ def test_a_borrowed_value_is_made_again(client):
     there = value._row.holders[0].address
     other = next(a for a in wait_for_members(client, 2) if a != there)
     reader = client.submit(read_when_told, Box(value), pure=False, workers=[other])
-    until(lambda: value._row.borrowers)
+    until(lambda: value._row.roles & HAS_BORROWERS)
     kill(client, there)
     assert reader.result(timeout=30) == 300_000
 
@@ -154,7 +154,7 @@ def test_a_borrowed_value_that_its_holder_does_not_have_is_made_again(client):
     value = client.submit(blob, 300_000, pure=False)
     wait(value)
     reader = client.submit(read_when_told, Box(value), pure=False)
-    until(lambda: value._row.borrowers)
+    until(lambda: value._row.roles & HAS_BORROWERS)
     client.run(forget_values, workers=[value._row.holders[0].address], nanny=False)
     assert client.submit(length, value, pure=False).result(timeout=20) == 300_000
     assert reader.status in ("pending", "finished", "cancelled")

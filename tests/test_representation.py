@@ -69,7 +69,7 @@ def test_client_html_has_what_dask_shows_and_live_numbers(client: Client) -> Non
     [running] = re.findall(r"Running (\d+)", text)
     assert int(pending) + int(running) == 4
     assert "Finished 4 Failed 1" in text
-    assert f"Inline {format_bytes(client.owner.core.inline_bytes)}" in text
+    assert f"Inline {format_bytes(client.owner.core.lifecycle.inline_bytes)}" in text
     assert f"Stored {format_bytes(client.ownership(stored).nbytes)}" in text
     kept = client.owner.core.lineages
     assert f"Lineage {format_bytes(kept.nbytes)} of {format_bytes(kept.max_bytes)}" in text

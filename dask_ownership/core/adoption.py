@@ -29,6 +29,7 @@ from dask_ownership.core.copying import FIRST
 from dask_ownership.core.messages import Heir, Key, Origin, Place, Process
 from dask_ownership.core.table import (
     ERROR,
+    HAS_BORROWERS,
     INLINE,
     STORED,
     Borrowed,
@@ -119,7 +120,7 @@ class Adoption:
         self.leaving = True
         waits = False
         for row in self.core.table.all():
-            if row.borrowed or not (row.borrowers or row in self.core.table.pinned):
+            if row.borrowed or not self._is_wanted(row):
                 continue
             if row.state > ERROR or (row.state == STORED and not stored) or row in self.stuck:
                 continue
@@ -144,9 +145,13 @@ class Adoption:
                 waits = True  # until those, which leave too, give it back
         for row in list(self.under_way):
             # Nobody else has it any more, or it was cancelled meanwhile.
-            if row.state > ERROR or not (row.borrowers or row in self.core.table.pinned):
+            if row.state > ERROR or not self._is_wanted(row):
                 self._end(row)
         return not waits and not self.under_way
+
+    def _is_wanted(self, row: Row) -> bool:
+        """Whether others have a row, or may have it."""
+        return bool(row.roles & HAS_BORROWERS) or row in self.core.table.pinned
 
     def stay(self) -> None:
         """This process does not leave after all: what nobody was told to borrow elsewhere stays."""
@@ -179,7 +184,6 @@ class Adoption:
         core = self.core
         origin = core.references.origin_of(row)
         made = Borrowed((*heir, adopted_key(origin), None, 0))
-        made.handles = 0
         known = core.table.adopt_for_use(made)
         assert isinstance(known, Borrowed)
         self.under_way[row] = Handover(known)
@@ -211,7 +215,7 @@ class Adoption:
             self.core.release([row])
 
     def _end(self, row: Row) -> None:
-        self.core._release_uses([self.under_way.pop(row).made])
+        self.core.lifecycle.release_uses([self.under_way.pop(row).made])
 
     # ---- the heir ----
 
@@ -236,7 +240,7 @@ class Adoption:
         row = Row(key, core.identity, core.identity_call, taken, FIRST, options)
         core.table.adopt(row)
         core.submit([row])
-        core._release_uses(taken)  # the row has its own
+        core.lifecycle.release_uses(taken)  # the row has its own
         if pinned:
             core.table.pin(row)
         core.climbing.escapes(row)
@@ -252,10 +256,7 @@ class Adoption:
         if own is None or own.options.adopted is None:
             return
         if own.state == ERROR and own.function is not None:
-            needed, own.dependencies = own.dependencies, ()
-            own.function = None
-            own.payload = None
-            self.core._release_uses(needed)
+            self.core.lifecycle.cannot_be_retried(own)
 
     def waits_for(self, row: Borrowed, heir: Process) -> bool:
         """Whether this process is the heir, and its own object is still to be made from this."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from dask_ownership.core import checkpoints, restarts
 from dask_ownership.core import messages as m
+from dask_ownership.core import restarts
 from dask_ownership.core.messages import Key, Message
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.table import (
@@ -18,8 +18,8 @@ from dask_ownership.core.table import (
     INLINE,
     PUSHED,
     READY,
+    RETAINED,
     STORED,
-    WAITING,
     Borrowed,
     Failure,
     Options,
@@ -92,7 +92,7 @@ class Answers:
                         took = self._took(view, m.made_name(message[3]), row)
                         core.climbing.made(row, message, took)
                     else:
-                        checkpoints.keep(core, view, row, message)
+                        core.checkpoints.keep(view, row, message)
                     continue
                 del pushed[key]
                 if row.estimate:
@@ -105,30 +105,18 @@ class Answers:
                 if kind == m.DONE:
                     value = message[3]
                     self._measured(row, message[4])
-                    row.value = value
-                    row.nbytes = len(value)
-                    core.inline_bytes += row.nbytes
                     if len(message) > 5:
-                        if core.lineages.of_inline or row in core.climbing.keepers:
-                            core.lineages.keep(row)  # with the arguments, not with what is inside
-                        # Before the state: another thread reads the value once it is final.
-                        arguments, row.contains = row.contains, self._inside(view, row, message)
-                        row.state = INLINE
-                        core._succeeded(row, row.contains)
-                        core._release_uses(arguments)
-                        continue
-                    row.state = INLINE
-                    core._succeeded(row)
+                        inside = self._inside(view, row, message)
+                        core.lifecycle.finish_inline(row, value, inside)
+                    else:
+                        core.lifecycle.finish_inline(row, value)
                 elif kind == m.STORED:
                     self._measured(row, message[5])
-                    row.nbytes = message[3]
-                    row.type_name = message[4]
-                    if message[3] is None:
-                        row.nbytes = row.dependencies[0].nbytes
-                        row.type_name = row.dependencies[0].type_name
-                    row.holders = (view,)
-                    row.state = STORED
-                    core._succeeded(row)
+                    nbytes, type_name = message[3], message[4]
+                    if nbytes is None:  # the very value of its only input
+                        nbytes = row.dependencies[0].nbytes
+                        type_name = row.dependencies[0].type_name
+                    core.lifecycle.finish_stored(row, nbytes, type_name, (view,))
                     if view.leaving and row.state == STORED:
                         core.moves.away(row, view)
                 elif kind == m.FAILED:
@@ -138,15 +126,15 @@ class Answers:
                         row.options.retries -= 1
                         left = row.options.retries
                         detail = f"it failed at {view.address}; {left} retries left"
-                        core._again(row, restarts.FAILED, detail)
+                        core.lifecycle.try_again(row, restarts.FAILED, detail)
                         self._late(view, message)
                     else:
                         if len(message) > 5:
                             inside = self._inside(view, row, message)
-                            core._fail(row, ERROR, message[3], inside)
-                            core._release_uses(inside)  # each row that ended has its own
+                            core.lifecycle.fail(row, ERROR, message[3], inside)
+                            core.lifecycle.release_uses(inside)  # each row that ended has its own
                         else:
-                            core._fail(row, ERROR, message[3])
+                            core.lifecycle.fail(row, ERROR, message[3])
                 elif kind == m.RETURNED:
                     self._returned(view, row, message[3], message[4])
                 elif kind == m.DELEGATED:
@@ -181,11 +169,8 @@ class Answers:
         """Its value is to be another's: wait for that one, without a slot."""
         core = self.core
         inner = self._inside(view, row, message)
-        if row in core.climbing.keepers and row.lineage is None:
-            core.lineages.keep(row)  # the task itself, before it becomes another's value
-        needed = row.dependencies + row.contains
-        row.function = core.identity
-        row.payload = core.identity_call
+        if row.roles & RETAINED and row.lineage is None:
+            core.lineages.keep(row, row.contains)  # before it becomes another's value
         was = row.options
         row.options = Options(
             depth=was.depth,
@@ -194,23 +179,20 @@ class Answers:
             within=was.within,
             replicas=was.replicas,
         )
-        row.dependencies, row.contains = inner, ()
-        row.worker = None
-        row.state = WAITING
-        core._release_uses(needed)
+        needed = core.lifecycle.become(row, core.identity, core.identity_call, inner)
+        core.lifecycle.release_uses(needed)
         if core.cycles.delegated(row):
             return
         if inner:
-            core._wait_for_dependencies(row)
-            if row in core.climbing.searches:
-                core.climbing.ended(row)  # it has submitted all that it does
+            core.lifecycle.wait(row)
+            core.climbing.submits_no_more(row)
         else:
             detail = (
                 f"it ran at {view.address} and delegated to a future that is itself, or that its "
                 f"owner has freed; it was owned by {core.name}"
             )
-            row.function = None  # there is nothing to be tried again
-            core._fail(row, ERROR, Failure("lost-data", row.key, detail))
+            core.lifecycle.cannot_be_retried(row)
+            core.lifecycle.fail(row, ERROR, Failure("lost-data", row.key, detail))
 
     def _parked(self, view: WorkerView, row: Row) -> None:
         """A task gave its slot up: it takes no room, and nor does what was pushed behind it.
@@ -263,7 +245,7 @@ class Answers:
         inner = core.references.rows_of(message[5])
         core.references.when_counted(inner, self._took(view, row.key, row))
         if row in inner:  # else nothing would ever free it
-            core._release_uses([r for r in inner if r is row])
+            core.lifecycle.release_uses([r for r in inner if r is row])
             inner = tuple([r for r in inner if r is not row])
         return inner
 
@@ -311,9 +293,9 @@ class Answers:
                     if isinstance(dependency, Borrowed) and dependency.state == STORED:
                         core.references.missed(dependency, addresses)
                 if gone:
-                    core._drop_holders(dependency, gone, "does not have it any more")
+                    core.lifecycle.drop_holders(dependency, gone, "does not have it any more")
                 core.silences.unanswered(dependency)
-        core._again(row, restarts.OF_RETURN.get(reason, restarts.RETURNED), detail)
+        core.lifecycle.try_again(row, restarts.OF_RETURN.get(reason, restarts.RETURNED), detail)
         if reason in (m.RECALLED, m.RESCHEDULED) and row.state == READY:
             others = [v for v in core.placement.allowed(row) if v is not view]
             other = core.placement.choose(row, others)
@@ -330,6 +312,6 @@ class Answers:
         elif len(message) > 5 and message[0] in (m.DONE, m.FAILED, m.DELEGATED):
             view.outbox.append((m.TOOK, message[1], message[2]))
         elif message[0] == m.CHECKPOINT:
-            checkpoints.refuse(self.core, view, message)
+            self.core.checkpoints.refuse(view, message)
         elif message[0] == m.RETURNED and message[1] is None:
             view.recalled = False

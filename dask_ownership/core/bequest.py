@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from dask_ownership.core import restarts
 from dask_ownership.core.adoption import adopted_key, is_adopted
 from dask_ownership.core.copying import FIRST
+from dask_ownership.core.lifecycle import RowListener
 from dask_ownership.core.messages import Key, Origin, Place, Process
 from dask_ownership.core.table import (
     CANCELLED,
     INLINE,
     LOST,
+    REPLICATED,
     STORED,
-    WAITING,
     Function,
     Options,
     Replication,
@@ -87,7 +88,7 @@ class Bequest:
 NOTHING = Bequest(("", "", ""), [], ())
 
 
-class Bequests:
+class Bequests(RowListener):
     """What one process tells of how its objects are made, and holds of others.
 
     Parameters
@@ -190,17 +191,14 @@ class Bequests:
             row = Row(key, core.identity, core.identity_call, taken, FIRST, options)
             core.table.adopt(row)
             core.submit([row])
-            core._release_uses(taken)  # the row has its own
+            core.lifecycle.release_uses(taken)  # the row has its own
             rows.append(row)
         return rows
 
     def hold_inside(self, origins: Iterable[Origin]) -> tuple[Row, ...]:
         """As `hold`, for what is inside of a value that is taken over; one use each."""
         rows = self.hold(origins, NOTHING)
-        with self.core.table.lock:
-            for row in rows:
-                row.handles -= 1
-                row.uses += 1
+        self.core.table.handles_to_uses(rows)
         return tuple(rows)
 
     def settled(self, row: Row) -> bool:
@@ -212,21 +210,19 @@ class Bequests:
             for source in row.dependencies
         )
 
-    def again(self, row: Row) -> bool:
+    def recover(self, row: Row) -> bool:
         """The last copy of what is held is gone: take it over anew; whether that can be."""
         core = self.core
         if row.options.bequest is None:
             return False
-        core.references.withdraw(row)
-        row.state = WAITING
-        row.function = core.identity
-        row.payload = core.identity_call
-        row.dependencies = core.references.rows_of([row.options.adopted])
+        core.lifecycle.withdraw(row)
+        source = core.references.rows_of([row.options.adopted])
+        core.lifecycle.become(row, core.identity, core.identity_call, source, row.contains)
         core.log(row, "recovered", f"it is asked for at {row.options.adopted[2]}, which had it")
-        core._wait_for_dependencies(row)
+        core.lifecycle.wait(row)
         return True
 
-    def make(self, row: Row, state: int) -> bool:
+    def instead(self, row: Row, state: int) -> bool:
         """What a row was to be taken over from has ended so: run its tasks here instead.
 
         False when it has another end, or nobody said how.
@@ -243,20 +239,21 @@ class Bequests:
         for one in sorted(self._needed(bequest, number)):
             if one != number:
                 made.append(self._row(bequest, one))
-        old = row.dependencies + row.contains
         _, _, function, payload, order, dependencies, contains, options, _ = bequest.tasks[number]
-        row.function = bequest.functions[function]
-        row.payload = payload
+        old = core.lifecycle.become(
+            row,
+            bequest.functions[function],
+            payload,
+            self._rows(bequest, dependencies),
+            self._rows(bequest, contains),
+        )
         row.order = order
-        row.dependencies = self._rows(bequest, dependencies)
-        row.contains = self._rows(bequest, contains)
-        row.options = _options(options, origin, bequest)
-        row.state = WAITING
+        _wish(row, options, origin, bequest)
         core.submit(made)
         core.release(made)  # those that need them count them
-        core._release_uses(old)
+        core.lifecycle.release_uses(old)
         core.log(row, "repeated", f"{origin[2]}, which owned it, is gone or freed it")
-        core._wait_for_dependencies(row)
+        core.lifecycle.wait(row)
         return True
 
     def _needed(self, bequest: Bequest, number: int) -> set[int]:
@@ -283,16 +280,13 @@ class Bequests:
         taken = self._rows(bequest, dependencies)
         inside = self._rows(bequest, contains)
         if function < 0:
-            row = Row(key, None, None, (), 0)
-            row.value = value
-            row.nbytes = len(value)
-            row.state = INLINE
+            row = Row.with_value(key, value)
         else:
             row = Row(key, bequest.functions[function], payload, taken, order)
-            row.options = _options(options, None, None)
+            _wish(row, options, None, None)
         row.contains = inside
         core.table.adopt(row)
-        core._release_uses((*taken, *inside))  # the row has its own
+        core.lifecycle.release_uses((*taken, *inside))  # the row has its own
         return row
 
     def _rows(self, bequest: Bequest, references: Iterable[Reference]) -> tuple[Row, ...]:
@@ -308,7 +302,7 @@ class Bequests:
                 key = adopted_key(origin)
             row = core.table.use(key)
             if row is not None:
-                core.lineages.wake(row)
+                core.lifecycle.wake(row)
                 rows.append(row)
             else:
                 rows.extend(core.references.rows_of([origin]))
@@ -323,14 +317,14 @@ def _options_of(options: Options) -> dict[str, Any]:
     return told
 
 
-def _options(told: dict[str, Any], adopted: Any, bequest: Any) -> Options:
-    """Options of a row that the holder makes."""
+def _wish(row: Row, told: dict[str, Any], adopted: Any, bequest: Any) -> None:
+    """Give a row that the holder makes its options."""
     given = dict(told)
     if given.get("workers"):
         given["workers"] = tuple(given["workers"])
     if "replicas" in given:
         number, workers, branching = given["replicas"]
         given["replicas"] = Replication(number, workers and tuple(workers), branching)
-    options = Options(adopted=adopted, **given)
-    options.bequest = bequest
-    return options
+        row.roles |= REPLICATED
+    row.options = Options(adopted=adopted, **given)
+    row.options.bequest = bequest

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from dask_ownership.core import messages as m
+from dask_ownership.core.lifecycle import RowListener
 from dask_ownership.core.messages import Message
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.session import RUNNING, Entry, Session
-from dask_ownership.core.table import STATE_NAMES, Failure, Options, Row
+from dask_ownership.core.table import CHECKPOINTED, ERROR, STATE_NAMES, Failure, Options, Row
 
 if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership
@@ -23,29 +24,49 @@ if TYPE_CHECKING:
 # ---- at the owner ----
 
 
-def keep(core: Ownership, view: WorkerView, row: Row, message: Message) -> None:
-    """The current attempt of a row wants something kept: it is, and that is said."""
-    _, key, attempt, number, name, pickled = message
-    kept = row.options.checkpoints or {}
-    known = kept.get(name)
-    if known is None or known[:2] < (attempt, number):
-        with core.table.lock:  # another thread may be about to copy the options
-            row.options = row.options.copy()
-            row.options.checkpoints = {**kept, name: (attempt, number, pickled)}
-    view.outbox.append((m.CHECKPOINTED, key, attempt, number, None))
+class Checkpoints(RowListener):
+    """Checkpoints that one owner keeps, in the options of its rows.
 
+    Parameters
+    ----------
+    core : Ownership
+    """
 
-def refuse(core: Ownership, view: WorkerView, message: Message) -> None:
-    """An attempt that is not the current one wants something kept: nothing changes."""
-    _, key, attempt, number, _, _ = message
-    row = core.table.rows.get(key)
-    if row is None:
-        why = "it was cancelled, or nobody has its future any more"
-    elif row.attempt != attempt:
-        why = f"attempt {row.attempt} has taken the place of this one ({attempt})"
-    else:
-        why = f"for its owner it is {STATE_NAMES[row.state]} already"
-    view.outbox.append((m.CHECKPOINTED, key, attempt, number, why))
+    def __init__(self, core: Ownership) -> None:
+        self.core = core
+
+    def keep(self, view: WorkerView, row: Row, message: Message) -> None:
+        """The current attempt of a row wants something kept: it is, and that is said."""
+        _, key, attempt, number, name, pickled = message
+        kept = row.options.checkpoints or {}
+        known = kept.get(name)
+        if known is None or known[:2] < (attempt, number):
+            with self.core.table.lock:  # another thread may be about to copy the options
+                row.options = row.options.copy()
+                row.options.checkpoints = {**kept, name: (attempt, number, pickled)}
+            row.roles |= CHECKPOINTED
+        view.outbox.append((m.CHECKPOINTED, key, attempt, number, None))
+
+    def refuse(self, view: WorkerView, message: Message) -> None:
+        """An attempt that is not the current one wants something kept: nothing changes."""
+        _, key, attempt, number, _, _ = message
+        row = self.core.table.rows.get(key)
+        if row is None:
+            why = "it was cancelled, or nobody has its future any more"
+        elif row.attempt != attempt:
+            why = f"attempt {row.attempt} has taken the place of this one ({attempt})"
+        else:
+            why = f"for its owner it is {STATE_NAMES[row.state]} already"
+        view.outbox.append((m.CHECKPOINTED, key, attempt, number, why))
+
+    def finishing(self, row: Row, arguments: tuple[Row, ...]) -> None:
+        """The next time, if there is one, it starts anew."""
+        drop(row)
+
+    def ended(self, row: Row) -> None:
+        """Only an error may be retried."""
+        if row.state != ERROR:
+            drop(row)
 
 
 def drop(row: Row) -> None:

@@ -31,14 +31,19 @@ from typing import TYPE_CHECKING, Any
 from dask_ownership.core import messages as m
 from dask_ownership.core import restarts
 from dask_ownership.core.adoption import heir_of
+from dask_ownership.core.lifecycle import RowListener, why
 from dask_ownership.core.messages import Heir, Key, Message, Origin, Place, Process
 from dask_ownership.core.table import (
     DORMANT,
     ERROR,
+    ESCAPED,
     FORGOTTEN,
     INLINE,
     LOST,
     PUSHED,
+    QUESTION,
+    RETAINED,
+    SOUGHT,
     STORED,
     WAITING,
     Borrowed,
@@ -110,7 +115,7 @@ class Question:
         self.task: Row | None = None
 
 
-class Climbing:
+class Climbing(RowListener):
     """What one process keeps for the children of its tasks, and looks for again.
 
     Parameters
@@ -170,6 +175,7 @@ class Climbing:
         if heir is None or row in self.escaped or row.state == FORGOTTEN:
             return
         self.escaped.add(row)
+        row.roles |= ESCAPED
         self._led_to(heir)
 
     def _led_to(self, heir: Heir) -> None:
@@ -218,10 +224,22 @@ class Climbing:
         if above is not None:
             self._led_to(above)
 
+    def finished(self, row: Row) -> None:
+        """A task of which children are sought may have ended."""
+        self.submits_no_more(row)
+
+    def ended(self, row: Row) -> None:
+        """A question may have ended, or a task of which children are sought."""
+        if row in self.questions:
+            self._dropped(row)
+        self.submits_no_more(row)
+
     def forgotten(self, row: Row) -> None:
-        """A row that had escaped is gone."""
-        self.escaped.discard(row)
-        self._led_to_less(row.options.heir)
+        """What had escaped may be gone, or nobody asks a question any more."""
+        if row in self.escaped:
+            self.escaped.discard(row)
+            self._led_to_less(row.options.heir)
+        self.ended(row)
 
     def _led_to_less(self, heir: Heir) -> None:
         task = (heir[0], heir[3])
@@ -244,20 +262,22 @@ class Climbing:
 
     def keep(self, row: Row) -> None:
         """Children of this task may be known elsewhere: keep how to run it."""
-        with self.core.table.lock:
-            row.descendants += 1
+        self.core.table.retain((row,))
         self.keepers[row] = self.keepers.get(row, 0) + 1
+        row.roles |= RETAINED
         self.escapes(row)
         if row.handles <= 0 and row.uses <= 0:
-            self.core.lineages.sleep(row)  # only another's lineage had it
+            self.core.lineages.unheld(row)  # only another's lineage had it
 
     def let_go(self, row: Row) -> None:
         """One process keeps a task no more."""
         count = self.keepers.pop(row) - 1
         if count:
             self.keepers[row] = count
-        elif row.state in (INLINE, ERROR) and row.lineage is not None:
-            self.core.lineages.drop(row)  # only its children needed that
+        else:
+            row.roles &= ~RETAINED
+            if row.state in (INLINE, ERROR) and row.lineage is not None:
+                self.core.lineages.drop(row)  # only its children needed that
         self.core.lineages.let_go((row,))
 
     def can_keep(self, row: Row) -> bool:
@@ -303,13 +323,17 @@ class Climbing:
     def ask(self, key: Key, path: Path) -> Row:
         """Somebody asks for what a dead process owned: the row that waits for it, with one use."""
         row = Row(key, None, None, (), 0)
-        row.handles = 0
         self.core.table.adopt_for_use(row)
-        question = self.questions[row] = Question(path)
+        question = self._ask(row, path)
         self._look(row, question)
         return row
 
-    def look_for_adopted(self, row: Row) -> bool:
+    def _ask(self, row: Row, path: Path) -> Question:
+        row.roles |= QUESTION
+        question = self.questions[row] = Question(path)
+        return question
+
+    def recover(self, row: Row) -> bool:
         """The last copy of what was taken over is gone: look for it as for what a dead owner
         had. False when no task here led to it."""
         origin: Origin | None = row.options.adopted
@@ -318,9 +342,8 @@ class Climbing:
             level = level[4]
         if origin is None or level is None or row in self.questions:
             return False
-        row.state = WAITING
-        self.core.references.withdraw(row)
-        question = self.questions[row] = Question(path_from(origin, level))
+        self.core.lifecycle.withdraw(row)
+        question = self._ask(row, path_from(origin, level))
         self._look(row, question)
         return True
 
@@ -339,7 +362,7 @@ class Climbing:
     def _look_again(self, row: Row, question: Question) -> None:
         question.place = question.rest = None
         found, row.contains = row.contains, ()
-        self.core._release_uses(found)
+        self.core.lifecycle.release_uses(found)
         self._look(row, question)
 
     def _look(self, row: Row, question: Question) -> None:
@@ -373,7 +396,7 @@ class Climbing:
                 self._found(row, question, made)
                 return
             del search.made[path[1]]  # made at a worker that died since
-            self.core._release_uses((made,))
+            self.core.lifecycle.release_uses((made,))
         asked = search.questions.setdefault(path[1], [])
         asked.append(row)
         question.task = task
@@ -434,12 +457,11 @@ class Climbing:
         options.parent = None
         options.retries = 0
         options.checkpoints = options.replicas = None  # all of its children, and no value
-        core.attempts += 1
-        key = ("repeat", task.key, core.attempts)
+        core.lifecycle.numbers += 1
+        key = ("repeat", task.key, core.lifecycle.numbers)
         repeat = Row(key, function, source.payload, source.dependencies, task.order, options)
         repeat.contains = source.contains
         core.table.adopt(repeat)
-        repeat.handles = 0
         self._search(repeat, task)
         wanted = self.questions[row].path[-1]
         core.log(task, "repeated", f"for {wanted!r}, whose owner is gone")
@@ -474,10 +496,11 @@ class Climbing:
             if question is not None:
                 self._found(row, question, rows[0])
 
-    def ended(self, task: Row) -> None:
-        """A task of which children are sought ended, or has delegated."""
+    def submits_no_more(self, task: Row) -> None:
+        """A task has ended, or has delegated: no child that is sought of it comes any more."""
+        if task not in self.searches:
+            return
         search = self._end_search(task)
-        core = self.core
         for child, rows in search.questions.items():
             for row in rows:
                 question = self.questions.get(row)
@@ -490,7 +513,7 @@ class Climbing:
                 if task.state <= STORED:
                     reason += f"did not submit {child!r} again"
                 else:
-                    reason += f"failed: {core._why(task, task.value)}"
+                    reason += f"failed: {why(task, task.value)}"
                 self._fail(row, reason)
         self._leave(task, search)
 
@@ -499,8 +522,7 @@ class Climbing:
         if row.state != WAITING:
             return
         core = self.core
-        with core.table.lock:
-            child.uses += 1
+        core.table.use_all((child,))
         row.contains += (child,)
         below = question.path[2:]
         if isinstance(child, Borrowed):
@@ -524,9 +546,9 @@ class Climbing:
 
     def _fail(self, row: Row, reason: str) -> None:
         key = self.questions[row].path[-1]
-        self.core._lose(row, LOST, Failure("owner-lost", key, reason))
+        self.core.lifecycle.end_with_dependents(row, LOST, Failure("owner-lost", key, reason))
 
-    def dropped(self, row: Row) -> None:
+    def _dropped(self, row: Row) -> None:
         """A question ended, or nobody asks any more; a task that runs for it alone ends too."""
         question = self.questions.pop(row)
         if not self.questions:
@@ -545,10 +567,12 @@ class Climbing:
 
     def _search(self, task: Row, repeats: Row | None = None) -> Search:
         """Look for children of a task, which does not end before it must."""
-        with self.core.table.lock:
-            task.uses += 1
-        if repeats is not None:
+        if repeats is None:
+            self.core.table.use_all((task,))
+        else:
+            self.core.table.handles_to_uses((task,))
             self.repeats[repeats] = task
+        task.roles |= SOUGHT
         self.keep(repeats or task)
         search = self.searches[task] = Search(repeats)
         return search
@@ -562,7 +586,7 @@ class Climbing:
     def _leave(self, task: Row, search: Search) -> None:
         """Nothing is sought of a task any more; one that runs for that alone is let go of."""
         self.let_go(search.repeats or task)
-        self.core._release_uses((*search.made.values(), task))
+        self.core.lifecycle.release_uses((*search.made.values(), task))
 
 
 def _same_task(one: Any, other: Any) -> bool:

@@ -10,8 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
+from dask_ownership.core.lifecycle import RowListener
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.table import CANCELLED, STORED, Failure, Function, Options, Row
+from dask_ownership.core.table import (
+    CANCELLED,
+    COPY,
+    STORED,
+    Failure,
+    Function,
+    Options,
+    Row,
+)
 
 if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership
@@ -33,7 +42,7 @@ class Copy:
         self.ended = ended
 
 
-class Copies:
+class Copies(RowListener):
     """Copies of one owner's values that are being made.
 
     Parameters
@@ -86,18 +95,28 @@ class Copies:
         """Copy a stored value to a worker; ``ended(task, made)`` is called when that ended."""
         core = self.core
         assert self.function is not None
-        core.attempts += 1
-        key = ("copied", row.key, core.attempts)
+        core.lifecycle.numbers += 1
+        key = ("copied", row.key, core.lifecycle.numbers)
         options = Options(workers=(target.address,))
         task = Row(key, self.function, core.identity_call, (row,), FIRST, options)
+        task.roles |= COPY
         core.table.adopt(task)
         self.under_way[task] = Copy(row, target, ended)
         self._going.setdefault(row, {})[target] = task
         target.given += row.nbytes
         core.submit([task])
 
-    def ended(self, task: Row, made: bool) -> None:
-        """A task that makes a copy ended."""
+    def finished(self, row: Row) -> None:
+        """A task that makes a copy has made it."""
+        if row in self.under_way:
+            self._ended(row, True)
+
+    def ended(self, row: Row) -> None:
+        """A task that makes a copy has not made it."""
+        if row in self.under_way:
+            self._ended(row, False)
+
+    def _ended(self, task: Row, made: bool) -> None:
         copy = self.under_way.pop(task)
         row, target = copy.row, copy.target
         going = self._going.get(row, {})
@@ -117,4 +136,4 @@ class Copies:
         for task, copy in list(self.under_way.items()):
             if copy.target is view:
                 detail = f"{view.address} takes no more tasks"
-                self.core._fail(task, CANCELLED, Failure("cancelled", task.key, detail))
+                self.core.lifecycle.fail(task, CANCELLED, Failure("cancelled", task.key, detail))

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from dask_ownership.core.messages import Key
-from dask_ownership.core.table import ERROR, INLINE, Borrowed, Failure, Row
+from dask_ownership.core.table import ERROR, HAS_BORROWERS, INLINE, Borrowed, Failure, Row
 
 if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership
@@ -41,7 +41,7 @@ class Cycles:
 
     def delegated(self, row: Row) -> bool:
         """Whether a row that delegated waits for itself; it has ended then."""
-        if row.dependents is None and row.borrowers is None:
+        if row.dependents is None and not row.roles & HAS_BORROWERS:
             return False  # nobody waits for it
         begun = (self.core.references.process[0], row.key, row.attempt)
         if not self._leads_back(row.dependencies, begun):
@@ -83,11 +83,10 @@ class Cycles:
         return False
 
     def _end(self, row: Row) -> None:
-        needed, row.dependencies = row.dependencies, ()
+        sources = ", ".join([repr(source.key) for source in row.dependencies])
         detail = (
-            f"it delegated to {', '.join([repr(source.key) for source in needed])}, which waits "
-            f"for it: none of them can ever have a value; it was owned by {self.core.name}"
+            f"it delegated to {sources}, which waits for it: none of them can ever have a value; "
+            f"it was owned by {self.core.name}"
         )
-        row.function = None  # trying it again would make the same cycle
-        self.core._fail(row, ERROR, Failure("lost-data", row.key, detail))
-        self.core._release_uses(needed)
+        self.core.lifecycle.fail(row, ERROR, Failure("lost-data", row.key, detail))
+        self.core.lifecycle.cannot_be_retried(row)  # it would make the same cycle

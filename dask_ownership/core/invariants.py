@@ -13,6 +13,7 @@ from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.table import (
     DORMANT,
     FORGOTTEN,
+    HAS_BORROWERS,
     INLINE,
     PUSHED,
     STORED,
@@ -39,9 +40,11 @@ def check_ownership(owner: Ownership) -> None:
             descendants.update(row.lineage.dependencies)
             descendants.update(row.lineage.contains)
             kept += row.lineage.nbytes
-        if row.borrowers is not None:
-            assert row.borrowers, row
+        if row in owner.references.borrowers:
+            assert owner.references.borrowers[row] and row.roles & HAS_BORROWERS, row
             uses[row] += 1
+        else:
+            assert not row.roles & HAS_BORROWERS, row
     for row in rows:
         key = row.key
         assert owner.table.rows.get(key) is row and row.state != FORGOTTEN, row
@@ -111,7 +114,8 @@ def check_executor(executor: Executor) -> None:
 def check_empty(owner: Ownership) -> None:
     """Nothing is left over once nobody holds a future (rule R6)."""
     assert not owner.table.rows, list(owner.table.rows.values())[:5]
-    assert not owner.desired
+    assert not owner.desired.rows
+    assert not owner.references.borrowers, owner.references.borrowers
     assert not owner.copies.under_way and not owner.copies._going, owner.copies.under_way
     assert not owner.moves.under_way and not owner.replicas.waiting, owner.replicas.waiting
     assert owner.lineages.nbytes == 0 and not owner.lineages.pinned, owner.lineages.nbytes

@@ -16,14 +16,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dask_ownership.core import checkpoints, restarts
+from dask_ownership.core.lifecycle import RowListener
 from dask_ownership.core.table import (
     DORMANT,
     ERROR,
     INLINE,
-    PUSHED,
+    RETAINED,
+    STORED,
+    TRACED,
     WAITING,
-    Function,
-    Options,
+    Lineage,
     Row,
 )
 
@@ -33,51 +35,19 @@ if TYPE_CHECKING:
 RECOVERIES = 50
 """Of how many it is remembered how long they took."""
 
-OVERHEAD = 600
-"""Bytes that a row and its lineage take besides payload and value."""
 
-
-class Lineage:
-    """The task that made a stored value.
-
-    Attributes
-    ----------
-    function, payload, dependencies, contains, options
-        As in `Row`.
-    nbytes : int
-        What keeping it costs: the pickled arguments.
-    """
-
-    __slots__ = ("contains", "dependencies", "function", "nbytes", "options", "payload")
-
-    def __init__(
-        self,
-        function: Function,
-        payload: bytes | None,
-        dependencies: tuple[Row, ...],
-        contains: tuple[Row, ...],
-        options: Options,
-    ) -> None:
-        self.options = options
-        self.function = function
-        self.payload = payload
-        self.dependencies = dependencies
-        self.contains = contains
-        self.nbytes = OVERHEAD + len(payload or b"")
-
-
-class Lineages:
+class Lineages(RowListener):
     """All lineage of one owner.
 
     Parameters
     ----------
     core : Ownership
     max_bytes : int
+    of_inline : bool
+        How inline values were made is kept, too: not to make them again, but to tell.
 
     Attributes
     ----------
-    of_inline : bool
-        How inline values were made is kept, too: not to make them again, but to tell.
     nbytes : int
         Of all that is kept: payloads, and inline values that only lineage needs.
     pinned : set of Row
@@ -92,10 +62,12 @@ class Lineages:
         When a value was there again, and how many seconds that took; the latest of them.
     """
 
-    def __init__(self, core: Ownership, max_bytes: int) -> None:
+    def __init__(self, core: Ownership, max_bytes: int, of_inline: bool) -> None:
         self.core = core
         self.max_bytes = max_bytes
-        self.of_inline = False
+        self.of_inline = of_inline
+        if of_inline:
+            core.lifecycle.of_all |= TRACED
         self.nbytes = 0
         self.evicted = 0
         self.recovered = 0
@@ -113,10 +85,34 @@ class Lineages:
 
     # ---- keeping ----
 
-    def keep(self, row: Row) -> None:
+    def finishing(self, row: Row, arguments: tuple[Row, ...]) -> None:
+        """Keep how a stored value was made; one that is here does not need that."""
+        if row.state == STORED or self.of_inline or row.roles & RETAINED:
+            if row.function is not None:
+                self.keep(row, arguments)
+        elif row.lineage is not None:
+            self.made_again(row)
+            self.drop(row)  # it was made again, and travelled this time
+
+    def failing(self, row: Row) -> None:
+        """Keep how to run a task for what it submitted, before its arguments cannot be told from
+        what is inside its error."""
+        if row.function is not None:
+            self.keep(row, row.contains)
+
+    def ended(self, row: Row) -> None:
+        """Let go of how a value was made, but for a task that failed and is kept."""
+        if row.state != ERROR or not row.roles & RETAINED:
+            self.drop(row)
+
+    def forgotten(self, row: Row) -> None:
+        """Let go of how its value was made."""
+        self.drop(row)
+
+    def keep(self, row: Row, arguments: tuple[Row, ...]) -> None:
         """A task ended with a stored value, or is kept: keep how to run it.
 
-        Call it before that is cleared.
+        Call it before that is cleared. ``arguments`` are rows of the futures in its payload.
         """
         if row.lineage is not None:
             self.made_again(row)
@@ -125,12 +121,10 @@ class Lineages:
             return  # another process has what made it
         if not restarts.may(restarts.RECOVERED, row.options):
             return
-        assert row.function is not None
         checkpoints.drop(row)
-        lineage = Lineage(row.function, row.payload, row.dependencies, row.contains, row.options)
-        row.lineage = lineage
-        for needed in (*lineage.dependencies, *lineage.contains):
-            needed.descendants += 1
+        lineage = row.lineage = Lineage(row, arguments)
+        row.roles |= TRACED
+        self.core.table.retain((*lineage.dependencies, *lineage.contains))
         self.nbytes += lineage.nbytes
         self._live += 1
         self._oldest.append(row)
@@ -161,14 +155,13 @@ class Lineages:
         """Each of these has one descendant less."""
         core = self.core
         for row in rows:
-            row.descendants -= 1
+            core.table.unretain(row)
             if row in self.pinned and (row.descendants <= 0 or core.climbing.only_kept(row)):
                 self.pinned.discard(row)
                 self.nbytes -= row.nbytes
                 if row.descendants:
-                    self.sleep(row)
-        for row in core.table.unneeded(rows):
-            core._clear(row)
+                    self.unheld(row)
+        core.lifecycle.forget_unneeded(rows)
 
     def _evict(self, newest: Row) -> None:
         """Give up the oldest until half of what is allowed is left."""
@@ -197,7 +190,7 @@ class Lineages:
 
     # ---- values that only lineage needs ----
 
-    def sleep(self, row: Row) -> None:
+    def unheld(self, row: Row) -> None:
         """Nobody holds the value, but it may be needed to make another again."""
         state = row.state
         climbing = self.core.climbing
@@ -206,40 +199,18 @@ class Lineages:
             # What is inside of an error cannot be told from its arguments any more.
             again = state != ERROR or not row.contains
             if again:
-                self.keep(row)
+                self.keep(row, row.contains)
         if climbing.only_kept(row) and not again and state <= ERROR:
             # It cannot run again, and what is inside of it may be what it is kept for.
-            if state == PUSHED:
-                self.core._take_back(row)
-            self.core.lose(row, f"it was freed when nobody held it, and {self.why_not(row)}")
+            detail = f"it was freed when nobody held it, and {self.why_not(row)}"
+            self.core.lifecycle.lose(row, detail)
         elif state == INLINE and row.lineage is None:
             if row not in self.pinned:
                 self.pinned.add(row)
                 self.nbytes += row.nbytes
         elif row.lineage is not None and state <= ERROR and state != DORMANT:
-            if state == PUSHED:
-                self.core._take_back(row)
-            elif state == INLINE:
-                self.core.inline_bytes -= row.nbytes
-            self.core._unhold(row)
-            row.value = None
-            self._call_off(row)
-            row.state = DORMANT
-            with self.core.table.lock:
-                # A thread that found it by its key before it was dormant did not wake it.
-                wanted = row.handles > 0 or row.uses > 0
-            if wanted:
-                self.wake(row)
-
-    def _call_off(self, row: Row) -> None:
-        """A task that was to make a value again is not needed after all."""
-        self._since.pop(row, None)
-        needed = row.dependencies + row.contains
-        row.dependencies = row.contains = ()
-        row.function = None
-        row.payload = None
-        row.worker = None
-        self.core._release_uses(needed)
+            self._since.pop(row, None)
+            self.core.lifecycle.sleep(row)
 
     # ---- making again ----
 
@@ -250,28 +221,16 @@ class Lineages:
         """
         if row.lineage is None:
             return False
+        lifecycle = self.core.lifecycle
+        lifecycle.withdraw(row)
         stack = [row]
         restored: list[Row] = []
-        row.state = WAITING
-        lock = self.core.table.lock
         while stack:
             one = stack.pop()
-            lineage = one.lineage
-            assert lineage is not None
-            one.function = lineage.function
-            one.payload = lineage.payload
-            one.dependencies = lineage.dependencies
-            one.contains = lineage.contains
-            one.options = lineage.options
-            one.holders = ()
-            one.value = None
-            with lock:
-                for needed in (*one.dependencies, *one.contains):
-                    needed.uses += 1
-            for needed in one.dependencies:
-                if needed.state == DORMANT and needed.lineage is not None:
-                    needed.state = WAITING
-                    stack.append(needed)
+            if one is not row and one.state != DORMANT:
+                continue  # another needs it, too
+            lifecycle.restore(one)
+            stack.extend(d for d in one.dependencies if d.state == DORMANT and d.lineage)
             restored.append(one)
             whom = "" if one is row else f", for {row.key!r}"
             self.core.log(one, "recovered", f"it is made again from its lineage{whom}")
@@ -279,10 +238,5 @@ class Lineages:
         self.recovered += len(restored)
         for one in restored:
             if one.state == WAITING:
-                self.core._wait_for_dependencies(one)
+                lifecycle.wait(one)
         return True
-
-    def wake(self, row: Row) -> None:
-        """Somebody has the row: if its value is dormant, make it again."""
-        if row.state == DORMANT and not self.recover(row):
-            self.core.lose(row, f"it was freed when nobody held it, and {self.why_not(row)}")

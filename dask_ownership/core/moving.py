@@ -59,7 +59,7 @@ class Moves:
         if row.state != STORED:
             return  # a copy of what is safe here, which tasks on their way there may name
         if row.borrowed:
-            core._drop_holders(row, {view}, "leaves")
+            core.lifecycle.drop_holders(row, {view}, "leaves")
             return
         places = core.copies.places()
         if (row, view) in self.under_way or not places:
@@ -72,7 +72,7 @@ class Moves:
         self.under_way.discard((row, view))
         if view.leaving and view in row.holders:
             if made and len(row.holders) > 1:
-                self.core._drop_holders(row, {view}, "left")
+                self.core.lifecycle.drop_holders(row, {view}, "left")
             elif made or not isinstance(task.value, bytes):
                 self.away(row, view)  # where it was to go is gone; else it cannot be moved
 
@@ -89,7 +89,7 @@ class Moves:
             if made and row.state == STORED and source in row.holders:
                 needed = any(row in other.dependencies for other in source.pushed.values())
                 if target in core.copies.there(row) and not needed:
-                    core._drop_holders(row, {source}, "has given it to another worker")
+                    core.lifecycle.drop_holders(row, {source}, "has given it to another worker")
             settled(task)
 
         self.core.copies.make(row, target, ended)

@@ -13,16 +13,19 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from dask_ownership.core import checkpoints, restarts
 from dask_ownership.core import messages as m
+from dask_ownership.core import restarts
 from dask_ownership.core.adoption import Adoption
 from dask_ownership.core.answers import Answers
 from dask_ownership.core.bequest import Bequests
+from dask_ownership.core.checkpoints import Checkpoints
 from dask_ownership.core.climbing import Climbing
 from dask_ownership.core.copying import Copies
 from dask_ownership.core.cycles import Cycles
+from dask_ownership.core.desired import Desired
+from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.lineage import Lineages
-from dask_ownership.core.losses import KILLED_WORKER, LOSSES, LOST_DATA, UNCERTAIN, WORKERS_DIED
+from dask_ownership.core.losses import KILLED_WORKER, LOSSES, WORKERS_DIED
 from dask_ownership.core.membership import Membership
 from dask_ownership.core.messages import Key, Message, Process
 from dask_ownership.core.moving import Moves
@@ -38,17 +41,24 @@ from dask_ownership.core.references import References
 from dask_ownership.core.replicas import Replicas
 from dask_ownership.core.silence import Silences
 from dask_ownership.core.table import (
+    BORROWED,
     CANCELLED,
-    DORMANT,
+    CHECKPOINTED,
+    COPY,
+    DESIRED,
     ERROR,
+    ESCAPED,
     FORGOTTEN,
+    HAS_BORROWERS,
     INLINE,
-    LOST,
-    NO_OPTIONS,
     PUSHED,
+    QUESTION,
     READY,
-    STATE_NAMES,
+    REPLICATED,
+    RETAINED,
+    SOUGHT,
     STORED,
+    TRACED,
     WAITING,
     Borrowed,
     Failure,
@@ -85,25 +95,28 @@ class Ownership:
         The time, for what is written into ``history``, and once a second for ``timeline``.
     max_inline : int
         Bytes of inline values above which further results stay at their workers.
+    trace_inline : bool
+        How inline values were made is kept, too: not to make them again, but to tell.
 
     Attributes
     ----------
     history : deque of tuple
         ``(key, event, detail, time)`` of unusual events, the latest `HISTORY` of them.
         A task that just runs leaves none.
-    cancelled_lives : dict
-        Keys that others had heard of and their lives (see `Row`), of the latest `HISTORY` that
-        were cancelled.
+    lifecycle : Lifecycle
+        Takes rows from state to state.
     again : dict of str to int
         How often tasks were handed out again, by each event of `AGAIN`.
     losses : dict of str to int
         What deaths of other processes cost this one, by each of `core.losses.LOSSES`.
     timeline : Timeline
         When attempts were numbered.
-    inline_bytes : int
-        Of all rows that are `INLINE`.
     references : References
         What this process borrows and lends.
+    checkpoints : Checkpoints
+        What tasks keep for their next attempts.
+    desired : Desired
+        Rows that are kept until they end.
     lineages : Lineages
         How stored values can be made again.
     copies : Copies
@@ -144,16 +157,24 @@ class Ownership:
         lineage_bytes: int = 1 << 30,
         clock: Callable[[], float] = float,
         max_inline: int = 1 << 30,
+        trace_inline: bool = False,
     ) -> None:
         self.table = Table(lock)
-        self.history: deque[tuple[Key, str, str, float]] = deque(maxlen=HISTORY)
-        self.cancelled_lives: dict[tuple[Key, int], None] = {}
         self.clock = clock
+        self.history: deque[tuple[Key, str, str, float]] = deque(maxlen=HISTORY)
+        self.again = dict.fromkeys(AGAIN, 0)
+        self.losses = dict.fromkeys(LOSSES, 0)
+        self.lifecycle = Lifecycle(
+            self.table, process[2], self.log, self._place, self._why_not, self.losses
+        )
+        self.counts = self.lifecycle.counts
         self.references = References(self, process)
         self.membership = Membership(self)
         self.posting = Posting(self)
         self.timers: list[tuple[float, Callable[..., None], tuple[Any, ...]]] = []
-        self.lineages = Lineages(self, lineage_bytes)
+        self.checkpoints = Checkpoints(self)
+        self.lineages = Lineages(self, lineage_bytes, trace_inline)
+        self.desired = Desired(self)
         self.copies = Copies(self)
         self.replicas = Replicas(self)
         self.moves = Moves(self)
@@ -166,29 +187,32 @@ class Ownership:
         self.silences = Silences(self)
         self.unmatched = Unmatched(self)
         self.max_inline = max_inline
-        self.inline_bytes = 0
         self.identity: Function | None = None
         self.identity_call = b""
         self.placement = Placement(home)
         self.allowed_failures = allowed_failures
         self.refused: dict[str, str] = {}
-        self.completed: list[Row] = []
         self.broken: list[tuple[str, Exception]] = []
-        self.desired: set[Row] = set()
-        self.attempts = 0
         self.timeline = Timeline(clock)
         self._marked = 0
-        self._dead: list[Row] = []
-        self._clearing = False
         self._aliases: list[Row] = []
-        self.counts = {"submitted": 0, "done": 0, "failed": 0}
-        self.again = dict.fromkeys(AGAIN, 0)
-        self.losses = dict.fromkeys(LOSSES, 0)
+        listen = self.lifecycle.listen
+        listen(self.checkpoints, CHECKPOINTED)
+        listen(self.references, HAS_BORROWERS | BORROWED)
+        listen(self.lineages, TRACED | RETAINED)
+        listen(self.desired, DESIRED)
+        listen(self.copies, COPY)
+        listen(self.replicas, REPLICATED)
+        listen(self.climbing, ESCAPED | QUESTION | SOUGHT)
+        listen(self.bequests)
+
+    def _why_not(self, row: Row) -> str:
+        return self.lineages.why_not(row)
 
     @property
     def name(self) -> str:
         """Of this process: a client's id, or a worker's address."""
-        return self.references.process[2]
+        return self.lifecycle.name
 
     def log(self, row: Row, event: str, detail: str) -> None:
         """Remember something unusual."""
@@ -201,6 +225,7 @@ class Ownership:
 
     def submit(self, rows: Iterable[Row]) -> None:
         """Rows that were just adopted: find out which can start."""
+        begin = self.lifecycle.begin
         todo = iter(rows)
         row: Row | None = None
         while True:
@@ -208,19 +233,14 @@ class Ownership:
                 for row in todo:
                     if row.state != WAITING:
                         if row.state == INLINE:  # a literal
-                            self.inline_bytes += row.nbytes
+                            self.lifecycle.inline_bytes += row.nbytes
                         continue  # or cancelled or forgotten before it got here
                     if row.borrowed:
                         assert isinstance(row, Borrowed)
                         if not row.attempt:
                             self.references.borrow(row)
                         continue
-                    self.counts["submitted"] += 1
-                    if not row.dependencies:
-                        row.state = READY
-                        self.placement.add_ready(row)
-                        continue
-                    self._wait_for_dependencies(row, first=True)
+                    begin(row)
                     if row.state == WAITING:
                         self.pushing.chain(row)
                 return
@@ -238,14 +258,13 @@ class Ownership:
         if row.state >= INLINE:
             return
         took = list(dict.fromkeys(holders))
-        row.holders = tuple([view for view in took if view.alive])
-        row.nbytes = nbytes
-        if not row.holders:
+        there = tuple([view for view in took if view.alive])
+        if not there:
             addresses = ", ".join([view.address for view in took])
-            self.lose(row, f"{addresses} took it and left the cluster; it was scattered")
+            detail = f"{addresses} took it and left the cluster; it was scattered"
+            self.lifecycle.lose(row, detail)
             return
-        row.state = STORED
-        self._succeeded(row, row.contains)
+        self.lifecycle.finish_stored(row, nbytes, row.type_name, there, row.contains)
         for view in row.holders:
             if view.leaving:
                 self.moves.away(row, view)
@@ -260,24 +279,19 @@ class Ownership:
         elif row.state == STORED:
             gone = {holder for holder in row.holders if holder.address in addresses}
             if gone:
-                self._drop_holders(row, gone, "does not have it")
+                self.lifecycle.drop_holders(row, gone, "does not have it")
 
     def settle(self, row: Row, failure: Failure | bytes) -> None:
         """End a row that cannot go on, or that failed elsewhere with a pickled error."""
-        self._fail(row, ERROR, failure)
+        self.lifecycle.fail(row, ERROR, failure)
 
     def desire(self, rows: Iterable[Row]) -> None:
         """``fire_and_forget``: keep these until they end."""
-        for row in rows:
-            if row.state < INLINE and row not in self.desired:
-                with self.table.lock:
-                    row.handles += 1
-                self.desired.add(row)
+        self.desired.keep(rows)
 
     def release(self, rows: Iterable[Row]) -> None:
         """One handle of each row went away."""
-        for row in self.table.release(rows):
-            self._clear(row)
+        self.lifecycle.release(rows)
 
     def cancel(self, rows: Iterable[Row], detail: str) -> None:
         """End these rows and all that depend on them; borrowed ones at their owner."""
@@ -290,10 +304,9 @@ class Ownership:
                 continue
             failure = Failure("cancelled", row.key, detail, self._where(row))
             if row.state >= INLINE:
-                self._unhold(row)
-                self._end(row, CANCELLED, failure)
+                self.lifecycle.end(row, CANCELLED, failure)
             else:
-                self._fail(row, CANCELLED, failure)
+                self.lifecycle.fail(row, CANCELLED, failure)
 
     def cancel_children(self, parent: Any, detail: str, among: Iterable[Row] | None = None) -> None:
         """End all rows that this task submitted, or those of them that are ``among`` some."""
@@ -342,36 +355,26 @@ class Ownership:
             if not row.borrowed:
                 asked = "it was asked for" if row in roots else "what it failed with runs again"
                 self.log(row, "retried", asked)
-                if row.borrowers is not None:
-                    self.references.withdraw(row)
                 if row.options.died:
                     row.options = row.options.copy()
                     row.options.died, row.options.deaths = (), 0
-            row.state = WAITING
-            row.value = None
-        for row in revived:
-            if row.state == WAITING and not row.borrowed:  # not ended with one before it
-                self._wait_for_dependencies(row)
+        self.lifecycle.retry(revived)
 
     def close(self, detail: str) -> None:
         """The owner ends: so does every row, and no value is kept."""
         self.copies.function = None
         self.references.leave()
         for row in self.table.all():
-            if row.state == PUSHED:
-                self._take_back(row)
             if row.state != FORGOTTEN:
-                self._end(row, CANCELLED, Failure("closed", row.key, detail))
+                self.lifecycle.end(row, CANCELLED, Failure("closed", row.key, detail))
 
     def abandon(self, detail: str) -> None:
         """The cluster is gone: rows whose outcome is here keep it, all others end."""
         self.copies.function = None
         self.references.leave()
         for row in self.table.all():
-            if row.state == PUSHED:
-                self._take_back(row)
             if row.state not in (INLINE, ERROR, FORGOTTEN):
-                self._end(row, CANCELLED, Failure("scheduler-gone", row.key, detail))
+                self.lifecycle.end(row, CANCELLED, Failure("scheduler-gone", row.key, detail))
 
     # ---- members ----
 
@@ -407,7 +410,7 @@ class Ownership:
         self.posting.way_is_gone(view)
         for row in self.table.all():
             if view in row.holders:
-                self._drop_holders(row, {view}, reason)
+                self.lifecycle.drop_holders(row, {view}, reason)
         # Nobody knows what ran: the oldest that could, as many as there are slots. What was not
         # sent yet, or waits there for another, could not; nor could a suspect of which the worker
         # said nothing; nor anything beside one that is alone, which began when it heard `GO`.
@@ -434,7 +437,7 @@ class Ownership:
                 continue
             ran = "it may have run there" if row in suspects else "it waited there"
             ran = "nothing else ran there" if row in suspects and row is alone else ran
-            self._again(row, path, f"{death}; {ran}")
+            self.lifecycle.try_again(row, path, f"{death}; {ran}")
 
     def _blamed(self, row: Row, death: str, alone: bool) -> bool:
         """A worker died under a task, and perhaps of it; whether it is given up.
@@ -453,17 +456,8 @@ class Ownership:
             f"else of any owner ran there: {', '.join(options.died)}"
         )
         self.losses[KILLED_WORKER] += 1
-        self._fail(row, ERROR, Failure("killed-worker", row.key, detail))
+        self.lifecycle.fail(row, ERROR, Failure("killed-worker", row.key, detail))
         return True
-
-    def _uncertain(self, row: Row, what: str) -> None:
-        """End a task that runs at most once, and may have run."""
-        detail = (
-            f"{what}. It may have been running there or have ended, and a task that runs at most "
-            "once is not run again. Find out what it did; client.retry(future) runs it once more"
-        )
-        self.losses[UNCERTAIN] += 1
-        self._fail(row, ERROR, Failure("uncertain", row.key, detail))
 
     def unsendable(self, view: WorkerView, message: Message, error: bytes) -> None:
         """A message to a worker cannot be packed: what needs it fails, with a pickled error."""
@@ -489,12 +483,13 @@ class Ownership:
         else:
             failed = []  # it takes something back that never got there
         for row in failed:
-            self._fail(row, ERROR, error)
+            self.lifecycle.fail(row, ERROR, error)
 
     def broke(self, row: Row | None, error: Exception, where: str) -> None:
         """Something of this core failed while it dealt with a row: that ends, and no other."""
         if row is not None and row.state < INLINE:
-            self._fail(row, ERROR, Failure("internal", row.key, f"{where}: {error!r}"))
+            failure = Failure("internal", row.key, f"{where}: {error!r}")
+            self.lifecycle.fail(row, ERROR, failure)
         self.broken.append((where, error))
 
     def receive(self, view: WorkerView, batch: Iterable[Message], now: float) -> None:
@@ -536,9 +531,10 @@ class Ownership:
                 push(taken[0], taken[1], now)
             except Exception as error:
                 self.broke(taken[0], error, f"it could not be pushed to {taken[1].address}")
-        if self.attempts != self._marked:
-            self._marked = self.attempts
-            self.timeline.mark(self.attempts, now)
+        attempts = self.lifecycle.numbers
+        if attempts != self._marked:
+            self._marked = attempts
+            self.timeline.mark(attempts, now)
 
     def tick(self, now: float) -> bool:
         """Recall queued work for idle workers; whether to be called again soon."""
@@ -565,45 +561,9 @@ class Ownership:
 
     # ---- one row ----
 
-    def _wait_for_dependencies(self, row: Row, first: bool = False) -> None:
-        """Count what it waits for; READY when nothing, failed when one failed.
-
-        ``first`` says that it waits nowhere yet, so that nobody looks.
-        """
-        waiting = 0
-        for dependency in row.dependencies:
-            state = dependency.state
-            if state == DORMANT:
-                self.lineages.wake(dependency)
-                state = dependency.state  # what it needs may have ended without a value
-            if state == INLINE or state == STORED:
-                continue
-            if state > STORED:
-                self._inherit(row, dependency)
-                return
-            waiting += 1
-            if dependency.dependents is None:
-                dependency.dependents = [row]
-            elif first or row not in dependency.dependents:
-                dependency.dependents.append(row)
-        row.waiting = waiting
-        if waiting == 0:
-            self._ready(row)
-        else:
-            row.state = WAITING
-
-    def _inherit(self, row: Row, dependency: Row) -> None:
-        """Fail a row as its dependency failed."""
-        if row.options.bequest is not None and self.bequests.make(row, dependency.state):
-            return
-        if dependency.state == CANCELLED:
-            self._fail(row, CANCELLED, dependency.value)
-        else:
-            inside = dependency.contains if isinstance(dependency.value, bytes) else ()
-            self._fail(row, ERROR, dependency.value, tuple(r for r in inside if r is not row))
-
-    def _ready(self, row: Row) -> None:
-        """It has all that it needs."""
+    def _place(self, row: Row) -> None:
+        """A row has all that it needs: it is given to whoever chooses a worker, or has the value
+        of another already."""
         if row.function is self.identity:
             source = row.dependencies[0]
             if source.state == INLINE:
@@ -615,7 +575,6 @@ class Ownership:
                 # It takes no slot there, and nothing is to be moved.
                 self.pushing.push(row, view, view.heard)
                 return
-        row.state = READY
         self.placement.add_ready(row)
 
     def _pass_on(self) -> None:
@@ -624,26 +583,13 @@ class Ownership:
         Each may be what the next one waits for: a chain of any length ends in this loop.
         """
         for row in self._aliases:
-            if row.state != WAITING:
+            if row.state != READY:
                 continue  # it was ended together with one before it
             try:
-                self._take_value(row, row.dependencies[0])
+                self.lifecycle.finish_as(row, row.dependencies[0])
             except Exception as error:
                 self.broke(row, error, "it could not get the value of another")
         self._aliases.clear()
-
-    def _take_value(self, row: Row, source: Row) -> None:
-        row.value = source.value
-        row.nbytes = source.nbytes
-        row.worker = source.worker  # which made it, for those who ask where it is
-        self.inline_bytes += row.nbytes
-        with self.table.lock:
-            for inner in source.contains:
-                inner.uses += 1
-        arguments, row.contains = row.contains, source.contains
-        row.state = INLINE
-        self._succeeded(row, row.contains)
-        self._release_uses(arguments)
 
     def _where_stored(self, source: Row) -> WorkerView | None:
         """A worker with a value that takes tasks."""
@@ -652,282 +598,8 @@ class Ownership:
         views = [workers.get(address) for address in addresses] or source.holders
         return next((v for v in views if v is not None and v.accepting and not v.suspended), None)
 
-    def _borrowed_ended(self, row: Row) -> None:
-        """A borrowed row has a value: who waits for it can go on."""
-        self._succeeded(row, row.contains)
-        self.counts["done"] -= 1  # that was its owner's
-
-    def _lose(self, row: Row, state: int, value: bytes | Failure) -> None:
-        """End a row that had or was to get a value, and all that wait for it."""
-        dependents = row.dependents or ()
-        self._end(row, state, value)
-        for dependent in dependents:
-            if dependent.options.bequest is not None and self.bequests.make(dependent, state):
-                continue
-            self._fail(dependent, CANCELLED if state == CANCELLED else ERROR, value)
-
-    def _succeeded(self, row: Row, inside: tuple[Row, ...] = ()) -> None:
-        """It has a value, with the futures of these rows inside."""
-        self.counts["done"] += 1
-        dependents = row.dependents
-        dependencies = row.dependencies
-        if (
-            row.state == STORED
-            or self.lineages.of_inline
-            or (self.climbing.keepers and row in self.climbing.keepers)
-        ):
-            if row.function is not None:
-                self.lineages.keep(row)
-            if row.options.replicas is not None:
-                self.replicas.look(row)
-        elif row.lineage is not None:
-            self.lineages.made_again(row)
-            self.lineages.drop(row)  # it was made again, and travelled this time
-        if row.options is not NO_OPTIONS:
-            checkpoints.drop(row)
-        if row.state != INLINE:
-            row.worker = None
-        row.payload = None
-        row.function = None
-        needed: tuple[Row, ...] = ()
-        if dependencies or row.contains is not inside:
-            needed = dependencies if row.contains is inside else dependencies + row.contains
-            for dependency in dependencies:
-                if dependency.borrowed:
-                    dependency.misses = 0  # type: ignore[attr-defined]
-            # Before its dependents: an alias ends at once, and this row with it, which would
-            # let go of them as well.
-            row.dependencies = ()
-            row.contains = inside
-        if dependents is not None:
-            row.dependents = None
-            for dependent in dependents:
-                if dependent.state == WAITING:
-                    dependent.waiting -= 1
-                    if dependent.waiting <= 0:
-                        self._ready(dependent)
-        if row.waiters is not None:
-            self.completed.append(row)
-        if needed:
-            self._release_uses(needed)
-        if row.borrowers is not None:
-            self.references.tell(row)
-        if self.desired and row in self.desired:
-            self.desired.discard(row)
-            self.release([row])
-        if self.copies.under_way and row in self.copies.under_way:
-            self.copies.ended(row, True)
-        if self.climbing.searches and row in self.climbing.searches:
-            self.climbing.ended(row)
-
-    def _again(self, row: Row, path: restarts.Path, detail: str) -> None:
-        """Back to waiting or ready: the attempt ended without an outcome, or is given up."""
-        if not restarts.may(path, row.options):
-            self._uncertain(row, detail)
-            return
-        self.log(row, path.event, detail)
-        row.worker = None
-        row.state = WAITING
-        self._wait_for_dependencies(row)
-
-    # ---- ends ----
-
-    def _fail(
-        self,
-        row: Row,
-        state: int,
-        value: bytes | Failure | None,
-        inside: tuple[Row, ...] = (),
-    ) -> None:
-        """End a row without a value, and all that wait for it.
-
-        ``inside`` are rows of the futures in a pickled error: kept by every row that has it.
-        """
-        self.counts["failed"] += 1
-        stack = [row]
-        while stack:
-            row = stack.pop()
-            if row.state >= INLINE:
-                continue
-            if row.state == PUSHED:
-                self._take_back(row)
-            if inside:
-                if row in self.climbing.keepers and row.function is not None:
-                    self.lineages.keep(row)  # with the arguments, not with what is inside
-                with self.table.lock:
-                    for inner in inside:
-                        inner.uses += 1
-                row.contains += inside
-            stack.extend(row.dependents or ())
-            self._end(row, state, value)
-
-    def _end(self, row: Row, state: int, value: bytes | Failure | None) -> None:
-        self.log(row, STATE_NAMES[state], self._why(row, value))
-        if state == CANCELLED and row.life:
-            self.cancelled_lives[row.key, row.life] = None
-            if len(self.cancelled_lives) > HISTORY:
-                del self.cancelled_lives[next(iter(self.cancelled_lives))]
-        if row.state == INLINE:
-            self.inline_bytes -= row.nbytes
-        if row.holders:
-            self._unhold(row)  # copies of what was borrowed
-        row.value = value  # first: another thread looks at it once the state is final
-        row.state = state
-        row.dependents = None
-        row.worker = None
-        if row.waiters is not None:
-            self.completed.append(row)
-        if row.borrowers is not None:
-            self.references.tell(row)
-        if (row.lineage is not None or self.lineages.evicted) and not (
-            state == ERROR and row in self.climbing.keepers
-        ):
-            self.lineages.drop(row)
-        if state != ERROR:
-            # An error may be retried and keeps what it needs for that.
-            checkpoints.drop(row)
-            dependencies = row.dependencies + row.contains
-            row.dependencies = row.contains = ()
-            row.payload = None
-            row.function = None
-            with self.table.lock:
-                self.table.rows.remove(row)
-            self._release_uses(dependencies)
-        if row in self.desired:
-            self.desired.discard(row)
-            self.release([row])
-        if row in self.copies.under_way:
-            self.copies.ended(row, False)
-        if row in self.climbing.questions:
-            self.climbing.dropped(row)
-        if row in self.climbing.searches:
-            self.climbing.ended(row)
-
-    @staticmethod
-    def _why(row: Row, value: bytes | Failure | None) -> str:
-        """Why a row that still has what it needs ends with this."""
-        if isinstance(value, Failure):
-            why = f"{value.detail}; {value.where}" if value.where else value.detail
-            return why if value.key == row.key else f"{value.key!r}: {why}"
-        failed = next((d for d in row.dependencies if d.state == ERROR), None)
-        if failed is not None:
-            return f"{failed.key!r} failed"
-        where = "" if row.worker is None else f" at {row.worker.address}"
-        return f"it raised an exception{where}"
-
     def _where(self, row: Row) -> str:
         """Who owns a row and where it is, for one who asks what became of it."""
         views = (row.worker,) if row.state == PUSHED else row.holders
         at = ", ".join([view.address for view in views])
         return f"owned by {self.name}" + (f", at {at}" if at else ", not at any worker")
-
-    def _take_back(self, row: Row) -> None:
-        """Tell the worker to drop an attempt, and stop counting it there."""
-        view = row.worker
-        if view.alone is row:
-            view.alone = None
-        if view.pushed.pop(row.key, None) is not None:
-            if row.estimate:
-                view.active -= 1
-                view.load -= row.estimate
-            if not view.pushed:
-                view.load = 0.0
-            view.outbox.append((m.CANCEL, row.key, row.attempt))
-
-    def _unhold(self, row: Row) -> None:
-        self._free(row, row.holders)
-        row.holders = ()
-
-    def _free(self, row: Row, views: Iterable[WorkerView]) -> None:
-        for view in views:
-            if view.alive:
-                view.copies.pop(row.key, None)
-                view.arrived.discard(row.key)
-                view.outbox.append((m.FREE, (row.key,), self.attempts))
-
-    def _drop_holders(self, row: Row, gone: set[WorkerView], reason: str) -> None:
-        addresses = ", ".join(sorted(view.address for view in gone))
-        row.holders = tuple([view for view in row.holders if view not in gone])
-        # One that only did not have it yet must not be left with it.
-        self._free(row, sorted(gone, key=lambda view: view.address))
-        if row.state != STORED or row.borrowed:
-            return
-        if row.borrowers is not None and row.holders:
-            self.references.tell(row)
-        if row.options.replicas is not None and row.holders:
-            self.replicas.look(row)
-        if not row.holders:
-            self.log(row, "copy-gone", f"the only one was at {addresses}, which {reason}")
-            if row.borrowers is not None and row.lineage is not None:
-                self.log(row, "withdrawn", f"from {len(row.borrowers)} borrowers, which wait")
-                self.references.withdraw(row)
-            if (
-                not self.lineages.recover(row)
-                and not self.climbing.look_for_adopted(row)
-                and not self.bequests.again(row)
-            ):
-                why = self.lineages.why_not(row)
-                self.lose(row, f"its only copy was at {addresses}, which {reason}; {why}")
-
-    def lose(self, row: Row, detail: str) -> None:
-        """A value is gone for good."""
-        detail = f"{detail}; it was owned by {self.name}"
-        if row.handles > 0 or row.uses > 0:
-            self.losses[LOST_DATA] += 1
-        self._lose(row, LOST, Failure("lost-data", row.key, detail))
-
-    def _release_uses(self, rows: Iterable[Row]) -> None:
-        for row in self.table.release_uses(rows):
-            self._clear(row)
-
-    def _clear(self, row: Row) -> None:
-        """Nobody counts it and it is out of the table: free what it held.
-
-        What is freed with it follows in this loop, also what comes back here from others
-        that are told: chains of any length end so.
-        """
-        stack = self._dead
-        stack.append(row)
-        if self._clearing:
-            return
-        self._clearing = True
-        try:
-            self._clear_all(stack)
-        finally:
-            self._clearing = False
-
-    def _clear_all(self, stack: list[Row]) -> None:
-        while stack:
-            row = stack.pop()
-            if row.state == FORGOTTEN:
-                continue
-            if row.descendants:
-                self.lineages.sleep(row)
-                continue
-            if row.state == PUSHED:
-                self._take_back(row)
-            if row.holders:
-                self._unhold(row)
-            if row.state == INLINE:
-                self.inline_bytes -= row.nbytes
-            row.state = FORGOTTEN
-            if self.climbing.escaped and row in self.climbing.escaped:
-                self.climbing.forgotten(row)
-            if self.climbing.questions and row in self.climbing.questions:
-                self.climbing.dropped(row)
-            if self.climbing.searches and row in self.climbing.searches:
-                self.climbing.ended(row)
-            if row.lineage is not None or self.lineages.evicted:
-                self.lineages.drop(row)
-            if row.borrowed:
-                assert isinstance(row, Borrowed)
-                self.references.give_back(row)
-            if row.waiters is not None:
-                self.completed.append(row)
-            row.value = None
-            row.payload = None
-            row.dependents = None
-            if row.dependencies or row.contains:
-                needed = row.dependencies + row.contains
-                row.dependencies = row.contains = ()
-                stack.extend(self.table.release_uses(needed))

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from dask_ownership.core.messages import Message
+from dask_ownership.core import messages as m
+from dask_ownership.core.messages import Key, Message
 from dask_ownership.core.places import URGENT, urgency
 from dask_ownership.core.queue import OrderedQueue
 from dask_ownership.core.resources import provides
@@ -176,6 +177,25 @@ class WorkerView:
             and not self.reserved
             and (self.load < WINDOW * self.nthreads or self.active < self.nthreads)
         )
+
+    def take_back(self, row: Row) -> None:
+        """Tell the worker to drop an attempt, and stop counting it there."""
+        if self.alone is row:
+            self.alone = None
+        if self.pushed.pop(row.key, None) is not None:
+            if row.estimate:
+                self.active -= 1
+                self.load -= row.estimate
+            if not self.pushed:
+                self.load = 0.0
+            self.outbox.append((m.CANCEL, row.key, row.attempt))
+
+    def free(self, key: Key, number: int) -> None:
+        """Tell the worker to drop its copy of a value, unless it gets another with a number
+        above this."""
+        self.copies.pop(key, None)
+        self.arrived.discard(key)
+        self.outbox.append((m.FREE, (key,), number))
 
     def answers_to(self, name: str) -> bool:
         """Whether ``workers=name`` means this one: its address, name or host."""

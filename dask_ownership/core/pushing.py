@@ -59,10 +59,10 @@ class Pushing:
             if row.dependencies:
                 failed = next((d for d in row.dependencies if d.state > STORED), None)
                 if failed is not None:
-                    core._inherit(row, failed)
+                    core.lifecycle.inherit(row, failed)
                     continue
                 if any(d.state < INLINE and d.worker is not view for d in row.dependencies):
-                    core._wait_for_dependencies(row)  # one was lost and is made again
+                    core.lifecycle.wait(row)  # one was lost and is made again
                     continue
                 dependencies = tuple([self._reference(d, view) for d in row.dependencies])
             function = row.function
@@ -70,10 +70,7 @@ class Pushing:
             if function.id not in view.functions:
                 view.functions.add(function.id)
                 view.outbox.append((m.FUNCTION, function.id, function.pickled))
-            core.attempts += 1
-            row.attempt = core.attempts
-            row.state = PUSHED
-            row.worker = view
+            core.lifecycle.pushed(row, view)
             duration = function.duration
             if duration < 0:
                 duration = UNKNOWN_DURATION
@@ -96,7 +93,7 @@ class Pushing:
             extra = None if options is NO_OPTIONS else self._extra(options)
             if function is core.identity:
                 extra = {"depth": 0, **(extra or {}), "alias": True}
-            if core.inline_bytes > core.max_inline:
+            if core.lifecycle.inline_bytes > core.max_inline:
                 if extra is None:
                     extra = {"depth": 0}
                 extra.setdefault("inline", KEPT_ABOVE)
@@ -206,10 +203,10 @@ class Pushing:
             if len(value) <= REPEATED or dependency.uses <= 1:
                 return (m.VALUE, value)
             if not version_of(dependency):  # no task made it
-                core.attempts += 1
-                dependency.attempt = core.attempts
+                core.lifecycle.numbers += 1
+                dependency.attempt = core.lifecycle.numbers
             dependency.holders += (view,)
-            view.copies[dependency.key] = core.attempts + 1
+            view.copies[dependency.key] = core.lifecycle.numbers + 1
             version = version_of(dependency)
             view.outbox.append((m.COPY, dependency.key, version, value))
             return (m.LOCAL, dependency.key, version)
@@ -222,7 +219,7 @@ class Pushing:
                 addresses = tuple([holder.address for holder in dependency.holders])
                 origin = None
             dependency.holders += (view,)
-            view.copies[dependency.key] = core.attempts + 1
+            view.copies[dependency.key] = core.lifecycle.numbers + 1
             return (
                 m.REMOTE,
                 dependency.key,

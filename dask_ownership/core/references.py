@@ -3,7 +3,7 @@
 A future that is pickled in one process and unpickled in another makes the other a
 *borrower*. It has a row of its own for the value (`Borrowed`), which looks like any
 other row to whoever waits for it or uses it in a task, and it tells the owner, which
-counts it (`Row.borrowers`) until it gives the value back.
+counts it (`References.borrowers`) until it gives the value back.
 
 Processes correspond in one ordered stream per pair (`Peer`), carried over the links
 that are there anyway; a worker passes on what is for another process. In a stream:
@@ -48,6 +48,7 @@ from dask_ownership.core import messages as m
 from dask_ownership.core.adoption import LEAVES, adopted_key, heir_of, is_adopted
 from dask_ownership.core.bequest import held_at, place_held
 from dask_ownership.core.climbing import Path, path_from
+from dask_ownership.core.lifecycle import RowListener
 from dask_ownership.core.link import LinkState
 from dask_ownership.core.losses import LOST_DATA, OWNER_LOST, OWNERS_GONE
 from dask_ownership.core.messages import Heir, Key, Message, Origin, Place, Process, ValueName
@@ -56,6 +57,7 @@ from dask_ownership.core.table import (
     DORMANT,
     ERROR,
     FORGOTTEN,
+    HAS_BORROWERS,
     INLINE,
     LOST,
     STORED,
@@ -107,6 +109,8 @@ what it sent them."""
 
 SECOND = "\0"
 """Between a process and the number of a borrowing, in the name of its second one of a row."""
+
+NOBODY: dict[str, int] = {}
 
 Outcome = tuple[Any, ...]
 """State, and what belongs to it: see `References.outcome_of`."""
@@ -181,7 +185,7 @@ class _Both:
         self.other.one_counted()
 
 
-class References:
+class References(RowListener):
     """What one process borrows and lends.
 
     Parameters
@@ -189,12 +193,19 @@ class References:
     core : Ownership
     process : Process
         This one: incarnation, address (of a worker, else empty) and name.
+
+    Attributes
+    ----------
+    borrowers : dict
+        Row to the incarnations of processes that borrow it and the numbers of those borrowings.
     """
 
     def __init__(self, core: Ownership, process: Process) -> None:
         self.core = core
         self.process = process
         self.peers: dict[str, Peer] = {}
+        # Of strings and numbers only: the cyclic collector need not walk it.
+        self.borrowers: dict[Row, dict[str, int]] = {}
         self.talking: dict[str, Peer] = {}
         self.mourned: dict[str, Peer] = {}
         self.left = False
@@ -242,8 +253,8 @@ class References:
             return
         # As `_borrow_from` and `_say`: there may be very many in one object.
         core = self.core
-        core.attempts += 1
-        row.attempt = core.attempts
+        core.lifecycle.numbers += 1
+        row.attempt = core.lifecycle.numbers
         peer.borrowed[row.attempt] = row
         if row.path is None:
             life = row.origin[5] if place is row.origin else 0
@@ -253,8 +264,8 @@ class References:
         self.talking[place[0]] = peer
 
     def _borrow_from(self, peer: Peer, row: Borrowed) -> None:
-        self.core.attempts += 1
-        row.attempt = self.core.attempts
+        self.core.lifecycle.numbers += 1
+        row.attempt = self.core.lifecycle.numbers
         peer.borrowed[row.attempt] = row
 
     def adopt_at_heir(self, row: Borrowed, origin: Origin, pinned: bool) -> None:
@@ -289,7 +300,7 @@ class References:
             key = ("asked", *key[1:])  # type: ignore[index]
         row.place = (*heir, key)
         row.path = path_from(row.origin, level)
-        row.state = WAITING
+        self.core.lifecycle.wait_for_owner(row)
         row.addresses = ()
         peer = self.peer(heir)
         self._borrow_from(peer, row)
@@ -304,7 +315,7 @@ class References:
         if row.counted or row.place is not row.origin or row.origin[4] is None:
             return False
         del peer.borrowed[row.attempt]
-        row.value = Failure("lost-data", row.origin[3], detail)
+        row.freed = Failure("lost-data", row.origin[3], detail)
         self._climb(row)
         return True
 
@@ -324,7 +335,7 @@ class References:
         row.returns = [*(row.returns or ()), (peer, row.place[3], row.attempt)]
         row.place = place
         row.path = path
-        row.value = None if row.state == WAITING else row.value
+        row.freed = None
         if outcome is not None:
             self._take_in(row, outcome)
         self.borrow(row)
@@ -349,18 +360,13 @@ class References:
             if row is not None:
                 return row, False
             if key not in self.core.adoption.moved and place_held(origin) is None:
-                row = Row(key, None, None, (), 0)
-                row.value = (
-                    Failure(
-                        "closed", key, f"its client {self.process[2]} is closed, which freed it"
-                    )
-                    if self.left
-                    else Failure(
-                        "lost-data", key, f"its owner {self.process[2]} freed it: nobody held it"
-                    )
-                )
-                row.state = LOST
-                return row, False
+                name = self.process[2]
+                if self.left:
+                    failure = Failure("closed", key, f"its client {name} is closed, which freed it")
+                else:
+                    detail = f"its owner {name} freed it: nobody held it"
+                    failure = Failure("lost-data", key, detail)
+                return Row.without_value(key, LOST, failure), False
         made = self._borrowed(origin)
         row = table.adopt(made)
         return row, row is made
@@ -396,7 +402,7 @@ class References:
                 row = table.use(origin[3], origin[5])
                 if row is not None:
                     row.shared_with(None)
-                    self.core.lineages.wake(row)
+                    self.core.lifecycle.wake(row)
                     rows.append(row)
                     continue
                 if origin[3] not in self.core.adoption.moved and place_held(origin) is None:
@@ -405,7 +411,6 @@ class References:
             if made.place[0] == self.process[0] and (row := table.use(made.place[3])):
                 rows.append(row)  # held here
                 continue
-            made.handles = 0
             adopted = table.adopt_for_use(made)
             if adopted is made:
                 new.append(made)
@@ -438,9 +443,8 @@ class References:
         """Keep ``outer``, from whose value these came, until their owners count them."""
         if outer.state == FORGOTTEN:
             return
-        with self.core.table.lock:
-            outer.uses += 1
-        self.when_counted(rows, lambda: self.core._release_uses((outer,)))
+        self.core.table.use_all((outer,))
+        self.when_counted(rows, lambda: self.core.lifecycle.release_uses((outer,)))
 
     def _counted(self, row: Borrowed) -> None:
         row.counted = True
@@ -479,7 +483,7 @@ class References:
         """A failed row is tried again at its owner: what failed here because of it is, too."""
         inside, row.contains = row.contains, ()
         self.core.revive([row])
-        self.core._release_uses(inside)
+        self.core.lifecycle.release_uses(inside)
 
     def missed(self, row: Borrowed, addresses: Iterable[str]) -> None:
         """Those said to have it do not, as those at these addresses say: ask its owner."""
@@ -491,7 +495,7 @@ class References:
             self.core.losses[LOST_DATA] += 1
             self._lose(row, "lost-data", f"its holders {holders} do not have it any more")
             return
-        row.state = WAITING
+        self.core.lifecycle.wait_for_owner(row)
         self.request(row, "missed", tuple(addresses))
 
     def _lose(self, row: Borrowed, kind: str, reason: str) -> None:
@@ -506,40 +510,35 @@ class References:
             row.addresses = tuple(outcome[3])
             return
         if state == STORED and row.state == STORED:
-            core._unhold(row)  # it was made again: copies of it are those of another value
-            row.state = WAITING
+            core.lifecycle.unhold(row)  # it was made again: copies of it are those of another value
+            core.lifecycle.wait_for_owner(row)
         had = row.state
         ends = (had == STORED and state > STORED) or (had == INLINE and state == CANCELLED)
         if had >= INLINE and not ends:
             return
         if state == INLINE:
-            row.value = outcome[1]
-            row.nbytes = len(outcome[1])
             row.version = self._next_version()
-            core.inline_bytes += row.nbytes
-            self._came_with(row, outcome[2])
-            row.state = INLINE
-            core._borrowed_ended(row)
+            row.freed = None
+            row.contains = self._came_with(row, outcome[2])
+            core.lifecycle.finish_borrowed(row, INLINE, outcome[1], len(outcome[1]))
         elif state == STORED:
             if outcome[4] != row.made_by or tuple(outcome[3]) != row.addresses:
                 row.misses = 0  # its owner found it elsewhere, or made it again
             row.survived = ()
-            row.value = None
-            row.nbytes = outcome[1]
+            row.freed = None
             row.type_name = outcome[2]
             row.addresses = tuple(outcome[3])
             row.made_by = outcome[4]
             row.version = self._next_version()
-            row.state = STORED
-            core._borrowed_ended(row)
+            core.lifecycle.finish_borrowed(row, STORED, None, outcome[1])
         elif state == ERROR and isinstance(outcome[1], bytes):
-            self._came_with(row, outcome[2])
-            core._lose(row, ERROR, outcome[1])
+            row.contains = self._came_with(row, outcome[2])
+            core.lifecycle.end_with_dependents(row, ERROR, outcome[1])
         else:
             _, kind, name, detail, chain = outcome
-            if isinstance(row.value, Failure):
-                # It was freed, and those who led to it could not make it again.
-                core._lose(row, state, row.value)
+            if row.freed is not None:
+                # Those who led to it could not make it again.
+                core.lifecycle.end_with_dependents(row, state, row.freed)
                 return
             kind = "lost-data" if kind == FREED else kind
             if is_adopted(name):
@@ -550,22 +549,23 @@ class References:
                     chain = owners_of(row.origin)
                     if row.place[0] != row.origin[0]:
                         detail = f"{row.place[2]} says: {detail}"
-            core._lose(row, state, Failure(kind, name, detail, chain=tuple(chain)))
+            failure = Failure(kind, name, detail, chain=tuple(chain))
+            core.lifecycle.end_with_dependents(row, state, failure)
 
     def _next_version(self) -> int:
-        self.core.attempts += 1
-        return self.core.attempts
+        self.core.lifecycle.numbers += 1
+        return self.core.lifecycle.numbers
 
-    def _came_with(self, row: Borrowed, origins: Iterable[Origin]) -> None:
-        """Futures inside a value or an error that was borrowed."""
+    def _came_with(self, row: Borrowed, origins: Iterable[Origin]) -> tuple[Row, ...]:
+        """Rows of the futures inside a value or an error that was borrowed."""
         if self.core.bequests.holds:
             inner = self.core.bequests.hold_inside(origins)
             borrowed = tuple(source for one in inner for source in one.dependencies)
         else:
             inner = borrowed = self.rows_of(origins)
-        row.contains = inner
         if borrowed:
             self.hold_until_counted(row, borrowed)
+        return inner
 
     # ---- as an owner ----
 
@@ -596,7 +596,7 @@ class References:
         peers = self.peers
         return [
             (peers[incarnation], number)
-            for name, number in (row.borrowers or {}).items()
+            for name, number in self.borrowers.get(row, NOBODY).items()
             if (incarnation := name.partition(SECOND)[0]) in peers
         ]
 
@@ -606,8 +606,31 @@ class References:
         for peer, number in self.borrowers_of(row):
             self._say(peer, (OUTCOME, row.key, number, outcome))
 
-    def withdraw(self, row: Row) -> None:
+    def finished(self, row: Row) -> None:
+        """A row that is lent has a value."""
+        if row in self.borrowers:
+            self.tell(row)
+
+    def ended(self, row: Row) -> None:
+        """A row that is lent has no value."""
+        if row in self.borrowers:
+            self.tell(row)
+
+    def holders_changed(self, row: Row) -> None:
+        """Other workers have the value of a row that is lent."""
+        if row in self.borrowers:
+            self.tell(row)
+
+    def forgotten(self, row: Row) -> None:
+        """Nobody here has what another process owns."""
+        if isinstance(row, Borrowed):
+            self.give_back(row)
+
+    def withdrawn(self, row: Row) -> None:
         """A row that is lent lost its value, which is made again: borrowers wait for it."""
+        if row.state == STORED:
+            count = len(self.borrowers.get(row, NOBODY))
+            self.core.log(row, "withdrawn", f"from {count} borrowers, which wait")
         for peer, number in self.borrowers_of(row):
             self._say(peer, (OUTCOME, row.key, number, None))
 
@@ -620,22 +643,9 @@ class References:
         path: Path | None = None,
         gone: str = "",
     ) -> None:
-        table = self.core.table
-        row = table.living(key, life)
-        asked = row is None and path is not None
+        row = self.core.table.use(key, life)
         if row is None and path is not None:
             row = self.core.climbing.ask(key, tuple(path))
-        with table.lock:
-            row = table.living(key, life) or (row if asked else None)
-            if row is not None:
-                if row.borrowers is None:
-                    row.borrowers = {}
-                    row.uses += 1
-                name = peer.process[0]
-                if (key, number) not in peer.lent:
-                    if name in row.borrowers:
-                        name = f"{name}{SECOND}{number}"
-                    row.borrowers[name] = number
         if row is None:
             moved = self.core.adoption.moved.get(key)
             if moved is not None:
@@ -643,10 +653,21 @@ class References:
                 return
             self._say(peer, (LENT, key, number, self._outcome_of_gone(key, life)))
             return
+        # All borrowers together are one use.
+        borrowers = self.borrowers.get(row)
+        had_some = borrowers is not None
+        if borrowers is None:
+            borrowers = self.borrowers[row] = {}
+            row.roles |= HAS_BORROWERS
+        if (key, number) not in peer.lent:
+            name = peer.process[0]
+            if name in borrowers:
+                name = f"{name}{SECOND}{number}"
+            borrowers[name] = number
         if row.options.parent is not None:
             row.shared_with(None)
         if row.state == DORMANT:
-            self.core.lineages.wake(row)
+            self.core.lifecycle.wake(row)
         peer.lent[key, number] = row
         if row.state == INLINE and not row.contains:
             outcome: Outcome | None = (INLINE, row.value, ())
@@ -658,15 +679,15 @@ class References:
         # Only a task that has run can have delegated; others of this kind wait for others' values.
         if row.attempt and row.state == WAITING and row.function is self.core.identity:
             self.core.cycles.delegated(row)  # now that somebody waits for it
-        if asked:
-            self.core._release_uses((row,))
+        if had_some:
+            self.core.lifecycle.release_uses((row,))
 
     def _outcome_of_gone(self, key: Key, life: int = 0) -> Outcome:
         """What is told to one that asks for what is not in the table any more.
 
         Of a key that was used again, that of this life of it; of any when that is 0.
         """
-        another = life and (key, life) not in self.core.cancelled_lives
+        another = life and (key, life) not in self.core.lifecycle.cancelled_lives
         for gone, event, detail, _ in reversed(self.core.history):
             if gone == key and event == "cancelled" and not another:
                 return (CANCELLED, "cancelled", key, detail, ())
@@ -697,15 +718,17 @@ class References:
 
     def _unlend(self, peer: Peer, key: Key, number: int) -> None:
         row = peer.lent.pop((key, number), None)
-        if row is None or row.borrowers is None:
+        borrowers = self.borrowers.get(row) if row is not None else None
+        if row is None or borrowers is None:
             return
-        borrowers = row.borrowers
         name = peer.process[0]
         if borrowers.get(name) != number:
             name = f"{name}{SECOND}{number}"
         if borrowers.pop(name, None) is not None and not borrowers:
-            row.borrowers = None
-            self.core._release_uses((row,))
+            del self.borrowers[row]
+            row.roles &= ~HAS_BORROWERS
+            self.core.lifecycle.let_go_of_inside(row)
+            self.core.lifecycle.release_uses((row,))
 
     # ---- streams ----
 
@@ -791,7 +814,7 @@ class References:
                 self._waits_again(row)  # it was tried again, or cancelled
             self._take_in(row, outcome)
         elif row.state == STORED:
-            row.state = WAITING
+            self.core.lifecycle.wait_for_owner(row)
             row.addresses = ()
         elif row.state == ERROR and not lent:
             self._waits_again(row)

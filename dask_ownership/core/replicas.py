@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
+from dask_ownership.core.lifecycle import RowListener
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.table import ERROR, STORED, Replication, Row
+from dask_ownership.core.table import ERROR, REPLICATED, STORED, Replication, Row
 
 if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 Settled: TypeAlias = Callable[[Row, bytes | None], None]
 
 
-class Replicas:
+class Replicas(RowListener):
     """The copies that one owner keeps.
 
     Parameters
@@ -52,6 +53,7 @@ class Replicas:
                 row.lineage.options = row.lineage.options.copy()
                 row.lineage.options.replicas = wanted
         self.used = True
+        row.roles |= REPLICATED
         if settled is not None:
             self.waiting.setdefault(row, []).append(settled)
         if wanted is not None and row.state == STORED and not row.borrowed:
@@ -59,7 +61,15 @@ class Replicas:
             # Tasks on their way there may name it.
             spare = {v for v in more if not any(row in t.dependencies for t in v.pushed.values())}
             if spare:
-                self.core._drop_holders(row, spare, "is one more than was asked for")
+                self.core.lifecycle.drop_holders(row, spare, "is one more than was asked for")
+        self.look(row)
+
+    def finished(self, row: Row) -> None:
+        """A value of which copies are kept was made, perhaps again."""
+        self.look(row)
+
+    def holders_changed(self, row: Row) -> None:
+        """A copy may be missing."""
         self.look(row)
 
     def missing(self, row: Row) -> list[WorkerView]:

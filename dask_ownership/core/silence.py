@@ -137,8 +137,8 @@ class Silences:
                     continue
                 row.options = row.options.copy()
                 row.options.patience = 2 * times
-            core._take_back(row)
-            core._again(row, path, f"{view.address}: {why}")
+            row.worker.take_back(row)
+            core.lifecycle.try_again(row, path, f"{view.address}: {why}")
 
     def _elsewhere(self, row: Row) -> bool:
         return any(view.accepting for view in self.core.placement.allowed(row))
@@ -154,4 +154,4 @@ class Silences:
             return
         holders = set(row.holders)
         if holders <= self.suspended:
-            self.core._drop_holders(row, holders, "does not answer")
+            self.core.lifecycle.drop_holders(row, holders, "does not answer")

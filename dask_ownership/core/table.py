@@ -35,6 +35,9 @@ from typing import Any, NamedTuple
 
 from dask_ownership.core.messages import Key, Origin
 
+OVERHEAD = 600
+"""Bytes that a row and its lineage take besides payload and value."""
+
 DORMANT = -1
 """Only lineage needs it: its value was freed, and can be made again."""
 WAITING = 0
@@ -66,6 +69,30 @@ STATE_NAMES = (
     "forgotten",
     "dormant",
 )
+
+
+HAS_BORROWERS = 1
+"""A role, see `Row.roles`: other processes borrow it."""
+BORROWED = 2
+"""Another process owns it."""
+TRACED = 4
+"""It has, or is about to have, a lineage."""
+ESCAPED = 8
+"""A task submitted it, and its future may be in other processes."""
+RETAINED = 16
+"""It is kept for what it submitted."""
+COPY = 32
+"""It makes a copy of a value."""
+DESIRED = 64
+"""It is kept until it ends."""
+CHECKPOINTED = 128
+"""Checkpoints of its task are kept."""
+REPLICATED = 256
+"""Several copies of its value are kept."""
+SOUGHT = 512
+"""Children of it are sought."""
+QUESTION = 1024
+"""It stands for what is looked for."""
 
 
 class Failure:
@@ -284,6 +311,29 @@ class Options:
 NO_OPTIONS = Options()
 
 
+class Lineage:
+    """The task that made a value, which can make it again.
+
+    Attributes
+    ----------
+    function, payload, dependencies, contains, options
+        As in `Row`.
+    nbytes : int
+        What keeping it costs: the pickled arguments.
+    """
+
+    __slots__ = ("contains", "dependencies", "function", "nbytes", "options", "payload")
+
+    def __init__(self, row: Row, arguments: tuple[Row, ...]) -> None:
+        assert row.function is not None
+        self.options = row.options
+        self.function = row.function
+        self.payload = row.payload
+        self.dependencies = row.dependencies
+        self.contains = arguments
+        self.nbytes = OVERHEAD + len(row.payload or b"")
+
+
 class Row:
     """One owned object and the task that makes it.
 
@@ -299,8 +349,6 @@ class Row:
         What the payload's slots stand for, in order.
     contains : tuple of Row
         Rows whose futures are inside the payload or, once there is one, the value.
-    borrowers : dict or None
-        Incarnations of processes that borrow it to the number of that borrowing.
     dependents : list of Row or None
         Rows that wait for this one.
     waiting : int
@@ -329,6 +377,8 @@ class Row:
         gets when others hear of it, 0 until then.
     waiters : object or None
         Told when the state becomes final; belongs to the runtime.
+    roles : int
+        Who is told what becomes of it: some of the bits above, see `core.lifecycle`.
     """
 
     borrowed = False
@@ -336,7 +386,6 @@ class Row:
 
     __slots__ = (
         "attempt",
-        "borrowers",
         "contains",
         "dependencies",
         "dependents",
@@ -352,6 +401,7 @@ class Row:
         "options",
         "order",
         "payload",
+        "roles",
         "state",
         "type_name",
         "uses",
@@ -377,8 +427,6 @@ class Row:
         self.payload = payload
         self.dependencies = dependencies
         self.contains: tuple[Row, ...] = ()
-        # Of strings and numbers only: the cyclic collector need not walk it.
-        self.borrowers: dict[str, int] | None = None
         self.dependents: list[Row] | None = None
         self.waiting = 0
         self.order = order
@@ -393,8 +441,26 @@ class Row:
         self.uses = 0
         self.descendants = 0
         self.life = 0
-        self.lineage: Any = None
+        self.roles = 0
+        self.lineage: Lineage | None = None
         self.waiters: Any = None
+
+    @classmethod
+    def with_value(cls, key: Key, value: bytes, options: Options = NO_OPTIONS) -> Row:
+        """A row whose pickled value is known."""
+        row = cls(key, None, None, (), 0, options)
+        row.value = value
+        row.nbytes = len(value)
+        row.state = INLINE
+        return row
+
+    @classmethod
+    def without_value(cls, key: Key, state: int, failure: Failure) -> Row:
+        """A row, outside of the table, for what is not there: `CANCELLED` or `LOST`."""
+        row = cls(key, None, None, (), 0)
+        row.value = failure
+        row.state = state
+        return row
 
     def __repr__(self) -> str:
         return f"<Row {self.key!r} {STATE_NAMES[self.state]} attempt={self.attempt}>"
@@ -443,6 +509,8 @@ class Borrowed(Row):
         owner last named other holders.
     survived : tuple of str
         Names of owners that died before it ended.
+    freed : Failure or None
+        Its owner had freed it when it was borrowed, and those who led to it are asked.
     """
 
     borrowed = True
@@ -450,6 +518,7 @@ class Borrowed(Row):
     __slots__ = (
         "addresses",
         "counted",
+        "freed",
         "handovers",
         "made_by",
         "misses",
@@ -463,6 +532,7 @@ class Borrowed(Row):
 
     def __init__(self, origin: Origin) -> None:
         super().__init__(borrowed_key(origin), None, None, (), 0)
+        self.roles = BORROWED
         self.origin = origin
         self.place: Any = origin  # the first four of it
         self.path: Any = None
@@ -474,6 +544,7 @@ class Borrowed(Row):
         self.made_by = 0
         self.misses = 0
         self.survived: tuple[str, ...] = ()
+        self.freed: Failure | None = None
 
 
 def version_of(row: Row) -> int:
@@ -582,11 +653,51 @@ class Table:
 
     def adopt_for_use(self, row: Row) -> Row:
         """As `adopt`, with one use in place of a handle."""
+        row.handles = 0
         shard = self.rows.shards[hash(row.key) % SHARDS]
         with self.lock:
             known = shard.setdefault(row.key, row)
             known.uses += 1
         return known
+
+    def remove(self, row: Row) -> None:
+        """Take a row out that has ended, unless another one has its key."""
+        with self.lock:
+            self.rows.remove(row)
+
+    def hold(self, row: Row) -> None:
+        """Count one handle more."""
+        with self.lock:
+            row.handles += 1
+
+    def use_all(self, rows: Iterable[Row]) -> None:
+        """Count one use more of each row."""
+        with self.lock:
+            for row in rows:
+                row.uses += 1
+
+    def handles_to_uses(self, rows: Iterable[Row]) -> None:
+        """Count one use in place of one handle of each row."""
+        with self.lock:
+            for row in rows:
+                row.handles -= 1
+                row.uses += 1
+
+    def retain(self, rows: Iterable[Row]) -> None:
+        """Count one descendant more of each row."""
+        with self.lock:
+            for row in rows:
+                row.descendants += 1
+
+    def unretain(self, row: Row) -> None:
+        """Count one descendant less; `unneeded` takes out what nothing counts then."""
+        with self.lock:
+            row.descendants -= 1
+
+    def is_held(self, row: Row) -> bool:
+        """Whether anything but descendants counts a row."""
+        with self.lock:
+            return row.handles > 0 or row.uses > 0
 
     def named(self, row: Row) -> int:
         """The life of a row that others are about to hear of."""

@@ -66,7 +66,7 @@ class Unmatched:
     def fail(self, row: Row) -> None:
         """End a row that is ready: no worker runs it."""
         detail = self.why(row) or "no worker took it"
-        self.core._fail(row, ERROR, Failure("no-worker", row.key, detail))
+        self.core.lifecycle.fail(row, ERROR, Failure("no-worker", row.key, detail))
 
     def expire(self, now: float, timeout: float) -> None:
         """End those that have waited for longer than ``timeout``, in the unit of ``now``."""

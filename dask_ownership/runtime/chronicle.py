@@ -52,13 +52,13 @@ class Chronicle:
     def losing(self, view: WorkerView, reason: str) -> Iterator[None]:
         """A worker goes, and in the block the core hears of it."""
         core = self.owner.core
-        before = len(core.completed)
+        before = len(core.lifecycle.completed)
         pushed = len(view.pushed)
         tried, made = core.again["worker-gone"], core.lineages.recovered
         yield
         made = core.lineages.recovered - made
         tried = core.again["worker-gone"] - tried
-        ended = core.completed[before:]
+        ended = core.lifecycle.completed[before:]
         lost = sum(1 for row in ended if row.state == LOST)
         failed = len(ended) - lost
         if not (pushed or made or lost):

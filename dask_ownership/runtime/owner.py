@@ -89,8 +89,7 @@ class Handle:
     __slots__ = ("owner", "row")
 
     def __init__(self, owner: Owner, row: Row) -> None:
-        with owner.lock:
-            row.handles += 1
+        owner.core.table.hold(row)
         self.owner = owner
         self.row = row
 
@@ -132,8 +131,8 @@ class Owner:
             lineage_bytes=max_bytes("lineage"),
             clock=time,
             max_inline=max_bytes("inline"),
+            trace_inline=bool(dask.config.get("ownership.lineage.inline", False)),
         )
-        self.core.lineages.of_inline = bool(dask.config.get("ownership.lineage.inline", False))
         self.holder: Process = ("", "", "")
         """Who holds what lies in queues, variables and datasets."""
         self.on_backlog: Callable[[int], None] | None = None
@@ -209,7 +208,7 @@ class Owner:
                 if not self._awake:
                     self._wake()
             elif adopted.state == DORMANT:
-                self.call(self.core.lineages.wake, adopted)
+                self.call(self.core.lifecycle.wake, adopted)
             return adopted
         except BaseException:  # Ctrl-C comes between any two instructions
             self.call(self._left_behind, row, True)
@@ -287,7 +286,7 @@ class Owner:
         """As `find`, for a key that means the same whenever it is made."""
         row = self.core.table.find(key, parent)
         if row is not None and row.state == DORMANT:
-            self.call(self.core.lineages.wake, row)
+            self.call(self.core.lifecycle.wake, row)
         return row
 
     def arrive(self, origin: Origin) -> Row:
@@ -299,7 +298,7 @@ class Owner:
             if place is not None:
                 self.call(self.core.references.borrow_at, row, place)
             if row.state == DORMANT:
-                self.call(self.core.lineages.wake, row)
+                self.call(self.core.lifecycle.wake, row)
             elif new:
                 untrack(row)
                 self._inbox.append(row)
@@ -450,7 +449,7 @@ class Owner:
             self._post()
         if core.refused:
             self.members.settle_refused()
-        if core.completed:
+        if core.lifecycle.completed:
             self._tell()
         if core.timers:
             self._set_timers()
@@ -561,7 +560,7 @@ class Owner:
 
     def _tell(self) -> None:
         """Tell who waits for rows that ended, once."""
-        completed, self.core.completed = self.core.completed, []
+        completed, self.core.lifecycle.completed = self.core.lifecycle.completed, []
         with self.lock:
             told = [(row, row.waiters) for row in completed]
             for row in completed:

@@ -97,7 +97,7 @@ class VirtualOwner:
         if adopted is row:
             self.core.submit([row])
         else:
-            self.core.lineages.wake(adopted)
+            self.core.lifecycle.wake(adopted)
         self.cluster.dirty.add(self)
         return adopted
 
@@ -117,7 +117,7 @@ class VirtualOwner:
         timers, core.timers = core.timers, []
         for seconds, function, args in timers:
             self.later(seconds * SECOND, partial(self._due, function, args))
-        completed, core.completed = core.completed, []
+        completed, core.lifecycle.completed = core.lifecycle.completed, []
         for row in completed:
             waiters, row.waiters = row.waiters, None
             for wake in waiters or ():
@@ -206,8 +206,8 @@ class VirtualOwner:
         row = self.core.table.adopt(made)
         if row.state or row.attempt:
             return row
-        self.core.attempts += 1
-        row.attempt = self.core.attempts
+        self.core.lifecycle.numbers += 1
+        row.attempt = self.core.lifecycle.numbers
         took: list[WorkerView] = []
         left = len(addresses)
 
@@ -252,7 +252,7 @@ class VirtualOwner:
             # A thread left it in the inbox; the loop takes it in a little later.
             self.later(self.cluster.random.random() * 50, lambda: self._take_in(row))
         elif not row.borrowed:
-            self.core.lineages.wake(row)
+            self.core.lifecycle.wake(row)
             # Only what a dead process handed on may be freed before it gets here.
             early = wanted and row.state == LOST and not self.cluster.lax
             assert not early, f"{origin} was freed early"

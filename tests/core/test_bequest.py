@@ -12,6 +12,7 @@ from dask_ownership.core.invariants import check_empty, check_ownership
 from dask_ownership.core.table import (
     CANCELLED,
     ERROR,
+    HAS_BORROWERS,
     INLINE,
     PUSHED,
     STORED,
@@ -82,7 +83,7 @@ def test_a_value_is_there_when_who_put_it_is_gone(three, times):
     row = three.giver.row("x")
     three.giver.done(row, b"value")
     [held] = three.put(row)
-    assert held.state == INLINE and row.borrowers is None
+    assert held.state == INLINE and not row.roles & HAS_BORROWERS
     name = three.name(row)
     three.gone(three.giver)
     taken = three.taker.borrow(name)
@@ -90,7 +91,9 @@ def test_a_value_is_there_when_who_put_it_is_gone(three, times):
     assert taken.origin[3] == "x" and taken.value == b"value"
     three.holder.release(held)
     three.carry(times, without=three.giver)
-    assert taken.state == INLINE and held.borrowers == {"taker": taken.attempt}
+    assert taken.state == INLINE and three.holder.references.borrowers[held] == {
+        "taker": taken.attempt
+    }
     three.taker.release(taken)
     three.carry(times, without=three.giver)
     check_empty(three.holder.core)
@@ -100,10 +103,10 @@ def test_a_value_is_there_when_who_put_it_is_gone(three, times):
 def test_nothing_is_left_at_either_end_when_it_is_let_go(three):
     row = three.giver.row("x")
     [held] = three.put(row)
-    assert list(row.borrowers) == ["holder"] and held.state == WAITING
+    assert list(three.giver.references.borrowers[row]) == ["holder"] and held.state == WAITING
     three.holder.release(held)
     three.carry()
-    assert row.borrowers is None
+    assert not row.roles & HAS_BORROWERS
     check_empty(three.holder.core)
     three.giver.release(row)
     check_empty(three.giver.core)
@@ -175,10 +178,10 @@ def test_a_lost_copy_is_asked_for_at_the_owner_and_made_here_without_it(three):
     assert held.state == PUSHED  # it takes over what lies at the worker
     stored(three.holder, held)
     three.carry()
-    assert held.state == STORED and row.borrowers is None
+    assert held.state == STORED and not row.roles & HAS_BORROWERS
     three.holder.core.missed(held, [h.address for h in held.holders])
     three.carry()
-    assert list(row.borrowers) == ["holder"] and held.state == PUSHED
+    assert list(three.giver.references.borrowers[row]) == ["holder"] and held.state == PUSHED
     stored(three.holder, held)
     three.carry()
     three.gone(three.giver)
@@ -277,10 +280,10 @@ def test_putting_it_twice_holds_it_once(three):
     assert one is two and one.handles == 2
     three.holder.release(one)
     three.carry()
-    assert row.borrowers is not None
+    assert row.roles & HAS_BORROWERS
     three.holder.release(one)
     three.carry()
-    assert row.borrowers is None
+    assert not row.roles & HAS_BORROWERS
     three.giver.release(row)
     check_empty(three.giver.core)
 
@@ -313,7 +316,7 @@ def test_its_owner_finds_its_own_while_that_is_there_and_the_held_one_later(thre
     assert new and back.borrowed
     three.giver.core.submit([back])
     three.carry()
-    assert back.value == b"value" and list(held.borrowers) == ["giver"]
+    assert back.value == b"value" and list(three.holder.references.borrowers[held]) == ["giver"]
 
 
 def test_one_that_had_it_from_its_owner_learns_that_it_is_held(three):
@@ -325,10 +328,10 @@ def test_one_that_had_it_from_its_owner_learns_that_it_is_held(three):
     [again] = three.taker.references.rows_of([three.name(row)])
     assert again is taken
     three.carry()
-    assert taken.place[0] == "holder" and row.borrowers is None
+    assert taken.place[0] == "holder" and not row.roles & HAS_BORROWERS
     three.gone(three.giver)
     assert taken.state == STORED
-    three.taker.core._release_uses([taken])
+    three.taker.core.lifecycle.release_uses([taken])
     three.taker.release(taken)
     three.holder.release(held)
     three.carry(without=three.giver)

@@ -98,11 +98,10 @@ def test_how_long_a_recovery_took() -> None:
     core = Ownership(threading.Lock(), clock=lambda: now[0])
     row = make("a-1", STORED)
     core.table.adopt(row)
-    core.lineages.keep(row)
+    core.lineages.keep(row, ())
     assert core.lineages.recover(row)
     now[0] = 12.5
-    row.state = STORED
-    core._succeeded(row)
+    core.lifecycle.finish_stored(row, 10, None, ())
     assert list(core.lineages.recoveries) == [(12.5, 2.5)]
     assert not core.lineages._since
     core.lineages.drop(row)

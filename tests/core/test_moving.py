@@ -64,7 +64,7 @@ def test_a_value_is_freed_where_it_was_when_it_has_arrived(bench):
     bench.views["a"].outbox.clear()
     bench.arrive(there)
     assert places(row) == [there]
-    assert (m.FREE, ("x",), bench.core.attempts) in bench.views["a"].outbox
+    assert (m.FREE, ("x",), bench.core.lifecycle.numbers) in bench.views["a"].outbox
     bench.core.release([row])
     bench.step()
     check_empty(bench.core)

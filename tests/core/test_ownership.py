@@ -43,7 +43,8 @@ class Bench:
             self.core.add_worker(view)
 
     def row(self, key, *dependencies: Row, **options) -> Row:
-        row = Row(key, self.function, b"call", dependencies, self.core.attempts, Options(**options))
+        order = self.core.lifecycle.numbers
+        row = Row(key, self.function, b"call", dependencies, order, Options(**options))
         adopted = self.core.table.adopt(row)
         if adopted is row:
             self.core.submit([row])
@@ -182,7 +183,7 @@ def test_who_waits_for_a_row_that_is_released_hears_of_it(bench):
     row = bench.row("x")
     row.waiters = ["someone"]
     bench.release(row)
-    assert bench.core.completed == [row]
+    assert bench.core.lifecycle.completed == [row]
 
 
 def test_a_chain_is_pushed_behind_its_dependency_and_comes_back_with_it():
@@ -417,6 +418,15 @@ def test_a_refusal_for_resources_neither_loops_nor_stops_the_worker():
     assert row.state == READY
     plain = bench.row("y")
     assert plain.state == PUSHED
+
+
+@pytest.mark.parametrize("kind", ["done", "stored", "failed"])
+def test_how_long_a_function_takes_is_measured_whatever_it_gives(bench, kind):
+    bench.function.duration = -1.0
+    row = bench.row("x")
+    rest = {"done": (b"value", 7.0), "stored": (10**6, None, 7.0), "failed": (b"error", 7.0)}[kind]
+    bench.answer("a", (getattr(m, kind.upper()), "x", row.attempt, *rest))
+    assert bench.function.duration == 7.0
 
 
 def test_an_unknown_function_is_sent_again(bench):

@@ -8,13 +8,14 @@ import pytest
 
 from dask_ownership.core import messages as m
 from dask_ownership.core import references as r
-from dask_ownership.core.invariants import check_ownership
+from dask_ownership.core.invariants import check_empty, check_ownership
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.table import (
     CANCELLED,
     ERROR,
     FORGOTTEN,
+    HAS_BORROWERS,
     INLINE,
     LOST,
     PUSHED,
@@ -122,7 +123,7 @@ def pair():
 
 
 def counts(row):
-    return (row.handles, row.uses, len(row.borrowers or ()))
+    return (row.handles, row.uses, int(bool(row.roles & HAS_BORROWERS)))
 
 
 # ---- BORROW, LENT, RETURN ----
@@ -572,6 +573,35 @@ def test_a_request_is_about_the_life_that_was_borrowed(pair, what):
     assert (new.state, borrowed.state) == (PUSHED, CANCELLED)
 
 
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("how", ["lost", "cancelled"])
+def test_what_was_inside_a_value_that_is_gone_is_kept_for_who_took_it_out(pair, how, times):
+    inner = pair.owner.row("inner")
+    pair.owner.done(inner)
+    outer = Row("outer", None, None, (), 0)
+    outer.contains = (inner,)
+    pair.owner.core.table.adopt(outer)
+    pair.owner.core.put(outer, [pair.owner.view], 10)
+    pair.owner.release(inner)
+    borrowed = pair.lent(outer)
+    taken = pair.borrower.borrow(pair.owner.references.origin_of(inner))
+    pair.borrower.references.hold_until_counted(borrowed, [taken])
+    pair.borrower.release(borrowed)
+    if how == "lost":
+        pair.owner.core.remove_worker(pair.owner.view)
+    else:
+        pair.owner.core.cancel([outer], "by a user")
+    pair.carry(times=times)
+    assert borrowed.state == FORGOTTEN, "it was given back"
+    assert taken.state == INLINE and taken.value == b"value"
+    pair.borrower.release(taken)
+    pair.carry(times=times)
+    assert inner.state == FORGOTTEN and not outer.contains
+    pair.owner.release(outer)
+    check_empty(pair.owner.core)
+    check_empty(pair.borrower.core)
+
+
 # ---- what cannot be taken in, or said ----
 
 
@@ -583,7 +613,8 @@ def test_what_comes_after_a_word_that_cannot_be_taken_in_is(pair):
     pair.borrower.release(borrowed)
     pair.carry()
     assert counts(row) == (1, 0, 0)
-    assert pair.owner.core.broken
+    said = [where.split(" of ")[0] for where, _ in pair.owner.core.broken]
+    assert said == ["BORROW", "LENT", "ADOPT", "?"]
 
 
 def test_what_is_said_in_place_of_what_cannot_be_sent(pair):

@@ -131,7 +131,7 @@ class Program:
         if old.row.key in self.owner.core.table.rows:
             row = self.owner.core.table.find(old.row.key)
             assert row is not None
-            self.owner.core.lineages.wake(row)
+            self.owner.core.lifecycle.wake(row)
             if row is old.row:
                 self.calls.append(
                     Call(row, old.task, old.inputs, old.value, old.must_fail, old.may)

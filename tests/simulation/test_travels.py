@@ -69,6 +69,10 @@ def test_leaving_dying_and_cancelling_together_leave_nothing_behind(**shape):
 
 
 REGRESSIONS = {
+    "a future was taken out of a scattered value, which was lost": (
+        {"seed": 1622272623, "workers": 2, "slots": 3, "clients": 2, "length": 85},
+        {"kills": 1, "retires": 3, "partitions": True, "faults": Faults(0.2, 0.1, 20_000.0)},
+    ),
     "a copy of a borrowed value that was cancelled stayed at a worker that leaves": (
         {"seed": 920153, "workers": 3, "slots": 1, "clients": 1, "length": 60, "cancels": True},
         {"kills": 2, "retires": 2, "faults": Faults(0.2, 0.1)},

@@ -1,0 +1,47 @@
+"""Tasks whose results nobody awaits, as ``fire_and_forget`` asks: each is kept until it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from dask_ownership.core.lifecycle import RowListener
+from dask_ownership.core.table import DESIRED, INLINE, Row
+
+if TYPE_CHECKING:
+    from dask_ownership.core.ownership import Ownership
+
+
+class Desired(RowListener):
+    """Rows that one owner keeps until they end, with one handle each.
+
+    Parameters
+    ----------
+    core : Ownership
+
+    Attributes
+    ----------
+    rows : set of Row
+    """
+
+    def __init__(self, core: Ownership) -> None:
+        self.core = core
+        self.rows: set[Row] = set()
+
+    def keep(self, rows: Iterable[Row]) -> None:
+        """Keep these, but for those that have ended. Twice is once."""
+        for row in rows:
+            if row.state < INLINE and row not in self.rows:
+                self.core.table.hold(row)
+                self.rows.add(row)
+                row.roles |= DESIRED
+
+    def finished(self, row: Row) -> None:
+        """It has ended, with a value."""
+        self.ended(row)
+
+    def ended(self, row: Row) -> None:
+        """It has ended."""
+        if row in self.rows:
+            self.rows.discard(row)
+            self.core.lifecycle.release([row])
