@@ -73,8 +73,22 @@ def _nearest(
 
 
 def _once_each(made: list[Move]) -> list[Move]:
-    """The moves without detours: a value goes straight to where it ends up."""
-    sources: dict[tuple[int, str], str] = {}
+    """The moves without detours: each copy goes straight to where one is wanted in the end.
+
+    A worker that gave its copy away and got another one keeps the one that it has.
+    """
+    lost: dict[int, list[str]] = {}
+    gained: dict[int, list[str]] = {}
     for number, source, target in made:
-        sources[number, target] = sources.pop((number, source), source)
-    return [(n, source, target) for (n, target), source in sources.items() if source != target]
+        gives = lost.setdefault(number, [])
+        takes = gained.setdefault(number, [])
+        for worker, before, after in ((source, takes, gives), (target, gives, takes)):
+            if worker in before:
+                before.remove(worker)
+            else:
+                after.append(worker)
+    return [
+        (number, source, target)
+        for number, gives in lost.items()
+        for source, target in zip(gives, gained[number], strict=True)
+    ]

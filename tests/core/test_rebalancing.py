@@ -44,6 +44,18 @@ def test_no_second_copy_goes_to_a_holder() -> None:
     assert moves({"a": 20, "b": 10}, [(10, ["a", "b"])]) == []
 
 
+def test_one_that_gave_a_copy_away_is_not_given_another() -> None:
+    values = [
+        (4, ["a", "c"]),
+        (6, ["b", "c"]),
+        (12, ["a", "b", "c"]),
+        (5, ["a"]),
+        (10, ["c"]),
+        (14, ["a", "b"]),
+    ]
+    after({"a": 35, "b": 32, "c": 32, "d": 0}, values)
+
+
 def test_elsewhere_stored_values_count_and_stay() -> None:
     assert moves({"a": 100, "b": 0}, [(10, ["a"]), (500, ["z"])]) == [(0, "a", "b")]
 
