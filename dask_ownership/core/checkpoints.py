@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dask_ownership.core import messages as m
 from dask_ownership.core.lifecycle import RowListener
-from dask_ownership.core.messages import Message
+from dask_ownership.core.messages import Key, Message
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.session import RUNNING, Entry, Session
 from dask_ownership.core.table import CHECKPOINTED, ERROR, STATE_NAMES, Failure, Options, Row
@@ -145,14 +145,13 @@ class Savings:
                 (m.CHECKPOINT, entry.key, entry.attempt, self._number, name, pickled)
             )
 
-    def heard(self, message: Message) -> None:
+    def answered(self, key: Key, number: int, problem: str | None) -> None:
         """An owner keeps it, or says why not; one that is not waited for changes nothing."""
-        saving = self.under_way.pop(message[3], None)
+        saving = self.under_way.pop(number, None)
         if saving is None:
             return
-        why = message[4]
-        if why is not None:
-            saving.answered(Failure("superseded", message[1], why))
+        if problem is not None:
+            saving.answered(Failure("superseded", key, problem))
             return
         entry = saving.entry
         # Never written to: the owner in this process may have the same dict.

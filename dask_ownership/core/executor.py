@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from dask_ownership.core import messages as m
@@ -220,68 +220,85 @@ class Executor:
 
     def _take_in(self, session: Session, messages: Iterator[Message]) -> bool:
         """Take messages in, up to one that cannot be; whether there was none."""
-        entries = session.entries
         message: Message = ()
         try:
             for message in messages:
-                kind = message[0]
-                if kind == m.PUSH:
-                    self._pushed(session, message)
-                elif kind == m.FUNCTION:
-                    session.add_function(message[1], message[2])
-                    while len(session.functions) > KNOWN_FUNCTIONS or (
-                        session.function_bytes > FUNCTION_BYTES and len(session.functions) > 1
-                    ):
-                        # The owner sends it again when a task that needs it is bounced.
-                        session.forget_function(next(iter(session.functions)))
-                elif kind == m.FORGET:
-                    session.forget_function(message[1])
-                elif kind == m.FREE:
-                    for key in message[1]:
-                        entry = entries.get(key)
-                        if (
-                            entry is not None
-                            and entry.attempt <= message[2]
-                            and entry.state in (KEPT, COPIED, FETCHING)
-                        ):
-                            self._drop(entry)
-                            self._give_back_waiters(entry)
-                elif kind == m.COPY:
-                    _, key, attempt, value = message
-                    before = entries.get(key)
-                    if before is not None:
-                        self._replace(before)
-                    entry = entries[key] = Entry(session, key, attempt)
-                    entry.value = value
-                    entry.state = COPIED
-                elif kind == m.GO:
-                    self.exclusion.go(session, *message[1:])
-                elif kind == m.CANCEL:
-                    entry = entries.get(message[1])
-                    if entry is not None and entry.attempt == message[2]:
-                        self._cancel(entry)
-                elif kind == m.RECALL:
-                    self._recall(session, message[1])
-                elif kind == m.SEEK:
-                    entry = entries.get(message[1])
-                    if entry is not None and entry.attempt == message[2] and not entry.has_value:
-                        if entry.sought is None:
-                            entry.sought = set()
-                        entry.sought.update(message[3])
-                        self.sought.append((entry, message[3]))
-                elif kind == m.TOOK:
-                    entry = session.handed.pop((message[1], message[2]), None)
-                    if entry is not None:
-                        entry.contains = None
-                        self._let_go(entry)
-                elif kind == m.CHECKPOINTED:
-                    self.savings.heard(message)
-                elif kind == m.POST:
-                    self.deliver(message)
+                handler = HANDLERS.get(message[0])
+                if handler is not None:
+                    handler(self, session, *message)
         except Exception as error:
             self.broken.append((session, message, error))
             return False
         return True
+
+    def _on_function(self, session: Session, kind: int, number: int, pickled: bytes) -> None:
+        session.add_function(number, pickled)
+        while len(session.functions) > KNOWN_FUNCTIONS or (
+            session.function_bytes > FUNCTION_BYTES and len(session.functions) > 1
+        ):
+            # The owner sends it again when a task that needs it is bounced.
+            session.forget_function(next(iter(session.functions)))
+
+    def _on_forget(self, session: Session, kind: int, number: int) -> None:
+        session.forget_function(number)
+
+    def _on_free(self, session: Session, kind: int, keys: Iterable[Key], number: int) -> None:
+        for key in keys:
+            entry = session.entries.get(key)
+            if (
+                entry is not None
+                and entry.attempt <= number
+                and entry.state in (KEPT, COPIED, FETCHING)
+            ):
+                self._drop(entry)
+                self._give_back_waiters(entry)
+
+    def _on_copy(self, session: Session, kind: int, key: Key, attempt: int, pickled: bytes) -> None:
+        before = session.entries.get(key)
+        if before is not None:
+            self._replace(before)
+        entry = session.entries[key] = Entry(session, key, attempt)
+        entry.value = pickled
+        entry.state = COPIED
+
+    def _on_go(self, session: Session, kind: int, key: Key, attempt: int, yes: bool) -> None:
+        self.exclusion.go(session, key, attempt, yes)
+
+    def _on_cancel(self, session: Session, kind: int, key: Key, attempt: int) -> None:
+        entry = session.entries.get(key)
+        if entry is not None and entry.attempt == attempt:
+            self._cancel(entry)
+
+    def _on_seek(
+        self, session: Session, kind: int, key: Key, attempt: int, children: tuple[Key, ...]
+    ) -> None:
+        entry = session.entries.get(key)
+        if entry is not None and entry.attempt == attempt and not entry.has_value:
+            if entry.sought is None:
+                entry.sought = set()
+            entry.sought.update(children)
+            self.sought.append((entry, children))
+
+    def _on_took(self, session: Session, kind: int, name: Key, attempt: int) -> None:
+        """The owner has counted the futures that were kept under this name."""
+        entry = session.handed.pop((name, attempt), None)
+        if entry is not None:
+            entry.contains = None
+            self._let_go(entry)
+
+    def _on_checkpointed(
+        self,
+        session: Session,
+        kind: int,
+        key: Key,
+        attempt: int,
+        number: int,
+        problem: str | None,
+    ) -> None:
+        self.savings.answered(key, number, problem)
+
+    def _on_post(self, session: Session, *message: Any) -> None:
+        self.deliver(message)
 
     def unsendable(self, session: Session, message: Message, error: bytes) -> None:
         """An answer cannot be packed, or a push could not be taken in: the task that it is about
@@ -648,8 +665,18 @@ class Executor:
 
     # ---- inside ----
 
-    def _pushed(self, session: Session, message: Message) -> None:
-        _, key, attempt, function, payload, order, dependencies, options = message
+    def _on_push(
+        self,
+        session: Session,
+        kind: int,
+        key: Key,
+        attempt: int,
+        function: int,
+        payload: bytes,
+        order: int,
+        dependencies: Sequence[Any],
+        options: dict[str, Any] | None,
+    ) -> None:
         entries = session.entries
         before = entries.get(key)
         if before is not None:
@@ -665,14 +692,14 @@ class Executor:
         if dependencies:
             resolved: list[Any] = []
             for reference in dependencies:
-                kind = reference[0]
-                if kind == m.VALUE:
-                    resolved.append(reference[1])
+                how, name, *rest = reference
+                if how == m.VALUE:
+                    resolved.append(name)
                     continue
-                name, made_by = reference[1], reference[2]
+                made_by, *where = rest
                 there = entries.get(name)
                 if there is None or there.attempt != made_by:
-                    if kind == m.LOCAL:
+                    if how == m.LOCAL:
                         missing.append((name, made_by, ()))
                         continue
                     if there is not None:
@@ -680,9 +707,7 @@ class Executor:
                     # Also when the task is refused: the owner counts on this copy now.
                     there = entries[name] = Entry(session, name, made_by)
                     there.state = FETCHING
-                    there.nbytes = reference[3]
-                    there.addresses = reference[4]
-                    there.origin = reference[5]
+                    there.nbytes, there.addresses, there.origin = where
                     self.fetches.append(there)
                 resolved.append(there)
             entry.dependencies = resolved
@@ -839,7 +864,7 @@ class Executor:
                 )
             self._forget(waiter)
 
-    def _recall(self, session: Session, count: int) -> None:
+    def _on_recall(self, session: Session, kind: int, count: int) -> None:
         """Give unstarted tasks back, those that would start last first."""
         candidates: list[Entry] = []
         for queue in session.queues.values():
@@ -881,3 +906,20 @@ class Executor:
         """Look at what was put aside again."""
         for waiting in self.resources.reconsider():
             self._queue(waiting)
+
+
+HANDLERS: dict[int, Callable[..., None]] = {
+    m.PUSH: Executor._on_push,
+    m.FUNCTION: Executor._on_function,
+    m.FORGET: Executor._on_forget,
+    m.FREE: Executor._on_free,
+    m.COPY: Executor._on_copy,
+    m.GO: Executor._on_go,
+    m.CANCEL: Executor._on_cancel,
+    m.RECALL: Executor._on_recall,
+    m.SEEK: Executor._on_seek,
+    m.TOOK: Executor._on_took,
+    m.CHECKPOINTED: Executor._on_checkpointed,
+    m.POST: Executor._on_post,
+}
+"""What an executor does about each kind of message, whose items are the arguments by name."""

@@ -435,7 +435,7 @@ def run_travels(
             cluster.restart_scheduler([(f"after-{number}-{i}", slots) for i in range(workers)])
         random.choice(programs).step()
     cluster.run()
-    while any([program.look_again() for program in programs]):
+    while any(program.look_again() for program in programs):
         cluster.run()
     for program in programs:
         program.check()
