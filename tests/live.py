@@ -59,8 +59,13 @@ def held_at_worker(dask_worker: Any) -> dict[str, Any]:
         held["store"] = dict(side.executor.store.sizes)
     if side.owner.core.table.rows:
         held["rows"] = [repr(row) for row in side.owner.core.table.rows.values()]
-    if core.busy or core.queued or len(core.crowd) or core.resuming:
-        held["slots"] = (core.busy, core.queued, len(core.crowd), len(core.resuming))
+    if core.queue.busy or core.queue.queued or len(core.queue.crowd) or core.queue.resuming:
+        held["slots"] = (
+            core.queue.busy,
+            core.queue.queued,
+            len(core.queue.crowd),
+            len(core.queue.resuming),
+        )
     if side.executor.lending.lent:
         held["lent"] = side.executor.lending.lent
     return held

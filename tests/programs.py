@@ -498,8 +498,13 @@ def leftovers(owner: str, dask_worker: Any) -> dict[str, Any]:
             left["entries"] = entries[:5]
     if side.executor.store.sizes:
         left["store"] = list(side.executor.store.sizes)[:5]
-    if core.queued or core.busy or len(core.crowd) or core.resuming:
-        left["slots"] = (core.queued, core.busy, len(core.crowd), len(core.resuming))
+    if core.queue.queued or core.queue.busy or len(core.queue.crowd) or core.queue.resuming:
+        left["slots"] = (
+            core.queue.queued,
+            core.queue.busy,
+            len(core.queue.crowd),
+            len(core.queue.resuming),
+        )
     if side.owner.core.table.rows:
         left["rows"] = [repr(r) for r in side.owner.core.table.rows.values()][:5]
     return left

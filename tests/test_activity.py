@@ -389,7 +389,7 @@ with Client({address!r}) as client:
 
 
 def unended(dask_worker: Any) -> int:
-    return int(dask_worker.extensions["dask-ownership"].executor.core.unfinished)
+    return int(dask_worker.extensions["dask-ownership"].executor.core.queue.unfinished)
 
 
 def test_an_owner_that_is_killed_is_counted_with_what_it_cost(tmp_path: Path) -> None:

@@ -48,7 +48,13 @@ def assert_slots_are_free(client: Client) -> None:
 def unfinished(dask_worker: Any) -> Any:
     executor = dask_worker.extensions["dask-ownership"].executor
     core = executor.core
-    left = (core.busy, core.queued, len(core.crowd), len(core.resuming), len(executor.clocks))
+    left = (
+        core.queue.busy,
+        core.queue.queued,
+        len(core.queue.crowd),
+        len(core.queue.resuming),
+        len(executor.clocks),
+    )
     return left if any(left) or executor._coroutines else None
 
 
@@ -346,7 +352,7 @@ async def file_is_there(path: str) -> None:
 
 
 def wants_slot(dask_worker: Any) -> int:
-    return len(dask_worker.extensions["dask-ownership"].executor.core.resuming)
+    return len(dask_worker.extensions["dask-ownership"].executor.core.queue.resuming)
 
 
 def test_coroutines_that_are_cancelled_as_they_start(one_slot_client: Client) -> None:

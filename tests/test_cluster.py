@@ -102,7 +102,7 @@ def test_closing_frees_everything_at_once(local):
     for worker in local.workers.values():
         until(lambda w=worker: mine not in side_of(w).executor.core.sessions)
         until(lambda w=worker: not side_of(w).executor.store.sizes)
-        until(lambda w=worker: not side_of(w).executor.core.busy)
+        until(lambda w=worker: not side_of(w).executor.core.queue.busy)
 
 
 def test_workers_that_join_and_leave(local):

@@ -293,7 +293,7 @@ def test_a_paused_worker_gets_no_new_tasks(tmp_path: Path) -> None:
 
 
 def busy(dask_worker: Any) -> int:
-    return int(dask_worker.extensions["dask-ownership"].executor.core.busy)
+    return int(dask_worker.extensions["dask-ownership"].executor.core.queue.busy)
 
 
 def grow_once(marker: str, size: int) -> str:

@@ -164,7 +164,7 @@ def test_publishing_waits_for_no_slot(client, another):
 
 
 def running(dask_worker: Any) -> int:
-    return int(dask_worker.extensions["dask-ownership"].executor.core.busy)
+    return int(dask_worker.extensions["dask-ownership"].executor.core.queue.busy)
 
 
 def test_names_are_taken_unless_overridden(client, another):

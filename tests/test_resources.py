@@ -143,7 +143,7 @@ def test_they_are_free_again_after_errors_cancelling_and_the_end_of_an_owner(
         owner.submit(oops, resources={"licence": 1}).result()
     running = owner.submit(wait_for_file, str(go), resources={"licence": 1})
     behind = owner.submit(inc, 5, resources={"licence": 1})
-    until(lambda: machines.workers[0].extensions["dask-ownership"].executor.core.busy == 1)
+    until(lambda: machines.workers[0].extensions["dask-ownership"].executor.core.queue.busy == 1)
     running.cancel()
     assert not behind.done()  # the thread still has it
     go.touch()
@@ -153,7 +153,9 @@ def test_they_are_free_again_after_errors_cancelling_and_the_end_of_an_owner(
     with Client(machines, set_as_default=False) as second:
         held = second.submit(wait_for_file, str(go), resources={"licence": 1}, pure=False)
         assert held.status == "pending"
-        until(lambda: machines.workers[0].extensions["dask-ownership"].executor.core.busy == 1)
+        until(
+            lambda: machines.workers[0].extensions["dask-ownership"].executor.core.queue.busy == 1
+        )
     again = owner.submit(inc, 6, resources={"licence": 1})
     time.sleep(0.05)
     assert not again.done()

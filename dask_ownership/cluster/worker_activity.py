@@ -93,11 +93,11 @@ class WorkerActivity:
         store = executor.store
         counts = executor.counts
         return {
-            "threads": core.nthreads,
-            "running": core.busy,
-            "queued": core.queued,
-            "parked": len(core.crowd),
-            "accepting": core.accepting,
+            "threads": core.queue.nthreads,
+            "running": core.queue.busy,
+            "queued": core.queue.queued,
+            "parked": len(core.queue.crowd),
+            "accepting": core.queue.accepting,
             "done": counts["run"] - counts["failed"] - counts["returned"],
             "failed": counts["failed"],
             "returned": counts["returned"],

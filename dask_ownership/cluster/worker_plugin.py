@@ -177,8 +177,8 @@ class WorkerSide:
         worker.stream_handlers[OWNER_GONE] = self.owner_gone
         worker.stream_handlers[DIAL] = self.owner.members.dial
         worker.stream_handlers[PROMOTION_OVER] = self.owner.promotion_over
-        worker.metrics["owned_tasks"] = lambda worker: self.executor.core.unfinished
-        worker.metrics["owned_running"] = lambda worker: self.executor.core.busy
+        worker.metrics["owned_tasks"] = lambda worker: self.executor.core.queue.unfinished
+        worker.metrics["owned_running"] = lambda worker: self.executor.core.queue.busy
         worker.metrics["owned_nbytes"] = lambda worker: self.executor.store.nbytes
         self._stock_client = worker._get_client
         worker._get_client = self.get_client

@@ -21,14 +21,11 @@ long: a task that has its worker die late is alone for long enough at last.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from dask_ownership.core import messages as m
 from dask_ownership.core.messages import Key
 from dask_ownership.core.session import QUEUED, RUNNING, Entry, Session
-
-if TYPE_CHECKING:
-    from dask_ownership.core.executor import Executor
 
 ALONE = 5.0
 """Seconds for which a suspect is alone, and waits for it, the first time."""
@@ -57,7 +54,12 @@ class Exclusion:
 
     Parameters
     ----------
-    core : Executor
+    busy : callable
+        How many slots are taken.
+    begin : callable
+        Has a queued task take a slot; False when its resources are not there.
+    beside : callable
+        Has a queued task begin beside others.
 
     Attributes
     ----------
@@ -68,8 +70,15 @@ class Exclusion:
         There is none, and none was just before.
     """
 
-    def __init__(self, core: Executor) -> None:
-        self.core = core
+    def __init__(
+        self,
+        busy: Callable[[], int],
+        begin: Callable[[Entry], bool],
+        beside: Callable[[Entry], None],
+    ) -> None:
+        self._busy = busy
+        self._begin = begin
+        self._beside = beside
         self.alone: Entry | None = None
         self.idle = True
         self._waiting: deque[Entry] = deque()
@@ -126,7 +135,6 @@ class Exclusion:
 
     def next_work(self) -> tuple[Entry | None, bool]:
         """The suspect when it begins, and whether nothing else may."""
-        core = self.core
         alone = self.alone
         if alone is not None and self._is_over(alone):
             self._end()
@@ -136,7 +144,7 @@ class Exclusion:
                 return self._next_child(), True
             if not self._may_begin:
                 return None, True
-            if core.begin(alone):
+            if self._begin(alone):
                 self._family.add((alone.session.owner, alone.task))
                 return alone, True
             self._end()  # it waits for a resource
@@ -148,7 +156,7 @@ class Exclusion:
         if not self._waiting:
             self._look_whether_idle()
             return None, False
-        if not core.busy:
+        if not self._busy():
             self.alone = self._waiting.popleft()
             self._may_begin = False
             self._say(self.alone, True)
@@ -157,7 +165,7 @@ class Exclusion:
     def _next_child(self) -> Entry | None:
         while self._children:
             entry = self._children.popleft()
-            if entry.state == QUEUED and self.core.begin(entry):
+            if entry.state == QUEUED and self._begin(entry):
                 self._family.add((entry.session.owner, entry.task))
                 return entry
         return None
@@ -202,7 +210,7 @@ class Exclusion:
             too_long = lasts(first, stage) >= first.options["alone"]
             if first is self.alone and stage == "waits" and not self._may_begin:
                 too_long = lasts(first, "asks", self._said) >= HEARD or too_long
-            if stage == "runs" and not self.core.busy and not self._any_child():
+            if stage == "runs" and not self._busy() and not self._any_child():
                 too_long = lasts(first, "idles") >= IDLE * first.options["alone"] or too_long
         if self._parting is not None:
             if lasts(self._parting, "parts", self._said) >= HEARD:
@@ -213,7 +221,7 @@ class Exclusion:
             else:
                 self._part(self._waiting.popleft())
             if first.state == QUEUED:
-                self.core.queue_beside(first)
+                self._beside(first)
         self._look_whether_idle()
 
     def _end(self) -> None:
@@ -225,7 +233,7 @@ class Exclusion:
         while self._children:
             entry = self._children.popleft()
             if entry.state == QUEUED:
-                self.core.queue_beside(entry)
+                self._beside(entry)
 
     def _part(self, entry: Entry) -> None:
         """Let nothing begin until the owner of a suspect knows that it is not alone."""

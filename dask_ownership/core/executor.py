@@ -1,27 +1,21 @@
-"""What an executor decides: which task a free slot takes, and what waits for what.
+"""What an executor decides: what waits for what, and what becomes of it.
 
 One executor serves every owner that linked to its worker. For each owner it has
 a session with entries by key: tasks that wait, run or ended, and values that are
 kept. The runtime (or the virtual cluster) runs the tasks, fetches and stores; it
-asks `next_work` when a slot is free and tells `succeeded`, `failed`, `parked`,
-`wants_slot`, `fetched`. Answers for the owner collect in the session's ``outbox``.
+asks the run queue when a slot is free (`core.run_queue`) and tells `succeeded`, `failed`,
+`fetched`. Answers for the owner collect in the session's ``outbox``.
 """
 
 from __future__ import annotations
 
-from bisect import insort
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from dask_ownership.core import messages as m
 from dask_ownership.core.checkpoints import Savings
-from dask_ownership.core.crowd import Crowd
-from dask_ownership.core.exclusion import Exclusion
 from dask_ownership.core.messages import Key, Message, Origin
-from dask_ownership.core.places import BAND, URGENT
-from dask_ownership.core.queue import OrderedQueue
-from dask_ownership.core.resources import Amounts, Resources
+from dask_ownership.core.run_queue import RunQueue
 from dask_ownership.core.session import (
     ASIDE,
     BLOCKED,
@@ -43,19 +37,6 @@ KNOWN_FUNCTIONS = 4096
 FUNCTION_BYTES = 1 << 26
 """Bytes of one owner's functions above which the oldest go."""
 
-DEPTH_BITS = 20
-"""A queue is for one level: the user's priority, and below these bits the nesting."""
-
-
-DEEPEST_LEVEL = -(1 << DEPTH_BITS) + 1
-"""The level of the deepest nesting without a priority; those from here to 0 are kept."""
-
-MANY_LEVELS = 64
-
-
-def _depth_of(level: int) -> int:
-    return -level & ((1 << DEPTH_BITS) - 1)
-
 
 class Executor:
     """Tasks and values of all owners at one worker.
@@ -69,15 +50,8 @@ class Executor:
 
     Attributes
     ----------
-    resources : Resources
-    slots : int
-        How many tasks may run at once now; the runtime changes it.
-    busy : int
-        Slots that are taken.
-    crowd : Crowd
-        Tasks without a slot that wait for something.
-    resuming : deque
-        Those that want a slot to go on, with their tokens.
+    queue : RunQueue
+        The slots, and the tasks that want them.
     fetches : list of Entry
         Values to fetch; the runtime takes them.
     freed : list
@@ -105,16 +79,9 @@ class Executor:
     """
 
     def __init__(self, nthreads: int, resources: dict[str, float] | None = None) -> None:
-        self.nthreads = nthreads
-        self.slots = nthreads
-        self.accepting = True
-        self.leaving = False
-        self.busy = 0
-        self.crowd = Crowd(nthreads)
-        self.exclusion = Exclusion(self)
-        self.resources = Resources({} if resources is None else resources)
         self.sessions: dict[str, Session] = {}
-        self.resuming: deque[tuple[Any, Entry]] = deque()
+        self.queue = RunQueue(nthreads, {} if resources is None else resources, self.sessions)
+        self.leaving = False
         self.fetches: list[Entry] = []
         self.freed: list[Any] = []
         self.shared: dict[Any, int] = {}
@@ -126,10 +93,6 @@ class Executor:
         self.undelivered: dict[str, list[Message]] = {}
         self.passed_on = False
         self.sought: list[tuple[Entry, tuple[Key, ...]]] = []
-        self.queued = 0
-        self._turns: dict[int, deque[Session]] = {}
-        self._levels: list[int] = []
-        self._passed_over = False
 
     # ---- sessions ----
 
@@ -138,7 +101,7 @@ class Executor:
         session = self.sessions.get(owner)
         if session is None:
             session = self.sessions[owner] = Session(owner)
-            session.outbox.append((m.ACCEPTING, self.accepting, self.nthreads))
+            session.outbox.append((m.ACCEPTING, self.queue.accepting, self.queue.nthreads))
             if self.leaving:
                 session.outbox.append((m.LEAVING,))
             session.outbox.extend(self.undelivered.pop(owner, ()))
@@ -172,11 +135,11 @@ class Executor:
 
     def set_accepting(self, yes: bool, nthreads: int) -> None:
         """The worker pauses, goes on, or changes its number of threads."""
-        if yes == self.accepting and nthreads == self.nthreads:
+        if yes == self.queue.accepting and nthreads == self.queue.nthreads:
             return
-        self.accepting = yes
+        self.queue.accepting = yes
         self.leaving = self.leaving and not yes
-        self.nthreads = self.crowd.nthreads = nthreads
+        self.queue.nthreads = self.queue.crowd.nthreads = nthreads
         for session in self.sessions.values():
             session.outbox.append((m.ACCEPTING, yes, nthreads))
             if not yes:
@@ -186,7 +149,7 @@ class Executor:
 
     def leave(self) -> None:
         """The worker is about to leave: start nothing, and have owners move their values."""
-        self.set_accepting(False, self.nthreads)
+        self.set_accepting(False, self.queue.nthreads)
         self.leaving = True
         for session in self.sessions.values():
             session.outbox.append((m.LEAVING,))
@@ -262,7 +225,7 @@ class Executor:
         entry.state = COPIED
 
     def _on_go(self, session: Session, kind: int, key: Key, attempt: int, yes: bool) -> None:
-        self.exclusion.go(session, key, attempt, yes)
+        self.queue.exclusion.go(session, key, attempt, yes)
 
     def _on_cancel(self, session: Session, kind: int, key: Key, attempt: int) -> None:
         entry = session.entries.get(key)
@@ -370,179 +333,14 @@ class Executor:
         if fresh:
             session.unacknowledged.append((batch, fresh))
 
-    # ---- slots ----
-
-    def next_work(self) -> Any:
-        """What a free slot does: a parked task that goes on, a task, or None.
-
-        The caller that gets something has taken the slot. Parked tasks come first; then what
-        those wait for; then the user's priority, whoever owns the task; then deeper tasks before
-        shallower, because shallower ones wait for them; then owners in turn.
-        """
-        if self.busy >= self.slots:
-            return None
-        if self.resuming and (token := self.resume_next()) is not None:
-            return token
-        if not self.exclusion.idle:
-            suspect, alone = self.exclusion.next_work()
-            if alone:
-                return suspect
-        crowd = self.crowd
-        if not self.queued or not self.accepting:
-            return None
-        while crowd.awaited and (first := crowd.take_awaited()) is not None:
-            if self.begin(first):
-                return first
-        full = crowd.full
-        for level in self._levels:
-            if full and _depth_of(level) <= crowd.deepest:
-                continue
-            turns = self._turns[level]
-            while turns:
-                session = turns[0]
-                queue = session.queues.get(level)
-                if not queue:
-                    turns.popleft()
-                    continue
-                entry = queue.pop()
-                if not len(queue):
-                    turns.popleft()
-                elif len(turns) > 1:
-                    turns.rotate(-1)
-                if entry.state != QUEUED or not self.begin(entry):
-                    continue
-                if not turns and (level > 0 or level < DEEPEST_LEVEL):
-                    self._close_levels()
-                return entry
-        return None
-
-    def resume_next(self) -> Any:
-        """What `wants_slot` was given for the next parked task that goes on, or None."""
-        if not self.resuming or self.busy >= self.slots or self.exclusion.parting:
-            return None
-        token, entry = self.resuming.popleft()
-        self._resumed(entry)
-        return token
-
-    def _clear_queues(self) -> None:
-        """Nothing is queued: forget what began or was given back without its turn, which may
-        hold a value."""
-        self._passed_over = False
-        self.crowd.awaited.clear()
-        for turns in self._turns.values():
-            turns.clear()
-        for session in self.sessions.values():
-            session.queues.clear()
-
-    def begin(self, entry: Entry) -> bool:
-        """Have a queued task take a free slot; False when its resources are not there."""
-        self.queued -= 1
-        if entry.awaited:
-            self._passed_over = True  # it is in two queues, and leaves one
-        if self._passed_over and not self.queued:
-            self._clear_queues()
-        if entry.options and not self.resources.acquire(entry):
-            return False
-        entry.state = RUNNING
-        self.busy += 1
-        self.crowd.began()
-        return True
-
-    def _close_levels(self) -> None:
-        """Forget levels of priorities where nothing is queued: there may be very many."""
-        for level in [n for n in self._levels if n > 0 or n < DEEPEST_LEVEL]:
-            if not self._turns[level]:
-                del self._turns[level]
-                self._levels.remove(level)
-                for session in self.sessions.values():
-                    session.queues.pop(level, None)
-
-    @property
-    def unfinished(self) -> int:
-        """Tasks that could run, run or are parked."""
-        return self.busy + self.queued + len(self.crowd)
-
     @property
     def awaits_tasks(self) -> bool:
         """Whether a task that somebody wants runs or is parked."""
-        return bool(self.busy or len(self.crowd)) and any(
+        return bool(self.queue.busy or len(self.queue.crowd)) and any(
             entry.state == RUNNING and not entry.cancelled
             for session in self.sessions.values()
             for entry in session.entries.values()
         )
-
-    @property
-    def startable(self) -> int:
-        """How many queued tasks may start when there are slots."""
-        if not self.exclusion.idle:
-            return self.exclusion.startable
-        if not self.queued or not self.crowd.full:
-            return self.queued
-        deepest = self.crowd.deepest
-        deeper = sum(
-            len(session.queues[level])
-            for level in self._levels
-            if _depth_of(level) > deepest
-            for session in self._turns[level]
-        )
-        return min(self.queued, deeper + len(self.crowd.awaited))
-
-    def awaited(self, names: Iterable[tuple[str, Key]]) -> None:
-        """Parked tasks wait for the objects of these owners and keys: what is here of the tasks
-        that make them, or that those need, starts first."""
-        for owner, key in names:
-            session = self.sessions.get(owner)
-            entry = session.entries.get(key) if session is not None else None
-            if entry is not None:
-                self.crowd.await_((entry,))
-
-    def released_slot(self) -> None:
-        """A slot is free again: its task ended, or it had nothing to do."""
-        self.busy -= 1
-
-    def parked(self, entry: Entry, counts: bool = True) -> None:
-        """A running task waits for something and gives its slot up.
-
-        ``counts`` is False when the task said itself that others should begin meanwhile.
-        """
-        self.busy -= 1
-        self.crowd.add(entry, counts)
-        if not entry.cancelled:
-            entry.session.outbox.append((m.PARKED, entry.key, entry.attempt))
-
-    def ended_parked(self, entry: Entry) -> None:
-        """A task ended without having taken a slot again."""
-        self.crowd.remove(entry)
-
-    def wants_slot(self, token: Any, entry: Entry) -> None:
-        """A parked task can go on; `next_work` gives the token when there is a slot."""
-        self.exclusion.comes_back(entry)
-        self.resuming.append((token, entry))
-
-    def goes_on(self, entry: Entry) -> None:
-        """A parked task goes on at once, for a while on one slot more than there are.
-
-        Those that have the slots may wait for what it has, such as a lock, and never give
-        theirs up.
-        """
-        self.exclusion.comes_back(entry)
-        self._resumed(entry)
-
-    def stops_waiting(self, token: Any, entry: Entry) -> bool:
-        """A parked task that waits for a slot goes on without it, as in `goes_on`.
-
-        False when it was given one just before.
-        """
-        try:
-            self.resuming.remove((token, entry))
-        except ValueError:
-            return False
-        self._resumed(entry)
-        return True
-
-    def _resumed(self, entry: Entry) -> None:
-        self.busy += 1
-        self.crowd.remove(entry)
 
     # ---- outcomes ----
 
@@ -554,7 +352,7 @@ class Executor:
         bool
             Whether anyone wants it.
         """
-        self._release_resources(entry)
+        self.queue.release_resources(entry)
         session = entry.session
         if entry.cancelled or session.closed:
             self._forget(entry)
@@ -575,7 +373,7 @@ class Executor:
 
     def failed(self, entry: Entry, message: Message) -> None:
         """A task ended with an error."""
-        self._release_resources(entry)
+        self.queue.release_resources(entry)
         contains = entry.contains
         heard = not entry.cancelled and not entry.session.closed
         if heard:
@@ -597,7 +395,7 @@ class Executor:
 
     def give_back(self, entry: Entry, reason: int, keys: tuple[Any, ...] = ()) -> None:
         """A task could not be run here after all."""
-        self._release_resources(entry)
+        self.queue.release_resources(entry)
         if entry.state != GONE:
             self._give_back(entry, reason, keys)
 
@@ -711,10 +509,10 @@ class Executor:
                     self.fetches.append(there)
                 resolved.append(there)
             entry.dependencies = resolved
-        if not self.accepting:
+        if not self.queue.accepting:
             self._give_back(entry, m.REFUSED)
-        elif not self.resources.possible(options):
-            self._give_back(entry, m.REFUSED, (tuple(self.resources.totals.items()),))
+        elif not self.queue.resources.possible(options):
+            self._give_back(entry, m.REFUSED, (tuple(self.queue.resources.totals.items()),))
         elif missing:
             self._give_back(entry, m.MISSING, tuple(missing))
         else:
@@ -736,31 +534,7 @@ class Executor:
                 message = (m.STORED, entry.key, entry.attempt, None, None, 0.0)
                 self.succeeded(entry, message, KEPT, None)
                 return
-        entry.state = QUEUED
-        self.queued += 1
-        if entry.options is None or not self.exclusion.takes(entry):
-            self.queue_beside(entry)
-
-    def queue_beside(self, entry: Entry) -> None:
-        """Have a queued task begin beside others."""
-        depth = entry.options["depth"] if entry.options else 0
-        level = ((entry.order - URGENT >> BAND) << DEPTH_BITS) - depth
-        session = entry.session
-        queue = session.queues.get(level)
-        if queue is None:
-            queue = session.queues[level] = OrderedQueue()
-        if not len(queue):
-            turns = self._turns.get(level)
-            if turns is None:
-                if len(self._levels) > MANY_LEVELS:
-                    self._close_levels()
-                    queue = session.queues.setdefault(level, queue)
-                turns = self._turns[level] = deque()
-                insort(self._levels, level)
-            turns.append(session)
-        queue.push(entry)
-        if entry.awaited:
-            self.crowd.awaited.append(entry)
+        self.queue.add(entry)
 
     def _serve(self, entry: Entry) -> None:
         waiters = entry.waiters or ()
@@ -792,7 +566,7 @@ class Executor:
     def _interrupt(self, entry: Entry) -> None:
         """Nobody wants what a running task will give."""
         entry.cancelled = True
-        self.crowd.unwanted(entry)
+        self.queue.crowd.unwanted(entry)
         self.interrupted.append(entry)
         self.savings.cancelled(entry)
 
@@ -803,15 +577,8 @@ class Executor:
                 self._interrupt(entry)
             return
         if entry.state == QUEUED:
-            self._leave_queue()
+            self.queue.leave()
         self._forget(entry)
-
-    def _leave_queue(self) -> None:
-        """A queued task is not to begin any more."""
-        self.queued -= 1
-        self._passed_over = bool(self.queued)
-        if not self.queued:
-            self._clear_queues()
 
     def _free(self, entry: Entry) -> None:
         """Have the runtime delete the entry's value in the store, if it has one."""
@@ -838,11 +605,11 @@ class Executor:
         if entry.session.entries.get(entry.key) is entry:
             del entry.session.entries[entry.key]
         if aside:
-            self._reconsider()  # others waited behind it
+            self.queue.reconsider()  # others waited behind it
 
     def _give_back(self, entry: Entry, reason: int, keys: tuple[Any, ...] = ()) -> None:
         if entry.state == QUEUED:
-            self._leave_queue()
+            self.queue.leave()
         if not entry.cancelled and not entry.session.closed:
             entry.session.outbox.append((m.RETURNED, entry.key, entry.attempt, reason, keys))
         self._forget(entry)
@@ -871,7 +638,7 @@ class Executor:
             candidates.extend(entry for entry in queue.items() if entry.state == QUEUED)
         candidates.extend(
             entry
-            for entry in self.resources.aside
+            for entry in self.queue.resources.aside
             if entry.session is session and entry.state == ASIDE
         )
         for entry in reversed(candidates):
@@ -889,23 +656,9 @@ class Executor:
         for session in self.sessions.values():
             for entry in list(session.entries.values()):
                 waits = entry.state in (BLOCKED, QUEUED, ASIDE)
-                if waits and not self.resources.possible(entry.options):
-                    self._give_back(entry, m.REFUSED, (tuple(self.resources.totals.items()),))
-        self._reconsider()
-
-    def lend(self, borrow: Callable[[Amounts], bool]) -> None:
-        """Have tasks that wait for resources get them, as far as slots may be there."""
-        if self.resources.lend(borrow, self.nthreads - self.busy - self.queued):
-            self._reconsider()
-
-    def _release_resources(self, entry: Entry) -> None:
-        if entry.options and entry.state == RUNNING and self.resources.release(entry):
-            self._reconsider()
-
-    def _reconsider(self) -> None:
-        """Look at what was put aside again."""
-        for waiting in self.resources.reconsider():
-            self._queue(waiting)
+                if waits and not self.queue.resources.possible(entry.options):
+                    self._give_back(entry, m.REFUSED, (tuple(self.queue.resources.totals.items()),))
+        self.queue.reconsider()
 
 
 HANDLERS: dict[int, Callable[..., None]] = {

@@ -91,8 +91,8 @@ def check_ownership(owner: Ownership) -> None:
 
 def check_executor(executor: Executor) -> None:
     """Slots, queues and entries of one executor agree with each other."""
-    assert executor.busy >= 0, executor.busy
-    crowd = executor.crowd
+    assert executor.queue.busy >= 0, executor.queue.busy
+    crowd = executor.queue.crowd
     assert crowd._count == sum(crowd.waiting.values()), crowd.waiting
     depths = Counter(entry.depth for entry, counts in crowd.waiting.items() if counts)
     assert crowd._depths == depths, (crowd._depths, depths)
@@ -108,7 +108,7 @@ def check_executor(executor: Executor) -> None:
                         assert dependency.has_value or dependency.state == ex.GONE, entry
             elif entry.state == ex.BLOCKED:
                 assert entry.missing > 0, entry
-    assert queued == executor.queued, (queued, executor.queued)
+    assert queued == executor.queue.queued, (queued, executor.queue.queued)
 
 
 def check_empty(owner: Ownership) -> None:
@@ -135,9 +135,9 @@ def check_empty(owner: Ownership) -> None:
 
 def check_executor_empty(executor: Executor) -> None:
     """No task and no value is left at a worker."""
-    assert executor.queued == 0
-    assert not executor.crowd.waiting and not executor.resuming
-    assert not executor.crowd.awaited
+    assert executor.queue.queued == 0
+    assert not executor.queue.crowd.waiting and not executor.queue.resuming
+    assert not executor.queue.crowd.awaited
     assert not executor.savings.under_way, executor.savings.under_way
     for session in executor.sessions.values():
         left = [e for e in session.entries.values() if e.state != ex.HELD]

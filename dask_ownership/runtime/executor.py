@@ -105,9 +105,9 @@ class Executor:
         self.lending = compat.Lending(worker)
         self.resources = compat.LentResources(worker)
         self.core = Core(self.lending.nthreads, self.resources.totals)
-        self.core.slots = 0
-        self.core.resources.available = {}
-        self.core.resources.threads = partial(threads_of, worker)
+        self.core.queue.slots = 0
+        self.core.queue.resources.available = {}
+        self.core.queue.resources.threads = partial(threads_of, worker)
         self._totals = dict(self.resources.totals)
         self.store = Store(worker)
         self.inline_limit = int(parse_bytes(dask.config.get("ownership.inline.limit", "64 KiB")))
@@ -186,8 +186,8 @@ class Executor:
         with self.lock:
             for owner in list(self.core.sessions):
                 self.core.close(owner)
-            self.core.slots = 1 << 30  # parked threads go on, to find that all is over
-            while (work := self.core.next_work()) is not None:
+            self.core.queue.slots = 1 << 30  # parked threads go on, to find that all is over
+            while (work := self.core.queue.next_work()) is not None:
                 if not isinstance(work, Entry):
                     work.release()
             sleepers, self._sleepers = self._sleepers, []
@@ -482,14 +482,14 @@ class Executor:
     def _provide(self) -> None:
         """Borrow resources and slots for what waits, wake as many threads. Loop thread."""
         core = self.core
-        if core.resources.aside:
+        if core.queue.resources.aside:
             with self.lock:
-                core.lend(self.resources.borrow)
+                core.queue.lend(self.resources.borrow)
         # A paused worker starts nothing, but what it started goes on.
-        wanted = len(core.resuming) + (core.queued if self.lending.running else 0)
-        wanted -= core.slots - core.busy
+        wanted = len(core.queue.resuming) + (core.queue.queued if self.lending.running else 0)
+        wanted -= core.queue.slots - core.queue.busy
         if wanted > 0:
-            core.slots += self.lending.borrow(wanted)
+            core.queue.slots += self.lending.borrow(wanted)
         with self.lock:
             self._wake()
 
@@ -497,20 +497,20 @@ class Executor:
         """The state machine did something: what waits here may have a slot or a resource now."""
         core = self.core
         if (
-            core.resources.aside
+            core.queue.resources.aside
             or self.lending.reserved
-            or ((core.queued or core.resuming) and core.slots <= core.busy)
+            or ((core.queue.queued or core.queue.resuming) and core.queue.slots <= core.queue.busy)
         ):
             self.flush_soon()
 
     def _wake(self) -> None:
         """Set threads to work for what free slots can take. The lock is held."""
         core = self.core
-        free = core.slots - core.busy
-        while free > 0 and (parked := core.resume_next()) is not None:
+        free = core.queue.slots - core.queue.busy
+        while free > 0 and (parked := core.queue.resume_next()) is not None:
             parked.release()
             free -= 1
-        for _ in range(min(free, core.startable) - self._waking):
+        for _ in range(min(free, core.queue.startable) - self._waking):
             self._waking += 1
             if self._sleepers:
                 self._sleepers.pop().release()
@@ -542,9 +542,9 @@ class Executor:
         self._waking -= 1
         try:
             while True:
-                work = core.next_work()
+                work = core.queue.next_work()
                 if work is None:
-                    if self.closed or len(self._sleepers) >= core.nthreads + SPARE_THREADS:
+                    if self.closed or len(self._sleepers) >= core.queue.nthreads + SPARE_THREADS:
                         return
                     self._sleepers.append(sleeper)
                     lock.release()
@@ -605,9 +605,9 @@ class Executor:
         else:
             self._tell(entry, outcome)
         if parked:
-            core.ended_parked(entry)
+            core.queue.ended_parked(entry)
         else:
-            core.released_slot()
+            core.queue.released_slot()
         if not self._flush_scheduled:
             self.flush_soon()
 
@@ -704,7 +704,7 @@ class Executor:
         """Send answers, fetch and free what the core decided, return slots. Loop thread."""
         self._flush_scheduled = False
         core = self.core
-        if core.queued or core.resuming or core.resources.aside:
+        if core.queue.queued or core.queue.resuming or core.queue.resources.aside:
             self._provide()
         outgoing: list[tuple[ExecutorLink, list[Any], list[Entry]]] = []
         unlinked: list[str] = []
@@ -725,14 +725,14 @@ class Executor:
             undelivered = [*core.undelivered, *unlinked]
             interrupted, core.interrupted = core.interrupted, []
             if self.lending.overdue:
-                core.slots = max(0, core.slots - 1)
-            elif not core.queued and not core.resuming:
-                core.slots = core.busy
-            surplus = self.lending.lent - max(core.slots, core.busy)
+                core.queue.slots = max(0, core.queue.slots - 1)
+            elif not core.queue.queued and not core.queue.resuming:
+                core.queue.slots = core.queue.busy
+            surplus = self.lending.lent - max(core.queue.slots, core.queue.busy)
             spare: dict[str, float] = {}
-            here_now = core.resources.available
-            if here_now and (core.resources.yielding or not core.queued):
-                spare, core.resources.available = here_now, {}
+            here_now = core.queue.resources.available
+            if here_now and (core.queue.resources.yielding or not core.queue.queued):
+                spare, core.queue.resources.available = here_now, {}
         for link, messages, fresh in outgoing:
             try:
                 last = link.send(messages)
@@ -742,13 +742,15 @@ class Executor:
             except Exception:
                 # What other owners are to hear, and the rest below, goes on.
                 logger.exception("answers for %s were not sent", link.session.process[2])
-        if surplus > 0 or (self.lending.reserved and not core.queued and not core.resuming):
+        if surplus > 0 or (
+            self.lending.reserved and not core.queue.queued and not core.queue.resuming
+        ):
             _try("slots were not given back", self.lending.give_back, max(surplus, 0))
-        if spare or (self.resources.reserved and not core.resources.aside):
-            done = not core.resources.aside
+        if spare or (self.resources.reserved and not core.queue.resources.aside):
+            done = not core.queue.resources.aside
             _try("resources were not given back", self.resources.give_back, spare, done)
-        if self.resources.lent or core.resources.yielding:
-            core.resources.yielding = self.resources.overdue
+        if self.resources.lent or core.queue.resources.yielding:
+            core.queue.resources.yielding = self.resources.overdue
         for name in freed:  # the storage may be the user's
             _try("a value was not deleted", self.store.delete, name)
         if undelivered and self.on_undelivered is not None:
@@ -768,7 +770,7 @@ class Executor:
             self._totals = dict(self.resources.totals)
             with self.lock:
                 self.core.resources_changed()
-        if running != self.core.accepting or nthreads != self.core.nthreads:
+        if running != self.core.queue.accepting or nthreads != self.core.queue.nthreads:
             with self.lock:
                 self.core.set_accepting(running, nthreads)
         self._idle_looks = (
@@ -776,9 +778,9 @@ class Executor:
         )
         self._ended_at_last_look = self.counts["run"]
         with self.lock:
-            self.core.crowd.relieve(self._idle_looks * WATCH_INTERVAL / 1000)
-            self.core.exclusion.look(self.loop.time())
-        if self.core.queued:
+            self.core.queue.crowd.relieve(self._idle_looks * WATCH_INTERVAL / 1000)
+            self.core.queue.exclusion.look(self.loop.time())
+        if self.core.queue.queued:
             self._provide()
         self.parking.look()
         self._flush()

@@ -155,17 +155,17 @@ class Parking:
     def _park(self, entry: Entry, rows: Iterable[Row], counts: bool = True) -> None:
         """The lock is held."""
         entry.awaits = rows
-        self.core.parked(entry, counts)
-        if self.core.queued and self.core.crowd.full:
-            self.core.awaited(self._names_of(islice(rows, LOOKED_AT_FIRST)))
+        self.core.queue.parked(entry, counts)
+        if self.core.queue.queued and self.core.queue.crowd.full:
+            self.core.queue.awaited(self._names_of(islice(rows, LOOKED_AT_FIRST)))
         self._wake()
 
     def look(self) -> None:
         """Have what parked tasks wait for start, when nothing else may. Loop thread."""
         core = self.core
-        if core.queued and core.crowd.full:
+        if core.queue.queued and core.queue.crowd.full:
             with self.lock:
-                waiting = list(core.crowd.waiting)
+                waiting = list(core.queue.crowd.waiting)
             awaits = chain.from_iterable(entry.awaits for entry in waiting)
             seen = dict.fromkeys(islice(awaits, LOOKED_AT))
             for row in (stack := list(seen)):  # which grows meanwhile
@@ -174,7 +174,7 @@ class Parking:
                         seen[needed] = None
                         stack.append(needed)
             with self.lock:
-                core.awaited(self._names_of(seen))
+                core.queue.awaited(self._names_of(seen))
                 self._wake()
 
     def _names_of(self, rows: Iterable[Row]) -> Iterator[tuple[str, Key]]:
@@ -189,15 +189,15 @@ class Parking:
     def want_slot(self, token: Any, entry: Entry) -> None:
         """Ask for a slot; the token is released when there is one."""
         with self.lock:
-            self.core.wants_slot(token, entry)
+            self.core.queue.wants_slot(token, entry)
             self._wake()
-        if self.core.resuming:
+        if self.core.queue.resuming:
             self._flush_soon()
 
     def _goes_on(self, entry: Entry) -> None:
         """Have a parked task go on at once. The lock is held."""
-        self.core.goes_on(entry)
-        if not self.core.exclusion.idle:
+        self.core.queue.goes_on(entry)
+        if not self.core.queue.exclusion.idle:
             self._flush_soon()  # an owner may have to hear that its task is not alone any more
 
     def want_slot_for(self, token: EventToken, entry: Entry) -> None:
@@ -209,7 +209,7 @@ class Parking:
 
     def _lacks_slot(self, token: EventToken, entry: Entry) -> None:
         with self.lock:
-            alone = self.core.stops_waiting(token, entry)
+            alone = self.core.queue.stops_waiting(token, entry)
         if alone:
             token.release()
 
@@ -224,7 +224,7 @@ class Parking:
         self.want_slot(token, entry)
         if not token.wait(patience):
             with self.lock:
-                alone = self.core.stops_waiting(token, entry)
+                alone = self.core.queue.stops_waiting(token, entry)
             if not alone:
                 token.wait()  # it was given a slot just now
 
@@ -342,12 +342,12 @@ class Parking:
             try:
                 if not await token.wait(patience):
                     with self.lock:
-                        alone = self.core.stops_waiting(token, entry)
+                        alone = self.core.queue.stops_waiting(token, entry)
                     if not alone:
                         await token.wait()
             except BaseException:
                 with self.lock:
-                    self.core.stops_waiting(token, entry)
+                    self.core.queue.stops_waiting(token, entry)
                 raise
             entry.parked_for += perf_counter() - since
         return value

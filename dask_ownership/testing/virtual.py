@@ -177,7 +177,7 @@ class VirtualCluster:
             worker.address,
             incarnation=worker.owner.name,
             nthreads=worker.slots,
-            resources=dict(worker.core.resources.totals),
+            resources=dict(worker.core.queue.resources.totals),
         )
         if not owner.core.membership.joined(view):
             return
@@ -306,13 +306,13 @@ class VirtualCluster:
         return self.roster.workers.get(view.address) == view.incarnation
 
     def _retire(self, worker: VirtualWorker) -> None:
-        if self.workers.get(worker.address) is not worker or worker.core.accepting:
+        if self.workers.get(worker.address) is not worker or worker.core.queue.accepting:
             return
         core = worker.core
         unheard = any(p.there.unacknowledged or p.session.outbox for p in worker.pipes.values())
         handed_over = worker.owner.core.adoption.hand_over()
         self.dirty.add(worker.owner)
-        unfinished = core.busy or core.crowd or core.keeps_values or unheard
+        unfinished = core.queue.busy or core.queue.crowd or core.keeps_values or unheard
         if unfinished or not handed_over:
             worker.later(1_000.0, partial(self._retire, worker))
         else:
@@ -564,5 +564,5 @@ class VirtualCluster:
             check_empty(owner.core)
         for worker in self.workers.values():
             check_executor_empty(worker.core)
-            assert worker.core.busy == 0, worker.core.busy
+            assert worker.core.queue.busy == 0, worker.core.queue.busy
             assert not worker.store, worker.store

@@ -65,7 +65,9 @@ class Waits:
         if cluster.network.is_parted or any(owner.frozen for owner in cluster.owners):
             return True
         return not any(
-            worker.core.accepting and worker.core.busy < worker.slots and not _set_aside(worker)
+            worker.core.queue.accepting
+            and worker.core.queue.busy < worker.slots
+            and not _set_aside(worker)
             for worker in cluster.workers.values()
         )
 
@@ -84,6 +86,6 @@ class Waits:
 
 def _set_aside(worker: VirtualWorker) -> bool:
     """Whether a worker is for one task alone for a long time, under which several have died."""
-    suspect = worker.core.exclusion.alone
+    suspect = worker.core.queue.exclusion.alone
     options = suspect.options if suspect is not None else None
     return options is not None and options["alone"] > ALONE

@@ -93,10 +93,14 @@ class VirtualWorker:
     def step(self) -> None:
         """Start what can start, fetch, free and flush, as the runtime does."""
         core = self.core
-        while (go_on := core.resume_next()) is not None:
+        while (go_on := core.queue.resume_next()) is not None:
             go_on()
         # The runtime wakes no thread when the executor says that nothing can begin.
-        while core.busy < core.slots and core.startable and (work := core.next_work()) is not None:
+        while (
+            core.queue.busy < core.queue.slots
+            and core.queue.startable
+            and (work := core.queue.next_work()) is not None
+        ):
             self._start(work)
         fetches, core.fetches = core.fetches, []
         for entry in fetches:
@@ -137,8 +141,11 @@ class VirtualWorker:
                     self.cluster.dirty.add(self)
             elif pipe.there.unsaid:
                 self.cluster.send(pipe, pipe.there.pack([]), to_worker=False)
-        assert core.busy <= core.slots + len(self.beyond), (self.address, core.busy)
-        if (core.crowd.full or not core.exclusion.idle) and not self.watching:
+        assert core.queue.busy <= core.queue.slots + len(self.beyond), (
+            self.address,
+            core.queue.busy,
+        )
+        if (core.queue.crowd.full or not core.queue.exclusion.idle) and not self.watching:
             self.watching = True
             self.later(SECOND / 10, self._watch)
 
@@ -159,41 +166,41 @@ class VirtualWorker:
     def _watch(self) -> None:
         """Look whether more may begin, as the runtime does."""
         self.watching = False
-        self.core.crowd.relieve((self.cluster.now - self.ended_at) / 1e6)
-        self.core.exclusion.look(self.cluster.seconds)
+        self.core.queue.crowd.relieve((self.cluster.now - self.ended_at) / 1e6)
+        self.core.queue.exclusion.look(self.cluster.seconds)
         self._look_at_awaited()
         self.cluster.dirty.add(self)
 
     def _look_at_awaited(self) -> None:
         """Have what parked tasks wait for start first."""
-        rows = [row for entry in self.core.crowd.waiting for row in entry.awaits]
+        rows = [row for entry in self.core.queue.crowd.waiting for row in entry.awaits]
         for row in rows:  # which grows meanwhile
             rows.extend(one for one in row.dependencies if one not in rows)
-        self.core.awaited(names_of(self.core.home, rows))
+        self.core.queue.awaited(names_of(self.core.home, rows))
 
     def _park(self, entry: Entry, rows: Iterable[Row] = ()) -> None:
         self.beyond.discard(entry)
         entry.awaits = tuple(rows)
-        self.core.parked(entry)
-        if self.core.crowd.full:
-            self.core.awaited(names_of(self.core.home, entry.awaits))
+        self.core.queue.parked(entry)
+        if self.core.queue.crowd.full:
+            self.core.queue.awaited(names_of(self.core.home, entry.awaits))
 
     def _want_slot(self, entry: Entry, go_on: Callable[[], None]) -> None:
         """Go on when there is a slot, and without one when that takes too long."""
         entry.awaits = ()
-        self.core.wants_slot(go_on, entry)
+        self.core.queue.wants_slot(go_on, entry)
         self.later(PATIENCE, partial(self._lacks_slot, entry, go_on))
         self.cluster.dirty.add(self)
 
     def _lacks_slot(self, entry: Entry, go_on: Callable[[], None]) -> None:
-        if self.alive and self.core.stops_waiting(go_on, entry):
+        if self.alive and self.core.queue.stops_waiting(go_on, entry):
             self.beyond.add(entry)
             go_on()
             self.cluster.dirty.add(self)
 
     def _release_slot(self, entry: Entry) -> None:
         """A task ended."""
-        self.core.released_slot()
+        self.core.queue.released_slot()
         self.beyond.discard(entry)
         self.ended_at = self.cluster.now
         local, of_cluster = self.has_locks.pop(entry, ("", ""))

@@ -23,11 +23,11 @@ class Worker(Bench):
         self.said(self.other)
 
     def nothing(self) -> None:
-        assert self.core.next_work() is None
+        assert self.core.queue.next_work() is None
         check_executor(self.core)
 
     def start(self):
-        assert self.core.startable, "no thread is woken for it"
+        assert self.core.queue.startable, "no thread is woken for it"
         return super().start()
 
     def suspect(self, key="s", **more):
@@ -48,7 +48,7 @@ class Worker(Bench):
         heir = (parent.session.owner, "", "", parent.key, None, 1)
         for key in keys:
             self.tell(push(key, heir=heir, depth=parent.depth + 1), session=self.other)
-        self.core.parked(parent)
+        self.core.queue.parked(parent)
 
     def go(self, entry, yes=True) -> None:
         self.tell((m.GO, entry.key, entry.attempt, yes))
@@ -74,14 +74,14 @@ def test_it_waits_until_nothing_else_runs_and_its_owner_knows(worker):
     assert worker.said() == [], "x still runs"
     worker.inline(running)
     worker.nothing()
-    assert worker.core.startable == 0
+    assert worker.core.queue.startable == 0
     assert worker.said() == [("ALONE", "s", entry.attempt, True)]
     worker.tell((m.GO, "s", entry.attempt - 1, True))  # of an earlier attempt
     worker.tell((m.GO, "s", entry.attempt, True), session=worker.other)
     worker.nothing()
     worker.go(entry)
     worker.go(entry)
-    assert worker.core.startable == 1
+    assert worker.core.queue.startable == 1
     assert worker.start() is entry
     worker.nothing()
     worker.inline(entry)
@@ -143,18 +143,18 @@ def test_one_whose_turn_is_ended_again_and_again_begins_beside_the_others(worker
     """Parked tasks that go on for a moment, such as to look at a variable, end its turn."""
     worker.tell(push("x"), session=worker.other)
     looks = worker.start()
-    worker.core.parked(looks)
+    worker.core.queue.parked(looks)
     entry = worker.suspect()
     for now in range(int(ALONE) + 1):
         worker.nothing()
-        worker.core.wants_slot(now, looks)
+        worker.core.queue.wants_slot(now, looks)
         worker.go(entry)
         worker.go(entry, False)
-        assert worker.core.next_work() == now
-        worker.core.parked(looks)
+        assert worker.core.queue.next_work() == now
+        worker.core.queue.parked(looks)
         if now % 2:
             worker.nothing()  # it is its turn again as the clock looks
-        worker.core.exclusion.look(float(now))
+        worker.core.queue.exclusion.look(float(now))
     worker.go(entry, False)
     assert worker.start() is entry
 
@@ -162,23 +162,23 @@ def test_one_whose_turn_is_ended_again_and_again_begins_beside_the_others(worker
 def test_an_owner_that_does_not_answer_holds_nobody_up_for_long(worker):
     entry = worker.alone()
     worker.tell(push("x"), session=worker.other)
-    worker.core.exclusion.look(10.0)
+    worker.core.queue.exclusion.look(10.0)
     worker.inline(entry)
     worker.nothing()
-    worker.core.exclusion.look(10.1)
-    worker.core.exclusion.look(10.0 + HEARD)
+    worker.core.queue.exclusion.look(10.1)
+    worker.core.queue.exclusion.look(10.0 + HEARD)
     worker.nothing()
-    worker.core.exclusion.look(10.2 + HEARD)
+    worker.core.queue.exclusion.look(10.2 + HEARD)
     assert worker.start().key == "x"
 
 
 def test_it_is_alone_for_so_long_only(worker):
     entry = worker.alone()
     worker.tell(push("x"), session=worker.other)
-    worker.core.exclusion.look(1.0)
-    worker.core.exclusion.look(0.9 + ALONE)
+    worker.core.queue.exclusion.look(1.0)
+    worker.core.queue.exclusion.look(0.9 + ALONE)
     worker.nothing()
-    worker.core.exclusion.look(1.0 + ALONE)
+    worker.core.queue.exclusion.look(1.0 + ALONE)
     worker.part(entry)
     assert worker.start().key == "x"
     worker.inline(entry)
@@ -193,8 +193,8 @@ def test_it_waits_for_so_long_only(worker, asked):
         worker.start()
     entry = worker.suspect()
     worker.nothing()
-    worker.core.exclusion.look(1.0)
-    worker.core.exclusion.look(1.0 + ALONE)
+    worker.core.queue.exclusion.look(1.0)
+    worker.core.queue.exclusion.look(1.0 + ALONE)
     assert worker.said()[-1] == ("ALONE", "s", entry.attempt, False)
     worker.go(entry)  # late
     worker.nothing()
@@ -207,7 +207,7 @@ def test_it_waits_for_so_long_only(worker, asked):
 
 def test_one_that_others_wait_for_is_not_kept_by_a_queue(worker):
     entry = worker.suspect()
-    worker.core.awaited([("owner", "s")])
+    worker.core.queue.awaited([("owner", "s")])
     worker.nothing()
     worker.go(entry)
     worker.inline(worker.start())
@@ -223,8 +223,8 @@ def test_an_owner_that_does_not_say_go_holds_nobody_up_for_long(worker):
     worker.session.entries["s"].options["alone"] = 1000 * ALONE
     worker.tell(push("x"), session=worker.other)
     worker.nothing()
-    worker.core.exclusion.look(1.0)
-    worker.core.exclusion.look(1.0 + HEARD)
+    worker.core.queue.exclusion.look(1.0)
+    worker.core.queue.exclusion.look(1.0 + HEARD)
     worker.part(entry)
     assert {worker.start().key, worker.start().key} == {"s", "x"}
 
@@ -233,10 +233,10 @@ def test_an_owner_that_does_not_say_go_holds_nobody_up_for_long(worker):
 def test_a_thread_is_woken_when_it_is_over(worker, how):
     entry = worker.alone()
     worker.tell(push("x"), session=worker.other)
-    assert not worker.core.startable
+    assert not worker.core.queue.startable
     if how == "cancelled":
         worker.tell((m.CANCEL, "s", entry.attempt))
-        assert worker.core.startable
+        assert worker.core.queue.startable
         worker.part(entry)
     else:
         worker.core.close("owner")
@@ -254,10 +254,10 @@ def test_what_it_submitted_runs_with_it(worker):
     assert grandchild.key == "grandchild"
     worker.nothing()
     worker.inline(grandchild)
-    worker.core.wants_slot("child goes on", child)
-    assert worker.core.next_work() == "child goes on"
+    worker.core.queue.wants_slot("child goes on", child)
+    assert worker.core.queue.next_work() == "child goes on"
     worker.inline(child)
-    worker.core.goes_on(parent)
+    worker.core.queue.goes_on(parent)
     worker.nothing()
     worker.inline(parent)
     worker.part(parent)
@@ -269,12 +269,12 @@ def test_others_begin_soon_while_it_is_parked_and_nothing_of_it_is_here(worker):
     worker.tell(push("x"), session=worker.other)
     worker.submits(parent, "child")
     child = worker.start()
-    worker.core.exclusion.look(1.0)
-    worker.core.exclusion.look(0.9 + ALONE)
+    worker.core.queue.exclusion.look(1.0)
+    worker.core.queue.exclusion.look(0.9 + ALONE)
     worker.nothing()
     worker.inline(child)
-    worker.core.exclusion.look(1.0)
-    worker.core.exclusion.look(1.0 + IDLE * ALONE)
+    worker.core.queue.exclusion.look(1.0)
+    worker.core.queue.exclusion.look(1.0 + IDLE * ALONE)
     worker.part(parent)
     assert worker.start().key == "x"
 
@@ -283,8 +283,8 @@ def test_what_it_submitted_runs_beside_others_when_it_is_not_alone_any_more(work
     parent = worker.alone()
     worker.submits(parent, *[f"child-{number}" for number in range(3)])
     first = worker.start()
-    worker.core.exclusion.look(1.0)
-    worker.core.exclusion.look(1.0 + ALONE)
+    worker.core.queue.exclusion.look(1.0)
+    worker.core.queue.exclusion.look(1.0 + ALONE)
     worker.part(parent)
     assert {first.key, worker.start().key} <= {f"child-{number}" for number in range(3)}
 
@@ -293,11 +293,11 @@ def test_another_task_that_was_parked_goes_on_when_the_owner_knows(worker):
     """Whoever ends the process from then on, the suspect is not the only one that can be."""
     worker.tell(push("p"), session=worker.other)
     parked = worker.start()
-    worker.core.parked(parked)
+    worker.core.queue.parked(parked)
     entry = worker.alone()
-    worker.core.wants_slot("goes on", parked)
+    worker.core.queue.wants_slot("goes on", parked)
     worker.part(entry)
-    assert worker.core.next_work() == "goes on"
+    assert worker.core.queue.next_work() == "goes on"
     assert entry.state == RUNNING
     worker.inline(entry)
     worker.inline(parked)
@@ -306,10 +306,10 @@ def test_another_task_that_was_parked_goes_on_when_the_owner_knows(worker):
 def test_one_that_did_not_begin_waits_again(worker):
     worker.tell(push("p"), session=worker.other)
     parked = worker.start()
-    worker.core.parked(parked)
+    worker.core.queue.parked(parked)
     entry = worker.suspect()
     worker.nothing()
-    worker.core.goes_on(parked)
+    worker.core.queue.goes_on(parked)
     worker.go(entry)
     worker.part(entry)
     worker.inline(parked)
@@ -334,12 +334,12 @@ def test_it_is_given_back_when_the_worker_pauses(worker):
 
 def test_nothing_of_it_is_kept_when_it_is_over(worker):
     entry = worker.alone()
-    worker.core.exclusion.look(0.0)
+    worker.core.queue.exclusion.look(0.0)
     worker.inline(entry)
     worker.nothing()
-    worker.core.exclusion.look(0.1)
+    worker.core.queue.exclusion.look(0.1)
     worker.go(entry, False)
-    assert worker.core.exclusion.idle, "nobody looks any more"
+    assert worker.core.queue.exclusion.idle, "nobody looks any more"
     value = entry.value = Bench()
     kept = weakref.ref(value)
     worker.session.fresh.clear()  # the answer went

@@ -32,7 +32,7 @@ class Bench:
         check_executor(self.core)
 
     def start(self) -> Entry:
-        entry = self.core.next_work()
+        entry = self.core.queue.next_work()
         assert isinstance(entry, Entry), entry
         check_executor(self.core)
         return entry
@@ -40,7 +40,7 @@ class Bench:
     def inline(self, entry, value="value"):
         message = (m.DONE, entry.key, entry.attempt, b"value", 1.0)
         kept = self.core.succeeded(entry, message, ex.HELD, value)
-        self.core.released_slot()
+        self.core.queue.released_slot()
         check_executor(self.core)
         return kept
 
@@ -48,13 +48,13 @@ class Bench:
         entry.stored = f"{entry.key}-{entry.attempt}"
         message = (m.STORED, entry.key, entry.attempt, 8, None, 1.0)
         kept = self.core.succeeded(entry, message, ex.KEPT, None)
-        self.core.released_slot()
+        self.core.queue.released_slot()
         check_executor(self.core)
         return kept
 
     def fails(self, entry):
         self.core.failed(entry, (m.FAILED, entry.key, entry.attempt, b"error", 1.0))
-        self.core.released_slot()
+        self.core.queue.released_slot()
         check_executor(self.core)
 
     def said(self, session: Session | None = None):
@@ -88,10 +88,10 @@ def test_a_task_runs_once_however_often_it_is_pushed(bench):
     bench.tell(message, message)
     entry = bench.start()
     bench.tell(message)
-    assert bench.core.next_work() is None
+    assert bench.core.queue.next_work() is None
     bench.inline(entry)
     bench.tell(message)
-    assert bench.core.next_work() is None
+    assert bench.core.queue.next_work() is None
     assert bench.said() == [("DONE", "x", 7, b"value", 1.0)]
     bench.acknowledge()
     check_executor_empty(bench.core)
@@ -102,7 +102,7 @@ def test_owners_take_turns_and_deeper_tasks_come_first(bench):
     bench.tell(push("a1"), push("a2"))
     bench.tell(push("b1"), push("deep", depth=1), session=other)
     ran = []
-    while (entry := bench.core.next_work()) is not None:
+    while (entry := bench.core.queue.next_work()) is not None:
         ran.append(entry.key)
         bench.inline(entry)
     assert ran == ["deep", "a1", "b1", "a2"]
@@ -111,14 +111,14 @@ def test_owners_take_turns_and_deeper_tasks_come_first(bench):
 def test_a_parked_task_comes_before_new_ones_and_keeps_to_the_slots(bench):
     bench.tell(push("p"), push("x"), push("y"))
     parent = bench.start()
-    bench.core.parked(parent)
+    bench.core.queue.parked(parent)
     x = bench.start()
-    bench.core.wants_slot("token", parent)
-    assert bench.core.next_work() is None
+    bench.core.queue.wants_slot("token", parent)
+    assert bench.core.queue.next_work() is None
     bench.inline(x)
-    assert bench.core.next_work() == "token"
-    assert bench.core.next_work() is None
-    assert (bench.core.busy, len(bench.core.crowd)) == (1, 0)
+    assert bench.core.queue.next_work() == "token"
+    assert bench.core.queue.next_work() is None
+    assert (bench.core.queue.busy, len(bench.core.queue.crowd)) == (1, 0)
 
 
 def test_a_value_that_is_held_goes_when_its_owner_has_it_but_not_for_tasks_here(bench):
@@ -159,14 +159,14 @@ def test_tasks_behind_one_that_ends_without_a_value_are_returned_with_it(bench, 
         first = []
     else:
         bench.core.give_back(entry, m.UNKNOWN_FUNCTION)
-        bench.core.released_slot()
+        bench.core.queue.released_slot()
         first = [("RETURNED", "x", 1001, m.UNKNOWN_FUNCTION, ())]
     assert bench.said() == [
         *first,
         ("RETURNED", "y", 1002, m.BLOCKED, ()),
         ("RETURNED", "z", 1003, m.BLOCKED, ()),
     ]
-    assert bench.core.next_work() is None
+    assert bench.core.queue.next_work() is None
     if end == "cancel":
         assert bench.core.interrupted == [entry]
         assert not bench.inline(entry)
@@ -182,14 +182,14 @@ def test_cancelling_another_attempt_or_what_is_gone_changes_nothing(bench):
 
 def test_cancelling_a_queued_a_parked_and_a_stored_task(bench):
     bench.tell(push("q", attempt=3000), (m.CANCEL, "q", 3000))
-    assert bench.core.next_work() is None
+    assert bench.core.queue.next_work() is None
     bench.tell(push("p", attempt=3001))
     parked = bench.start()
-    bench.core.parked(parked)
+    bench.core.queue.parked(parked)
     bench.said()
     bench.tell((m.CANCEL, "p", 3001))
-    bench.core.wants_slot("token", parked)
-    assert bench.core.next_work() == "token"
+    bench.core.queue.wants_slot("token", parked)
+    assert bench.core.queue.next_work() == "token"
     assert not bench.inline(parked)
     bench.tell(push("s", attempt=3002))
     bench.stored(bench.start())
@@ -198,11 +198,11 @@ def test_cancelling_a_queued_a_parked_and_a_stored_task(bench):
     assert bench.core.freed == ["s-3002"]
     assert bench.said() == []
     check_executor_empty(bench.core)
-    assert bench.core.busy == 0
+    assert bench.core.queue.busy == 0
 
 
 def test_a_superseded_attempt_that_ends_late_touches_nothing_of_the_next(bench):
-    bench.core.slots = 2
+    bench.core.queue.slots = 2
     bench.tell(push("x", attempt=4000))
     old = bench.start()
     bench.tell((m.CANCEL, "x", 4000), push("x", attempt=4001))
@@ -215,7 +215,7 @@ def test_a_superseded_attempt_that_ends_late_touches_nothing_of_the_next(bench):
 
 
 def test_a_push_supersedes_an_older_attempt_even_without_a_cancel(bench):
-    bench.core.slots = 2
+    bench.core.queue.slots = 2
     bench.tell(push("x", attempt=4100))
     old = bench.start()
     bench.tell(push("x", attempt=4101))
@@ -250,7 +250,7 @@ def test_a_value_is_fetched_once_for_all_that_need_it(bench):
     far = (m.REMOTE, "far", 7, 8, ("there",), None)
     bench.tell(push("x", [far]), push("y", [far]))
     (entry,) = bench.core.fetches
-    assert bench.core.next_work() is None
+    assert bench.core.queue.next_work() is None
     entry.stored = "far-copy"
     bench.core.fetched(entry)
     bench.inline(bench.start())
@@ -327,7 +327,7 @@ def test_what_waits_for_a_task_does_not_get_what_was_scattered_under_its_key(ben
     bench.core.keep(scattered)
     assert running.cancelled and bench.session.entries["x"] is scattered
     assert bench.said() == [("RETURNED", "y", 2, m.BLOCKED, ())]
-    assert bench.core.next_work() is None
+    assert bench.core.queue.next_work() is None
 
 
 def test_recall_gives_back_the_last_ones_once_and_says_that_it_is_over(bench):
@@ -357,7 +357,7 @@ def test_pausing_gives_back_what_did_not_start_and_going_on_takes_again(bench):
     bench.tell(push("c", attempt=6002))
     assert bench.said() == [("RETURNED", "c", 6002, m.REFUSED, ())]
     bench.inline(running)
-    assert bench.core.next_work() is None
+    assert bench.core.queue.next_work() is None
     bench.core.set_accepting(True, 2)
     bench.tell(push("c", attempt=6003))
     bench.inline(bench.start())
@@ -371,10 +371,10 @@ def test_pausing_gives_back_what_did_not_start_and_going_on_takes_again(bench):
 def test_a_paused_worker_lets_parked_tasks_go_on(bench):
     bench.tell(push("p"))
     parent = bench.start()
-    bench.core.parked(parent)
+    bench.core.queue.parked(parent)
     bench.core.set_accepting(False, 1)
-    bench.core.wants_slot("token", parent)
-    assert bench.core.next_work() == "token"
+    bench.core.queue.wants_slot("token", parent)
+    assert bench.core.queue.next_work() == "token"
 
 
 def test_tasks_share_resources_and_those_without_do_not_count_as_queued():
@@ -382,8 +382,8 @@ def test_tasks_share_resources_and_those_without_do_not_count_as_queued():
     one = {"gpu": 1}
     bench.tell(push("a", resources=one), push("b", resources=one), push("c", resources=one))
     a = bench.start()
-    assert bench.core.next_work() is None
-    assert bench.core.queued == 0, "nothing can be done about them now: no thread is to look"
+    assert bench.core.queue.next_work() is None
+    assert bench.core.queue.queued == 0, "nothing can be done about them now: no thread is to look"
     bench.tell((m.CANCEL, "b", bench.session.entries["b"].attempt))
     bench.tell(push("plain"))
     assert bench.start().key == "plain"
@@ -391,7 +391,7 @@ def test_tasks_share_resources_and_those_without_do_not_count_as_queued():
     c = bench.start()
     assert c.key == "c"
     bench.fails(c)
-    assert bench.core.resources.available == {"gpu": 1}
+    assert bench.core.queue.resources.available == {"gpu": 1}
 
 
 @pytest.mark.parametrize("how", ["recall", "pause", "close"])
@@ -399,7 +399,7 @@ def test_tasks_that_wait_for_resources_can_be_taken_back(how):
     bench = Bench(slots=2, resources={"gpu": 1})
     bench.tell(push("a", resources={"gpu": 1}), push("b", resources={"gpu": 1}))
     a = bench.start()
-    assert bench.core.next_work() is None
+    assert bench.core.queue.next_work() is None
     bench.said()
     if how == "recall":
         bench.tell((m.RECALL, 5))
@@ -410,7 +410,9 @@ def test_tasks_that_wait_for_resources_can_be_taken_back(how):
     else:
         bench.core.close("owner")
     bench.inline(a)
-    assert bench.core.next_work() is None and bench.core.resources.available == {"gpu": 1}
+    assert bench.core.queue.next_work() is None and bench.core.queue.resources.available == {
+        "gpu": 1
+    }
     check_executor(bench.core)
 
 
@@ -421,7 +423,7 @@ def test_resources_that_are_not_here_are_said_and_other_tasks_go_on(bench):
 
 
 def test_closing_drops_everything_and_late_messages_of_that_owner_change_nothing(bench):
-    bench.core.slots = 2
+    bench.core.queue.slots = 2
     bench.tell(push("s", attempt=8000))
     bench.stored(bench.start())
     bench.tell(push("r"), push("q"), push("far", [(m.REMOTE, "f", 7, 1, ("a",), None)]))
@@ -437,15 +439,15 @@ def test_closing_drops_everything_and_late_messages_of_that_owner_change_nothing
     late = Entry(bench.session, "scattered", 9000)
     late.stored = "late"
     bench.core.keep(late)
-    assert bench.core.next_work() is None
+    assert bench.core.queue.next_work() is None
     assert not bench.stored(running)
     assert sorted(bench.core.freed) == sorted(["s-8000", "f", "late", f"r-{running.attempt}"])
     assert bench.said() == [] and not bench.session.entries
-    assert bench.core.busy == 0 and bench.core.queued == 0
+    assert bench.core.queue.busy == 0 and bench.core.queue.queued == 0
 
 
 def test_two_owners_may_use_the_same_key(bench):
-    bench.core.slots = 2
+    bench.core.queue.slots = 2
     other = bench.core.open("other")
     bench.tell(push("x", attempt=1))
     bench.tell(push("x", attempt=1), session=other)
@@ -461,16 +463,16 @@ def test_two_owners_may_use_the_same_key(bench):
 def test_with_many_parked_only_deeper_tasks_start_and_no_thread_looks_for_others(bench):
     bench.tell(*[push(f"p{i}", depth=1) for i in range(WAITING_PER_THREAD + 1)])
     for _ in range(WAITING_PER_THREAD):
-        bench.core.parked(bench.start())
-    assert bench.core.next_work() is None
-    assert (bench.core.queued, bench.core.startable) == (1, 0)
+        bench.core.queue.parked(bench.start())
+    assert bench.core.queue.next_work() is None
+    assert (bench.core.queue.queued, bench.core.queue.startable) == (1, 0)
     bench.tell(push("child", depth=2))
-    assert bench.core.startable == 1
+    assert bench.core.queue.startable == 1
     bench.inline(bench.start())
-    bench.core.crowd.relieve(0.9)
-    assert bench.core.startable == 0
-    bench.core.crowd.relieve(1.0)
-    assert bench.core.startable == 1 and bench.start().key == f"p{WAITING_PER_THREAD}"
+    bench.core.queue.crowd.relieve(0.9)
+    assert bench.core.queue.startable == 0
+    bench.core.queue.crowd.relieve(1.0)
+    assert bench.core.queue.startable == 1 and bench.start().key == f"p{WAITING_PER_THREAD}"
 
 
 # ---- cancelling and time limits ----
@@ -486,7 +488,11 @@ def test_a_task_whose_time_is_up_fails_then_and_keeps_its_slot_and_resources_unt
     failure = (m.FAILED, "x", 1, b"its time is up", 1.0)
     for _ in range(2):  # twice is once
         bench.core.expired(x, failure)
-        assert x.cancelled and bench.core.busy == 1 and bench.core.resources.available == {"gpu": 0}
+        assert (
+            x.cancelled
+            and bench.core.queue.busy == 1
+            and bench.core.queue.resources.available == {"gpu": 0}
+        )
     assert bench.said() == [
         ("FAILED", "x", 1, b"its time is up", 1.0),
         ("RETURNED", "behind", 2, m.BLOCKED, ()),
@@ -494,7 +500,7 @@ def test_a_task_whose_time_is_up_fails_then_and_keeps_its_slot_and_resources_unt
     assert bench.core.interrupted == [x]
     # Another attempt comes here while the first still runs.
     bench.tell(push("x", attempt=3, resources={"gpu": 1}, timeout=1.0))
-    assert bench.core.next_work() is None
+    assert bench.core.queue.next_work() is None
     assert not bench.inline(x), "nobody wants it"
     again = bench.start()
     assert again.attempt == 3 and not again.cancelled
@@ -503,7 +509,7 @@ def test_a_task_whose_time_is_up_fails_then_and_keeps_its_slot_and_resources_unt
     assert bench.said() == [("DONE", "x", 3, b"value", 1.0)]
     bench.acknowledge()
     check_executor_empty(bench.core)
-    assert bench.core.busy == 0 and bench.core.resources.available == {"gpu": 1}
+    assert bench.core.queue.busy == 0 and bench.core.queue.resources.available == {"gpu": 1}
 
 
 def test_the_time_of_a_task_that_was_cancelled_or_whose_owner_is_gone_says_nothing(bench):
@@ -518,26 +524,28 @@ def test_the_time_of_a_task_that_was_cancelled_or_whose_owner_is_gone_says_nothi
     bench.core.expired(y, (m.FAILED, "y", 2, b"late", 1.0))
     assert bench.session.outbox == [] and y.cancelled
     bench.fails(y)
-    assert bench.core.busy == 0
+    assert bench.core.queue.busy == 0
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["waiting for a slot", "just given one"])
 def test_a_parked_task_that_stops_waiting_for_a_slot_leaves_nothing(bench, given):
     bench.tell(push("p"), push("x"))
     parent = bench.start()
-    bench.core.parked(parent)
+    bench.core.queue.parked(parent)
     x = bench.start()
-    bench.core.wants_slot("token", parent)
+    bench.core.queue.wants_slot("token", parent)
     if given:
         bench.inline(x)
-        assert bench.core.next_work() == "token"
-    bench.core.stops_waiting("token", parent)
-    assert not bench.core.resuming and not bench.core.crowd.waiting
-    assert bench.core.busy == (1 if given else 2), "for a while on one slot more than there are"
+        assert bench.core.queue.next_work() == "token"
+    bench.core.queue.stops_waiting("token", parent)
+    assert not bench.core.queue.resuming and not bench.core.queue.crowd.waiting
+    assert bench.core.queue.busy == (1 if given else 2), (
+        "for a while on one slot more than there are"
+    )
     bench.fails(parent)
     if not given:
         bench.inline(x)
-    assert bench.core.busy == 0
+    assert bench.core.queue.busy == 0
     bench.acknowledge()
     check_executor_empty(bench.core)
 
@@ -546,10 +554,10 @@ def test_an_alias_keeps_the_very_value_and_needs_no_slot(bench):
     bench.tell(push("x", attempt=1))
     bench.stored(bench.start())
     bench.said()
-    bench.core.slots = 0
+    bench.core.queue.slots = 0
     bench.tell(push("y", [(m.LOCAL, "x", 1)], attempt=2, alias=True))
     alias = bench.session.entries["y"]
-    assert alias.state == ex.KEPT and alias.stored == "x-1" and not bench.core.queued
+    assert alias.state == ex.KEPT and alias.stored == "x-1" and not bench.core.queue.queued
     assert bench.said() == [("STORED", "y", 2, None, None, 0.0)]
     bench.tell((m.FREE, ("x",), 9))
     assert bench.core.freed == [] and not bench.core.shared
@@ -564,7 +572,7 @@ def test_an_alias_of_what_is_on_its_way_is_done_when_that_is_here(bench):
     fetched.stored = "x-0"
     bench.core.fetched(fetched)
     assert bench.said() == [("STORED", "y", 2, None, None, 0.0)]
-    assert bench.core.next_work() is None
+    assert bench.core.queue.next_work() is None
 
 
 def test_an_alias_of_what_travelled_runs(bench):
@@ -632,7 +640,7 @@ def test_futures_in_a_held_value_stay_until_they_are_counted_though_its_key_is_u
     old.contains = ["a future"]
     message = (m.DONE, "x", 1, b"value", 1.0, ("origin",))
     bench.core.succeeded(old, message, ex.HELD, "old")
-    bench.core.released_slot()
+    bench.core.queue.released_slot()
     bench.tell(push("x", attempt=2))
     assert old.contains == ["a future"]
     bench.inline(bench.start(), "new")
@@ -685,7 +693,7 @@ def test_an_answer_that_cannot_be_packed_is_an_error_of_its_task(bench, state):
         entry.contains = ["future"]
         message = (*message, ("origin",))
         bench.core.succeeded(entry, message, ex.HELD, 1)
-        bench.core.released_slot()
+        bench.core.queue.released_slot()
     elif state == "failed":
         bench.fails(entry)
         message = (m.FAILED, "x", 1, b"error", 1.0)
@@ -703,7 +711,7 @@ def test_messages_after_one_that_cannot_be_taken_in_are_taken_in(bench):
     bad = [(m.PUSH, "bad", 2), (m.FUNCTION,), (m.COPY, "c"), (m.SEEK, "x"), (), (99, 1)]
     bench.tell(push("x", attempt=1), *bad, push("y", attempt=3))
     assert [bench.start().key for _ in range(1)] == ["x"]
-    assert bench.core.queued == 1
+    assert bench.core.queue.queued == 1
     kinds = [message[:1] for _, message, _ in bench.core.broken]
     assert kinds == [one[:1] for one in bad[:4]] + [()], "an unknown kind is passed over"
     session, message, _ = bench.core.broken[0]

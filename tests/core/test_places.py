@@ -107,7 +107,7 @@ def test_very_many_priorities_leave_nothing_behind():
     bench = Bench(slots=1000)
     bench.tell(*[push(f"x{i}", order=ordered(i, i - 50)) for i in range(100)])
     assert [bench.start().key for _ in range(100)] == [f"x{i}" for i in reversed(range(100))]
-    assert bench.core.next_work() is None
+    assert bench.core.queue.next_work() is None
     bench.tell(push("last"))
     bench.start()
     assert bench.core._levels == [0] and list(bench.session.queues) == [0]

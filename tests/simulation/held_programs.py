@@ -215,7 +215,7 @@ def run_held(
             cluster.run_for(random.choice([10.0, 500.0, 20_000.0]))
         elif step in ("kill", "retire"):
             victim = random.choice(sorted(cluster.workers))
-            accepting = [w for w in cluster.workers.values() if w.core.accepting]
+            accepting = [w for w in cluster.workers.values() if w.core.queue.accepting]
             if step == "kill" and kills:
                 kills -= 1
                 cluster.add_worker(cluster.unused(f"{victim}+"), slots)

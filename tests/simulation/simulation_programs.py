@@ -95,7 +95,9 @@ class Program:
         if where < 0.1:
             options.workers = (r.choice(sorted(self.cluster.workers)),)
             options.loose = r.random() < 0.5
-        elif where < 0.2 and any(w.core.resources.totals for w in self.cluster.workers.values()):
+        elif where < 0.2 and any(
+            w.core.queue.resources.totals for w in self.cluster.workers.values()
+        ):
             options.resources = {"gpu": 1.0}
         self.add(self.key(), task, chosen, options=options)
         call = self.calls[-1]
@@ -201,7 +203,7 @@ class Program:
 
     def pause(self) -> None:
         worker = self.cluster.workers[self.random.choice(sorted(self.cluster.workers))]
-        worker.accept(not worker.core.accepting)
+        worker.accept(not worker.core.queue.accepting)
 
     def forget_functions(self) -> None:
         self.cluster.workers[self.random.choice(sorted(self.cluster.workers))].forget_functions()
@@ -214,7 +216,7 @@ class Program:
         victim = self.random.choice(sorted(cluster.workers))
         slots, resources = (
             cluster.workers[victim].slots,
-            cluster.workers[victim].core.resources.totals,
+            cluster.workers[victim].core.queue.resources.totals,
         )
         new = self.random.choice(["", "beside", "at the same address"])
         if len(cluster.workers) == 1 and not new:
@@ -224,7 +226,7 @@ class Program:
         self.random.choice([cluster.kill, cluster.kill, cluster.disown])(victim)
         if new == "at the same address":
             cluster.add_worker(victim, slots, resources)
-        if not any(w.core.resources.totals for w in cluster.workers.values()):
+        if not any(w.core.queue.resources.totals for w in cluster.workers.values()):
             cluster.add_worker(cluster.unused(f"{victim}!"), slots, {"gpu": 1.0})
 
     def partition(self) -> None:
@@ -239,8 +241,8 @@ class Program:
 
     def retire(self) -> None:
         cluster = self.cluster
-        there = {a: w for a, w in cluster.workers.items() if w.core.accepting}
-        plain = sorted(a for a, w in there.items() if not w.core.resources.totals)
+        there = {a: w for a, w in cluster.workers.items() if w.core.queue.accepting}
+        plain = sorted(a for a, w in there.items() if not w.core.queue.resources.totals)
         if plain and len(there) > 1:
             cluster.retire(plain[0])
 

@@ -54,9 +54,9 @@ def test_tasks_start_at_most_once_whatever_dies_freezes_pauses_or_leaves(seed):
                 cluster.kill(random.choice(there))
             elif what < 0.3:
                 worker = cluster.workers[random.choice(there)]
-                worker.accept(not worker.core.accepting)
+                worker.accept(not worker.core.queue.accepting)
             elif what < 0.4:
-                staying = [a for a in there if cluster.workers[a].core.accepting]
+                staying = [a for a in there if cluster.workers[a].core.queue.accepting]
                 if len(staying) > 1:
                     cluster.retire(staying[0])
             elif what < 0.5:
@@ -165,7 +165,7 @@ def test_a_task_that_takes_too_long_fails_then_with_all_that_it_submitted(seed):
     assert late.state == ERROR and cluster.outcome(owner, after) == "error"
     for worker in cluster.workers.values():
         # What runs cannot be stopped, and keeps its slot; nobody wants it.
-        assert worker.core.busy <= 1 and not worker.owner.core.table.rows
+        assert worker.core.queue.busy <= 1 and not worker.owner.core.table.rows
     cluster.run()
     assert cluster.outcome(owner, in_time) == 5
     let_go(cluster, [late, after, in_time])

@@ -83,7 +83,7 @@ def test_waiting_begins_a_bounded_number_of_tasks(slots):
     cluster.locks.release("c", "somebody")
     cluster.run()
     assert [cluster.outcome(owner, row) for row in rows] == list(range(200))
-    assert not worker.core.crowd.waiting
+    assert not worker.core.queue.crowd.waiting
     end(cluster, rows)
 
 

@@ -298,7 +298,7 @@ class Traveller:
         self.random.choice([cluster.kill, cluster.kill, cluster.disown])(victim)
         if new == "at the same address":
             cluster.add_worker(victim, slots)
-        if not any(w.core.accepting for w in cluster.workers.values()):
+        if not any(w.core.queue.accepting for w in cluster.workers.values()):
             cluster.add_worker(cluster.unused(f"{victim}!"), slots)
 
     def retire(self) -> None:
@@ -307,7 +307,7 @@ class Traveller:
         if not cluster.retirements_left:  # type: ignore[attr-defined]
             return
         cluster.retirements_left -= 1  # type: ignore[attr-defined]
-        staying = [address for address, w in cluster.workers.items() if w.core.accepting]
+        staying = [address for address, w in cluster.workers.items() if w.core.queue.accepting]
         if not staying:
             return
         victim = self.random.choice(sorted(staying))
