@@ -6,12 +6,12 @@ nothing. What is about no row is passed on to those that it concerns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dask_ownership.core import messages as m
 from dask_ownership.core import restarts
-from dask_ownership.core.messages import Key, Message
+from dask_ownership.core.messages import Key, Message, Origin, Process
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.table import (
     ERROR,
@@ -29,9 +29,6 @@ from dask_ownership.core.table import (
 
 if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership
-
-OF_NO_TASK = frozenset({m.ACCEPTING, m.LEAVING, m.POST})
-OF_A_TASK_THAT_RUNS = frozenset({m.ALONE, m.CHECKPOINT, m.MADE, m.PARKED})
 
 RETURN_REASONS = {
     m.DROPPED: "it was dropped before it started",
@@ -69,77 +66,23 @@ class Answers:
         self, view: WorkerView, messages: Iterator[Message]
     ) -> tuple[Message, Exception] | None:
         """Take messages in, up to one that cannot be: that one, and why."""
-        core = self.core
         pushed = view.pushed
         message: Message = ()
         try:
             for message in messages:
                 kind = message[0]
                 if kind in OF_NO_TASK:
-                    self._heard(view, message)
+                    OF_NO_TASK[kind](self, view, *message)
                     continue
-                key = message[1]
-                row = pushed.get(key)
+                row = pushed.get(message[1])
                 if row is None or row.attempt != message[2]:
-                    self._late(view, message)
-                    continue
-                if kind in OF_A_TASK_THAT_RUNS:
-                    if kind == m.PARKED:
-                        self._parked(view, row)
-                    elif kind == m.ALONE:
-                        self._alone(view, row, message[3])
-                    elif kind == m.MADE:
-                        took = self._took(view, m.made_name(message[3]), row)
-                        core.climbing.made(row, message, took)
-                    else:
-                        core.checkpoints.keep(view, row, message)
-                    continue
-                del pushed[key]
-                if row.estimate:
-                    view.active -= 1
-                    view.load -= row.estimate
-                if not pushed:
-                    view.load = 0.0
-                if view.alone is row:
-                    view.alone = None
-                if kind == m.DONE:
-                    value = message[3]
-                    self._measured(row, message[4])
-                    if len(message) > 5:
-                        inside = self._inside(view, row, message)
-                        core.lifecycle.finish_inline(row, value, inside)
-                    else:
-                        core.lifecycle.finish_inline(row, value)
-                elif kind == m.STORED:
-                    self._measured(row, message[5])
-                    nbytes, type_name = message[3], message[4]
-                    if nbytes is None:  # the very value of its only input
-                        nbytes = row.dependencies[0].nbytes
-                        type_name = row.dependencies[0].type_name
-                    core.lifecycle.finish_stored(row, nbytes, type_name, (view,))
-                    if view.leaving and row.state == STORED:
-                        core.moves.away(row, view)
-                elif kind == m.FAILED:
-                    self._measured(row, message[4])
-                    if row.options.retries > 0:
-                        row.options = row.options.copy()
-                        row.options.retries -= 1
-                        left = row.options.retries
-                        detail = f"it failed at {view.address}; {left} retries left"
-                        core.lifecycle.try_again(row, restarts.FAILED, detail)
-                        self._late(view, message)
-                    else:
-                        if len(message) > 5:
-                            inside = self._inside(view, row, message)
-                            core.lifecycle.fail(row, ERROR, message[3], inside)
-                            core.lifecycle.release_uses(inside)  # each row that ended has its own
-                        else:
-                            core.lifecycle.fail(row, ERROR, message[3])
-                elif kind == m.RETURNED:
-                    self._returned(view, row, message[3], message[4])
-                elif kind == m.DELEGATED:
-                    self._measured(row, message[4])
-                    self._delegated(view, row, message)
+                    if kind in LATE:
+                        LATE[kind](self, view, *message)
+                elif (end := ENDS.get(kind)) is not None:
+                    view.ended(row)
+                    end(self, view, row, *message)
+                elif kind in OF_A_TASK_THAT_RUNS:
+                    OF_A_TASK_THAT_RUNS[kind](self, view, row, *message)
         except Exception as error:
             return message, error
         return None
@@ -154,21 +97,86 @@ class Answers:
             row = found if found is not None and found.attempt == message[2] else None
         self.core.broke(row, error, f"{name} of {view.address} could not be taken in")
 
-    def _measured(self, row: Row, microseconds: float) -> None:
-        row.estimate = microseconds
-        function = row.function
-        if function is not None:
-            known = function.duration
-            if known < 0:
-                function.duration = microseconds
-            else:
-                weight = 0.5 if microseconds > known else 0.2
-                function.duration = known + weight * (microseconds - known)
+    # ---- the task has ended ----
 
-    def _delegated(self, view: WorkerView, row: Row, message: Message) -> None:
+    def _done(
+        self,
+        view: WorkerView,
+        row: Row,
+        kind: int,
+        key: Key,
+        attempt: int,
+        value: bytes,
+        microseconds: float,
+        inside: Sequence[Origin] | None = None,
+    ) -> None:
+        _measured(row, microseconds)
+        if inside is None:
+            self.core.lifecycle.finish_inline(row, value)
+        else:
+            self.core.lifecycle.finish_inline(row, value, self._inside(view, row, inside))
+
+    def _stored(
+        self,
+        view: WorkerView,
+        row: Row,
+        kind: int,
+        key: Key,
+        attempt: int,
+        nbytes: int | None,
+        type_name: bytes | None,
+        microseconds: float,
+    ) -> None:
+        core = self.core
+        _measured(row, microseconds)
+        if nbytes is None:  # the very value of its only input
+            nbytes = row.dependencies[0].nbytes
+            type_name = row.dependencies[0].type_name
+        core.lifecycle.finish_stored(row, nbytes, type_name, (view,))
+        if view.leaving and row.state == STORED:
+            core.moves.away(row, view)
+
+    def _failed(
+        self,
+        view: WorkerView,
+        row: Row,
+        kind: int,
+        key: Key,
+        attempt: int,
+        error: bytes,
+        microseconds: float,
+        inside: Sequence[Origin] | None = None,
+    ) -> None:
+        lifecycle = self.core.lifecycle
+        _measured(row, microseconds)
+        if row.options.retries > 0:
+            row.options = row.options.copy()
+            row.options.retries -= 1
+            detail = f"it failed at {view.address}; {row.options.retries} retries left"
+            lifecycle.try_again(row, restarts.FAILED, detail)
+            self._not_counted(view, kind, key, attempt, error, microseconds, inside)
+        elif inside is None:
+            lifecycle.fail(row, ERROR, error)
+        else:
+            rows = self._inside(view, row, inside)
+            lifecycle.fail(row, ERROR, error, rows)
+            lifecycle.release_uses(rows)  # each row that ended has its own
+
+    def _delegated(
+        self,
+        view: WorkerView,
+        row: Row,
+        kind: int,
+        key: Key,
+        attempt: int,
+        nothing: None,
+        microseconds: float,
+        inside: Sequence[Origin],
+    ) -> None:
         """Its value is to be another's: wait for that one, without a slot."""
         core = self.core
-        inner = self._inside(view, row, message)
+        _measured(row, microseconds)
+        inner = self._inside(view, row, inside)
         if row.roles & RETAINED and row.lineage is None:
             core.lineages.keep(row, row.contains)  # before it becomes another's value
         was = row.options
@@ -194,73 +202,16 @@ class Answers:
             core.lifecycle.cannot_be_retried(row)
             core.lifecycle.fail(row, ERROR, Failure("lost-data", row.key, detail))
 
-    def _parked(self, view: WorkerView, row: Row) -> None:
-        """A task gave its slot up: it takes no room, and nor does what was pushed behind it.
-
-        What it waits for may need that room.
-        """
-        stack = [row]
-        while stack:
-            row = stack.pop()
-            if row.state == PUSHED and row.worker is view and row.estimate:
-                view.load -= row.estimate
-                view.active -= 1
-                row.estimate = 0.0
-                stack.extend(row.dependents or ())
-
-    @staticmethod
-    def _alone(view: WorkerView, row: Row, yes: bool) -> None:
-        """A suspect is about to run alone, or may run beside others from now on."""
-        view.outbox.append((m.GO, row.key, row.attempt, yes))
-        if yes:
-            view.alone = row
-            return
-        row.options.beside = row.attempt
-        if view.alone is row:
-            view.alone = None
-
-    def _heard(self, view: WorkerView, message: Message) -> None:
-        """A worker says something that is about no task of this owner."""
-        core = self.core
-        kind = message[0]
-        if kind == m.ACCEPTING:
-            view.accepting = message[1]
-            view.nthreads = message[2]
-            if view.accepting:
-                view.leaving = False  # it stayed after all
-                core.replicas.look_at_all()
-            else:
-                core.copies.not_to(view)
-        elif kind == m.LEAVING:
-            core.moves.leaves(view)
-        elif message[1][0] == core.references.process[0]:
-            core.references.receive(message[2], message[3])
-
-    def _inside(self, view: WorkerView, row: Row, message: Message) -> tuple[Row, ...]:
-        """Rows of the futures that came inside a result, to be kept with it.
-
-        The worker keeps them too until they are counted for this process.
-        """
-        core = self.core
-        inner = core.references.rows_of(message[5])
-        core.references.when_counted(inner, self._took(view, row.key, row))
-        if row in inner:  # else nothing would ever free it
-            core.lifecycle.release_uses([r for r in inner if r is row])
-            inner = tuple([r for r in inner if r is not row])
-        return inner
-
-    @staticmethod
-    def _took(view: WorkerView, name: Key, row: Row) -> Callable[[], None]:
-        """Tells a worker that the futures which it keeps under this name are counted."""
-        attempt = row.attempt
-
-        def took() -> None:
-            if view.alive:
-                view.outbox.append((m.TOOK, name, attempt))
-
-        return took
-
-    def _returned(self, view: WorkerView, row: Row, reason: int, keys: Any) -> None:
+    def _returned(
+        self,
+        view: WorkerView,
+        row: Row,
+        kind: int,
+        key: Key,
+        attempt: int,
+        reason: int,
+        keys: Any,
+    ) -> None:
         core = self.core
         if reason == m.RECALLED:
             detail = f"from {view.address}, for a worker with nothing to do"
@@ -302,16 +253,195 @@ class Answers:
             if other is not None:
                 core.pushing.push(row, other, view.heard)
 
-    def _late(self, view: WorkerView, message: Message) -> None:
-        """An answer nobody waits for. Whoever superseded its attempt sent a CANCEL,
-        and that drops what the attempt left there."""
-        if message[0] == m.ALONE:
-            view.outbox.append((m.GO, *message[1:]))
-        elif message[0] == m.MADE:
-            view.outbox.append((m.TOOK, m.made_name(message[3]), message[2]))
-        elif len(message) > 5 and message[0] in (m.DONE, m.FAILED, m.DELEGATED):
-            view.outbox.append((m.TOOK, message[1], message[2]))
-        elif message[0] == m.CHECKPOINT:
-            self.core.checkpoints.refuse(view, message)
-        elif message[0] == m.RETURNED and message[1] is None:
+    # ---- the task goes on ----
+
+    def _parked(self, view: WorkerView, row: Row, kind: int, key: Key, attempt: int) -> None:
+        """A task gave its slot up: it takes no room, and nor does what was pushed behind it.
+
+        What it waits for may need that room.
+        """
+        stack = [row]
+        while stack:
+            row = stack.pop()
+            if row.state == PUSHED and row.worker is view and row.estimate:
+                view.load -= row.estimate
+                view.active -= 1
+                row.estimate = 0.0
+                stack.extend(row.dependents or ())
+
+    def _alone(
+        self, view: WorkerView, row: Row, kind: int, key: Key, attempt: int, yes: bool
+    ) -> None:
+        """A suspect is about to run alone, or may run beside others from now on."""
+        view.outbox.append((m.GO, key, attempt, yes))
+        if yes:
+            view.alone = row
+            return
+        row.options.beside = row.attempt
+        if view.alone is row:
+            view.alone = None
+
+    def _made(
+        self,
+        view: WorkerView,
+        row: Row,
+        kind: int,
+        key: Key,
+        attempt: int,
+        child: Key,
+        origin: Origin,
+    ) -> None:
+        took = self._took(view, m.made_name(child), row)
+        self.core.climbing.made(row, child, origin, took)
+
+    def _checkpoint(
+        self,
+        view: WorkerView,
+        row: Row,
+        kind: int,
+        key: Key,
+        attempt: int,
+        number: int,
+        name: str,
+        pickled: bytes,
+    ) -> None:
+        self.core.checkpoints.keep(view, row, number, name, pickled)
+
+    # ---- no task of this owner ----
+
+    def _accepting(self, view: WorkerView, kind: int, yes: bool, nthreads: int) -> None:
+        view.accepting = yes
+        view.nthreads = nthreads
+        if yes:
+            view.leaving = False  # it stayed after all
+            self.core.replicas.look_at_all()
+        else:
+            self.core.copies.not_to(view)
+
+    def _leaving(self, view: WorkerView, kind: int) -> None:
+        self.core.moves.leaves(view)
+
+    def _post(
+        self, view: WorkerView, kind: int, receiver: Process, sender: Process, batch: Any
+    ) -> None:
+        if receiver[0] == self.core.references.process[0]:
+            self.core.references.receive(sender, batch)
+
+    # ---- nobody waits for the answer ----
+    # Who superseded its attempt sent a CANCEL, and that drops what the attempt left there.
+
+    def _not_alone(self, view: WorkerView, kind: int, key: Key, attempt: int, yes: bool) -> None:
+        view.outbox.append((m.GO, key, attempt, yes))
+
+    def _not_sought(
+        self, view: WorkerView, kind: int, key: Key, attempt: int, child: Key, origin: Origin
+    ) -> None:
+        view.outbox.append((m.TOOK, m.made_name(child), attempt))
+
+    def _not_counted(
+        self,
+        view: WorkerView,
+        kind: int,
+        key: Key,
+        attempt: int,
+        value: Any,
+        microseconds: float,
+        inside: Sequence[Origin] | None = None,
+    ) -> None:
+        if inside is not None:
+            view.outbox.append((m.TOOK, key, attempt))
+
+    def _not_kept(
+        self,
+        view: WorkerView,
+        kind: int,
+        key: Key,
+        attempt: int,
+        number: int,
+        name: str,
+        pickled: bytes,
+    ) -> None:
+        self.core.checkpoints.refuse(view, key, attempt, number)
+
+    def _recalled(
+        self, view: WorkerView, kind: int, key: Key, attempt: int, reason: int, keys: Any
+    ) -> None:
+        if key is None:  # of no task: all that could be given back was
             view.recalled = False
+
+    # ---- futures inside ----
+
+    def _inside(self, view: WorkerView, row: Row, inside: Iterable[Origin]) -> tuple[Row, ...]:
+        """Rows of the futures that came inside a result, to be kept with it.
+
+        The worker keeps them too until they are counted for this process.
+        """
+        core = self.core
+        inner = core.references.rows_of(inside)
+        core.references.when_counted(inner, self._took(view, row.key, row))
+        if row in inner:  # else nothing would ever free it
+            core.lifecycle.release_uses([r for r in inner if r is row])
+            inner = tuple([r for r in inner if r is not row])
+        return inner
+
+    @staticmethod
+    def _took(view: WorkerView, name: Key, row: Row) -> Callable[[], None]:
+        """Tells a worker that the futures which it keeps under this name are counted."""
+        attempt = row.attempt
+
+        def took() -> None:
+            if view.alive:
+                view.outbox.append((m.TOOK, name, attempt))
+
+        return took
+
+
+def _measured(row: Row, microseconds: float) -> None:
+    row.estimate = microseconds
+    function = row.function
+    if function is not None:
+        known = function.duration
+        if known < 0:
+            function.duration = microseconds
+        else:
+            weight = 0.5 if microseconds > known else 0.2
+            function.duration = known + weight * (microseconds - known)
+
+
+Handler: TypeAlias = Callable[..., None]
+
+OF_NO_TASK: dict[int, Handler] = {
+    m.ACCEPTING: Answers._accepting,
+    m.LEAVING: Answers._leaving,
+    m.POST: Answers._post,
+}
+"""What is done about each kind of message that is about no task of this owner. The items of a
+message are the arguments by name, here and below."""
+
+OF_A_TASK_THAT_RUNS: dict[int, Handler] = {
+    m.ALONE: Answers._alone,
+    m.CHECKPOINT: Answers._checkpoint,
+    m.MADE: Answers._made,
+    m.PARKED: Answers._parked,
+}
+"""About each that a task sends while it runs."""
+
+ENDS: dict[int, Handler] = {
+    m.DONE: Answers._done,
+    m.STORED: Answers._stored,
+    m.FAILED: Answers._failed,
+    m.RETURNED: Answers._returned,
+    m.DELEGATED: Answers._delegated,
+}
+"""About each with which an attempt ends."""
+
+LATE: dict[int, Handler] = {
+    m.ALONE: Answers._not_alone,
+    m.CHECKPOINT: Answers._not_kept,
+    m.MADE: Answers._not_sought,
+    m.DONE: Answers._not_counted,
+    m.FAILED: Answers._not_counted,
+    m.DELEGATED: Answers._not_counted,
+    m.RETURNED: Answers._recalled,
+}
+"""About each when the row has another attempt by now, or is gone."""

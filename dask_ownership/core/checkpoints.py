@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dask_ownership.core import messages as m
 from dask_ownership.core.lifecycle import RowListener
-from dask_ownership.core.messages import Key, Message
+from dask_ownership.core.messages import Key
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.session import RUNNING, Entry, Session
 from dask_ownership.core.table import CHECKPOINTED, ERROR, STATE_NAMES, Failure, Options, Row
@@ -35,9 +35,9 @@ class Checkpoints(RowListener):
     def __init__(self, core: Ownership) -> None:
         self.core = core
 
-    def keep(self, view: WorkerView, row: Row, message: Message) -> None:
+    def keep(self, view: WorkerView, row: Row, number: int, name: str, pickled: bytes) -> None:
         """The current attempt of a row wants something kept: it is, and that is said."""
-        _, key, attempt, number, name, pickled = message
+        attempt = row.attempt
         kept = row.options.checkpoints or {}
         known = kept.get(name)
         if known is None or known[:2] < (attempt, number):
@@ -45,11 +45,10 @@ class Checkpoints(RowListener):
                 row.options = row.options.copy()
                 row.options.checkpoints = {**kept, name: (attempt, number, pickled)}
             row.roles |= CHECKPOINTED
-        view.outbox.append((m.CHECKPOINTED, key, attempt, number, None))
+        view.outbox.append((m.CHECKPOINTED, row.key, attempt, number, None))
 
-    def refuse(self, view: WorkerView, message: Message) -> None:
+    def refuse(self, view: WorkerView, key: Key, attempt: int, number: int) -> None:
         """An attempt that is not the current one wants something kept: nothing changes."""
-        _, key, attempt, number, _, _ = message
         row = self.core.table.rows.get(key)
         if row is None:
             why = "it was cancelled, or nobody has its future any more"

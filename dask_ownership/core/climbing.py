@@ -32,7 +32,7 @@ from dask_ownership.core import messages as m
 from dask_ownership.core import restarts
 from dask_ownership.core.adoption import heir_of
 from dask_ownership.core.lifecycle import RowListener, why
-from dask_ownership.core.messages import Heir, Key, Message, Origin, Place, Process
+from dask_ownership.core.messages import Heir, Key, Origin, Place, Process
 from dask_ownership.core.table import (
     DORMANT,
     ERROR,
@@ -475,10 +475,9 @@ class Climbing(RowListener):
             if keys:
                 task.worker.outbox.append((m.SEEK, task.key, task.attempt, keys))
 
-    def made(self, task: Row, message: Message, took: Callable[[], None]) -> None:
+    def made(self, task: Row, child: Key, origin: Origin, took: Callable[[], None]) -> None:
         """A worker named a child that was sought."""
         references = self.core.references
-        child, origin = message[3], message[4]
         search = self.searches.get(task)
         if search is None or child in search.made:
             took()

@@ -178,17 +178,24 @@ class WorkerView:
             and (self.load < WINDOW * self.nthreads or self.active < self.nthreads)
         )
 
-    def take_back(self, row: Row) -> None:
-        """Tell the worker to drop an attempt, and stop counting it there."""
+    def ended(self, row: Row) -> None:
+        """An attempt has ended at the worker: stop counting it there."""
+        del self.pushed[row.key]
+        if row.estimate:
+            self.active -= 1
+            self.load -= row.estimate
+        if not self.pushed:
+            self.load = 0.0
         if self.alone is row:
             self.alone = None
-        if self.pushed.pop(row.key, None) is not None:
-            if row.estimate:
-                self.active -= 1
-                self.load -= row.estimate
-            if not self.pushed:
-                self.load = 0.0
+
+    def take_back(self, row: Row) -> None:
+        """Tell the worker to drop an attempt, and stop counting it there."""
+        if row.key in self.pushed:
+            self.ended(row)
             self.outbox.append((m.CANCEL, row.key, row.attempt))
+        elif self.alone is row:
+            self.alone = None
 
     def free(self, key: Key, number: int) -> None:
         """Tell the worker to drop its copy of a value, unless it gets another with a number

@@ -110,4 +110,4 @@ def test_very_many_priorities_leave_nothing_behind():
     assert bench.core.queue.next_work() is None
     bench.tell(push("last"))
     bench.start()
-    assert bench.core._levels == [0] and list(bench.session.queues) == [0]
+    assert bench.core.queue._levels == [0] and list(bench.session.queues) == [0]

@@ -178,7 +178,7 @@ def test_nothing_else_in_the_core_starts_a_task_again():
     found = {one for one in found if not one.startswith(("references.retry", "ownership.retry"))}
     assert found == {
         "answers._delegated: become",  # an alias, which runs nothing
-        "answers._take_in: try_again",  # asks
+        "answers._failed: try_again",  # asks
         "answers._returned: try_again",
         "bequest.instead: become",  # REPEATED, by `Bequests._source`
         "bequest.recover: become",  # an alias
