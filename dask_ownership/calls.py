@@ -17,7 +17,7 @@ from distributed.protocol.pickle import loads as _loads  # noqa: F401  (installs
 
 from dask_ownership.core.identity import child_key
 from dask_ownership.core.places import ordered
-from dask_ownership.core.table import NO_OPTIONS, Function, Row
+from dask_ownership.core.row import NO_OPTIONS, Function, Row
 from dask_ownership.errors import NotHere, NotSerializable
 from dask_ownership.future import Future, TravelledFuture, owned_clients
 from dask_ownership.options import (

@@ -10,8 +10,8 @@ import dask
 from dask.utils import parse_bytes
 
 from dask_ownership.core.checkpoints import restored
+from dask_ownership.core.row import Failure
 from dask_ownership.core.session import Entry
-from dask_ownership.core.table import Failure
 from dask_ownership.errors import NotSerializable, from_failure
 from dask_ownership.runtime.importing import loads
 from dask_ownership.runtime.runner import current_entry

@@ -21,7 +21,7 @@ from dask.utils import shorten_traceback
 from distributed.utils import _parse_timedelta as parse_timeout
 from distributed.utils import sync
 
-from dask_ownership.core.table import NO_OPTIONS, Options
+from dask_ownership.core.row import NO_OPTIONS, Options
 from dask_ownership.crossing import promoted_graph
 from dask_ownership.errors import NotHere, OwnershipError
 from dask_ownership.future import Future

@@ -30,7 +30,7 @@ from distributed.actor import Actor, BaseActorFuture
 from dask_ownership.calls import submit_child
 from dask_ownership.cluster.crossing import bring_central, bring_owned
 from dask_ownership.core.messages import Key
-from dask_ownership.core.table import ERROR, NO_OPTIONS, STORED, WAITING, Borrowed, Options, Row
+from dask_ownership.core.row import ERROR, NO_OPTIONS, STORED, WAITING, Borrowed, Options, Row
 from dask_ownership.errors import ClosedOwner, FutureCancelledError, NotHere
 from dask_ownership.future import Future, TravelledFuture, owned_clients, task_clients
 from dask_ownership.graph import Graph

@@ -17,18 +17,9 @@ import distributed
 from dask.utils import shorten_traceback, typename
 from distributed.utils import _parse_timedelta as parse_timeout
 
-from dask_ownership.core.bequest import held_at
+from dask_ownership.core.identity import held_at
 from dask_ownership.core.messages import Origin
-from dask_ownership.core.table import (
-    CANCELLED,
-    ERROR,
-    INLINE,
-    LOST,
-    STORED,
-    Borrowed,
-    Failure,
-    Row,
-)
+from dask_ownership.core.row import CANCELLED, ERROR, INLINE, LOST, STORED, Borrowed, Failure, Row
 from dask_ownership.errors import FutureCancelledError, NotHere, from_failure
 from dask_ownership.runtime.collector import untrack
 from dask_ownership.runtime.compat import tokenizing

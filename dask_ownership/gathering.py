@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from dask_ownership.core.table import INLINE, STORED, Row
+from dask_ownership.core.row import INLINE, STORED, Row
 from dask_ownership.errors import NotHere, NotSerializable
 from dask_ownership.runtime.owner import Owner
 from dask_ownership.runtime.reading import unpacked

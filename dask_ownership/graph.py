@@ -37,7 +37,7 @@ from distributed.actor import Actor
 
 from dask_ownership.calls import MAYBE_LARGE, Calls, submit_child, warn_if_large
 from dask_ownership.core.places import ordered
-from dask_ownership.core.table import CANCELLED, NO_OPTIONS, Failure, Function, Options, Row
+from dask_ownership.core.row import CANCELLED, NO_OPTIONS, Failure, Function, Options, Row
 from dask_ownership.errors import NotSerializable
 from dask_ownership.future import Future
 from dask_ownership.options import SAME, annotated, merged, of_key, options_of, varies

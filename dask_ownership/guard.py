@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed.core import PooledRPCCall
 
-from dask_ownership.core.table import Row
+from dask_ownership.core.row import Row
 from dask_ownership.parcels import AROUND, put_item
 from dask_ownership.runtime.membership import HOLD, JOIN, WHERE
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from dask_ownership.core.table import CANCELLED, Row
+from dask_ownership.core.row import CANCELLED, Row
 from dask_ownership.future import Future, RowState
 
 if TYPE_CHECKING:

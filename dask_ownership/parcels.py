@@ -17,7 +17,7 @@ from uuid import uuid4
 from distributed.protocol import Serialized, serialize
 
 from dask_ownership.cluster.holding import MARK, PARCEL
-from dask_ownership.core.table import Row
+from dask_ownership.core.row import Row
 from dask_ownership.errors import NotSerializable
 from dask_ownership.future import Future
 from dask_ownership.runtime.importing import loads

@@ -17,7 +17,7 @@ import distributed
 from dask.utils import key_split
 from distributed.objects import HasWhat, WhoHas
 
-from dask_ownership.core.table import (
+from dask_ownership.core.row import (
     DORMANT,
     FORGOTTEN,
     INLINE,

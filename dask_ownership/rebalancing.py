@@ -11,7 +11,7 @@ import dask
 
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.rebalancing import moves
-from dask_ownership.core.table import INLINE, STORED, Row
+from dask_ownership.core.row import INLINE, STORED, Row
 from dask_ownership.options import named_workers
 from dask_ownership.runtime.link import OwnerLink
 from dask_ownership.runtime.owner import Owner

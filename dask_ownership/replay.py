@@ -16,7 +16,7 @@ from dask._expr import LLGExpr
 from distributed import Client as StockClient
 from distributed.recreate_tasks import ReplayTaskClient
 
-from dask_ownership.core.table import ERROR, INLINE, Borrowed, Row
+from dask_ownership.core.row import ERROR, INLINE, Borrowed, Row
 from dask_ownership.errors import NotHere
 from dask_ownership.runtime.importing import loads
 from dask_ownership.runtime.owner import Owner

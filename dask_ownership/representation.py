@@ -11,16 +11,7 @@ from typing import Any
 
 from dask.utils import format_bytes, key_split, typename
 
-from dask_ownership.core.table import (
-    ERROR,
-    INLINE,
-    PUSHED,
-    READY,
-    STORED,
-    WAITING,
-    Borrowed,
-    Row,
-)
+from dask_ownership.core.row import ERROR, INLINE, PUSHED, READY, STORED, WAITING, Borrowed, Row
 from dask_ownership.runtime.owner import Owner
 from dask_ownership.snapshot import Section
 

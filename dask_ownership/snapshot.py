@@ -16,7 +16,7 @@ from typing import Any
 
 from dask.utils import format_bytes
 
-from dask_ownership.core.table import (
+from dask_ownership.core.row import (
     CANCELLED,
     ERROR,
     FORGOTTEN,
@@ -170,7 +170,7 @@ class Snapshot(Shown):
         Bytes of stored values by the worker that has them; a copy counts at each worker.
     references : dict of str to int
         What keeps objects, by kind: ``handles`` (futures in this process), ``uses`` (see
-        `dask_ownership.core.table`), ``borrowers`` (processes, for each object),
+        `dask_ownership.core.row`), ``borrowers`` (processes, for each object),
         ``descendants`` (lineage that has it as an input), ``pinned`` (its future was
         pickled by hand) and ``fire_and_forget``. What is borrowed counts too. All
         borrowers of an object together are one of its uses.
@@ -308,7 +308,7 @@ class ObjectSnapshot(Shown):
     nbytes : int
         Of the value, or of the pickled exception.
     handles, uses, descendants : int
-        Counts that keep it, see `dask_ownership.core.table`.
+        Counts that keep it, see `dask_ownership.core.row`.
     pinned, fire_and_forget : bool
         Kept because its future was pickled by hand, or until it ends. Part of ``handles``.
     borrowers : list of str

@@ -17,7 +17,7 @@ from typing import Any
 
 from dask_ownership.calls import CROSSING, map_key, subject_of
 from dask_ownership.core.places import ordered
-from dask_ownership.core.table import INLINE
+from dask_ownership.core.row import INLINE
 from dask_ownership.errors import ClosedOwner
 from dask_ownership.future import Future
 from dask_ownership.options import Limits, make_options, named

@@ -19,7 +19,7 @@ from distributed.client import DoneAndNotDoneFutures, FuturesCancelledError
 from distributed.utils import Deadline
 from distributed.utils import _parse_timedelta as parse_timeout
 
-from dask_ownership.core.table import INLINE, STORED, Row
+from dask_ownership.core.row import INLINE, STORED, Row
 from dask_ownership.future import Future
 from dask_ownership.runtime.compat import complete_by
 from dask_ownership.runtime.parking import await_without_slot

@@ -18,7 +18,7 @@ from tornado.iostream import IOStream
 from dask_ownership import Client
 from dask_ownership.core.invariants import check_ownership
 from dask_ownership.core.pushing import KEPT_ABOVE
-from dask_ownership.core.table import INLINE, STORED
+from dask_ownership.core.row import INLINE, STORED
 from dask_ownership.runtime.transfer import IN_TRANSIT
 
 SMALL = 50_000

@@ -21,7 +21,7 @@ from live import blob, boom, inc, kill, slowinc, small_cluster, until, wait_for_
 
 from dask_ownership import Client
 from dask_ownership.core.invariants import check_empty, check_ownership
-from dask_ownership.core.table import CANCELLED
+from dask_ownership.core.row import CANCELLED
 from dask_ownership.errors import NotHere
 
 

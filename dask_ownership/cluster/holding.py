@@ -18,7 +18,7 @@ from typing import Any
 
 from dask_ownership.core.bequest import Bequest
 from dask_ownership.core.messages import is_origin
-from dask_ownership.core.table import Row
+from dask_ownership.core.row import Row
 from dask_ownership.runtime.membership import HOLD, LET_GO
 from dask_ownership.runtime.owner import Owner
 from dask_ownership.runtime.secret import proof

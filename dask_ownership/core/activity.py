@@ -11,14 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from dask_ownership.core.messages import Key
-from dask_ownership.core.table import (
-    DORMANT,
-    ERROR,
-    INLINE,
-    STATE_NAMES,
-    STORED,
-    Row,
-)
+from dask_ownership.core.row import DORMANT, ERROR, INLINE, STATE_NAMES, STORED, Row
 
 if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership

@@ -22,12 +22,12 @@ names (`References.climb`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dask_ownership.core.copying import FIRST
-from dask_ownership.core.messages import Heir, Key, Origin, Place, Process
-from dask_ownership.core.table import (
+from dask_ownership.core.identity import adopted_key, heir_of
+from dask_ownership.core.messages import Key, Origin, Place, Process
+from dask_ownership.core.row import (
     ERROR,
     HAS_BORROWERS,
     INLINE,
@@ -45,17 +45,6 @@ if TYPE_CHECKING:
 
 LEAVES = "leaves"
 """Kind of the failure of an object that an heir does not take over, because it leaves too."""
-
-
-def adopted_key(origin: Origin) -> Key:
-    """The key of an object in the table of whoever takes it over, the same everywhere."""
-    key = origin[3]
-    return key if is_adopted(key) else ("adopted", origin[0], key, origin[5])
-
-
-def is_adopted(key: Key) -> bool:
-    """Whether it is one that `adopted_key` made."""
-    return isinstance(key, tuple) and len(key) == 4 and key[0] == "adopted"
 
 
 class Handover:
@@ -264,22 +253,3 @@ class Adoption:
             return False
         own = self.core.table.rows.get(adopted_key(row.origin))
         return own is not None and own.state < INLINE
-
-
-def heir_of(origin: Origin | Heir, gone: Callable[[Process], bool]) -> Heir | None:
-    """Who is asked for an object when its owner is gone: a task there.
-
-    The owner of the task that submitted it; when that is gone too, the next one up. One
-    whose own ancestors are gone is about to drop that task: it is passed over.
-    """
-    levels: list[Heir] = []
-    heir = origin[4]
-    while heir is not None:
-        levels.append(heir)
-        heir = heir[4]
-    nearest = None
-    for level in reversed(levels):
-        if gone(level[:3]):
-            break
-        nearest = level
-    return nearest

@@ -13,7 +13,7 @@ from dask_ownership.core import messages as m
 from dask_ownership.core import restarts
 from dask_ownership.core.messages import Key, Message, Origin, Process
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.table import (
+from dask_ownership.core.row import (
     ERROR,
     INLINE,
     PUSHED,

@@ -17,11 +17,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dask_ownership.core import restarts
-from dask_ownership.core.adoption import adopted_key, is_adopted
 from dask_ownership.core.copying import FIRST
+from dask_ownership.core.identity import adopted_key, is_adopted, place_held
 from dask_ownership.core.lifecycle import RowListener
-from dask_ownership.core.messages import Key, Origin, Place, Process
-from dask_ownership.core.table import (
+from dask_ownership.core.messages import Key, Origin, Process
+from dask_ownership.core.row import (
     CANCELLED,
     INLINE,
     LOST,
@@ -44,20 +44,6 @@ Task: TypeAlias = tuple[Any, ...]
 types only. ``function`` is a number in the bequest's list; for a value that is there it is -1."""
 
 OPTIONS = ("workers", "loose", "retries", "resources", "timeout", "depth", "within")
-
-
-def held_at(origin: Origin, process: Process) -> Origin:
-    """The name of an object that a process holds."""
-    return (*origin[:4], (*process, adopted_key(origin), None), origin[5])
-
-
-def place_held(origin: Origin) -> Place | None:
-    """Where an object of this name is held; None when it is not."""
-    heir = origin[4]
-    if heir is not None and heir[3] == ("adopted", origin[0], origin[3], origin[5]):
-        place: Place = tuple(heir[:4])
-        return place
-    return None
 
 
 class Bequest:

@@ -15,8 +15,8 @@ from dask_ownership.core import messages as m
 from dask_ownership.core.lifecycle import RowListener
 from dask_ownership.core.messages import Key
 from dask_ownership.core.placement import WorkerView
+from dask_ownership.core.row import CHECKPOINTED, ERROR, STATE_NAMES, Failure, Options, Row
 from dask_ownership.core.session import RUNNING, Entry, Session
-from dask_ownership.core.table import CHECKPOINTED, ERROR, STATE_NAMES, Failure, Options, Row
 
 if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership

@@ -30,10 +30,10 @@ from typing import TYPE_CHECKING, Any
 
 from dask_ownership.core import messages as m
 from dask_ownership.core import restarts
-from dask_ownership.core.adoption import heir_of
+from dask_ownership.core.identity import Path, heir_of, path_from, same_task
 from dask_ownership.core.lifecycle import RowListener, why
 from dask_ownership.core.messages import Heir, Key, Origin, Place, Process
-from dask_ownership.core.table import (
+from dask_ownership.core.row import (
     DORMANT,
     ERROR,
     ESCAPED,
@@ -62,9 +62,6 @@ KEPT_FOR = 30.0
 ask."""
 
 NOTHING: tuple[Row | None, tuple[Row, ...], dict[Key, Row]] = (None, (), {})
-
-Path = tuple[Key, ...]
-"""Keys of a task, of one that it submitted, and so on to an object."""
 
 
 class Search:
@@ -418,7 +415,7 @@ class Climbing(RowListener):
                 origin = references.origin_of(row)
                 heir = origin[4]
                 # One that came from elsewhere may have the same key.
-                if _same_task(heir, name):
+                if same_task(heir, name):
                     children[origin[3]] = row
             self._children = (task, rows, children)
         child = self._children[2].get(key)
@@ -586,22 +583,3 @@ class Climbing(RowListener):
         """Nothing is sought of a task any more; one that runs for that alone is let go of."""
         self.let_go(search.repeats or task)
         self.core.lifecycle.release_uses((*search.made.values(), task))
-
-
-def _same_task(one: Any, other: Any) -> bool:
-    """Whether two names are of one task, which may have been made again by another process."""
-    while one is not None and other is not None and one[3] == other[3]:
-        if one[0] == other[0]:
-            return True
-        one, other = one[4], other[4]
-    return False
-
-
-def path_from(origin: Origin, heir: Origin | Heir) -> Path:
-    """The keys from the task of an heir, one of those in an origin, down to the object."""
-    keys = [origin[3]]
-    level: Any = origin
-    while level is not heir:
-        level = level[4]
-        keys.append(level[3])
-    return tuple(reversed(keys))

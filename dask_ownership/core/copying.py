@@ -12,15 +12,7 @@ from typing import TYPE_CHECKING
 
 from dask_ownership.core.lifecycle import RowListener
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.table import (
-    CANCELLED,
-    COPY,
-    STORED,
-    Failure,
-    Function,
-    Options,
-    Row,
-)
+from dask_ownership.core.row import CANCELLED, COPY, STORED, Failure, Function, Options, Row
 
 if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership

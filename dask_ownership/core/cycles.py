@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from dask_ownership.core.messages import Key
-from dask_ownership.core.table import ERROR, HAS_BORROWERS, INLINE, Borrowed, Failure, Row
+from dask_ownership.core.row import ERROR, HAS_BORROWERS, INLINE, Borrowed, Failure, Row
 
 if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership

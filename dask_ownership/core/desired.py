@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from dask_ownership.core.lifecycle import RowListener
-from dask_ownership.core.table import DESIRED, INLINE, Row
+from dask_ownership.core.row import DESIRED, INLINE, Row
 
 if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership

@@ -1,12 +1,12 @@
-"""Names of things: keys of child tasks and names under which values are stored."""
+"""Names of tasks and objects in all processes, keys of child tasks, and names of stored values."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeAlias
 
-from dask_ownership.core.messages import Heir, Key, Process
+from dask_ownership.core.messages import Heir, Key, Origin, Place, Process
 
 
 def task_identity(owner: str, key: Key, within: bytes | None) -> bytes:
@@ -85,3 +85,82 @@ def stored_name(owner: str, key: Hashable) -> str:
     """
     digest = blake2b(repr(key).encode(), digest_size=16, key=owner.encode()[:64])
     return f"owned-{digest.hexdigest()}"
+
+
+# ---- objects whose owners leave or are gone ----
+
+Path: TypeAlias = tuple[Key, ...]
+"""Keys of a task, of one that it submitted, and so on to an object."""
+
+
+def adopted_key(origin: Origin) -> Key:
+    """The key of an object in the table of whoever takes it over, the same everywhere."""
+    key = origin[3]
+    return key if is_adopted(key) else ("adopted", origin[0], key, origin[5])
+
+
+def is_adopted(key: Key) -> bool:
+    """Whether it is one that `adopted_key` made."""
+    return isinstance(key, tuple) and len(key) == 4 and key[0] == "adopted"
+
+
+def held_at(origin: Origin, process: Process) -> Origin:
+    """The name of an object that a process holds."""
+    return (*origin[:4], (*process, adopted_key(origin), None), origin[5])
+
+
+def place_held(origin: Origin) -> Place | None:
+    """Where an object of this name is held; None when it is not."""
+    heir = origin[4]
+    if heir is not None and heir[3] == ("adopted", origin[0], origin[3], origin[5]):
+        place: Place = tuple(heir[:4])
+        return place
+    return None
+
+
+def heir_of(origin: Origin | Heir, gone: Callable[[Process], bool]) -> Heir | None:
+    """Who is asked for an object when its owner is gone: a task there.
+
+    The owner of the task that submitted it; when that is gone too, the next one up. One
+    whose own ancestors are gone is about to drop that task: it is passed over.
+    """
+    levels: list[Heir] = []
+    heir = origin[4]
+    while heir is not None:
+        levels.append(heir)
+        heir = heir[4]
+    nearest = None
+    for level in reversed(levels):
+        if gone(level[:3]):
+            break
+        nearest = level
+    return nearest
+
+
+def path_from(origin: Origin, heir: Origin | Heir) -> Path:
+    """The keys from the task of an heir, one of those in an origin, down to the object."""
+    keys = [origin[3]]
+    level: Any = origin
+    while level is not heir:
+        level = level[4]
+        keys.append(level[3])
+    return tuple(reversed(keys))
+
+
+def same_task(one: Any, other: Any) -> bool:
+    """Whether two names are of one task, which may have been made again by another process."""
+    while one is not None and other is not None and one[3] == other[3]:
+        if one[0] == other[0]:
+            return True
+        one, other = one[4], other[4]
+    return False
+
+
+def owners_of(origin: Origin | Heir) -> tuple[str, ...]:
+    """Names of the owner of an object, and of those of the tasks that led to it."""
+    names = []
+    level: Any = origin
+    while level is not None:
+        names.append(level[2])
+        level = level[4]
+    return tuple(names)

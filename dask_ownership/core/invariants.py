@@ -10,7 +10,7 @@ from collections import Counter
 from dask_ownership.core import session as ex
 from dask_ownership.core.executor import Executor
 from dask_ownership.core.ownership import Ownership
-from dask_ownership.core.table import (
+from dask_ownership.core.row import (
     DORMANT,
     FORGOTTEN,
     HAS_BORROWERS,

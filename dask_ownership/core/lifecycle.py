@@ -61,7 +61,7 @@ from dask_ownership.core import restarts
 from dask_ownership.core.losses import LOST_DATA, UNCERTAIN
 from dask_ownership.core.messages import Key
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.table import (
+from dask_ownership.core.row import (
     CANCELLED,
     DORMANT,
     ERROR,
@@ -82,8 +82,8 @@ from dask_ownership.core.table import (
     Failure,
     Function,
     Row,
-    Table,
 )
+from dask_ownership.core.table import Table
 
 TRANSITIONS = frozenset(
     {

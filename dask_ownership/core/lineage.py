@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from dask_ownership.core import checkpoints, restarts
 from dask_ownership.core.lifecycle import RowListener
-from dask_ownership.core.table import (
+from dask_ownership.core.row import (
     DORMANT,
     ERROR,
     INLINE,

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.table import STORED, Row
+from dask_ownership.core.row import STORED, Row
 
 if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership

@@ -39,8 +39,7 @@ from dask_ownership.core.posting import Posting
 from dask_ownership.core.pushing import Pushing
 from dask_ownership.core.references import References
 from dask_ownership.core.replicas import Replicas
-from dask_ownership.core.silence import Silences
-from dask_ownership.core.table import (
+from dask_ownership.core.row import (
     BORROWED,
     CANCELLED,
     CHECKPOINTED,
@@ -64,8 +63,9 @@ from dask_ownership.core.table import (
     Failure,
     Function,
     Row,
-    Table,
 )
+from dask_ownership.core.silence import Silences
+from dask_ownership.core.table import Table
 from dask_ownership.core.timeline import Timeline
 from dask_ownership.core.unmatched import Unmatched
 

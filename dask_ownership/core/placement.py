@@ -18,7 +18,7 @@ from dask_ownership.core.messages import Key, Message
 from dask_ownership.core.places import URGENT, urgency
 from dask_ownership.core.queue import OrderedQueue
 from dask_ownership.core.resources import provides
-from dask_ownership.core.table import NO_OPTIONS, READY, STORED, Borrowed, Row
+from dask_ownership.core.row import NO_OPTIONS, READY, STORED, Borrowed, Row
 from dask_ownership.core.traffic import Traffic
 
 WINDOW = 10_000.0

@@ -17,7 +17,7 @@ from math import ceil, copysign, isnan
 from numbers import Real
 from typing import Any
 
-from dask_ownership.core.table import Row
+from dask_ownership.core.row import Row
 
 DEPTH = 1 << 32
 """What one level of nesting is worth, up to `DEEPEST` of them."""

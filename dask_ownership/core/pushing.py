@@ -13,7 +13,7 @@ from dask_ownership.core import messages as m
 from dask_ownership.core.exclusion import seconds_alone
 from dask_ownership.core.placement import SHORTEST, UNKNOWN_DURATION, WINDOW, WorkerView
 from dask_ownership.core.places import LOW
-from dask_ownership.core.table import (
+from dask_ownership.core.row import (
     INLINE,
     NO_OPTIONS,
     PUSHED,

@@ -45,14 +45,22 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from dask_ownership.core import messages as m
-from dask_ownership.core.adoption import LEAVES, adopted_key, heir_of, is_adopted
-from dask_ownership.core.bequest import held_at, place_held
-from dask_ownership.core.climbing import Path, path_from
+from dask_ownership.core.adoption import LEAVES
+from dask_ownership.core.identity import (
+    Path,
+    adopted_key,
+    heir_of,
+    held_at,
+    is_adopted,
+    owners_of,
+    path_from,
+    place_held,
+)
 from dask_ownership.core.lifecycle import RowListener
 from dask_ownership.core.link import LinkState
 from dask_ownership.core.losses import LOST_DATA, OWNER_LOST, OWNERS_GONE
-from dask_ownership.core.messages import Heir, Key, Message, Origin, Place, Process, ValueName
-from dask_ownership.core.table import (
+from dask_ownership.core.messages import Key, Message, Origin, Place, Process, ValueName
+from dask_ownership.core.row import (
     CANCELLED,
     DORMANT,
     ERROR,
@@ -940,13 +948,3 @@ def instead_of(message: Message, why: str) -> Message | None:
     if message[0] == MOVED:
         return (*message[:4], None, message[5])
     return None
-
-
-def owners_of(origin: Origin | Heir) -> tuple[str, ...]:
-    """Names of the owner of an object, and of those of the tasks that led to it."""
-    names = []
-    level: Any = origin
-    while level is not None:
-        names.append(level[2])
-        level = level[4]
-    return tuple(names)

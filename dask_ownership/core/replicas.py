@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from dask_ownership.core.lifecycle import RowListener
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.table import ERROR, REPLICATED, STORED, Replication, Row
+from dask_ownership.core.row import ERROR, REPLICATED, STORED, Replication, Row
 
 if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership

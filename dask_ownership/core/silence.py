@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from dask_ownership.core import restarts
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.table import INLINE, PUSHED, STORED, Row
+from dask_ownership.core.row import INLINE, PUSHED, STORED, Row
 
 if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dask_ownership.core.table import ERROR, READY, Failure, Row
+from dask_ownership.core.row import ERROR, READY, Failure, Row
 
 if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership

@@ -9,7 +9,7 @@ from bokeh.layouts import column
 from bokeh.models import ColumnDataSource, Div, HTMLTemplateFormatter, NumberFormatter
 
 from dask_ownership.core.activity import COUNTED
-from dask_ownership.core.table import STATE_NAMES
+from dask_ownership.core.row import STATE_NAMES
 from dask_ownership.dashboard.page import (
     TEXT,
     Page,

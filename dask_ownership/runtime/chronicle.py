@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.table import LOST
+from dask_ownership.core.row import LOST
 
 if TYPE_CHECKING:
     from dask_ownership.runtime.owner import Owner

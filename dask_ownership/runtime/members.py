@@ -13,7 +13,7 @@ from dask.utils import parse_timedelta
 
 from dask_ownership.core.messages import Message
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.table import READY, Failure
+from dask_ownership.core.row import READY, Failure
 from dask_ownership.runtime.link import LocalLink, OwnerLink
 from dask_ownership.runtime.membership import Member
 from dask_ownership.runtime.packing import not_sendable

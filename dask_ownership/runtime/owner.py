@@ -29,7 +29,7 @@ from dask_ownership.core.messages import Message, Origin, Process
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.places import Places, ordered
-from dask_ownership.core.table import DORMANT, INLINE, STORED, WAITING, Row
+from dask_ownership.core.row import DORMANT, INLINE, STORED, WAITING, Row
 from dask_ownership.errors import ClosedOwner, SchedulerGone
 from dask_ownership.runtime.chronicle import Chronicle
 from dask_ownership.runtime.collector import untrack

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Hashable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from dask_ownership.core.table import INLINE, STORED, Borrowed, Row
+from dask_ownership.core.row import INLINE, STORED, Borrowed, Row
 from dask_ownership.errors import LostData, NotSerializable, OwnershipError
 from dask_ownership.runtime.importing import unpickle
 from dask_ownership.runtime.serialize import loads_value

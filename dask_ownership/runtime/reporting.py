@@ -25,7 +25,7 @@ from dask_ownership.core.activity import (
     totals,
 )
 from dask_ownership.core.messages import Key
-from dask_ownership.core.table import INLINE, NO_OPTIONS, STORED, Row
+from dask_ownership.core.row import INLINE, NO_OPTIONS, STORED, Row
 from dask_ownership.runtime.waiting import Waiter, hang
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from distributed import Reschedule
 from dask_ownership.core import messages as m
 from dask_ownership.core import session as ex
 from dask_ownership.core.messages import Origin
+from dask_ownership.core.row import Row
 from dask_ownership.core.session import Entry
-from dask_ownership.core.table import Row
 from dask_ownership.errors import NotSerializable, NotUnpickled
 from dask_ownership.runtime import importing
 from dask_ownership.runtime.compat import thread_state

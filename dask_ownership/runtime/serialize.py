@@ -22,7 +22,7 @@ from distributed.core import error_message
 from distributed.sizeof import safe_sizeof
 
 from dask_ownership.core.messages import Process
-from dask_ownership.core.table import Row
+from dask_ownership.core.row import Row
 from dask_ownership.errors import NotSerializable, TaskExit
 from dask_ownership.runtime.importing import loads
 

@@ -21,8 +21,8 @@ from distributed.protocol.compression import decompress
 from distributed.protocol.serialize import merge_and_deserialize
 from distributed.utils import offload
 
+from dask_ownership.core.row import Row
 from dask_ownership.core.session import Entry
-from dask_ownership.core.table import Row
 from dask_ownership.errors import NotSerializable
 from dask_ownership.runtime import importing
 from dask_ownership.runtime.liveness import Patience, Stalled, request, silence

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from dask_ownership.core.table import INLINE, STORED, Row
+from dask_ownership.core.row import INLINE, STORED, Row
 
 if TYPE_CHECKING:
     from dask_ownership.runtime.owner import Owner

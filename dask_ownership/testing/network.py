@@ -12,11 +12,11 @@ from dask_ownership.core import messages as m
 from dask_ownership.core import references as r
 from dask_ownership.core.link import LinkState
 from dask_ownership.core.placement import WorkerView
+from dask_ownership.core.row import STATE_NAMES as ROW_STATES
+from dask_ownership.core.row import Row
 from dask_ownership.core.session import STATE_NAMES as ENTRY_STATES
 from dask_ownership.core.session import Session
 from dask_ownership.core.silence import Pulse
-from dask_ownership.core.table import STATE_NAMES as ROW_STATES
-from dask_ownership.core.table import Row
 from dask_ownership.testing.task import ARGUMENTS, VALUE
 
 if TYPE_CHECKING:

@@ -13,15 +13,8 @@ from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.places import ordered
 from dask_ownership.core.roster import CLIENT
+from dask_ownership.core.row import LOST, STORED, Borrowed, Function, Options, Row
 from dask_ownership.core.session import Entry
-from dask_ownership.core.table import (
-    LOST,
-    STORED,
-    Borrowed,
-    Function,
-    Options,
-    Row,
-)
 from dask_ownership.testing import travel
 from dask_ownership.testing.network import Pipe, packable
 from dask_ownership.testing.task import Task

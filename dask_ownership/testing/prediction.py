@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from dask_ownership.core import messages as m
-from dask_ownership.core.table import Row
+from dask_ownership.core.row import Row
 from dask_ownership.testing.owner import VirtualOwner
 from dask_ownership.testing.task import Task
 from dask_ownership.testing.virtual import Faults, VirtualCluster

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dask_ownership.core.table import Row
+from dask_ownership.core.row import Row
 from dask_ownership.testing.travel import VirtualFuture
 
 ARGUMENTS = "arguments that no message can hold"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dask_ownership.core.messages import Origin
-from dask_ownership.core.table import Row
+from dask_ownership.core.row import Row
 
 if TYPE_CHECKING:
     from dask_ownership.testing.task import Task

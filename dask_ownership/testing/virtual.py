@@ -24,8 +24,7 @@ from dask_ownership.core.invariants import (
 )
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.roster import CLIENT, Roster
-from dask_ownership.core.session import Entry
-from dask_ownership.core.table import (
+from dask_ownership.core.row import (
     CANCELLED,
     ERROR,
     INLINE,
@@ -38,6 +37,7 @@ from dask_ownership.core.table import (
     Row,
     version_of,
 )
+from dask_ownership.core.session import Entry
 from dask_ownership.testing import travel
 from dask_ownership.testing.locks import Locks
 from dask_ownership.testing.network import Faults, Network, Pipe

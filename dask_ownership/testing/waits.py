@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dask_ownership.core.exclusion import ALONE
-from dask_ownership.core.table import PUSHED, WAITING, Row
+from dask_ownership.core.row import PUSHED, WAITING, Row
 
 if TYPE_CHECKING:
     from dask_ownership.testing.virtual import VirtualCluster

@@ -14,14 +14,8 @@ from dask_ownership.core.checkpoints import restored
 from dask_ownership.core.executor import Executor
 from dask_ownership.core.identity import child_key
 from dask_ownership.core.messages import Key, ValueName
+from dask_ownership.core.row import STORED, Borrowed, Failure, Options, Row
 from dask_ownership.core.session import Entry
-from dask_ownership.core.table import (
-    STORED,
-    Borrowed,
-    Failure,
-    Options,
-    Row,
-)
 from dask_ownership.testing import travel
 from dask_ownership.testing.locks import Locks
 from dask_ownership.testing.network import Pipe, packable

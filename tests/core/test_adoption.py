@@ -6,10 +6,9 @@ import pytest
 from test_references import Side
 
 from dask_ownership.core import messages as m
-from dask_ownership.core.adoption import adopted_key, heir_of
-from dask_ownership.core.identity import HEIRS, task_origin
+from dask_ownership.core.identity import HEIRS, adopted_key, heir_of, task_origin
 from dask_ownership.core.invariants import check_empty, check_ownership
-from dask_ownership.core.table import ERROR, INLINE, LOST, STORED, Function, Options, Row
+from dask_ownership.core.row import ERROR, INLINE, LOST, STORED, Function, Options, Row
 
 
 class Three:

@@ -6,10 +6,10 @@ import pytest
 from test_references import Side
 
 from dask_ownership.core import messages as m
-from dask_ownership.core.adoption import adopted_key
-from dask_ownership.core.bequest import Bequest, held_at, place_held
+from dask_ownership.core.bequest import Bequest
+from dask_ownership.core.identity import adopted_key, held_at, place_held
 from dask_ownership.core.invariants import check_empty, check_ownership
-from dask_ownership.core.table import (
+from dask_ownership.core.row import (
     CANCELLED,
     ERROR,
     HAS_BORROWERS,

@@ -8,7 +8,7 @@ from typing import Any
 from dask_ownership.core import activity
 from dask_ownership.core.activity import Census, Events, Histogram, percentile
 from dask_ownership.core.ownership import Ownership
-from dask_ownership.core.table import INLINE, STORED, WAITING, Function, Options, Row
+from dask_ownership.core.row import INLINE, STORED, WAITING, Function, Options, Row
 
 
 def owner_of(rows: list[Row]) -> Ownership:

@@ -12,7 +12,7 @@ from test_ownership import Bench
 from dask_ownership.core import messages as m
 from dask_ownership.core.invariants import check_ownership
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.table import (
+from dask_ownership.core.row import (
     CANCELLED,
     DORMANT,
     ERROR,

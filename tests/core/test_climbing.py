@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dask_ownership.core.table import INLINE, LOST, STORED, Failure, Options
+from dask_ownership.core.row import INLINE, LOST, STORED, Failure, Options
 from dask_ownership.testing import travel
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster
 

@@ -7,7 +7,7 @@ from test_ownership import Bench
 
 from dask_ownership.core.membership import worker_of
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.table import PUSHED, READY
+from dask_ownership.core.row import PUSHED, READY
 
 
 def view(address: str, incarnation: str, **more) -> WorkerView:

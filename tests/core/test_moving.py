@@ -10,7 +10,7 @@ from dask_ownership.core import messages as m
 from dask_ownership.core.invariants import check_empty, check_ownership
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.table import PUSHED, STORED, Function, Row
+from dask_ownership.core.row import PUSHED, STORED, Function, Row
 
 
 class Bench:

@@ -11,7 +11,7 @@ from dask_ownership.core.losses import LOSSES
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.places import ordered
-from dask_ownership.core.table import (
+from dask_ownership.core.row import (
     CANCELLED,
     DORMANT,
     ERROR,

@@ -4,7 +4,7 @@ import pytest
 
 from dask_ownership.core.placement import OVERTAKING, WINDOW, Placement, WorkerView
 from dask_ownership.core.places import ordered
-from dask_ownership.core.table import CANCELLED, PUSHED, READY, STORED, Options, Row
+from dask_ownership.core.row import CANCELLED, PUSHED, READY, STORED, Options, Row
 
 
 def view(address, **kwargs):

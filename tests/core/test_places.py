@@ -4,7 +4,7 @@ import pytest
 from test_executor import Bench, push
 
 from dask_ownership.core.places import Places, ordered, urgency
-from dask_ownership.core.table import Row
+from dask_ownership.core.row import Row
 
 
 class Clock:

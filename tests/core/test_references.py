@@ -11,7 +11,7 @@ from dask_ownership.core import references as r
 from dask_ownership.core.invariants import check_empty, check_ownership
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.table import (
+from dask_ownership.core.row import (
     CANCELLED,
     ERROR,
     FORGOTTEN,

@@ -8,7 +8,7 @@ from test_moving import Bench, places
 from dask_ownership.core import messages as m
 from dask_ownership.core.invariants import check_empty
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.table import INLINE, PUSHED, STORED, Function, Options, Replication, Row
+from dask_ownership.core.row import INLINE, PUSHED, STORED, Function, Options, Replication, Row
 
 
 class Settled(list):

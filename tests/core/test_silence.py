@@ -5,8 +5,8 @@ from __future__ import annotations
 from test_ownership import Bench
 
 from dask_ownership.core import messages as m
+from dask_ownership.core.row import INLINE, PUSHED, READY, STORED, WAITING
 from dask_ownership.core.silence import Pulse
-from dask_ownership.core.table import INLINE, PUSHED, READY, STORED, WAITING
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster
 
 

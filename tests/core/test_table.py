@@ -3,7 +3,8 @@ from __future__ import annotations
 import threading
 from contextlib import nullcontext
 
-from dask_ownership.core.table import CANCELLED, FORGOTTEN, INLINE, Options, Row, Table
+from dask_ownership.core.row import CANCELLED, FORGOTTEN, INLINE, Options, Row
+from dask_ownership.core.table import Table
 
 
 def make(key, *dependencies, **options):

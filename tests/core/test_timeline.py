@@ -8,7 +8,7 @@ from dask_ownership.core import timeline
 from dask_ownership.core.activity import Census
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.table import INLINE, Function, Row
+from dask_ownership.core.row import INLINE, Function, Row
 from dask_ownership.core.timeline import Timeline
 
 

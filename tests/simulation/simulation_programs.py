@@ -7,7 +7,7 @@ from random import Random
 
 from travel_programs import LONGEST_WAIT
 
-from dask_ownership.core.table import ERROR, STORED, Options, Replication, Row
+from dask_ownership.core.row import ERROR, STORED, Options, Replication, Row
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster, VirtualOwner
 
 SLOW = 200_000.0

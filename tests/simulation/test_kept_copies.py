@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from dask_ownership.core.table import STORED, Options, Replication
+from dask_ownership.core.row import STORED, Options, Replication
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster
 
 

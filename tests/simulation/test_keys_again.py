@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from dask_ownership.core.table import STORED, Options
+from dask_ownership.core.row import STORED, Options
 from dask_ownership.testing import travel
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster
 

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from dask_ownership.core.table import ERROR, PUSHED, Options, Row
+from dask_ownership.core.row import ERROR, PUSHED, Options, Row
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster
 
 ROUGH = Faults(0.2, 0.1)

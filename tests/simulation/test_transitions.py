@@ -9,7 +9,7 @@ import pytest
 import random_programs
 
 from dask_ownership.core.lifecycle import TRANSITIONS
-from dask_ownership.core.table import STATE_NAMES, Row
+from dask_ownership.core.row import STATE_NAMES, Row
 
 SEEDS = range(40)
 
