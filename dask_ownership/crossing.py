@@ -98,7 +98,7 @@ def promote(client: Any, futures: Iterable[Any]) -> dict[Any, Any]:
         owner.promoted[name] = Handle(owner, row)
         owner.escapes(row)
         new[name] = future
-        nodes[name] = Task(name, bring_owned, name, owner.core.references.origin_of(row))
+        nodes[name] = Task(name, bring_owned, name, owner.core.table.origin_of(row))
         if row.state == STORED:
             places[name] = _holders(row)
     if not new:
@@ -303,9 +303,9 @@ class Imports:
         _check_promotable(self.client, future)
         owner = self.client.owner
         future._owner.escapes(future._row)
-        row = owner.arrive(future._owner.core.references.origin_of(future._row))
+        row = owner.arrive(future._owner.core.table.origin_of(future._row))
         kept = [future]
-        owner.call(owner.core.references.when_counted, [row], kept.clear)
+        owner.call(owner.core.borrowing.when_counted, [row], kept.clear)
         return row
 
     def _row_of_key(self, future: Any) -> Row:

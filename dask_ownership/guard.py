@@ -75,7 +75,7 @@ class GuardedScheduler:
         owner = self._client.owner
         row: Row | None = owner.core.table.rows.get(key)
         if row is None:
-            peers = list(owner.core.references.peers.values())
+            peers = list(owner.core.peers.known.values())
             borrowed = (row for peer in peers for row in list(peer.borrowed.values()))
             row = next((row for row in borrowed if row.origin[3] == key), None)
         return row

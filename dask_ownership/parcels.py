@@ -82,12 +82,12 @@ async def put(client: Client, value: Any) -> tuple[str, Serialized] | None:
         functions, tasks, also = (
             owner.core.bequests.describe(rows) if owner is client.owner else ([], [], [])
         )
-        origins = [owner.core.references.origin_of(row) for row in rows]
+        origins = [owner.core.table.origin_of(row) for row in rows]
         counted = await getattr(client.scheduler, HOLD)(
             hold=hold,
             asker=client.owner.incarnation,
             token=client.owner.token,
-            owner=owner.core.references.process,
+            owner=owner.core.peers.process,
             origins=[*origins, *also],
             functions=[(f.name, f.pickled, f.name if f.pickled == CALL else "") for f in functions],
             tasks=tasks,
@@ -134,7 +134,7 @@ async def take(client: Client, hold: str | None, value: Any) -> Any:
             )
 
     owner = client.owner
-    owner.call(owner.core.references.when_counted, rows, counted)
+    owner.call(owner.core.borrowing.when_counted, rows, counted)
     if rows:
         try:
             await asyncio.wait_for(known.wait(), KNOWN_SOON)

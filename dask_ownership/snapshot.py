@@ -449,7 +449,7 @@ def take(owner: Owner, central_calls: int) -> Snapshot:
         pinned, desired = row in owner.core.table.pinned, row in core.desired.rows
         references["handles"] += row.handles - pinned - desired
         references["uses"] += row.uses
-        references["borrowers"] += len(core.references.borrowers.get(row, ()))
+        references["borrowers"] += len(core.lending.borrowers.get(row, ()))
         references["descendants"] += row.descendants
         references["pinned"] += pinned
         references["fire_and_forget"] += desired
@@ -469,7 +469,7 @@ def take(owner: Owner, central_calls: int) -> Snapshot:
             for view in row.holders:
                 stored[view.address] = stored.get(view.address, 0) + row.nbytes
     lent: dict[str, int] = {}
-    for peer in core.references.peers.values():
+    for peer in core.peers.known.values():
         if peer.lent:
             lent[peer.process[2]] = lent.get(peer.process[2], 0) + len(peer.lent)
     links = {}
@@ -512,7 +512,7 @@ def find(owner: Owner, key: Hashable) -> Row | None:
     """The row of a key that this process owns or borrows; takes no handle."""
     row: Row | None = owner.core.table.rows.get(key)
     if row is None:
-        peers = list(owner.core.references.peers.values())
+        peers = list(owner.core.peers.known.values())
         borrowed = (row for peer in peers for row in list(peer.borrowed.values()))
         row = next((row for row in borrowed if row.origin[3] == key), None)
     return row
@@ -558,7 +558,7 @@ def look(owner: Owner, row: Row) -> ObjectSnapshot:
     return ObjectSnapshot(
         key=key,
         time=core.clock(),
-        owner=row.place[2] if isinstance(row, Borrowed) else core.references.process[2],
+        owner=row.place[2] if isinstance(row, Borrowed) else core.peers.process[2],
         borrowed=borrowed,
         state=STATE_NAMES[row.state],
         attempt=row.attempt,
@@ -571,7 +571,7 @@ def look(owner: Owner, row: Row) -> ObjectSnapshot:
         pinned=row in owner.core.table.pinned,
         fire_and_forget=row in core.desired.rows,
         borrowers=list(
-            dict.fromkeys(peer.process[2] for peer, _ in core.references.borrowers_of(row))
+            dict.fromkeys(peer.process[2] for peer, _ in core.lending.borrowers_of(row))
         ),
         holders=holders,
         worker=row.worker.address if row.state == PUSHED else None,

@@ -480,8 +480,8 @@ def shuffles_inside(n: int) -> float:
 
 def forget_the_dead(owner: Any) -> None:
     """What is kept for half a minute after a death, for those who ask late, is kept no more."""
-    for incarnation in list(owner.core.climbing.orphans):
-        owner.call(owner.core.climbing.expire, incarnation)
+    for incarnation in list(owner.core.retention.orphans):
+        owner.call(owner.core.retention.expire, incarnation)
 
 
 def leftovers(owner: str, dask_worker: Any) -> dict[str, Any]:

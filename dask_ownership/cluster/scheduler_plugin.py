@@ -230,7 +230,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             "status": "OK",
             "members": [self._member(state) for state in self.scheduler.workers.values()],
             "clients": self.roster.clients,
-            "holder": self.holding.owner.core.references.process,
+            "holder": self.holding.owner.core.peers.process,
         }
 
     # ---- what owners ask ----

@@ -46,7 +46,7 @@ def totals(core: Ownership) -> dict[str, Any]:
         "recovered": lineages.recovered,
         "evicted": lineages.evicted,
         "recoveries": [list(recovery) for recovery in lineages.recoveries],
-        "lent": sum(len(peer.lent) for peer in core.references.peers.values()),
+        "lent": sum(len(peer.lent) for peer in core.peers.known.values()),
         "links": {
             address: {
                 "pushed": len(view.pushed),
@@ -183,7 +183,7 @@ class Census:
             "workers": [view.address for view in row.holders],
             "handles": row.handles,
             "uses": row.uses,
-            "borrowers": len(self.core.references.borrowers.get(row, ())),
+            "borrowers": len(self.core.lending.borrowers.get(row, ())),
             "descendants": row.descendants,
             "pinned": row in self.core.table.pinned,
         }

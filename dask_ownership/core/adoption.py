@@ -27,10 +27,12 @@ from typing import TYPE_CHECKING
 from dask_ownership.core.copying import FIRST
 from dask_ownership.core.identity import adopted_key, heir_of
 from dask_ownership.core.messages import Key, Origin, Place, Process
+from dask_ownership.core.peer_messages import ADOPT, LEAVES, LENT
 from dask_ownership.core.row import (
     ERROR,
     HAS_BORROWERS,
     INLINE,
+    LOST,
     STORED,
     Borrowed,
     Failure,
@@ -40,11 +42,7 @@ from dask_ownership.core.row import (
 
 if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership
-    from dask_ownership.core.references import Peer
-
-
-LEAVES = "leaves"
-"""Kind of the failure of an object that an heir does not take over, because it leaves too."""
+    from dask_ownership.core.peers import Peer
 
 
 class Handover:
@@ -93,6 +91,7 @@ class Adoption:
         self.under_way: dict[Row, Handover] = {}
         self.stuck: set[Row] = set()
         self.moved: dict[Key, Place] = {}
+        core.peers.handlers[ADOPT] = self._on_adopt
 
     # ---- the process that leaves ----
 
@@ -152,11 +151,10 @@ class Adoption:
 
     def _heir_of(self, row: Row) -> Process | None:
         """Who takes a row over: the owner of the task that submitted it, or who borrows it."""
-        references = self.core.references
-        passed_over = {references.process[0], *self.refused}
+        passed_over = {self.core.peers.process[0], *self.refused}
         heir = heir_of(
-            references.origin_of(row),
-            lambda process: process[0] in passed_over or references.peer(process).gone,
+            self.core.table.origin_of(row),
+            lambda process: process[0] in passed_over or self.core.peers.peer(process).gone,
         )
         if heir is not None:
             return heir[:3]
@@ -167,17 +165,17 @@ class Adoption:
         return None
 
     def _borrowers_of(self, row: Row) -> list[Peer]:
-        return [peer for peer, _ in self.core.references.borrowers_of(row) if not peer.gone]
+        return [peer for peer, _ in self.core.lending.borrowers_of(row) if not peer.gone]
 
     def _offer(self, row: Row, heir: Process) -> None:
         core = self.core
-        origin = core.references.origin_of(row)
+        origin = core.table.origin_of(row)
         made = Borrowed((*heir, adopted_key(origin), None, 0))
         known = core.table.adopt_for_use(made)
         assert isinstance(known, Borrowed)
         self.under_way[row] = Handover(known)
         if known is made:
-            core.references.adopt_at_heir(made, origin, row in core.table.pinned)
+            core.borrowing.adopt_at_heir(made, origin, row in core.table.pinned)
         core.log(row, "handed-over", f"to {heir[2]}, because this process leaves")
 
     def _has_no_heir(self, handover: Handover) -> bool:
@@ -186,18 +184,17 @@ class Adoption:
         if isinstance(made.value, Failure) and made.value.kind == LEAVES:
             self.refused.add(made.place[0])
             return True
-        return self.core.references.peer(made.place[:3]).gone
+        return self.core.peers.peer(made.place[:3]).gone
 
     def _tell(self, row: Row, handover: Handover) -> None:
         made = handover.made
         if made.state < INLINE or not made.counted:
             return
-        references = self.core.references
-        outcome = references.outcome_of(made)
-        for peer, number in references.borrowers_of(row):
+        outcome = self.core.lending.outcome_of(made)
+        for peer, number in self.core.lending.borrowers_of(row):
             if (peer, number) not in handover.told:
                 handover.told.add((peer, number))
-                references.say_moved(peer, row.key, number, made.place, outcome)
+                self.core.lending.say_moved(peer, row.key, number, made.place, outcome)
         self.moved[row.key] = made.place
         if row in self.core.table.pinned:
             self.core.table.pinned.discard(row)
@@ -208,13 +205,25 @@ class Adoption:
 
     # ---- the heir ----
 
+    def _on_adopt(self, peer: Peer, key: Key, number: int, origin: Origin, pinned: bool) -> None:
+        """Another process leaves, and asks this one to take an object over."""
+        peers = self.core.peers
+        if self.refuses(peer.process[0], key):
+            refusal = (LOST, LEAVES, key, f"{peers.process[2]} leaves, too", ())
+            peers.say(peer, (LENT, key, number, refusal))
+            return
+        row = self.adopt(key, origin, pinned)
+        self.core.lending.lend(peer, key, number)
+        if row is not None:
+            self.core.release([row])
+
     def refuses(self, sender: str, key: Key) -> bool:
         """Whether this process leaves as well, and takes nothing over from that one."""
         if not self.leaving:
             return False
         places = [handover.made.place for handover in self.under_way.values()]
         handed_to_it = any(place[0] == sender and place[3] == key for place in places)
-        return handed_to_it or sender > self.core.references.process[0]
+        return handed_to_it or sender > self.core.peers.process[0]
 
     def adopt(self, key: Key, origin: Origin, pinned: bool) -> Row | None:
         """Take an object over; its row, with one handle more. Twice is once."""
@@ -222,7 +231,7 @@ class Adoption:
         known = core.table.find(key)
         if known is not None:
             return known
-        taken = core.references.rows_of([origin])
+        taken = core.borrowing.rows_of([origin])
         if not taken:
             return None  # it was this process's own, and freed
         options = Options(heir=origin[4], adopted=origin)
@@ -232,7 +241,7 @@ class Adoption:
         core.lifecycle.release_uses(taken)  # the row has its own
         if pinned:
             core.table.pin(row)
-        core.climbing.escapes(row)
+        core.retention.escapes(row)
         core.log(row, "adopted", f"from {origin[2]}, which leaves")
         return row
 
@@ -249,7 +258,7 @@ class Adoption:
 
     def waits_for(self, row: Borrowed, heir: Process) -> bool:
         """Whether this process is the heir, and its own object is still to be made from this."""
-        if heir[0] != self.core.references.process[0]:
+        if heir[0] != self.core.peers.process[0]:
             return False
         own = self.core.table.rows.get(adopted_key(row.origin))
         return own is not None and own.state < INLINE

@@ -193,7 +193,7 @@ class Answers:
             return
         if inner:
             core.lifecycle.wait(row)
-            core.climbing.submits_no_more(row)
+            core.reconstruction.submits_no_more(row)
         else:
             detail = (
                 f"it ran at {view.address} and delegated to a future that is itself, or that its "
@@ -242,7 +242,7 @@ class Answers:
                     gone.add(view)
                     # Once for all the tasks that waited for one copy.
                     if isinstance(dependency, Borrowed) and dependency.state == STORED:
-                        core.references.missed(dependency, addresses)
+                        core.borrowing.missed(dependency, addresses)
                 if gone:
                     core.lifecycle.drop_holders(dependency, gone, "does not have it any more")
                 core.silences.unanswered(dependency)
@@ -292,7 +292,7 @@ class Answers:
         origin: Origin,
     ) -> None:
         took = self._took(view, m.made_name(child), row)
-        self.core.climbing.made(row, child, origin, took)
+        self.core.reconstruction.made(row, child, origin, took)
 
     def _checkpoint(
         self,
@@ -324,8 +324,8 @@ class Answers:
     def _post(
         self, view: WorkerView, kind: int, receiver: Process, sender: Process, batch: Any
     ) -> None:
-        if receiver[0] == self.core.references.process[0]:
-            self.core.references.receive(sender, batch)
+        if receiver[0] == self.core.peers.process[0]:
+            self.core.peers.receive(sender, batch)
 
     # ---- nobody waits for the answer ----
     # Who superseded its attempt sent a CANCEL, and that drops what the attempt left there.
@@ -377,8 +377,8 @@ class Answers:
         The worker keeps them too until they are counted for this process.
         """
         core = self.core
-        inner = core.references.rows_of(inside)
-        core.references.when_counted(inner, self._took(view, row.key, row))
+        inner = core.borrowing.rows_of(inside)
+        core.borrowing.when_counted(inner, self._took(view, row.key, row))
         if row in inner:  # else nothing would ever free it
             core.lifecycle.release_uses([r for r in inner if r is row])
             inner = tuple([r for r in inner if r is not row])

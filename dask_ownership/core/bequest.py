@@ -125,7 +125,7 @@ class Bequests(RowListener):
                 if row.state < INLINE:
                     also.update((r, None) for r in needed if r.borrowed or self._no_more(r))
                 continue
-            refer = [numbers.get(one, self.core.references.origin_of(one)) for one in needed]
+            refer = [numbers.get(one, self.core.table.origin_of(one)) for one in needed]
             count = len(source.dependencies)
             parts = tuple(refer[:count]), tuple(refer[count:])
             numbers[row] = len(tasks)
@@ -136,7 +136,7 @@ class Bequests(RowListener):
             number = functions.setdefault(source.function, len(functions))
             options = _options_of(source.options)
             tasks.append((row.key, life, number, source.payload, row.order, *parts, options, None))
-        names = [self.core.references.origin_of(row) for row in also]
+        names = [self.core.table.origin_of(row) for row in also]
         return list(functions), tasks, names
 
     @staticmethod
@@ -171,7 +171,7 @@ class Bequests(RowListener):
                 continue
             if place_held(origin) is not None:
                 origin = (*origin[:4], None, origin[5])  # it was held once
-            taken = core.references.rows_of([origin])
+            taken = core.borrowing.rows_of([origin])
             options = Options(adopted=origin)
             options.bequest = bequest
             row = Row(key, core.identity, core.identity_call, taken, FIRST, options)
@@ -202,7 +202,7 @@ class Bequests(RowListener):
         if row.options.bequest is None:
             return False
         core.lifecycle.withdraw(row)
-        source = core.references.rows_of([row.options.adopted])
+        source = core.borrowing.rows_of([row.options.adopted])
         core.lifecycle.become(row, core.identity, core.identity_call, source, row.contains)
         core.log(row, "recovered", f"it is asked for at {row.options.adopted[2]}, which had it")
         core.lifecycle.wait(row)
@@ -291,7 +291,7 @@ class Bequests(RowListener):
                 core.lifecycle.wake(row)
                 rows.append(row)
             else:
-                rows.extend(core.references.rows_of([origin]))
+                rows.extend(core.borrowing.rows_of([origin]))
         return tuple(rows)
 
 

@@ -43,7 +43,7 @@ class Cycles:
         """Whether a row that delegated waits for itself; it has ended then."""
         if row.dependents is None and not row.roles & HAS_BORROWERS:
             return False  # nobody waits for it
-        begun = (self.core.references.process[0], row.key, row.attempt)
+        begun = (self.core.peers.process[0], row.key, row.attempt)
         if not self._leads_back(row.dependencies, begun):
             return False
         self._end(row)
@@ -66,7 +66,7 @@ class Cycles:
     def _leads_back(self, rows: Iterable[Row], begun: Delegation) -> bool:
         """Whether what these wait for is the delegation; other owners are asked to go on."""
         owner, key, attempt = begun
-        mine = owner == self.core.references.process[0]
+        mine = owner == self.core.peers.process[0]
         stack = list(rows)
         seen: set[Row] = set()
         while stack:
@@ -76,7 +76,7 @@ class Cycles:
                 continue
             seen.add(row)
             if isinstance(row, Borrowed):
-                self.core.references.request(row, "follow", begun)
+                self.core.borrowing.request(row, "follow", begun)
             elif mine and row.key == key and row.attempt == attempt:
                 return True
             stack.extend(row.dependencies)

@@ -57,7 +57,7 @@ def task_origin(process: Process, key: Key, heir: Heir | None) -> Heir:
     Notes
     -----
     The keys of all levels are the way from an heir down to the object, so none is left out
-    (`core.climbing`) while there are few. When there are many: a level is the one to ask when
+    (`core.reconstruction`) while there are few. When there are many: a level is the one to ask when
     its process and all above it live and the one below it does not. So one below which there
     is a process that is also above it is never asked: it is left out, unless nothing else
     tells of its process. Recursion of any depth comes to an end of `HEIRS` levels that way.

@@ -30,7 +30,7 @@ def check_ownership(owner: Ownership) -> None:
     uses: Counter[Row] = Counter()
     descendants: Counter[Row] = Counter()
     kept = 0
-    descendants.update(owner.climbing.keepers)
+    descendants.update(owner.retention.keepers)
     for row in rows:
         if row.dependencies:
             uses.update(row.dependencies)
@@ -40,8 +40,8 @@ def check_ownership(owner: Ownership) -> None:
             descendants.update(row.lineage.dependencies)
             descendants.update(row.lineage.contains)
             kept += row.lineage.nbytes
-        if row in owner.references.borrowers:
-            assert owner.references.borrowers[row] and row.roles & HAS_BORROWERS, row
+        if row in owner.lending.borrowers:
+            assert owner.lending.borrowers[row] and row.roles & HAS_BORROWERS, row
             uses[row] += 1
         else:
             assert not row.roles & HAS_BORROWERS, row
@@ -115,18 +115,18 @@ def check_empty(owner: Ownership) -> None:
     """Nothing is left over once nobody holds a future (rule R6)."""
     assert not owner.table.rows, list(owner.table.rows.values())[:5]
     assert not owner.desired.rows
-    assert not owner.references.borrowers, owner.references.borrowers
+    assert not owner.lending.borrowers, owner.lending.borrowers
     assert not owner.copies.under_way and not owner.copies._going, owner.copies.under_way
     assert not owner.moves.under_way and not owner.replicas.waiting, owner.replicas.waiting
     assert owner.lineages.nbytes == 0 and not owner.lineages.pinned, owner.lineages.nbytes
     assert not owner.adoption.under_way, owner.adoption.under_way
-    climbing = owner.climbing
-    assert not climbing.keepers and not climbing.escaped, (climbing.keepers, climbing.escaped)
-    assert not climbing.children and not climbing.repeats, climbing.children
-    assert not climbing.untold, climbing.untold
-    assert not climbing.heirs and not climbing.above, (climbing.heirs, climbing.above)
-    assert not climbing.searches and not climbing.questions and not climbing.orphans
-    for peer in owner.references.peers.values():
+    retention, reconstruction = owner.retention, owner.reconstruction
+    assert not retention.keepers and not retention.escaped, (retention.keepers, retention.escaped)
+    assert not retention.children and not reconstruction.repeats, retention.children
+    assert not retention.untold, retention.untold
+    assert not retention.heirs and not retention.above, (retention.heirs, retention.above)
+    assert not reconstruction.searches and not reconstruction.questions and not retention.orphans
+    for peer in owner.peers.known.values():
         assert not peer.borrowed and not peer.lent and not peer.kept, peer
     for view in owner.placement.workers.values():
         assert not view.pushed, view

@@ -156,7 +156,7 @@ class Lineages(RowListener):
         core = self.core
         for row in rows:
             core.table.unretain(row)
-            if row in self.pinned and (row.descendants <= 0 or core.climbing.only_kept(row)):
+            if row in self.pinned and (row.descendants <= 0 or core.retention.only_kept(row)):
                 self.pinned.discard(row)
                 self.nbytes -= row.nbytes
                 if row.descendants:
@@ -193,14 +193,14 @@ class Lineages(RowListener):
     def unheld(self, row: Row) -> None:
         """Nobody holds the value, but it may be needed to make another again."""
         state = row.state
-        climbing = self.core.climbing
-        again = climbing.can_keep(row)
-        if row.lineage is None and row in climbing.keepers and again:
+        retention = self.core.retention
+        again = retention.can_keep(row)
+        if row.lineage is None and row in retention.keepers and again:
             # What is inside of an error cannot be told from its arguments any more.
             again = state != ERROR or not row.contains
             if again:
                 self.keep(row, row.contains)
-        if climbing.only_kept(row) and not again and state <= ERROR:
+        if retention.only_kept(row) and not again and state <= ERROR:
             # It cannot run again, and what is inside of it may be what it is kept for.
             detail = f"it was freed when nobody held it, and {self.why_not(row)}"
             self.core.lifecycle.lose(row, detail)

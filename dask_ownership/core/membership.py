@@ -113,16 +113,16 @@ class Membership:
             self.core.remove_worker(view, reason, reached)
         self.core.posting.gone(incarnation)
         for owner in self.owners_at(incarnation):
-            self.core.references.process_gone(owner)
+            self.core.peers.process_gone(owner)
 
     def process_gone(self, incarnation: str) -> None:
         """A client, or the owner at a worker, is gone."""
         _remember(self.gone, incarnation)
-        self.core.references.process_gone(incarnation)
+        self.core.peers.process_gone(incarnation)
 
     def owners_at(self, worker: str) -> list[str]:
         """Those at a worker that this process corresponds with."""
-        return [one for one in self.core.references.peers if worker_of(one) == worker]
+        return [one for one in self.core.peers.known if worker_of(one) == worker]
 
     def refuse(self, view: WorkerView, reason: str, reached: bool) -> None:
         """A member does not take this process's link: go on without it."""
@@ -148,9 +148,9 @@ class Membership:
         workers = {view.incarnation for view in self.core.placement.workers.values()}
         workers.update(self.refused, self.core.posting.waiting)
         workers.discard("")
-        peers = self.core.references.peers.values()
+        peers = self.core.peers.known.values()
         clients = {peer.process[0] for peer in peers if not peer.process[1]}
-        clients.discard(self.core.references.process[0])
+        clients.discard(self.core.peers.process[0])
         return Asked(frozenset(workers), frozenset(clients))
 
 

@@ -145,7 +145,7 @@ task that runs. ``number`` counts those of this executor."""
 # ---- either way ----
 
 POST = 16
-"""``(POST, to, sender, batch)``: from one process to another, see `core.references`. A
+"""``(POST, to, sender, batch)``: from one process to another, see `core.peer_messages`. A
 worker passes on what is for another than itself. Without a batch: ``sender`` cannot be
 reached."""
 

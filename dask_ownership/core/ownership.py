@@ -18,17 +18,19 @@ from dask_ownership.core import restarts
 from dask_ownership.core.adoption import Adoption
 from dask_ownership.core.answers import Answers
 from dask_ownership.core.bequest import Bequests
+from dask_ownership.core.borrowing import Borrowing
 from dask_ownership.core.checkpoints import Checkpoints
-from dask_ownership.core.climbing import Climbing
 from dask_ownership.core.copying import Copies
 from dask_ownership.core.cycles import Cycles
 from dask_ownership.core.desired import Desired
+from dask_ownership.core.lending import Lending
 from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.lineage import Lineages
 from dask_ownership.core.losses import KILLED_WORKER, LOSSES, WORKERS_DIED
 from dask_ownership.core.membership import Membership
 from dask_ownership.core.messages import Key, Message, Process
 from dask_ownership.core.moving import Moves
+from dask_ownership.core.peers import Peers
 from dask_ownership.core.placement import (
     HELD_UP,
     STALLED,
@@ -37,8 +39,9 @@ from dask_ownership.core.placement import (
 )
 from dask_ownership.core.posting import Posting
 from dask_ownership.core.pushing import Pushing
-from dask_ownership.core.references import References
+from dask_ownership.core.reconstruction import Reconstruction
 from dask_ownership.core.replicas import Replicas
+from dask_ownership.core.retention import Retention
 from dask_ownership.core.row import (
     BORROWED,
     CANCELLED,
@@ -111,8 +114,12 @@ class Ownership:
         What deaths of other processes cost this one, by each of `core.losses.LOSSES`.
     timeline : Timeline
         When attempts were numbered.
-    references : References
-        What this process borrows and lends.
+    peers : Peers
+        Other processes.
+    lending : Lending
+        What others borrow of this process.
+    borrowing : Borrowing
+        What this process borrows.
     checkpoints : Checkpoints
         What tasks keep for their next attempts.
     desired : Desired
@@ -129,8 +136,10 @@ class Ownership:
         Objects on their way from owners that leave.
     bequests : Bequests
         Objects that are held for the cluster.
-    climbing : Climbing
-        Tasks that are kept for what they submitted, and what dead owners lost.
+    retention : Retention
+        Tasks that are kept for what they submitted.
+    reconstruction : Reconstruction
+        What dead owners lost, and is looked for.
     cycles : Cycles
         Tasks that delegate to each other.
     silences : Silences
@@ -159,7 +168,7 @@ class Ownership:
         max_inline: int = 1 << 30,
         trace_inline: bool = False,
     ) -> None:
-        self.table = Table(lock)
+        self.table = Table(lock, process)
         self.clock = clock
         self.history: deque[tuple[Key, str, str, float]] = deque(maxlen=HISTORY)
         self.again = dict.fromkeys(AGAIN, 0)
@@ -168,7 +177,7 @@ class Ownership:
             self.table, process[2], self.log, self._place, self._why_not, self.losses
         )
         self.counts = self.lifecycle.counts
-        self.references = References(self, process)
+        self.peers = Peers(self, process)
         self.membership = Membership(self)
         self.posting = Posting(self)
         self.timers: list[tuple[float, Callable[..., None], tuple[Any, ...]]] = []
@@ -180,7 +189,10 @@ class Ownership:
         self.moves = Moves(self)
         self.adoption = Adoption(self)
         self.bequests = Bequests(self)
-        self.climbing = Climbing(self)
+        self.retention = Retention(self)
+        self.reconstruction = Reconstruction(self)
+        self.lending = Lending(self)
+        self.borrowing = Borrowing(self)
         self.cycles = Cycles(self)
         self.answers = Answers(self)
         self.pushing = Pushing(self)
@@ -198,12 +210,14 @@ class Ownership:
         self._aliases: list[Row] = []
         listen = self.lifecycle.listen
         listen(self.checkpoints, CHECKPOINTED)
-        listen(self.references, HAS_BORROWERS | BORROWED)
+        listen(self.lending, HAS_BORROWERS)
+        listen(self.borrowing, BORROWED)
         listen(self.lineages, TRACED | RETAINED)
         listen(self.desired, DESIRED)
         listen(self.copies, COPY)
         listen(self.replicas, REPLICATED)
-        listen(self.climbing, ESCAPED | QUESTION | SOUGHT)
+        listen(self.retention, ESCAPED)
+        listen(self.reconstruction, QUESTION | SOUGHT)
         listen(self.bequests)
 
     def _why_not(self, row: Row) -> str:
@@ -238,7 +252,7 @@ class Ownership:
                     if row.borrowed:
                         assert isinstance(row, Borrowed)
                         if not row.attempt:
-                            self.references.borrow(row)
+                            self.borrowing.borrow(row)
                         continue
                     begin(row)
                     if row.state == WAITING:
@@ -275,7 +289,7 @@ class Ownership:
         Their source may have died before they had it: it is made again, if that can be.
         """
         if isinstance(row, Borrowed):
-            self.references.missed(row, addresses)
+            self.borrowing.missed(row, addresses)
         elif row.state == STORED:
             gone = {holder for holder in row.holders if holder.address in addresses}
             if gone:
@@ -298,7 +312,7 @@ class Ownership:
         for row in rows:
             if row.borrowed:
                 assert isinstance(row, Borrowed)
-                self.references.request(row, "cancel", detail)
+                self.borrowing.request(row, "cancel", detail)
                 continue
             if row.state in (FORGOTTEN, CANCELLED):
                 continue
@@ -327,7 +341,7 @@ class Ownership:
                 roots[row] = None
                 stack.extend(d for d in row.dependencies if d.state == ERROR)
         for row in borrowed:
-            self.references.retry(row)
+            self.borrowing.retry(row)
         self.revive(roots)
 
     def revive(self, roots: Iterable[Row]) -> None:
@@ -363,7 +377,7 @@ class Ownership:
     def close(self, detail: str) -> None:
         """The owner ends: so does every row, and no value is kept."""
         self.copies.function = None
-        self.references.leave()
+        self.peers.leave()
         for row in self.table.all():
             if row.state != FORGOTTEN:
                 self.lifecycle.end(row, CANCELLED, Failure("closed", row.key, detail))
@@ -371,7 +385,7 @@ class Ownership:
     def abandon(self, detail: str) -> None:
         """The cluster is gone: rows whose outcome is here keep it, all others end."""
         self.copies.function = None
-        self.references.leave()
+        self.peers.leave()
         for row in self.table.all():
             if row.state not in (INLINE, ERROR, FORGOTTEN):
                 self.lifecycle.end(row, CANCELLED, Failure("scheduler-gone", row.key, detail))

@@ -18,7 +18,7 @@ from dask_ownership.core.placement import WorkerView
 
 if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership
-    from dask_ownership.core.references import Peer
+    from dask_ownership.core.peers import Peer
 
 CARRIED = 2.0
 """Seconds for which the first carrier of a post is waited for; each next one twice as long."""
@@ -53,9 +53,9 @@ class Posting:
         self._watched: set[Peer] = set()
 
     def flush(self, acknowledge: bool = False) -> None:
-        """Send what references have to say; see `References.flush`."""
-        if self.core.references.talking:
-            for peer, message in self.core.references.flush(acknowledge):
+        """Send what references have to say; see `Peers.flush`."""
+        if self.core.peers.talking:
+            for peer, message in self.core.peers.flush(acknowledge):
                 self._send(peer, message)
 
     def _send(self, peer: Peer, message: Message) -> None:
@@ -67,7 +67,7 @@ class Posting:
             return
         if way != peer.way:
             peer.way = way
-            for before in self.core.references.unacknowledged(peer):  # this one among them
+            for before in self.core.peers.unacknowledged(peer):  # this one among them
                 self._put(way, before)
             if message[3][0]:
                 message = ()
@@ -114,7 +114,7 @@ class Posting:
     def _again(self, peer: Peer) -> None:
         """Send all that was not acknowledged once more, another way."""
         peer.way = ""
-        unacknowledged = self.core.references.unacknowledged(peer)
+        unacknowledged = self.core.peers.unacknowledged(peer)
         if unacknowledged:
             self._send(peer, unacknowledged[-1])
 
@@ -155,7 +155,7 @@ class Posting:
 
     def way_is_gone(self, view: WorkerView) -> None:
         """A worker is not used any more, or is silent: what it was to carry may not arrive."""
-        for peer in list(self.core.references.peers.values()):
+        for peer in list(self.core.peers.known.values()):
             silent = view.alive and peer.process[1] == view.address
             if peer.way == view.address and not peer.gone and not silent:
                 self._again(peer)
@@ -164,11 +164,10 @@ class Posting:
 
     def receive(self, posts: Iterable[Message]) -> None:
         """What others said to this process, or have it carry to a worker."""
-        references = self.core.references
         for message in posts:
             to: Process = message[1]
-            if to[0] == references.process[0]:
-                references.receive(message[2], message[3])
+            if to[0] == self.core.peers.process[0]:
+                self.core.peers.receive(message[2], message[3])
                 continue
             view = self.core.placement.workers.get(to[1])
             # Else it is lost, and whoever sent it tries another way.

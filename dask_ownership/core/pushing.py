@@ -109,8 +109,8 @@ class Pushing:
                     extra,
                 )
             )
-            if core.climbing.searches and row in core.climbing.searches:
-                core.climbing.seek(row)
+            if core.reconstruction.searches and row in core.reconstruction.searches:
+                core.reconstruction.seek(row)
             if row.dependents is not None and len(row.dependents) <= CHAIN_WIDTH:
                 for dependent in row.dependents:
                     if dependent not in stack and self._chainable(dependent, view):
@@ -214,7 +214,7 @@ class Pushing:
             if dependency.borrowed:
                 assert isinstance(dependency, Borrowed)
                 addresses = dependency.addresses
-                origin = core.references.value_name(dependency)
+                origin = core.table.value_name(dependency)
             else:
                 addresses = tuple([holder.address for holder in dependency.holders])
                 origin = None

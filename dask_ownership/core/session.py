@@ -95,7 +95,7 @@ class Entry:
     escaped : bool
         Futures of what it submitted may be in other processes; written by the runtime.
     sought : set or None
-        Keys of children that its owner looks for, see `core.climbing`.
+        Keys of children that its owner looks for, see `core.reconstruction`.
     origin : ValueName or None
         Of a value that its session's owner borrows (`FETCHING`).
     """

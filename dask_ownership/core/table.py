@@ -10,7 +10,7 @@ Counts, each with one meaning:
     borrowers together are one use, and so is what waits to be handed over.
 ``descendants``
     Rows that keep this one because they were made from it, see `core.lineage`; and owners of
-    what it submitted, see `core.climbing`.
+    what it submitted, see `core.reconstruction`.
 
 A row is forgotten when all are zero. When only descendants are left its value is freed,
 if it can be made again.
@@ -22,8 +22,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from dask_ownership.core.messages import Key
-from dask_ownership.core.row import FORGOTTEN, Row
+from dask_ownership.core.identity import held_at
+from dask_ownership.core.messages import Key, Origin, Process, ValueName
+from dask_ownership.core.row import FORGOTTEN, Borrowed, Row
 
 SHARDS = 256
 
@@ -73,6 +74,12 @@ class Table:
     (`adopt`), another counts down and takes out what is at zero (`release`). ``lock``
     covers both.
 
+    Parameters
+    ----------
+    lock : context manager
+    process : Process
+        This one, as others know it.
+
     Attributes
     ----------
     pinned : set of Row
@@ -80,9 +87,10 @@ class Table:
         pickled somewhere.
     """
 
-    __slots__ = ("lives", "lock", "pinned", "rows")
+    __slots__ = ("lives", "lock", "pinned", "process", "rows")
 
-    def __init__(self, lock: AbstractContextManager[Any]) -> None:
+    def __init__(self, lock: AbstractContextManager[Any], process: Process) -> None:
+        self.process = process
         self.lives = 0
         self.lock = lock
         self.rows = Rows()
@@ -244,3 +252,22 @@ class Table:
                         self.rows.remove(row)
                     dead.append(row)
         return dead
+
+    # ---- names ----
+
+    def origin_of(self, row: Row) -> Origin:
+        """How the object of a row is named everywhere."""
+        if row.borrowed:
+            assert isinstance(row, Borrowed)
+            return row.origin
+        options = row.options
+        if options.adopted is not None:
+            adopted: Origin = options.adopted
+            return adopted if options.bequest is None else held_at(adopted, self.process)
+        return (*self.process, row.key, options.heir, row.life or self.named(row))
+
+    def value_name(self, row: Row) -> ValueName:
+        """What workers that have its value, for its owner, know it by."""
+        if isinstance(row, Borrowed):
+            return row.place[0], row.place[3], row.made_by
+        return self.process[0], row.key, row.attempt

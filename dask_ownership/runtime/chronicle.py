@@ -82,7 +82,7 @@ class Chronicle:
     @contextmanager
     def burying(self, owners: Iterable[str], who: str) -> Iterator[None]:
         """Owners are gone for good, and in the block the core hears of it."""
-        peers = self.owner.core.references.peers
+        peers = self.owner.core.peers.known
         gone = [peers[one] for one in owners if one in peers]
         borrowed = sum(len(peer.borrowed) for peer in gone)
         yield

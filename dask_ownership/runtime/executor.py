@@ -458,7 +458,7 @@ class Executor:
         handle = Handle(self.owner, row)
         self.owner.drop(row)  # the one that looking it up took
         self.owner.escapes(row)
-        origin = self.owner.core.references.origin_of(row)
+        origin = self.owner.core.table.origin_of(row)
         with self.lock:
             self.core.made(entry, child, origin, handle)
         self.flush_soon()
@@ -600,7 +600,7 @@ class Executor:
             # unless it has heard before that it is to be kept.
             rows, entry.arrived = entry.arrived or (), None
             self.owner.call(
-                self.owner.core.references.when_counted, rows, lambda: self._report(entry, outcome)
+                self.owner.core.borrowing.when_counted, rows, lambda: self._report(entry, outcome)
             )
         else:
             self._tell(entry, outcome)
@@ -615,7 +615,7 @@ class Executor:
         """Say what became of a task whose slot is free already. Loop thread."""
         if entry.escaped:
             self.owner.post_now()
-            self.owner.core.climbing.when_kept(
+            self.owner.core.retention.when_kept(
                 entry.session.owner, entry.task, lambda: self._say(entry, outcome)
             )
         else:
@@ -802,7 +802,7 @@ class Executor:
         handles = [Handle(self.owner, row) for row in rows]
         # Whoever sent it keeps the futures inside until this one uses it: not before this
         # process is counted for them itself.
-        self.owner.core.references.when_counted(
+        self.owner.core.borrowing.when_counted(
             rows, lambda: self._keep_fetched(entry, value, handles)
         )
 
@@ -907,7 +907,7 @@ class Executor:
         if arrived:
             # With the answer, whoever sent them may let go of the futures inside.
             counted = asyncio.Event()
-            self.owner.core.references.when_counted(arrived, counted.set)
+            self.owner.core.borrowing.when_counted(arrived, counted.set)
             await counted.wait()
         return {"status": "OK", "nbytes": sizes}
 

@@ -183,7 +183,7 @@ class Members:
             if executor is not None and view.address == executor.worker.address:
                 loop = asyncio.get_running_loop()
                 deliver = executor.local_link(
-                    self.core.references.process,
+                    self.core.peers.process,
                     lambda batch: loop.call_soon(self._local_batch, view, batch),
                 )
                 view.link = LocalLink(deliver)
@@ -192,7 +192,7 @@ class Members:
         return view.link
 
     def _owner_link(self, view: WorkerView) -> OwnerLink:
-        incarnation, address, name = self.core.references.process
+        incarnation, address, name = self.core.peers.process
         return OwnerLink(
             view.address,
             {

@@ -293,10 +293,10 @@ class Owner:
         """The row of a future that was unpickled here, with one handle more. Any thread."""
         row: Row | None = None
         try:
-            row, new = self.core.references.arrive(origin)
-            place = None if new else self.core.references.held_elsewhere(row, origin)
+            row, new = self.core.borrowing.arrive(origin)
+            place = None if new else self.core.borrowing.held_elsewhere(row, origin)
             if place is not None:
-                self.call(self.core.references.borrow_at, row, place)
+                self.call(self.core.borrowing.borrow_at, row, place)
             if row.state == DORMANT:
                 self.call(self.core.lifecycle.wake, row)
             elif new:
@@ -315,10 +315,10 @@ class Owner:
     def escapes(self, row: Row) -> None:
         """A future of this row may be in another process soon. Any thread."""
         heir = row.options.heir
-        if heir is not None and row not in self.core.climbing.escaped:
+        if heir is not None and row not in self.core.retention.escaped:
             if self.executor is not None:
                 self.executor.say_escaped(heir)
-            self.call(self.core.climbing.escapes, row)
+            self.call(self.core.retention.escapes, row)
 
     def pin(self, row: Row) -> None:
         """Keep a row for whoever reads what of it is pickled somewhere. Any thread."""
@@ -347,7 +347,7 @@ class Owner:
         """Wait until their owners may go: what there is of them by now is taken over."""
         counted = asyncio.Event()
         sources = [source for row in rows for source in row.dependencies]
-        self.core.references.when_counted(sources, counted.set)
+        self.core.borrowing.when_counted(sources, counted.set)
         await counted.wait()
         await self.wait_async([row for row in rows if not self.core.bequests.settled(row)])
 
@@ -414,7 +414,7 @@ class Owner:
                 continue
             self.core.release(gone)
             gone = []
-            self.core.references.hold_until_counted(*item)
+            self.core.borrowing.hold_until_counted(*item)
         if gone:
             self.core.release(gone)
         if gate is not None:
@@ -442,10 +442,10 @@ class Owner:
         core = self.core
         if core.broken:
             self._say_what_broke()
-        if core.references.talking:
-            core.references.say_to_itself()
+        if core.peers.talking:
+            core.peers.say_to_itself()
         core.schedule(perf_counter() * 1e6)
-        if core.references.talking or core.posting.posts or core.posting.waiting:
+        if core.peers.talking or core.posting.posts or core.posting.waiting:
             self._post()
         if core.refused:
             self.members.settle_refused()
@@ -466,7 +466,7 @@ class Owner:
                 or (view.link is not None and view.link.state.unsaid)
             ):
                 busy = True
-        busy = busy or bool(core.references.talking)
+        busy = busy or bool(core.peers.talking)
         loop = self._loop
         assert loop is not None
         if busy and not self._ticking:
@@ -509,7 +509,7 @@ class Owner:
 
     def post_now(self) -> None:
         """Put what references have to say before what is said next. Loop thread."""
-        if self.core.references.talking:
+        if self.core.peers.talking:
             self._post()
 
     def hand_over(self, stored: bool) -> bool:

@@ -17,7 +17,7 @@ from dask.utils import format_bytes
 
 from dask_ownership.core.link import Batch, LinkState
 from dask_ownership.core.messages import POST, Message
-from dask_ownership.core.references import instead_of
+from dask_ownership.core.peer_messages import instead_of
 from dask_ownership.errors import NotSerializable
 from dask_ownership.runtime.serialize import dumps_error
 

@@ -42,7 +42,7 @@ async def fetch(owner: Owner, rows: Iterable[Row]) -> dict[Row, Any]:
             index = tried.get(row, 0)
             if row.state != STORED:
                 continue
-            incarnation = owner.core.references.value_name(row)[0]
+            incarnation = owner.core.table.value_name(row)[0]
             addresses = _addresses(row)
             if index > len(addresses):
                 tried[row] = 0
@@ -99,7 +99,7 @@ async def _fetch_from(
 ) -> list[Row]:
     """Ask one worker for values of one owner; the rows that it did not give."""
     address, incarnation = place
-    by_name = {owner.core.references.value_name(row)[1:]: row for row in rows}
+    by_name = {owner.core.table.value_name(row)[1:]: row for row in rows}
     try:
         values, reasons = await ask(
             owner.pool,

@@ -286,7 +286,7 @@ def origins(futures: list[Any]) -> list[Origin]:
     """How others know these futures, which are about to be known to them."""
     for future in futures:
         future._owner.escapes(future._row)
-    return [future._owner.core.references.origin_of(future._row) for future in futures]
+    return [future._owner.core.table.origin_of(future._row) for future in futures]
 
 
 def may_contain_futures(entry: Entry) -> bool:

@@ -9,8 +9,9 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from dask_ownership.core import messages as m
-from dask_ownership.core import references as r
+from dask_ownership.core import peer_messages as r
 from dask_ownership.core.link import LinkState
+from dask_ownership.core.peers import Peer
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.row import STATE_NAMES as ROW_STATES
 from dask_ownership.core.row import Row
@@ -220,12 +221,11 @@ class Network:
     def count_post(self, owner: VirtualOwner, message: Any) -> None:
         """What another process says about references, before it is received."""
         _, to, sender, batch = message
-        references = owner.core.references
         if to[0] != owner.name or batch is None:
             return
-        peer = references.peers.get(sender[0])
+        peer = owner.core.peers.known.get(sender[0])
         if peer is None:
-            peer = r.Peer(sender)
+            peer = Peer(sender)
         if peer.gone or batch[0] != peer.stream.received + 1:
             return  # it came twice
         for said in batch[2]:

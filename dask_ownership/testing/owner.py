@@ -99,7 +99,7 @@ class VirtualOwner:
         core = self.core
         dropped, self.dropped = self.dropped, []
         core.release(dropped)
-        core.references.say_to_itself()
+        core.peers.say_to_itself()
         core.schedule(self.cluster.now)
         core.posting.flush(acknowledge=True)
         if any(core.posting.waiting) and not self.asking:
@@ -240,7 +240,7 @@ class VirtualOwner:
 
         ``wanted`` is False in a task that was given up, which does not keep it.
         """
-        row, new = self.core.references.arrive(origin)
+        row, new = self.core.borrowing.arrive(origin)
         if new:
             # A thread left it in the inbox; the loop takes it in a little later.
             self.later(self.cluster.random.random() * 50, lambda: self._take_in(row))
@@ -301,7 +301,7 @@ class VirtualOwner:
         """The futures inside the value of a row, as `Future.result` gives them."""
         data = self.cluster.copies(self, row)[0] if row.state == STORED else row.value
         _, futures = travel.loads(self, data)
-        self.core.references.hold_until_counted(row, [f.row for f in futures])
+        self.core.borrowing.hold_until_counted(row, [f.row for f in futures])
         return futures
 
     def look_again(self, row: Row) -> None:
@@ -314,7 +314,7 @@ class VirtualOwner:
                 if row.lineage is None:
                     self.cluster.lost.add((self.name, row.key))
             workers = self.cluster.workers
-            name = self.core.references.value_name(row)
+            name = self.core.table.value_name(row)
             absent = [a for a in addresses if a in workers and not workers[a].stored(name)]
             self.core.missed(row, absent)
             self.cluster.dirty.add(self)

@@ -26,9 +26,9 @@ class VirtualFuture:
 
     def __reduce__(self) -> Any:
         _found.append(self)
-        self.owner.core.climbing.escapes(self.row)
+        self.owner.core.retention.escapes(self.row)
         self.owner.cluster.dirty.add(self.owner)
-        return _come_home, (self.owner.core.references.origin_of(self.row),)
+        return _come_home, (self.owner.core.table.origin_of(self.row),)
 
     def __del__(self) -> None:
         self.owner.dropped.append(self.row)
@@ -53,7 +53,7 @@ def dumps(value: Any) -> tuple[bytes, list[VirtualFuture]]:
 
 def fingerprint(task: Task) -> bytes:
     """What a task is, whoever owns the futures that it carries by now."""
-    origins = [future.owner.core.references.origin_of(future.row) for future in task.carries]
+    origins = [future.owner.core.table.origin_of(future.row) for future in task.carries]
     # One object for each name: a pickle tells equal objects from the same one twice.
     names = [sys.intern(origin[3]) for origin in origins]
     return pickle.dumps((replace(task, carries=()), names))

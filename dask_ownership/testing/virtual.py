@@ -471,7 +471,7 @@ class VirtualCluster:
         found = []
         places = [(view.address, (owner.name, row.key, version_of(row))) for view in row.holders]
         if isinstance(row, Borrowed):
-            name = owner.core.references.value_name(row)
+            name = owner.core.table.value_name(row)
             places += [(address, name) for address in row.addresses]
         for address, name in places:
             worker = self.workers.get(address)

@@ -397,8 +397,8 @@ class VirtualWorker:
         row = self.owner.core.table.find(key)
         if row is not None:
             future = VirtualFuture(self.owner, row)
-            self.owner.core.climbing.escapes(row)
-            self.core.made(entry, key, self.owner.core.references.origin_of(row), [future])
+            self.owner.core.retention.escapes(row)
+            self.core.made(entry, key, self.owner.core.table.origin_of(row), [future])
             self.cluster.dirty.update((self, self.owner))
 
     def _go_on(self, entry: Entry, frame: Frame) -> None:
@@ -467,7 +467,7 @@ class VirtualWorker:
         number = task.constant + sum(inputs)
         value = (number, tuple(returned)) if returned else number
         pickled, found = travel.dumps(value)
-        inside = (tuple([self.owner.core.references.origin_of(f.row) for f in found]),)
+        inside = (tuple([self.owner.core.table.origin_of(f.row) for f in found]),)
         entry.contains = found
         state, live = ex.HELD, (value, travel.inside(value))
         if task.large:
@@ -498,8 +498,8 @@ class VirtualWorker:
         if self.cluster.runs((entry.session.owner, entry.key)) <= task.fails:
             self._fail(entry, "it is meant to fail", arrived)
             return
-        self.owner.core.climbing.escapes(future.row)
-        origins = (self.owner.core.references.origin_of(future.row),)
+        self.owner.core.retention.escapes(future.row)
+        origins = (self.owner.core.table.origin_of(future.row),)
         entry.contains = [future]
         message = (m.DELEGATED, entry.key, entry.attempt, None, task.duration, origins)
         self._release_slot(entry)
@@ -517,7 +517,7 @@ class VirtualWorker:
         message: m.Message = (m.FAILED, entry.key, entry.attempt, pickled, 1.0)
         if found:
             entry.contains = found
-            message += (tuple([self.owner.core.references.origin_of(f.row) for f in found]),)
+            message += (tuple([self.owner.core.table.origin_of(f.row) for f in found]),)
 
         def fail() -> None:
             if self.alive:
@@ -536,10 +536,10 @@ class VirtualWorker:
             if self.alive:
                 self.owner.core.posting.flush()
                 self._carry_posts()
-                self.owner.core.climbing.when_kept(entry.session.owner, entry.task, call)
+                self.owner.core.retention.when_kept(entry.session.owner, entry.task, call)
                 self.cluster.dirty.update((self, self.owner))
 
-        self.owner.core.references.when_counted(arrived, say)
+        self.owner.core.borrowing.when_counted(arrived, say)
 
     def _expire(self, entry: Entry) -> None:
         """The time of a task is up, if it still runs."""
@@ -579,7 +579,7 @@ class VirtualWorker:
             else:
                 _, entry.contains = travel.loads(self.owner, value)
                 rows = [future.row for future in entry.contains]
-                self.owner.core.references.when_counted(rows, lambda: fetched(value))
+                self.owner.core.borrowing.when_counted(rows, lambda: fetched(value))
             self.cluster.dirty.add(self)
 
         def fetched(value: bytes) -> None:

@@ -28,11 +28,11 @@ class Three:
         while busy:
             busy = False
             for side in by_name.values():
-                for _, post in side.references.flush():
+                for _, post in side.core.peers.flush():
                     busy = True
                     for _ in range(times):
                         if post[1][0] in by_name:
-                            by_name[post[1][0]].references.receive(post[2], post[3])
+                            by_name[post[1][0]].core.peers.receive(post[2], post[3])
                 check_ownership(side.core)
 
     def child(self, key: str, heir: Side | None = None) -> Row:
@@ -70,7 +70,7 @@ def three() -> Three:
 def test_a_value_lives_on_at_the_heir_and_nothing_is_left(three, times):
     row = three.child("x")
     three.leaver.done(row, b"value")
-    borrowed = three.borrower.borrow(three.leaver.references.origin_of(row))
+    borrowed = three.borrower.borrow(three.leaver.core.table.origin_of(row))
     three.carry(times)
     three.leaver.release(row)
     assert three.hand_over(times)
@@ -80,7 +80,7 @@ def test_a_value_lives_on_at_the_heir_and_nothing_is_left(three, times):
     assert borrowed.state == INLINE and borrowed.value == b"value"
     kept = three.heir.core.table.rows[adopted_key(borrowed.origin)]
     assert kept.state == INLINE
-    assert list(three.heir.references.borrowers[kept]) == ["borrower"]
+    assert list(three.heir.core.lending.borrowers[kept]) == ["borrower"]
     three.borrower.release(borrowed)
     three.carry(times)
     check_empty(three.heir.core)
@@ -89,7 +89,7 @@ def test_a_value_lives_on_at_the_heir_and_nothing_is_left(three, times):
 
 def test_what_has_not_ended_is_waited_for(three):
     row = three.child("x")
-    borrowed = three.borrower.borrow(three.leaver.references.origin_of(row))
+    borrowed = three.borrower.borrow(three.leaver.core.table.origin_of(row))
     three.carry()
     assert not three.hand_over() and not three.leaver.core.adoption.under_way
     three.leaver.done(row, b"late")
@@ -103,7 +103,7 @@ def test_what_has_not_ended_is_waited_for(three):
 def test_the_heir_itself_borrowed_it(three):
     row = three.child("x")
     three.leaver.done(row, b"value")
-    borrowed = three.heir.borrow(three.leaver.references.origin_of(row))
+    borrowed = three.heir.borrow(three.leaver.core.table.origin_of(row))
     three.carry()
     three.leaver.release(row)
     assert three.hand_over()
@@ -117,7 +117,7 @@ def test_the_heir_itself_borrowed_it(three):
 def test_an_error_is_taken_over_and_cannot_be_tried_again(three):
     row = three.child("x")
     three.leaver.failed(row, b"error")
-    borrowed = three.heir.borrow(three.leaver.references.origin_of(row))
+    borrowed = three.heir.borrow(three.leaver.core.table.origin_of(row))
     three.carry()
     three.leaver.release(row)
     assert three.hand_over()
@@ -133,7 +133,7 @@ def test_an_error_is_taken_over_and_cannot_be_tried_again(three):
 def test_an_heir_that_dies_is_replaced_by_who_borrows(three):
     row = three.child("x")
     three.leaver.done(row, b"value")
-    borrowed = three.borrower.borrow(three.leaver.references.origin_of(row))
+    borrowed = three.borrower.borrow(three.leaver.core.table.origin_of(row))
     three.carry()
     three.leaver.release(row)
     assert not three.leaver.core.adoption.hand_over()
@@ -149,7 +149,7 @@ def test_an_heir_that_dies_is_replaced_by_who_borrows(three):
 def test_who_dies_in_the_middle_of_handing_over_leaves_what_arrived(three):
     row = three.child("x")
     three.leaver.done(row, b"value")
-    borrowed = three.borrower.borrow(three.leaver.references.origin_of(row))
+    borrowed = three.borrower.borrow(three.leaver.core.table.origin_of(row))
     waits = three.borrower.row("y", borrowed)
     three.carry()
     three.leaver.core.adoption.hand_over()
@@ -165,7 +165,7 @@ def test_who_dies_in_the_middle_of_handing_over_leaves_what_arrived(three):
 def test_a_pinned_row_is_pinned_at_the_heir_and_found_there_later(three):
     row = three.child("x")
     three.leaver.done(row, b"value")
-    origin = three.leaver.references.origin_of(row)
+    origin = three.leaver.core.table.origin_of(row)
     three.leaver.core.table.pin(row)
     three.leaver.release(row)
     assert three.hand_over()
@@ -186,17 +186,17 @@ def test_a_pinned_row_is_pinned_at_the_heir_and_found_there_later(three):
 def test_what_comes_home_after_it_was_handed_over_is_borrowed(three):
     row = three.child("x")
     three.leaver.done(row, b"value")
-    origin = three.leaver.references.origin_of(row)
+    origin = three.leaver.core.table.origin_of(row)
     three.leaver.core.table.pin(row)
     three.leaver.release(row)
     assert three.hand_over()
-    came, new = three.leaver.references.arrive(origin)
+    came, new = three.leaver.core.borrowing.arrive(origin)
     assert new and came.borrowed
     three.leaver.core.submit([came])
-    (inside,) = three.leaver.references.rows_of([origin])
+    (inside,) = three.leaver.core.borrowing.rows_of([origin])
     assert inside is came
     three.carry()
-    assert came.value == b"value" and three.leaver.references.origin_of(came) == origin
+    assert came.value == b"value" and three.leaver.core.table.origin_of(came) == origin
     three.leaver.core.lifecycle.release_uses([inside])
     three.leaver.release(came)
 
@@ -211,7 +211,7 @@ def test_nobody_takes_over_what_nobody_has(three):
 
 def test_an_owner_that_is_gone_without_a_word_is_an_error_that_names_it(three):
     row = three.child("x")
-    borrowed = three.borrower.borrow(three.leaver.references.origin_of(row))
+    borrowed = three.borrower.borrow(three.leaver.core.table.origin_of(row))
     three.carry()
     three.gone(three.leaver)
     assert borrowed.state == LOST and "heir" in borrowed.value.detail
@@ -224,7 +224,7 @@ def test_stored_values_are_not_handed_over_when_no_worker_stays(three):
     row.nbytes, row.worker, row.function = 1000, None, None
     three.leaver.view.pushed.clear()
     three.leaver.view.active, three.leaver.view.load = 0, 0.0
-    three.borrower.borrow(three.leaver.references.origin_of(row))
+    three.borrower.borrow(three.leaver.core.table.origin_of(row))
     three.carry()
     assert three.leaver.core.adoption.hand_over(stored=False)
     assert not three.leaver.core.adoption.hand_over(stored=True)
@@ -236,7 +236,7 @@ def test_a_value_that_the_heir_cannot_take_stays_with_those_who_have_it(three):
     three.leaver.view.active, three.leaver.view.load = 0, 0.0
     row.state, row.holders, row.nbytes = STORED, (three.leaver.view,), 1000
     row.worker, row.function = None, None
-    borrowed = three.borrower.borrow(three.leaver.references.origin_of(row))
+    borrowed = three.borrower.borrow(three.leaver.core.table.origin_of(row))
     three.carry()
     three.leaver.release(row)
     three.leaver.core.adoption.hand_over()
@@ -272,7 +272,7 @@ def test_an_heir_that_leaves_too_takes_nothing_over(three, times):
     """The next one is asked: here who borrows it."""
     row = three.child("x")
     three.leaver.done(row, b"value")
-    borrowed = three.borrower.borrow(three.leaver.references.origin_of(row))
+    borrowed = three.borrower.borrow(three.leaver.core.table.origin_of(row))
     three.carry(times)
     three.leaver.release(row)
     assert leave_together(three, three.heir, three.leaver, times=times)
@@ -291,7 +291,7 @@ def test_an_heir_that_leaves_too_takes_nothing_over(three, times):
 def test_an_heir_that_leaves_later_hands_it_on_and_not_back(three, times):
     row = three.child("x")
     three.leaver.done(row, b"value")
-    borrowed = three.borrower.borrow(three.leaver.references.origin_of(row))
+    borrowed = three.borrower.borrow(three.leaver.core.table.origin_of(row))
     three.carry(times)
     three.leaver.release(row)
     three.leaver.core.adoption.hand_over()
@@ -312,7 +312,7 @@ def test_an_heir_that_leaves_later_hands_it_on_and_not_back(three, times):
 def test_one_that_stays_after_all_keeps_what_nobody_was_told_to_borrow_elsewhere(three):
     row = three.child("x")
     three.leaver.done(row, b"value")
-    borrowed = three.borrower.borrow(three.leaver.references.origin_of(row))
+    borrowed = three.borrower.borrow(three.leaver.core.table.origin_of(row))
     three.carry()
     three.leaver.release(row)
     three.leaver.core.adoption.hand_over()

@@ -40,26 +40,25 @@ class Three:
         while busy:
             busy = False
             for side in by_name.values():
-                for _, post in side.references.flush():
+                for _, post in side.core.peers.flush():
                     busy = True
                     for _ in range(times):
                         if post[1][0] in by_name:
-                            by_name[post[1][0]].references.receive(post[2], post[3])
+                            by_name[post[1][0]].core.peers.receive(post[2], post[3])
                 check_ownership(side.core)
                 side.core.schedule(0.0)
 
     def put(self, *rows: Row) -> list[Row]:
         """What of the holder stands for these rows of the giver."""
-        references = self.giver.references
         functions, tasks, also = self.giver.core.bequests.describe(rows)
         bequest = Bequest(("giver", "", "giver"), functions, tasks)
-        origins = [references.origin_of(row) for row in rows]
+        origins = [self.giver.core.table.origin_of(row) for row in rows]
         held = self.holder.core.bequests.hold([*origins, *also], bequest)
         self.carry()
         return held
 
     def name(self, row: Row) -> tuple:
-        return held_at(self.giver.references.origin_of(row), self.holder.process)
+        return held_at(self.giver.core.table.origin_of(row), self.holder.process)
 
     def gone(self, side: Side) -> None:
         for other in self.sides:
@@ -91,7 +90,7 @@ def test_a_value_is_there_when_who_put_it_is_gone(three, times):
     assert taken.origin[3] == "x" and taken.value == b"value"
     three.holder.release(held)
     three.carry(times, without=three.giver)
-    assert taken.state == INLINE and three.holder.references.borrowers[held] == {
+    assert taken.state == INLINE and three.holder.core.lending.borrowers[held] == {
         "taker": taken.attempt
     }
     three.taker.release(taken)
@@ -103,7 +102,7 @@ def test_a_value_is_there_when_who_put_it_is_gone(three, times):
 def test_nothing_is_left_at_either_end_when_it_is_let_go(three):
     row = three.giver.row("x")
     [held] = three.put(row)
-    assert list(three.giver.references.borrowers[row]) == ["holder"] and held.state == WAITING
+    assert list(three.giver.core.lending.borrowers[row]) == ["holder"] and held.state == WAITING
     three.holder.release(held)
     three.carry()
     assert not row.roles & HAS_BORROWERS
@@ -181,7 +180,7 @@ def test_a_lost_copy_is_asked_for_at_the_owner_and_made_here_without_it(three):
     assert held.state == STORED and not row.roles & HAS_BORROWERS
     three.holder.core.missed(held, [h.address for h in held.holders])
     three.carry()
-    assert list(three.giver.references.borrowers[row]) == ["holder"] and held.state == PUSHED
+    assert list(three.giver.core.lending.borrowers[row]) == ["holder"] and held.state == PUSHED
     stored(three.holder, held)
     three.carry()
     three.gone(three.giver)
@@ -296,7 +295,7 @@ def test_who_took_it_out_may_put_it_in_again(three):
     three.carry()
     functions, tasks, also = three.taker.core.bequests.describe([taken])
     assert not functions and not tasks and not also
-    origin = three.taker.references.origin_of(taken)
+    origin = three.taker.core.table.origin_of(taken)
     assert place_held(origin) == ("holder", "", "holder", held.key)
     assert three.holder.core.bequests.hold([origin], Bequest(("taker", "", "taker"), [], [])) == [
         held
@@ -309,23 +308,23 @@ def test_its_owner_finds_its_own_while_that_is_there_and_the_held_one_later(thre
     three.giver.done(row, b"value")
     [held] = three.put(row)
     name = three.name(row)
-    back, new = three.giver.references.arrive(name)
+    back, new = three.giver.core.borrowing.arrive(name)
     assert back is row and not new
     three.giver.release(row, row)
-    back, new = three.giver.references.arrive(name)
+    back, new = three.giver.core.borrowing.arrive(name)
     assert new and back.borrowed
     three.giver.core.submit([back])
     three.carry()
-    assert back.value == b"value" and list(three.holder.references.borrowers[held]) == ["giver"]
+    assert back.value == b"value" and list(three.holder.core.lending.borrowers[held]) == ["giver"]
 
 
 def test_one_that_had_it_from_its_owner_learns_that_it_is_held(three):
     row = three.giver.row("x")
     stored(three.giver, row)
-    taken = three.taker.borrow(three.giver.references.origin_of(row))
+    taken = three.taker.borrow(three.giver.core.table.origin_of(row))
     [held] = three.put(row)
     stored(three.holder, held)
-    [again] = three.taker.references.rows_of([three.name(row)])
+    [again] = three.taker.core.borrowing.rows_of([three.name(row)])
     assert again is taken
     three.carry()
     assert taken.place[0] == "holder" and not row.roles & HAS_BORROWERS
@@ -343,7 +342,7 @@ def test_what_is_inside_of_a_value_is_held_with_it(three):
     three.giver.done(inner, b"value")
     row = three.giver.row("x")
     [held] = three.put(row)
-    three.giver.done(row, b"with inner", inside=(three.giver.references.origin_of(inner),))
+    three.giver.done(row, b"with inner", inside=(three.giver.core.table.origin_of(inner),))
     three.carry()
     three.gone(three.giver)
     taken = three.taker.borrow(three.name(row))
@@ -388,7 +387,7 @@ def test_what_is_to_be_held_was_freed(three):
 def test_whether_the_owner_may_go(three):
     row = three.giver.row("x")
     functions, tasks, _ = three.giver.core.bequests.describe([row])
-    origin = three.giver.references.origin_of(row)
+    origin = three.giver.core.table.origin_of(row)
     [held] = three.holder.core.bequests.hold(
         [origin], Bequest(("giver", "", "giver"), functions, tasks)
     )

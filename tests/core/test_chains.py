@@ -153,7 +153,7 @@ def test_delegates():
     bench = Chain("a")
     tasks = [bench.row(f"task-{number}") for number in range(LONG)]
     for task, following in pairwise(tasks):
-        origin = bench.core.references.origin_of(following)
+        origin = bench.core.table.origin_of(following)
         worker = task.worker
         message = (m.DELEGATED, task.key, task.attempt, b"", 10.0, (origin,))
         bench.core.receive(worker, [message], 0.0)

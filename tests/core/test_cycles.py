@@ -24,7 +24,7 @@ def delegate(side: Side, row: Row, source: tuple) -> None:
 def test_two_tasks_of_one_owner():
     side = Side("owner")
     one, two = side.row("one"), side.row("two")
-    name = side.references.origin_of
+    name = side.core.table.origin_of
     delegate(side, one, name(two))
     assert one.state == WAITING
     delegate(side, two, name(one))
@@ -43,7 +43,7 @@ def test_a_task_that_delegates_to_what_needs_it():
     one = side.row("one")
     two = side.row("two", one)
     three = side.row("three", two)
-    delegate(side, one, side.references.origin_of(three))
+    delegate(side, one, side.core.table.origin_of(three))
     assert {row.state for row in (one, two, three)} == {ERROR}
     side.release(one, two, three)
     assert not side.core.table.rows
@@ -53,7 +53,7 @@ def test_a_cycle_is_not_tried_again():
     side = Side("owner")
     one = side.row("one")
     two = side.row("two", one)
-    delegate(side, one, side.references.origin_of(two))
+    delegate(side, one, side.core.table.origin_of(two))
     side.core.retry([two])
     assert (one.state, two.state) == (ERROR, ERROR)
     side.release(one, two)
@@ -66,7 +66,7 @@ def test_what_only_waits_for_the_same_is_no_cycle():
     rows = [side.row(f"row-{number}") for number in range(3)]
     after = side.row("after", *rows)
     for row in rows:
-        delegate(side, row, side.references.origin_of(source))
+        delegate(side, row, side.core.table.origin_of(source))
     side.done(source)
     for row in (*rows, after):
         if row.state == PUSHED:  # that value lies at the worker
@@ -81,7 +81,7 @@ class Ring:
         self.sides = [Side(f"p{i}") for i in range(number)]
         self.rows = [side.row(f"task-{side.core.name}") for side in self.sides]
         self.names = [
-            side.references.origin_of(row) for side, row in zip(self.sides, self.rows, strict=True)
+            side.core.table.origin_of(row) for side, row in zip(self.sides, self.rows, strict=True)
         ]
 
     def delegate(self, index: int) -> None:
@@ -93,10 +93,10 @@ class Ring:
         while busy:
             busy = False
             for side in self.sides:
-                for _, post in side.references.flush():
+                for _, post in side.core.peers.flush():
                     busy = True
                     for _ in range(times):
-                        by_name[post[1][0]].references.receive(post[2], post[3])
+                        by_name[post[1][0]].core.peers.receive(post[2], post[3])
                 check_ownership(side.core)
 
     def ended(self) -> None:
@@ -149,7 +149,7 @@ def test_a_borrower_is_asked_about_what_it_gave_back():
     row = pair.owner.row("x")
     borrowed = pair.lent(row)
     assert isinstance(borrowed, Borrowed)
-    pair.borrower.references.request(borrowed, "follow", ("borrower", "y", 1))
+    pair.borrower.core.borrowing.request(borrowed, "follow", ("borrower", "y", 1))
     pair.borrower.release(borrowed)
     pair.carry(times=2)
     pair.owner.release(row)
@@ -163,7 +163,7 @@ def test_a_task_that_delegates_to_what_has_failed_already():
     total = side.row("total", one, two)
     side.answer(one, m.FAILED, b"an error", 10.0)
     assert total.state == ERROR
-    delegate(side, two, side.references.origin_of(total))
+    delegate(side, two, side.core.table.origin_of(total))
     assert two.state == ERROR
     side.core.retry([total])
     side.core.schedule(0.0)
@@ -178,7 +178,7 @@ def test_two_tasks_that_delegate_to_the_sum_of_them():
     one, two = side.row("one"), side.row("two")
     total = side.row("total", one, two)
     for row in (one, two):
-        delegate(side, row, side.references.origin_of(total))
+        delegate(side, row, side.core.table.origin_of(total))
     assert {row.state for row in (one, two, total)} == {ERROR}
     side.release(one, two, total)
     assert not side.core.table.rows
@@ -191,9 +191,9 @@ def test_a_future_that_was_unpickled_just_now():
     waits = there.row("waits", ring.rows[0])
     delegate(there, ring.rows[0], ring.names[1])
     ring.carry()
-    arrived, new = here.references.arrive(there.references.origin_of(waits))
+    arrived, new = here.core.borrowing.arrive(there.core.table.origin_of(waits))
     assert new
-    delegate(here, ring.rows[1], there.references.origin_of(waits))
+    delegate(here, ring.rows[1], there.core.table.origin_of(waits))
     here.core.submit([arrived])
     ring.carry()
     assert (ring.rows[1].state, waits.state) == (ERROR, ERROR)

@@ -7,9 +7,11 @@ from contextlib import nullcontext
 import pytest
 
 from dask_ownership.core import messages as m
-from dask_ownership.core import references as r
+from dask_ownership.core import peer_messages as r
+from dask_ownership.core.borrowing import MISSES
 from dask_ownership.core.invariants import check_empty, check_ownership
 from dask_ownership.core.ownership import Ownership
+from dask_ownership.core.peers import HANDED_ON
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.row import (
     CANCELLED,
@@ -35,7 +37,6 @@ class Side:
     def __init__(self, name: str) -> None:
         self.process = (name, "", name)
         self.core = Ownership(nullcontext(), process=self.process)
-        self.references = self.core.references
         self.function = Function(1, b"f", "f")
         self.view = WorkerView("w", nthreads=4)
         self.core.add_worker(self.view)
@@ -90,12 +91,12 @@ class Pair:
         while busy:
             busy = False
             for one, other in ((self.owner, self.borrower), (self.borrower, self.owner)):
-                for _, post in one.references.flush():
+                for _, post in one.core.peers.flush():
                     if post[1][0] != other.process[0]:
                         continue  # to a third, who never answers
                     busy = True
                     for _ in range(times):
-                        other.references.receive(post[2], post[3])
+                        other.core.peers.receive(post[2], post[3])
             self.check()
 
     def check(self) -> None:
@@ -104,15 +105,15 @@ class Pair:
 
     def tell_owner(self, *message) -> None:
         """As if the borrower had said it."""
-        peer = self.borrower.references.peer(self.owner.process)
-        self.borrower.references._say(peer, message)
+        peer = self.borrower.core.peers.peer(self.owner.process)
+        self.borrower.core.peers.say(peer, message)
 
     def tell_borrower(self, *message) -> None:
-        peer = self.owner.references.peer(self.borrower.process)
-        self.owner.references._say(peer, message)
+        peer = self.owner.core.peers.peer(self.borrower.process)
+        self.owner.core.peers.say(peer, message)
 
     def lent(self, row: Row) -> Row:
-        borrowed = self.borrower.borrow(self.owner.references.origin_of(row))
+        borrowed = self.borrower.borrow(self.owner.core.table.origin_of(row))
         self.carry()
         return borrowed
 
@@ -132,7 +133,7 @@ def counts(row):
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_borrower_counts_once_until_it_gives_back(pair, times):
     row = pair.owner.row("x")
-    borrowed = pair.borrower.borrow(pair.owner.references.origin_of(row))
+    borrowed = pair.borrower.borrow(pair.owner.core.table.origin_of(row))
     pair.carry(times=times)
     assert borrowed.counted and borrowed.state == WAITING
     assert counts(row) == (1, 1, 1)
@@ -173,7 +174,7 @@ def test_a_return_of_an_earlier_borrowing_takes_nothing_from_a_later_one(pair):
 def test_returned_before_it_was_lent(pair):
     """The future goes at once: both messages are on their way together."""
     row = pair.owner.row("x")
-    borrowed = pair.borrower.borrow(pair.owner.references.origin_of(row))
+    borrowed = pair.borrower.borrow(pair.owner.core.table.origin_of(row))
     pair.borrower.release(borrowed)
     assert borrowed.state == FORGOTTEN and borrowed.counted
     pair.carry()
@@ -184,7 +185,7 @@ def test_returned_before_it_was_lent(pair):
 
 def test_borrowing_what_was_freed_loses_it(pair):
     row = pair.owner.row("x")
-    origin = pair.owner.references.origin_of(row)
+    origin = pair.owner.core.table.origin_of(row)
     pair.owner.release(row)
     borrowed = pair.borrower.borrow(origin)
     pair.carry(times=2)
@@ -192,17 +193,17 @@ def test_borrowing_what_was_freed_loses_it(pair):
     assert "freed" in borrowed.value.detail
     pair.borrower.release(borrowed)
     pair.carry()
-    assert not pair.owner.references.peers["borrower"].lent
+    assert not pair.owner.core.peers.known["borrower"].lent
 
 
 def test_lent_and_outcome_of_another_borrowing_change_nothing(pair):
     row = pair.owner.row("x")
-    borrowed = pair.borrower.borrow(pair.owner.references.origin_of(row))
+    borrowed = pair.borrower.borrow(pair.owner.core.table.origin_of(row))
     for kind in (r.LENT, r.OUTCOME):
         pair.tell_borrower(kind, "x", borrowed.attempt + 1, (INLINE, b"not this", []))
         pair.tell_borrower(kind, "y", borrowed.attempt, (INLINE, b"nor this", []))
-    for _, post in pair.owner.references.flush():
-        pair.borrower.references.receive(post[2], post[3])
+    for _, post in pair.owner.core.peers.flush():
+        pair.borrower.core.peers.receive(post[2], post[3])
     assert borrowed.state == WAITING and not borrowed.counted
 
 
@@ -251,7 +252,7 @@ def test_a_value_is_kept_until_the_futures_inside_are_counted(pair):
     third = Side("third")
     inner = third.row("y")
     row = pair.owner.row("x")
-    pair.owner.done(row, inside=[third.references.origin_of(inner)])
+    pair.owner.done(row, inside=[third.core.table.origin_of(inner)])
     (kept,) = row.contains
     borrowed = pair.lent(row)
     (mine,) = borrowed.contains
@@ -260,7 +261,7 @@ def test_a_value_is_kept_until_the_futures_inside_are_counted(pair):
     assert handles == 1
     pair.borrower.release(borrowed)
     assert borrowed.state == INLINE, "its owner must keep y until y's owner counts this one"
-    pair.borrower.references._counted(mine)
+    pair.borrower.core.borrowing._counted(mine)
     assert borrowed.state == FORGOTTEN and mine.state == FORGOTTEN
     pair.carry()
     assert counts(row) == (1, 0, 0) and kept.uses == 1
@@ -268,12 +269,12 @@ def test_a_value_is_kept_until_the_futures_inside_are_counted(pair):
 
 def test_a_worker_is_told_once_what_it_handed_over_is_counted(pair):
     third = Side("third")
-    origin = third.references.origin_of(third.row("y"))
+    origin = third.core.table.origin_of(third.row("y"))
     row = pair.owner.row("x")
     pair.owner.view.outbox.clear()
     pair.owner.done(row, inside=[origin])
     assert not [o for o in pair.owner.view.outbox if o[0] == m.TOOK]
-    pair.owner.references._counted(row.contains[0])
+    pair.owner.core.borrowing._counted(row.contains[0])
     assert [o for o in pair.owner.view.outbox if o[0] == m.TOOK] == [(m.TOOK, "x", 1)]
     pair.owner.answer(row, m.DONE, b"late", 1.0, [origin])
     assert len([o for o in pair.owner.view.outbox if o[0] == m.TOOK]) == 2
@@ -281,7 +282,7 @@ def test_a_worker_is_told_once_what_it_handed_over_is_counted(pair):
 
 def test_a_value_with_its_own_future_inside_is_freed(pair):
     row = pair.owner.row("x")
-    own = pair.owner.references.origin_of(row)
+    own = pair.owner.core.table.origin_of(row)
     pair.owner.done(row, inside=[own, own])
     assert row.contains == () and counts(row) == (1, 0, 0)
     pair.owner.release(row)
@@ -383,10 +384,10 @@ def test_retrying_what_cannot_be_tried_again_is_answered(pair):
 def test_an_error_that_is_tried_again_lets_go_of_the_futures_in_it(pair):
     third = Side("third")
     row = pair.owner.row("x")
-    pair.owner.failed(row, inside=[third.references.origin_of(third.row("y"))])
+    pair.owner.failed(row, inside=[third.core.table.origin_of(third.row("y"))])
     borrowed = pair.lent(row)
     (inner,) = borrowed.contains
-    pair.borrower.references._counted(inner)
+    pair.borrower.core.borrowing._counted(inner)
     pair.borrower.core.retry([borrowed])
     assert inner.state == FORGOTTEN and borrowed.contains == ()
 
@@ -403,7 +404,7 @@ def test_a_copy_that_many_tasks_missed_was_missed_once(pair):
     borrowed = pair.lent(row)
     pair.owner.answer(row, m.STORED, 1000, None, 1.0)
     pair.carry()
-    tasks = [pair.borrower.row(f"t{i}", borrowed) for i in range(2 * r.MISSES)]
+    tasks = [pair.borrower.row(f"t{i}", borrowed) for i in range(2 * MISSES)]
     pushed = [(t, t.attempt) for t in tasks if t.state == PUSHED]
     lacks = ((borrowed.key, borrowed.version, ()),)
     for task, attempt in pushed:
@@ -420,7 +421,7 @@ def test_a_value_that_is_missed_again_and_again_is_lost(pair):
     pair.owner.answer(row, m.STORED, 1000, None, 1.0)
     pair.carry()
     task = pair.borrower.row("t", borrowed)
-    for _ in range(r.MISSES):
+    for _ in range(MISSES):
         missing(pair.borrower, task, borrowed)
         assert task.state == WAITING
         pair.carry()
@@ -438,7 +439,7 @@ def test_a_value_that_is_found_in_between_is_not_lost(pair):
     borrowed = pair.lent(row)
     pair.owner.answer(row, m.STORED, 1000, None, 1.0)
     pair.carry()
-    for number in range(2 * r.MISSES):
+    for number in range(2 * MISSES):
         task = pair.borrower.row(f"t-{number}", borrowed)
         missing(pair.borrower, task, borrowed)
         pair.carry()
@@ -453,7 +454,7 @@ def test_a_value_whose_holders_change_is_not_lost(pair):
     borrowed = pair.lent(row)
     pair.owner.answer(row, m.STORED, 1000, None, 1.0)
     pair.carry()
-    for _ in range(2 * r.MISSES):
+    for _ in range(2 * MISSES):
         pair.borrower.core.missed(borrowed, ["w"])
         pair.carry()
         pair.owner.core.schedule(0.0)
@@ -491,12 +492,12 @@ def test_what_was_missed_before_it_was_made_again_is_there(pair):
     pair.owner.answer(row, m.STORED, 1000, None, 1.0)
     pair.carry()
     pair.borrower.core.missed(borrowed, ["w"])
-    ((_, late),) = pair.borrower.references.flush()
+    ((_, late),) = pair.borrower.core.peers.flush()
     pair.owner.core.missed(row, ["w"])
     pair.owner.core.schedule(0.0)
     pair.owner.answer(row, m.STORED, 1000, None, 1.0)
     made = row.attempt
-    pair.owner.references.receive(late[2], late[3])
+    pair.owner.core.peers.receive(late[2], late[3])
     assert (row.state, row.attempt) == (STORED, made)
     pair.carry()
     assert borrowed.state == STORED
@@ -531,11 +532,11 @@ def test_an_inline_value_that_a_worker_misses_is_sent_again(pair):
 
 def test_two_lives_of_a_key_are_two_objects_for_a_borrower(pair):
     old = pair.owner.row("x")
-    first = pair.borrower.borrow(pair.owner.references.origin_of(old))
+    first = pair.borrower.borrow(pair.owner.core.table.origin_of(old))
     pair.carry()
     pair.owner.core.cancel([old], "stop")
     new = pair.owner.row("x")
-    second = pair.borrower.borrow(pair.owner.references.origin_of(new))
+    second = pair.borrower.borrow(pair.owner.core.table.origin_of(new))
     assert first is not second
     pair.owner.done(new, b"new")
     pair.carry()
@@ -548,7 +549,7 @@ def test_two_lives_of_a_key_are_two_objects_for_a_borrower(pair):
 
 def test_who_hears_of_a_key_late_does_not_get_its_next_life(pair):
     old = pair.owner.row("x")
-    origin = pair.owner.references.origin_of(old)
+    origin = pair.owner.core.table.origin_of(old)
     pair.owner.core.cancel([old], "stop")
     pair.owner.release(old)
     new = pair.owner.row("x")
@@ -556,8 +557,8 @@ def test_who_hears_of_a_key_late_does_not_get_its_next_life(pair):
     late = pair.borrower.borrow(origin)
     pair.carry()
     assert late.state == CANCELLED
-    assert pair.owner.references.rows_of([origin]) == ()
-    home, _ = pair.owner.references.arrive(origin)
+    assert pair.owner.core.borrowing.rows_of([origin]) == ()
+    home, _ = pair.owner.core.borrowing.arrive(origin)
     assert home is not new and home.state == LOST
     assert counts(new) == (1, 0, 0)
 
@@ -568,7 +569,7 @@ def test_a_request_is_about_the_life_that_was_borrowed(pair, what):
     borrowed = pair.lent(old)
     pair.owner.core.cancel([old], "stop")
     new = pair.owner.row("x")
-    pair.borrower.references.request(borrowed, what, ("w",) if what == "missed" else "")
+    pair.borrower.core.borrowing.request(borrowed, what, ("w",) if what == "missed" else "")
     pair.carry()
     assert (new.state, borrowed.state) == (PUSHED, CANCELLED)
 
@@ -584,8 +585,8 @@ def test_what_was_inside_a_value_that_is_gone_is_kept_for_who_took_it_out(pair, 
     pair.owner.core.put(outer, [pair.owner.view], 10)
     pair.owner.release(inner)
     borrowed = pair.lent(outer)
-    taken = pair.borrower.borrow(pair.owner.references.origin_of(inner))
-    pair.borrower.references.hold_until_counted(borrowed, [taken])
+    taken = pair.borrower.borrow(pair.owner.core.table.origin_of(inner))
+    pair.borrower.core.borrowing.hold_until_counted(borrowed, [taken])
     pair.borrower.release(borrowed)
     if how == "lost":
         pair.owner.core.remove_worker(pair.owner.view)
@@ -621,7 +622,7 @@ def test_what_is_said_in_place_of_what_cannot_be_sent(pair):
     row = pair.owner.row("x")
     borrowed = pair.lent(row)
     pair.owner.done(row)
-    peer = pair.owner.references.peer(pair.borrower.process)
+    peer = pair.owner.core.peers.peer(pair.borrower.process)
     peer.outbox = [r.instead_of(message, "it is too large") for message in peer.outbox]
     pair.carry()
     assert borrowed.state == LOST and "too large" in borrowed.value.detail
@@ -644,11 +645,11 @@ def test_a_borrower_that_ends_counts_no_more(pair, how):
     for _ in range(2):
         pair.owner.core.membership.process_gone("borrower")
     assert row.state == PUSHED, "others may be about to be counted for what it sent them"
-    assert [seconds for seconds, _, _ in pair.owner.core.timers] == [r.HANDED_ON]
+    assert [seconds for seconds, _, _ in pair.owner.core.timers] == [HANDED_ON]
     pair.owner.pass_time()
     assert row.state == FORGOTTEN
     late = (7, 0, [(r.BORROW, "x", 99), (r.RETURN, "x", borrowed.attempt)])
-    pair.owner.references.receive(pair.borrower.process, late)
+    pair.owner.core.peers.receive(pair.borrower.process, late)
     assert not pair.owner.core.table.rows
 
 
@@ -659,14 +660,14 @@ def test_what_an_owner_that_ends_owned_is_lost(pair, how):
     waits = pair.borrower.row("t", borrowed)
     uncounted = pair.borrower.borrow((*pair.owner.process, "y", None, 0))
     called = []
-    pair.borrower.references.when_counted([uncounted], lambda: called.append(1))
+    pair.borrower.core.borrowing.when_counted([uncounted], lambda: called.append(1))
     if how == "leaves":
         pair.owner.core.close("closed")
         pair.carry()
     elif how == "is gone":
         pair.borrower.core.membership.process_gone("owner")
     else:
-        pair.borrower.references.receive(pair.owner.process, None)
+        pair.borrower.core.peers.receive(pair.owner.process, None)
     assert [borrowed.state, uncounted.state, waits.state] == [LOST, LOST, ERROR]
     losses = pair.borrower.core.losses
     assert {name: n for name, n in losses.items() if n} == {"owners-gone": 1, "owner-lost": 2}
@@ -707,7 +708,7 @@ def test_a_closed_owner_hears_nothing(pair):
 
 def test_one_that_asks_for_what_was_cancelled_hears_that(pair):
     row = pair.owner.row("x")
-    origin = pair.owner.references.origin_of(row)
+    origin = pair.owner.core.table.origin_of(row)
     pair.owner.core.cancel([row], "not wanted any more")
     borrowed = pair.borrower.borrow(origin)
     pair.carry()
@@ -720,10 +721,10 @@ def test_a_gap_in_the_stream_waits_for_what_is_missing(pair):
     row = pair.owner.row("x")
     missing = (1, 0, [(r.BORROW, "x", 1)])
     after = (2, 0, [(r.RETURN, "x", 1)])
-    pair.owner.references.receive(pair.borrower.process, after)
+    pair.owner.core.peers.receive(pair.borrower.process, after)
     assert counts(row) == (1, 0, 0)
-    pair.owner.references.receive(pair.borrower.process, missing)
+    pair.owner.core.peers.receive(pair.borrower.process, missing)
     assert counts(row) == (1, 1, 1)
     for batch in (after, missing, after):
-        pair.owner.references.receive(pair.borrower.process, batch)
+        pair.owner.core.peers.receive(pair.borrower.process, batch)
     assert counts(row) == (1, 0, 0)

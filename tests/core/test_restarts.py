@@ -117,9 +117,9 @@ def recovered(bench: Bench) -> None:
 def repeated(bench: Bench) -> None:
     """What it submitted is asked for by a borrower whose owner is gone."""
     task = bench.submit("task")
-    bench.core.climbing.keep(task)
+    bench.core.retention.keep(task)
     bench.says(task, m.DONE, b"value", 1.0)
-    bench.core.climbing.ask(("adopted", "gone", "child", 1), ("task", "child"))
+    bench.core.reconstruction.ask(("adopted", "gone", "child", 1), ("task", "child"))
     bench.step()
     for view in bench.core.placement.workers.values():
         bench.pushes += sum(row.options.repeats == "task" for row in view.pushed.values())
@@ -175,7 +175,6 @@ def test_nothing_else_in_the_core_starts_a_task_again():
                     and ast.unparse(node.func.value).endswith(("lifecycle", "self"))
                 ):
                     found.add(f"{file.stem}.{function.name}: {node.func.attr}")
-    found = {one for one in found if not one.startswith(("references.retry", "ownership.retry"))}
     assert found == {
         "answers._delegated: become",  # an alias, which runs nothing
         "answers._failed: try_again",  # asks
@@ -183,15 +182,15 @@ def test_nothing_else_in_the_core_starts_a_task_again():
         "bequest.instead: become",  # REPEATED, by `Bequests._source`
         "bequest.recover: become",  # an alias
         "bequest.recover: withdraw",
-        "climbing.recover: withdraw",  # becomes a question
+        "reconstruction.recover: withdraw",  # becomes a question
         "lifecycle.retry: withdraw",  # the user asked
         "lineage.recover: restore",  # RECOVERED, by `Lineages.keep`
         "lineage.recover: withdraw",
         "ownership.remove_worker: try_again",
         "ownership.revive: retry",  # the user asked
-        "references._climb: wait_for_owner",  # borrowed: runs nothing here
-        "references._take_in: wait_for_owner",
-        "references._told: wait_for_owner",
-        "references.missed: wait_for_owner",
+        "borrowing._climb: wait_for_owner",  # borrowed: runs nothing here
+        "borrowing._take_in: wait_for_owner",
+        "borrowing._told: wait_for_owner",
+        "borrowing.missed: wait_for_owner",
         "silence._move: try_again",
     }

@@ -159,13 +159,13 @@ def test_a_worker_that_dies_while_it_is_suspended():
 def test_posts_go_another_way_while_the_usual_one_is_silent():
     bench = Bench("a", "b")
     core = bench.core
-    peer = core.references.peer(("other", "", "other"))
-    core.references._say(peer, (3, "key", 1))
+    peer = core.peers.peer(("other", "", "other"))
+    core.peers.say(peer, (3, "key", 1))
     core.posting.flush()
     assert [kind for kind, *_ in bench.sent("a")] == ["POST"]
     silent(bench, "a")
     assert [kind for kind, *_ in bench.sent("b")] == ["POST"]  # the same again
-    core.references._say(peer, (3, "key", 2))
+    core.peers.say(peer, (3, "key", 2))
     core.posting.flush()
     assert [kind for kind, *_ in bench.sent("b")] == ["POST"]
 

@@ -12,7 +12,7 @@ def make(key, *dependencies, **options):
 
 
 def test_a_key_has_one_row_and_each_adoption_one_handle():
-    table = Table(nullcontext())
+    table = Table(nullcontext(), ("me", "", "me"))
     first = make("x")
     assert table.adopt(first) is first and first.handles == 1
     assert table.adopt(make("x")) is first and first.handles == 2
@@ -21,7 +21,7 @@ def test_a_key_has_one_row_and_each_adoption_one_handle():
 
 
 def test_only_the_row_that_got_in_counts_its_dependencies():
-    table = Table(nullcontext())
+    table = Table(nullcontext(), ("me", "", "me"))
     x = table.adopt(make("x"))
     inner = table.adopt(make("inner"))
     for _ in range(2):
@@ -32,7 +32,7 @@ def test_only_the_row_that_got_in_counts_its_dependencies():
 
 
 def test_a_row_goes_out_when_nothing_counts_it_and_only_once():
-    table = Table(nullcontext())
+    table = Table(nullcontext(), ("me", "", "me"))
     x = table.adopt(make("x"))
     x.handles, x.uses = 2, 1
     assert table.release([x]) == []
@@ -44,7 +44,7 @@ def test_a_row_goes_out_when_nothing_counts_it_and_only_once():
 
 
 def test_letting_an_old_row_go_leaves_the_new_one_of_its_key():
-    table = Table(nullcontext())
+    table = Table(nullcontext(), ("me", "", "me"))
     old = table.adopt(make("x"))
     table.rows.remove(old)
     old.state = CANCELLED
@@ -55,7 +55,7 @@ def test_letting_an_old_row_go_leaves_the_new_one_of_its_key():
 
 
 def test_a_row_that_others_have_too_is_not_its_submitters_alone():
-    table = Table(nullcontext())
+    table = Table(nullcontext(), ("me", "", "me"))
     row = table.adopt(make("x", parent=("o", "p", 1)))
     table.find("x", ("o", "p", 1))
     assert row.options.parent == ("o", "p", 1)
@@ -65,7 +65,7 @@ def test_a_row_that_others_have_too_is_not_its_submitters_alone():
 
 
 def test_all_rows_are_listed_while_another_thread_adds_some():
-    table = Table(threading.Lock())
+    table = Table(threading.Lock(), ("me", "", "me"))
     for number in range(20_000):
         table.adopt(make(number))
     going_on = True

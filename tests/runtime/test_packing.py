@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dask_ownership.core import messages as m
-from dask_ownership.core import references as r
+from dask_ownership.core import peer_messages as r
 from dask_ownership.core.link import LinkState
 from dask_ownership.core.row import LOST
 from dask_ownership.runtime import packing

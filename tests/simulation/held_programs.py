@@ -110,7 +110,7 @@ class Giver:
             return  # it is still being scattered: nobody has a future of that yet
         core, shelf = self.owner.core, self.shelf
         functions, tasks, also = core.bequests.describe([future.row])
-        origin = core.references.origin_of(future.row)
+        origin = core.table.origin_of(future.row)
         stays = self.random.random() < 0.4
         keeps = [future]
         bequest = Bequest(self.owner.process, shelf.functions(functions), tasks)
@@ -153,7 +153,7 @@ class Giver:
             row = self.owner.arrive(item.name)
             self.held.append((VirtualFuture(self.owner, row), item.value))
             self.taking.append(item.rows)
-            self.owner.core.references.when_counted([row], lambda: self.taken(item.rows))
+            self.owner.core.borrowing.when_counted([row], lambda: self.taken(item.rows))
 
         self.cluster.later(self.cluster.delay(), arrive)
 

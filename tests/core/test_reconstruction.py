@@ -92,7 +92,7 @@ def test_another_client_climbs(seed):
     other = family.cluster.clients[1]
     data, found = travel.dumps((0, (family.children[0],)))
     futures = travel.loads(other, data)[1]
-    other.core.references.when_counted([f.row for f in futures], found.clear)
+    other.core.borrowing.when_counted([f.row for f in futures], found.clear)
     family.cluster.run_for(20_000.0)
     family.kill_owner()
     family.children = futures
@@ -224,7 +224,7 @@ def test_the_repeat_dies_after_it_named_a_child(seed, faults):
     family = Family(seed, faults, workers=3, lingers=100_000.0)
     family.kill_owner()
     family.until(lambda: owner_of(family.children[0]) in family.cluster.workers)
-    assert family.client.core.climbing.searches
+    assert family.client.core.reconstruction.searches
     family.kill_owner()
     assert family.values() == [10, 20]
     family.end()
@@ -251,12 +251,12 @@ def test_a_child_is_asked_for_when_the_repeat_ends(wait, monkeypatch):
     cluster, other = family.cluster, family.cluster.clients[1]
     data, found = travel.dumps((0, (family.children.pop(),)))
     theirs = travel.loads(other, data)[1]
-    other.core.references.when_counted([f.row for f in theirs], found.clear)
+    other.core.borrowing.when_counted([f.row for f in theirs], found.clear)
     family.parent = None
     cluster.run_for(20_000.0)
     hear = hears_late(other, monkeypatch)
     family.kill_owner()
-    family.until(lambda: family.client.core.climbing.searches)
+    family.until(lambda: family.client.core.reconstruction.searches)
     cluster.run_for(wait)
     hear()
     family.children += theirs
@@ -335,13 +335,13 @@ def test_an_heir_that_hears_late_of_a_death_is_not_asked_again_and_again(monkeyp
     cluster, other = family.cluster, family.cluster.clients[1]
     data, found = travel.dumps((0, (family.children[0],)))
     theirs = travel.loads(other, data)[1]
-    other.core.references.when_counted([f.row for f in theirs], found.clear)
+    other.core.borrowing.when_counted([f.row for f in theirs], found.clear)
     cluster.run_for(20_000.0)
     family.kill_owner()
     family.until(lambda: owner_of(family.children[0]) in cluster.workers)
     family.until(lambda: owner_of(theirs[0]) in cluster.workers)
     hear = hears_late(family.client, monkeypatch)
-    heir = other.core.references.peer(family.client.process)
+    heir = other.core.peers.peer(family.client.process)
     before = heir.stream.sent
     family.kill_owner()
     cluster.run_for(250_000.0)
@@ -374,7 +374,7 @@ def test_what_a_gone_owner_led_to_elsewhere_is_kept_by_the_one_above(how):
         cluster.workers[above].accept(True)
     getattr(cluster, how)(above)
     cluster.run_for(4_500_000.0)
-    assert above not in cluster.workers and not client.core.climbing.orphans
+    assert above not in cluster.workers and not client.core.retention.orphans
     cluster.kill(below)
     cluster.run()
     assert cluster.outcome(client, future.row) == 5

@@ -1,20 +1,9 @@
-"""Climbing: what a dead process owned is found again through the tasks that submitted it.
+"""Reconstruction: what a dead process owned is made again by the tasks that submitted it.
 
-A task that submits tasks makes the process that it runs in their owner. When that dies, what
-it owned dies with it; futures of it may have escaped to other processes by then. The owner of
-the submitting task (the *heir*) can have it made again, because a task that runs again submits
-the same tasks under the same keys (`core.identity`).
-
-Keeping
-    When the future of a submitted task may leave its process, that process tells the heir
-    to keep the submitting task (``KEEP``), and when it is forgotten to let it go
-    (``LET_GO``). A task that is kept counts this as a descendant: how to run it is kept as
-    lineage, its value need not be. The heir has whoever submitted that task keep it too,
-    and so on to a client.
 Asking
-    A borrower whose owner is gone borrows from the nearest heir that lives, with the *path*
-    from a task of the heir to the object (``BORROW``). The heir makes a *question* of it: a
-    row that waits.
+    A borrower whose owner is gone borrows from the nearest heir that lives (`core.retention`),
+    with the *path* from a task of the heir to the object (``BORROW``). The heir makes a
+    *question* of it: a row that waits.
 Repeating
     If the task runs at the moment, the worker is asked to look out for that child (``SEEK``);
     else it is run once more in a row of its own, which changes nothing of the first. The
@@ -30,19 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 from dask_ownership.core import messages as m
 from dask_ownership.core import restarts
-from dask_ownership.core.identity import Path, heir_of, path_from, same_task
+from dask_ownership.core.identity import Path, path_from, same_task
 from dask_ownership.core.lifecycle import RowListener, why
-from dask_ownership.core.messages import Heir, Key, Origin, Place, Process
+from dask_ownership.core.messages import Key, Origin, Place, Process
+from dask_ownership.core.peers import Peer
 from dask_ownership.core.row import (
     DORMANT,
-    ERROR,
-    ESCAPED,
     FORGOTTEN,
     INLINE,
     LOST,
     PUSHED,
     QUESTION,
-    RETAINED,
     SOUGHT,
     STORED,
     WAITING,
@@ -55,11 +42,6 @@ from dask_ownership.core.row import (
 
 if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership
-    from dask_ownership.core.references import Peer
-
-KEPT_FOR = 30.0
-"""Seconds for which tasks are kept for a process that is gone: others may hear of it late, and
-ask."""
 
 NOTHING: tuple[Row | None, tuple[Row, ...], dict[Key, Row]] = (None, (), {})
 
@@ -112,8 +94,8 @@ class Question:
         self.task: Row | None = None
 
 
-class Climbing(RowListener):
-    """What one process keeps for the children of its tasks, and looks for again.
+class Reconstruction(RowListener):
+    """What one process looks for again, on behalf of borrowers whose owners are gone.
 
     Parameters
     ----------
@@ -121,23 +103,6 @@ class Climbing(RowListener):
 
     Attributes
     ----------
-    keepers : dict
-        Rows that are kept to how many processes keep them.
-    escaped : set of Row
-        Those that tasks submitted here and whose futures may be in other processes.
-    children : dict
-        The submitting task, as its owner's incarnation and its key there, to how many of
-        those are its.
-    heirs : dict
-        Those tasks to their origins.
-    above : dict
-        Those whose owners died to the task above that is kept in their place.
-    kept : dict
-        Key to row, for the tasks of this process that are kept for what they submitted here.
-    untold : dict
-        Tasks whose owner may not know yet that it is to keep them to what waits for that.
-    orphans : dict
-        Incarnation of a process that died to the rows that are still kept for it.
     searches : dict
         Tasks that run, or will, to what is sought of them.
     questions : dict
@@ -150,76 +115,12 @@ class Climbing(RowListener):
 
     def __init__(self, core: Ownership) -> None:
         self.core = core
-        self.keepers: dict[Row, int] = {}
-        self.escaped: set[Row] = set()
-        self.children: dict[tuple[str, Key], int] = {}
-        self.heirs: dict[tuple[str, Key], Heir] = {}
-        self.above: dict[tuple[str, Key], Heir | None] = {}
-        self.kept: dict[Key, Row] = {}
-        self.untold: dict[tuple[str, Key], list[Callable[[], None]]] = {}
-        self.orphans: dict[str, list[Row]] = {}
         self.searches: dict[Row, Search] = {}
         self.questions: dict[Row, Question] = {}
         self.repeats: dict[Row, Row] = {}
         self.doubted: set[str] = set()
         self._children: tuple[Row | None, tuple[Row, ...], dict[Key, Row]] = NOTHING
-
-    # ---- the process in which tasks submitted tasks ----
-
-    def escapes(self, row: Row) -> None:
-        """The future of a row may be in other processes from now on. Again is nothing."""
-        heir: Heir | None = row.options.heir
-        if heir is None or row in self.escaped or row.state == FORGOTTEN:
-            return
-        self.escaped.add(row)
-        row.roles |= ESCAPED
-        self._led_to(heir)
-
-    def _led_to(self, heir: Heir) -> None:
-        """One thing more that a task led to is to be made again by its owner, or by an heir
-        above that when it is gone."""
-        task = (heir[0], heir[3])
-        count = self.children[task] = self.children.get(task, 0) + 1
-        if count > 1:
-            return
-        references = self.core.references
-        self.heirs[task] = heir
-        if heir[0] == references.process[0]:
-            parent = self.core.table.rows.get(heir[3])
-            if parent is not None and self.can_keep(parent):
-                self.kept[heir[3]] = parent
-                self.keep(parent)
-        elif references.peer(heir[:3]).gone:
-            self._go_above(heir)
-        else:
-            references.say_keep(heir[:3], heir[3], True)
-            if heir[1]:
-                self.untold.setdefault(task, [])
-
-    def when_kept(self, owner: str, key: Key, call: Callable[[], None]) -> None:
-        """Call once the owner of a task that ended here knows that it is to keep it.
-
-        It forgets how to run the task when that has ended. What is said to a client goes
-        the same way as the answer, and so arrives first; to a worker it goes another way.
-        """
-        waiting = self.untold.get((owner, key))
-        if waiting is None:
-            call()
-        else:
-            waiting.append(call)
-
-    def told(self, owner: str, key: Key) -> None:
-        """The owner of a task has heard that it is to keep it, or is gone."""
-        for call in self.untold.pop((owner, key), ()):
-            call()
-
-    def _go_above(self, heir: Heir) -> None:
-        """The owner of a task that is kept is gone."""
-        references = self.core.references
-        above = heir_of(heir, lambda process: references.peer(process).gone)
-        self.above[heir[0], heir[3]] = above
-        if above is not None:
-            self._led_to(above)
+        core.peers.when_gone.append(self._on_gone)
 
     def finished(self, row: Row) -> None:
         """A task of which children are sought may have ended."""
@@ -232,90 +133,18 @@ class Climbing(RowListener):
         self.submits_no_more(row)
 
     def forgotten(self, row: Row) -> None:
-        """What had escaped may be gone, or nobody asks a question any more."""
-        if row in self.escaped:
-            self.escaped.discard(row)
-            self._led_to_less(row.options.heir)
+        """Nobody asks a question any more, perhaps."""
         self.ended(row)
 
-    def _led_to_less(self, heir: Heir) -> None:
-        task = (heir[0], heir[3])
-        count = self.children.pop(task) - 1
-        if count:
-            self.children[task] = count
-            return
-        references = self.core.references
-        del self.heirs[task]
-        if task in self.above:
-            above = self.above.pop(task)
-            if above is not None:
-                self._led_to_less(above)
-        elif heir[0] != references.process[0]:
-            references.say_keep(heir[:3], heir[3], False)
-        elif (parent := self.kept.pop(heir[3], None)) is not None:
-            self.let_go(parent)
-
-    # ---- the heir: keeping ----
-
-    def keep(self, row: Row) -> None:
-        """Children of this task may be known elsewhere: keep how to run it."""
-        self.core.table.retain((row,))
-        self.keepers[row] = self.keepers.get(row, 0) + 1
-        row.roles |= RETAINED
-        self.escapes(row)
-        if row.handles <= 0 and row.uses <= 0:
-            self.core.lineages.unheld(row)  # only another's lineage had it
-
-    def let_go(self, row: Row) -> None:
-        """One process keeps a task no more."""
-        count = self.keepers.pop(row) - 1
-        if count:
-            self.keepers[row] = count
-        else:
-            row.roles &= ~RETAINED
-            if row.state in (INLINE, ERROR) and row.lineage is not None:
-                self.core.lineages.drop(row)  # only its children needed that
-        self.core.lineages.let_go((row,))
-
-    def can_keep(self, row: Row) -> bool:
-        """Whether it is known how to run a task, or will be until it ends."""
-        source: Any = row.lineage or row
-        function = source.function
-        return function is not None and function is not self.core.identity
-
-    def only_kept(self, row: Row) -> bool:
-        """Whether a row is there for its children alone."""
-        keepers = self.keepers.get(row)
-        return keepers == row.descendants and row.handles <= 0 and row.uses <= 0
-
-    def process_gone(self, incarnation: str, kept: list[Row]) -> None:
-        """A process died: keep for a while what it kept, for those who ask for its objects."""
+    def _on_gone(self, peer: Peer) -> None:
+        """A process died: what was found there is looked for again."""
+        incarnation = peer.process[0]
         self.doubted.discard(incarnation)
-        self.orphan(incarnation, kept)
-        for task in [task for task in self.untold if task[0] == incarnation]:
-            self.told(*task)
-        for task, heir in list(self.heirs.items()):
-            if heir[0] == incarnation and task not in self.above:
-                self._go_above(heir)
         for row, question in list(self.questions.items()):
             if question.place is not None and question.place[0] == incarnation:
                 self._look_again(row, question)
 
-    def orphan(self, incarnation: str, kept: list[Row]) -> None:
-        """Keep tasks for a process that died, until whoever lost something with it has asked."""
-        if not kept:
-            return
-        if incarnation not in self.orphans:
-            self.orphans[incarnation] = []
-            self.core.later(KEPT_FOR, self.expire, incarnation)
-        self.orphans[incarnation].extend(kept)
-
-    def expire(self, incarnation: str) -> None:
-        """Whoever lost something with a process has asked by now."""
-        for row in self.orphans.pop(incarnation, ()):
-            self.let_go(row)
-
-    # ---- the heir: asking ----
+    # ---- asking ----
 
     def ask(self, key: Key, path: Path) -> Row:
         """Somebody asks for what a dead process owned: the row that waits for it, with one use."""
@@ -335,7 +164,7 @@ class Climbing(RowListener):
         had. False when no task here led to it."""
         origin: Origin | None = row.options.adopted
         level = origin
-        while level is not None and level[0] != self.core.references.process[0]:
+        while level is not None and level[0] != self.core.peers.process[0]:
             level = level[4]
         if origin is None or level is None or row in self.questions:
             return False
@@ -356,11 +185,55 @@ class Climbing(RowListener):
         else:
             self._answer_one(peer, row, number, question)
 
-    def _look_again(self, row: Row, question: Question) -> None:
-        question.place = question.rest = None
-        found, row.contains = row.contains, ()
-        self.core.lifecycle.release_uses(found)
-        self._look(row, question)
+    def _found(self, row: Row, question: Question, child: Row) -> None:
+        """The child of the task is there: tell who asked, or go on along the path."""
+        if row.state != WAITING:
+            return
+        core = self.core
+        core.table.use_all((child,))
+        row.contains += (child,)
+        below = question.path[2:]
+        if isinstance(child, Borrowed):
+            question.place = child.place[:4]
+            question.rest = child.path
+            if below:
+                question.rest = (*(child.path or (child.place[3],)), *below)
+                question.place = (*child.place[:3], row.key)
+        elif below:
+            question.path = (child.key, *below)
+            self._look(row, question)
+            return
+        else:
+            question.place = (*core.peers.process, child.key)
+        for peer, number in core.lending.borrowers_of(row):
+            self._answer_one(peer, row, number, question)
+
+    def _answer_one(self, peer: Peer, row: Row, number: int, question: Question) -> None:
+        assert question.place is not None
+        self.core.lending.say_moved(peer, row.key, number, question.place, None, question.rest)
+
+    def _fail(self, row: Row, reason: str) -> None:
+        key = self.questions[row].path[-1]
+        self.core.lifecycle.end_with_dependents(row, LOST, Failure("owner-lost", key, reason))
+
+    def _dropped(self, row: Row) -> None:
+        """A question ended, or nobody asks any more; a task that runs for it alone ends too."""
+        question = self.questions.pop(row)
+        if not self.questions:
+            self._children = NOTHING
+        task = question.task
+        search = self.searches.get(task) if task is not None else None
+        asked = search.questions.get(question.path[1]) if search is not None else None
+        if task is None or search is None or asked is None or row not in asked:
+            return
+        asked.remove(row)
+        if not asked:
+            del search.questions[question.path[1]]
+        if not search.questions:
+            self._end_search(task)
+            self._leave(task, search)
+
+    # ---- looking ----
 
     def _look(self, row: Row, question: Question) -> None:
         """Find the child, have it looked out for, or run the task again."""
@@ -403,16 +276,21 @@ class Climbing(RowListener):
             search.late.add(path[1])
             self.seek(task, (path[1],))
 
+    def _look_again(self, row: Row, question: Question) -> None:
+        question.place = question.rest = None
+        found, row.contains = row.contains, ()
+        self.core.lifecycle.release_uses(found)
+        self._look(row, question)
+
     def _inside(self, task: Row, key: Key, delegated: bool) -> Row | None:
         """A child whose future is in the value of a task, unless its owner is gone."""
         rows = task.dependencies if delegated else task.contains
         if self._children[0] is not task or self._children[1] is not rows:
             # There may be very many, and each of them is asked for when their owner is gone.
-            references = self.core.references
-            name = references.origin_of(task)
+            name = self.core.table.origin_of(task)
             children = {}
             for row in rows:
-                origin = references.origin_of(row)
+                origin = self.core.table.origin_of(row)
                 heir = origin[4]
                 # One that came from elsewhere may have the same key.
                 if same_task(heir, name):
@@ -425,11 +303,12 @@ class Climbing(RowListener):
         """Whether a child that was made is still with its owner."""
         if not isinstance(row, Borrowed):
             return row.state != FORGOTTEN
-        references = self.core.references
         owner: Process = row.place[:3]
-        if owner[0] == references.process[0] or owner[0] in self.doubted:
+        if owner[0] == self.core.peers.process[0] or owner[0] in self.doubted:
             return False
-        return not references.peer(owner).gone
+        return not self.core.peers.peer(owner).gone
+
+    # ---- repeating ----
 
     def _repeat(self, row: Row, task: Row) -> Row | None:
         """A row that runs a task once more, not submitted yet; None when that cannot be."""
@@ -474,16 +353,15 @@ class Climbing(RowListener):
 
     def made(self, task: Row, child: Key, origin: Origin, took: Callable[[], None]) -> None:
         """A worker named a child that was sought."""
-        references = self.core.references
         search = self.searches.get(task)
         if search is None or child in search.made:
             took()
             return
-        rows = references.rows_of((origin,))
+        rows = self.core.borrowing.rows_of((origin,))
         for row in rows:
             if isinstance(row, Borrowed) and row.state < INLINE:
-                references.borrow_at(row, origin[:4])
-        references.when_counted(rows, took)
+                self.core.borrowing.borrow_at(row, origin[:4])
+        self.core.borrowing.when_counted(rows, took)
         if not rows:
             return
         search.made[child] = rows[0]
@@ -513,54 +391,6 @@ class Climbing(RowListener):
                 self._fail(row, reason)
         self._leave(task, search)
 
-    def _found(self, row: Row, question: Question, child: Row) -> None:
-        """The child of the task is there: tell who asked, or go on along the path."""
-        if row.state != WAITING:
-            return
-        core = self.core
-        core.table.use_all((child,))
-        row.contains += (child,)
-        below = question.path[2:]
-        if isinstance(child, Borrowed):
-            question.place = child.place[:4]
-            question.rest = child.path
-            if below:
-                question.rest = (*(child.path or (child.place[3],)), *below)
-                question.place = (*child.place[:3], row.key)
-        elif below:
-            question.path = (child.key, *below)
-            self._look(row, question)
-            return
-        else:
-            question.place = (*core.references.process, child.key)
-        for peer, number in core.references.borrowers_of(row):
-            self._answer_one(peer, row, number, question)
-
-    def _answer_one(self, peer: Peer, row: Row, number: int, question: Question) -> None:
-        assert question.place is not None
-        self.core.references.say_moved(peer, row.key, number, question.place, None, question.rest)
-
-    def _fail(self, row: Row, reason: str) -> None:
-        key = self.questions[row].path[-1]
-        self.core.lifecycle.end_with_dependents(row, LOST, Failure("owner-lost", key, reason))
-
-    def _dropped(self, row: Row) -> None:
-        """A question ended, or nobody asks any more; a task that runs for it alone ends too."""
-        question = self.questions.pop(row)
-        if not self.questions:
-            self._children = NOTHING
-        task = question.task
-        search = self.searches.get(task) if task is not None else None
-        asked = search.questions.get(question.path[1]) if search is not None else None
-        if task is None or search is None or asked is None or row not in asked:
-            return
-        asked.remove(row)
-        if not asked:
-            del search.questions[question.path[1]]
-        if not search.questions:
-            self._end_search(task)
-            self._leave(task, search)
-
     def _search(self, task: Row, repeats: Row | None = None) -> Search:
         """Look for children of a task, which does not end before it must."""
         if repeats is None:
@@ -569,7 +399,7 @@ class Climbing(RowListener):
             self.core.table.handles_to_uses((task,))
             self.repeats[repeats] = task
         task.roles |= SOUGHT
-        self.keep(repeats or task)
+        self.core.retention.keep(repeats or task)
         search = self.searches[task] = Search(repeats)
         return search
 
@@ -581,5 +411,5 @@ class Climbing(RowListener):
 
     def _leave(self, task: Row, search: Search) -> None:
         """Nothing is sought of a task any more; one that runs for that alone is let go of."""
-        self.let_go(search.repeats or task)
+        self.core.retention.let_go(search.repeats or task)
         self.core.lifecycle.release_uses((*search.made.values(), task))
