@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dask_ownership.core import messages as m
 from dask_ownership.core import restarts
-from dask_ownership.core.messages import Key, Message, Origin, Process
+from dask_ownership.core.messages import DONE, DONE_ALONE, Key, Message, Origin, Process
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.row import (
     ERROR,
@@ -67,6 +67,7 @@ class Answers:
     ) -> tuple[Message, Exception] | None:
         """Take messages in, up to one that cannot be: that one, and why."""
         pushed = view.pushed
+        finish_inline = self.core.lifecycle.finish_inline
         message: Message = ()
         try:
             for message in messages:
@@ -78,6 +79,13 @@ class Answers:
                 if row is None or row.attempt != message[2]:
                     if kind in LATE:
                         LATE[kind](self, view, *message)
+                elif (
+                    kind == DONE and len(message) == DONE_ALONE
+                ):  # most of them, and first for that
+                    _, _, _, value, microseconds = message
+                    view.ended(row)
+                    _measured(row, microseconds)
+                    finish_inline(row, value)
                 elif (end := ENDS.get(kind)) is not None:
                     view.ended(row)
                     end(self, view, row, *message)

@@ -39,37 +39,40 @@ class Crowd:
     Parameters
     ----------
     nthreads : int
-        Threads of the worker; the executor changes it.
+        Threads of the worker.
 
     Attributes
     ----------
     waiting : dict
         The tasks to whether they count.
+    limit : int
+        How many there may be before it is full.
     awaited : deque of Entry
         Queued tasks that some of them wait for, which start first.
+    one_more : bool
+        One more may begin though it is full.
     """
 
     def __init__(self, nthreads: int) -> None:
-        self.nthreads = nthreads
+        self.limit_for(nthreads)
         self.waiting: dict[Entry, bool] = {}
         self.awaited: deque[Entry] = deque()
         self._count = 0
         self._depths: dict[int, int] = {}
-        self._one_more = False
+        self.one_more = False
         self._next_relief = FIRST_RELIEF
 
     def __len__(self) -> int:
         return len(self.waiting)
 
-    @property
-    def limit(self) -> int:
-        """How many there may be before it is full."""
-        return WAITING_PER_THREAD * self.nthreads
+    def limit_for(self, nthreads: int) -> None:
+        """The worker has so many threads from now on."""
+        self.limit = WAITING_PER_THREAD * nthreads
 
     @property
     def full(self) -> bool:
         """Whether only what the waiting tasks need may begin."""
-        return self._count >= self.limit and not self._one_more
+        return self._count >= self.limit and not self.one_more
 
     @property
     def deepest(self) -> int:
@@ -133,8 +136,8 @@ class Crowd:
             self._next_relief = FIRST_RELIEF
         elif standstill >= self._next_relief:
             self._next_relief += min(self._next_relief, LONGEST_RELIEF)
-            self._one_more = self._count >= self.limit
+            self.one_more = self._count >= self.limit
 
     def began(self) -> None:
         """A task took a slot."""
-        self._one_more = False
+        self.one_more = False

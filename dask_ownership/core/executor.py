@@ -9,7 +9,7 @@ asks the run queue when a slot is free (`core.run_queue`) and tells `succeeded`,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from dask_ownership.core import messages as m
@@ -139,7 +139,8 @@ class Executor:
             return
         self.queue.accepting = yes
         self.leaving = self.leaving and not yes
-        self.queue.nthreads = self.queue.crowd.nthreads = nthreads
+        self.queue.nthreads = nthreads
+        self.queue.crowd.limit_for(nthreads)
         for session in self.sessions.values():
             session.outbox.append((m.ACCEPTING, yes, nthreads))
             if not yes:
@@ -186,8 +187,10 @@ class Executor:
         message: Message = ()
         try:
             for message in messages:
-                handler = HANDLERS.get(message[0])
-                if handler is not None:
+                kind = message[0]
+                if kind == m.PUSH:  # most of them, and first for that
+                    self._on_push(session, message)
+                elif (handler := HANDLERS.get(kind)) is not None:
                     handler(self, session, *message)
         except Exception as error:
             self.broken.append((session, message, error))
@@ -352,7 +355,8 @@ class Executor:
         bool
             Whether anyone wants it.
         """
-        self.queue.release_resources(entry)
+        if entry.limited:
+            self.queue.release_resources(entry)
         session = entry.session
         if entry.cancelled or session.closed:
             self._forget(entry)
@@ -463,18 +467,8 @@ class Executor:
 
     # ---- inside ----
 
-    def _on_push(
-        self,
-        session: Session,
-        kind: int,
-        key: Key,
-        attempt: int,
-        function: int,
-        payload: bytes,
-        order: int,
-        dependencies: Sequence[Any],
-        options: dict[str, Any] | None,
-    ) -> None:
+    def _on_push(self, session: Session, message: Message) -> None:
+        _, key, attempt, function, payload, order, dependencies, options = message
         entries = session.entries
         before = entries.get(key)
         if before is not None:
@@ -486,6 +480,8 @@ class Executor:
         entry.payload = payload
         entry.order = order
         entry.options = options
+        if options is not None:
+            entry.limited = "resources" in options or "executor" in options
         missing: list[tuple[Key, int, tuple[str, ...]]] = []
         if dependencies:
             resolved: list[Any] = []
@@ -511,7 +507,7 @@ class Executor:
             entry.dependencies = resolved
         if not self.queue.accepting:
             self._give_back(entry, m.REFUSED)
-        elif not self.queue.resources.possible(options):
+        elif entry.limited and not self.queue.resources.possible(options):
             self._give_back(entry, m.REFUSED, (tuple(self.queue.resources.totals.items()),))
         elif missing:
             self._give_back(entry, m.MISSING, tuple(missing))
@@ -662,7 +658,6 @@ class Executor:
 
 
 HANDLERS: dict[int, Callable[..., None]] = {
-    m.PUSH: Executor._on_push,
     m.FUNCTION: Executor._on_function,
     m.FORGET: Executor._on_forget,
     m.FREE: Executor._on_free,
@@ -675,4 +670,5 @@ HANDLERS: dict[int, Callable[..., None]] = {
     m.CHECKPOINTED: Executor._on_checkpointed,
     m.POST: Executor._on_post,
 }
-"""What an executor does about each kind of message, whose items are the arguments by name."""
+"""What an executor does about each kind of message but `PUSH`. The items of a message are the
+arguments by name."""

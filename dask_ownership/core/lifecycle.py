@@ -172,8 +172,10 @@ class Lifecycle:
         Of this process, for messages to people.
     log : callable
         Remembers something unusual: the row, the event and what happened.
+    queue : callable
+        Takes a row that is ready, to choose a worker for it.
     place : callable
-        Takes a row that is ready.
+        The same, for a row with dependencies: its value may be that of another already.
     why_not : callable
         Says why a value that is gone cannot be made again.
     losses : dict of str to int
@@ -201,6 +203,7 @@ class Lifecycle:
         table: Table,
         name: str,
         log: Callable[[Row, str, str], None],
+        queue: Callable[[Row], None],
         place: Callable[[Row], None],
         why_not: Callable[[Row], str],
         losses: dict[str, int],
@@ -208,6 +211,7 @@ class Lifecycle:
         self.table = table
         self.name = name
         self.log = log
+        self.queue = queue
         self.place = place
         self.why_not = why_not
         self.losses = losses
@@ -237,7 +241,7 @@ class Lifecycle:
             self.wait(row, first=True)
         else:
             row.state = READY
-            self.place(row)
+            self.queue(row)
 
     def wait(self, row: Row, first: bool = False) -> None:
         """Count what a row waits for. It is ready when that is nothing, and fails when a
@@ -275,12 +279,11 @@ class Lifecycle:
         """A borrowed row waits for what its owner says next."""
         row.state = WAITING
 
-    def pushed(self, row: Row, view: WorkerView) -> int:
-        """A row is handed to a worker; the number of this attempt."""
+    def pushed(self, row: Row, view: WorkerView) -> None:
+        """A row is handed to a worker, in an attempt with a number of its own."""
         self.numbers = row.attempt = self.numbers + 1
         row.state = PUSHED
         row.worker = view
-        return row.attempt
 
     def try_again(self, row: Row, path: restarts.Path, detail: str) -> None:
         """The attempt of a row ended without an outcome, or is given up: begin another.
@@ -618,64 +621,66 @@ class Lifecycle:
 
     def release(self, rows: Iterable[Row]) -> None:
         """One handle of each row went away."""
-        for row in self.table.release(rows):
-            self._forget(row)
+        dead = self.table.release(rows)
+        if dead:
+            self._forget(dead)
 
     def release_uses(self, rows: Iterable[Row]) -> None:
         """One use of each row went away."""
-        for row in self.table.release_uses(rows):
-            self._forget(row)
+        dead = self.table.release_uses(rows)
+        if dead:
+            self._forget(dead)
 
     def forget_unneeded(self, rows: Iterable[Row]) -> None:
         """Descendants of rows went away: forget those that nothing counts now."""
-        for row in self.table.unneeded(rows):
-            self._forget(row)
+        dead = self.table.unneeded(rows)
+        if dead:
+            self._forget(dead)
 
-    def _forget(self, row: Row) -> None:
-        """Nobody holds a row: free what it held.
+    def _forget(self, dead: list[Row]) -> None:
+        """Nobody holds these rows: free what they held.
 
         What is freed with it follows in this loop, also what comes back here from others
         that are told: chains of any length end so.
         """
         stack = self._forgetting
-        stack.append(row)
+        stack.extend(reversed(dead))
         if self._forgets:
             return
         self._forgets = True
         try:
             while stack:
-                self._forget_one(stack.pop())
+                row = stack.pop()
+                state = row.state
+                if state == FORGOTTEN:
+                    continue
+                if row.descendants:
+                    for _, listener in self._listeners:
+                        listener.unheld(row)
+                    continue
+                if state == INLINE:
+                    self.inline_bytes -= row.nbytes
+                elif state == PUSHED:
+                    row.worker.take_back(row)
+                if row.holders:
+                    self.unhold(row)
+                row.state = FORGOTTEN
+                roles = row.roles
+                if roles:
+                    for mask, listener in self._listeners:
+                        if mask & roles:
+                            listener.forgotten(row)
+                if row.waiters is not None:
+                    self.completed.append(row)
+                row.value = None
+                row.payload = None
+                row.dependents = None
+                if row.dependencies or row.contains:
+                    needed = row.dependencies + row.contains
+                    row.dependencies = row.contains = ()
+                    stack.extend(self.table.release_uses(needed))
         finally:
             self._forgets = False
-
-    def _forget_one(self, row: Row) -> None:
-        if row.state == FORGOTTEN:
-            return
-        if row.descendants:
-            for _, listener in self._listeners:
-                listener.unheld(row)
-            return
-        if row.state == PUSHED:
-            row.worker.take_back(row)
-        if row.holders:
-            self.unhold(row)
-        if row.state == INLINE:
-            self.inline_bytes -= row.nbytes
-        row.state = FORGOTTEN
-        roles = row.roles
-        if roles:
-            for mask, listener in self._listeners:
-                if mask & roles:
-                    listener.forgotten(row)
-        if row.waiters is not None:
-            self.completed.append(row)
-        row.value = None
-        row.payload = None
-        row.dependents = None
-        if row.dependencies or row.contains:
-            needed = row.dependencies + row.contains
-            row.dependencies = row.contains = ()
-            self._forgetting.extend(self.table.release_uses(needed))
 
 
 def why(row: Row, value: bytes | Failure | None) -> str:

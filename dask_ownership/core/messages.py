@@ -107,6 +107,9 @@ DONE = 10
 travel. ``inside`` lists the origins of the futures in it; it is left out when there are
 none. The worker keeps those until it hears `TOOK`."""
 
+DONE_ALONE = 5
+"""Items of a `DONE` whose value has no futures inside."""
+
 STORED = 11
 """``(STORED, key, attempt, nbytes, type_name, microseconds)``: the value stays here. Without
 ``nbytes`` and ``type_name`` it is the very value of its only input."""

@@ -173,8 +173,15 @@ class Ownership:
         self.history: deque[tuple[Key, str, str, float]] = deque(maxlen=HISTORY)
         self.again = dict.fromkeys(AGAIN, 0)
         self.losses = dict.fromkeys(LOSSES, 0)
+        self.placement = Placement(home)
         self.lifecycle = Lifecycle(
-            self.table, process[2], self.log, self._place, self._why_not, self.losses
+            self.table,
+            process[2],
+            self.log,
+            self.placement.add_ready,
+            self._place,
+            self._why_not,
+            self.losses,
         )
         self.counts = self.lifecycle.counts
         self.peers = Peers(self, process)
@@ -201,7 +208,6 @@ class Ownership:
         self.max_inline = max_inline
         self.identity: Function | None = None
         self.identity_call = b""
-        self.placement = Placement(home)
         self.allowed_failures = allowed_failures
         self.refused: dict[str, str] = {}
         self.broken: list[tuple[str, Exception]] = []

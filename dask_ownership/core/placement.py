@@ -300,7 +300,7 @@ class Placement:
         None when there is no such row, or no worker that wants it.
         """
         queue = self._free
-        while len(queue):
+        while queue.size:
             row = queue.pop()
             if row.state != READY:
                 continue
@@ -317,7 +317,7 @@ class Placement:
     def any_ready(self) -> bool:
         """Whether an unrestricted row waits for a worker."""
         queue = self._free
-        while len(queue):
+        while queue.size:
             if queue.peek().state == READY:
                 return True
             queue.pop()
@@ -331,9 +331,9 @@ class Placement:
         """
         found = []
         for kind, queue in list(self._restricted.items()):
-            while len(queue) and queue.peek().state != READY:
+            while queue.size and queue.peek().state != READY:
                 queue.pop()
-            if not len(queue):
+            if not queue.size:
                 del self._restricted[kind]
                 continue
             found.append((queue.peek(), self.allowed(queue.peek())))

@@ -21,25 +21,32 @@ class OrderedQueue(Generic[T]):
 
     A loop of submits arrives in order, so the common case costs one append and
     one popleft. What arrives out of order goes to a heap beside it.
+
+    Attributes
+    ----------
+    size : int
+        How many are queued, as ``len`` gives it for a call.
     """
 
-    __slots__ = ("_count", "_heap", "_run")
+    __slots__ = ("_heap", "_pushed", "_run", "size")
 
     def __init__(self) -> None:
+        self.size = 0
         self._run: deque[T] = deque()
         self._heap: list[tuple[int, int, T]] = []
-        self._count = 0
+        self._pushed = 0
 
     def __len__(self) -> int:
-        return len(self._run) + len(self._heap)
+        return self.size
 
     def push(self, item: T) -> None:
+        self.size += 1
         run = self._run
         if not run or run[-1].order <= item.order:
             run.append(item)
         else:
-            self._count += 1
-            heappush(self._heap, (item.order, self._count, item))
+            self._pushed += 1
+            heappush(self._heap, (item.order, self._pushed, item))
 
     def pop(self) -> T:
         """The lowest item.
@@ -51,11 +58,15 @@ class OrderedQueue(Generic[T]):
         """
         heap = self._heap
         if heap and (not self._run or heap[0][0] < self._run[0].order):
+            self.size -= 1
             return heappop(heap)[2]
-        return self._run.popleft()
+        item = self._run.popleft()
+        self.size -= 1
+        return item
 
     def put_back(self, item: T) -> None:
         """Undo `pop` of this item; nothing may have been pushed in between."""
+        self.size += 1
         self._run.appendleft(item)
 
     def peek(self) -> T:

@@ -90,7 +90,11 @@ class RunQueue:
         """A task has all that it needs but a slot."""
         entry.state = QUEUED
         self.queued += 1
-        if entry.options is None or not self.exclusion.takes(entry):
+        options = entry.options
+        exclusion = self.exclusion
+        # A suspect is named so; and only while one is there may others be of it.
+        perhaps = options is not None and ("alone" in options or not exclusion.idle)
+        if not (perhaps and exclusion.takes(entry)):
             self.queue_beside(entry)
 
     def queue_beside(self, entry: Entry) -> None:
@@ -101,7 +105,7 @@ class RunQueue:
         queue = session.queues.get(level)
         if queue is None:
             queue = session.queues[level] = OrderedQueue()
-        if not len(queue):
+        if not queue.size:
             turns = self._turns.get(level)
             if turns is None:
                 if len(self._levels) > MANY_LEVELS:
@@ -193,7 +197,7 @@ class RunQueue:
         while crowd.awaited and (first := crowd.take_awaited()) is not None:
             if self.begin(first):
                 return first
-        full = crowd.full
+        full = crowd.waiting and crowd.full
         for level in self._levels:
             if full and _depth_of(level) <= crowd.deepest:
                 continue
@@ -201,11 +205,11 @@ class RunQueue:
             while turns:
                 session = turns[0]
                 queue = session.queues.get(level)
-                if not queue:
+                if queue is None or not queue.size:
                     turns.popleft()
                     continue
                 entry = queue.pop()
-                if not len(queue):
+                if not queue.size:
                     turns.popleft()
                 elif len(turns) > 1:
                     turns.rotate(-1)
@@ -231,11 +235,12 @@ class RunQueue:
             self._passed_over = True  # it is in two queues, and leaves one
         if self._passed_over and not self.queued:
             self._clear_queues()
-        if entry.options and not self.resources.acquire(entry):
+        if entry.limited and not self.resources.acquire(entry):
             return False
         entry.state = RUNNING
         self.busy += 1
-        self.crowd.began()
+        if self.crowd.one_more:
+            self.crowd.began()
         return True
 
     def released_slot(self) -> None:
@@ -294,7 +299,7 @@ class RunQueue:
             self.reconsider()
 
     def release_resources(self, entry: Entry) -> None:
-        if entry.options and entry.state == RUNNING and self.resources.release(entry):
+        if entry.limited and entry.state == RUNNING and self.resources.release(entry):
             self.reconsider()
 
     def reconsider(self) -> None:

@@ -66,6 +66,8 @@ class Entry:
     value : object
         Live (`HELD`) or pickled (`COPIED`) value.
     options : dict
+    limited : bool
+        It takes resources, or a thread of a pool.
     awaited : bool
         A parked task here waits for it, or for what needs it, see `core.crowd`.
     awaits : object
@@ -113,6 +115,7 @@ class Entry:
         "function",
         "key",
         "known",
+        "limited",
         "missing",
         "named",
         "nbytes",
@@ -146,6 +149,7 @@ class Entry:
         self.options: dict[str, Any] | None = None
         self.awaited = False
         self.awaits: Any = ()
+        self.limited = False
         self.cancelled = False
         self.addresses: tuple[str, ...] = ()
         self.nbytes = 0

@@ -1223,14 +1223,14 @@ def test_a_row_that_cannot_be_submitted_ends_and_no_other(bench, monkeypatch):
     rows = [Row(f"x{i}", bench.function, b"call", (), i) for i in range(3)]
     for row in rows:
         bench.core.table.adopt(row)
-    add = bench.core.placement.add_ready
+    add = bench.core.lifecycle.queue
 
     def broken(row):
         if row is rows[1]:
             raise ZeroDivisionError("a fault")
         add(row)
 
-    monkeypatch.setattr(bench.core.placement, "add_ready", broken)
+    monkeypatch.setattr(bench.core.lifecycle, "queue", broken)
     bench.core.submit(rows)
     bench.step()
     assert [row.state for row in rows][1] == ERROR
