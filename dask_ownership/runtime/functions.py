@@ -32,7 +32,6 @@ from dask_ownership.runtime.plain import (
     Name,
     Part,
     Template,
-    is_at,
     is_by_value,
     name_of,
     parts_of,
@@ -74,7 +73,8 @@ class Functions:
 
     def __init__(self, forgotten: Callable[[int], None] | None = None) -> None:
         self._forgotten = forgotten
-        self._named: dict[tuple[str, str], tuple[Any, Name, Function]] = {}
+        self._named: dict[int, tuple[Any, str, tuple[str, ...], Function]] = {}
+        self._ids: dict[Name, int] = {}
         self._plain: dict[int, tuple[CodeType, list[Part], Function | None]] = {}
         self._codes: dict[int, int] = {}
         self._by_pickle: dict[bytes, weakref.ref[Function]] = {}
@@ -94,15 +94,14 @@ class Functions:
         NotSerializable
             When it cannot be pickled.
         """
-        if isinstance(function, NAMED_TYPES):
-            known = self._named.get((function.__module__, function.__qualname__))
-            if (
-                known is not None
-                and known[0] is function
-                and is_at(known[1], function)
-                and not is_by_value(known[1].module)
-            ):
-                return known[2]
+        known = self._named.get(id(function))
+        if known is not None and known[0] is function:
+            _, module, path, record = known
+            found: Any = sys.modules.get(module)
+            for attribute in path:  # as `is_at`; each submit comes here
+                found = getattr(found, attribute, None)
+            if found is function and not is_by_value(module):
+                return record
         return self.stateless(function) or self._with_the_call(function)
 
     def _with_the_call(self, function: Callable[..., Any]) -> Function:
@@ -136,9 +135,12 @@ class Functions:
         record.token = blake2b(repr(called).encode(), digest_size=32).digest()
         record.named = True
         with self._lock:
-            self._named[called] = (function, name, record)
-            if len(self._named) > KEPT_NUMBER:
-                del self._named[next(iter(self._named))]
+            # One for each name: what had it before is not kept.
+            self._named.pop(self._ids.pop(name, 0), None)
+            self._ids[name] = id(function)
+            self._named[id(function)] = (function, *name, record)
+            if len(self._ids) > KEPT_NUMBER:
+                self._named.pop(self._ids.pop(next(iter(self._ids))), None)
         return record
 
     def _get_plain(self, function: FunctionType) -> Function | None:
