@@ -354,8 +354,7 @@ class Borrowing(RowListener):
             row.addresses = tuple(outcome[3])
             return
         if state == STORED and row.state == STORED:
-            core.lifecycle.unhold(row)  # it was made again: copies of it are those of another value
-            core.lifecycle.wait_for_owner(row)
+            core.lifecycle.wait_for_owner(row)  # it was made again
         had = row.state
         ends = (had == STORED and state > STORED) or (had == INLINE and state == CANCELLED)
         if had >= INLINE and not ends:

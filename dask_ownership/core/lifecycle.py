@@ -276,7 +276,12 @@ class Lifecycle:
         self.place(row)
 
     def wait_for_owner(self, row: Row) -> None:
-        """A borrowed row waits for what its owner says next."""
+        """A borrowed row waits for what its owner says next.
+
+        What workers of this process have copied may be another value than that, and is freed.
+        """
+        if row.holders:
+            self.unhold(row)
         row.state = WAITING
 
     def pushed(self, row: Row, view: WorkerView) -> None:

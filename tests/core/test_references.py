@@ -486,6 +486,23 @@ def test_what_a_borrower_does_not_get_is_made_again(pair, times):
     assert counts(row) == (1, 0, 0)
 
 
+def test_a_worker_that_leaves_keeps_no_copy_of_a_value_that_is_looked_for(pair):
+    row = pair.owner.row("x")
+    borrowed = pair.lent(row)
+    pair.owner.answer(row, m.STORED, 1000, None, 1.0)
+    pair.carry()
+    reader = pair.borrower.row("reader", borrowed)
+    view = pair.borrower.view
+    assert view in borrowed.holders
+    pair.borrower.done(reader)
+    pair.borrower.core.missed(borrowed, ["elsewhere"])
+    pair.borrower.core.receive(view, [(m.LEAVING,)], 0.0)
+    pair.carry()
+    assert borrowed.state == STORED and view not in borrowed.holders
+    freed = [message[1] for message in view.outbox if message[0] == m.FREE]
+    assert (borrowed.key,) in freed, "else the worker never leaves"
+
+
 def test_what_was_missed_before_it_was_made_again_is_there(pair):
     row = pair.owner.row("x")
     borrowed = pair.lent(row)
