@@ -164,12 +164,12 @@ class Network:
             self._take_in(pipe, batch, to_worker, epoch)
 
     def _take_in(self, pipe: Pipe, batch: Any, to_worker: bool, epoch: int) -> None:
-        """A batch is at the process that it is for."""
-        if epoch != pipe.epoch or pipe not in self.pipes:
-            return
+        """A batch is at the process that it is for, which hears of it once it is not stopped."""
         process = pipe.worker.owner if to_worker else pipe.owner
-        if process.frozen:
-            process.postponed.append(lambda: self._take_in(pipe, batch, to_worker, epoch))
+        process.when_awake(lambda: self._hear(pipe, batch, to_worker, epoch))
+
+    def _hear(self, pipe: Pipe, batch: Any, to_worker: bool, epoch: int) -> None:
+        if epoch != pipe.epoch or pipe not in self.pipes:
             return
         pipe.breaks = 0
         if to_worker:

@@ -148,12 +148,23 @@ class VirtualOwner:
         """Whether this process is stopped."""
         return self.frozen_until > self.cluster.now
 
+    def when_awake(self, call: Callable[[], None]) -> None:
+        """Do something now, or after all that this process has slept through."""
+        if self.frozen or self.postponed:
+            self.postponed.append(call)
+        else:
+            call()
+
     def thaw(self) -> None:
-        """Go on, with what happened to this process meanwhile, unless it was stopped again."""
-        if not self.alive or not self.frozen:
-            postponed, self.postponed = self.postponed, []
-            for call in postponed:
-                self.cluster.later(0.0, call)  # one after the other, each with a step
+        """Go on, with what happened to this process meanwhile, unless it was stopped again.
+
+        One thing after the other, each with a step.
+        """
+        if self.postponed and not (self.alive and self.frozen):
+            self.postponed[0]()
+            del self.postponed[0]
+            self.cluster.dirty.add(self)
+            self.cluster.later(0.0, self.thaw)
 
     def _expects(self) -> bool:
         return any(
