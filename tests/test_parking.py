@@ -211,11 +211,11 @@ def test_all_whose_wait_is_over_go_on_soon_whatever_has_the_slots(narrow):
 
 
 def waiting_at(client: Client) -> dict[str, int]:
-    return client.run(lambda dask_worker: len(core_of(dask_worker).crowd))
+    return client.run(lambda dask_worker: len(core_of(dask_worker).queue.crowd))
 
 
 def running_at(client: Client) -> dict[str, int]:
-    return client.run(lambda dask_worker: core_of(dask_worker).busy)
+    return client.run(lambda dask_worker: core_of(dask_worker).queue.busy)
 
 
 def core_of(worker: Any) -> Any:

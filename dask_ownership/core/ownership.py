@@ -1,4 +1,4 @@
-"""What an owner decides: the life of its rows.
+"""What an owner decides: takes in what happens, and has its parts deal with it.
 
 The runtime (or the virtual cluster) tells what happened: `submit`, `receive`,
 `release`, `cancel`, `add_worker`, `remove_worker`, `tick`. The answer is in two
@@ -555,6 +555,18 @@ class Ownership:
         if attempts != self._marked:
             self._marked = attempts
             self.timeline.mark(attempts, now)
+
+    def hurry(self, rows: Iterable[Row], now: float) -> None:
+        """Parked tasks of the worker in this process wait for these, and nothing else may begin
+        there: the ready ones go there though it wants no more (`core.crowd`)."""
+        placement = self.placement
+        home = placement.workers.get(placement.home or "")
+        if home is None or not home.accepting:
+            return
+        for row in rows:
+            waits = row.state == READY and not row.options.at_most_once
+            if waits and home in placement.allowed(row):
+                self.pushing.push(row, home, now)
 
     def tick(self, now: float) -> bool:
         """Recall queued work for idle workers; whether to be called again soon."""

@@ -782,7 +782,9 @@ class Executor:
             self.core.queue.exclusion.look(self.loop.time())
         if self.core.queue.queued:
             self._provide()
-        self.parking.look()
+        awaited = self.parking.look()
+        if awaited:
+            self.owner.hurry(awaited)
         self._flush()
         for link in self.links.values():
             if link.state.unsaid:

@@ -432,6 +432,13 @@ class Owner:
         self.core.retry(rows)
         self.step()
 
+    def hurry(self, rows: Iterable[Row]) -> None:
+        """Parked tasks of this worker wait for these rows, and nothing else may begin here. Loop
+        thread."""
+        self._process()
+        self.core.hurry(rows, perf_counter() * 1e6)
+        self.step()
+
     def received(self, view: WorkerView, messages: Any) -> None:
         """A batch of answers arrived."""
         self.core.receive(view, messages, perf_counter() * 1e6)

@@ -160,10 +160,17 @@ class Parking:
             self.core.queue.awaited(self._names_of(islice(rows, LOOKED_AT_FIRST)))
         self._wake()
 
-    def look(self) -> None:
-        """Have what parked tasks wait for start, when nothing else may. Loop thread."""
+    def look(self) -> Iterable[Row]:
+        """Have what parked tasks wait for start, when nothing else may. Loop thread.
+
+        Returns
+        -------
+        iterable of Row
+            All that is known to be waited for.
+        """
         core = self.core
-        if core.queue.queued and core.queue.crowd.full:
+        seen: dict[Row, None] = {}
+        if core.queue.crowd.full:
             with self.lock:
                 waiting = list(core.queue.crowd.waiting)
             awaits = chain.from_iterable(entry.awaits for entry in waiting)
@@ -176,6 +183,7 @@ class Parking:
             with self.lock:
                 core.queue.awaited(self._names_of(seen))
                 self._wake()
+        return seen
 
     def _names_of(self, rows: Iterable[Row]) -> Iterator[tuple[str, Key]]:
         """Owners and keys of the objects that rows stand for, of those that have not ended."""

@@ -171,6 +171,9 @@ class VirtualWorker:
         for row in rows:  # which grows meanwhile
             rows.extend(one for one in row.dependencies if one not in rows)
         self.core.queue.awaited(names_of(self.core.home, rows))
+        if self.core.queue.crowd.full:
+            self.owner.core.hurry(rows, self.cluster.now)
+            self.cluster.dirty.add(self.owner)
 
     def _park(self, entry: Entry, rows: Iterable[Row] = ()) -> None:
         self.beyond.discard(entry)

@@ -429,6 +429,27 @@ def test_how_long_a_function_takes_is_measured_whatever_it_gives(bench, kind):
     assert bench.function.duration == 7.0
 
 
+def test_what_parked_tasks_wait_for_goes_to_their_worker_though_its_window_is_full():
+    core = Ownership(nullcontext(), home="a")
+    view = WorkerView("a")
+    core.add_worker(view)
+    function = Function(1, b"function", "f")
+    function.duration = 1e6
+    rows = [Row(f"x{i}", function, b"call", (), i) for i in range(4)]
+    rows[3].options = Options(workers=("b",))
+    for row in rows:
+        core.table.adopt(row)
+    core.submit(rows)
+    core.schedule(0.0)
+    assert [row.state for row in rows] == [PUSHED, READY, READY, READY]
+    for _ in range(2):  # twice is once
+        core.hurry([rows[0], rows[2], rows[3]], 0.0)
+        core.schedule(0.0)
+        check_ownership(core)
+    assert [row.state for row in rows] == [PUSHED, READY, PUSHED, READY], "x3 must not run there"
+    assert [row.key for row in view.pushed.values()] == ["x0", "x2"]
+
+
 def test_an_unknown_function_is_sent_again(bench):
     row = bench.row("x")
     assert [s[0] for s in bench.sent()] == ["FUNCTION", "PUSH"]

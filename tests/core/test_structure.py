@@ -7,6 +7,7 @@ does leaving in what is mended: the lists only shrink, and with the last entry g
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import sys
 from functools import cache
@@ -242,3 +243,13 @@ def test_a_row_is_small():
     borrowed = Borrowed(("owner", "", "owner", "key", None, 0))
     assert sys.getsizeof(row) <= LARGEST_ROW
     assert sys.getsizeof(borrowed) <= LARGEST_ROW + 12 * 8
+
+
+def test_the_page_about_the_architecture_lists_the_modules_of_the_core():
+    path = ROOT.parent / "ci" / "modules.py"
+    spec = importlib.util.spec_from_file_location("modules", path)
+    assert spec is not None and spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    page = made.PAGE.read_text(encoding="utf-8")
+    assert made.written(page) == page, "run python ci/modules.py"
