@@ -43,7 +43,8 @@ def hold(box: Any, event: str) -> int:
 
 def look_inside(box: Any) -> Any:
     client = get_client()
-    child = client.submit(inc, 1)
+    here = distributed.get_worker().address  # else another may take it over, which is told, too
+    child = client.submit(inc, 1, workers=[here])
     child.result()
     key = box.content.key
     return client.ownership(), client.ownership(child), client.ownership(key), client.story(child)

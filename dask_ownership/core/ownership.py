@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from itertools import islice
 from typing import Any
 
 from dask_ownership.core import messages as m
@@ -74,6 +75,9 @@ from dask_ownership.core.unmatched import Unmatched
 
 HISTORY = 10_000
 """How many unusual events are remembered."""
+
+LOOKED_AT = 16
+"""Tasks of a worker that are looked at before it is asked to give some back."""
 
 AGAIN = tuple(dict.fromkeys(path.event for path in restarts.PATHS))
 """Events after which a task is handed out again."""
@@ -583,6 +587,9 @@ class Ownership:
             spare = max(view.active - view.nthreads, 0)
             if view.recalled or now - view.heard < (STALLED if spare else HELD_UP):
                 continue
+            last = islice(reversed(view.pushed.values()), LOOKED_AT)
+            if all(len(self.placement.allowed(row)) < 2 for row in last):
+                continue  # no other worker may run them
             view.recalled = True
             view.outbox.append((m.RECALL, max(1, spare // 2 + spare % 2)))
         return again

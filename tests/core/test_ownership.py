@@ -789,10 +789,21 @@ def test_what_is_less_urgent_overtakes_what_is_least_though_others_did_before():
     assert [row.state for row in (lowest, higher, lower)] == [PUSHED] * 3
 
 
-def test_recall_is_asked_for_once_until_it_is_over():
+def test_what_no_other_worker_may_run_is_not_recalled():
     bench = Bench("a", "b")
-    rows = [bench.row(i, workers=("a",)) for i in range(20)]
+    rows = [bench.row(f"x{i}", workers=("a",)) for i in range(5)]
+    assert all(row.worker is bench.views["a"] for row in rows)
+    assert bench.core.tick(1e6) and not bench.views["a"].recalled
+    bench.row("y", workers=("a", "b"))
+    bench.core.tick(1e6)
+    assert bench.views["a"].recalled == (bench.views["b"].active == 0)
+
+
+def test_recall_is_asked_for_once_until_it_is_over():
+    bench = Bench("a")
+    rows = [bench.row(i) for i in range(20)]
     bench.sent("a")
+    bench.core.add_worker(WorkerView("b"))
     for now in (1e6, 2e6):
         bench.core.tick(now)
     assert [s[0] for s in bench.sent("a")] == ["RECALL"]
