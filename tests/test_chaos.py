@@ -26,6 +26,8 @@ from test_borrowing import Box
 
 from dask_ownership import Client, delegate
 
+pytestmark = pytest.mark.alone  # it says how long things may take
+
 SEED = int(os.environ.get("DASK_OWNERSHIP_CHAOS_SEED", "0")) or time.time_ns() % 2**31
 
 

@@ -21,6 +21,8 @@ from test_activity import activity, mine, settled
 
 from dask_ownership import Client, wait
 
+pytestmark = pytest.mark.alone  # it says how long things may take
+
 NAMES = ("owners", "objects", "flow", "failures", "latency")
 
 bokeh = pytest.mark.skipif(find_spec("bokeh") is None, reason="bokeh is not installed")

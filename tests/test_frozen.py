@@ -29,6 +29,8 @@ from programs import append_line, lines
 
 from dask_ownership import Client, as_completed, wait
 
+pytestmark = pytest.mark.alone  # it says how long things may take
+
 
 @pytest.fixture(scope="module")
 def own_cluster() -> Iterator[distributed.LocalCluster]:

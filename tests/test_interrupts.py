@@ -25,6 +25,8 @@ import dask_ownership
 from dask_ownership import Client, as_completed, wait
 from dask_ownership.runtime.serialize import pickling
 
+pytestmark = pytest.mark.alone  # it says how long things may take
+
 SOURCES = os.path.dirname(dask_ownership.__file__)
 
 

@@ -21,6 +21,8 @@ from dask_ownership.core.pushing import KEPT_ABOVE
 from dask_ownership.core.row import INLINE, STORED
 from dask_ownership.runtime.transfer import IN_TRANSIT
 
+pytestmark = pytest.mark.alone  # it says how long things may take
+
 SMALL = 50_000
 """Bytes of a value that travels to its owner."""
 

@@ -26,6 +26,8 @@ from live import small_cluster, until
 
 from dask_ownership import Client
 
+pytestmark = pytest.mark.alone  # it says how long things may take
+
 
 def note(x: int) -> int:
     client = get_client()

@@ -104,7 +104,7 @@ def left_by_strangers(cluster: LocalCluster) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("seed", [random.randrange(2**32)])
+@pytest.mark.parametrize("seed", [pytest.param(random.randrange(2**32), id="random")])
 def test_strangers_get_nothing_and_leave_nothing(
     local: LocalCluster, seed: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -131,7 +131,7 @@ def test_strangers_get_nothing_and_leave_nothing(
         assert client.submit(inc, 5, workers=[address], pure=False).result(timeout=10) == 6
 
 
-@pytest.mark.parametrize("seed", [random.randrange(2**32)])
+@pytest.mark.parametrize("seed", [pytest.param(random.randrange(2**32), id="random")])
 def test_members_that_send_nonsense_harm_nobody(local: LocalCluster, seed: int) -> None:
     """With the right token: what does not fit the handler is refused."""
     print(f"seed {seed}")

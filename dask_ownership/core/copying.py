@@ -123,6 +123,12 @@ class Copies(RowListener):
         self.core.replicas.copied(row, task)
         self.core.release([task])
 
+    def call_off(self, row: Row) -> None:
+        """A value is not made here again: what was to copy it would wait for ever."""
+        for task in list(self._going.get(row, {}).values()):
+            detail = f"{row.key!r} is looked for at other processes"
+            self.core.lifecycle.fail(task, CANCELLED, Failure("cancelled", task.key, detail))
+
     def not_to(self, view: WorkerView) -> None:
         """A worker takes nothing any more: what was to go there goes elsewhere."""
         for task, copy in list(self.under_way.items()):

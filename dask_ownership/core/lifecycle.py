@@ -295,6 +295,8 @@ class Lifecycle:
 
         A row that runs at most once, and may have run, ends as uncertain.
         """
+        if row.done:
+            return  # with what it was found to lack
         if not restarts.may(path, row.options):
             self._uncertain(row, detail)
             return

@@ -169,6 +169,7 @@ class Reconstruction(RowListener):
         if origin is None or level is None or row in self.questions:
             return False
         self.core.lifecycle.withdraw(row)
+        self.core.copies.call_off(row)
         question = self._ask(row, path_from(origin, level))
         self._look(row, question)
         return True

@@ -20,6 +20,8 @@ from dask_ownership.benchmarks.floors import FloorClient
 from dask_ownership.benchmarks.parent import MARK, EngineRun, Options, run_cases
 from dask_ownership.benchmarks.report import as_json, render
 
+pytestmark = pytest.mark.alone  # it says how long things may take
+
 psutil = pytest.importorskip("psutil")
 
 TINY = {

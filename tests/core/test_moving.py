@@ -10,7 +10,7 @@ from dask_ownership.core import messages as m
 from dask_ownership.core.invariants import check_empty, check_ownership
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.row import PUSHED, STORED, Function, Row
+from dask_ownership.core.row import PUSHED, STORED, WAITING, Function, Options, Row
 
 
 class Bench:
@@ -133,3 +133,27 @@ def test_leaving_twice_and_with_nowhere_to_go_changes_nothing():
     for _ in range(2):
         bench.leave("a")
     assert places(row) == ["a"] and not bench.core.copies.under_way
+
+
+def test_a_copy_of_what_is_looked_for_elsewhere_is_called_off(bench):
+    parent = Row("parent", Function(2, b"f", "f"), b"call", (), 0)
+    bench.core.table.adopt(parent)
+    bench.core.submit([parent])
+    bench.step()
+    above = (*bench.core.peers.process, "parent", None)
+    options = Options(heir=above, adopted=("gone", "", "gone", "child", above, 1))
+    row = bench.core.table.adopt(Row("taken over", None, None, (), 0, options))
+    holder = next(a for a, view in bench.views.items() if view is not parent.worker)
+    bench.core.put(row, [bench.views[holder]], 1000)
+    bench.leave(holder)
+    assert [task.dependencies for task in bench.core.copies.under_way] == [(row,)]
+    bench.core.remove_worker(bench.views[holder], "died")
+    [task] = bench.core.copies.under_way
+    missing = ((row.key, row.attempt, ()),)
+    message = (m.RETURNED, task.key, task.attempt, m.MISSING, missing)
+    bench.core.receive(task.worker, [message], 0.0)
+    bench.step()
+    assert row.state == WAITING and row in bench.core.reconstruction.questions
+    assert not bench.core.copies.under_way and not bench.core.moves.under_way
+    bench.core.release([row, parent])
+    check_empty(bench.core)

@@ -69,6 +69,10 @@ def test_leaving_dying_and_cancelling_together_leave_nothing_behind(**shape):
 
 
 REGRESSIONS = {
+    "what was taken over was being copied when its last copy went": (
+        {"seed": 2544714687, "workers": 1, "slots": 2, "clients": 3, "length": 101},
+        {"kills": 1, "cancels": True, "retires": 3, "faults": Faults(0.2, 0.1)},
+    ),
     "a future was taken out of a scattered value, which was lost": (
         {"seed": 1622272623, "workers": 2, "slots": 3, "clients": 2, "length": 85},
         {"kills": 1, "retires": 3, "partitions": True, "faults": Faults(0.2, 0.1, 20_000.0)},
