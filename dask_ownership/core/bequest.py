@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from dask_ownership.core import restarts
 from dask_ownership.core.copying import FIRST
 from dask_ownership.core.identity import adopted_key, is_adopted, place_held
-from dask_ownership.core.lifecycle import RowListener
+from dask_ownership.core.listener import RowListener
 from dask_ownership.core.messages import Key, Origin, Process
 from dask_ownership.core.row import (
     CANCELLED,

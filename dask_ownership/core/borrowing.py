@@ -19,7 +19,7 @@ from dask_ownership.core.identity import (
     place_held,
 )
 from dask_ownership.core.lending import Outcome
-from dask_ownership.core.lifecycle import RowListener
+from dask_ownership.core.listener import RowListener
 from dask_ownership.core.losses import LOST_DATA, OWNER_LOST, OWNERS_GONE
 from dask_ownership.core.messages import Key, Origin, Place
 from dask_ownership.core.peer_messages import (

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from dask_ownership.core import messages as m
-from dask_ownership.core.lifecycle import RowListener
+from dask_ownership.core.listener import RowListener
 from dask_ownership.core.messages import Key
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.row import CHECKPOINTED, ERROR, STATE_NAMES, Failure, Options, Row

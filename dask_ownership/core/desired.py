@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from dask_ownership.core.lifecycle import RowListener
+from dask_ownership.core.listener import RowListener
 from dask_ownership.core.row import DESIRED, INLINE, Row
 
 if TYPE_CHECKING:

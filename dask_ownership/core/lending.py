@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dask_ownership.core.identity import Path, is_adopted
-from dask_ownership.core.lifecycle import RowListener
+from dask_ownership.core.listener import RowListener
 from dask_ownership.core.messages import Key, Place
 from dask_ownership.core.peer_messages import (
     BORROW,

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from dask_ownership.core import messages as m
 from dask_ownership.core import restarts
 from dask_ownership.core.identity import Path, path_from, same_task
-from dask_ownership.core.lifecycle import RowListener, why
+from dask_ownership.core.lifecycle import why
+from dask_ownership.core.listener import RowListener
 from dask_ownership.core.messages import Key, Origin, Place, Process
 from dask_ownership.core.peers import Peer
 from dask_ownership.core.row import (

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
-from dask_ownership.core.lifecycle import RowListener
+from dask_ownership.core.listener import RowListener
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.row import ERROR, REPLICATED, STORED, Replication, Row
 

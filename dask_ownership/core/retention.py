@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dask_ownership.core.identity import heir_of
-from dask_ownership.core.lifecycle import RowListener
+from dask_ownership.core.listener import RowListener
 from dask_ownership.core.messages import Heir, Key
 from dask_ownership.core.peer_messages import KEEP, KEPT, LET_GO
 from dask_ownership.core.peers import Peer
