@@ -7,13 +7,18 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Pure tests come first: they fail within seconds, before any cluster starts.
 FIRST  := tests/core tests/simulation
-# Tests of clusters have the machine for themselves: some say how long a thing may take.
 TWO    := -n 2 --dist loadfile
+# Of the others, those that say how long a thing may take, or fill the memory, have the machine alone.
+BESIDE := -m 'not (alone or slow or soak)'
+ALONE  := -m 'alone and not (slow or soak)'
+REST   := --maxfail 10 tests $(addprefix --ignore=,$(FIRST))
+# A little of everything, in two minutes.
+SMOKE  := tests/core tests/runtime tests/test_client.py tests/test_nested.py tests/test_get.py
 # Of the tests that dask ships, in two processes.
 TENTH  := --tenth --modes ours --fresh --jobs 2
 CODE   := $(wildcard dask_ownership tests examples ci)
 
-.PHONY: demo demo-compare test lint test-slow test-compat soak simulate replay bench conformance
+.PHONY: demo demo-compare test test-fast lint test-slow test-compat soak simulate replay bench conformance
 .PHONY: conformance-dask clean coverage mutation test-downstream
 
 demo: $(VENV)/stamp
@@ -24,8 +29,12 @@ demo-compare: $(VENV)/stamp
 
 test: lint
 	$(if $(ARGS),,$(BIN)/python -m pytest $(TWO) $(FIRST))
-	$(BIN)/python -m pytest $(or $(ARGS),--maxfail 10 tests $(addprefix --ignore=,$(FIRST)))
+	$(BIN)/python -m pytest $(or $(ARGS),$(TWO) $(BESIDE) $(REST))
+	$(if $(ARGS),,$(BIN)/python -m pytest $(ALONE) $(REST))
 	$(if $(ARGS),,$(BIN)/python ci/conformance/dask_tests.py $(TENTH))
+
+test-fast: lint
+	$(BIN)/python -m pytest $(TWO) $(SMOKE)
 
 lint: $(VENV)/stamp
 	$(BIN)/ruff check $(CODE)
