@@ -94,6 +94,9 @@ class Network:
         before the state when the message speaks of another attempt. Under ``lent``
         and ``borrowed`` what one process says to another about references, by the
         state of the row that it is about.
+    heard, heard_post : callable
+        Told of each message as it is received: over a link with the direction, and from one
+        process to another.
     """
 
     def __init__(
@@ -110,6 +113,8 @@ class Network:
         self.pipes: dict[Pipe, None] = {}
         self.took_in: Callable[[Any, Any], None] = lambda process, messages: None
         self.met: Counter[tuple[str, str, str]] = Counter()
+        self.heard: Callable[[Pipe, Any, bool], None] = lambda pipe, message, to_worker: None
+        self.heard_post: Callable[[str, str, Any], None] = lambda sender, receiver, said: None
         self.clock: Callable[[], float] = lambda: 0.0
         self._cut: dict[frozenset[str], list[Callable[[], None]]] = {}
 
@@ -177,6 +182,7 @@ class Network:
             pipe.worker.core.acknowledged(pipe.session, pipe.there.acknowledged)
             for message in messages:
                 self._count_entry(pipe.session, message)
+                self.heard(pipe, message, to_worker)
                 pipe.worker.core.receive(pipe.session, [message])
             self.dirty.add(pipe.worker)
             self.took_in(pipe.worker, messages)
@@ -185,6 +191,7 @@ class Network:
             messages = pipe.here.receive(batch)
             for message in messages:
                 self._count_row(pipe, message)
+                self.heard(pipe, message, to_worker)
                 pipe.owner.core.receive(pipe.view, [message], self.clock())
             self.dirty.add(pipe.owner)
             self.took_in(pipe.owner, messages)
@@ -230,6 +237,7 @@ class Network:
             return  # it came twice
         for said in batch[2]:
             kind = r.NAMES[said[0]]
+            self.heard_post(sender[2], owner.name, said)
             row: Row | None
             if kind == "LEAVE":
                 self.met["lent", "any", kind] += 1

@@ -1,0 +1,136 @@
+"""Transcripts: who says what to whom in the virtual cluster, and what each table holds then."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dask_ownership.core import messages as m
+from dask_ownership.core import peer_messages as pm
+from dask_ownership.core.row import STATE_NAMES, Borrowed, Row
+from dask_ownership.testing.network import Pipe
+from dask_ownership.testing.virtual import VirtualCluster, VirtualOwner
+
+UNSAID = frozenset({m.FUNCTION, m.ACCEPTING})
+"""Messages that would only be repeated in every transcript."""
+
+
+class Transcript:
+    """Writes down what happens in a virtual cluster, for people.
+
+    Parameters
+    ----------
+    cluster : VirtualCluster
+
+    Attributes
+    ----------
+    lines : list of str
+    """
+
+    def __init__(self, cluster: VirtualCluster) -> None:
+        self.cluster = cluster
+        self.lines: list[str] = []
+        self._before: dict[tuple[str, str], str] = {}
+        self._names: dict[str, str] = {}
+        cluster.network.heard = self._heard
+        cluster.network.heard_post = self._heard_post
+
+    def note(self, text: str) -> None:
+        """Say what the program does next."""
+        self._look()
+        self.lines += ["", f"# {text}", ""]
+
+    def run(self) -> None:
+        """Let the cluster come to rest."""
+        self.cluster.run()
+        self._look()
+
+    def text(self) -> str:
+        """All that was written down."""
+        return "\n".join(self.lines).strip() + "\n"
+
+    # ---- messages ----
+
+    def _heard(self, pipe: Pipe, message: Any, to_worker: bool) -> None:
+        kind = message[0]
+        if kind in UNSAID or kind == m.POST:
+            return
+        ends = (pipe.owner.name, pipe.worker.address)
+        sender, receiver = ends if to_worker else ends[::-1]
+        self._say(sender, receiver, m.NAMES[kind], self._about(kind, message))
+
+    def _heard_post(self, sender: str, receiver: str, said: Any) -> None:
+        kind = pm.NAMES[said[0]]
+        keys = [self.key(said[2 if said[0] == pm.REQUEST else 1])] if len(said) > 1 else []
+        if said[0] == pm.REQUEST:
+            keys.insert(0, said[1])
+        if said[0] in (pm.LENT, pm.OUTCOME):
+            outcome = said[3]
+            keys.append("no value yet" if outcome is None else STATE_NAMES[outcome[0]])
+        if said[0] == pm.MOVED:
+            keys.append(f"to {said[3][0]}")
+        self._say(sender, receiver, kind, " ".join(keys))
+
+    def _about(self, kind: int, message: Any) -> str:
+        if kind == m.FREE:
+            return " ".join(map(self.key, message[1]))
+        if kind in (m.RECALL, m.LEAVING):
+            return ""
+        if kind == m.SEEK:
+            return f"{self.key(message[1])}: {' '.join(map(self.key, message[3]))}"
+        if kind == m.MADE:
+            return f"{self.key(message[1])}: {self.key(message[3])}"
+        attempt = f" attempt {message[2]}" if kind in (m.PUSH, m.CANCEL) else ""
+        return f"{self.key(message[1])}{attempt}"
+
+    def _say(self, sender: str, receiver: str, kind: str, about: str) -> None:
+        self._look()
+        line = f"{self._time()} {sender} -> {receiver}: {kind} {about}".rstrip()
+        self.lines.append(line)
+
+    # ---- tables ----
+
+    def _look(self) -> None:
+        """Write down which rows are in another state than before."""
+        now: dict[tuple[str, str], str] = {}
+        for owner in self.cluster.owners:
+            for row in owner.core.table.all():
+                now[owner.name, self.row(row)] = self._state(owner, row)
+        for where in {**self._before, **now}:
+            before, after = self._before.get(where), now.get(where, "gone")
+            if before != after:
+                self.lines.append(f"{'':>11}     {where[0]} has {where[1]}: {after}")
+        self._before = now
+
+    def _state(self, owner: VirtualOwner, row: Row) -> str:
+        state = STATE_NAMES[row.state]
+        if row.worker is not None and state == "pushed":
+            state += f" to {row.worker.address}"
+        holders = [view.address for view in row.holders]
+        if isinstance(row, Borrowed) and state == "stored":
+            holders = list(row.addresses)
+        if holders and state == "stored":
+            state += f" at {', '.join(holders)}"
+        borrowers = owner.core.lending.borrowers_of(row)
+        if borrowers:
+            state += f", borrowed by {', '.join(peer.process[2] for peer, _ in borrowers)}"
+        if row.descendants:
+            state += ", kept for what came of it"
+        return state
+
+    def row(self, row: Row) -> str:
+        """A row by its key, and by its owner when that is another process."""
+        if isinstance(row, Borrowed):
+            return f"{self.key(row.origin[3])} of {row.origin[2]}"
+        return self.key(row.key)
+
+    def key(self, key: Any) -> str:
+        """A key as a reader can tell it from others: children are numbered as they come."""
+        if isinstance(key, tuple):
+            return f"({' '.join(self.key(part) for part in key if isinstance(part, str | tuple))})"
+        text = str(key)
+        if text.startswith("child-"):
+            return self._names.setdefault(text, f"child-{len(self._names) + 1}")
+        return text
+
+    def _time(self) -> str:
+        return f"{self.cluster.now / 1000:>8.2f} ms"
