@@ -580,7 +580,7 @@ def look(owner: Owner, row: Row) -> ObjectSnapshot:
         dependents=named(dependents),
         lineage_of=named(lineage_of),
         waiting=row.waiting if not row.done else 0,
-        no_worker=core.unmatched.why(row),
+        no_worker=core.infeasible.why(row),
         order=row.order,
         options={
             "workers": options.workers,
@@ -627,7 +627,7 @@ def present(owner: Owner, row: Row) -> Event:
     elif row.state == STORED:
         places = row.addresses if isinstance(row, Borrowed) else [v.address for v in row.holders]
         words.append(f"at {', '.join(places)}")
-    if why := owner.core.unmatched.why(row):
+    if why := owner.core.infeasible.why(row):
         words.append(why)
     if row.state in KINDS:
         words.append(f"{row.nbytes} bytes")

@@ -24,6 +24,7 @@ from dask_ownership.core.checkpoints import Checkpoints
 from dask_ownership.core.copying import Copies
 from dask_ownership.core.cycles import Cycles
 from dask_ownership.core.desired import Desired
+from dask_ownership.core.infeasible import Infeasible
 from dask_ownership.core.lending import Lending
 from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.lineage import Lineages
@@ -71,7 +72,6 @@ from dask_ownership.core.row import (
 from dask_ownership.core.silence import Silences
 from dask_ownership.core.table import Table
 from dask_ownership.core.timeline import Timeline
-from dask_ownership.core.unmatched import Unmatched
 
 HISTORY = 10_000
 """How many unusual events are remembered."""
@@ -208,7 +208,7 @@ class Ownership:
         self.answers = Answers(self)
         self.pushing = Pushing(self)
         self.silences = Silences(self)
-        self.unmatched = Unmatched(self)
+        self.infeasible = Infeasible(self)
         self.max_inline = max_inline
         self.identity: Function | None = None
         self.identity_call = b""
@@ -534,8 +534,8 @@ class Ownership:
             progress = False
             for row, views in placement.restricted():
                 if not views:
-                    if self.unmatched.hopeless(row):
-                        self.unmatched.fail(row)
+                    if self.infeasible.hopeless(row):
+                        self.infeasible.fail(row)
                         progress = True
                     continue
                 view = placement.choose(row, views)

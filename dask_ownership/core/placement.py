@@ -344,7 +344,7 @@ class Placement:
         """Whether a row waits that not every worker may run."""
         return bool(self._restricted)
 
-    def unmatched(self) -> list[Row]:
+    def infeasible(self) -> list[Row]:
         """Ready rows that no member may run."""
         if not self.workers:
             queues = [self._free, *self._restricted.values()]

@@ -552,7 +552,7 @@ class Owner:
         """End what has waited too long for a worker that may run it, if that is configured."""
         timeout = dask.config.get("distributed.scheduler.no-workers-timeout", None)
         if timeout is not None:
-            self.core.unmatched.expire(perf_counter(), parse_timedelta(timeout))
+            self.core.infeasible.expire(perf_counter(), parse_timedelta(timeout))
             self.step()
 
     def _look_at_backlog(self, tell: Callable[[int], None]) -> None:

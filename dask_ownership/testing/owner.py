@@ -130,7 +130,7 @@ class VirtualOwner:
             self.ticking = True
             self.later(5_000.0, self._tick)
         timeout = self.cluster.no_workers_timeout
-        if not self.expiring and timeout is not None and core.placement.unmatched():
+        if not self.expiring and timeout is not None and core.placement.infeasible():
             self.expiring = True
             self.later(timeout, self._expire)
         if self.cluster.watchful and not self.looking and self._expects():
@@ -176,7 +176,7 @@ class VirtualOwner:
         self.expiring = False
         timeout = self.cluster.no_workers_timeout
         if self.alive and timeout is not None:
-            self.core.unmatched.expire(self.cluster.now, timeout / 2)
+            self.core.infeasible.expire(self.cluster.now, timeout / 2)
             self.cluster.dirty.add(self)
 
     def _look(self) -> None:

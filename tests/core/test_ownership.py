@@ -478,25 +478,25 @@ def test_what_no_worker_may_run_waits_for_one_and_loose_ones_go_elsewhere(bench)
     gpu = bench.row("g", resources={"gpu": 1})
     assert bench.row("y", workers=("later",), loose=True).state == PUSHED
     assert row.state == gpu.state == READY
-    assert "workers=[later] names no worker" in bench.core.unmatched.why(row)
-    assert "resources={'gpu': 1}" in bench.core.unmatched.why(gpu)
+    assert "workers=[later] names no worker" in bench.core.infeasible.why(row)
+    assert "resources={'gpu': 1}" in bench.core.infeasible.why(gpu)
     bench.core.add_worker(WorkerView("c", name="later", resources={"gpu": 1.0}))
     bench.core.schedule(0.0)
     assert row.state == gpu.state == PUSHED and row.worker.address == gpu.worker.address == "c"
-    assert bench.core.unmatched.why(row) is None
+    assert bench.core.infeasible.why(row) is None
 
 
 def test_what_no_worker_may_run_fails_when_it_waited_too_long(bench):
     first = bench.row("x", workers=("nowhere",))
-    bench.core.unmatched.expire(0.0, 10.0)
+    bench.core.infeasible.expire(0.0, 10.0)
     second = bench.row("y", workers=("nowhere",))
-    bench.core.unmatched.expire(5.0, 10.0)
+    bench.core.infeasible.expire(5.0, 10.0)
     assert first.state == second.state == READY
-    bench.core.unmatched.expire(11.0, 10.0)
+    bench.core.infeasible.expire(11.0, 10.0)
     assert first.state == ERROR and first.value.kind == "no-worker" and second.state == READY
     bench.core.cancel([second], "not wanted")
-    bench.core.unmatched.expire(20.0, 10.0)
-    assert not bench.core.unmatched._since
+    bench.core.infeasible.expire(20.0, 10.0)
+    assert not bench.core.infeasible._since
 
 
 def test_what_may_run_only_where_owned_tasks_are_refused_fails_at_once(bench):

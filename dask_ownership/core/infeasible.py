@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership
 
 
-class Unmatched:
+class Infeasible:
     """Says why they wait, and ends them when that is known to be for ever, or for too long.
 
     Parameters
@@ -70,7 +70,7 @@ class Unmatched:
 
     def expire(self, now: float, timeout: float) -> None:
         """End those that have waited for longer than ``timeout``, in the unit of ``now``."""
-        waiting = self.core.placement.unmatched()
+        waiting = self.core.placement.infeasible()
         self._since = {row: self._since.get(row, now) for row in waiting}
         for row, since in self._since.items():
             if now - since > timeout and row.state == READY:
