@@ -63,17 +63,17 @@ class CentralFallback(AssertionError):
 def count_owned() -> None:
     """Count the answers of workers that end a task, for all owners of this process."""
     from dask_ownership.core import messages
-    from dask_ownership.core.answers import Answers
+    from dask_ownership.core.results import Results
 
     ends = {messages.DONE, messages.STORED, messages.FAILED, messages.DELEGATED}
-    receive = Answers.receive
+    receive = Results.receive
 
     def counting(self: Any, view: Any, batch: Any, now: float) -> None:
         batch = list(batch)
         Counts.owned += sum(message[0] in ends for message in batch)
         receive(self, view, batch, now)
 
-    Answers.receive = counting  # type: ignore[method-assign]
+    Results.receive = counting  # type: ignore[method-assign]
 
 
 def count_central(client: type) -> None:

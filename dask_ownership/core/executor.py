@@ -4,7 +4,7 @@ One executor serves every owner that linked to its worker. For each owner it has
 a session with entries by key: tasks that wait, run or ended, and values that are
 kept. The runtime (or the virtual cluster) runs the tasks, fetches and stores; it
 asks the run queue when a slot is free (`core.run_queue`) and tells `succeeded`, `failed`,
-`fetched`. Answers for the owner collect in the session's ``outbox``.
+`fetched`. Results for the owner collect in the session's ``outbox``.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from typing import Any
 from dask_ownership.core import messages as m
 from dask_ownership.core import restarts
 from dask_ownership.core.adoption import Adoption
-from dask_ownership.core.answers import Answers
 from dask_ownership.core.bequest import Bequests
 from dask_ownership.core.borrowing import Borrowing
 from dask_ownership.core.checkpoints import Checkpoints
@@ -43,6 +42,7 @@ from dask_ownership.core.posting import Posting
 from dask_ownership.core.pushing import Pushing
 from dask_ownership.core.reconstruction import Reconstruction
 from dask_ownership.core.replicas import Replicas
+from dask_ownership.core.results import Results
 from dask_ownership.core.retention import Retention
 from dask_ownership.core.row import (
     BORROWED,
@@ -205,7 +205,7 @@ class Ownership:
         self.lending = Lending(self)
         self.borrowing = Borrowing(self)
         self.cycles = Cycles(self)
-        self.answers = Answers(self)
+        self.results = Results(self)
         self.pushing = Pushing(self)
         self.silences = Silences(self)
         self.infeasible = Infeasible(self)
@@ -517,8 +517,8 @@ class Ownership:
         self.broken.append((where, error))
 
     def receive(self, view: WorkerView, batch: Iterable[Message], now: float) -> None:
-        """Answers of a worker, in the order in which it gave them."""
-        self.answers.receive(view, batch, now)
+        """Results of a worker, in the order in which it gave them."""
+        self.results.receive(view, batch, now)
 
     # ---- time ----
 

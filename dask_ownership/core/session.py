@@ -224,7 +224,7 @@ class Session:
     function_bytes : int
         Sum of the sizes.
     outbox : list of tuple
-        Answers that have not left yet.
+        Results that have not left yet.
     unacknowledged : deque
         ``(batch, entries)``: `HELD` entries that the owner may still refer to.
     handed : dict

@@ -3,7 +3,7 @@
 A thread that submits makes a row, adds it to the table and appends it to the
 owner's inbox; it never blocks. The event loop takes the inbox in, lets the core
 decide, and sends each worker what the core left in its outbox, one batch each.
-Answers come back the same way. There is one owner per client and one per worker,
+Results come back the same way. There is one owner per client and one per worker,
 the same class; the worker's serves tasks that submit tasks.
 """
 

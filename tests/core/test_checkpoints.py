@@ -136,7 +136,7 @@ def executor():
     return ExecutorBench()
 
 
-class Answers(list):
+class Results(list):
     """What became of checkpoints: None, or the kind of the failure."""
 
     def __call__(self, failure):
@@ -144,7 +144,7 @@ class Answers(list):
 
 
 def save(bench, entry, name="state", value=b"1"):
-    answers = Answers()
+    answers = Results()
     bench.core.savings.save(entry, name, value, answers)
     return answers
 

@@ -176,9 +176,9 @@ def test_nothing_else_in_the_core_starts_a_task_again():
                 ):
                     found.add(f"{file.stem}.{function.name}: {node.func.attr}")
     assert found == {
-        "answers._delegated: become",  # an alias, which runs nothing
-        "answers._failed: try_again",  # asks
-        "answers._returned: try_again",
+        "results._delegated: become",  # an alias, which runs nothing
+        "results._failed: try_again",  # asks
+        "results._returned: try_again",
         "bequest.instead: become",  # REPEATED, by `Bequests._source`
         "bequest.recover: become",  # an alias
         "bequest.recover: withdraw",

@@ -39,7 +39,7 @@ RETURN_REASONS = {
 }
 
 
-class Answers:
+class Results:
     """Takes answers in.
 
     Parameters
@@ -51,7 +51,7 @@ class Answers:
         self.core = core
 
     def receive(self, view: WorkerView, batch: Iterable[Message], now: float) -> None:
-        """Answers of a worker, in the order in which it gave them."""
+        """Results of a worker, in the order in which it gave them."""
         core = self.core
         if not view.alive:
             return
@@ -419,37 +419,37 @@ def _measured(row: Row, microseconds: float) -> None:
 Handler: TypeAlias = Callable[..., None]
 
 OF_NO_TASK: dict[int, Handler] = {
-    m.ACCEPTING: Answers._accepting,
-    m.LEAVING: Answers._leaving,
-    m.POST: Answers._post,
+    m.ACCEPTING: Results._accepting,
+    m.LEAVING: Results._leaving,
+    m.POST: Results._post,
 }
 """What is done about each kind of message that is about no task of this owner. The items of a
 message are the arguments by name, here and below."""
 
 OF_A_TASK_THAT_RUNS: dict[int, Handler] = {
-    m.ALONE: Answers._alone,
-    m.CHECKPOINT: Answers._checkpoint,
-    m.MADE: Answers._made,
-    m.PARKED: Answers._parked,
+    m.ALONE: Results._alone,
+    m.CHECKPOINT: Results._checkpoint,
+    m.MADE: Results._made,
+    m.PARKED: Results._parked,
 }
 """About each that a task sends while it runs."""
 
 ENDS: dict[int, Handler] = {
-    m.DONE: Answers._done,
-    m.STORED: Answers._stored,
-    m.FAILED: Answers._failed,
-    m.RETURNED: Answers._returned,
-    m.DELEGATED: Answers._delegated,
+    m.DONE: Results._done,
+    m.STORED: Results._stored,
+    m.FAILED: Results._failed,
+    m.RETURNED: Results._returned,
+    m.DELEGATED: Results._delegated,
 }
 """About each with which an attempt ends."""
 
 LATE: dict[int, Handler] = {
-    m.ALONE: Answers._not_alone,
-    m.CHECKPOINT: Answers._not_kept,
-    m.MADE: Answers._not_sought,
-    m.DONE: Answers._not_counted,
-    m.FAILED: Answers._not_counted,
-    m.DELEGATED: Answers._not_counted,
-    m.RETURNED: Answers._recalled,
+    m.ALONE: Results._not_alone,
+    m.CHECKPOINT: Results._not_kept,
+    m.MADE: Results._not_sought,
+    m.DONE: Results._not_counted,
+    m.FAILED: Results._not_counted,
+    m.DELEGATED: Results._not_counted,
+    m.RETURNED: Results._recalled,
 }
 """About each when the row has another attempt by now, or is gone."""
