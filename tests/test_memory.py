@@ -16,8 +16,8 @@ from live import assert_nothing_left, blob, small_cluster, until, wait_for_membe
 from tornado.iostream import IOStream
 
 from dask_ownership import Client
+from dask_ownership.core.dispatch import KEPT_ABOVE
 from dask_ownership.core.invariants import check_ownership
-from dask_ownership.core.pushing import KEPT_ABOVE
 from dask_ownership.core.row import INLINE, STORED
 from dask_ownership.runtime.transfer import IN_TRANSIT
 

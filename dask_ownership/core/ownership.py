@@ -23,6 +23,7 @@ from dask_ownership.core.checkpoints import Checkpoints
 from dask_ownership.core.copying import Copies
 from dask_ownership.core.cycles import Cycles
 from dask_ownership.core.desired import Desired
+from dask_ownership.core.dispatch import Dispatch
 from dask_ownership.core.infeasible import Infeasible
 from dask_ownership.core.lending import Lending
 from dask_ownership.core.lifecycle import Lifecycle
@@ -39,7 +40,6 @@ from dask_ownership.core.placement import (
     WorkerView,
 )
 from dask_ownership.core.posting import Posting
-from dask_ownership.core.pushing import Pushing
 from dask_ownership.core.reconstruction import Reconstruction
 from dask_ownership.core.replicas import Replicas
 from dask_ownership.core.results import Results
@@ -206,7 +206,7 @@ class Ownership:
         self.borrowing = Borrowing(self)
         self.cycles = Cycles(self)
         self.results = Results(self)
-        self.pushing = Pushing(self)
+        self.dispatch = Dispatch(self)
         self.silences = Silences(self)
         self.infeasible = Infeasible(self)
         self.max_inline = max_inline
@@ -266,7 +266,7 @@ class Ownership:
                         continue
                     begin(row)
                     if row.state == WAITING:
-                        self.pushing.chain(row)
+                        self.dispatch.chain(row)
                 return
             except Exception as error:
                 self.broke(row, error, "it could not be submitted")
@@ -542,14 +542,14 @@ class Ownership:
                 if view is not None:
                     placement.take_restricted(row)
                     try:
-                        self.pushing.push(row, view, now)
+                        self.dispatch.push(row, view, now)
                     except Exception as error:
                         self.broke(row, error, f"it could not be pushed to {view.address}")
                     progress = True
         if placement._restricted:
             placement.keep_for_waiting()
         take_ready = placement.take_ready
-        push = self.pushing.push
+        push = self.dispatch.push
         while (taken := take_ready()) is not None:
             try:
                 push(taken[0], taken[1], now)
@@ -570,7 +570,7 @@ class Ownership:
         for row in rows:
             waits = row.state == READY and not row.options.at_most_once
             if waits and home in placement.allowed(row):
-                self.pushing.push(row, home, now)
+                self.dispatch.push(row, home, now)
 
     def tick(self, now: float) -> bool:
         """Recall queued work for idle workers; whether to be called again soon."""
@@ -612,7 +612,7 @@ class Ownership:
                 return
             if row.options.workers is None and (view := self._where_stored(source)) is not None:
                 # It takes no slot there, and nothing is to be moved.
-                self.pushing.push(row, view, view.heard)
+                self.dispatch.push(row, view, view.heard)
                 return
         self.placement.add_ready(row)
 

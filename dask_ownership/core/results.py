@@ -259,7 +259,7 @@ class Results:
             others = [v for v in core.placement.allowed(row) if v is not view]
             other = core.placement.choose(row, others)
             if other is not None:
-                core.pushing.push(row, other, view.heard)
+                core.dispatch.push(row, other, view.heard)
 
     # ---- the task goes on ----
 

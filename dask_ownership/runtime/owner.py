@@ -360,7 +360,7 @@ class Owner:
     def _forget_function(self, number: int) -> None:
         """The last reference to the record of a function is gone. Any thread, at any moment."""
         if not self.closed:
-            self.call(self.core.pushing.forget, number)
+            self.call(self.core.dispatch.forget, number)
 
     def _wake(self) -> None:
         if self._loop is None:

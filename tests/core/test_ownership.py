@@ -465,8 +465,8 @@ def test_a_function_that_nobody_calls_any_more_is_forgotten_where_it_was_sent():
     row = bench.row("x", workers=("a",))
     assert [kind for kind, *_ in bench.sent("a")] == ["FUNCTION", "PUSH"]
     bench.done(row)
-    bench.core.pushing.forget(1)
-    bench.core.pushing.forget(1)
+    bench.core.dispatch.forget(1)
+    bench.core.dispatch.forget(1)
     assert bench.sent("a") == [("FORGET", 1)]
     assert bench.sent("b") == []
     bench.row("y", workers=("a",))
@@ -1276,14 +1276,14 @@ def test_a_row_that_cannot_be_submitted_ends_and_no_other(bench, monkeypatch):
 @pytest.mark.parametrize("options", [{}, {"workers": ("a",)}])
 def test_a_row_that_cannot_be_pushed_ends_and_no_other(bench, monkeypatch, options):
     bench = Bench("a", slots=4)
-    push = bench.core.pushing.push
+    push = bench.core.dispatch.push
 
     def broken(row, view, now):
         if row.key == "bad":
             raise ZeroDivisionError("a fault")
         push(row, view, now)
 
-    monkeypatch.setattr(bench.core.pushing, "push", broken)
+    monkeypatch.setattr(bench.core.dispatch, "push", broken)
     rows = [bench.row(key, **options) for key in ("x", "bad", "y")]
     assert [row.state for row in rows] == [PUSHED, ERROR, PUSHED]
     for row in (rows[0], rows[2]):

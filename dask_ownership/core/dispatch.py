@@ -38,7 +38,7 @@ CHAIN_WIDTH = 8
 """Tasks with more dependents, or more dependencies, are not chained."""
 
 
-class Pushing:
+class Dispatch:
     """Writes pushes into the outboxes of workers.
 
     Parameters
