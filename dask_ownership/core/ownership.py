@@ -69,7 +69,7 @@ from dask_ownership.core.row import (
     Function,
     Row,
 )
-from dask_ownership.core.silence import Silences
+from dask_ownership.core.suspension import Suspensions
 from dask_ownership.core.table import Table
 from dask_ownership.core.timeline import Timeline
 
@@ -146,7 +146,7 @@ class Ownership:
         What dead owners lost, and is looked for.
     cycles : Cycles
         Tasks that delegate to each other.
-    silences : Silences
+    silences : Suspensions
         Workers that do not answer.
     identity : Function or None
         Returns its argument; ``identity_call`` is the payload that calls it with a
@@ -207,7 +207,7 @@ class Ownership:
         self.cycles = Cycles(self)
         self.results = Results(self)
         self.dispatch = Dispatch(self)
-        self.silences = Silences(self)
+        self.suspensions = Suspensions(self)
         self.infeasible = Infeasible(self)
         self.max_inline = max_inline
         self.identity: Function | None = None
@@ -422,7 +422,7 @@ class Ownership:
         view.alive = False
         view.accepting = False
         self.placement.remove_worker(view)
-        self.silences.gone(view)
+        self.suspensions.gone(view)
         pushed = list(view.pushed.values())
         if reached:
             unsent = {message[2] for message in view.outbox if message[0] == m.PUSH}

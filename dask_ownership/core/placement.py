@@ -88,7 +88,7 @@ class WorkerView:
     handed : int
         How many tasks it was given since it joined.
     suspended : bool
-        It does not answer, see `core.silence`; ``would_accept`` is what it said before.
+        It does not answer, see `core.suspension`; ``would_accept`` is what it said before.
     traffic : Traffic
         Bytes to and from it.
     """

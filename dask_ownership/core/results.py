@@ -57,7 +57,7 @@ class Results:
             return
         view.heard = now
         if view.suspended:
-            core.silences.heard(view)
+            core.suspensions.heard(view)
         messages = iter(batch)
         while (broken := self._take_in(view, messages)) is not None:
             self._broke(view, *broken)
@@ -253,7 +253,7 @@ class Results:
                         core.borrowing.missed(dependency, addresses)
                 if gone:
                     core.lifecycle.drop_holders(dependency, gone, "does not have it any more")
-                core.silences.unanswered(dependency)
+                core.suspensions.unanswered(dependency)
         core.lifecycle.try_again(row, restarts.OF_RETURN.get(reason, restarts.RETURNED), detail)
         if reason in (m.RECALLED, m.RESCHEDULED) and row.state == READY:
             others = [v for v in core.placement.allowed(row) if v is not view]

@@ -20,7 +20,7 @@ from distributed.comm import Comm, CommClosedError, connect
 from dask_ownership.core.link import LinkState
 from dask_ownership.core.messages import Message
 from dask_ownership.core.session import Session
-from dask_ownership.core.silence import Pulse
+from dask_ownership.core.suspension import Heartbeat
 from dask_ownership.core.traffic import Traffic
 from dask_ownership.runtime.channel import Channel, channel, has_stream
 from dask_ownership.runtime.liveness import LONGEST
@@ -121,7 +121,7 @@ class OwnerLink:
         self.reached = False
         self._greeting: dict[str, Any] = {}
         self._task: asyncio.Task[None] | None = None
-        self._pulse = Pulse()
+        self._pulse = Heartbeat()
         self._shortest = self._patience = silence / 2
         self._stalled = 0.0
         self._seen: tuple[Channel | None, int, int] = (None, 0, 0)

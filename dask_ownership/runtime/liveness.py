@@ -3,7 +3,7 @@ stall.
 
 One look every half second finds all of it; nothing is added per task. A link over which an
 answer is owed and nothing moves is dialled again. A worker that stays silent all the same
-is reported to the core (`core.silence`). A request for values is given up when nothing
+is reported to the core (`core.suspension`). A request for values is given up when nothing
 moves, and asked elsewhere or over a new connection. Each patience doubles with every
 disappointment, so that what is only slow gets there in the end.
 """
@@ -87,9 +87,9 @@ class Liveness:
             elif view.suspended and not owed:
                 awake.append(view)
         if silent or awake:
-            core.silences.silent(silent)
+            core.suspensions.silent(silent)
             for view in awake:
-                core.silences.heard(view)
+                core.suspensions.heard(view)
             self.owner.step()
 
 

@@ -49,7 +49,7 @@ async def fetch(owner: Owner, rows: Iterable[Row]) -> dict[Row, Any]:
                 said = absent.pop(row, None)
                 if said is None:
                     # Nobody answered: whether they are dead is for membership to say.
-                    owner.core.silences.unanswered(row)
+                    owner.core.suspensions.unanswered(row)
                     owner.step()
                     again.append(row)
                     continue

@@ -17,7 +17,7 @@ from dask_ownership.core.row import STATE_NAMES as ROW_STATES
 from dask_ownership.core.row import Row
 from dask_ownership.core.session import STATE_NAMES as ENTRY_STATES
 from dask_ownership.core.session import Session
-from dask_ownership.core.silence import Pulse
+from dask_ownership.core.suspension import Heartbeat
 from dask_ownership.testing.task import ARGUMENTS, VALUE
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Pipe:
     session: Session
     there: LinkState = field(default_factory=LinkState)
     here: LinkState = field(default_factory=LinkState)
-    pulse: Pulse = field(default_factory=Pulse)
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
     heard: bool = False
     epoch: int = 0
     breaks: int = 0

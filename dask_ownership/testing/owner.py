@@ -189,12 +189,14 @@ class VirtualOwner:
             wanted = pipe.view.pushed or pipe.view.suspended
             ask_after = SILENCE / 4 if wanted else None
             owes = bool(pipe.here.unacknowledged)
-            if pipe.pulse.look(passed, pipe.heard, owes, ask_after):
+            if pipe.heartbeat.look(passed, pipe.heard, owes, ask_after):
                 self.cluster.send(pipe, pipe.here.pack([], ask=True), to_worker=True)
             if pipe.heard:
-                self.core.silences.heard(pipe.view)
+                self.core.suspensions.heard(pipe.view)
             pipe.heard = False
-        self.core.silences.silent((p.view, p.pulse.owed / SILENCE) for p in self.pipes.values())
+        self.core.suspensions.silent(
+            (p.view, p.heartbeat.owed / SILENCE) for p in self.pipes.values()
+        )
         self.cluster.dirty.add(self)
 
     def _tick(self) -> None:

@@ -263,10 +263,10 @@ def test_what_was_asked_for_later_holds_for_a_value_that_is_made_again(bench):
 
 def test_a_worker_that_answers_again_gets_a_copy():
     bench = Bench("a", "b")
-    bench.core.silences.silent([(bench.views["b"], 1.0)])
+    bench.core.suspensions.silent([(bench.views["b"], 1.0)])
     row = bench.scattered("x", "a")
     want(bench, row, 2)
     assert going(bench) == []
-    bench.core.silences.heard(bench.views["b"])
+    bench.core.suspensions.heard(bench.views["b"])
     bench.step()
     assert going(bench) == ["b"]

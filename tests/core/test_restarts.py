@@ -55,7 +55,7 @@ class Bench:
         self.step()
 
     def silent(self, view: WorkerView) -> None:
-        self.core.silences.silent([(view, 1.0)])
+        self.core.suspensions.silent([(view, 1.0)])
         self.step()
 
 
@@ -192,5 +192,5 @@ def test_nothing_else_in_the_core_starts_a_task_again():
         "borrowing._take_in: wait_for_owner",
         "borrowing._told: wait_for_owner",
         "borrowing.missed: wait_for_owner",
-        "silence._move: try_again",
+        "suspension._move: try_again",
     }

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dask_ownership.core.ownership import Ownership
 
 
-class Pulse:
+class Heartbeat:
     """Whether the peer of one link gives signs of life; time is passed in.
 
     It is this process's own time awake: a process that was stopped itself knows nothing of
@@ -69,7 +69,7 @@ class Pulse:
         return ask_after is not None and self.idle >= ask_after
 
 
-class Silences:
+class Suspensions:
     """Suspended workers of one owner, and what they were given.
 
     Parameters

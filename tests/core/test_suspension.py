@@ -6,28 +6,28 @@ from test_ownership import Bench
 
 from dask_ownership.core import messages as m
 from dask_ownership.core.row import INLINE, PUSHED, READY, STORED, WAITING
-from dask_ownership.core.silence import Pulse
+from dask_ownership.core.suspension import Heartbeat
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster
 
 
 def silent(bench: Bench, address: str, times: float = 1.0) -> None:
-    bench.core.silences.silent([(bench.views[address], times)])
+    bench.core.suspensions.silent([(bench.views[address], times)])
     bench.step()
 
 
 def test_a_peer_that_owes_an_answer_is_silent_from_then_on():
-    pulse = Pulse()
-    assert not pulse.look(1.0, False, False, None)
-    assert pulse.look(1.0, False, False, 2.0)  # quiet for long: ask
-    assert pulse.owed == 0.0
-    pulse.look(1.0, False, True, 2.0)
-    pulse.look(1.0, False, True, 2.0)
-    assert pulse.owed == 2.0
-    pulse.look(1.0, True, True, 2.0)  # something came, if not yet the answer
-    assert pulse.owed == pulse.idle == 0.0
-    pulse.look(1.0, False, True, 2.0)
-    pulse.look(1.0, False, False, 2.0)
-    assert pulse.owed == 0.0
+    heartbeat = Heartbeat()
+    assert not heartbeat.look(1.0, False, False, None)
+    assert heartbeat.look(1.0, False, False, 2.0)  # quiet for long: ask
+    assert heartbeat.owed == 0.0
+    heartbeat.look(1.0, False, True, 2.0)
+    heartbeat.look(1.0, False, True, 2.0)
+    assert heartbeat.owed == 2.0
+    heartbeat.look(1.0, True, True, 2.0)  # something came, if not yet the answer
+    assert heartbeat.owed == heartbeat.idle == 0.0
+    heartbeat.look(1.0, False, True, 2.0)
+    heartbeat.look(1.0, False, False, 2.0)
+    assert heartbeat.owed == 0.0
 
 
 def test_tasks_of_a_silent_worker_run_elsewhere_and_its_late_answers_change_nothing():
@@ -55,8 +55,8 @@ def test_a_suspended_worker_gets_nothing_until_it_is_heard():
     silent(bench, "a")
     row = bench.row("x")
     assert row.state == READY
-    bench.core.silences.heard(bench.views["a"])
-    bench.core.silences.heard(bench.views["a"])
+    bench.core.suspensions.heard(bench.views["a"])
+    bench.core.suspensions.heard(bench.views["a"])
     bench.step()
     assert row.state == PUSHED
 
@@ -65,7 +65,7 @@ def test_what_it_said_of_accepting_holds_when_it_wakes_up():
     bench = Bench("a")
     bench.answer("a", (m.ACCEPTING, False, 1))
     silent(bench, "a")
-    bench.core.silences.heard(bench.views["a"])
+    bench.core.suspensions.heard(bench.views["a"])
     assert bench.row("x").state == READY
     silent(bench, "a")
     bench.answer("a", (m.ACCEPTING, True, 1))
@@ -85,7 +85,7 @@ def test_while_every_worker_is_silent_tasks_stay():
     bench = Bench("a", "b")
     rows = [bench.row(f"x{i}") for i in range(2)]
     before = [row.worker for row in rows]
-    bench.core.silences.silent([(view, 50.0) for view in bench.views.values()])
+    bench.core.suspensions.silent([(view, 50.0) for view in bench.views.values()])
     bench.step()
     assert [row.worker for row in rows] == before
     bench.done(rows[0])
@@ -103,7 +103,7 @@ def test_the_patience_with_a_task_doubles_each_time_it_is_moved():
         assert row.worker is view
         silent(bench, view.address, times)
         assert row.worker is not view
-        bench.core.silences.heard(view)
+        bench.core.suspensions.heard(view)
     assert row.options.patience == 16
 
 
@@ -150,9 +150,9 @@ def test_a_worker_that_dies_while_it_is_suspended():
     silent(bench, "a", 1.0)
     bench.core.remove_worker(bench.views["a"])
     silent(bench, "a", 9.0)
-    bench.core.silences.heard(bench.views["a"])
+    bench.core.suspensions.heard(bench.views["a"])
     bench.step()
-    assert not bench.core.silences.suspended
+    assert not bench.core.suspensions.suspended
     assert there.worker is bench.views["b"]
 
 
@@ -185,7 +185,7 @@ def test_a_frozen_worker_costs_no_more_than_the_patience_with_it():
     more = [owner.submit(f"y{i}", Task(i, duration=3_000.0)) for i in range(30)]
     cluster.run()
     assert {row.state for row in more} == {INLINE}
-    assert not owner.core.silences.suspended
+    assert not owner.core.suspensions.suspended
     owner.core.release(rows + more)
     cluster.dirty.add(owner)
     cluster.run()
