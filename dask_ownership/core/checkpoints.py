@@ -9,7 +9,6 @@ an error keeps it, because an error may be retried.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 from dask_ownership.core import messages as m
 from dask_ownership.core.listener import RowListener
@@ -17,9 +16,7 @@ from dask_ownership.core.messages import Key
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.row import CHECKPOINTED, ERROR, STATE_NAMES, Failure, Options, Row
 from dask_ownership.core.session import RUNNING, Entry, Session
-
-if TYPE_CHECKING:
-    from dask_ownership.core.ownership import Ownership
+from dask_ownership.core.table import Table
 
 # ---- at the owner ----
 
@@ -29,11 +26,11 @@ class Checkpoints(RowListener):
 
     Parameters
     ----------
-    core : Ownership
+    table : Table
     """
 
-    def __init__(self, core: Ownership) -> None:
-        self.core = core
+    def __init__(self, table: Table) -> None:
+        self._table = table
 
     def keep(self, view: WorkerView, row: Row, number: int, name: str, pickled: bytes) -> None:
         """The current attempt of a row wants something kept: it is, and that is said."""
@@ -41,7 +38,7 @@ class Checkpoints(RowListener):
         kept = row.options.checkpoints or {}
         known = kept.get(name)
         if known is None or known[:2] < (attempt, number):
-            with self.core.table.lock:  # another thread may be about to copy the options
+            with self._table.lock:  # another thread may be about to copy the options
                 row.options = row.options.copy()
                 row.options.checkpoints = {**kept, name: (attempt, number, pickled)}
             row.roles |= CHECKPOINTED
@@ -49,7 +46,7 @@ class Checkpoints(RowListener):
 
     def refuse(self, view: WorkerView, key: Key, attempt: int, number: int) -> None:
         """An attempt that is not the current one wants something kept: nothing changes."""
-        row = self.core.table.rows.get(key)
+        row = self._table.rows.get(key)
         if row is None:
             why = "it was cancelled, or nobody has its future any more"
         elif row.attempt != attempt:

@@ -11,14 +11,13 @@ wait for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import Any
 
+from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.messages import Key
 from dask_ownership.core.row import ERROR, HAS_BORROWERS, INLINE, Borrowed, Failure, Row
-
-if TYPE_CHECKING:
-    from dask_ownership.core.ownership import Ownership
+from dask_ownership.core.table import Table
 
 Delegation = tuple[str, Key, int]
 """A task that delegated: the incarnation of its owner, its key and its attempt."""
@@ -32,18 +31,25 @@ class Cycles:
 
     Parameters
     ----------
-    core : Ownership
+    table : Table
+    lifecycle : Lifecycle
+    ask : callable
+        Asks the owner of a borrowed row something, with a detail.
     """
 
-    def __init__(self, core: Ownership) -> None:
-        self.core = core
+    def __init__(
+        self, table: Table, lifecycle: Lifecycle, ask: Callable[[Borrowed, str, Any], None]
+    ) -> None:
+        self._table = table
+        self._lifecycle = lifecycle
+        self._ask = ask
         self._followed: dict[tuple[Delegation, Key, int], None] = {}
 
     def delegated(self, row: Row) -> bool:
         """Whether a row that delegated waits for itself; it has ended then."""
         if row.dependents is None and not row.roles & HAS_BORROWERS:
             return False  # nobody waits for it
-        begun = (self.core.peers.process[0], row.key, row.attempt)
+        begun = (self._table.process[0], row.key, row.attempt)
         if not self._leads_back(row.dependencies, begun):
             return False
         self._end(row)
@@ -59,14 +65,14 @@ class Cycles:
         if len(self._followed) > FOLLOWED:
             del self._followed[next(iter(self._followed))]
         if self._leads_back((row,), begun):
-            found = self.core.table.rows.get(begun[1])
+            found = self._table.rows.get(begun[1])
             if found is not None:
                 self._end(found)
 
     def _leads_back(self, rows: Iterable[Row], begun: Delegation) -> bool:
         """Whether what these wait for is the delegation; other owners are asked to go on."""
         owner, key, attempt = begun
-        mine = owner == self.core.peers.process[0]
+        mine = owner == self._table.process[0]
         stack = list(rows)
         seen: set[Row] = set()
         while stack:
@@ -76,7 +82,7 @@ class Cycles:
                 continue
             seen.add(row)
             if isinstance(row, Borrowed):
-                self.core.borrowing.request(row, "follow", begun)
+                self._ask(row, "follow", begun)
             elif mine and row.key == key and row.attempt == attempt:
                 return True
             stack.extend(row.dependencies)
@@ -86,7 +92,7 @@ class Cycles:
         sources = ", ".join([repr(source.key) for source in row.dependencies])
         detail = (
             f"it delegated to {sources}, which waits for it: none of them can ever have a value; "
-            f"it was owned by {self.core.name}"
+            f"it was owned by {self._lifecycle.name}"
         )
-        self.core.lifecycle.fail(row, ERROR, Failure("lost-data", row.key, detail))
-        self.core.lifecycle.cannot_be_retried(row)  # it would make the same cycle
+        self._lifecycle.fail(row, ERROR, Failure("lost-data", row.key, detail))
+        self._lifecycle.cannot_be_retried(row)  # it would make the same cycle

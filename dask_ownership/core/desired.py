@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
+from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.listener import RowListener
 from dask_ownership.core.row import DESIRED, INLINE, Row
-
-if TYPE_CHECKING:
-    from dask_ownership.core.ownership import Ownership
+from dask_ownership.core.table import Table
 
 
 class Desired(RowListener):
@@ -17,22 +15,24 @@ class Desired(RowListener):
 
     Parameters
     ----------
-    core : Ownership
+    table : Table
+    lifecycle : Lifecycle
 
     Attributes
     ----------
     rows : set of Row
     """
 
-    def __init__(self, core: Ownership) -> None:
-        self.core = core
+    def __init__(self, table: Table, lifecycle: Lifecycle) -> None:
+        self._table = table
+        self._lifecycle = lifecycle
         self.rows: set[Row] = set()
 
     def keep(self, rows: Iterable[Row]) -> None:
         """Keep these, but for those that have ended. Twice is once."""
         for row in rows:
             if row.state < INLINE and row not in self.rows:
-                self.core.table.hold(row)
+                self._table.hold(row)
                 self.rows.add(row)
                 row.roles |= DESIRED
 
@@ -44,4 +44,4 @@ class Desired(RowListener):
         """It has ended."""
         if row in self.rows:
             self.rows.discard(row)
-            self.core.lifecycle.release([row])
+            self._lifecycle.release([row])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from dask_ownership.core.copying import Copies
+from dask_ownership.core.lifecycle import Lifecycle
+from dask_ownership.core.placement import Placement
 from dask_ownership.core.row import ERROR, READY, Failure, Row
-
-if TYPE_CHECKING:
-    from dask_ownership.core.ownership import Ownership
 
 
 class Infeasible:
@@ -15,17 +13,29 @@ class Infeasible:
 
     Parameters
     ----------
-    core : Ownership
+    placement : Placement
+    lifecycle : Lifecycle
+    copies : Copies
+    refused : dict of str to str
+        Why members do not take part, by their addresses.
     """
 
-    def __init__(self, core: Ownership) -> None:
-        self.core = core
+    def __init__(
+        self,
+        placement: Placement,
+        lifecycle: Lifecycle,
+        copies: Copies,
+        refused: dict[str, str],
+    ) -> None:
+        self._placement = placement
+        self._lifecycle = lifecycle
+        self._copies = copies
+        self._refused = refused
         self._since: dict[Row, float] = {}
 
     def why(self, row: Row) -> str | None:
         """What a row that is ready waits for, if no worker there is may run it."""
-        core = self.core
-        placement = core.placement
+        placement = self._placement
         if row.state != READY or placement.allowed(row):
             return None
         there = ", ".join(sorted(placement.workers)) or "none"
@@ -42,8 +52,8 @@ class Infeasible:
             reason = f"no worker has resources={options.resources} ({amounts})"
         else:
             reason = "there is no worker"
-        if core.refused:
-            reason += "; workers that do not take part: " + "; ".join(core.refused.values())
+        if self._refused:
+            reason += "; workers that do not take part: " + "; ".join(self._refused.values())
         return reason
 
     def hopeless(self, row: Row) -> bool:
@@ -53,24 +63,24 @@ class Infeasible:
         made where nothing is any more; and for a task that runs again for what it submitted when
         the worker that it names is gone, because those who ask for that wait with it.
         """
-        if row.function is self.core.copies.function:
+        if row.function is self._copies.function:
             return True
         options = row.options
         workers = options.workers
         if not workers:
             return False
         if options.repeats is not None:
-            return not self.core.placement.matching(workers)
-        return all(name in self.core.refused for name in workers)
+            return not self._placement.matching(workers)
+        return all(name in self._refused for name in workers)
 
     def fail(self, row: Row) -> None:
         """End a row that is ready: no worker runs it."""
         detail = self.why(row) or "no worker took it"
-        self.core.lifecycle.fail(row, ERROR, Failure("no-worker", row.key, detail))
+        self._lifecycle.fail(row, ERROR, Failure("no-worker", row.key, detail))
 
     def expire(self, now: float, timeout: float) -> None:
         """End those that have waited for longer than ``timeout``, in the unit of ``now``."""
-        waiting = self.core.placement.infeasible()
+        waiting = self._placement.infeasible()
         self._since = {row: self._since.get(row, now) for row in waiting}
         for row, since in self._since.items():
             if now - since > timeout and row.state == READY:

@@ -192,9 +192,9 @@ class Ownership:
         self.membership = Membership(self)
         self.posting = Posting(self)
         self.timers: list[tuple[float, Callable[..., None], tuple[Any, ...]]] = []
-        self.checkpoints = Checkpoints(self)
+        self.checkpoints = Checkpoints(self.table)
         self.lineages = Lineages(self, lineage_bytes, trace_inline)
-        self.desired = Desired(self)
+        self.desired = Desired(self.table, self.lifecycle)
         self.copies = Copies(self)
         self.replicas = Replicas(self)
         self.moves = Moves(self)
@@ -204,16 +204,18 @@ class Ownership:
         self.reconstruction = Reconstruction(self)
         self.lending = Lending(self)
         self.borrowing = Borrowing(self)
-        self.cycles = Cycles(self)
+        self.cycles = Cycles(self.table, self.lifecycle, self.borrowing.request)
         self.results = Results(self)
         self.dispatch = Dispatch(self)
-        self.suspensions = Suspensions(self)
-        self.infeasible = Infeasible(self)
+        self.suspensions = Suspensions(
+            self.placement, self.lifecycle, self.posting.way_is_gone, self._takes_copies
+        )
+        self.refused: dict[str, str] = {}
+        self.infeasible = Infeasible(self.placement, self.lifecycle, self.copies, self.refused)
         self.max_inline = max_inline
         self.identity: Function | None = None
         self.identity_call = b""
         self.allowed_failures = allowed_failures
-        self.refused: dict[str, str] = {}
         self.broken: list[tuple[str, Exception]] = []
         self.timeline = Timeline(clock)
         self._marked = 0
@@ -402,13 +404,17 @@ class Ownership:
 
     # ---- members ----
 
+    def _takes_copies(self) -> None:
+        """There is a worker that takes copies, and was not before."""
+        self.moves.joined()
+        self.replicas.look_at_all()
+
     def add_worker(self, view: WorkerView) -> None:
         """A worker joined; the same address twice changes nothing."""
         if view.address not in self.placement.workers:
             self.placement.add_worker(view)
             self.posting.joined(view)
-            self.moves.joined()
-            self.replicas.look_at_all()
+            self._takes_copies()
 
     def remove_worker(
         self, view: WorkerView, reason: str = "left the cluster", reached: bool = True

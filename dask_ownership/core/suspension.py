@@ -13,15 +13,12 @@ end it finishes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
 from dask_ownership.core import restarts
-from dask_ownership.core.placement import WorkerView
+from dask_ownership.core.lifecycle import Lifecycle
+from dask_ownership.core.placement import Placement, WorkerView
 from dask_ownership.core.row import INLINE, PUSHED, STORED, Row
-
-if TYPE_CHECKING:
-    from dask_ownership.core.ownership import Ownership
 
 
 class Heartbeat:
@@ -74,15 +71,27 @@ class Suspensions:
 
     Parameters
     ----------
-    core : Ownership
+    placement : Placement
+    lifecycle : Lifecycle
+    gone_quiet, awake : callable
+        Told of a worker that is suspended, and of one that takes tasks again.
 
     Attributes
     ----------
     suspended : set of WorkerView
     """
 
-    def __init__(self, core: Ownership) -> None:
-        self.core = core
+    def __init__(
+        self,
+        placement: Placement,
+        lifecycle: Lifecycle,
+        gone_quiet: Callable[[WorkerView], None],
+        awake: Callable[[], None],
+    ) -> None:
+        self._placement = placement
+        self._lifecycle = lifecycle
+        self._gone_quiet = gone_quiet
+        self._awake = awake
         self.suspended: set[WorkerView] = set()
 
     def silent(self, found: Iterable[tuple[WorkerView, float]]) -> None:
@@ -103,7 +112,7 @@ class Suspensions:
         view.would_accept = view.accepting
         view.accepting = False
         self.suspended.add(view)
-        self.core.posting.way_is_gone(view)
+        self._gone_quiet(view)
 
     def heard(self, view: WorkerView) -> None:
         """A suspended worker gave a sign of life: it is used again."""
@@ -112,8 +121,7 @@ class Suspensions:
             view.accepting = view.would_accept
             self.suspended.discard(view)
             if view.accepting:  # it takes copies again
-                self.core.moves.joined()
-                self.core.replicas.look_at_all()
+                self._awake()
 
     def gone(self, view: WorkerView) -> None:
         """It left the cluster."""
@@ -121,7 +129,6 @@ class Suspensions:
 
     def _move(self, view: WorkerView, times: float) -> None:
         """Have what others can run tried there, the oldest first."""
-        core = self.core
         for row in list(view.pushed.values()):
             if row.state != PUSHED or row.worker is not view:
                 continue
@@ -138,10 +145,10 @@ class Suspensions:
                 row.options = row.options.copy()
                 row.options.patience = 2 * times
             row.worker.take_back(row)
-            core.lifecycle.try_again(row, path, f"{view.address}: {why}")
+            self._lifecycle.try_again(row, path, f"{view.address}: {why}")
 
     def _elsewhere(self, row: Row) -> bool:
-        return any(view.accepting for view in self.core.placement.allowed(row))
+        return any(view.accepting for view in self._placement.allowed(row))
 
     def unanswered(self, row: Row) -> None:
         """A stored value could not be had where it is said to be.
@@ -154,4 +161,4 @@ class Suspensions:
             return
         holders = set(row.holders)
         if holders <= self.suspended:
-            self.core.lifecycle.drop_holders(row, holders, "does not answer")
+            self._lifecycle.drop_holders(row, holders, "does not answer")
