@@ -12,10 +12,10 @@ What is kept is counted in bytes, and the oldest is evicted when it is too much.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from dask_ownership.core import checkpoints, restarts
+from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.listener import RowListener
 from dask_ownership.core.row import (
     DORMANT,
@@ -28,9 +28,7 @@ from dask_ownership.core.row import (
     Lineage,
     Row,
 )
-
-if TYPE_CHECKING:
-    from dask_ownership.core.ownership import Ownership
+from dask_ownership.core.table import Table
 
 RECOVERIES = 50
 """Of how many it is remembered how long they took."""
@@ -41,7 +39,14 @@ class Lineages(RowListener):
 
     Parameters
     ----------
-    core : Ownership
+    table : Table
+    lifecycle : Lifecycle
+    log : callable
+        Remembers something unusual: the row, the event and what happened.
+    clock : callable
+    can_keep, only_kept : callable
+        Whether it is known how to run a row's task, and whether a row is there for what it
+        submitted alone (`core.retention`).
     max_bytes : int
     of_inline : bool
         How inline values were made is kept, too: not to make them again, but to tell.
@@ -62,12 +67,28 @@ class Lineages(RowListener):
         When a value was there again, and how many seconds that took; the latest of them.
     """
 
-    def __init__(self, core: Ownership, max_bytes: int, of_inline: bool) -> None:
-        self.core = core
+    def __init__(
+        self,
+        table: Table,
+        lifecycle: Lifecycle,
+        *,
+        log: Callable[[Row, str, str], None],
+        clock: Callable[[], float],
+        can_keep: Callable[[Row], bool],
+        only_kept: Callable[[Row], bool],
+        max_bytes: int,
+        of_inline: bool,
+    ) -> None:
+        self._table = table
+        self._lifecycle = lifecycle
+        self._log = log
+        self._clock = clock
+        self._can_keep = can_keep
+        self._only_kept = only_kept
         self.max_bytes = max_bytes
         self.of_inline = of_inline
         if of_inline:
-            core.lifecycle.of_all |= TRACED
+            lifecycle.of_all |= TRACED
         self.nbytes = 0
         self.evicted = 0
         self.recovered = 0
@@ -117,14 +138,14 @@ class Lineages(RowListener):
         if row.lineage is not None:
             self.made_again(row)
             return
-        if row.options.adopted is not None and row.function is self.core.identity:
+        if row.options.adopted is not None and not self._can_keep(row):
             return  # another process has what made it
         if not restarts.may(restarts.RECOVERED, row.options):
             return
         checkpoints.drop(row)
         lineage = row.lineage = Lineage(row, arguments)
         row.roles |= TRACED
-        self.core.table.retain((*lineage.dependencies, *lineage.contains))
+        self._table.retain((*lineage.dependencies, *lineage.contains))
         self.nbytes += lineage.nbytes
         self._live += 1
         self._oldest.append(row)
@@ -148,20 +169,19 @@ class Lineages(RowListener):
         """A value that was lost, or freed when only lineage needed it, is there again."""
         since = self._since.pop(row, None)
         if since is not None:
-            now = self.core.clock()
+            now = self._clock()
             self.recoveries.append((now, now - since))
 
     def let_go(self, rows: Sequence[Row]) -> None:
         """Each of these has one descendant less."""
-        core = self.core
         for row in rows:
-            core.table.unretain(row)
-            if row in self.pinned and (row.descendants <= 0 or core.retention.only_kept(row)):
+            self._table.unretain(row)
+            if row in self.pinned and (row.descendants <= 0 or self._only_kept(row)):
                 self.pinned.discard(row)
                 self.nbytes -= row.nbytes
                 if row.descendants:
                     self.unheld(row)
-        core.lifecycle.forget_unneeded(rows)
+        self._lifecycle.forget_unneeded(rows)
 
     def _evict(self, newest: Row) -> None:
         """Give up the oldest until half of what is allowed is left."""
@@ -173,7 +193,7 @@ class Lineages(RowListener):
             self.evicted += 1
             self.drop(row)
             self.given_up.add(row)
-            self.core.log(row, "evicted", "its lineage: more than is allowed was kept")
+            self._log(row, "evicted", "its lineage: more than is allowed was kept")
 
     def why_not(self, row: Row) -> str:
         """Why a value cannot be made again."""
@@ -193,24 +213,23 @@ class Lineages(RowListener):
     def unheld(self, row: Row) -> None:
         """Nobody holds the value, but it may be needed to make another again."""
         state = row.state
-        retention = self.core.retention
-        again = retention.can_keep(row)
-        if row.lineage is None and row in retention.keepers and again:
+        again = self._can_keep(row)
+        if row.lineage is None and row.roles & RETAINED and again:
             # What is inside of an error cannot be told from its arguments any more.
             again = state != ERROR or not row.contains
             if again:
                 self.keep(row, row.contains)
-        if retention.only_kept(row) and not again and state <= ERROR:
+        if self._only_kept(row) and not again and state <= ERROR:
             # It cannot run again, and what is inside of it may be what it is kept for.
             detail = f"it was freed when nobody held it, and {self.why_not(row)}"
-            self.core.lifecycle.lose(row, detail)
+            self._lifecycle.lose(row, detail)
         elif state == INLINE and row.lineage is None:
             if row not in self.pinned:
                 self.pinned.add(row)
                 self.nbytes += row.nbytes
         elif row.lineage is not None and state <= ERROR and state != DORMANT:
             self._since.pop(row, None)
-            self.core.lifecycle.sleep(row)
+            self._lifecycle.sleep(row)
 
     # ---- making again ----
 
@@ -221,7 +240,7 @@ class Lineages(RowListener):
         """
         if row.lineage is None:
             return False
-        lifecycle = self.core.lifecycle
+        lifecycle = self._lifecycle
         lifecycle.withdraw(row)
         stack = [row]
         restored: list[Row] = []
@@ -233,8 +252,8 @@ class Lineages(RowListener):
             stack.extend(d for d in one.dependencies if d.state == DORMANT and d.lineage)
             restored.append(one)
             whom = "" if one is row else f", for {row.key!r}"
-            self.core.log(one, "recovered", f"it is made again from its lineage{whom}")
-            self._since[one] = self.core.clock()
+            self._log(one, "recovered", f"it is made again from its lineage{whom}")
+            self._since[one] = self._clock()
         self.recovered += len(restored)
         for one in restored:
             if one.state == WAITING:

@@ -193,7 +193,16 @@ class Ownership:
         self.posting = Posting(self)
         self.timers: list[tuple[float, Callable[..., None], tuple[Any, ...]]] = []
         self.checkpoints = Checkpoints(self.table)
-        self.lineages = Lineages(self, lineage_bytes, trace_inline)
+        self.lineages = Lineages(
+            self.table,
+            self.lifecycle,
+            log=self.log,
+            clock=clock,
+            can_keep=self._can_keep,
+            only_kept=self._only_kept,
+            max_bytes=lineage_bytes,
+            of_inline=trace_inline,
+        )
         self.desired = Desired(self.table, self.lifecycle)
         self.copies = Copies(self)
         self.replicas = Replicas(self)
@@ -234,6 +243,12 @@ class Ownership:
 
     def _why_not(self, row: Row) -> str:
         return self.lineages.why_not(row)
+
+    def _can_keep(self, row: Row) -> bool:
+        return self.retention.can_keep(row)
+
+    def _only_kept(self, row: Row) -> bool:
+        return self.retention.only_kept(row)
 
     @property
     def name(self) -> str:
