@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.utils import sync
 
-from dask_ownership.core.membership import NEXT
+from dask_ownership.core.identity import NEXT
 from dask_ownership.runtime.compat import find_clients, scheduler_gone
 from dask_ownership.runtime.membership import (
     DIAL,

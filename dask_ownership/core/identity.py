@@ -164,3 +164,14 @@ def owners_of(origin: Origin | Heir) -> tuple[str, ...]:
         names.append(level[2])
         level = level[4]
     return tuple(names)
+
+
+# ---- workers and the owners at them ----
+
+NEXT = "#"
+"""Between the incarnation of a worker and the number of an owner that is not its first."""
+
+
+def worker_of(incarnation: str) -> str:
+    """The incarnation of the worker that an owner is at."""
+    return incarnation.partition(NEXT)[0]

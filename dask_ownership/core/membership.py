@@ -11,25 +11,16 @@ number behind it when it is not the first one there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from dask_ownership.core.placement import WorkerView
-
-if TYPE_CHECKING:
-    from dask_ownership.core.ownership import Ownership
-
-NEXT = "#"
-"""Between the incarnation of a worker and the number of an owner that is not its first."""
-
+from dask_ownership.core.identity import worker_of
+from dask_ownership.core.peers import Peers
+from dask_ownership.core.placement import Placement, WorkerView
+from dask_ownership.core.posting import Posting
 
 REMEMBERED = 100_000
 """How many of those that are gone are remembered: long after nothing of them can be on its way."""
-
-
-def worker_of(incarnation: str) -> str:
-    """The incarnation of the worker that an owner is at."""
-    return incarnation.partition(NEXT)[0]
 
 
 @dataclass(frozen=True)
@@ -48,7 +39,16 @@ class Membership:
 
     Parameters
     ----------
-    core : Ownership
+    placement : Placement
+    peers : Peers
+    posting : Posting
+    refused : dict of str to WorkerView
+        Members that do not take a link of this process, or cannot be reached from it.
+    reasons : dict of str to str
+        Why, by their addresses.
+    add, remove : callable
+        Have a worker used, and used no more: the worker, why, and whether anything that was
+        sent to it can have arrived.
 
     Attributes
     ----------
@@ -57,15 +57,28 @@ class Membership:
     workers_gone : dict of str to None
         Incarnations of workers that are gone. A worker's first owner has the same, and may end
         before it.
-    refused : dict of str to WorkerView
-        Members that do not take a link of this process, or cannot be reached from it.
     """
 
-    def __init__(self, core: Ownership) -> None:
-        self.core = core
+    def __init__(
+        self,
+        placement: Placement,
+        peers: Peers,
+        posting: Posting,
+        *,
+        refused: dict[str, WorkerView],
+        reasons: dict[str, str],
+        add: Callable[[WorkerView], None],
+        remove: Callable[[WorkerView, str, bool], None],
+    ) -> None:
+        self._placement = placement
+        self._peers = peers
+        self._posting = posting
+        self._reasons = reasons
+        self._add = add
+        self._remove = remove
         self.gone: dict[str, None] = {}
         self.workers_gone: dict[str, None] = {}
-        self.refused: dict[str, WorkerView] = {}
+        self.refused = refused
 
     def is_gone(self, incarnation: str) -> bool:
         """Whether a process is gone, or the worker that it was at."""
@@ -73,14 +86,14 @@ class Membership:
 
     def view_of(self, incarnation: str) -> WorkerView | None:
         """A worker that is used."""
-        for view in self.core.placement.workers.values():
+        for view in self._placement.workers.values():
             if view.incarnation == incarnation:
                 return view
         return None
 
     def replaced_by(self, view: WorkerView) -> WorkerView | None:
         """Another worker at its address, which therefore is gone."""
-        before = self.core.placement.workers.get(view.address)
+        before = self._placement.workers.get(view.address)
         if before is None or before.incarnation == view.incarnation:
             return None
         return before
@@ -96,7 +109,7 @@ class Membership:
         before = self.replaced_by(view)
         if before is not None:
             self.left(before.incarnation, "left the cluster")
-        self.core.add_worker(view)
+        self._add(view)
         return True
 
     def left(self, incarnation: str, reason: str, reached: bool = True) -> None:
@@ -110,26 +123,26 @@ class Membership:
         self._forget_refusal(incarnation)
         view = self.view_of(incarnation)
         if view is not None:
-            self.core.remove_worker(view, reason, reached)
-        self.core.posting.gone(incarnation)
+            self._remove(view, reason, reached)
+        self._posting.gone(incarnation)
         for owner in self.owners_at(incarnation):
-            self.core.peers.process_gone(owner)
+            self._peers.process_gone(owner)
 
     def process_gone(self, incarnation: str) -> None:
         """A client, or the owner at a worker, is gone."""
         _remember(self.gone, incarnation)
-        self.core.peers.process_gone(incarnation)
+        self._peers.process_gone(incarnation)
 
     def owners_at(self, worker: str) -> list[str]:
         """Those at a worker that this process corresponds with."""
-        return [one for one in self.core.peers.known if worker_of(one) == worker]
+        return [one for one in self._peers.known if worker_of(one) == worker]
 
     def refuse(self, view: WorkerView, reason: str, reached: bool) -> None:
         """A member does not take this process's link: go on without it."""
         if view.incarnation not in self.workers_gone:
             self.refused[view.incarnation] = view
-            self.core.refused[view.address] = reason
-        self.core.remove_worker(view, "refused the link", reached)
+            self._reasons[view.address] = reason
+        self._remove(view, "refused the link", reached)
 
     def refused_no_more(self, view: WorkerView) -> bool:
         """Whether a member that refused may be tried again; it is as if it was new."""
@@ -138,19 +151,19 @@ class Membership:
     def _forget_refusal(self, incarnation: str) -> bool:
         view = self.refused.pop(incarnation, None)
         if view is not None and all(v.address != view.address for v in self.refused.values()):
-            self.core.refused.pop(view.address, None)
+            self._reasons.pop(view.address, None)
         return view is not None
 
     # ---- asking the scheduler ----
 
     def ask(self) -> Asked:
         """Whom to ask about."""
-        workers = {view.incarnation for view in self.core.placement.workers.values()}
-        workers.update(self.refused, self.core.posting.waiting)
+        workers = {view.incarnation for view in self._placement.workers.values()}
+        workers.update(self.refused, self._posting.waiting)
         workers.discard("")
-        peers = self.core.peers.known.values()
+        peers = self._peers.known.values()
         clients = {peer.process[0] for peer in peers if not peer.process[1]}
-        clients.discard(self.core.peers.process[0])
+        clients.discard(self._peers.process[0])
         return Asked(frozenset(workers), frozenset(clients))
 
 

@@ -188,9 +188,26 @@ class Ownership:
             self.losses,
         )
         self.counts = self.lifecycle.counts
-        self.peers = Peers(self, process)
-        self.membership = Membership(self)
-        self.posting = Posting(self)
+        self.peers = Peers(
+            process,
+            is_gone=lambda incarnation: self.membership.is_gone(incarnation),
+            process_gone=lambda incarnation: self.membership.process_gone(incarnation),
+            unheard=lambda peer: self.posting.unheard(peer),
+            later=self.later,
+            broke=self.broke,
+        )
+        refused: dict[str, WorkerView] = {}
+        self.refused: dict[str, str] = {}
+        self.posting = Posting(self.peers, self.placement, refused, self.later)
+        self.membership = Membership(
+            self.placement,
+            self.peers,
+            self.posting,
+            refused=refused,
+            reasons=self.refused,
+            add=self.add_worker,
+            remove=self.remove_worker,
+        )
         self.timers: list[tuple[float, Callable[..., None], tuple[Any, ...]]] = []
         self.checkpoints = Checkpoints(self.table)
         self.lineages = Lineages(
@@ -219,7 +236,6 @@ class Ownership:
         self.suspensions = Suspensions(
             self.placement, self.lifecycle, self.posting.way_is_gone, self._takes_copies
         )
-        self.refused: dict[str, str] = {}
         self.infeasible = Infeasible(self.placement, self.lifecycle, self.copies, self.refused)
         self.max_inline = max_inline
         self.identity: Function | None = None

@@ -9,16 +9,13 @@ death of a process.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from dask_ownership.core import messages as m
 from dask_ownership.core.link import LinkState
 from dask_ownership.core.messages import Key, Message, Process
 from dask_ownership.core.peer_messages import LEAVE, NAMES
 from dask_ownership.core.row import Borrowed, Row
-
-if TYPE_CHECKING:
-    from dask_ownership.core.ownership import Ownership
 
 HANDED_ON = 0.5
 """Seconds for which a borrower that is gone still counts: others may be about to be counted for
@@ -73,9 +70,16 @@ class Peers:
 
     Parameters
     ----------
-    core : Ownership
     process : Process
         This one: incarnation, address (of a worker, else empty) and name.
+    is_gone, process_gone : callable
+        Whether an incarnation is gone; says that it is.
+    unheard : callable
+        Told of a peer that sends again what has arrived here.
+    later : callable
+        Has something called after some seconds.
+    broke : callable
+        Told of a fault of this process, and where it was.
 
     Attributes
     ----------
@@ -95,9 +99,22 @@ class Peers:
         Told of a peer that is gone, and again when it does not count any more.
     """
 
-    def __init__(self, core: Ownership, process: Process) -> None:
-        self.core = core
+    def __init__(
+        self,
+        process: Process,
+        *,
+        is_gone: Callable[[str], bool],
+        process_gone: Callable[[str], None],
+        unheard: Callable[[Peer], None],
+        later: Callable[..., None],
+        broke: Callable[[None, Exception, str], None],
+    ) -> None:
         self.process = process
+        self._is_gone = is_gone
+        self._process_gone = process_gone
+        self._unheard = unheard
+        self._later = later
+        self._broke = broke
         self.known: dict[str, Peer] = {}
         self.talking: dict[str, Peer] = {}
         self.mourned: dict[str, Peer] = {}
@@ -112,7 +129,7 @@ class Peers:
         peer = self.known.get(process[0])
         if peer is None:
             peer = self.known[process[0]] = Peer(process)
-            peer.gone = self.core.membership.is_gone(process[0])
+            peer.gone = self._is_gone(process[0])
         return peer
 
     def say(self, peer: Peer, message: Message) -> None:
@@ -124,10 +141,10 @@ class Peers:
     def receive(self, sender: Process, batch: Any) -> None:
         """What another process says. None when it cannot be reached and never will be."""
         if batch is None:
-            self.core.membership.process_gone(sender[0])
+            self._process_gone(sender[0])
             return
         mourned = self.mourned.get(sender[0])
-        if mourned is None and self.core.membership.is_gone(sender[0]):
+        if mourned is None and self._is_gone(sender[0]):
             return
         peer = mourned or self.peer(sender)
         before = peer.stream.received
@@ -142,7 +159,7 @@ class Peers:
             return
         if batch[0] and batch[0] <= before:
             peer.stream.unsaid += 1  # it is sent until this is said
-            self.core.posting.unheard(peer)
+            self._unheard(peer)
         if peer.stream.unsaid:
             self.talking[sender[0]] = peer
         for message in messages:
@@ -152,7 +169,7 @@ class Peers:
                     handler(peer, *message[1:])
             except Exception as error:
                 said = NAMES[message[0]] if message and message[0] in range(len(NAMES)) else "?"
-                self.core.broke(None, error, f"{said} of {sender[2]} could not be taken in")
+                self._broke(None, error, f"{said} of {sender[2]} could not be taken in")
 
     def say_to_itself(self) -> None:
         """Hear what this process has to say to itself, which may be to run a task."""
@@ -187,7 +204,7 @@ class Peers:
     # ---- ends ----
 
     def _on_leave(self, peer: Peer) -> None:
-        self.core.membership.process_gone(peer.process[0])
+        self._process_gone(peer.process[0])
 
     def process_gone(self, incarnation: str) -> None:
         """A process is gone for good, as `Membership` says: as an owner, and as a borrower.
@@ -202,7 +219,7 @@ class Peers:
         peer.gone = True
         peer.outbox.clear()
         self.mourned[incarnation] = peer
-        self.core.later(HANDED_ON, self._bury, incarnation)
+        self._later(HANDED_ON, self._bury, incarnation)
         for gone in self.when_gone:
             gone(peer)
 

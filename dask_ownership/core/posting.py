@@ -9,16 +9,12 @@ takes nothing in twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
 
-from dask_ownership.core.membership import worker_of
+from dask_ownership.core.identity import worker_of
 from dask_ownership.core.messages import Message, Process
-from dask_ownership.core.placement import WorkerView
-
-if TYPE_CHECKING:
-    from dask_ownership.core.ownership import Ownership
-    from dask_ownership.core.peers import Peer
+from dask_ownership.core.peers import Peer, Peers
+from dask_ownership.core.placement import Placement, WorkerView
 
 CARRIED = 2.0
 """Seconds for which the first carrier of a post is waited for; each next one twice as long."""
@@ -35,7 +31,12 @@ class Posting:
 
     Parameters
     ----------
-    core : Ownership
+    peers : Peers
+    placement : Placement
+    refused : dict
+        Members that do not take a link of this process, by their incarnations.
+    later : callable
+        Has something called after some seconds.
 
     Attributes
     ----------
@@ -46,16 +47,25 @@ class Posting:
         runtime asks the scheduler about those.
     """
 
-    def __init__(self, core: Ownership) -> None:
-        self.core = core
+    def __init__(
+        self,
+        peers: Peers,
+        placement: Placement,
+        refused: Mapping[str, WorkerView],
+        later: Callable[..., None],
+    ) -> None:
+        self._peers = peers
+        self._placement = placement
+        self._refused = refused
+        self._later = later
         self.posts: list[Message] = []
         self.waiting: dict[str, list[Peer]] = {}
         self._watched: set[Peer] = set()
 
     def flush(self, acknowledge: bool = False) -> None:
         """Send what references have to say; see `Peers.flush`."""
-        if self.core.peers.talking:
-            for peer, message in self.core.peers.flush(acknowledge):
+        if self._peers.talking:
+            for peer, message in self._peers.flush(acknowledge):
                 self._send(peer, message)
 
     def _send(self, peer: Peer, message: Message) -> None:
@@ -67,7 +77,7 @@ class Posting:
             return
         if way != peer.way:
             peer.way = way
-            for before in self.core.peers.unacknowledged(peer):  # this one among them
+            for before in self._peers.unacknowledged(peer):  # this one among them
                 self._put(way, before)
             if message[3][0]:
                 message = ()
@@ -79,16 +89,16 @@ class Posting:
 
     def _way(self, peer: Peer) -> str | None:
         """The worker over whose link something goes; None when it has to wait."""
-        workers = self.core.placement.workers
+        workers = self._placement.workers
         incarnation, address, _ = peer.process
         worker = worker_of(incarnation)
-        if address and worker not in self.core.membership.refused:
+        if address and worker not in self._refused:
             view = workers.get(address)
             if view is None or view.incarnation != worker:
                 self._wait(worker, peer)
                 return None
             return address
-        home = self.core.placement.home
+        home = self._placement.home
         if peer.way == HOME or (peer.way in workers and not workers[peer.way].suspended):
             return peer.way
         others = [view for view in workers.values() if view.address != home]
@@ -109,12 +119,12 @@ class Posting:
         if way == HOME:
             self.posts.append(message)
         else:
-            self.core.placement.workers[way].outbox.append(message)
+            self._placement.workers[way].outbox.append(message)
 
     def _again(self, peer: Peer) -> None:
         """Send all that was not acknowledged once more, another way."""
         peer.way = ""
-        unacknowledged = self.core.peers.unacknowledged(peer)
+        unacknowledged = self._peers.unacknowledged(peer)
         if unacknowledged:
             self._send(peer, unacknowledged[-1])
 
@@ -122,7 +132,7 @@ class Posting:
         batches = peer.stream.unacknowledged
         oldest = batches[0][0] if batches else 0
         seconds = CARRIED * (1 << min(peer.turn, DOUBLED))
-        self.core.later(seconds, self._look, peer, oldest)
+        self._later(seconds, self._look, peer, oldest)
 
     def _look(self, peer: Peer, oldest: int) -> None:
         """Have another carry what did not arrive."""
@@ -155,7 +165,7 @@ class Posting:
 
     def way_is_gone(self, view: WorkerView) -> None:
         """A worker is not used any more, or is silent: what it was to carry may not arrive."""
-        for peer in list(self.core.peers.known.values()):
+        for peer in list(self._peers.known.values()):
             silent = view.alive and peer.process[1] == view.address
             if peer.way == view.address and not peer.gone and not silent:
                 self._again(peer)
@@ -166,10 +176,10 @@ class Posting:
         """What others said to this process, or have it carry to a worker."""
         for message in posts:
             to: Process = message[1]
-            if to[0] == self.core.peers.process[0]:
-                self.core.peers.receive(message[2], message[3])
+            if to[0] == self._peers.process[0]:
+                self._peers.receive(message[2], message[3])
                 continue
-            view = self.core.placement.workers.get(to[1])
+            view = self._placement.workers.get(to[1])
             # Else it is lost, and whoever sent it tries another way.
             if view is not None and view.incarnation == worker_of(to[0]):
                 view.outbox.append(message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from test_ownership import Bench
 
-from dask_ownership.core.membership import worker_of
+from dask_ownership.core.identity import worker_of
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.row import PUSHED, READY
 
