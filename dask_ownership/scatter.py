@@ -12,7 +12,7 @@ from dask_ownership.core.row import INLINE, NO_OPTIONS, STORED, WAITING, Failure
 from dask_ownership.errors import NoWorker, NoWorkerInTime
 from dask_ownership.future import Future
 from dask_ownership.runtime.keys import check_key, token_of
-from dask_ownership.runtime.liveness import Stalled, request
+from dask_ownership.runtime.request import Stalled, request
 from dask_ownership.runtime.serialize import dumps
 from dask_ownership.runtime.transfer import seal, size_of
 

@@ -23,8 +23,8 @@ from dask_ownership.core.session import Session
 from dask_ownership.core.suspension import Heartbeat
 from dask_ownership.core.traffic import Traffic
 from dask_ownership.runtime.channel import Channel, channel, has_stream
-from dask_ownership.runtime.liveness import LONGEST
 from dask_ownership.runtime.packing import Packing, Unsendable
+from dask_ownership.runtime.request import LONGEST
 
 logger = logging.getLogger("dask_ownership.link")
 

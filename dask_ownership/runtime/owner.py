@@ -35,9 +35,10 @@ from dask_ownership.runtime.chronicle import Chronicle
 from dask_ownership.runtime.collector import untrack
 from dask_ownership.runtime.functions import Functions
 from dask_ownership.runtime.link import UNSAID_BATCHES
-from dask_ownership.runtime.liveness import Liveness, Patience
+from dask_ownership.runtime.liveness import Liveness
 from dask_ownership.runtime.members import Members
 from dask_ownership.runtime.parking import await_without_slot, caller_without_slot
+from dask_ownership.runtime.request import Patience
 from dask_ownership.runtime.serialize import (
     Slot,
     arriving,

@@ -25,7 +25,7 @@ from dask_ownership.core.row import Row
 from dask_ownership.core.session import Entry
 from dask_ownership.errors import NotSerializable
 from dask_ownership.runtime import importing
-from dask_ownership.runtime.liveness import Patience, Stalled, request, silence
+from dask_ownership.runtime.request import Patience, Stalled, request, silence
 from dask_ownership.runtime.serialize import arriving, finding
 
 logger = logging.getLogger("dask_ownership.transfer")

@@ -79,7 +79,6 @@ CIRCLES: tuple[str, ...] = (
     "parcels",
     "queries",
     "runtime.chronicle",
-    "runtime.link",
     "runtime.liveness",
     "runtime.members",
     "runtime.owner",
