@@ -47,7 +47,10 @@ def places(client: Client, future: Any) -> set[str]:
 
 
 def has(owner: str, key: str, dask_worker: Any) -> bool:
-    session = dask_worker.extensions["dask-ownership"].executor.core.sessions.get(owner)
+    side = dask_worker.extensions.get("dask-ownership")
+    if side is None:
+        return False  # it has only just come
+    session = side.executor.core.sessions.get(owner)
     entry = session.entries.get(key) if session is not None else None
     return entry is not None and entry.state == KEPT
 
