@@ -234,7 +234,7 @@ class Bequests(RowListener):
             self._rows(bequest, contains),
         )
         row.order = order
-        _wish(row, options, origin, bequest)
+        _give_options(row, options, origin, bequest)
         core.submit(made)
         core.release(made)  # those that need them count them
         core.lifecycle.release_uses(old)
@@ -269,7 +269,7 @@ class Bequests(RowListener):
             row = Row.with_value(key, value)
         else:
             row = Row(key, bequest.functions[function], payload, taken, order)
-            _wish(row, options, None, None)
+            _give_options(row, options, None, None)
         row.contains = inside
         core.table.adopt(row)
         core.lifecycle.release_uses((*taken, *inside))  # the row has its own
@@ -303,7 +303,7 @@ def _options_of(options: Options) -> dict[str, Any]:
     return told
 
 
-def _wish(row: Row, told: dict[str, Any], adopted: Any, bequest: Any) -> None:
+def _give_options(row: Row, told: dict[str, Any], adopted: Any, bequest: Any) -> None:
     """Give a row that the holder makes its options."""
     given = dict(told)
     if given.get("workers"):

@@ -191,13 +191,13 @@ class Executor:
                 if kind == m.PUSH:  # most of them, and first for that
                     self._on_push(session, message)
                 elif (handler := HANDLERS.get(kind)) is not None:
-                    handler(self, session, *message)
+                    handler(self, session, *message[1:])
         except Exception as error:
             self.broken.append((session, message, error))
             return False
         return True
 
-    def _on_function(self, session: Session, kind: int, number: int, pickled: bytes) -> None:
+    def _on_function(self, session: Session, number: int, pickled: bytes) -> None:
         session.add_function(number, pickled)
         while len(session.functions) > KNOWN_FUNCTIONS or (
             session.function_bytes > FUNCTION_BYTES and len(session.functions) > 1
@@ -205,10 +205,10 @@ class Executor:
             # The owner sends it again when a task that needs it is bounced.
             session.forget_function(next(iter(session.functions)))
 
-    def _on_forget(self, session: Session, kind: int, number: int) -> None:
+    def _on_forget(self, session: Session, number: int) -> None:
         session.forget_function(number)
 
-    def _on_free(self, session: Session, kind: int, keys: Iterable[Key], number: int) -> None:
+    def _on_free(self, session: Session, keys: Iterable[Key], number: int) -> None:
         for key in keys:
             entry = session.entries.get(key)
             if (
@@ -219,7 +219,7 @@ class Executor:
                 self._drop(entry)
                 self._give_back_waiters(entry)
 
-    def _on_copy(self, session: Session, kind: int, key: Key, attempt: int, pickled: bytes) -> None:
+    def _on_copy(self, session: Session, key: Key, attempt: int, pickled: bytes) -> None:
         before = session.entries.get(key)
         if before is not None:
             self._replace(before)
@@ -227,17 +227,15 @@ class Executor:
         entry.value = pickled
         entry.state = COPIED
 
-    def _on_go(self, session: Session, kind: int, key: Key, attempt: int, yes: bool) -> None:
+    def _on_go(self, session: Session, key: Key, attempt: int, yes: bool) -> None:
         self.queue.exclusion.go(session, key, attempt, yes)
 
-    def _on_cancel(self, session: Session, kind: int, key: Key, attempt: int) -> None:
+    def _on_cancel(self, session: Session, key: Key, attempt: int) -> None:
         entry = session.entries.get(key)
         if entry is not None and entry.attempt == attempt:
             self._cancel(entry)
 
-    def _on_seek(
-        self, session: Session, kind: int, key: Key, attempt: int, children: tuple[Key, ...]
-    ) -> None:
+    def _on_seek(self, session: Session, key: Key, attempt: int, children: tuple[Key, ...]) -> None:
         entry = session.entries.get(key)
         if entry is not None and entry.attempt == attempt and not entry.has_value:
             if entry.sought is None:
@@ -245,7 +243,7 @@ class Executor:
             entry.sought.update(children)
             self.sought.append((entry, children))
 
-    def _on_took(self, session: Session, kind: int, name: Key, attempt: int) -> None:
+    def _on_took(self, session: Session, name: Key, attempt: int) -> None:
         """The owner has counted the futures that were kept under this name."""
         entry = session.handed.pop((name, attempt), None)
         if entry is not None:
@@ -255,7 +253,6 @@ class Executor:
     def _on_checkpointed(
         self,
         session: Session,
-        kind: int,
         key: Key,
         attempt: int,
         number: int,
@@ -263,8 +260,8 @@ class Executor:
     ) -> None:
         self.savings.answered(key, number, problem)
 
-    def _on_post(self, session: Session, *message: Any) -> None:
-        self.deliver(message)
+    def _on_post(self, session: Session, *said: Any) -> None:
+        self.deliver((m.POST, *said))
 
     def unsendable(self, session: Session, message: Message, error: bytes) -> None:
         """An answer cannot be packed, or a push could not be taken in: the task that it is about
@@ -627,7 +624,7 @@ class Executor:
                 )
             self._forget(waiter)
 
-    def _on_recall(self, session: Session, kind: int, count: int) -> None:
+    def _on_recall(self, session: Session, count: int) -> None:
         """Give unstarted tasks back, those that would start last first."""
         candidates: list[Entry] = []
         for queue in session.queues.values():
@@ -670,5 +667,5 @@ HANDLERS: dict[int, Callable[..., None]] = {
     m.CHECKPOINTED: Executor._on_checkpointed,
     m.POST: Executor._on_post,
 }
-"""What an executor does about each kind of message but `PUSH`. The items of a message are the
-arguments by name."""
+"""What an executor does about each kind of message but `PUSH`. The items after the kind are the
+arguments, by name."""

@@ -173,12 +173,22 @@ class Lifecycle:
         self.cancelled_lives: dict[tuple[Key, int], None] = {}
         self.of_all = 0
         self._listeners: list[tuple[int, RowListener]] = []
+        self._of_roles: dict[int, tuple[RowListener, ...]] = {}
         self._forgetting: list[Row] = []
         self._forgets = False
 
     def listen(self, listener: RowListener, roles: int = 0) -> None:
         """Have a listener told of rows with these roles, after those that listen already."""
         self._listeners.append((roles, listener))
+        self._of_roles.clear()
+
+    def _who_listens(self, roles: int) -> tuple[RowListener, ...]:
+        """Listeners to rows with these roles, in their order."""
+        found = self._of_roles.get(roles)
+        if found is None:
+            found = tuple([one for mask, one in self._listeners if mask & roles])
+            self._of_roles[roles] = found
+        return found
 
     # ---- on the way to a value ----
 
@@ -350,9 +360,8 @@ class Lifecycle:
         self.counts["done"] += 1
         roles = row.roles | self.of_all
         if roles:
-            for mask, listener in self._listeners:
-                if mask & roles:
-                    listener.finishing(row, arguments)
+            for listener in self._who_listens(roles):
+                listener.finishing(row, arguments)
         dependents = row.dependents
         dependencies = row.dependencies
         if state == STORED:
@@ -379,9 +388,8 @@ class Lifecycle:
             self.release_uses(dependencies + arguments)
         roles = row.roles
         if roles:
-            for mask, listener in self._listeners:
-                if mask & roles:
-                    listener.finished(row)
+            for listener in self._who_listens(roles):
+                listener.finished(row)
 
     # ---- an end without a value ----
 
@@ -415,9 +423,8 @@ class Lifecycle:
                 continue
             if inside:
                 if row.roles & RETAINED:
-                    for mask, listener in self._listeners:
-                        if mask & RETAINED:
-                            listener.failing(row)
+                    for listener in self._who_listens(RETAINED):
+                        listener.failing(row)
                 self.table.use_all(inside)
                 row.contains += inside
             stack.extend(row.dependents or ())
@@ -474,9 +481,8 @@ class Lifecycle:
             self.release_uses(needed)
         if row.roles:
             roles = row.roles
-            for mask, listener in self._listeners:
-                if mask & roles:
-                    listener.ended(row)
+            for listener in self._who_listens(roles):
+                listener.ended(row)
 
     def let_go_of_inside(self, row: Row) -> None:
         """Nobody borrows a row any more: when it has no value, it keeps no futures of one."""
@@ -503,9 +509,8 @@ class Lifecycle:
             return
         if row.holders:
             if row.roles:
-                for mask, listener in self._listeners:
-                    if mask & row.roles:
-                        listener.holders_changed(row)
+                for listener in self._who_listens(row.roles):
+                    listener.holders_changed(row)
             return
         self.log(row, "copy-gone", f"the only one was at {addresses}, which {reason}")
         if not self._recover(row):
@@ -529,9 +534,8 @@ class Lifecycle:
         so do those who were told of the value."""
         roles = row.roles
         if roles:
-            for mask, listener in self._listeners:
-                if mask & roles:
-                    listener.withdrawn(row)
+            for listener in self._who_listens(roles):
+                listener.withdrawn(row)
         row.state = WAITING
 
     def restore(self, row: Row) -> None:
@@ -625,9 +629,8 @@ class Lifecycle:
                 row.state = FORGOTTEN
                 roles = row.roles
                 if roles:
-                    for mask, listener in self._listeners:
-                        if mask & roles:
-                            listener.forgotten(row)
+                    for listener in self._who_listens(roles):
+                        listener.forgotten(row)
                 if row.waiters is not None:
                     self.completed.append(row)
                 row.value = None

@@ -73,24 +73,22 @@ class Results:
             for message in messages:
                 kind = message[0]
                 if kind in OF_NO_TASK:
-                    OF_NO_TASK[kind](self, view, *message)
+                    OF_NO_TASK[kind](self, view, *message[1:])
                     continue
                 row = pushed.get(message[1])
                 if row is None or row.attempt != message[2]:
                     if kind in LATE:
-                        LATE[kind](self, view, *message)
-                elif (
-                    kind == DONE and len(message) == DONE_ALONE
-                ):  # most of them, and first for that
+                        LATE[kind](self, view, *message[1:])
+                elif kind == DONE and len(message) == DONE_ALONE:  # as nearly all are
                     _, _, _, value, microseconds = message
                     view.ended(row)
                     _measured(row, microseconds)
                     finish_inline(row, value)
                 elif (end := ENDS.get(kind)) is not None:
                     view.ended(row)
-                    end(self, view, row, *message)
+                    end(self, view, row, *message[3:])
                 elif kind in OF_A_TASK_THAT_RUNS:
-                    OF_A_TASK_THAT_RUNS[kind](self, view, row, *message)
+                    OF_A_TASK_THAT_RUNS[kind](self, view, row, *message[3:])
         except Exception as error:
             return message, error
         return None
@@ -111,9 +109,6 @@ class Results:
         self,
         view: WorkerView,
         row: Row,
-        kind: int,
-        key: Key,
-        attempt: int,
         value: bytes,
         microseconds: float,
         inside: Sequence[Origin] | None = None,
@@ -128,9 +123,6 @@ class Results:
         self,
         view: WorkerView,
         row: Row,
-        kind: int,
-        key: Key,
-        attempt: int,
         nbytes: int | None,
         type_name: bytes | None,
         microseconds: float,
@@ -148,9 +140,6 @@ class Results:
         self,
         view: WorkerView,
         row: Row,
-        kind: int,
-        key: Key,
-        attempt: int,
         error: bytes,
         microseconds: float,
         inside: Sequence[Origin] | None = None,
@@ -162,7 +151,7 @@ class Results:
             row.options.retries -= 1
             detail = f"it failed at {view.address}; {row.options.retries} retries left"
             lifecycle.try_again(row, restarts.FAILED, detail)
-            self._not_counted(view, kind, key, attempt, error, microseconds, inside)
+            self._not_counted(view, row.key, row.attempt, error, microseconds, inside)
         elif inside is None:
             lifecycle.fail(row, ERROR, error)
         else:
@@ -174,9 +163,6 @@ class Results:
         self,
         view: WorkerView,
         row: Row,
-        kind: int,
-        key: Key,
-        attempt: int,
         nothing: None,
         microseconds: float,
         inside: Sequence[Origin],
@@ -214,9 +200,6 @@ class Results:
         self,
         view: WorkerView,
         row: Row,
-        kind: int,
-        key: Key,
-        attempt: int,
         reason: int,
         keys: Any,
     ) -> None:
@@ -263,7 +246,7 @@ class Results:
 
     # ---- the task goes on ----
 
-    def _parked(self, view: WorkerView, row: Row, kind: int, key: Key, attempt: int) -> None:
+    def _parked(self, view: WorkerView, row: Row) -> None:
         """A task gave its slot up: it takes no room, and nor does what was pushed behind it.
 
         What it waits for may need that room.
@@ -277,11 +260,9 @@ class Results:
                 row.estimate = 0.0
                 stack.extend(row.dependents or ())
 
-    def _alone(
-        self, view: WorkerView, row: Row, kind: int, key: Key, attempt: int, yes: bool
-    ) -> None:
+    def _alone(self, view: WorkerView, row: Row, yes: bool) -> None:
         """A suspect is about to run alone, or may run beside others from now on."""
-        view.outbox.append((m.GO, key, attempt, yes))
+        view.outbox.append((m.GO, row.key, row.attempt, yes))
         if yes:
             view.alone = row
             return
@@ -293,9 +274,6 @@ class Results:
         self,
         view: WorkerView,
         row: Row,
-        kind: int,
-        key: Key,
-        attempt: int,
         child: Key,
         origin: Origin,
     ) -> None:
@@ -306,9 +284,6 @@ class Results:
         self,
         view: WorkerView,
         row: Row,
-        kind: int,
-        key: Key,
-        attempt: int,
         number: int,
         name: str,
         pickled: bytes,
@@ -317,7 +292,7 @@ class Results:
 
     # ---- no task of this owner ----
 
-    def _accepting(self, view: WorkerView, kind: int, yes: bool, nthreads: int) -> None:
+    def _accepting(self, view: WorkerView, yes: bool, nthreads: int) -> None:
         view.accepting = yes
         view.nthreads = nthreads
         if yes:
@@ -326,30 +301,27 @@ class Results:
         else:
             self.core.copies.not_to(view)
 
-    def _leaving(self, view: WorkerView, kind: int) -> None:
+    def _leaving(self, view: WorkerView) -> None:
         self.core.moves.leaves(view)
 
-    def _post(
-        self, view: WorkerView, kind: int, receiver: Process, sender: Process, batch: Any
-    ) -> None:
+    def _post(self, view: WorkerView, receiver: Process, sender: Process, batch: Any) -> None:
         if receiver[0] == self.core.peers.process[0]:
             self.core.peers.receive(sender, batch)
 
     # ---- nobody waits for the answer ----
     # Who superseded its attempt sent a CANCEL, and that drops what the attempt left there.
 
-    def _not_alone(self, view: WorkerView, kind: int, key: Key, attempt: int, yes: bool) -> None:
+    def _not_alone(self, view: WorkerView, key: Key, attempt: int, yes: bool) -> None:
         view.outbox.append((m.GO, key, attempt, yes))
 
     def _not_sought(
-        self, view: WorkerView, kind: int, key: Key, attempt: int, child: Key, origin: Origin
+        self, view: WorkerView, key: Key, attempt: int, child: Key, origin: Origin
     ) -> None:
         view.outbox.append((m.TOOK, m.made_name(child), attempt))
 
     def _not_counted(
         self,
         view: WorkerView,
-        kind: int,
         key: Key,
         attempt: int,
         value: Any,
@@ -362,7 +334,6 @@ class Results:
     def _not_kept(
         self,
         view: WorkerView,
-        kind: int,
         key: Key,
         attempt: int,
         number: int,
@@ -371,9 +342,7 @@ class Results:
     ) -> None:
         self.core.checkpoints.refuse(view, key, attempt, number)
 
-    def _recalled(
-        self, view: WorkerView, kind: int, key: Key, attempt: int, reason: int, keys: Any
-    ) -> None:
+    def _recalled(self, view: WorkerView, key: Key, attempt: int, reason: int, keys: Any) -> None:
         if key is None:  # of no task: all that could be given back was
             view.recalled = False
 
@@ -423,8 +392,8 @@ OF_NO_TASK: dict[int, Handler] = {
     m.LEAVING: Results._leaving,
     m.POST: Results._post,
 }
-"""What is done about each kind of message that is about no task of this owner. The items of a
-message are the arguments by name, here and below."""
+"""What is done about each kind of message that is about no task of this owner. The items after
+the kind are the arguments, by name."""
 
 OF_A_TASK_THAT_RUNS: dict[int, Handler] = {
     m.ALONE: Results._alone,
@@ -432,7 +401,8 @@ OF_A_TASK_THAT_RUNS: dict[int, Handler] = {
     m.MADE: Results._made,
     m.PARKED: Results._parked,
 }
-"""About each that a task sends while it runs."""
+"""About each that a task sends while it runs. The items after kind, key and attempt are the
+arguments: the row has those."""
 
 ENDS: dict[int, Handler] = {
     m.DONE: Results._done,
@@ -441,7 +411,7 @@ ENDS: dict[int, Handler] = {
     m.RETURNED: Results._returned,
     m.DELEGATED: Results._delegated,
 }
-"""About each with which an attempt ends."""
+"""About each with which an attempt ends; with the same arguments."""
 
 LATE: dict[int, Handler] = {
     m.ALONE: Results._not_alone,
@@ -452,4 +422,5 @@ LATE: dict[int, Handler] = {
     m.DELEGATED: Results._not_counted,
     m.RETURNED: Results._recalled,
 }
-"""About each when the row has another attempt by now, or is gone."""
+"""About each when the row has another attempt by now, or is gone. The items after the kind are
+the arguments."""

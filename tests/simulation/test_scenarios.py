@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from dask_ownership.core.row import Options
+from dask_ownership.core.row import Options, Row
 from dask_ownership.testing.task import Task
 from dask_ownership.testing.transcript import Transcript
 from dask_ownership.testing.travel import VirtualFuture
@@ -40,8 +40,13 @@ def begin(workers: int = 2, clients: int = 1, slots: int = 1) -> Transcript:
     return Transcript(cluster)
 
 
-def drop(t: Transcript, owner: VirtualOwner, *rows) -> None:
+def drop(
+    t: Transcript, owner: VirtualOwner, *rows: Row, futures: list[VirtualFuture] | None = None
+) -> None:
+    """Let go of these rows, and of futures of which the list has the only reference."""
     t.note("the futures are dropped")
+    if futures is not None:
+        futures.clear()
     owner.core.release(rows)
     t.cluster.dirty.add(owner)
     t.run()
@@ -96,16 +101,11 @@ def borrow_and_return() -> Transcript:
     client = t.cluster.clients[0]
     t.note("a client submits x, and a reader with the future of x inside its arguments")
     x = client.submit("x", Task(5))
-    future = VirtualFuture(client, x)
-    reader = client.submit("reader", Task(1, carries=(future,), uses="read"))
+    futures = [VirtualFuture(client, x)]
+    reader = client.submit("reader", Task(1, carries=tuple(futures), uses="read"))
     t.run()
     assert t.cluster.outcome(client, reader) == 6
-    t.note("the futures are dropped")
-    del future
-    client.core.release([reader])
-    t.cluster.dirty.add(client)
-    t.run()
-    t.cluster.assert_empty()
+    drop(t, client, reader, futures=futures)
     return t
 
 
@@ -126,27 +126,31 @@ def a_worker_dies() -> Transcript:
     return t
 
 
+def children_that_escaped(
+    t: Transcript, large: bool
+) -> tuple[VirtualOwner, Row, list[VirtualFuture]]:
+    """A client, a parent that has ended, and the future of a child that it returned."""
+    client = t.cluster.clients[0]
+    t.note("a parent returns the future of its child, which it does not wait for")
+    parent = client.submit("parent", Task(1, children=(Task(10, large=large),), escape=True))
+    t.run()
+    children = client.open(parent)
+    t.run()
+    return client, parent, children
+
+
 @scenario
 def an_owner_dies() -> Transcript:
     """A worker dies that owned a child whose future had left it: the parent runs again."""
     t = begin()
-    client = t.cluster.clients[0]
-    t.note("a parent returns the future of its child, which it does not wait for")
-    parent = client.submit("parent", Task(1, children=(Task(10, large=True),), escape=True))
-    t.run()
-    [child] = client.open(parent)
-    t.run()
-    owner = child.row.place[1]  # type: ignore[attr-defined]
+    client, parent, children = children_that_escaped(t, large=True)
+    [child] = [child.row for child in children]
+    owner = child.place[1]
     t.note(f"{owner} dies, and with it the owner of the child")
     t.cluster.kill(owner)
     t.run()
-    assert t.cluster.outcome(client, child.row) == 10
-    t.note("the futures are dropped")
-    client.core.release([parent])
-    t.cluster.dirty.add(client)
-    del child
-    t.run()
-    t.cluster.assert_empty()
+    assert t.cluster.outcome(client, child) == 10
+    drop(t, client, parent, futures=children)
     return t
 
 
@@ -154,23 +158,14 @@ def an_owner_dies() -> Transcript:
 def an_owner_leaves() -> Transcript:
     """A worker leaves in good order: who submitted the parent takes the child over."""
     t = begin()
-    client = t.cluster.clients[0]
-    t.note("a parent returns the future of its child, which it does not wait for")
-    parent = client.submit("parent", Task(1, children=(Task(10),), escape=True))
-    t.run()
-    [child] = client.open(parent)
-    t.run()
-    owner = child.row.place[1]  # type: ignore[attr-defined]
+    client, parent, children = children_that_escaped(t, large=False)
+    [child] = [child.row for child in children]
+    owner = child.place[1]
     t.note(f"{owner} is retired")
     t.cluster.retire(owner)
     t.run()
-    assert t.cluster.outcome(client, child.row) == 10
-    t.note("the futures are dropped")
-    client.core.release([parent])
-    t.cluster.dirty.add(client)
-    del child
-    t.run()
-    t.cluster.assert_empty()
+    assert t.cluster.outcome(client, child) == 10
+    drop(t, client, parent, futures=children)
     return t
 
 
