@@ -82,9 +82,14 @@ class Terminal:
 
     @property
     def frame(self) -> str:
-        """What was drawn last of what is drawn over and over, without colours."""
-        whole = self.read(0).split("\x1b[H")
-        return ESCAPES.sub("", max(whole[-2:], key=len)).replace("\r\n", "\n")
+        """What was drawn last of what is drawn over and over, without colours.
+
+        A drawing is complete once the next has begun: what was read of the newest may end in the
+        middle of a line, or of an escape sequence.
+        """
+        *complete, newest = self.read(0).split("\x1b[H")
+        drawn = complete[-1] if len(complete) > 1 else newest
+        return ESCAPES.sub("", drawn).replace("\r\n", "\n")
 
     def until(self, condition: Any, seconds: float = 15) -> None:
         """Read until a condition holds."""
