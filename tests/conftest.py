@@ -164,7 +164,7 @@ def check_nothing_left(client: Client) -> None:
         until_empty(rows, LEFT_SECONDS)
     except AssertionError as error:
         # As in this process: what only garbage holds goes when the collector comes to it.
-        print(f"{error}; {list(core.history)[-50:]}", file=sys.stderr)
+        print(f"{error}; {list(core.history.events)[-50:]}", file=sys.stderr)
         client.run(gc.collect)
         until_empty(rows, LEFT_SECONDS)
 

@@ -8,6 +8,7 @@ from typing import Any
 from bokeh.layouts import column, row
 from bokeh.models import BasicTicker, ColumnDataSource, DateFormatter, Div
 
+from dask_ownership.core.history import AGAIN
 from dask_ownership.core.losses import (
     KILLED_WORKER,
     KILLS,
@@ -19,7 +20,6 @@ from dask_ownership.core.losses import (
     UNCERTAIN,
     WORKERS_DIED,
 )
-from dask_ownership.core.ownership import AGAIN
 from dask_ownership.dashboard.owners import CODE, WHOLE
 from dask_ownership.dashboard.page import (
     COLORS,

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dask_ownership.core.builtin import BuiltinFunctions
 from dask_ownership.core.membership import Asked
 from dask_ownership.core.messages import Origin
 from dask_ownership.core.ownership import Ownership
@@ -49,13 +50,15 @@ class VirtualOwner:
         self.told_at = 0.0
         self.asking = False
         self.process = (name, home or "", name)
-        self.core = Ownership(nullcontext(), home, process=self.process)
+        functions = BuiltinFunctions(
+            Function(2, b"run", "identity"),
+            Function(3, b"run", "nothing"),
+            # Called for stored values only; aliases take inline ones over as they are.
+            travel.dumps(Task(0, large=True, uses="return"))[0],
+        )
+        self.core = Ownership(nullcontext(), home, process=self.process, functions=functions)
         self.dropped: list[Row] = []
         self.function = Function(1, b"run", "run")
-        # The identity is called for stored values only; inline ones are taken over as they are.
-        self.core.identity = Function(2, b"run", "identity")
-        self.core.copies.function = Function(3, b"run", "nothing")
-        self.core.identity_call = travel.dumps(Task(0, large=True, uses="return"))[0]
         self.pipes: dict[str, Pipe] = {}
         self.order = 0
         self.ticking = False

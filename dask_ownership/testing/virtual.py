@@ -553,7 +553,7 @@ class VirtualCluster:
             if owner.name == incarnation:
                 theirs = owner.core.table.rows.get(key)
                 if theirs is None:  # cancelled, which is said soon
-                    ends = {event for name, event, *_ in owner.core.history if name == key}
+                    ends = {event for name, event, *_ in owner.core.history.events if name == key}
                     return STATE_NAMES[CANCELLED] in ends
                 return theirs.state != STORED or bool(self.copies(owner, theirs))
         return True  # its owner is gone

@@ -17,7 +17,6 @@ from dask_ownership.core.row import (
     PUSHED,
     STORED,
     WAITING,
-    Function,
     Options,
     Row,
 )
@@ -30,8 +29,6 @@ class Three:
         self.giver, self.holder, self.taker = self.sides = [
             Side(name) for name in ("giver", "holder", "taker")
         ]
-        for side in self.sides:
-            side.core.identity = Function(9, b"identity", "identity")
         self.holder.core.bequests.holds = True
 
     def carry(self, times: int = 1, without: Side | None = None) -> None:

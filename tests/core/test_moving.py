@@ -18,7 +18,6 @@ class Bench:
 
     def __init__(self, *addresses: str) -> None:
         self.core = Ownership(nullcontext())
-        self.core.copies.function = Function(1, b"nothing", "nothing")
         self.views = {address: WorkerView(address) for address in addresses}
         for view in self.views.values():
             self.core.add_worker(view)

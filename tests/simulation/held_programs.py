@@ -51,7 +51,7 @@ class Shelf:
         self.items: list[Item] = []
 
     def functions(self, theirs: list[Function]) -> list[Function]:
-        mine = {"run": self.owner.function, "identity": self.owner.core.identity}
+        mine = {"run": self.owner.function, "identity": self.owner.core.functions.identity}
         return [mine[function.name] for function in theirs]  # type: ignore[misc]
 
     def let_go(self, rows: list[Row]) -> None:
