@@ -7,22 +7,20 @@ Who only looks finds the owned ones besides: by key, by ``in``, and counted by `
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dask_ownership.client_like import ClientLike
 from dask_ownership.core.row import CANCELLED, Row
 from dask_ownership.future import Future, RowState
 
-if TYPE_CHECKING:
-    from dask_ownership.client import Client
 
-
-def handles_of(client: Client, key: Any) -> int:
+def handles_of(client: ClientLike, key: Any) -> int:
     """How many futures of an owned key there are; none when it was cancelled."""
     row = client.owner.core.table.rows.get(key)
     return 0 if row is None else _handles(client, row)
 
 
-def _handles(client: Client, row: Row) -> int:
+def _handles(client: ClientLike, row: Row) -> int:
     if row.state == CANCELLED:
         return 0
     return row.handles - client.owner.dropped(row)
@@ -31,7 +29,7 @@ def _handles(client: Client, row: Row) -> int:
 class Futures(dict[Any, Any]):
     """Key to the state of a future."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: ClientLike) -> None:
         super().__init__()
         self._client = client
 
@@ -54,7 +52,7 @@ class Futures(dict[Any, Any]):
 class Refcount(defaultdict[Any, int]):
     """Key to the number of its futures."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: ClientLike) -> None:
         super().__init__(int)
         self._client = client
 

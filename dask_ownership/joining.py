@@ -182,7 +182,7 @@ class Member(distributed.Client):
         problem: Any = None
         try:
             await self._register_scheduler_plugin(
-                OwnershipSchedulerPlugin(), name=NAME, idempotent=True
+                self._scheduler_plugin(), name=NAME, idempotent=True
             )
         except Exception as error:
             problem = error
@@ -216,6 +216,10 @@ class Member(distributed.Client):
             "`--preload dask_ownership.preload`, with dask_ownership installed on the "
             "scheduler and the workers"
         )
+
+    def _scheduler_plugin(self) -> OwnershipSchedulerPlugin:
+        """The plugin to install where nobody has; a `Client` says which client tasks get."""
+        raise NotImplementedError
 
     async def _ask_who_is_there(self) -> Any:
         owner = self.owner

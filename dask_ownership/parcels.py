@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 from distributed.protocol import Serialized, serialize
 
+from dask_ownership.client_like import ClientLike
 from dask_ownership.cluster.holding import MARK, PARCEL
 from dask_ownership.core.row import Row
 from dask_ownership.errors import NotSerializable
@@ -23,9 +24,6 @@ from dask_ownership.future import Future
 from dask_ownership.runtime.importing import loads
 from dask_ownership.runtime.membership import HOLD, LET_GO
 from dask_ownership.runtime.serialize import ATOMS, CALL, arriving, dumps, finding
-
-if TYPE_CHECKING:
-    from dask_ownership.client import Client
 
 KNOWN_SOON = 1.0
 """Seconds for which whoever takes futures out waits to hear how they stand."""
@@ -51,7 +49,7 @@ def arrived(pickled: bytes) -> Any:
     return Parcel(pickled) if opening.get() else loads(pickled)
 
 
-async def put(client: Client, value: Any) -> tuple[str, Serialized] | None:
+async def put(client: ClientLike, value: Any) -> tuple[str, Serialized] | None:
     """Have the cluster hold the futures inside a value.
 
     Returns
@@ -99,7 +97,7 @@ async def put(client: Client, value: Any) -> tuple[str, Serialized] | None:
     return hold, Serialized(header, frames)
 
 
-def not_put(client: Client, hold: str) -> None:
+def not_put(client: ClientLike, hold: str) -> None:
     """What was to be put somewhere is not there."""
     client._send_to_scheduler({"op": LET_GO, "hold": hold})
 
@@ -113,7 +111,7 @@ async def closed(answer: Awaitable[Any]) -> Any:
         opening.reset(token)
 
 
-async def take(client: Client, hold: str | None, value: Any) -> Any:
+async def take(client: ClientLike, hold: str | None, value: Any) -> Any:
     """Open a parcel for a client, and have the hold let go of when all inside is counted.
 
     That is waited for, though not for long: with the count comes how the futures stand, and
@@ -143,7 +141,7 @@ async def take(client: Client, hold: str | None, value: Any) -> Any:
     return content
 
 
-async def put_item(client: Client, operation: Any, row: Row | None, kwargs: Any) -> Any:
+async def put_item(client: ClientLike, operation: Any, row: Row | None, kwargs: Any) -> Any:
     """Put a future, or data, into a queue or a variable."""
     if row is not None:
         client.owner.core.table.hold(row)
@@ -164,7 +162,7 @@ async def put_item(client: Client, operation: Any, row: Row | None, kwargs: Any)
         raise
 
 
-async def get_items(client: Client, operation: Any, kwargs: Any) -> Any:
+async def get_items(client: ClientLike, operation: Any, kwargs: Any) -> Any:
     """Take something out of a queue or a variable."""
     got = await closed(operation(**kwargs, owner=client.owner.incarnation))
     for record in got if isinstance(got, list | tuple) else (got,):
@@ -174,7 +172,7 @@ async def get_items(client: Client, operation: Any, kwargs: Any) -> Any:
     return got
 
 
-async def publish(client: Client, operation: Any, kwargs: Any) -> Any:
+async def publish(client: ClientLike, operation: Any, kwargs: Any) -> Any:
     """Publish datasets."""
     holds: list[str | None] = []
     data: list[Any] = []
@@ -190,7 +188,7 @@ async def publish(client: Client, operation: Any, kwargs: Any) -> Any:
     return await operation(**{**kwargs, "data": data, "holds": holds})
 
 
-async def get_published(client: Client, operation: Any, kwargs: Any) -> Any:
+async def get_published(client: ClientLike, operation: Any, kwargs: Any) -> Any:
     """Get published datasets."""
     got = await closed(operation(**kwargs, owner=client.owner.incarnation))
     shown = []

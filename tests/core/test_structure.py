@@ -18,10 +18,6 @@ from test_imports import ROOT
 from dask_ownership.core.row import Borrowed, Row
 
 HIDDEN = {
-    "benchmarks.engines": 1,
-    "benchmarks.monitoring": 1,
-    "cli.top": 2,
-    "cluster.worker_plugin": 13,
     "core.activity": 1,
     "core.adoption": 2,
     "core.bequest": 1,
@@ -35,10 +31,6 @@ HIDDEN = {
     "core.results": 1,
     "core.retention": 1,
     "dashboard.__init__": 1,
-    "future": 1,
-    "guard": 1,
-    "handles": 1,
-    "parcels": 1,
     "runtime.chronicle": 1,
     "runtime.liveness": 1,
     "runtime.members": 1,
@@ -55,9 +47,6 @@ HIDDEN = {
 how often: such an import hides that two modules know each other."""
 
 CIRCLES: tuple[str, ...] = (
-    "client",
-    "cluster.scheduler_plugin",
-    "cluster.worker_plugin",
     "core.adoption",
     "core.bequest",
     "core.borrowing",
@@ -71,13 +60,6 @@ CIRCLES: tuple[str, ...] = (
     "core.replicas",
     "core.results",
     "core.retention",
-    "get",
-    "guard",
-    "handles",
-    "inspection",
-    "joining",
-    "parcels",
-    "queries",
     "runtime.chronicle",
     "runtime.liveness",
     "runtime.members",
