@@ -30,7 +30,6 @@ HIDDEN = {
     "core.replicas": 1,
     "core.results": 1,
     "core.retention": 1,
-    "dashboard.__init__": 1,
     "runtime.chronicle": 1,
     "runtime.liveness": 1,
     "runtime.members": 1,
