@@ -20,7 +20,6 @@ from dask_ownership.cluster.scheduler_plugin import NAME, OwnershipSchedulerPlug
 from dask_ownership.crossing import Imports, install
 from dask_ownership.errors import ClosedOwner, PluginMissing, SchedulerGone
 from dask_ownership.future import Future, owned_clients
-from dask_ownership.guard import GuardedScheduler
 from dask_ownership.handles import Futures, Refcount
 from dask_ownership.replay import Replay
 from dask_ownership.runtime.members import NotJoined
@@ -38,6 +37,7 @@ from dask_ownership.runtime.parking import await_without_slot, await_without_slo
 from dask_ownership.runtime.reconnecting import connected
 from dask_ownership.runtime.reporting import Reporter
 from dask_ownership.runtime.secret import Joining
+from dask_ownership.scheduler_proxy import SchedulerProxy
 
 WAITS_FOR_TASKS = {
     "_exception", "_gather", "_rebalance", "_replicate", "_result", "_traceback", "_wait",
@@ -139,7 +139,7 @@ class Member(distributed.Client):
 
     async def _ensure_connected(self, timeout: Any = None) -> None:
         if isinstance(self.scheduler, PooledRPCCall):
-            self.scheduler = GuardedScheduler(self.scheduler, self)
+            self.scheduler = SchedulerProxy(self.scheduler, self)
         if self._handle_report_task is None or self.scheduler is None:
             await super()._ensure_connected(timeout)
         else:

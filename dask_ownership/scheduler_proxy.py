@@ -1,4 +1,4 @@
-"""What a client asks the central scheduler, with an eye on owned keys.
+"""A proxy of the central scheduler, for what a client asks of it about owned keys.
 
 The scheduler knows nothing of owned keys and would wait for them for ever. Futures in
 queues, variables and datasets go there in parcels (`dask_ownership.parcels`) and are alive
@@ -37,8 +37,15 @@ CENTRAL_DATA = {
 PUT = {"queue_put", "variable_set"}
 
 
-class GuardedScheduler:
-    """The scheduler's operations for one client."""
+class SchedulerProxy:
+    """The scheduler's operations for one client.
+
+    Parameters
+    ----------
+    rpc : distributed.core.PooledRPCCall
+        The operations as they are.
+    client : ClientLike
+    """
 
     def __init__(self, rpc: PooledRPCCall, client: ClientLike) -> None:
         self._rpc = rpc
