@@ -1,7 +1,7 @@
 """A proxy of the central scheduler, for what a client asks of it about owned keys.
 
 The scheduler knows nothing of owned keys and would wait for them for ever. Futures in
-queues, variables and datasets go there in parcels (`dask_ownership.parcels`) and are alive
+queues, variables and datasets go there in envelopes (`dask_ownership.envelopes`) and are alive
 again where a client takes them out. Anything else that names an owned key is an error here.
 """
 
@@ -13,7 +13,7 @@ from distributed.core import PooledRPCCall
 
 from dask_ownership.client_like import ClientLike
 from dask_ownership.core.row import Row
-from dask_ownership.parcels import AROUND, put_item
+from dask_ownership.envelopes import AROUND, put_item
 from dask_ownership.runtime.membership import HOLD, JOIN, WHERE
 from dask_ownership.snapshot import find
 

@@ -1,4 +1,4 @@
-"""Parcels: values with owned futures inside that go through the scheduler.
+"""Envelopes: values with owned futures inside that go through the scheduler.
 
 What is put into a queue, a variable or a dataset is pickled by the client; the scheduler
 passes the bytes on, and whoever takes it out unpickles it. Before it is put, the cluster
@@ -17,7 +17,7 @@ from uuid import uuid4
 from distributed.protocol import Serialized, serialize
 
 from dask_ownership.client_like import ClientLike
-from dask_ownership.cluster.holding import MARK, PARCEL
+from dask_ownership.cluster.holding import ENVELOPE, MARK
 from dask_ownership.core.row import Row
 from dask_ownership.errors import NotSerializable
 from dask_ownership.future import Future
@@ -32,7 +32,7 @@ opening: ContextVar[bool] = ContextVar("opening", default=False)
 """Whether what arrives is left closed, for the client that asked for it."""
 
 
-class Parcel:
+class Envelope:
     """A pickled value, unpickled where it arrives."""
 
     __slots__ = ("pickled",)
@@ -45,8 +45,8 @@ class Parcel:
 
 
 def arrived(pickled: bytes) -> Any:
-    """A parcel arrived: left closed for a client of this project, opened for any other."""
-    return Parcel(pickled) if opening.get() else loads(pickled)
+    """An envelope arrived: left closed for a client of this project, opened for any other."""
+    return Envelope(pickled) if opening.get() else loads(pickled)
 
 
 async def put(client: ClientLike, value: Any) -> tuple[str, Serialized] | None:
@@ -93,7 +93,7 @@ async def put(client: ClientLike, value: Any) -> tuple[str, Serialized] | None:
         if not counted:
             for row in rows:
                 owner.pin(row)
-    header, frames = serialize(Parcel(pickled))
+    header, frames = serialize(Envelope(pickled))
     return hold, Serialized(header, frames)
 
 
@@ -103,7 +103,7 @@ def not_put(client: ClientLike, hold: str) -> None:
 
 
 async def closed(answer: Awaitable[Any]) -> Any:
-    """What the scheduler answers, with the parcels in it closed."""
+    """What the scheduler answers, with the envelopes in it closed."""
     token = opening.set(True)
     try:
         return await answer
@@ -112,12 +112,12 @@ async def closed(answer: Awaitable[Any]) -> Any:
 
 
 async def take(client: ClientLike, hold: str | None, value: Any) -> Any:
-    """Open a parcel for a client, and have the hold let go of when all inside is counted.
+    """Open an envelope for a client, and have the hold let go of when all inside is counted.
 
     That is waited for, though not for long: with the count comes how the futures stand, and
     Dask's know that at once.
     """
-    if type(value) is not Parcel:
+    if type(value) is not Envelope:
         return value
     with arriving(client) as rows:
         content = loads(value.pickled)
@@ -151,12 +151,12 @@ async def put_item(client: ClientLike, operation: Any, row: Row | None, kwargs: 
         return await operation(**kwargs)
     else:
         value = kwargs.get("data")
-    parcel = await put(client, value)
-    if parcel is None:
+    envelope = await put(client, value)
+    if envelope is None:
         return await operation(**kwargs)
-    hold, packed = parcel
+    hold, packed = envelope
     try:
-        return await operation(**{**kwargs, "data": {MARK: hold, PARCEL: packed}})
+        return await operation(**{**kwargs, "data": {MARK: hold, ENVELOPE: packed}})
     except BaseException:
         not_put(client, hold)
         raise
@@ -168,7 +168,7 @@ async def get_items(client: ClientLike, operation: Any, kwargs: Any) -> Any:
     for record in got if isinstance(got, list | tuple) else (got,):
         value = record.get("value") if isinstance(record, dict) else None
         if isinstance(value, dict) and MARK in value:
-            record["value"] = await take(client, value[MARK], value[PARCEL])
+            record["value"] = await take(client, value[MARK], value[ENVELOPE])
     return got
 
 
@@ -178,9 +178,9 @@ async def publish(client: ClientLike, operation: Any, kwargs: Any) -> Any:
     data: list[Any] = []
     try:
         for packed in kwargs["data"]:
-            parcel = await put(client, packed.data)
-            holds.append(parcel[0] if parcel else None)
-            data.append(parcel[1] if parcel else packed)
+            envelope = await put(client, packed.data)
+            holds.append(envelope[0] if envelope else None)
+            data.append(envelope[1] if envelope else packed)
     except BaseException:
         for hold in filter(None, holds):
             not_put(client, hold)
@@ -195,7 +195,7 @@ async def get_published(client: ClientLike, operation: Any, kwargs: Any) -> Any:
     for found in got:
         if found is not None and "hold" in found:
             found = {**found, "data": await take(client, found["hold"], found["data"])}
-        elif found is not None and type(found["data"]) is Parcel:
+        elif found is not None and type(found["data"]) is Envelope:
             found = {**found, "data": arrived(found["data"].pickled)}
         shown.append(found)
     return shown
@@ -207,4 +207,4 @@ AROUND = {
     "publish_put": publish,
     "publish_get": get_published,
 }
-"""Operations of the scheduler that take parcels or give them."""
+"""Operations of the scheduler that take envelopes or give them."""
