@@ -20,7 +20,7 @@ from dask_ownership.cluster.scheduler_plugin import NAME, OwnershipSchedulerPlug
 from dask_ownership.crossing import Imports, install
 from dask_ownership.errors import ClosedOwner, PluginMissing, SchedulerGone
 from dask_ownership.future import Future, owned_clients
-from dask_ownership.handles import Futures, Refcount
+from dask_ownership.futures_view import FuturesView, RefcountView
 from dask_ownership.replay import Replay
 from dask_ownership.runtime.members import NotJoined
 from dask_ownership.runtime.membership import (
@@ -102,7 +102,7 @@ class Member(distributed.Client):
                 self._stream_handlers[WATCH] = self._reporter.watch
             self.calls = Calls(self.owner)
             self.imports = Imports(self)
-            self.futures, self.refcount = Futures(self), Refcount(self)
+            self.futures, self.refcount = FuturesView(self), RefcountView(self)
             install()
             owned_clients[self.owner.incarnation] = self
             # The clients of workers are among those: tasks shuffle too.
