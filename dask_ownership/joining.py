@@ -21,7 +21,7 @@ from dask_ownership.crossing import Imports, install
 from dask_ownership.errors import ClosedOwner, PluginMissing, SchedulerGone
 from dask_ownership.future import Future, owned_clients
 from dask_ownership.futures_view import FuturesView, RefcountView
-from dask_ownership.replay import Replay
+from dask_ownership.recreate import RecreateTasks
 from dask_ownership.runtime.members import NotJoined
 from dask_ownership.runtime.membership import (
     BACKLOG,
@@ -66,7 +66,7 @@ class Member(distributed.Client):
         self._lost = ""
         self._embedding: asyncio.Future[None] | None = None
         super().__init__(*args, **kwargs)
-        Replay(self)
+        RecreateTasks(self)
 
     @classmethod
     def for_worker(cls, side: Any, timeout: Any = None) -> Member:

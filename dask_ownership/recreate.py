@@ -1,4 +1,4 @@
-"""Running a task once more in the client's process: what a debugger wants.
+"""Recreating a task in the client's process, to run it once more under a debugger.
 
 An owner has the task of everything that failed, for retries, and of every stored value, as
 its lineage. What the central scheduler ran is asked from there, as in Dask.
@@ -24,7 +24,7 @@ from dask_ownership.runtime.serialize import arriving, call, loads_call
 from dask_ownership.snapshot import find
 
 
-class Replay(ReplayTaskClient):
+class RecreateTasks(ReplayTaskClient):
     """`recreate_task_locally` and `recreate_error_locally` of one client.
 
     Dask puts its own into every client that is made; this takes their place.
