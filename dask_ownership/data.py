@@ -10,8 +10,8 @@ from typing import Any
 from dask.typing import no_default
 from distributed.utils import _parse_timedelta as parse_timeout
 
+from dask_ownership.connection import ClusterConnection
 from dask_ownership.core.row import NO_OPTIONS, Options
-from dask_ownership.joining import Member
 from dask_ownership.options import given_in
 from dask_ownership.queries import listed
 from dask_ownership.rebalancing import rebalance
@@ -20,7 +20,7 @@ from dask_ownership.runtime.runner import current_entry
 from dask_ownership.scatter import scatter
 
 
-class Data(Member):
+class Data(ClusterConnection):
     """What of a `dask_ownership.Client` says at which workers values are."""
 
     def scatter(

@@ -1,4 +1,4 @@
-"""A client's membership: it starts its owner, joins the cluster, is cut off and closes."""
+"""A client's connection to its cluster: it starts its owner, joins, is cut off and closes."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ CLOSING = 30.0
 """Seconds for which closing what did not come up is waited for."""
 
 
-class Member(distributed.Client):
-    """What of a `dask_ownership.Client` is about its life in the cluster."""
+class ClusterConnection(distributed.Client):
+    """What of a `dask_ownership.Client` connects its owner to the cluster, until it closes."""
 
     owner: Owner
     scheduler: Any
@@ -69,7 +69,7 @@ class Member(distributed.Client):
         RecreateTasks(self)
 
     @classmethod
-    def for_worker(cls, side: Any, timeout: Any = None) -> Member:
+    def for_worker(cls, side: Any, timeout: Any = None) -> ClusterConnection:
         """The client that tasks of a worker get: on the worker's loop, called there, and owner."""
         worker = side.worker
         return cls(
