@@ -27,7 +27,7 @@ from dask_ownership.future import Future
 from dask_ownership.gathering import Gathering
 from dask_ownership.graph import Graph, graph_futures, persisting
 from dask_ownership.inspection import Inspection
-from dask_ownership.options import take_limits
+from dask_ownership.options import FIFO_TIMEOUT, PLAIN_CALL, CallOptions, named, take_limits
 from dask_ownership.queries import Queries
 from dask_ownership.replicating import wanted_copies
 from dask_ownership.runtime.compat import keep
@@ -137,12 +137,26 @@ class Client(Inspection, Queries, Data):
             raise ValueError("Only use allow_other_workers= if using workers=")
         if self.status in ("closed", "closing"):
             self._check_open()
-        calls = self.calls
-        row = calls.row(
-            func, args, kwargs, key, pure, workers, resources, retries, priority,
-            allow_other_workers, take_limits(func, kwargs) if kwargs else None, fifo_timeout,
-        )  # fmt: skip
-        return Future(self, row)
+        limits = take_limits(func, kwargs) if kwargs else None
+        call = None
+        if (
+            workers is not None
+            or resources
+            or retries
+            or priority
+            or limits is not None
+            or fifo_timeout != FIFO_TIMEOUT
+        ):
+            call = CallOptions(
+                workers=None if workers is None else named(workers),
+                resources=resources,
+                retries=retries,
+                priority=priority,
+                allow_other_workers=allow_other_workers,
+                limits=limits,
+                fifo_timeout=fifo_timeout,
+            )
+        return Future(self, self.calls.row(func, args, kwargs, key, pure, call))
 
     def map(
         self,
@@ -200,16 +214,22 @@ class Client(Inspection, Queries, Data):
         if workers is not None and not isinstance(workers, str | Number | list | tuple | set):
             raise TypeError("Workers must be a list or set of workers or None")
         self._check_open()
-        limits = take_limits(func, kwargs) if kwargs else None
+        call: CallOptions | None = CallOptions(
+            workers=named(workers),
+            resources=resources,
+            retries=retries,
+            priority=priority,
+            allow_other_workers=allow_other_workers,
+            limits=take_limits(func, kwargs) if kwargs else None,
+            fifo_timeout=fifo_timeout,
+        )
+        if call == PLAIN_CALL:
+            call = None
         if buffer_size is not None:
             return Stream(
-                self, func, iterables, kwargs, buffer_size, key, pure, workers, resources, retries,
-                priority, allow_other_workers, limits,
-            )  # fmt: skip
-        return self.calls.map_futures(
-            self, func, iterables, kwargs, key, pure, workers, resources, retries, priority,
-            allow_other_workers, limits, fifo_timeout,
-        )  # fmt: skip
+                self, func, iterables, kwargs, call, buffer_size=buffer_size, key=key, pure=pure
+            )
+        return self.calls.map_futures(func, iterables, kwargs, key, pure, call)
 
     def _graph_to_futures(
         self,

@@ -100,7 +100,7 @@ class ClusterConnection(distributed.Client):
                 self.owner.on_backlog = self._tell_backlog
                 self._reporter = Reporter(self.owner, self._report)
                 self._stream_handlers[WATCH] = self._reporter.watch
-            self.calls = Calls(self.owner)
+            self.calls = Calls(self)
             self.imports = Imports(self)
             self.futures, self.refcount = FuturesView(self), RefcountView(self)
             install()
