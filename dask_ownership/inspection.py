@@ -7,8 +7,8 @@ from typing import Any
 import distributed
 
 from dask_ownership.connection import ClusterConnection
+from dask_ownership.lookup import find, history, look, present, take
 from dask_ownership.representation import client_html, client_text
-from dask_ownership.snapshot import find, history, look, present, take
 
 
 class Inspection(ClusterConnection):

@@ -29,8 +29,8 @@ from dask_ownership.core.row import (
     Row,
 )
 from dask_ownership.future import Future
+from dask_ownership.lookup import find, name_of
 from dask_ownership.runtime.owner import Owner
-from dask_ownership.snapshot import find, name_of
 
 ASKED = 5.0
 """Seconds for which a worker may take to tell what its threads do."""

@@ -16,12 +16,12 @@ from dask._expr import LLGExpr
 from distributed import Client as StockClient
 from distributed.recreate_tasks import ReplayTaskClient
 
-from dask_ownership.core.row import ERROR, INLINE, Borrowed, Row
+from dask_ownership.core.row import INLINE, Borrowed, Row
 from dask_ownership.errors import NotHere
+from dask_ownership.lookup import error_cause, find
 from dask_ownership.runtime.importing import loads
 from dask_ownership.runtime.owner import Owner
 from dask_ownership.runtime.serialize import arriving, call, loads_call
-from dask_ownership.snapshot import find
 
 
 class RecreateTasks(ReplayTaskClient):
@@ -210,10 +210,3 @@ def _why_not(owner: Owner, row: Row) -> str:
             'dask.config.set({"ownership.lineage.inline": True}) is there before the client'
         )
     return lineages.why_not(row)
-
-
-def error_cause(row: Row) -> Row:
-    """The row whose task raised what another ended with. Loop thread."""
-    while cause := next((needed for needed in row.dependencies if needed.state == ERROR), None):
-        row = cause
-    return row

@@ -14,8 +14,8 @@ from distributed.core import PooledRPCCall
 from dask_ownership.client_like import ClientLike
 from dask_ownership.core.row import Row
 from dask_ownership.envelopes import AROUND, put_item
+from dask_ownership.lookup import find
 from dask_ownership.runtime.membership import HOLD, JOIN, WHERE
-from dask_ownership.snapshot import find
 
 HOUSEKEEPING = {
     "address", "close_rpc", "identity", "register_scheduler_plugin", HOLD, JOIN, WHERE,

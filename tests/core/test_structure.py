@@ -81,7 +81,6 @@ LARGE: dict[str, int] = {
     "runtime.compat": 10,
     "runtime.executor": 10,
     "runtime.owner": 8,
-    "snapshot": 7,
 }
 """Modules of more than 600 lines, in hundreds, rounded up."""
 
