@@ -15,21 +15,20 @@ from dask.utils import format_bytes, funcname, parse_bytes
 from distributed.actor import Actor, BaseActorFuture
 from distributed.protocol.pickle import loads as _loads  # noqa: F401  (installs tblib's support)
 
+from dask_ownership.client_like import ClientLike
 from dask_ownership.core.identity import child_key
 from dask_ownership.core.places import ordered
 from dask_ownership.core.row import NO_OPTIONS, Function, Row
 from dask_ownership.errors import NotHere, NotSerializable
-from dask_ownership.future import Future, TravelledFuture, owned_clients
+from dask_ownership.future import Future, TravelledFuture
 from dask_ownership.options import (
-    Limits,
-    annotated,
+    FIFO_TIMEOUT,
+    PLAIN_CALL,
+    CallOptions,
     given_in,
     make_options,
-    merged,
-    named,
-    of_key,
-    options_of,
     parent_of,
+    with_annotations,
 )
 from dask_ownership.runtime.functions import ManyCalls, dumps_function
 from dask_ownership.runtime.keys import check_key, token_of
@@ -40,9 +39,6 @@ from dask_ownership.structures import exchanged
 
 MAYBE_LARGE = 1_000_000
 """Bytes of a call above which the configuration is asked whether it is large."""
-
-FIFO_TIMEOUT = "100 ms"
-"""For how long after a graph what is submitted is of its generation, see `core.places`."""
 
 SHARED_ARGUMENT = "100 kB"
 """Size of a keyword argument of `map` above which it becomes an object of its own."""
@@ -57,15 +53,17 @@ class ForeignInput(Exception):
 
 
 class Calls:
-    """Makes the rows of one owner's calls.
+    """Makes the rows of one client's calls.
 
     Parameters
     ----------
-    owner : Owner
+    client : ClientLike
+        Its owner is that of the rows.
     """
 
-    def __init__(self, owner: Owner) -> None:
-        self.owner = owner
+    def __init__(self, client: ClientLike) -> None:
+        self.client = client
+        self.owner = client.owner
         self._unique = uuid.uuid4().hex[:16]
         self._numbers = count()
         self._shared_bytes = parse_bytes(SHARED_ARGUMENT)
@@ -79,18 +77,14 @@ class Calls:
         kwargs: dict[str, Any],
         key: Any,
         pure: bool,
-        workers: Any,
-        resources: Any,
-        retries: Any,
-        priority: Any,
-        loose: Any,
-        limits: Limits | None = None,
-        fifo_timeout: Any = FIFO_TIMEOUT,
+        call: CallOptions | None = None,
+        *,
         function: Function | None = None,
     ) -> Row:
         """The row of one `submit`, with a handle for its future.
 
-        ``function`` is the record of ``func``, where one moment has many calls of it.
+        ``call`` is None when the call has no options. ``function`` is the record of ``func``,
+        where one moment has many calls of it.
         """
         owner = self.owner
         if key is not None:
@@ -110,57 +104,34 @@ class Calls:
                 return known
         if function.pickled is CALL:
             args = (func, *args)
+        name = function.name
         try:
-            payload, dependencies, contains = dumps_call(
-                args, kwargs, function.name, self.row_of, CROSSING
-            )
+            payload, dependencies, contains = dumps_call(args, kwargs, name, self.row_of, CROSSING)
         except ForeignInput:
             # Futures that live until the row below uses what they stand for.
             args, kwargs = self.imported(args, kwargs)
-            payload, dependencies, contains = dumps_call(
-                args, kwargs, function.name, self.row_of, CROSSING
-            )
+            payload, dependencies, contains = dumps_call(args, kwargs, name, self.row_of, CROSSING)
         except NotSerializable:
             if function.pickled is CALL:
-                dumps_function(func, function.name)  # it may be what cannot be pickled
+                dumps_function(func, name)  # it may be what cannot be pickled
             raise
         if len(payload) + len(function.pickled) > MAYBE_LARGE:
             warn_if_large(len(payload) + len(function.pickled))
-        if key is None:
-            if entry is not None:
-                # The payload names owners of futures: others when this runs again.
-                call = dumps_names((args, kwargs)) if contains else payload
-                key = self.child_key(entry, function, call, dependencies)
-            else:
-                key = f"{function.name}-{self._unique}{next(self._numbers):x}"
-        annotations = dask.get_annotations()
-        if workers is not None:
-            workers = named(workers)
-        if annotations:
-            call_options = {
-                "workers": workers,
-                "resources": resources,
-                "retries": retries,
-                "priority": priority,
-                "allow_other_workers": loose,
-            }
-            settings = of_key(merged(call_options, annotations), key)
-            priority = settings.get("priority")
-            options = options_of(settings, entry, annotated(settings, limits))
-        elif workers or resources or retries or entry is not None or limits is not None:
-            options = make_options(workers, resources, retries, loose, entry, limits)
-        else:
-            options = NO_OPTIONS
-        row = Row(
-            key,
-            function,
-            payload,
-            dependencies,
-            owner.place(dependencies, options.depth, fifo_timeout),
-            options,
-        )
-        if priority:
-            row.order = ordered(row.order, priority)
+        if key is None and entry is None:
+            key = f"{name}-{self._unique}{next(self._numbers):x}"
+        elif key is None:
+            # The payload names owners of futures: others when this runs again.
+            pickled = dumps_names((args, kwargs)) if contains else payload
+            key = self.child_key(entry, function, pickled, dependencies)
+        if annotations := dask.get_annotations():
+            call = with_annotations(call, annotations, key)
+        plain = call is None and entry is None
+        options = NO_OPTIONS if plain else make_options(call or PLAIN_CALL, entry)
+        fifo_timeout = FIFO_TIMEOUT if call is None else call.fifo_timeout
+        place = owner.place(dependencies, options.depth, fifo_timeout)
+        if call is not None and call.priority:
+            place = ordered(place, call.priority)
+        row = Row(key, function, payload, dependencies, place, options)
         if contains:
             row.contains = contains
         return owner.submit(row) if entry is None else submit_child(owner, row, entry)
@@ -190,7 +161,7 @@ class Calls:
 
     def imported(self, args: Any, kwargs: Any) -> Any:
         """Arguments with futures of this owner in place of others."""
-        imports = self.client_of().imports
+        imports = self.client.imports
 
         def take(value: Any) -> Any:
             mine = isinstance(value, Future) and value._owner is self.owner
@@ -235,19 +206,12 @@ class Calls:
 
     def map_futures(
         self,
-        client: Any,
         func: Callable[..., Any],
         iterables: Sequence[Any],
         kwargs: dict[str, Any],
         key: Any,
         pure: bool,
-        workers: Any,
-        resources: Any,
-        retries: Any,
-        priority: Any,
-        loose: Any,
-        limits: Limits | None = None,
-        fifo_timeout: Any = FIFO_TIMEOUT,
+        call: CallOptions | None = None,
     ) -> list[Future]:
         """The futures of one `map`, which drop their rows when this is interrupted.
 
@@ -263,25 +227,28 @@ class Calls:
         items = list(zip(*iterables, strict=False))
         if keys is not None and len(keys) != len(items):
             raise ValueError(f"map got {len(keys)} keys for {len(items)} items")
-        unique = self.unique_name(func, key) if not pure and keys is None else ""
         function = ManyCalls(self.owner.functions, func, CROSSING)
-        subject = subject_of(func, function.record)
+        made = self.map_keys(func, function.record, key, pure, kwargs)
         for number, args in enumerate(items):
-            if keys is not None:
-                one = keys[number]
-            else:
-                one = map_key(subject, args, kwargs, key, f"{unique}-{number}" if unique else None)
-            row = self.row(
-                func, args, kwargs, one, pure, workers, resources, retries, priority, loose,
-                limits, fifo_timeout, function.record_for(args, kwargs),
-            )  # fmt: skip
-            futures.append(Future(client, row))
+            one = keys[number] if keys is not None else made.of(number, args)
+            record = function.record_for(args, kwargs)
+            row = self.row(func, args, kwargs, one, pure, call, function=record)
+            futures.append(Future(self.client, row))
         return futures
 
-    def unique_name(self, func: Any, key: Any) -> str:
-        """What the keys of one impure `map` begin with."""
-        name = key if isinstance(key, str) else funcname(func)
-        return f"{name}-{self._unique}{next(self._numbers):x}"
+    def map_keys(
+        self, func: Any, function: Function, key: Any, pure: bool, kwargs: dict[str, Any]
+    ) -> MapKeys:
+        """The keys of one `map`; ``key`` is what was given for them.
+
+        ``function`` is the record of ``func``.
+        """
+        prefix = key if isinstance(key, str) else None
+        unique = ""
+        if not pure:
+            name = funcname(func) if prefix is None else prefix
+            unique = f"{name}-{self._unique}{next(self._numbers):x}"
+        return MapKeys(prefix, unique, subject_of(func, function), kwargs)
 
     def share(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Keyword arguments of many calls, the large ones as futures of objects of their own."""
@@ -294,11 +261,7 @@ class Calls:
         if sizeof(value) <= self._shared_bytes:
             return value
         row = self.literal(f"{type(value).__name__}-{token_of(value)}", value)
-        return Future(self.client_of(), row)
-
-    def client_of(self) -> Any:
-        """The client that futures made here belong to."""
-        return owned_clients[self.owner.incarnation]
+        return Future(self.client, row)
 
     def literal(self, key: Any, value: Any) -> Row:
         """A row whose value is known: here pickled, sent once to each worker that needs it."""
@@ -330,17 +293,40 @@ def subject_of(func: Any, function: Function) -> Any:
     return func if function.named or function.token is None else function.token
 
 
-def map_key(subject: Any, args: Any, kwargs: dict[str, Any], key: Any, unique: str | None) -> Any:
-    """The key of one call of a `map`; None where `Calls.row` makes it.
+class MapKeys:
+    """The keys of the calls of one `map` that was not given one for each.
 
-    ``unique`` is its key when it is impure, except inside a task, whose children have the
-    same keys when it runs again.
+    Parameters
+    ----------
+    prefix : str or None
+        What was given for the keys of pure calls to begin with.
+    unique : str
+        What keys of impure calls begin with; empty when they are pure.
+    subject : object
+        What stands for the function in tokens.
+    kwargs : dict
+        Arguments of all calls.
     """
-    if unique is not None:
-        return unique if current_entry() is None else None
-    if isinstance(key, str):
-        return f"{key}-{token_of(subject, kwargs, *args)}"
-    return None
+
+    def __init__(
+        self, prefix: str | None, unique: str, subject: Any, kwargs: dict[str, Any]
+    ) -> None:
+        self._prefix = prefix
+        self._unique = unique
+        self._subject = subject
+        self._kwargs = kwargs
+
+    def of(self, number: int, args: Any) -> str | None:
+        """The key of one call; None where `Calls.row` makes it.
+
+        So it does for impure calls inside a task, whose children have the same keys when it
+        runs again.
+        """
+        if self._unique:
+            return f"{self._unique}-{number}" if current_entry() is None else None
+        if self._prefix is not None:
+            return f"{self._prefix}-{token_of(self._subject, self._kwargs, *args)}"
+        return None
 
 
 def submit_child(

@@ -9,33 +9,29 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from functools import partial
-from math import inf
 from numbers import Number
 from queue import Queue as PyQueue
 from typing import Any
 
 import distributed
 from dask.optimization import cull
-from dask.typing import no_default
 from dask.utils import shorten_traceback
 from distributed.utils import _parse_timedelta as parse_timeout
 from distributed.utils import sync
 
-from dask_ownership.core.row import NO_OPTIONS, Options
+from dask_ownership.cluster.scheduler_plugin import OwnershipSchedulerPlugin
 from dask_ownership.crossing import promoted_graph
+from dask_ownership.data import Data
 from dask_ownership.errors import NotHere, OwnershipError
 from dask_ownership.future import Future
 from dask_ownership.gathering import Gathering
 from dask_ownership.graph import Graph, graph_futures, persisting
 from dask_ownership.inspection import Inspection
-from dask_ownership.options import given_in, take_limits
-from dask_ownership.queries import Queries, listed
-from dask_ownership.rebalancing import rebalance
-from dask_ownership.replicating import replicate, wanted_copies
+from dask_ownership.options import FIFO_TIMEOUT, PLAIN_CALL, CallOptions, named, take_limits
+from dask_ownership.queries import Queries
+from dask_ownership.replicating import wanted_copies
 from dask_ownership.runtime.compat import keep
 from dask_ownership.runtime.reading import fetch
-from dask_ownership.runtime.runner import current_entry
-from dask_ownership.scatter import scatter
 from dask_ownership.streaming import Stream
 from dask_ownership.structures import SKIPPED, collect, repack
 
@@ -47,7 +43,7 @@ def asked_for_actors(actors: Any) -> bool:
     return True
 
 
-class Client(Inspection, Queries):
+class Client(Inspection, Queries, Data):
     """A `distributed.Client` whose tasks are owned by this process.
 
     Takes what `distributed.Client` takes, and works on any Dask cluster where
@@ -65,6 +61,10 @@ class Client(Inspection, Queries):
     PluginMissing
         When the cluster has no plugin and does not let this client install it.
     """
+
+    def _scheduler_plugin(self) -> OwnershipSchedulerPlugin:
+        # Not of this object's class: workers may be unable to import one that a user derived.
+        return OwnershipSchedulerPlugin(Client.for_worker)
 
     def _inc_ref(self, key: Any) -> None:
         """Stock futures of owned keys are refused: they would wait for the scheduler for ever."""
@@ -137,12 +137,26 @@ class Client(Inspection, Queries):
             raise ValueError("Only use allow_other_workers= if using workers=")
         if self.status in ("closed", "closing"):
             self._check_open()
-        calls = self.calls
-        row = calls.row(
-            func, args, kwargs, key, pure, workers, resources, retries, priority,
-            allow_other_workers, take_limits(func, kwargs) if kwargs else None, fifo_timeout,
-        )  # fmt: skip
-        return Future(self, row)
+        limits = take_limits(func, kwargs) if kwargs else None
+        call = None
+        if (
+            workers is not None
+            or resources
+            or retries
+            or priority
+            or limits is not None
+            or fifo_timeout != FIFO_TIMEOUT
+        ):
+            call = CallOptions(
+                workers=None if workers is None else named(workers),
+                resources=resources,
+                retries=retries,
+                priority=priority,
+                allow_other_workers=allow_other_workers,
+                limits=limits,
+                fifo_timeout=fifo_timeout,
+            )
+        return Future(self, self.calls.row(func, args, kwargs, key, pure, call))
 
     def map(
         self,
@@ -200,16 +214,22 @@ class Client(Inspection, Queries):
         if workers is not None and not isinstance(workers, str | Number | list | tuple | set):
             raise TypeError("Workers must be a list or set of workers or None")
         self._check_open()
-        limits = take_limits(func, kwargs) if kwargs else None
+        call: CallOptions | None = CallOptions(
+            workers=named(workers),
+            resources=resources,
+            retries=retries,
+            priority=priority,
+            allow_other_workers=allow_other_workers,
+            limits=take_limits(func, kwargs) if kwargs else None,
+            fifo_timeout=fifo_timeout,
+        )
+        if call == PLAIN_CALL:
+            call = None
         if buffer_size is not None:
             return Stream(
-                self, func, iterables, kwargs, buffer_size, key, pure, workers, resources, retries,
-                priority, allow_other_workers, limits,
-            )  # fmt: skip
-        return self.calls.map_futures(
-            self, func, iterables, kwargs, key, pure, workers, resources, retries, priority,
-            allow_other_workers, limits, fifo_timeout,
-        )  # fmt: skip
+                self, func, iterables, kwargs, call, buffer_size=buffer_size, key=key, pure=pure
+            )
+        return self.calls.map_futures(func, iterables, kwargs, key, pure, call)
 
     def _graph_to_futures(
         self,
@@ -434,49 +454,6 @@ class Client(Inspection, Queries):
                     raise
         return found
 
-    # ---- data ----
-
-    def scatter(
-        self,
-        data: Any,
-        workers: Any = None,
-        broadcast: Any = False,
-        direct: Any = None,
-        hash: bool = True,
-        timeout: Any = no_default,
-        asynchronous: bool | None = None,
-    ) -> Any:
-        """Put values at workers; see `distributed.Client.scatter`.
-
-        They have no lineage: a value whose every holder is gone is lost.
-        """
-        if isinstance(data, PyQueue | Iterator):
-            raise TypeError(
-                "Dask no longer supports mapping over Iterators or Queues. "
-                "Consider using a normal for loop and Client.submit"
-            )
-        self._check_open()
-        options = given_in(current_entry())
-        return self.sync(
-            self._scatter, data, workers, broadcast, direct, None, timeout, hash, options,
-            asynchronous=asynchronous,
-        )  # fmt: skip
-
-    async def _scatter(
-        self,
-        data: Any,
-        workers: Any = None,
-        broadcast: Any = False,
-        direct: Any = None,
-        local_worker: Any = None,
-        timeout: Any = no_default,
-        hash: bool = True,
-        options: Options = NO_OPTIONS,
-    ) -> Any:
-        seconds = self._timeout if timeout is no_default else parse_timeout(timeout)
-        within = inf if seconds is None else seconds
-        return await scatter(self, data, workers, broadcast, hash, within, options)
-
     # ---- requests about futures ----
 
     async def _cancel(
@@ -490,97 +467,6 @@ class Client(Inspection, Queries):
         if others:
             self.central_calls += 1
             await super()._cancel(others, reason=reason, msg=msg, force=force)
-
-    def replicate(
-        self, futures: Any, n: int | None = None, workers: Any = None, branching_factor: int = 2,
-        **kwargs: Any,
-    ) -> Any:  # fmt: skip
-        """Keep copies of values, so that no death costs them; see `distributed.Client.replicate`.
-
-        Unlike there it lasts: when a worker with a copy dies or leaves, another copy is made,
-        as far as there are workers, for as long as somebody holds the future. So values
-        that were scattered survive, and values that were computed are not made again, unless
-        all workers that have one die before there is another. Called again with a smaller
-        ``n`` it frees what is more.
-
-        Values of up to 64 KiB are with this client already: nothing is done for those, nor
-        for futures that end without a value. Each copy needs a slot at its worker for a
-        moment.
-
-        Parameters
-        ----------
-        futures : Future or nested list of Futures
-        n : int, optional
-            How many copies, the first one included; one at each of the workers that are
-            there now when None.
-        workers : str, list or None
-            Addresses, names or hosts. Copies elsewhere do not count, and only there others
-            are made.
-        branching_factor : int
-            How many copies each copy gives to others at once.
-
-        Raises
-        ------
-        ValueError
-            When it asks for no copies, or names no worker.
-        NotSerializable
-            When a value cannot be copied.
-
-        Examples
-        --------
-        >>> client.replicate(client.scatter(table), n=2)  # doctest: +SKIP
-        """
-        return self.sync(
-            self._replicate, futures, n=n, workers=workers, branching_factor=branching_factor,
-            **kwargs,
-        )  # fmt: skip
-
-    async def _replicate(
-        self, futures: Any, n: Any = None, workers: Any = None, branching_factor: Any = 2
-    ) -> None:
-        self._check_open()
-        mine, others = self._split(futures)
-        if others:
-            await super()._replicate(
-                others, n=n, workers=workers, branching_factor=branching_factor
-            )
-        if mine:
-            wanted = wanted_copies(self.owner, n, workers, branching_factor)
-            await replicate(self.owner, [future._row for future in mine], wanted)
-
-    def rebalance(self, futures: Any = None, workers: Any = None, **kwargs: Any) -> Any:
-        """Move values so that workers have as many bytes; see `distributed.Client.rebalance`.
-
-        Of owned values those that this client stored at workers. They are evened out among
-        the workers until the fullest and the emptiest differ by less than a part of the mean
-        (``distributed.worker.memory.rebalance.sender-recipient-gap``, a tenth), or no value
-        is small enough; each is copied before it is freed. How full the workers' memory is
-        otherwise is not looked at.
-
-        Parameters
-        ----------
-        futures : Future, collection or nested list of them, optional
-            Only these may move; all when None.
-        workers : str or list, optional
-            Addresses, names or hosts of the workers that give and take; all when None.
-
-        Raises
-        ------
-        KeyError
-            For futures that ended without a value, and when ``workers`` names no worker.
-        NotSerializable
-            When a value cannot be copied; the others are moved all the same.
-        """
-        return self.sync(self._rebalance, futures, workers, **kwargs)
-
-    async def _rebalance(self, futures: Any = None, workers: Any = None) -> None:
-        self._check_open()
-        mine, others = (None, None) if futures is None else self._split(futures)
-        if futures is None or others:
-            await super()._rebalance(others, listed(workers))
-        if futures is None or mine:
-            rows = None if mine is None else [future._row for future in mine]
-            await rebalance(self.owner, rows, workers)
 
     async def _retry(self, futures: Any) -> None:
         self._check_open()

@@ -34,7 +34,7 @@ from dask_ownership.core.row import ERROR, NO_OPTIONS, STORED, WAITING, Borrowed
 from dask_ownership.errors import ClosedOwner, FutureCancelledError, NotHere
 from dask_ownership.future import Future, TravelledFuture, owned_clients, task_clients
 from dask_ownership.graph import Graph
-from dask_ownership.options import make_options, parent_of
+from dask_ownership.options import PLAIN_CALL, make_options, parent_of
 from dask_ownership.runtime.compat import cross_in_clients, scheduler_id
 from dask_ownership.runtime.membership import PROMOTED, WHERE
 from dask_ownership.runtime.owner import Handle
@@ -405,7 +405,7 @@ class Imports:
                 return known, False
             owner.drop(known)
             name = f"{name}-{uuid4().hex}"  # it may have been retried there
-        options = NO_OPTIONS if entry is None else make_options(None, None, None, False, entry)
+        options = NO_OPTIONS if entry is None else make_options(PLAIN_CALL, entry)
         row = Import(name, owner.places.one(), options, kept)
         if entry is None:
             adopted = owner.expect(row)

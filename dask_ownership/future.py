@@ -21,6 +21,7 @@ from dask_ownership.core.identity import held_at
 from dask_ownership.core.messages import Origin
 from dask_ownership.core.row import CANCELLED, ERROR, INLINE, LOST, STORED, Borrowed, Failure, Row
 from dask_ownership.errors import FutureCancelledError, NotHere, from_failure
+from dask_ownership.representation import future_html
 from dask_ownership.runtime.collector import untrack
 from dask_ownership.runtime.compat import tokenizing
 from dask_ownership.runtime.importing import loads
@@ -317,8 +318,6 @@ class Future(distributed.Future):
         return repr(self)
 
     def _repr_html_(self) -> str:
-        from dask_ownership.representation import future_html
-
         return future_html(self)
 
 

@@ -40,7 +40,7 @@ from dask_ownership.core.places import ordered
 from dask_ownership.core.row import CANCELLED, NO_OPTIONS, Failure, Function, Options, Row
 from dask_ownership.errors import NotSerializable
 from dask_ownership.future import Future
-from dask_ownership.options import SAME, annotated, merged, of_key, options_of, varies
+from dask_ownership.options import SAME, call_of, make_options, merged, of_key, varies
 from dask_ownership.replicating import wanted_copies
 from dask_ownership.runtime.functions import ManyCalls
 from dask_ownership.runtime.keys import check_key
@@ -414,7 +414,7 @@ class _Builder:
 
     def _outside(self, key: Any) -> Row:
         """A row for what the graph does not make and has no row under its key yet."""
-        client = self.calls.client_of()
+        client = self.calls.client
         future = self.graph.futures().get(key)
         if future is None and key in client.futures:
             future = distributed.Future(key, client)
@@ -465,7 +465,7 @@ class _Builder:
         return settings.get("priority") or 0, self._options(settings)
 
     def _options(self, settings: dict[str, Any]) -> Options:
-        return options_of(settings, self.entry, annotated(settings, None))
+        return make_options(call_of(settings), self.entry)
 
 
 class _Nested(Exception):

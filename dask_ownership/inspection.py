@@ -6,12 +6,12 @@ from typing import Any
 
 import distributed
 
-from dask_ownership.joining import Member
+from dask_ownership.connection import ClusterConnection
+from dask_ownership.lookup import find, history, look, present, take
 from dask_ownership.representation import client_html, client_text
-from dask_ownership.snapshot import find, history, look, present, take
 
 
-class Inspection(Member):
+class Inspection(ClusterConnection):
     """What of a `dask_ownership.Client` is there to look at it."""
 
     def __repr__(self) -> str:

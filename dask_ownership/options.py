@@ -23,15 +23,19 @@ from dask.utils import parse_timedelta
 from dask_ownership.core.row import NO_OPTIONS, Options
 from dask_ownership.runtime.serialize import dumps
 
-OPTIONS = (
+SETTINGS = (
     "workers",
     "resources",
     "retries",
+    "priority",
     "allow_other_workers",
     "executor",
     "span",
 )
-"""Annotations that become options of a task, but for its limits."""
+"""What calls and annotations say of a task, but for its limits."""
+
+FIFO_TIMEOUT = "100 ms"
+"""For how long after a graph what is submitted is of its generation, see `core.places`."""
 
 SAME = {"restrictions": "workers", "loose_restrictions": "allow_other_workers"}
 """Older names of annotations."""
@@ -159,6 +163,66 @@ def _seconds(timeout: Any) -> float | None:
     return seconds
 
 
+# ---- options of a call ----
+
+
+class CallOptions(NamedTuple):
+    """What a call of `submit` or `map` says of its tasks, besides their function and arguments.
+
+    Most say nothing: they have None in its place. The first items are `SETTINGS`.
+
+    Attributes
+    ----------
+    workers, resources, retries, priority, allow_other_workers, executor, span : object
+        As the user wrote them, unchecked.
+    limits : Limits or None
+    fifo_timeout : float, str or timedelta
+        Seconds, or a text such as ``"100 ms"``, after a graph for which it is of its generation.
+    """
+
+    workers: Any = None
+    resources: Any = None
+    retries: Any = None
+    priority: Any = 0
+    allow_other_workers: Any = False
+    executor: Any = None
+    span: Any = None
+    limits: Limits | None = None
+    fifo_timeout: Any = FIFO_TIMEOUT
+
+
+PLAIN_CALL = CallOptions()
+
+
+def call_of(
+    settings: Mapping[str, Any], limits: Limits | None = None, fifo_timeout: Any = FIFO_TIMEOUT
+) -> CallOptions:
+    """Options of a call from settings by name, which may hold limits that the call has not.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When a limit has a wrong value.
+    """
+    given = map(settings.get, SETTINGS)
+    return CallOptions._make((*given, annotated(settings, limits), fifo_timeout))
+
+
+def with_annotations(
+    call: CallOptions | None, annotations: Mapping[str, Any], key: Any
+) -> CallOptions:
+    """What a call says of the task of a key, with annotations where it says nothing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When a limit has a wrong value.
+    """
+    call = call or PLAIN_CALL
+    settings = merged(dict(zip(SETTINGS, call, strict=False)), annotations)
+    return call_of(of_key(settings, key), call.limits, call.fifo_timeout)
+
+
 # ---- options of a row ----
 
 
@@ -191,31 +255,17 @@ def named_workers(workers: Any) -> tuple[str, ...] | None:
     )
 
 
-def options_of(settings: dict[str, Any], entry: Any, limits: Limits | None) -> Options:
-    """Options of a row from what its call and its annotations say."""
-    workers, resources, retries, loose, executor, span = map(settings.get, OPTIONS)
-    if entry is None and not (workers or resources or retries or limits or executor or span):
-        return NO_OPTIONS
-    return make_options(workers, resources, retries, loose, entry, limits, executor, span)
-
-
-def make_options(
-    workers: Any,
-    resources: Any,
-    retries: Any,
-    loose: Any,
-    entry: Any,
-    limits: Limits | None = None,
-    executor: Any = None,
-    span: Any = None,
-) -> Options:
-    """Options of a row from what the user wrote.
+def make_options(call: CallOptions, entry: Any) -> Options:
+    """Options of a row from those of its call, and the entry of the task that submits it or None.
 
     Raises
     ------
     TypeError, ValueError
         When one has a wrong value.
     """
+    workers, resources, retries, _, loose, executor, span, limits, _ = call
+    if entry is None and not (workers or resources or retries or limits or executor or span):
+        return NO_OPTIONS
     names = named_workers(workers)
     if retries and not isinstance(retries, int):
         raise TypeError(f"retries= takes a whole number, not {retries!r}")

@@ -11,10 +11,11 @@ from typing import Any
 
 from distributed import Scheduler
 
+from dask_ownership.client import Client
 from dask_ownership.cluster.scheduler_plugin import OwnershipSchedulerPlugin
 
 
 async def dask_setup(server: Any) -> None:
     """Install the scheduler plugin when the process is a scheduler."""
     if isinstance(server, Scheduler):
-        await OwnershipSchedulerPlugin().start(server)
+        await OwnershipSchedulerPlugin(Client.for_worker).start(server)

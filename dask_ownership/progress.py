@@ -22,11 +22,11 @@ from distributed.core import error_message
 from dask_ownership.core.row import INLINE, STORED, Failure, Row
 from dask_ownership.errors import FutureCancelledError, from_failure
 from dask_ownership.future import Future, owned_clients
+from dask_ownership.lookup import find, name_of
 from dask_ownership.runtime import compat
 from dask_ownership.runtime.parking import caller_without_slot
 from dask_ownership.runtime.serialize import loads_error
 from dask_ownership.runtime.waiting import Waiter, hang, unhang
-from dask_ownership.snapshot import find, name_of
 
 __all__ = ["progress"]
 

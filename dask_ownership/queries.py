@@ -17,6 +17,7 @@ import distributed
 from dask.utils import key_split
 from distributed.objects import HasWhat, WhoHas
 
+from dask_ownership.connection import ClusterConnection
 from dask_ownership.core.row import (
     DORMANT,
     FORGOTTEN,
@@ -28,15 +29,14 @@ from dask_ownership.core.row import (
     Row,
 )
 from dask_ownership.future import Future
-from dask_ownership.joining import Member
+from dask_ownership.lookup import find, name_of
 from dask_ownership.runtime.owner import Owner
-from dask_ownership.snapshot import find, name_of
 
 ASKED = 5.0
 """Seconds for which a worker may take to tell what its threads do."""
 
 
-class Queries(Member):
+class Queries(ClusterConnection):
     """What of a `dask_ownership.Client` answers where things are."""
 
     def who_has(self, futures: Any = None, **kwargs: Any) -> Any:

@@ -12,8 +12,9 @@ from typing import Any
 from dask.utils import format_bytes, key_split, typename
 
 from dask_ownership.core.row import ERROR, INLINE, PUSHED, READY, STORED, WAITING, Borrowed, Row
+from dask_ownership.display import Section
+from dask_ownership.lookup import holders_of
 from dask_ownership.runtime.owner import Owner
-from dask_ownership.snapshot import Section
 
 GREY = "color: var(--jp-ui-font-color2, gray)"
 RED = "color: var(--jp-error-color0, red)"
@@ -86,9 +87,7 @@ def whereabouts(row: Row) -> str:
     if state == INLINE:
         return f"{whose}, {format_bytes(row.nbytes)} inline"
     if state == STORED:
-        places = [view.address for view in row.holders]
-        if isinstance(row, Borrowed):
-            places = list(dict.fromkeys([*row.addresses, *places]))
+        places = holders_of(row)
         more = f" and {len(places) - NAMED} more" if len(places) > NAMED else ""
         return f"{whose}, {format_bytes(row.nbytes)} at {', '.join(places[:NAMED])}{more}"
     return whose

@@ -15,12 +15,12 @@ from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from queue import Queue
 from typing import Any
 
-from dask_ownership.calls import CROSSING, map_key, subject_of
+from dask_ownership.calls import CROSSING
 from dask_ownership.core.places import ordered
 from dask_ownership.core.row import INLINE
 from dask_ownership.errors import ClosedOwner
 from dask_ownership.future import Future
-from dask_ownership.options import Limits, make_options, named
+from dask_ownership.options import CallOptions, make_options
 from dask_ownership.runtime.functions import ManyCalls
 
 
@@ -43,10 +43,14 @@ class Stream(Iterator[Any]):
         Iterables, iterators or, for ``async for``, asynchronous ones. The shortest ends
         the stream.
     kwargs : dict
+    call : CallOptions or None
+        What the call says of its tasks; None when it says nothing.
     buffer_size : int
         How many futures may be submitted and not handed out.
-    key, pure, workers, resources, retries, priority, loose, limits
-        As in `Client.map`; ``key`` is a prefix, or an iterable of a key for each item.
+    key : str or iterable, optional
+        A prefix, or a key for each item.
+    pure : bool
+        As in `Client.map`.
 
     Notes
     -----
@@ -66,33 +70,29 @@ class Stream(Iterator[Any]):
         func: Callable[..., Any],
         sources: tuple[Any, ...],
         kwargs: dict[str, Any],
+        call: CallOptions | None,
+        *,
         buffer_size: int,
         key: Any = None,
         pure: bool = True,
-        workers: Any = None,
-        resources: Any = None,
-        retries: Any = None,
-        priority: Any = 0,
-        loose: Any = False,
-        limits: Limits | None = None,
     ) -> None:
         if isinstance(buffer_size, bool) or not isinstance(buffer_size, int) or buffer_size < 1:
             raise ValueError(f"buffer_size= takes a whole number above 0, not {buffer_size!r}")
-        make_options(named(workers), resources, retries, loose, None, limits)
-        ordered(0, priority)
+        if call is not None:
+            make_options(call, None)
+            ordered(0, call.priority)
         self.buffer_size = buffer_size
         self._client = client
         self._func = func
         self._sources = [_iterator(source) for source in sources]
         self._asynchronous = any(not isinstance(source, Iterator) for source in self._sources)
-        self._kwargs = client.calls.share(kwargs) if kwargs else kwargs
-        self._key = key if isinstance(key, str) else None
-        self._keys = iter(key) if key is not None and self._key is None else None
+        calls = client.calls
+        self._kwargs = calls.share(kwargs) if kwargs else kwargs
+        self._keys = iter(key) if key is not None and not isinstance(key, str) else None
         self._pure = pure
-        self._unique = client.calls.unique_name(func, key) if not pure else None
         self._function = ManyCalls(client.owner.functions, func, CROSSING)
-        self._subject = subject_of(func, self._function.record)
-        self._options = (workers, resources, retries, priority, loose, limits)
+        self._made_keys = calls.map_keys(func, self._function.record, key, pure, self._kwargs)
+        self._call = call
         self._number = 0
         self._window: deque[Future | Exception] = deque()
         self._failure: Exception | None = None
@@ -240,18 +240,16 @@ class Stream(Iterator[Any]):
                 if one is None:
                     raise ValueError(f"map got {number} keys for more items")
             else:
-                unique = f"{self._unique}-{number}" if self._unique is not None else None
-                one = map_key(self._subject, args, self._kwargs, self._key, unique)
+                one = self._made_keys.of(number, args)
         except Exception as error:
             self._source_failed(error)
             return
         self._number = number + 1
-        workers, resources, retries, priority, loose, limits = self._options
         try:
+            record = self._function.record_for(args, self._kwargs)
             row = client.calls.row(
-                self._func, args, self._kwargs, one, self._pure, workers, resources, retries,
-                priority, loose, limits, function=self._function.record_for(args, self._kwargs),
-            )  # fmt: skip
+                self._func, args, self._kwargs, one, self._pure, self._call, function=record
+            )
         except ClosedOwner as error:
             self._source_failed(error)
         except Exception as error:

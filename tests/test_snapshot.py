@@ -194,7 +194,7 @@ def test_what_is_lent_and_borrowed(client, workers):
     assert client.ownership(value).dependents == [task.key]
 
     def borrowed_there(dask_worker: Any) -> Any:
-        from dask_ownership.snapshot import find, look, present, take
+        from dask_ownership.lookup import find, look, present, take
 
         owner = dask_worker.extensions["dask-ownership"].owner
         row = find(owner, "lent-value")

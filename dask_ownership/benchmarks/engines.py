@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import dask_ownership
 from dask_ownership.benchmarks import functions
 from dask_ownership.benchmarks.floors import FloorClient
 from dask_ownership.benchmarks.ray_client import RayClient
@@ -203,12 +204,7 @@ class OwnershipEngine(DistributedEngine):
 
     def connect(self, cluster: Any, **options: Any) -> Any:
         """Make the client."""
-        import dask_ownership
-
-        client = getattr(dask_ownership, "Client", None)
-        if client is None:
-            raise Unavailable("this installation of dask_ownership has no Client")
-        return client(cluster, **options)
+        return dask_ownership.Client(cluster, **options)
 
 
 class RayEngine(Engine):

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.request import urlopen
 
+import dask_ownership
 from dask_ownership.benchmarks import functions
 from dask_ownership.benchmarks.machine import describe
 
@@ -269,9 +270,7 @@ def until(true: Callable[[], Any]) -> None:
 
 def load(file: str) -> None:
     """Submit no-ops for ever, and print how many came back."""
-    from dask_ownership import Client
-
-    with Client(scheduler_file=file) as client:
+    with dask_ownership.Client(scheduler_file=file) as client:
         while True:
             client.gather(client.map(functions.noop, range(BATCH), pure=False))
             print(BATCH, flush=True)

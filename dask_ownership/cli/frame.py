@@ -1,4 +1,7 @@
-"""One picture of a cluster for a terminal, of what the scheduler tells of its activity."""
+"""One picture of a cluster for a terminal, of what the scheduler tells of its activity.
+
+rich is an extra: it is imported when something is drawn.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dask.utils import format_bytes
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from dask_ownership.cli.keys import SORTS
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
 
 WIDE = 110
 """Columns from which on there is more to see."""
@@ -126,6 +131,8 @@ def spark(values: Sequence[float], width: int) -> str:
 
 def head(told: Entry, address: str, width: int) -> list[Text]:
     """What there is to say of all together."""
+    from rich.text import Text
+
     owners, workers, history = told["owners"], told["workers"], told["history"]
     last = history[-1] if history else {}
     title = Text(no_wrap=True)
@@ -174,6 +181,9 @@ def table(
     width: int,
 ) -> Table:
     """So many rows of owners or workers."""
+    from rich.table import Table
+    from rich.text import Text
+
     those = list(entries)
     shown = those if len(those) <= rows else those[: max(0, rows - 1)]
     wide = width >= WIDE
@@ -195,6 +205,8 @@ def table(
 
 def events(told: Entry, rows: int, width: int) -> list[Text]:
     """The latest unusual events, newest first."""
+    from rich.text import Text
+
     lines = []
     unusual = [event for event in told["events"] if event["event"] != "recalled"]
     for event in unusual[::-1][:rows]:
@@ -211,6 +223,8 @@ def events(told: Entry, rows: int, width: int) -> list[Text]:
 
 def foot(sort: str, width: int) -> Text:
     """The keys."""
+    from rich.text import Text
+
     text = Text("sort by ", "dim", no_wrap=True)
     for key, what in SORTS.items():
         text.append(f" {key} ", "reverse" if what == sort else "bold")
@@ -244,6 +258,9 @@ def frame(
     metrics : dict, optional
         What workers' heartbeats said, by address.
     """
+    from rich.console import Group
+    from rich.text import Text
+
     by_owner, by_worker = ORDERS[sort]
     # The scheduler's own counts nothing until something lies in a queue or variable.
     owners = sorted(

@@ -16,6 +16,7 @@ from dask_ownership.cli.connecting import (
     scheduler_at,
     security_of,
 )
+from dask_ownership.cli.frame import frame
 from dask_ownership.cli.keys import SORTS, Keys
 from dask_ownership.cli.terminal import console
 from dask_ownership.runtime.membership import ACTIVITY
@@ -72,8 +73,6 @@ class Source:
 
 async def show_once(source: Source, sort: str) -> None:
     """Print one picture."""
-    from dask_ownership.cli.frame import frame
-
     await source.told()
     await asyncio.sleep(RATES)
     told = await source.told()
@@ -84,8 +83,6 @@ async def show_once(source: Source, sort: str) -> None:
 async def show_live(source: Source, sort: str, interval: float) -> None:
     """Draw again and again, until `q`."""
     from rich.live import Live
-
-    from dask_ownership.cli.frame import frame
 
     terminal = console()
     keys = Keys(sort)

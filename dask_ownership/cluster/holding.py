@@ -26,9 +26,9 @@ from dask_ownership.runtime.secret import proof
 logger = logging.getLogger("dask_ownership.scheduler")
 
 MARK = "dask-ownership-hold"
-"""In a queue or variable: the hold of what the item refers to, beside the `PARCEL`."""
+"""In a queue or variable: the hold of what the item refers to, beside the `ENVELOPE`."""
 
-PARCEL = "parcel"
+ENVELOPE = "envelope"
 
 SETTLING = 5.0
 """Seconds for which the answer to `HOLD` waits for values to be taken over."""
@@ -214,7 +214,7 @@ class Holding:
         if type(owner) is str and owner in self._owners:
             self._give(hold, owner)
             return record
-        return {**record, "value": record["value"][PARCEL]}
+        return {**record, "value": record["value"][ENVELOPE]}
 
     async def _queue_get(self, stock: Any, owner: str = "", **kwargs: Any) -> Any:
         got = await stock(**kwargs)

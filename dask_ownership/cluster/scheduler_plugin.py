@@ -14,6 +14,7 @@ from uuid import uuid4
 import dask
 from dask.utils import parse_timedelta
 from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed.protocol.pickle import dumps
 from tornado.ioloop import PeriodicCallback
 
 from dask_ownership import dashboard
@@ -63,6 +64,12 @@ WATCH_INTERVAL = 500
 class OwnershipSchedulerPlugin(SchedulerPlugin):
     """Lets owners join, and tells them and the workers of changes.
 
+    Parameters
+    ----------
+    client_for_worker : callable
+        Makes the client that tasks of a worker get, see `worker_plugin.WorkerSide`. Pickled by
+        its name.
+
     Attributes
     ----------
     secret : str
@@ -82,7 +89,8 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
     name = NAME
     idempotent = True
 
-    def __init__(self) -> None:
+    def __init__(self, client_for_worker: Callable[..., Any]) -> None:
+        self._client_for_worker = client_for_worker
         self.secret = ""
         self.roster = Roster()
         self.backlogs: dict[str, int] = {}
@@ -107,10 +115,10 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         self.started = asyncio.get_running_loop().create_future()
         self.secret = uuid4().hex
         self.scheduler = scheduler
-        plugin = OwnershipWorkerPlugin(self.secret)
+        plugin = OwnershipWorkerPlugin(self.secret, self._client_for_worker)
         try:
             await scheduler.register_worker_plugin(
-                None, _dumps(plugin), name=plugin.name, idempotent=True
+                None, bytes(dumps(plugin)), name=plugin.name, idempotent=True
             )
         except BaseException:
             del scheduler.extensions[NAME]  # the next client may try again
@@ -365,9 +373,3 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             host=state.host,
             resources=dict(state.resources),
         )
-
-
-def _dumps(plugin: Any) -> bytes:
-    from distributed.protocol.pickle import dumps
-
-    return bytes(dumps(plugin))

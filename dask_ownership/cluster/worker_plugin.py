@@ -7,14 +7,20 @@ import contextvars
 import logging
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.utils import sync
 
+from dask_ownership.cluster.task_stream import Notes
+from dask_ownership.cluster.worker_activity import WorkerActivity
 from dask_ownership.core.identity import NEXT
+from dask_ownership.crossing import install
+from dask_ownership.future import task_clients
 from dask_ownership.runtime.compat import find_clients, scheduler_gone
+from dask_ownership.runtime.executor import Executor
 from dask_ownership.runtime.membership import (
     DIAL,
     MEMBERS,
@@ -23,6 +29,9 @@ from dask_ownership.runtime.membership import (
     Member,
     incarnation_of,
 )
+from dask_ownership.runtime.owner import Owner
+from dask_ownership.runtime.reporting import group_of
+from dask_ownership.runtime.runner import coroutine_entry, current_entry
 from dask_ownership.runtime.secret import join, proof
 
 logger = logging.getLogger("dask_ownership.worker")
@@ -35,17 +44,20 @@ class OwnershipWorkerPlugin(WorkerPlugin):
     ----------
     secret : str
         The cluster's, see `runtime.secret`.
+    client_for_worker : callable
+        Makes the client that tasks get, see `WorkerSide`. Pickled by its name.
     """
 
     name = "dask-ownership"
 
-    def __init__(self, secret: str) -> None:
+    def __init__(self, secret: str, client_for_worker: Callable[..., Any]) -> None:
         self.secret = secret
+        self.client_for_worker = client_for_worker
 
     async def setup(self, worker: Any) -> None:
         """Attach to a worker. Errors here are swallowed by Dask, so they are logged."""
         try:
-            await WorkerSide(worker, self.secret).start()
+            await WorkerSide(worker, self.secret, self.client_for_worker).start()
             logger.info("dask_ownership is installed at %s", worker.address)
         except Exception:
             logger.exception("dask_ownership could not be set up on %s", worker.address)
@@ -109,8 +121,6 @@ class TaskClient:
 
 def client_of_threads() -> Any:
     """The client for threads that tasks started, once a task here has asked for it; or None."""
-    from dask_ownership.future import task_clients
-
     for stand_in in list(task_clients.values()):
         if (client := stand_in.client_of_threads) is not None:
             return client
@@ -120,6 +130,14 @@ def client_of_threads() -> Any:
 class WorkerSide:
     """What the plugin leaves on a worker, as ``worker.extensions["dask-ownership"]``.
 
+    Parameters
+    ----------
+    worker : distributed.Worker
+    secret : str
+        The cluster's, see `runtime.secret`.
+    client_for_worker : callable
+        Takes this object and a timeout or None, and gives a client on its owner.
+
     Attributes
     ----------
     executor : dask_ownership.runtime.executor.Executor
@@ -128,14 +146,11 @@ class WorkerSide:
         The client of tasks, once it is connected.
     """
 
-    def __init__(self, worker: Any, secret: str) -> None:
-        from dask_ownership.cluster.task_stream import Notes
-        from dask_ownership.cluster.worker_activity import WorkerActivity
-        from dask_ownership.runtime.executor import Executor
-        from dask_ownership.runtime.owner import Owner
-        from dask_ownership.runtime.reporting import group_of
-
+    def __init__(
+        self, worker: Any, secret: str, client_for_worker: Callable[[WorkerSide, Any], Any]
+    ) -> None:
         self.worker = worker
+        self._client_for_worker = client_for_worker
         self.executor = Executor(worker, secret, next_incarnation(worker))
         self.notes = Notes(self.executor, group_of)
         self.executor.on_interrupted = self._cancel_children
@@ -160,10 +175,6 @@ class WorkerSide:
 
     async def start(self) -> None:
         """Register handlers, metrics and the client that tasks get."""
-        import dask_ownership.get  # noqa: F401  (names the scheduler "ownership")
-        from dask_ownership.crossing import install
-        from dask_ownership.future import task_clients
-
         install()
         find_clients(client_of_threads)
         worker = self.worker
@@ -252,8 +263,6 @@ class WorkerSide:
         Inside an owned task a client on the worker's owner; inside an ordinary Dask
         task the stock client, as without this plugin.
         """
-        from dask_ownership.runtime.runner import current_entry
-
         if current_entry() is None:
             return self._stock_client() if timeout is None else self._stock_client(timeout=timeout)
         return self.owned_client(timeout)
@@ -276,13 +285,10 @@ class WorkerSide:
 
     def _client_on_loop(self, timeout: Any) -> Any:
         if self._client is None or self._client.status == "closed":
-            from dask_ownership.client import Client
-            from dask_ownership.runtime.runner import coroutine_entry
-
             # What the client starts lives on: not in the context of the task that asked first.
             context = contextvars.copy_context()
             context.run(coroutine_entry.set, None)
-            self._client = context.run(Client.for_worker, self, timeout)
+            self._client = context.run(self._client_for_worker, self, timeout)
         return self._client
 
     async def _connect_client(self, timeout: Any) -> Any:
@@ -299,8 +305,6 @@ class WorkerSide:
 
     async def close(self) -> None:
         """Undo `start`."""
-        from dask_ownership.future import task_clients
-
         task_clients.pop(self.owner.incarnation, None)
         self.activity.close()
         self.notes.close()

@@ -1,9 +1,14 @@
-"""Pages about ownership in Dask's dashboard; `install` adds them where there is one."""
+"""Pages about ownership in Dask's dashboard; `install` adds them where there is one.
+
+Bokeh may be missing, and takes long to import: the functions here import it when they are called.
+"""
 
 from __future__ import annotations
 
 import logging
 from typing import Any
+
+from dask_ownership.dashboard.server import add_pages
 
 logger = logging.getLogger("dask_ownership.scheduler")
 
@@ -20,8 +25,6 @@ def install(scheduler: Any) -> bool:
     if not any(hasattr(app, "get_sessions") for app in applications(scheduler)):
         return False
     try:
-        from dask_ownership.dashboard.server import add_pages
-
         add_pages(scheduler)
     except Exception as error:
         logger.warning("the dashboard has no pages about ownership: %r", error)

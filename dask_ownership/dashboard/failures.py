@@ -5,9 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from bokeh.layouts import column, row
-from bokeh.models import BasicTicker, ColumnDataSource, DateFormatter, Div
-
 from dask_ownership.core.history import AGAIN
 from dask_ownership.core.losses import (
     KILLED_WORKER,
@@ -25,6 +22,7 @@ from dask_ownership.dashboard.page import (
     COLORS,
     TEXT,
     Page,
+    formatter,
     hover,
     milliseconds,
     plot,
@@ -56,23 +54,29 @@ COSTS = {
 """What deaths cost, in the order in which it is shown."""
 
 
+def numbers(title: str, called: str, source: Any, name: str, color: str) -> Any:
+    """Bars, one below the other, of how often each of what a column names happened."""
+    from bokeh.models import BasicTicker
+
+    fig = plot(title, "times", called, y_range=list(source.data[name])[::-1])
+    fig.hbar(y=name, right="times", height=0.7, source=source, color=color)
+    fig.x_range.start = 0
+    fig.xaxis.ticker = BasicTicker(min_interval=1)
+    fig.ygrid.grid_line_color = None
+    return fig
+
+
 class Failures(Page):
     """Bars by reason and by cost, recoveries over time, and lists of events and costs."""
 
     def __init__(self, scheduler: Any, **kwargs: Any) -> None:
+        from bokeh.layouts import column, row
+        from bokeh.models import ColumnDataSource, Div
+
         super().__init__(scheduler, **kwargs)
         factors = [MEANING[reason] for reason in AGAIN]
         self.source = ColumnDataSource({"reason": factors, "times": [0] * len(factors)})
-        again = plot(
-            "Tasks handed out again",
-            "times",
-            "because",
-            y_range=factors[::-1],
-        )
-        again.hbar(y="reason", right="times", height=0.7, source=self.source, color=COLORS[0])
-        again.x_range.start = 0
-        again.xaxis.ticker = BasicTicker(min_interval=1)
-        again.ygrid.grid_line_color = None
+        again = numbers("Tasks handed out again", "because", self.source, "reason", COLORS[0])
         hover(again, ("because", "@reason"), ("times", "@times"))
         costs = [COSTS[kind] for kind in LOSSES]
         self.losses_source = ColumnDataSource(
@@ -82,33 +86,16 @@ class Failures(Page):
                 "color": [COLORS[3] if kind in KILLS else COLORS[4] for kind in LOSSES],
             }
         )
-        losses = plot(
-            "Kills (red) and owner losses (violet)", "times", "what happened", y_range=costs[::-1]
-        )
-        losses.hbar(y="kind", right="times", height=0.7, source=self.losses_source, color="color")
-        losses.x_range.start = 0
-        losses.xaxis.ticker = BasicTicker(min_interval=1)
-        losses.ygrid.grid_line_color = None
+        title = "Kills (red) and owner losses (violet)"
+        losses = numbers(title, "what happened", self.losses_source, "kind", "color")
         hover(losses, ("what", "@kind"), ("times", "@times"))
         self.summary = Div(text="", styles={"color": TEXT})
         self.recoveries_source = ColumnDataSource({"time": [], "seconds": [], "owner": []})
-        recoveries = plot(
-            "Values made again after a loss",
-            "time of day (UTC)",
-            "seconds until it was there again",
-            x_axis_type="datetime",
-        )
-        # Without any there is a time all the same.
+        # Without any recoveries there is a time all the same.
         self.time_source = ColumnDataSource({"time": [], "zero": []})
-        recoveries.line("time", "zero", source=self.time_source, line_alpha=0)
-        recoveries.scatter(
-            "time", "seconds", source=self.recoveries_source, size=8, color=COLORS[1]
-        )
-        recoveries.y_range.start = 0
-        hover(recoveries, ("owner", "@owner"), ("seconds", "@seconds{0.000}"))
         self.events_source, events = table(
             {
-                "time": ("Time (UTC)", 90, partial(DateFormatter, format="%H:%M:%S")),
+                "time": ("Time (UTC)", 90, partial(formatter, "DateFormatter", format="%H:%M:%S")),
                 "event": ("Event", 90, None),
                 "key": ("Key", 220, CODE),
                 "owner": ("Owner", 180, CODE),
@@ -123,10 +110,26 @@ class Failures(Page):
         )
         self.root = column(
             self.summary,
-            row(again, losses, recoveries, sizing_mode="stretch_both"),
+            row(again, losses, self._recoveries(), sizing_mode="stretch_both"),
             tabs({"Events": events, "Kills and owner losses by process": processes}),
             sizing_mode="stretch_both",
         )
+
+    def _recoveries(self) -> Any:
+        """The plot of how long values that were lost took to be there again."""
+        recoveries = plot(
+            "Values made again after a loss",
+            "time of day (UTC)",
+            "seconds until it was there again",
+            x_axis_type="datetime",
+        )
+        recoveries.line("time", "zero", source=self.time_source, line_alpha=0)
+        recoveries.scatter(
+            "time", "seconds", source=self.recoveries_source, size=8, color=COLORS[1]
+        )
+        recoveries.y_range.start = 0
+        hover(recoveries, ("owner", "@owner"), ("seconds", "@seconds{0.000}"))
+        return recoveries
 
     def show(self, told: dict[str, Any]) -> None:
         owners = told["owners"]

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from bokeh.layouts import column, row
-from bokeh.models import ColorBar, ColumnDataSource, FactorRange, LinearColorMapper
-from bokeh.models.formatters import NumeralTickFormatter
-
 from dask_ownership.dashboard.objects import unique
 from dask_ownership.dashboard.page import TEXT, Page, hover, plot, put, short
 
@@ -22,6 +18,14 @@ class Matrix:
     """What goes from whom to whom, per second, as colours."""
 
     def __init__(self, title: str, x: str, y: str, unit: str, form: str) -> None:
+        from bokeh.models import (
+            ColorBar,
+            ColumnDataSource,
+            FactorRange,
+            LinearColorMapper,
+            NumeralTickFormatter,
+        )
+
         self.source = ColumnDataSource({"from": [], "to": [], "many": []})
         self.fig = plot(title, x, y, x_range=FactorRange(), y_range=FactorRange())
         self.mapper = LinearColorMapper(palette=PALETTE, low=0, high=1)
@@ -64,6 +68,8 @@ class Flow(Page):
     """Matrices: tasks and bytes of owners above, bytes between owners and workers below."""
 
     def __init__(self, scheduler: Any, **kwargs: Any) -> None:
+        from bokeh.layouts import column, row
+
         super().__init__(scheduler, **kwargs)
         self.tasks = Matrix(
             "Tasks handed out", "to worker", "from owner", "tasks per second", "0,0.0"

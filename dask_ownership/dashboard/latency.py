@@ -5,9 +5,6 @@ from __future__ import annotations
 from math import nan
 from typing import Any
 
-from bokeh.layouts import column, row
-from bokeh.models import ColumnDataSource
-
 from dask_ownership.dashboard.page import Page, append, later, milliseconds, over_time
 
 KINDS = {
@@ -31,6 +28,9 @@ class Latency(Page):
     """Percentiles of a sample over time, where tasks are, and the depth of pipelining."""
 
     def __init__(self, scheduler: Any, **kwargs: Any) -> None:
+        from bokeh.layouts import column, row
+        from bokeh.models import ColumnDataSource
+
         super().__init__(scheduler, **kwargs)
         columns = [f"{kind}_{part}" for kind in KINDS for part in PERCENTILES]
         names = ["time", *columns, "depth", *WHERE]

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from bokeh.layouts import column, row
-from bokeh.models import AdaptiveTicker, ColumnDataSource, FactorRange, NumeralTickFormatter
-from bokeh.models.formatters import BasicTickFormatter
-
 from dask_ownership.dashboard.owners import BYTES, CODE, STATES, WHOLE
 from dask_ownership.dashboard.page import (
     COLORS,
@@ -41,6 +37,8 @@ COLUMNS: dict[str, tuple[str, int, Any]] = {
 
 def bars(title: str, x: str, y: str, names: list[str], labels: list[str]) -> tuple[Any, Any]:
     """Stacked bars, one below the other; their source and the figure."""
+    from bokeh.models import ColumnDataSource, FactorRange
+
     source = ColumnDataSource({"who": [], **{name: [] for name in names}})
     fig = plot(title, x, y, y_range=FactorRange())
     colors = [COLORS[n % len(COLORS)] for n in range(len(names))]
@@ -55,6 +53,9 @@ class Objects(Page):
     """Bars and lists of objects."""
 
     def __init__(self, scheduler: Any, **kwargs: Any) -> None:
+        from bokeh.layouts import column, row
+        from bokeh.models import AdaptiveTicker, BasicTickFormatter, NumeralTickFormatter
+
         super().__init__(scheduler, **kwargs)
         self.source, self.states = bars("Objects by owner", "objects", "owner", STATES, STATES)
         self.states.xaxis.formatter = BasicTickFormatter(use_scientific=False)

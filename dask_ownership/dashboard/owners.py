@@ -5,15 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from bokeh.layouts import column
-from bokeh.models import ColumnDataSource, Div, HTMLTemplateFormatter, NumberFormatter
-
 from dask_ownership.core.activity import COUNTED
 from dask_ownership.core.row import STATE_NAMES
 from dask_ownership.dashboard.page import (
     TEXT,
     Page,
     append,
+    formatter,
     later,
     milliseconds,
     over_time,
@@ -22,10 +20,12 @@ from dask_ownership.dashboard.page import (
     tabs,
 )
 
-WHOLE = partial(NumberFormatter, format="0,0")
-BYTES = partial(NumberFormatter, format="0.0 b")
-RATE = partial(NumberFormatter, format="0,0.0")
-CODE = partial(HTMLTemplateFormatter, template='<code title="<%- value %>"><%- value %></code>')
+WHOLE = partial(formatter, "NumberFormatter", format="0,0")
+BYTES = partial(formatter, "NumberFormatter", format="0.0 b")
+RATE = partial(formatter, "NumberFormatter", format="0,0.0")
+CODE = partial(
+    formatter, "HTMLTemplateFormatter", template='<code title="<%- value %>"><%- value %></code>'
+)
 
 STATES = [STATE_NAMES[state] for state in COUNTED]
 
@@ -59,6 +59,9 @@ class Owners(Page):
     """A line for each owner; its tasks by name and its links, when it is clicked on."""
 
     def __init__(self, scheduler: Any, **kwargs: Any) -> None:
+        from bokeh.layouts import column
+        from bokeh.models import ColumnDataSource, Div
+
         super().__init__(scheduler, **kwargs)
         self.source, shown = table(
             {

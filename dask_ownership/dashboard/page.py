@@ -8,21 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from bokeh.core.properties import without_property_validation
-from bokeh.models import (
-    ColumnDataSource,
-    CustomJS,
-    DataTable,
-    HoverTool,
-    LogTicker,
-    TableColumn,
-    TabPanel,
-    Tabs,
-)
-from bokeh.plotting import figure
-from distributed.dashboard.components import DashboardComponent
-from distributed.dashboard.utils import update
-
 from dask_ownership.cluster.activity import HISTORY
 
 INTERVAL = 500
@@ -48,7 +33,7 @@ TABS = """
 """
 
 
-class Page(DashboardComponent):
+class Page:
     """One page: `root` is what is shown, `update` brings it up to date.
 
     Parameters
@@ -62,12 +47,14 @@ class Page(DashboardComponent):
         self.root: Any = None
         self._round = -1
 
-    @without_property_validation
     def update(self) -> None:
         """Show what was reported since the last call, if anything was."""
+        from bokeh.core.properties import validate
+
         if self.feed.rounds != self._round:
             self._round = self.feed.rounds
-            self.show(self.feed.now())
+            with validate(False):
+                self.show(self.feed.now())
 
     def show(self, told: dict[str, Any]) -> None:
         """Show what `Feed.activity` tells."""
@@ -76,6 +63,8 @@ class Page(DashboardComponent):
 
 def plot(title: str, x: str, y: str, **options: Any) -> Any:
     """A figure with labelled axes."""
+    from bokeh.plotting import figure
+
     fig = figure(
         title=title,
         x_axis_label=x,
@@ -100,6 +89,8 @@ def plot(title: str, x: str, y: str, **options: Any) -> Any:
 
 def over_time(title: str, y: str, source: Any, lines: dict[str, str], **options: Any) -> Any:
     """Lines over the time of day: names of columns to what they are called."""
+    from bokeh.models import LogTicker
+
     options = {"y_range": None, **options}
     if options["y_range"] is None:
         del options["y_range"]
@@ -124,7 +115,16 @@ def with_legend(fig: Any) -> None:
 
 def hover(fig: Any, *tips: tuple[str, str]) -> None:
     """What is told of what the pointer is at."""
+    from bokeh.models import HoverTool
+
     fig.add_tools(HoverTool(tooltips=list(tips), point_policy="follow_mouse"))
+
+
+def formatter(kind: str, **options: Any) -> Any:
+    """How the cells of a column are written, by the name of one of Bokeh's formatters."""
+    import bokeh.models
+
+    return getattr(bokeh.models, kind)(**options)
 
 
 def table(columns: dict[str, tuple[str, int, Any]], **options: Any) -> tuple[Any, Any]:
@@ -132,6 +132,8 @@ def table(columns: dict[str, tuple[str, int, Any]], **options: Any) -> tuple[Any
 
     ``columns`` has for each name a title, a width, and what makes a formatter or None.
     """
+    from bokeh.models import ColumnDataSource, CustomJS, DataTable, TableColumn
+
     source = ColumnDataSource({name: [] for name in columns})
     shown = [
         TableColumn(field=name, title=title, width=width, **({"formatter": form()} if form else {}))
@@ -154,12 +156,16 @@ def table(columns: dict[str, tuple[str, int, Any]], **options: Any) -> tuple[Any
 
 def tabs(named: dict[str, Any]) -> Any:
     """Pages behind tabs."""
+    from bokeh.models import TabPanel, Tabs
+
     panels = [TabPanel(child=child, title=title) for title, child in named.items()]
     return Tabs(tabs=panels, sizing_mode="stretch_both", stylesheets=[TABS])
 
 
 def put(source: Any, rows: list[dict[str, Any]], names: Any = None) -> None:
     """Have a source show these rows."""
+    from distributed.dashboard.utils import update
+
     names = list(source.data) if names is None else names
     update(source, {name: [row[name] for row in rows] for name in names})
 

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from bokeh.layouts import column
-from distributed.dashboard.components import add_periodic_callback
-from distributed.dashboard.components.scheduler import BOKEH_THEME, env, individual_doc
-from distributed.dashboard.core import BokehApplication
-from distributed.dashboard.scheduler import template_variables
 from distributed.http.scheduler.info import IndividualPlots
 from tornado.ioloop import IOLoop
 
@@ -55,6 +50,8 @@ class Together:
     """
 
     def __init__(self, scheduler: Any) -> None:
+        from bokeh.layouts import column
+
         self.scheduler = scheduler
         self.pages: dict[str, Page] = {}
         self.root = tabs({name.title(): column(sizing_mode="stretch_both") for name in PAGES})
@@ -74,6 +71,9 @@ class Together:
 
 def ownership_doc(scheduler: Any, extra: dict[str, Any], doc: Any) -> None:
     """The page with all pages as tabs."""
+    from distributed.dashboard.components import add_periodic_callback
+    from distributed.dashboard.components.scheduler import BOKEH_THEME, env
+
     together = Together(scheduler)
     add_periodic_callback(doc, together, INTERVAL)
     doc.title = "Dask: Ownership"
@@ -98,7 +98,17 @@ class Plots(IndividualPlots):
 
 
 def add_pages(scheduler: Any) -> None:
-    """Serve the pages, and name them in the navigation bar and for JupyterLab."""
+    """Serve the pages, and name them in the navigation bar and for JupyterLab.
+
+    Raises
+    ------
+    ImportError
+        When Bokeh is missing, or not one that Dask takes.
+    """
+    from distributed.dashboard.components.scheduler import individual_doc
+    from distributed.dashboard.core import BokehApplication
+    from distributed.dashboard.scheduler import template_variables
+
     variables = template_variables(scheduler)  # shared by all pages
     stock = next(a for a in scheduler.http_application.applications if hasattr(a, "get_sessions"))
     docs = {path_of(name): individual_doc(page, INTERVAL) for name, page in PAGES.items()}

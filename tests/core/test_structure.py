@@ -18,15 +18,6 @@ from test_imports import ROOT
 from dask_ownership.core.row import Borrowed, Row
 
 HIDDEN = {
-    "benchmarks.engines": 1,
-    "benchmarks.monitoring": 1,
-    "cli.top": 2,
-    "cluster.worker_plugin": 13,
-    "dashboard.__init__": 1,
-    "future": 1,
-    "guard": 1,
-    "handles": 1,
-    "parcels": 1,
     "runtime.chronicle": 1,
     "runtime.liveness": 1,
     "runtime.members": 1,
@@ -43,16 +34,6 @@ HIDDEN = {
 how often: such an import hides that two modules know each other."""
 
 CIRCLES: tuple[str, ...] = (
-    "client",
-    "cluster.scheduler_plugin",
-    "cluster.worker_plugin",
-    "get",
-    "guard",
-    "handles",
-    "inspection",
-    "joining",
-    "parcels",
-    "queries",
     "runtime.chronicle",
     "runtime.liveness",
     "runtime.members",
@@ -74,7 +55,6 @@ LARGE: dict[str, int] = {
     "runtime.compat": 10,
     "runtime.executor": 10,
     "runtime.owner": 8,
-    "snapshot": 7,
 }
 """Modules of more than 600 lines, in hundreds, rounded up."""
 

@@ -102,7 +102,7 @@ class Giver:
         self.held.append((VirtualFuture(self.owner, row), Value(number, True)))
 
     def put(self) -> None:
-        """As `parcels.put`: the giver keeps what it gives until the answer has come."""
+        """As `envelopes.put`: the giver keeps what it gives until the answer has come."""
         if not self.held:
             return
         future, value = self.random.choice(self.held)

@@ -1,4 +1,4 @@
-"""Running a task once more in the client's process: what a debugger wants.
+"""Recreating a task in the client's process, to run it once more under a debugger.
 
 An owner has the task of everything that failed, for retries, and of every stored value, as
 its lineage. What the central scheduler ran is asked from there, as in Dask.
@@ -16,15 +16,15 @@ from dask._expr import LLGExpr
 from distributed import Client as StockClient
 from distributed.recreate_tasks import ReplayTaskClient
 
-from dask_ownership.core.row import ERROR, INLINE, Borrowed, Row
+from dask_ownership.core.row import INLINE, Borrowed, Row
 from dask_ownership.errors import NotHere
+from dask_ownership.lookup import error_cause, find
 from dask_ownership.runtime.importing import loads
 from dask_ownership.runtime.owner import Owner
 from dask_ownership.runtime.serialize import arriving, call, loads_call
-from dask_ownership.snapshot import find
 
 
-class Replay(ReplayTaskClient):
+class RecreateTasks(ReplayTaskClient):
     """`recreate_task_locally` and `recreate_error_locally` of one client.
 
     Dask puts its own into every client that is made; this takes their place.
@@ -210,10 +210,3 @@ def _why_not(owner: Owner, row: Row) -> str:
             'dask.config.set({"ownership.lineage.inline": True}) is there before the client'
         )
     return lineages.why_not(row)
-
-
-def error_cause(row: Row) -> Row:
-    """The row whose task raised what another ended with. Loop thread."""
-    while cause := next((needed for needed in row.dependencies if needed.state == ERROR), None):
-        row = cause
-    return row

@@ -1,4 +1,4 @@
-"""What ``Client.futures`` and ``Client.refcount`` show: owned futures too.
+"""Views for ``Client.futures`` and ``Client.refcount``, which show owned futures too.
 
 Dask keeps there what the scheduler computes for a client, and changes it; that stays as it is.
 Who only looks finds the owned ones besides: by key, by ``in``, and counted by ``len``.
@@ -7,39 +7,37 @@ Who only looks finds the owned ones besides: by key, by ``in``, and counted by `
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dask_ownership.client_like import ClientLike
 from dask_ownership.core.row import CANCELLED, Row
 from dask_ownership.future import Future, RowState
 
-if TYPE_CHECKING:
-    from dask_ownership.client import Client
 
-
-def handles_of(client: Client, key: Any) -> int:
+def count_futures(client: ClientLike, key: Any) -> int:
     """How many futures of an owned key there are; none when it was cancelled."""
     row = client.owner.core.table.rows.get(key)
-    return 0 if row is None else _handles(client, row)
+    return 0 if row is None else _futures_of_row(client, row)
 
 
-def _handles(client: Client, row: Row) -> int:
+def _futures_of_row(client: ClientLike, row: Row) -> int:
     if row.state == CANCELLED:
         return 0
     return row.handles - client.owner.dropped(row)
 
 
-class Futures(dict[Any, Any]):
+class FuturesView(dict[Any, Any]):
     """Key to the state of a future."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: ClientLike) -> None:
         super().__init__()
         self._client = client
 
     def __contains__(self, key: object) -> bool:
-        return super().__contains__(key) or handles_of(self._client, key) > 0
+        return super().__contains__(key) or count_futures(self._client, key) > 0
 
     def __missing__(self, key: Any) -> Any:
-        if not handles_of(self._client, key):
+        if not count_futures(self._client, key):
             raise KeyError(key)
         row = self._client.owner.find(key)
         if row is None:
@@ -48,18 +46,18 @@ class Futures(dict[Any, Any]):
 
     def __len__(self) -> int:
         rows = list(self._client.owner.core.table.rows.values())
-        return super().__len__() + sum(_handles(self._client, row) > 0 for row in rows)
+        return super().__len__() + sum(_futures_of_row(self._client, row) > 0 for row in rows)
 
 
-class Refcount(defaultdict[Any, int]):
+class RefcountView(defaultdict[Any, int]):
     """Key to the number of its futures."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: ClientLike) -> None:
         super().__init__(int)
         self._client = client
 
     def __contains__(self, key: object) -> bool:
-        return super().__contains__(key) or handles_of(self._client, key) > 0
+        return super().__contains__(key) or count_futures(self._client, key) > 0
 
     def __missing__(self, key: Any) -> int:
-        return handles_of(self._client, key)
+        return count_futures(self._client, key)

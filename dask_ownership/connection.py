@@ -1,4 +1,4 @@
-"""A client's membership: it starts its owner, joins the cluster, is cut off and closes."""
+"""A client's connection to its cluster: it starts its owner, joins, is cut off and closes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from dask_ownership.cluster.scheduler_plugin import NAME, OwnershipSchedulerPlug
 from dask_ownership.crossing import Imports, install
 from dask_ownership.errors import ClosedOwner, PluginMissing, SchedulerGone
 from dask_ownership.future import Future, owned_clients
-from dask_ownership.guard import GuardedScheduler
-from dask_ownership.handles import Futures, Refcount
-from dask_ownership.replay import Replay
+from dask_ownership.futures_view import FuturesView, RefcountView
+from dask_ownership.recreate import RecreateTasks
 from dask_ownership.runtime.members import NotJoined
 from dask_ownership.runtime.membership import (
     BACKLOG,
@@ -38,6 +37,7 @@ from dask_ownership.runtime.parking import await_without_slot, await_without_slo
 from dask_ownership.runtime.reconnecting import connected
 from dask_ownership.runtime.reporting import Reporter
 from dask_ownership.runtime.secret import Joining
+from dask_ownership.scheduler_proxy import SchedulerProxy
 
 WAITS_FOR_TASKS = {
     "_exception", "_gather", "_rebalance", "_replicate", "_result", "_traceback", "_wait",
@@ -51,8 +51,8 @@ CLOSING = 30.0
 """Seconds for which closing what did not come up is waited for."""
 
 
-class Member(distributed.Client):
-    """What of a `dask_ownership.Client` is about its life in the cluster."""
+class ClusterConnection(distributed.Client):
+    """What of a `dask_ownership.Client` connects its owner to the cluster, until it closes."""
 
     owner: Owner
     scheduler: Any
@@ -66,10 +66,10 @@ class Member(distributed.Client):
         self._lost = ""
         self._embedding: asyncio.Future[None] | None = None
         super().__init__(*args, **kwargs)
-        Replay(self)
+        RecreateTasks(self)
 
     @classmethod
-    def for_worker(cls, side: Any, timeout: Any = None) -> Member:
+    def for_worker(cls, side: Any, timeout: Any = None) -> ClusterConnection:
         """The client that tasks of a worker get: on the worker's loop, called there, and owner."""
         worker = side.worker
         return cls(
@@ -100,9 +100,9 @@ class Member(distributed.Client):
                 self.owner.on_backlog = self._tell_backlog
                 self._reporter = Reporter(self.owner, self._report)
                 self._stream_handlers[WATCH] = self._reporter.watch
-            self.calls = Calls(self.owner)
+            self.calls = Calls(self)
             self.imports = Imports(self)
-            self.futures, self.refcount = Futures(self), Refcount(self)
+            self.futures, self.refcount = FuturesView(self), RefcountView(self)
             install()
             owned_clients[self.owner.incarnation] = self
             # The clients of workers are among those: tasks shuffle too.
@@ -139,7 +139,7 @@ class Member(distributed.Client):
 
     async def _ensure_connected(self, timeout: Any = None) -> None:
         if isinstance(self.scheduler, PooledRPCCall):
-            self.scheduler = GuardedScheduler(self.scheduler, self)
+            self.scheduler = SchedulerProxy(self.scheduler, self)
         if self._handle_report_task is None or self.scheduler is None:
             await super()._ensure_connected(timeout)
         else:
@@ -182,7 +182,7 @@ class Member(distributed.Client):
         problem: Any = None
         try:
             await self._register_scheduler_plugin(
-                OwnershipSchedulerPlugin(), name=NAME, idempotent=True
+                self._scheduler_plugin(), name=NAME, idempotent=True
             )
         except Exception as error:
             problem = error
@@ -216,6 +216,10 @@ class Member(distributed.Client):
             "`--preload dask_ownership.preload`, with dask_ownership installed on the "
             "scheduler and the workers"
         )
+
+    def _scheduler_plugin(self) -> OwnershipSchedulerPlugin:
+        """The plugin to install where nobody has; a `Client` says which client tasks get."""
+        raise NotImplementedError
 
     async def _ask_who_is_there(self) -> Any:
         owner = self.owner

@@ -1,22 +1,21 @@
-"""What a client asks the central scheduler, with an eye on owned keys.
+"""A proxy of the central scheduler, for what a client asks of it about owned keys.
 
 The scheduler knows nothing of owned keys and would wait for them for ever. Futures in
-queues, variables and datasets go there in parcels (`dask_ownership.parcels`) and are alive
+queues, variables and datasets go there in envelopes (`dask_ownership.envelopes`) and are alive
 again where a client takes them out. Anything else that names an owned key is an error here.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distributed.core import PooledRPCCall
 
+from dask_ownership.client_like import ClientLike
 from dask_ownership.core.row import Row
-from dask_ownership.parcels import AROUND, put_item
+from dask_ownership.envelopes import AROUND, put_item
+from dask_ownership.lookup import find
 from dask_ownership.runtime.membership import HOLD, JOIN, WHERE
-
-if TYPE_CHECKING:
-    from dask_ownership.client import Client
 
 HOUSEKEEPING = {
     "address", "close_rpc", "identity", "register_scheduler_plugin", HOLD, JOIN, WHERE,
@@ -38,10 +37,17 @@ CENTRAL_DATA = {
 PUT = {"queue_put", "variable_set"}
 
 
-class GuardedScheduler:
-    """The scheduler's operations for one client."""
+class SchedulerProxy:
+    """The scheduler's operations for one client.
 
-    def __init__(self, rpc: PooledRPCCall, client: Client) -> None:
+    Parameters
+    ----------
+    rpc : distributed.core.PooledRPCCall
+        The operations as they are.
+    client : ClientLike
+    """
+
+    def __init__(self, rpc: PooledRPCCall, client: ClientLike) -> None:
         self._rpc = rpc
         self._client = client
 
@@ -53,7 +59,7 @@ class GuardedScheduler:
         def counted(**kwargs: Any) -> Any:
             if name == "who_has" and any(self._owned(key) for key in kwargs.get("keys") or ()):
                 # Packages ask the scheduler itself where to send tasks, XGBoost's for one.
-                return self._client._who_has(list(kwargs["keys"]))
+                return self._client.who_has(list(kwargs["keys"]), asynchronous=True)
             if name in CENTRAL_DATA:
                 self._refuse_owned(name, kwargs)
             elif name == "publish_put":
@@ -72,13 +78,7 @@ class GuardedScheduler:
 
     def _owned(self, key: Any) -> Row | None:
         """The row of a key that this client owns or borrows."""
-        owner = self._client.owner
-        row: Row | None = owner.core.table.rows.get(key)
-        if row is None:
-            peers = list(owner.core.peers.known.values())
-            borrowed = (row for peer in peers for row in list(peer.borrowed.values()))
-            row = next((row for row in borrowed if row.origin[3] == key), None)
-        return row
+        return find(self._client.owner, key)
 
     def _refuse_owned(self, name: str, kwargs: dict[str, Any]) -> None:
         keys = [kwargs.get("key")]

@@ -1,4 +1,4 @@
-"""Parcels: values with owned futures inside that go through the scheduler.
+"""Envelopes: values with owned futures inside that go through the scheduler.
 
 What is put into a queue, a variable or a dataset is pickled by the client; the scheduler
 passes the bytes on, and whoever takes it out unpickles it. Before it is put, the cluster
@@ -11,21 +11,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 from distributed.protocol import Serialized, serialize
 
-from dask_ownership.cluster.holding import MARK, PARCEL
+from dask_ownership.client_like import ClientLike
+from dask_ownership.cluster.holding import ENVELOPE, MARK
 from dask_ownership.core.row import Row
 from dask_ownership.errors import NotSerializable
 from dask_ownership.future import Future
 from dask_ownership.runtime.importing import loads
 from dask_ownership.runtime.membership import HOLD, LET_GO
 from dask_ownership.runtime.serialize import ATOMS, CALL, arriving, dumps, finding
-
-if TYPE_CHECKING:
-    from dask_ownership.client import Client
 
 KNOWN_SOON = 1.0
 """Seconds for which whoever takes futures out waits to hear how they stand."""
@@ -34,7 +32,7 @@ opening: ContextVar[bool] = ContextVar("opening", default=False)
 """Whether what arrives is left closed, for the client that asked for it."""
 
 
-class Parcel:
+class Envelope:
     """A pickled value, unpickled where it arrives."""
 
     __slots__ = ("pickled",)
@@ -47,11 +45,11 @@ class Parcel:
 
 
 def arrived(pickled: bytes) -> Any:
-    """A parcel arrived: left closed for a client of this project, opened for any other."""
-    return Parcel(pickled) if opening.get() else loads(pickled)
+    """An envelope arrived: left closed for a client of this project, opened for any other."""
+    return Envelope(pickled) if opening.get() else loads(pickled)
 
 
-async def put(client: Client, value: Any) -> tuple[str, Serialized] | None:
+async def put(client: ClientLike, value: Any) -> tuple[str, Serialized] | None:
     """Have the cluster hold the futures inside a value.
 
     Returns
@@ -95,17 +93,17 @@ async def put(client: Client, value: Any) -> tuple[str, Serialized] | None:
         if not counted:
             for row in rows:
                 owner.pin(row)
-    header, frames = serialize(Parcel(pickled))
+    header, frames = serialize(Envelope(pickled))
     return hold, Serialized(header, frames)
 
 
-def not_put(client: Client, hold: str) -> None:
+def not_put(client: ClientLike, hold: str) -> None:
     """What was to be put somewhere is not there."""
     client._send_to_scheduler({"op": LET_GO, "hold": hold})
 
 
 async def closed(answer: Awaitable[Any]) -> Any:
-    """What the scheduler answers, with the parcels in it closed."""
+    """What the scheduler answers, with the envelopes in it closed."""
     token = opening.set(True)
     try:
         return await answer
@@ -113,13 +111,13 @@ async def closed(answer: Awaitable[Any]) -> Any:
         opening.reset(token)
 
 
-async def take(client: Client, hold: str | None, value: Any) -> Any:
-    """Open a parcel for a client, and have the hold let go of when all inside is counted.
+async def take(client: ClientLike, hold: str | None, value: Any) -> Any:
+    """Open an envelope for a client, and have the hold let go of when all inside is counted.
 
     That is waited for, though not for long: with the count comes how the futures stand, and
     Dask's know that at once.
     """
-    if type(value) is not Parcel:
+    if type(value) is not Envelope:
         return value
     with arriving(client) as rows:
         content = loads(value.pickled)
@@ -143,7 +141,7 @@ async def take(client: Client, hold: str | None, value: Any) -> Any:
     return content
 
 
-async def put_item(client: Client, operation: Any, row: Row | None, kwargs: Any) -> Any:
+async def put_item(client: ClientLike, operation: Any, row: Row | None, kwargs: Any) -> Any:
     """Put a future, or data, into a queue or a variable."""
     if row is not None:
         client.owner.core.table.hold(row)
@@ -153,36 +151,36 @@ async def put_item(client: Client, operation: Any, row: Row | None, kwargs: Any)
         return await operation(**kwargs)
     else:
         value = kwargs.get("data")
-    parcel = await put(client, value)
-    if parcel is None:
+    envelope = await put(client, value)
+    if envelope is None:
         return await operation(**kwargs)
-    hold, packed = parcel
+    hold, packed = envelope
     try:
-        return await operation(**{**kwargs, "data": {MARK: hold, PARCEL: packed}})
+        return await operation(**{**kwargs, "data": {MARK: hold, ENVELOPE: packed}})
     except BaseException:
         not_put(client, hold)
         raise
 
 
-async def get_items(client: Client, operation: Any, kwargs: Any) -> Any:
+async def get_items(client: ClientLike, operation: Any, kwargs: Any) -> Any:
     """Take something out of a queue or a variable."""
     got = await closed(operation(**kwargs, owner=client.owner.incarnation))
     for record in got if isinstance(got, list | tuple) else (got,):
         value = record.get("value") if isinstance(record, dict) else None
         if isinstance(value, dict) and MARK in value:
-            record["value"] = await take(client, value[MARK], value[PARCEL])
+            record["value"] = await take(client, value[MARK], value[ENVELOPE])
     return got
 
 
-async def publish(client: Client, operation: Any, kwargs: Any) -> Any:
+async def publish(client: ClientLike, operation: Any, kwargs: Any) -> Any:
     """Publish datasets."""
     holds: list[str | None] = []
     data: list[Any] = []
     try:
         for packed in kwargs["data"]:
-            parcel = await put(client, packed.data)
-            holds.append(parcel[0] if parcel else None)
-            data.append(parcel[1] if parcel else packed)
+            envelope = await put(client, packed.data)
+            holds.append(envelope[0] if envelope else None)
+            data.append(envelope[1] if envelope else packed)
     except BaseException:
         for hold in filter(None, holds):
             not_put(client, hold)
@@ -190,14 +188,14 @@ async def publish(client: Client, operation: Any, kwargs: Any) -> Any:
     return await operation(**{**kwargs, "data": data, "holds": holds})
 
 
-async def get_published(client: Client, operation: Any, kwargs: Any) -> Any:
+async def get_published(client: ClientLike, operation: Any, kwargs: Any) -> Any:
     """Get published datasets."""
     got = await closed(operation(**kwargs, owner=client.owner.incarnation))
     shown = []
     for found in got:
         if found is not None and "hold" in found:
             found = {**found, "data": await take(client, found["hold"], found["data"])}
-        elif found is not None and type(found["data"]) is Parcel:
+        elif found is not None and type(found["data"]) is Envelope:
             found = {**found, "data": arrived(found["data"].pickled)}
         shown.append(found)
     return shown
@@ -209,4 +207,4 @@ AROUND = {
     "publish_put": publish,
     "publish_get": get_published,
 }
-"""Operations of the scheduler that take parcels or give them."""
+"""Operations of the scheduler that take envelopes or give them."""
