@@ -5,12 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dask_ownership.core.invariants import (
-    check_empty,
-    check_executor,
-    check_executor_empty,
-    check_ownership,
-)
 from dask_ownership.core.row import (
     CANCELLED,
     ERROR,
@@ -26,6 +20,12 @@ from dask_ownership.core.row import (
 )
 from dask_ownership.core.session import Entry
 from dask_ownership.testing import travel
+from dask_ownership.testing.invariants import (
+    check_empty,
+    check_executor,
+    check_executor_empty,
+    check_ownership,
+)
 from dask_ownership.testing.pipe import OwnerProcess, WorkerProcess
 from dask_ownership.testing.record import Record
 from dask_ownership.testing.scheduler import VirtualScheduler
