@@ -20,7 +20,7 @@ import pytest
 from distributed import LocalCluster
 
 from dask_ownership import Client
-from dask_ownership.core.invariants import check_empty, check_ownership
+from dask_ownership.testing.invariants import check_empty, check_ownership
 
 # Worker processes import the functions of tests/programs.py.
 HERE = str(Path(__file__).parent)

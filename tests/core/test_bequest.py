@@ -8,7 +8,6 @@ from test_references import Side
 from dask_ownership.core import messages as m
 from dask_ownership.core.bequest import Bequest
 from dask_ownership.core.identity import adopted_key, held_at, place_held
-from dask_ownership.core.invariants import check_empty, check_ownership
 from dask_ownership.core.row import (
     CANCELLED,
     ERROR,
@@ -20,6 +19,7 @@ from dask_ownership.core.row import (
     Options,
     Row,
 )
+from dask_ownership.testing.invariants import check_empty, check_ownership
 
 
 class Three:

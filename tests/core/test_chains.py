@@ -10,7 +10,6 @@ import pytest
 from test_ownership import Bench
 
 from dask_ownership.core import messages as m
-from dask_ownership.core.invariants import check_ownership
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.row import (
     CANCELLED,
@@ -25,6 +24,7 @@ from dask_ownership.core.row import (
     Function,
     Row,
 )
+from dask_ownership.testing.invariants import check_ownership
 
 LONG = 1_000
 

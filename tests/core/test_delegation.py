@@ -10,8 +10,8 @@ import pytest
 from test_references import Pair, Side
 
 from dask_ownership.core import messages as m
-from dask_ownership.core.invariants import check_ownership
 from dask_ownership.core.row import ERROR, INLINE, PUSHED, WAITING, Borrowed, Failure, Function, Row
+from dask_ownership.testing.invariants import check_ownership
 
 
 def delegate(side: Side, row: Row, source: tuple) -> None:

@@ -10,8 +10,8 @@ from test_executor import Bench, push
 
 from dask_ownership.core import messages as m
 from dask_ownership.core.exclusion import ALONE, HEARD, IDLE, LENGTHENED, LONGER, seconds_alone
-from dask_ownership.core.invariants import check_executor, check_executor_empty
 from dask_ownership.core.session import RUNNING
+from dask_ownership.testing.invariants import check_executor, check_executor_empty
 
 
 class Worker(Bench):

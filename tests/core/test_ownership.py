@@ -6,7 +6,6 @@ import pytest
 
 from dask_ownership.core import messages as m
 from dask_ownership.core.exclusion import ALONE, LONGER
-from dask_ownership.core.invariants import check_empty, check_ownership
 from dask_ownership.core.losses import LOSSES
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
@@ -27,6 +26,7 @@ from dask_ownership.core.row import (
     Options,
     Row,
 )
+from dask_ownership.testing.invariants import check_empty, check_ownership
 
 BIG = b"x" * 1000
 

@@ -240,7 +240,7 @@ def hears_late(owner, monkeypatch):
         monkeypatch.undo()
         for of in missed:
             left(*of)
-        owner.cluster.dirty.add(owner)
+        owner.wants_step()
 
     return hear
 

@@ -10,10 +10,10 @@ import pytest
 
 from dask_ownership.core import messages as m
 from dask_ownership.core import restarts
-from dask_ownership.core.invariants import check_ownership
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.row import PUSHED, Function, Options, Row
+from dask_ownership.testing.invariants import check_ownership
 
 
 class Bench:

@@ -24,11 +24,6 @@ HIDDEN = {
     "runtime.reading": 1,
     "runtime.reporting": 1,
     "runtime.waiting": 1,
-    "testing.network": 1,
-    "testing.owner": 2,
-    "testing.travel": 2,
-    "testing.waits": 2,
-    "testing.worker": 1,
 }
 """Modules that import others of the package inside of functions or for type checkers only, and
 how often: such an import hides that two modules know each other."""
@@ -39,13 +34,6 @@ CIRCLES: tuple[str, ...] = (
     "runtime.members",
     "runtime.owner",
     "runtime.waiting",
-    "testing.network",
-    "testing.owner",
-    "testing.task",
-    "testing.travel",
-    "testing.virtual",
-    "testing.waits",
-    "testing.worker",
 )
 """Modules that import each other in a circle."""
 
