@@ -23,7 +23,7 @@ from dask_ownership.runtime.membership import (
     Member,
     incarnation_of,
 )
-from dask_ownership.runtime.secret import join, proof
+from dask_ownership.runtime.secret import join
 
 logger = logging.getLogger("dask_ownership.worker")
 
@@ -143,11 +143,11 @@ class WorkerSide:
         self.owner = Owner(
             worker.security.get_connection_args("worker"),
             worker.address,
+            self._ask_who_is_there,
             self.executor,
+            secret,
         )
-        self.owner.token = proof(secret, self.owner.incarnation)
         self.activity = WorkerActivity(worker, self.executor, self.owner, self.notes)
-        self.owner.members.ask = self._ask_who_is_there
         self.executor.owner = self.owner
         self.executor.core.home = self.owner.incarnation
         self.executor.on_undelivered = self._ask_to_dial
@@ -175,7 +175,7 @@ class WorkerSide:
         task_clients[self.owner.incarnation] = self.executor.task_client
         worker.stream_handlers[MEMBERS] = self.members_changed
         worker.stream_handlers[OWNER_GONE] = self.owner_gone
-        worker.stream_handlers[DIAL] = self.owner.members.dial
+        worker.stream_handlers[DIAL] = self.owner.connections.dial
         worker.stream_handlers[PROMOTION_OVER] = self.owner.promotion_over
         worker.metrics["owned_tasks"] = lambda worker: self.executor.core.queue.unfinished
         worker.metrics["owned_running"] = lambda worker: self.executor.core.queue.busy
