@@ -32,7 +32,7 @@ from dask_ownership.options import given_in, take_limits
 from dask_ownership.queries import Queries, listed
 from dask_ownership.rebalancing import rebalance
 from dask_ownership.replicating import replicate, wanted_copies
-from dask_ownership.runtime.compat import keep
+from dask_ownership.runtime.dask.client import keep
 from dask_ownership.runtime.reading import fetch
 from dask_ownership.runtime.runner import current_entry
 from dask_ownership.scatter import scatter

@@ -21,7 +21,7 @@ from distributed.utils import _parse_timedelta as parse_timeout
 
 from dask_ownership.core.row import INLINE, STORED, Row
 from dask_ownership.future import Future
-from dask_ownership.runtime.compat import complete_by
+from dask_ownership.runtime.dask.client import complete_by
 from dask_ownership.runtime.parking import await_without_slot
 from dask_ownership.runtime.waiting import Callback, Gate, hang
 

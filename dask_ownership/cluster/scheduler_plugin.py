@@ -21,7 +21,7 @@ from dask_ownership.cluster.activity import Feed
 from dask_ownership.cluster.holding import Holding
 from dask_ownership.cluster.worker_plugin import OwnershipWorkerPlugin
 from dask_ownership.core.roster import CLIENT, LONGEST, WORKER, Roster
-from dask_ownership.runtime.compat import (
+from dask_ownership.runtime.dask.scheduler import (
     Sender,
     before_retirement,
     before_workers_restart,

@@ -14,7 +14,8 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.utils import sync
 
 from dask_ownership.core.identity import NEXT
-from dask_ownership.runtime.compat import find_clients, scheduler_gone
+from dask_ownership.runtime.dask.client import find_clients
+from dask_ownership.runtime.dask.worker import scheduler_gone
 from dask_ownership.runtime.membership import (
     DIAL,
     MEMBERS,

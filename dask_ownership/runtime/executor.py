@@ -34,9 +34,16 @@ from dask_ownership.core.losses import ORPHANED
 from dask_ownership.core.messages import Origin, Process, ValueName
 from dask_ownership.core.session import Entry
 from dask_ownership.errors import NotSerializable, TaskTimeout
-from dask_ownership.runtime import compat
 from dask_ownership.runtime.channel import Channel, channel, has_stream
 from dask_ownership.runtime.clocks import Clocks
+from dask_ownership.runtime.dask.client import block_in, current_client
+from dask_ownership.runtime.dask.slots import ResourceLease, SlotLease
+from dask_ownership.runtime.dask.worker import (
+    current_worker,
+    pool_state,
+    thread_state,
+    watch_stimuli,
+)
 from dask_ownership.runtime.link import BYE, PROTOCOL, UNSAID_BATCHES, ExecutorLink
 from dask_ownership.runtime.operations import Refusals, operation, refusal
 from dask_ownership.runtime.owner import Handle
@@ -102,9 +109,9 @@ class Executor:
         self.secret = secret
         self.incarnation = incarnation
         self.lock = threading.Lock()
-        self.lending = compat.Lending(worker)
-        self.resources = compat.LentResources(worker)
-        self.core = Core(self.lending.nthreads, self.resources.totals)
+        self.slots = SlotLease(worker)
+        self.resources = ResourceLease(worker)
+        self.core = Core(self.slots.nthreads, self.resources.totals)
         self.core.queue.slots = 0
         self.core.queue.resources.available = {}
         self.core.queue.resources.threads = partial(threads_of, worker)
@@ -160,9 +167,9 @@ class Executor:
         handlers["ownership_get"] = self._operation(self.get, "reader")
         handlers["ownership_put"] = self._operation(self.put, "owner")
         handlers["ownership_leave"] = self.scheduler_operation(self.leave)
-        self.lending.start()
-        compat.watch_stimuli(self.worker, self._runs, self._stock_went_on)
-        compat.block_in(
+        self.slots.start()
+        watch_stimuli(self.worker, self._runs, self._stock_went_on)
+        block_in(
             caller_without_slot,
             await_without_slot,
             caller_without_slot_if_long,
@@ -193,8 +200,8 @@ class Executor:
             sleepers, self._sleepers = self._sleepers, []
         for sleeper in sleepers:
             sleeper.release()
-        self.lending.close()
-        self.resources.give_back(dict(self.resources.lent), done=True)
+        self.slots.close()
+        self.resources.release(dict(self.resources.leased), done=True)
         await self.pool.close()
 
     def _runs(self, key: Any) -> bool:
@@ -480,16 +487,16 @@ class Executor:
     # ---- slots ----
 
     def _provide(self) -> None:
-        """Borrow resources and slots for what waits, wake as many threads. Loop thread."""
+        """Lease resources and slots for what waits, wake as many threads. Loop thread."""
         core = self.core
         if core.queue.resources.aside:
             with self.lock:
-                core.queue.lend(self.resources.borrow)
+                core.queue.lend(self.resources.acquire)
         # A paused worker starts nothing, but what it started goes on.
-        wanted = len(core.queue.resuming) + (core.queue.queued if self.lending.running else 0)
+        wanted = len(core.queue.resuming) + (core.queue.queued if self.slots.running else 0)
         wanted -= core.queue.slots - core.queue.busy
         if wanted > 0:
-            core.queue.slots += self.lending.borrow(wanted)
+            core.queue.slots += self.slots.acquire(wanted)
         with self.lock:
             self._wake()
 
@@ -498,7 +505,7 @@ class Executor:
         core = self.core
         if (
             core.queue.resources.aside
-            or self.lending.reserved
+            or self.slots.reserved
             or ((core.queue.queued or core.queue.resuming) and core.queue.slots <= core.queue.busy)
         ):
             self.flush_soon()
@@ -525,11 +532,11 @@ class Executor:
 
     def _run_thread(self) -> None:
         """A runner thread: one task after another, asleep when there is none."""
-        compat.current_worker.set(self.worker)
-        compat.current_client.set(self.task_client)
-        compat.thread_state.execution_state = self.worker.execution_state
-        compat.pool_state.executor = self._pool
-        compat.pool_state.proceed = True
+        current_worker.set(self.worker)
+        current_client.set(self.task_client)
+        thread_state.execution_state = self.worker.execution_state
+        pool_state.executor = self._pool
+        pool_state.proceed = True
         base = contextvars.copy_context()
         core = self.core
         lock = self.lock
@@ -566,11 +573,11 @@ class Executor:
                         outcome = run_in_thread(work, base)
                         parked = here.parked
                     else:
-                        compat.thread_state.start_time = time()
+                        thread_state.start_time = time()
                         outcome, parked = run_in_pool(work, name, base, self._pool)
                     on_ran = self.on_ran  # once: the loop takes it away at any time
                     if on_ran is not None and outcome is not None:
-                        on_ran(work, outcome, compat.thread_state.start_time)
+                        on_ran(work, outcome, thread_state.start_time)
                     if work.sought:
                         self._look_for(work, tuple(work.sought))
                     lock.acquire()
@@ -657,8 +664,8 @@ class Executor:
             self.loop.call_soon(task.cancel)
 
     async def _coroutine(self, entry: Entry, *call: Any) -> None:
-        compat.current_worker.set(self.worker)
-        compat.current_client.set(self.task_client)
+        current_worker.set(self.worker)
+        current_client.set(self.task_client)
         self.counts["coroutines"] += 1
         began = time()
         outcome = await run_on_loop(entry, *call)
@@ -724,11 +731,11 @@ class Executor:
             freed, core.freed = core.freed, []
             undelivered = [*core.undelivered, *unlinked]
             interrupted, core.interrupted = core.interrupted, []
-            if self.lending.overdue:
+            if self.slots.overdue:
                 core.queue.slots = max(0, core.queue.slots - 1)
             elif not core.queue.queued and not core.queue.resuming:
                 core.queue.slots = core.queue.busy
-            surplus = self.lending.lent - max(core.queue.slots, core.queue.busy)
+            surplus = self.slots.leased - max(core.queue.slots, core.queue.busy)
             spare: dict[str, float] = {}
             here_now = core.queue.resources.available
             if here_now and (core.queue.resources.yielding or not core.queue.queued):
@@ -743,13 +750,13 @@ class Executor:
                 # What other owners are to hear, and the rest below, goes on.
                 logger.exception("answers for %s were not sent", link.session.process[2])
         if surplus > 0 or (
-            self.lending.reserved and not core.queue.queued and not core.queue.resuming
+            self.slots.reserved and not core.queue.queued and not core.queue.resuming
         ):
-            _try("slots were not given back", self.lending.give_back, max(surplus, 0))
+            _try("slots were not given back", self.slots.release, max(surplus, 0))
         if spare or (self.resources.reserved and not core.queue.resources.aside):
             done = not core.queue.resources.aside
-            _try("resources were not given back", self.resources.give_back, spare, done)
-        if self.resources.lent or core.queue.resources.yielding:
+            _try("resources were not given back", self.resources.release, spare, done)
+        if self.resources.leased or core.queue.resources.yielding:
             core.queue.resources.yielding = self.resources.overdue
         for name in freed:  # the storage may be the user's
             _try("a value was not deleted", self.store.delete, name)
@@ -764,8 +771,8 @@ class Executor:
 
     def _look(self) -> None:
         """What nobody tells: the worker's status, its threads, slots that came free."""
-        running = self.lending.running and not self.leaving
-        nthreads = self.lending.nthreads
+        running = self.slots.running and not self.leaving
+        nthreads = self.slots.nthreads
         if self._totals != self.resources.totals:
             self._totals = dict(self.resources.totals)
             with self.lock:

@@ -28,7 +28,7 @@ from dask_ownership.core.row import Row
 from dask_ownership.core.session import Entry
 from dask_ownership.errors import NotSerializable, NotUnpickled
 from dask_ownership.runtime import importing
-from dask_ownership.runtime.compat import thread_state
+from dask_ownership.runtime.dask.worker import thread_state
 from dask_ownership.runtime.error_log import error_log
 from dask_ownership.runtime.functions import NamedFunction, load
 from dask_ownership.runtime.serialize import (

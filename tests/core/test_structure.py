@@ -86,7 +86,6 @@ LARGE: dict[str, int] = {
     "core.executor": 7,
     "core.lifecycle": 7,
     "core.ownership": 7,
-    "runtime.compat": 10,
     "runtime.executor": 10,
     "snapshot": 7,
 }
