@@ -19,7 +19,7 @@ from dask_ownership import Client
 from dask_ownership.core.dispatch import KEPT_ABOVE
 from dask_ownership.core.invariants import check_ownership
 from dask_ownership.core.row import INLINE, STORED
-from dask_ownership.runtime.transfer import IN_TRANSIT
+from dask_ownership.runtime.fetcher import IN_TRANSIT
 
 pytestmark = pytest.mark.alone  # it says how long things may take
 

@@ -125,6 +125,7 @@ class WorkerSide:
     ----------
     executor : dask_ownership.runtime.executor.Executor
     owner : dask_ownership.runtime.owner.Owner
+    server : dask_ownership.runtime.server.Server
     connected_client : dask_ownership.Client or None
         The client of tasks, once it is connected.
     """
@@ -133,25 +134,22 @@ class WorkerSide:
         from dask_ownership.cluster.task_stream import Notes
         from dask_ownership.cluster.worker_activity import WorkerActivity
         from dask_ownership.runtime.executor import Executor
-        from dask_ownership.runtime.owner import Owner
         from dask_ownership.runtime.reporting import group_of
+        from dask_ownership.runtime.server import Server
 
         self.worker = worker
-        self.executor = Executor(worker, secret, next_incarnation(worker))
-        self.notes = Notes(self.executor, group_of)
-        self.executor.on_interrupted = self._cancel_children
-        self.executor.task_client = TaskClient(self)
-        self.owner = Owner(
-            worker.security.get_connection_args("worker"),
-            worker.address,
-            self._ask_who_is_there,
-            self.executor,
+        self.executor = Executor(
+            worker,
             secret,
+            next_incarnation(worker),
+            TaskClient(self),
+            self._ask_who_is_there,
+            self._ask_to_dial,
         )
-        self.activity = WorkerActivity(worker, self.executor, self.owner, self.notes)
-        self.executor.owner = self.owner
-        self.executor.core.home = self.owner.incarnation
-        self.executor.on_undelivered = self._ask_to_dial
+        self.owner = self.executor.owner
+        self.server = Server(self.executor, secret)
+        self.notes = Notes(self.executor.watch, group_of)
+        self.activity = WorkerActivity(worker, self.server, self.notes)
         self._asked: set[str] = set()
         self._asking: set[asyncio.Task[None]] = set()
         self._client: Any = None
@@ -170,6 +168,7 @@ class WorkerSide:
         worker = self.worker
         ignore_interrupts(worker)
         await self.executor.start()
+        self.server.start()
         await self.owner.start()
         self.activity.start()
         worker.extensions["dask-ownership"] = self
@@ -217,11 +216,7 @@ class WorkerSide:
         finally:
             self._asked.discard(owner)
         if known is False:
-            with self.executor.lock:
-                self.executor.core.undeliverable(owner)
-            posts, self.executor.core.posts = self.executor.core.posts, []
-            self.owner.posted(posts)
-            self.executor.drop_owner(owner)
+            self.executor.undeliverable(owner)
 
     async def join(self) -> None:
         """Have this worker's owner learn the members, once, when its first task submits.
@@ -292,12 +287,6 @@ class WorkerSide:
         self.connected_client = client
         return client
 
-    def _cancel_children(self, interrupted: list[Any]) -> None:
-        for entry in interrupted:
-            parent = (entry.session.owner, entry.key, entry.attempt)
-            detail = f"the task {entry.key!r} that submitted it was cancelled"
-            self.owner.call(self.owner.core.cancel_children, parent, detail)
-
     async def close(self) -> None:
         """Undo `start`."""
         from dask_ownership.future import task_clients
@@ -316,6 +305,7 @@ class WorkerSide:
                 "gone: its connection broke, and so the worker closes"
             )
         await self.owner.close(lost)
+        self.server.close()
         await self.executor.close()
         client, self._client = self._client, None
         self.connected_client = None

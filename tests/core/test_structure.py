@@ -86,7 +86,6 @@ LARGE: dict[str, int] = {
     "core.executor": 7,
     "core.lifecycle": 7,
     "core.ownership": 7,
-    "runtime.executor": 10,
     "snapshot": 7,
 }
 """Modules of more than 600 lines, in hundreds, rounded up."""
