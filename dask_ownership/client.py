@@ -18,7 +18,6 @@ import distributed
 from dask.optimization import cull
 from dask.typing import no_default
 from dask.utils import shorten_traceback
-from distributed.utils import _parse_timedelta as parse_timeout
 from distributed.utils import sync
 
 from dask_ownership.core.row import NO_OPTIONS, Options
@@ -32,7 +31,7 @@ from dask_ownership.options import given_in, take_limits
 from dask_ownership.queries import Queries, listed
 from dask_ownership.rebalancing import rebalance
 from dask_ownership.replicating import replicate, wanted_copies
-from dask_ownership.runtime.dask.client import keep
+from dask_ownership.runtime.dask.client import keep, parse_timeout
 from dask_ownership.runtime.reading import fetch
 from dask_ownership.runtime.runner import current_entry
 from dask_ownership.scatter import scatter

@@ -15,14 +15,13 @@ from weakref import WeakValueDictionary
 
 import distributed
 from dask.utils import shorten_traceback, typename
-from distributed.utils import _parse_timedelta as parse_timeout
 
 from dask_ownership.core.identity import held_at
 from dask_ownership.core.messages import Origin
 from dask_ownership.core.row import CANCELLED, ERROR, INLINE, LOST, STORED, Borrowed, Failure, Row
 from dask_ownership.errors import FutureCancelledError, NotHere, from_failure
 from dask_ownership.runtime.collector import untrack
-from dask_ownership.runtime.dask.client import tokenizing
+from dask_ownership.runtime.dask.client import parse_timeout, tokenizing
 from dask_ownership.runtime.importing import loads
 from dask_ownership.runtime.runner import Delegated, current_entry
 from dask_ownership.runtime.serialize import (

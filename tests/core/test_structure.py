@@ -181,6 +181,18 @@ def test_no_circle():
     assert sorted(name for circle in circles() for name in circle) == sorted(CIRCLES)
 
 
+def test_what_is_private_to_distributed_is_imported_in_one_place():
+    found = {
+        name
+        for name, path in modules().items()
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ImportFrom)
+        and (node.module or "").partition(".")[0] in ("dask", "distributed")
+        and any(alias.name.startswith("_") for alias in node.names)
+    }
+    assert found and all(name.startswith("runtime.dask.") for name in found), found
+
+
 WRITES = re.compile(
     r"""\b(?!self\b|entry\b|alone\b|there\b)\w+\.(
         (state|value)\s=\s

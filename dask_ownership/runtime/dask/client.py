@@ -24,9 +24,22 @@ from distributed import (
 from distributed import client as client_module
 from distributed.actor import ActorFuture
 from distributed.client import Future, _current_client
+from distributed.utils import _parse_timedelta as parse_timeout
 
 from dask_ownership.runtime.dask.doubles import copies_of, import_once
 from dask_ownership.runtime.dask.worker import current_worker
+
+__all__ = [
+    "block_in",
+    "complete_by",
+    "cross_in_clients",
+    "current_client",
+    "find_clients",
+    "keep",
+    "parse_timeout",
+    "scheduler_id",
+    "tokenizing",
+]
 
 current_client: contextvars.ContextVar[Any] = _current_client
 
