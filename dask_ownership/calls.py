@@ -100,6 +100,7 @@ class Calls:
             known = find(key, parent_of(entry))
             if known is not None:
                 if entry is not None and entry.sought:
+                    assert owner.executor is not None
                     owner.executor.made(entry, key)
                 return known
         if function.pickled is CALL:
@@ -335,6 +336,7 @@ def submit_child(
     """Submit what a task submits; it does not run when that task was cancelled."""
     row = (owner.expect if entry.cancelled else submit or owner.submit)(row)
     if entry.sought:
+        assert owner.executor is not None
         owner.executor.made(entry, row.key)
     # After it is in the table: what cancels the children of the task there sees it, or this does.
     if entry.cancelled:

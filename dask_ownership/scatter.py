@@ -112,7 +112,7 @@ async def scatter(
                     owner.drop(rows.pop(key))
                     values[key] = value
             if values:
-                owner._process()
+                owner.process()
                 await asyncio.sleep(0)
     except BaseException as error:
         put()  # so that dropping them frees what was taken
@@ -121,7 +121,7 @@ async def scatter(
                 detail = f"the scatter that was to put it at a worker ended with {error!r}"
                 owner.core.settle(row, Failure("cancelled", row.key, detail))
         owner.drop_all(rows.values())
-        owner._process()
+        owner.process()
         raise
     owner.step()
     return rebuild({key: Future(client, row) for key, row in rows.items()})
