@@ -104,7 +104,7 @@ def circles() -> list[set[str]]:
 
 
 def test_no_import_is_hidden():
-    """Not in functions, nor for type checkers only: so one hides that two modules know each other."""
+    """An import in a function, or for type checkers, hides that two modules know each other."""
     assert {name: count for name in modules() if (count := hidden(name))} == {}
 
 
