@@ -78,7 +78,7 @@ def look(owner: Owner, row: Row) -> ObjectSnapshot:
     borrowers = dict.fromkeys(peer.process[2] for peer, _ in core.lending.borrowers_of(row))
     return ObjectSnapshot(
         key=key,
-        time=core.clock(),
+        time=core.history.clock(),
         owner=row.place[2] if isinstance(row, Borrowed) else core.peers.process[2],
         borrowed=isinstance(row, Borrowed),
         state=STATE_NAMES[row.state],
@@ -174,7 +174,7 @@ def history(owner: Owner, keys: Collection[Hashable]) -> list[Event]:
     """What is remembered of keys, oldest first. Loop thread."""
     return [
         (name_of(key), event, detail, when)
-        for key, event, detail, when in owner.core.history
+        for key, event, detail, when in owner.core.history.events
         if name_of(key) in keys
     ]
 
@@ -195,7 +195,7 @@ def present(owner: Owner, row: Row) -> Event:
         words.append(f"{row.nbytes} bytes")
     if isinstance(row, Borrowed):
         words.append(f"borrowed from {row.place[2]}")
-    return name_of(row.key), STATE_NAMES[row.state], ", ".join(words), owner.core.clock()
+    return name_of(row.key), STATE_NAMES[row.state], ", ".join(words), owner.core.history.clock()
 
 
 # ---- all that there is ----
@@ -222,7 +222,7 @@ def take(owner: Owner, central_calls: int) -> Snapshot:
     lineages = core.lineages
     return Snapshot(
         name=owner.name,
-        time=core.clock(),
+        time=core.history.clock(),
         objects=objects,
         inline_nbytes=inline,
         stored_nbytes=stored,
@@ -230,7 +230,7 @@ def take(owner: Owner, central_calls: int) -> Snapshot:
         lineage={
             "kept": kept,
             "nbytes": lineages.nbytes,
-            "max_bytes": lineages.max_bytes,
+            "max_bytes": lineages.limits.lineage_bytes,
             "pinned": len(lineages.pinned),
             "evicted": lineages.evicted,
             "recovered": lineages.recovered,
@@ -240,7 +240,9 @@ def take(owner: Owner, central_calls: int) -> Snapshot:
         links=_links(core),
         refused=dict(core.refused),
         counts={**core.counts, "attempts": core.lifecycle.numbers, "central_calls": central_calls},
-        handed_out_again={why.replace("-", "_"): times for why, times in core.again.items()},
+        handed_out_again={
+            why.replace("-", "_"): times for why, times in core.history.again.items()
+        },
         losses={kind.replace("-", "_"): number for kind, number in core.losses.items()},
     )
 

@@ -40,6 +40,7 @@ def owned(owner: Owner) -> dict[str, str]:
             finished += 1
             stored += row.nbytes if state == STORED else 0
     lineages = owner.core.lineages
+    allowed = lineages.limits.lineage_bytes
     shown = {
         "Pending": f"{pending:,d}",
         "Running": f"{running:,d}",
@@ -48,7 +49,7 @@ def owned(owner: Owner) -> dict[str, str]:
         "Borrowed": f"{borrowed:,d}",
         "Inline": format_bytes(owner.core.lifecycle.inline_bytes),
         "Stored": format_bytes(stored),
-        "Lineage": f"{format_bytes(lineages.nbytes)} of {format_bytes(lineages.max_bytes)}",
+        "Lineage": f"{format_bytes(lineages.nbytes)} of {format_bytes(allowed)}",
     }
     return shown
 

@@ -20,7 +20,7 @@ import pytest
 from distributed import LocalCluster
 
 from dask_ownership import Client
-from dask_ownership.core.invariants import check_empty, check_ownership
+from dask_ownership.testing.invariants import check_empty, check_ownership
 
 # Worker processes import the functions of tests/programs.py.
 HERE = str(Path(__file__).parent)
@@ -164,7 +164,7 @@ def check_nothing_left(client: Client) -> None:
         until_empty(rows, LEFT_SECONDS)
     except AssertionError as error:
         # As in this process: what only garbage holds goes when the collector comes to it.
-        print(f"{error}; {list(core.history)[-50:]}", file=sys.stderr)
+        print(f"{error}; {list(core.history.events)[-50:]}", file=sys.stderr)
         client.run(gc.collect)
         until_empty(rows, LEFT_SECONDS)
 

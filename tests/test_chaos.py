@@ -206,7 +206,7 @@ def run_chaos(seconds: float) -> None:
         Client(cluster, set_as_default=False) as client,
     ):
         # Deaths are nobody's fault here.
-        client.owner.core.allowed_failures = 100
+        client.owner.core.limits.allowed_failures = 100
         until(lambda: len(client.owner.core.placement.workers) == 4, 20, "four workers")
         end = time.monotonic() + seconds
 

@@ -108,7 +108,7 @@ def test_work_of_a_frozen_worker_is_done_elsewhere(client, tmp_path):
         taken = time.monotonic() - started
         assert taken < 10, taken
         assert client.submit(length, near).result(timeout=30) == 300_000  # made again
-        moved = [e for e in client.owner.core.history if e[1] == "worker-silent"]
+        moved = [e for e in client.owner.core.history.events if e[1] == "worker-silent"]
         assert moved, "nothing was moved"
         before = [future.result() for future in (*running, *nested)]
         assert not views[victim].accepting
@@ -187,7 +187,7 @@ if __name__ == "__main__":
         assert all(f.status == "finished" for f in running)
         assert len(stored.result()) == 300_000
         assert client.submit(length, stored).result() == 300_000
-        assert not any(e[1] == "worker-silent" for e in client.owner.core.history)
+        assert not any(e[1] == "worker-silent" for e in client.owner.core.history.events)
         print("right", flush=True)
 """
 

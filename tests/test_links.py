@@ -76,7 +76,7 @@ def test_one_half_open_connection_costs_seconds_only(client, behind):
     assert future.result(timeout=20) == 2
     assert one.proxy.stalled_one
     assert time.monotonic() - started < 8
-    assert not [e for e in client.owner.core.history if e[0] == future.key]
+    assert not [e for e in client.owner.core.history.events if e[0] == future.key]
 
 
 def test_links_that_are_cut_many_times(client, behind, tmp_path):

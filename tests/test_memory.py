@@ -17,9 +17,9 @@ from tornado.iostream import IOStream
 
 from dask_ownership import Client
 from dask_ownership.core.dispatch import KEPT_ABOVE
-from dask_ownership.core.invariants import check_ownership
 from dask_ownership.core.row import INLINE, STORED
 from dask_ownership.runtime.transfer import IN_TRANSIT
+from dask_ownership.testing.invariants import check_ownership
 
 pytestmark = pytest.mark.alone  # it says how long things may take
 
@@ -69,8 +69,8 @@ def frugal(cluster: LocalCluster) -> Iterator[Client]:
 
 
 def test_limit_is_configured(frugal: Client, client: Client) -> None:
-    assert frugal.owner.core.max_inline == 10_000_000
-    assert 0 < client.owner.core.max_inline <= 1 << 30
+    assert frugal.owner.core.limits.inline_bytes == 10_000_000
+    assert 0 < client.owner.core.limits.inline_bytes <= 1 << 30
 
 
 def test_values_beyond_the_limit_stay_at_the_workers(frugal: Client) -> None:
@@ -141,14 +141,14 @@ def test_counted_however_a_value_ends(frugal: Client) -> None:
 
 def test_tasks_that_submit_have_a_limit_too(cluster: LocalCluster, client: Client) -> None:
     def limit(dask_worker: Any) -> int:
-        return int(dask_worker.extensions["dask-ownership"].owner.core.max_inline)
+        return int(dask_worker.extensions["dask-ownership"].owner.core.limits.inline_bytes)
 
     assert all(0 < value <= 1 << 30 for value in client.run(limit).values())
 
     def parent(limit: int) -> tuple[int, int]:
         inner = distributed.get_client()
         core = inner.owner.core
-        before, core.max_inline = core.max_inline, limit
+        before, core.limits.inline_bytes = core.limits.inline_bytes, limit
         try:
             futures = inner.map(piece, range(40), pure=False)
             distributed.wait(futures)
@@ -158,7 +158,7 @@ def test_tasks_that_submit_have_a_limit_too(cluster: LocalCluster, client: Clien
             values = inner.gather(futures)
             return stored, sum(v == piece(i) for i, v in enumerate(values))
         finally:
-            core.max_inline = before
+            core.limits.inline_bytes = before
 
     stored, right = client.submit(parent, 1_000_000).result()
     assert (stored, right) == (160, 200)

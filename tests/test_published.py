@@ -20,9 +20,9 @@ from distributed import LocalCluster, wait
 from live import blob, boom, inc, kill, slowinc, small_cluster, until, wait_for_members
 
 from dask_ownership import Client
-from dask_ownership.core.invariants import check_empty, check_ownership
 from dask_ownership.core.row import CANCELLED
 from dask_ownership.errors import NotHere
+from dask_ownership.testing.invariants import check_empty, check_ownership
 
 
 def holding_of(cluster: LocalCluster) -> Any:

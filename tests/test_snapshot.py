@@ -413,7 +413,7 @@ def test_a_task_that_just_runs_has_no_story(client):
     client.gather([*futures, extra])
     before = time.time()
     # One may have been recalled for a worker with nothing to do.
-    assert [e for e in client.owner.core.history if e[1] != "recalled"] == []
+    assert [e for e in client.owner.core.history.events if e[1] != "recalled"] == []
     story = client.story(futures[0])
     key, event, detail, when = story[-1]
     assert (key, event) == (futures[0].key, "inline") and "attempt" in detail
@@ -550,7 +550,7 @@ def test_an_unknown_key_has_no_story(client):
 
 
 def test_old_events_are_forgotten(client):
-    history = client.owner.core.history
+    history = client.owner.core.history.events
     for start in range(0, HISTORY + 100, 1000):
         wait(client.map(boom, [str(i) for i in range(start, start + 1000)], pure=False))
     assert len(history) == HISTORY

@@ -22,7 +22,7 @@ from dask_ownership.cluster.flow import Counts, Flow
 from dask_ownership.cluster.stock_pages import StockPages
 from dask_ownership.cluster.task_stream import TaskStream
 from dask_ownership.core.activity import BUCKETS, percentile
-from dask_ownership.core.ownership import AGAIN
+from dask_ownership.core.history import AGAIN
 from dask_ownership.runtime.compat import Sender, pages_open
 from dask_ownership.runtime.membership import ACTIVITY, REPORT, WATCH
 from dask_ownership.runtime.reporting import INTERVAL, Reporter

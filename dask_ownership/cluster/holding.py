@@ -142,8 +142,7 @@ class Holding:
         if not all(map(is_origin, origins)):
             return False
         mine = self.owner.functions
-        identity = self.owner.core.identity
-        assert identity is not None
+        identity = self.owner.core.functions.identity
         known = [
             identity if pickled == identity.pickled else mine.by_value(pickled, name, kind)
             for name, pickled, kind in functions

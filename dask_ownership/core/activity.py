@@ -1,20 +1,18 @@
 """What an owner tells those who look at it: what it counts anyway, and a census of its rows.
 
 Nothing is written per task for this. Totals are counted as things happen (`Ownership.counts`,
-`Ownership.again`); how many rows there are of each kind is counted when somebody asks
+`History.again`); how many rows there are of each kind is counted when somebody asks
 (`Census`), a few shards of the table at a time, so that a large table holds nobody up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dask_ownership.core.messages import Key
+from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.row import DORMANT, ERROR, INLINE, STATE_NAMES, STORED, Row
-
-if TYPE_CHECKING:
-    from dask_ownership.core.ownership import Ownership
 
 GROUPS = 100
 """Names of tasks that are told apart; what is beyond them is counted as `OTHERS`."""
@@ -38,7 +36,7 @@ def totals(core: Ownership) -> dict[str, Any]:
     return {
         **core.counts,
         "attempts": core.lifecycle.numbers,
-        "again": dict(core.again),
+        "again": dict(core.history.again),
         "losses": dict(core.losses),
         "objects": len(core.table.rows),
         "inline_nbytes": core.lifecycle.inline_bytes,
@@ -193,7 +191,7 @@ def signature(core: Ownership) -> tuple[Any, ...]:
     """What differs whenever a census could give something else; costs little."""
     return (
         *core.counts.values(),
-        *core.again.values(),
+        *core.history.again.values(),
         *core.losses.values(),
         core.lifecycle.numbers,
         len(core.table.rows),
@@ -216,12 +214,12 @@ class Events:
 
     def __init__(self, core: Ownership) -> None:
         self.core = core
-        self._last: object = core.history[-1] if core.history else None
+        self._last: object = core.history.events[-1] if core.history.events else None
 
     def new(self) -> list[tuple[str, str, str, float]]:
         """The latest of those since it was asked last, oldest first."""
         found: list[tuple[str, str, str, float]] = []
-        history = self.core.history
+        history = self.core.history.events
         for event in reversed(history):
             if event is self._last or len(found) == EVENTS:
                 break

@@ -17,17 +17,22 @@ and nothing that it has just handed to the one that asks: to all others it says 
 leaves. They ask the next, or wait until it has let go of what it borrows.
 
 Who meets the object later, when its first owner is gone, asks the heirs that its origin
-names (`References.climb`).
+names (`core.borrowing`).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
-from dask_ownership.core.copying import FIRST
+from dask_ownership.core.borrowing import Borrowing
+from dask_ownership.core.builtin import BuiltinFunctions
 from dask_ownership.core.identity import adopted_key, heir_of
-from dask_ownership.core.messages import Key, Origin, Place, Process
+from dask_ownership.core.lending import Lending
+from dask_ownership.core.lifecycle import Lifecycle
+from dask_ownership.core.messages import Key, Origin, Process
 from dask_ownership.core.peer_messages import ADOPT, LEAVES, LENT
+from dask_ownership.core.peers import Peer, Peers
+from dask_ownership.core.retention import Retention
 from dask_ownership.core.row import (
     ERROR,
     HAS_BORROWERS,
@@ -39,10 +44,6 @@ from dask_ownership.core.row import (
     Options,
     Row,
 )
-
-if TYPE_CHECKING:
-    from dask_ownership.core.ownership import Ownership
-    from dask_ownership.core.peers import Peer
 
 
 class Handover:
@@ -68,7 +69,14 @@ class Adoption:
 
     Parameters
     ----------
-    core : Ownership
+    lifecycle : Lifecycle
+    peers : Peers
+    retention : Retention
+    borrowing : Borrowing
+    lending : Lending
+    functions : BuiltinFunctions
+    submit : callable
+        Has new rows run.
 
     Attributes
     ----------
@@ -76,22 +84,36 @@ class Adoption:
         Rows that are being handed over.
     stuck : set of Row
         Those that could not be handed over.
-    moved : dict
-        Key of each object that was handed over to where it is owned now.
     leaving : bool
         Whether this process hands over what it owns.
     refused : set of str
         Incarnations of heirs that leave too.
     """
 
-    def __init__(self, core: Ownership) -> None:
-        self.core = core
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        peers: Peers,
+        *,
+        retention: Retention,
+        borrowing: Borrowing,
+        lending: Lending,
+        functions: BuiltinFunctions,
+        submit: Callable[[Iterable[Row]], None],
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._table = lifecycle.table
+        self._peers = peers
+        self._retention = retention
+        self._borrowing = borrowing
+        self._lending = lending
+        self._functions = functions
+        self._submit = submit
         self.leaving = False
         self.refused: set[str] = set()
         self.under_way: dict[Row, Handover] = {}
         self.stuck: set[Row] = set()
-        self.moved: dict[Key, Place] = {}
-        core.peers.handlers[ADOPT] = self._on_adopt
+        peers.handlers[ADOPT] = self._on_adopt
 
     # ---- the process that leaves ----
 
@@ -107,7 +129,7 @@ class Adoption:
         """
         self.leaving = True
         waits = False
-        for row in self.core.table.all():
+        for row in self._table.all():
             if row.borrowed or not self._is_wanted(row):
                 continue
             if row.state > ERROR or (row.state == STORED and not stored) or row in self.stuck:
@@ -139,7 +161,7 @@ class Adoption:
 
     def _is_wanted(self, row: Row) -> bool:
         """Whether others have a row, or may have it."""
-        return bool(row.roles & HAS_BORROWERS) or row in self.core.table.pinned
+        return bool(row.roles & HAS_BORROWERS) or row in self._table.pinned
 
     def stay(self) -> None:
         """This process does not leave after all: what nobody was told to borrow elsewhere stays."""
@@ -151,10 +173,10 @@ class Adoption:
 
     def _heir_of(self, row: Row) -> Process | None:
         """Who takes a row over: the owner of the task that submitted it, or who borrows it."""
-        passed_over = {self.core.peers.process[0], *self.refused}
+        passed_over = {self._peers.process[0], *self.refused}
         heir = heir_of(
-            self.core.table.origin_of(row),
-            lambda process: process[0] in passed_over or self.core.peers.peer(process).gone,
+            self._table.origin_of(row),
+            lambda process: process[0] in passed_over or self._peers.peer(process).gone,
         )
         if heir is not None:
             return heir[:3]
@@ -165,18 +187,17 @@ class Adoption:
         return None
 
     def _borrowers_of(self, row: Row) -> list[Peer]:
-        return [peer for peer, _ in self.core.lending.borrowers_of(row) if not peer.gone]
+        return [peer for peer, _ in self._lending.borrowers_of(row) if not peer.gone]
 
     def _offer(self, row: Row, heir: Process) -> None:
-        core = self.core
-        origin = core.table.origin_of(row)
+        origin = self._table.origin_of(row)
         made = Borrowed((*heir, adopted_key(origin), None, 0))
-        known = core.table.adopt_for_use(made)
+        known = self._table.adopt_for_use(made)
         assert isinstance(known, Borrowed)
         self.under_way[row] = Handover(known)
         if known is made:
-            core.borrowing.adopt_at_heir(made, origin, row in core.table.pinned)
-        core.log(row, "handed-over", f"to {heir[2]}, because this process leaves")
+            self._borrowing.adopt_at_heir(made, origin, row in self._table.pinned)
+        self._lifecycle.log(row, "handed-over", f"to {heir[2]}, because this process leaves")
 
     def _has_no_heir(self, handover: Handover) -> bool:
         """Whether the heir is gone, or does not take it over."""
@@ -184,38 +205,38 @@ class Adoption:
         if isinstance(made.value, Failure) and made.value.kind == LEAVES:
             self.refused.add(made.place[0])
             return True
-        return self.core.peers.peer(made.place[:3]).gone
+        return self._peers.peer(made.place[:3]).gone
 
     def _tell(self, row: Row, handover: Handover) -> None:
         made = handover.made
         if made.state < INLINE or not made.counted:
             return
-        outcome = self.core.lending.outcome_of(made)
-        for peer, number in self.core.lending.borrowers_of(row):
+        outcome = self._lending.outcome_of(made)
+        for peer, number in self._lending.borrowers_of(row):
             if (peer, number) not in handover.told:
                 handover.told.add((peer, number))
-                self.core.lending.say_moved(peer, row.key, number, made.place, outcome)
-        self.moved[row.key] = made.place
-        if row in self.core.table.pinned:
-            self.core.table.pinned.discard(row)
-            self.core.release([row])
+                self._lending.say_moved(peer, row.key, number, made.place, outcome)
+        self._table.moved[row.key] = made.place
+        if row in self._table.pinned:
+            self._table.pinned.discard(row)
+            self._lifecycle.release([row])
 
     def _end(self, row: Row) -> None:
-        self.core.lifecycle.release_uses([self.under_way.pop(row).made])
+        self._lifecycle.release_uses([self.under_way.pop(row).made])
 
     # ---- the heir ----
 
     def _on_adopt(self, peer: Peer, key: Key, number: int, origin: Origin, pinned: bool) -> None:
         """Another process leaves, and asks this one to take an object over."""
-        peers = self.core.peers
+        peers = self._peers
         if self.refuses(peer.process[0], key):
             refusal = (LOST, LEAVES, key, f"{peers.process[2]} leaves, too", ())
             peers.say(peer, (LENT, key, number, refusal))
             return
         row = self.adopt(key, origin, pinned)
-        self.core.lending.lend(peer, key, number)
+        self._lending.lend(peer, key, number)
         if row is not None:
-            self.core.release([row])
+            self._lifecycle.release([row])
 
     def refuses(self, sender: str, key: Key) -> bool:
         """Whether this process leaves as well, and takes nothing over from that one."""
@@ -223,42 +244,23 @@ class Adoption:
             return False
         places = [handover.made.place for handover in self.under_way.values()]
         handed_to_it = any(place[0] == sender and place[3] == key for place in places)
-        return handed_to_it or sender > self.core.peers.process[0]
+        return handed_to_it or sender > self._peers.process[0]
 
     def adopt(self, key: Key, origin: Origin, pinned: bool) -> Row | None:
         """Take an object over; its row, with one handle more. Twice is once."""
-        core = self.core
-        known = core.table.find(key)
+        known = self._table.find(key)
         if known is not None:
             return known
-        taken = core.borrowing.rows_of([origin])
+        taken = self._borrowing.rows_of([origin])
         if not taken:
             return None  # it was this process's own, and freed
         options = Options(heir=origin[4], adopted=origin)
-        row = Row(key, core.identity, core.identity_call, taken, FIRST, options)
-        core.table.adopt(row)
-        core.submit([row])
-        core.lifecycle.release_uses(taken)  # the row has its own
+        row = self._functions.alias(key, taken, options)
+        self._table.adopt(row)
+        self._submit([row])
+        self._lifecycle.release_uses(taken)  # the row has its own
         if pinned:
-            core.table.pin(row)
-        core.retention.escapes(row)
-        core.log(row, "adopted", f"from {origin[2]}, which leaves")
+            self._table.pin(row)
+        self._retention.escapes(row)
+        self._lifecycle.log(row, "adopted", f"from {origin[2]}, which leaves")
         return row
-
-    def settled(self, row: Borrowed) -> None:
-        """A borrowed row is owned by this process itself now.
-
-        Its failure cannot be tried again: the task that failed is not here.
-        """
-        own = self.core.table.rows.get(row.place[3])
-        if own is None or own.options.adopted is None:
-            return
-        if own.state == ERROR and own.function is not None:
-            self.core.lifecycle.cannot_be_retried(own)
-
-    def waits_for(self, row: Borrowed, heir: Process) -> bool:
-        """Whether this process is the heir, and its own object is still to be made from this."""
-        if heir[0] != self.core.peers.process[0]:
-            return False
-        own = self.core.table.rows.get(adopted_key(row.origin))
-        return own is not None and own.state < INLINE

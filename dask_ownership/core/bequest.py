@@ -13,12 +13,14 @@ holder (`held_at`), and whoever meets the name borrows there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
 
 from dask_ownership.core import restarts
-from dask_ownership.core.copying import FIRST
+from dask_ownership.core.borrowing import Borrowing
+from dask_ownership.core.builtin import BuiltinFunctions
 from dask_ownership.core.identity import adopted_key, is_adopted, place_held
+from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.listener import RowListener
 from dask_ownership.core.messages import Key, Origin, Process
 from dask_ownership.core.row import (
@@ -32,9 +34,6 @@ from dask_ownership.core.row import (
     Replication,
     Row,
 )
-
-if TYPE_CHECKING:
-    from dask_ownership.core.ownership import Ownership
 
 Reference: TypeAlias = "int | Origin"
 """Another task of the same bequest by its number, or what is owned elsewhere."""
@@ -79,7 +78,11 @@ class Bequests(RowListener):
 
     Parameters
     ----------
-    core : Ownership
+    lifecycle : Lifecycle
+    borrowing : Borrowing
+    functions : BuiltinFunctions
+    submit : callable
+        Has new rows run.
 
     Attributes
     ----------
@@ -87,8 +90,18 @@ class Bequests(RowListener):
         Whether this process is the holder.
     """
 
-    def __init__(self, core: Ownership) -> None:
-        self.core = core
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        borrowing: Borrowing,
+        functions: BuiltinFunctions,
+        submit: Callable[[Iterable[Row]], None],
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._table = lifecycle.table
+        self._borrowing = borrowing
+        self._functions = functions
+        self._submit = submit
         self.holds = False
 
     # ---- the owner ----
@@ -125,18 +138,18 @@ class Bequests(RowListener):
                 if row.state < INLINE:
                     also.update((r, None) for r in needed if r.borrowed or self._no_more(r))
                 continue
-            refer = [numbers.get(one, self.core.table.origin_of(one)) for one in needed]
+            refer = [numbers.get(one, self._table.origin_of(one)) for one in needed]
             count = len(source.dependencies)
             parts = tuple(refer[:count]), tuple(refer[count:])
             numbers[row] = len(tasks)
-            life = self.core.table.named(row)
+            life = self._table.named(row)
             if row.state == INLINE:
                 tasks.append((row.key, life, -1, None, 0, *parts, None, row.value))
                 continue
             number = functions.setdefault(source.function, len(functions))
             options = _options_of(source.options)
             tasks.append((row.key, life, number, source.payload, row.order, *parts, options, None))
-        names = [self.core.table.origin_of(row) for row in also]
+        names = [self._table.origin_of(row) for row in also]
         return list(functions), tasks, names
 
     @staticmethod
@@ -158,11 +171,10 @@ class Bequests(RowListener):
 
     def hold(self, origins: Iterable[Origin], bequest: Bequest) -> list[Row]:
         """Take objects over; their rows, with one handle more each."""
-        core = self.core
         rows: list[Row] = []
         for origin in origins:
             key = adopted_key(origin)
-            known = core.table.find(key)
+            known = self._table.find(key)
             if known is not None:
                 if known.options.bequest is not None and key in bequest.numbers:
                     known.options = known.options.copy()
@@ -171,20 +183,25 @@ class Bequests(RowListener):
                 continue
             if place_held(origin) is not None:
                 origin = (*origin[:4], None, origin[5])  # it was held once
-            taken = core.borrowing.rows_of([origin])
+            taken = self._borrowing.rows_of([origin])
             options = Options(adopted=origin)
             options.bequest = bequest
-            row = Row(key, core.identity, core.identity_call, taken, FIRST, options)
-            core.table.adopt(row)
-            core.submit([row])
-            core.lifecycle.release_uses(taken)  # the row has its own
+            row = self._functions.alias(key, taken, options)
+            self._table.adopt(row)
+            self._submit([row])
+            self._lifecycle.release_uses(taken)  # the row has its own
             rows.append(row)
         return rows
 
-    def hold_inside(self, origins: Iterable[Origin]) -> tuple[Row, ...]:
-        """As `hold`, for what is inside of a value that is taken over; one use each."""
+    def hold_inside(self, origins: Iterable[Origin]) -> tuple[Row, ...] | None:
+        """As `hold`, for what is inside of a value that is taken over; one use each.
+
+        None when this process is not the holder.
+        """
+        if not self.holds:
+            return None
         rows = self.hold(origins, NOTHING)
-        self.core.table.handles_to_uses(rows)
+        self._table.handles_to_uses(rows)
         return tuple(rows)
 
     def settled(self, row: Row) -> bool:
@@ -198,14 +215,15 @@ class Bequests(RowListener):
 
     def recover(self, row: Row) -> bool:
         """The last copy of what is held is gone: take it over anew; whether that can be."""
-        core = self.core
         if row.options.bequest is None:
             return False
-        core.lifecycle.withdraw(row)
-        source = core.borrowing.rows_of([row.options.adopted])
-        core.lifecycle.become(row, core.identity, core.identity_call, source, row.contains)
-        core.log(row, "recovered", f"it is asked for at {row.options.adopted[2]}, which had it")
-        core.lifecycle.wait(row)
+        self._lifecycle.withdraw(row)
+        source = self._borrowing.rows_of([row.options.adopted])
+        functions = self._functions
+        self._lifecycle.become(row, functions.identity, functions.payload, source, row.contains)
+        had = row.options.adopted[2]
+        self._lifecycle.log(row, "recovered", f"it is asked for at {had}, which had it")
+        self._lifecycle.wait(row)
         return True
 
     def instead(self, row: Row, state: int) -> bool:
@@ -213,9 +231,9 @@ class Bequests(RowListener):
 
         False when it has another end, or nobody said how.
         """
-        core = self.core
         bequest = row.options.bequest
-        if bequest is None or row.function is not core.identity or state not in (LOST, CANCELLED):
+        taken_over = row.function is self._functions.identity
+        if bequest is None or not taken_over or state not in (LOST, CANCELLED):
             return False
         origin = row.options.adopted
         number = bequest.numbers.get(adopted_key(origin))
@@ -226,7 +244,7 @@ class Bequests(RowListener):
             if one != number:
                 made.append(self._row(bequest, one))
         _, _, function, payload, order, dependencies, contains, options, _ = bequest.tasks[number]
-        old = core.lifecycle.become(
+        old = self._lifecycle.become(
             row,
             bequest.functions[function],
             payload,
@@ -235,16 +253,16 @@ class Bequests(RowListener):
         )
         row.order = order
         _give_options(row, options, origin, bequest)
-        core.submit(made)
-        core.release(made)  # those that need them count them
-        core.lifecycle.release_uses(old)
-        core.log(row, "repeated", f"{origin[2]}, which owned it, is gone or freed it")
-        core.lifecycle.wait(row)
+        self._submit(made)
+        self._lifecycle.release(made)  # those that need them count them
+        self._lifecycle.release_uses(old)
+        self._lifecycle.log(row, "repeated", f"{origin[2]}, which owned it, is gone or freed it")
+        self._lifecycle.wait(row)
         return True
 
     def _needed(self, bequest: Bequest, number: int) -> set[int]:
         """The tasks that make one, but for what is here already."""
-        rows = self.core.table.rows
+        rows = self._table.rows
         needed: set[int] = set()
         stack = [number]
         while stack:
@@ -258,7 +276,6 @@ class Bequests(RowListener):
 
     def _row(self, bequest: Bequest, number: int) -> Row:
         """A new row for a task of a bequest, with one handle."""
-        core = self.core
         _, _, function, payload, order, dependencies, contains, options, value = bequest.tasks[
             number
         ]
@@ -271,13 +288,12 @@ class Bequests(RowListener):
             row = Row(key, bequest.functions[function], payload, taken, order)
             _give_options(row, options, None, None)
         row.contains = inside
-        core.table.adopt(row)
-        core.lifecycle.release_uses((*taken, *inside))  # the row has its own
+        self._table.adopt(row)
+        self._lifecycle.release_uses((*taken, *inside))  # the row has its own
         return row
 
     def _rows(self, bequest: Bequest, references: Iterable[Reference]) -> tuple[Row, ...]:
         """What a task refers to, with one use more each."""
-        core = self.core
         rows: list[Row] = []
         for reference in references:
             if isinstance(reference, int):
@@ -286,12 +302,12 @@ class Bequests(RowListener):
             else:
                 origin = reference
                 key = adopted_key(origin)
-            row = core.table.use(key)
+            row = self._table.use(key)
             if row is not None:
-                core.lifecycle.wake(row)
+                self._lifecycle.wake(row)
                 rows.append(row)
             else:
-                rows.extend(core.borrowing.rows_of([origin]))
+                rows.extend(self._borrowing.rows_of([origin]))
         return tuple(rows)
 
 

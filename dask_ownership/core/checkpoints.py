@@ -32,7 +32,9 @@ class Checkpoints(RowListener):
     def __init__(self, table: Table) -> None:
         self._table = table
 
-    def keep(self, view: WorkerView, row: Row, number: int, name: str, pickled: bytes) -> None:
+    def on_checkpoint(
+        self, view: WorkerView, row: Row, number: int, name: str, pickled: bytes
+    ) -> None:
         """The current attempt of a row wants something kept: it is, and that is said."""
         attempt = row.attempt
         kept = row.options.checkpoints or {}
@@ -44,7 +46,9 @@ class Checkpoints(RowListener):
             row.roles |= CHECKPOINTED
         view.outbox.append((m.CHECKPOINTED, row.key, attempt, number, None))
 
-    def refuse(self, view: WorkerView, key: Key, attempt: int, number: int) -> None:
+    def on_checkpoint_late(
+        self, view: WorkerView, key: Key, attempt: int, number: int, name: str, pickled: bytes
+    ) -> None:
         """An attempt that is not the current one wants something kept: nothing changes."""
         row = self._table.rows.get(key)
         if row is None:

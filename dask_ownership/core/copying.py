@@ -8,17 +8,13 @@ is copied where.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING
 
+from dask_ownership.core.builtin import BuiltinFunctions
+from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.listener import RowListener
-from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.row import CANCELLED, COPY, STORED, Failure, Function, Options, Row
-
-if TYPE_CHECKING:
-    from dask_ownership.core.ownership import Ownership
-
-FIRST = -(1 << 62)
-"""Place of such a task: before all others."""
+from dask_ownership.core.placement import Placement, WorkerView
+from dask_ownership.core.places import FIRST
+from dask_ownership.core.row import CANCELLED, COPY, STORED, Failure, Options, Row
 
 
 class Copy:
@@ -39,28 +35,48 @@ class Copies(RowListener):
 
     Parameters
     ----------
-    core : Ownership
+    lifecycle : Lifecycle
+    placement : Placement
+    functions : BuiltinFunctions
+    submit : callable
+        Has new rows run.
 
     Attributes
     ----------
-    function : Function or None
-        Takes a value and returns nothing. Without it no copies are made.
+    closed : bool
+        The owner ends: no copy is made any more.
     under_way : dict
         The task that makes a copy to that `Copy`.
+    when_copied : list of callable
+        Told of a row and of the task that was to copy it, when that has ended.
     """
 
-    def __init__(self, core: Ownership) -> None:
-        self.core = core
-        self.function: Function | None = None
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        placement: Placement,
+        functions: BuiltinFunctions,
+        submit: Callable[[Iterable[Row]], None],
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._placement = placement
+        self._functions = functions
+        self._submit = submit
+        self.closed = False
+        self.when_copied: list[Callable[[Row, Row], None]] = []
         self.under_way: dict[Row, Copy] = {}
         self._going: dict[Row, dict[WorkerView, Row]] = {}
 
     def places(self) -> list[WorkerView]:
         """Workers that take a copy and stay."""
-        if self.function is None:
-            return []  # this owner ends
-        workers = self.core.placement.workers.values()
+        if self.closed:
+            return []
+        workers = self._placement.workers.values()
         return [view for view in workers if view.accepting and not view.leaving]
+
+    def is_copy(self, row: Row) -> bool:
+        """Whether a task copies a value to its worker."""
+        return row.function is self._functions.nothing
 
     def going(self, row: Row) -> Collection[WorkerView]:
         """Where copies of a value are about to be."""
@@ -85,18 +101,17 @@ class Copies(RowListener):
         self, row: Row, target: WorkerView, ended: Callable[[Row, bool], None] | None = None
     ) -> None:
         """Copy a stored value to a worker; ``ended(task, made)`` is called when that ended."""
-        core = self.core
-        assert self.function is not None
-        core.lifecycle.numbers += 1
-        key = ("copied", row.key, core.lifecycle.numbers)
+        self._lifecycle.numbers += 1
+        key = ("copied", row.key, self._lifecycle.numbers)
+        functions = self._functions
         options = Options(workers=(target.address,))
-        task = Row(key, self.function, core.identity_call, (row,), FIRST, options)
+        task = Row(key, functions.nothing, functions.payload, (row,), FIRST, options)
         task.roles |= COPY
-        core.table.adopt(task)
+        self._lifecycle.table.adopt(task)
         self.under_way[task] = Copy(row, target, ended)
         self._going.setdefault(row, {})[target] = task
         target.given += row.nbytes
-        core.submit([task])
+        self._submit([task])
 
     def finished(self, row: Row) -> None:
         """A task that makes a copy has made it."""
@@ -120,18 +135,19 @@ class Copies(RowListener):
             target.arrived.add(row.key)
         if copy.ended is not None:
             copy.ended(task, made)
-        self.core.replicas.copied(row, task)
-        self.core.release([task])
+        for copied in self.when_copied:
+            copied(row, task)
+        self._lifecycle.release([task])
 
     def call_off(self, row: Row) -> None:
         """A value is not made here again: what was to copy it would wait for ever."""
         for task in list(self._going.get(row, {}).values()):
             detail = f"{row.key!r} is looked for at other processes"
-            self.core.lifecycle.fail(task, CANCELLED, Failure("cancelled", task.key, detail))
+            self._lifecycle.fail(task, CANCELLED, Failure("cancelled", task.key, detail))
 
     def not_to(self, view: WorkerView) -> None:
         """A worker takes nothing any more: what was to go there goes elsewhere."""
         for task, copy in list(self.under_way.items()):
             if copy.target is view:
                 detail = f"{view.address} takes no more tasks"
-                self.core.lifecycle.fail(task, CANCELLED, Failure("cancelled", task.key, detail))
+                self._lifecycle.fail(task, CANCELLED, Failure("cancelled", task.key, detail))

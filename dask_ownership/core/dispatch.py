@@ -6,17 +6,24 @@ them, so that a chain runs there without a round trip per link.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from dask_ownership.core import checkpoints
 from dask_ownership.core import messages as m
+from dask_ownership.core.builtin import BuiltinFunctions
 from dask_ownership.core.exclusion import seconds_alone
-from dask_ownership.core.placement import SHORTEST, UNKNOWN_DURATION, WINDOW, WorkerView
+from dask_ownership.core.lifecycle import Lifecycle
+from dask_ownership.core.limits import Limits
+from dask_ownership.core.messages import Message
+from dask_ownership.core.placement import SHORTEST, UNKNOWN_DURATION, WINDOW, Placement, WorkerView
 from dask_ownership.core.places import LOW
 from dask_ownership.core.row import (
+    ERROR,
     INLINE,
     NO_OPTIONS,
     PUSHED,
+    SOUGHT,
     STORED,
     WAITING,
     Borrowed,
@@ -24,9 +31,6 @@ from dask_ownership.core.row import (
     Row,
     version_of,
 )
-
-if TYPE_CHECKING:
-    from dask_ownership.core.ownership import Ownership
 
 REPEATED = 512
 """Inline values longer than this are sent once per worker when several tasks use them."""
@@ -43,15 +47,31 @@ class Dispatch:
 
     Parameters
     ----------
-    core : Ownership
+    lifecycle : Lifecycle
+    placement : Placement
+    functions : BuiltinFunctions
+    seek : callable
+        Has a task that is at a worker now watched for children which are sought.
+    limits : Limits
     """
 
-    def __init__(self, core: Ownership) -> None:
-        self.core = core
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        placement: Placement,
+        functions: BuiltinFunctions,
+        seek: Callable[[Row], None],
+        limits: Limits,
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._placement = placement
+        self._alias = functions.identity
+        self._seek = seek
+        self._limits = limits
 
     def push(self, row: Row, view: WorkerView, now: float) -> None:
         """Hand a ready row to a worker, and chain rows behind it that wait for it."""
-        core = self.core
+        lifecycle = self._lifecycle
         stack = [row]
         while stack:
             row = stack.pop()
@@ -59,10 +79,10 @@ class Dispatch:
             if row.dependencies:
                 failed = next((d for d in row.dependencies if d.state > STORED), None)
                 if failed is not None:
-                    core.lifecycle.inherit(row, failed)
+                    lifecycle.inherit(row, failed)
                     continue
                 if any(d.state < INLINE and d.worker is not view for d in row.dependencies):
-                    core.lifecycle.wait(row)  # one was lost and is made again
+                    lifecycle.wait(row)  # one was lost and is made again
                     continue
                 dependencies = tuple([self._reference(d, view) for d in row.dependencies])
             function = row.function
@@ -70,7 +90,7 @@ class Dispatch:
             if function.id not in view.functions:
                 view.functions.add(function.id)
                 view.outbox.append((m.FUNCTION, function.id, function.pickled))
-            core.lifecycle.pushed(row, view)
+            lifecycle.pushed(row, view)
             duration = function.duration
             if duration < 0:
                 duration = UNKNOWN_DURATION
@@ -84,16 +104,16 @@ class Dispatch:
             if order >= LOW:
                 if order > view.low:
                     view.low = order
-                core.placement.any_low = True
+                self._placement.any_low = True
             view.load += duration
             view.active += 1
             view.handed += 1
             view.pushed[row.key] = row
             options = row.options
             extra = None if options is NO_OPTIONS else self._extra(options)
-            if function is core.identity:
+            if function is self._alias:
                 extra = {"depth": 0, **(extra or {}), "alias": True}
-            if core.lifecycle.inline_bytes > core.max_inline:
+            if lifecycle.inline_bytes > self._limits.inline_bytes:
                 if extra is None:
                     extra = {"depth": 0}
                 extra.setdefault("inline", KEPT_ABOVE)
@@ -109,16 +129,42 @@ class Dispatch:
                     extra,
                 )
             )
-            if core.reconstruction.searches and row in core.reconstruction.searches:
-                core.reconstruction.seek(row)
+            if row.roles & SOUGHT:
+                self._seek(row)
             if row.dependents is not None and len(row.dependents) <= CHAIN_WIDTH:
                 for dependent in row.dependents:
                     if dependent not in stack and self._chainable(dependent, view):
                         stack.append(dependent)
 
+    def unsendable(self, view: WorkerView, message: Message, error: bytes) -> None:
+        """A message to a worker cannot be packed: what needs it fails, with a pickled error."""
+        kind, name = message[:2]
+        if kind == m.PUSH:
+            row = view.pushed.get(name)
+            failed = [row] if row is not None and row.attempt == message[2] else []
+        elif kind == m.FUNCTION:
+            view.functions.discard(name)
+            failed = [
+                row
+                for row in view.pushed.values()
+                if row.function is not None and row.function.id == name
+            ]
+        elif kind == m.COPY:
+            failed = []
+            for row in view.pushed.values():
+                for needed in row.dependencies:
+                    if needed.key == name:
+                        failed.append(row)
+                        needed.holders = tuple([one for one in needed.holders if one is not view])
+            view.copies.pop(name, None)
+        else:
+            failed = []  # it takes something back that never got there
+        for row in failed:
+            self._lifecycle.fail(row, ERROR, error)
+
     def forget(self, function_id: int) -> None:
         """No row needs a function any more, and none will: workers may let go of it."""
-        for view in self.core.placement.workers.values():
+        for view in self._placement.workers.values():
             if function_id in view.functions:
                 view.functions.discard(function_id)
                 view.outbox.append((m.FORGET, function_id))
@@ -193,7 +239,7 @@ class Dispatch:
 
     def _reference(self, dependency: Row, view: WorkerView) -> tuple[Any, ...]:
         """How a push names a dependency."""
-        core = self.core
+        lifecycle = self._lifecycle
         state = dependency.state
         if state == INLINE:
             value = dependency.value
@@ -203,10 +249,10 @@ class Dispatch:
             if len(value) <= REPEATED or dependency.uses <= 1:
                 return (m.VALUE, value)
             if not version_of(dependency):  # no task made it
-                core.lifecycle.numbers += 1
-                dependency.attempt = core.lifecycle.numbers
+                lifecycle.numbers += 1
+                dependency.attempt = lifecycle.numbers
             dependency.holders += (view,)
-            view.copies[dependency.key] = core.lifecycle.numbers + 1
+            view.copies[dependency.key] = lifecycle.numbers + 1
             version = version_of(dependency)
             view.outbox.append((m.COPY, dependency.key, version, value))
             return (m.LOCAL, dependency.key, version)
@@ -214,12 +260,12 @@ class Dispatch:
             if dependency.borrowed:
                 assert isinstance(dependency, Borrowed)
                 addresses = dependency.addresses
-                origin = core.table.value_name(dependency)
+                origin = lifecycle.table.value_name(dependency)
             else:
                 addresses = tuple([holder.address for holder in dependency.holders])
                 origin = None
             dependency.holders += (view,)
-            view.copies[dependency.key] = core.lifecycle.numbers + 1
+            view.copies[dependency.key] = lifecycle.numbers + 1
             return (
                 m.REMOTE,
                 dependency.key,

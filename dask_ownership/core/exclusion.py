@@ -10,7 +10,8 @@ its fault. A worker has tasks of many owners, so the worker sees to it:
 - What it submits runs with it, while it waits for that: it is to blame for those, too, whose
   owner is the process that dies.
 - Nothing else begins before the owner has heard that it is not alone any more. Only another task
-  that was parked may go on at once.
+  that was parked may go on at once; when one did so before, so that the suspect lost its turn, the
+  next waits for the suspect, for as long as parked tasks wait for a slot.
 
 What runs, or what is parked, may wait for what is kept waiting. So a suspect is alone for a
 limited time, and waits for it no longer than that: then it runs beside others, which its owner
@@ -84,6 +85,7 @@ class Exclusion:
         self._waiting: deque[Entry] = deque()
         self._may_begin = False
         self._parting: Entry | None = None
+        self._gave_way: Entry | None = None
         self._family: set[tuple[str, Key]] = set()
         self._children: deque[Entry] = deque()
         self._said = 0
@@ -93,6 +95,7 @@ class Exclusion:
         self.idle = not (self.alone or self._waiting or self._parting)
         if self.idle:
             self._since.clear()  # nobody looks any more, and it has tasks that ended
+            self._gave_way = None
 
     @property
     def startable(self) -> int:
@@ -184,6 +187,17 @@ class Exclusion:
             self._parting = None
             self._look_whether_idle()
 
+    def holds_back(self, entry: Entry) -> bool:
+        """Whether a task that was parked and could go on is to wait for the suspect.
+
+        A task that looks for something again and again would take the turn of the suspect each
+        time, before the owner of the suspect has answered.
+        """
+        alone = self.alone
+        if alone is None or alone is not self._gave_way or self._is_over(alone):
+            return False
+        return (entry.session.owner, entry.task) not in self._family
+
     def comes_back(self, entry: Entry) -> None:
         """A task that was parked is about to go on: nobody is alone any more."""
         alone = self.alone
@@ -192,6 +206,7 @@ class Exclusion:
         self._end()
         if alone.state == QUEUED:
             self._waiting.appendleft(alone)
+            self._gave_way = alone
 
     def look(self, now: float) -> None:
         """End what takes too long; called now and then, with seconds."""

@@ -63,7 +63,7 @@ class Infeasible:
         made where nothing is any more; and for a task that runs again for what it submitted when
         the worker that it names is gone, because those who ask for that wait with it.
         """
-        if row.function is self._copies.function:
+        if self._copies.is_copy(row):
             return True
         options = row.options
         workers = options.workers

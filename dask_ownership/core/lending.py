@@ -7,10 +7,12 @@ it keeps them until the receiver says that it is counted everywhere (`Borrowing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
 
+from dask_ownership.core.history import History
 from dask_ownership.core.identity import Path, is_adopted
+from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.listener import RowListener
 from dask_ownership.core.messages import Key, Place
 from dask_ownership.core.peer_messages import (
@@ -22,7 +24,7 @@ from dask_ownership.core.peer_messages import (
     REQUEST,
     RETURN,
 )
-from dask_ownership.core.peers import Peer
+from dask_ownership.core.peers import Peer, Peers
 from dask_ownership.core.row import (
     CANCELLED,
     DORMANT,
@@ -31,15 +33,14 @@ from dask_ownership.core.row import (
     HAS_BORROWERS,
     INLINE,
     LOST,
+    QUESTION,
     STORED,
     WAITING,
     Borrowed,
     Failure,
+    Function,
     Row,
 )
-
-if TYPE_CHECKING:
-    from dask_ownership.core.ownership import Ownership
 
 SECOND = "\0"
 """Between a process and the number of a borrowing, in the name of its second one of a row."""
@@ -55,23 +56,58 @@ class Lending(RowListener):
 
     Parameters
     ----------
-    core : Ownership
+    lifecycle : Lifecycle
+    peers : Peers
+    history : History
+    missed : callable
+        Told of a stored row and of addresses that do not have it.
+    ask : callable
+        Has what is not in the table looked for: a key, and the path to it. Returns its row.
+    asked_again : callable
+        Told of a peer that borrows a row which is looked for: also the number of the borrowing,
+        and the incarnation that the peer says is gone.
+    delegated : callable
+        Told of a row that waits for the task to which it delegated, and that is lent.
+    alias : Function
+        The function of such rows.
 
     Attributes
     ----------
     borrowers : dict
         Row to the incarnations of processes that borrow it and the numbers of those borrowings.
+    requests : dict of str to callable
+        What a borrower may request, to what does it: a row and a detail.
     """
 
-    def __init__(self, core: Ownership) -> None:
-        self.core = core
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        peers: Peers,
+        history: History,
+        *,
+        missed: Callable[[Row, Iterable[str]], None],
+        ask: Callable[[Key, Path], Row],
+        asked_again: Callable[[Peer, Row, int, str], None],
+        delegated: Callable[[Row], object],
+        alias: Function,
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._table = lifecycle.table
+        self._peers = peers
+        self._history = history
+        self._missed = missed
+        self._ask = ask
+        self._asked_again = asked_again
+        self._delegated = delegated
+        self._alias = alias
+        self.requests: dict[str, Callable[[Row, Any], None]] = {}
         # Of strings and numbers only: the cyclic collector need not walk it.
         self.borrowers: dict[Row, dict[str, int]] = {}
-        handlers = core.peers.handlers
+        handlers = peers.handlers
         handlers[BORROW] = self.lend
         handlers[RETURN] = self._on_return
         handlers[REQUEST] = self._on_request
-        core.peers.when_buried.append(self._on_buried)
+        peers.when_buried.append(self._on_buried)
 
     # ---- what becomes of a row ----
 
@@ -94,9 +130,9 @@ class Lending(RowListener):
         """A row that is lent lost its value, which is made again: borrowers wait for it."""
         if row.state == STORED:
             count = len(self.borrowers.get(row, NOBODY))
-            self.core.log(row, "withdrawn", f"from {count} borrowers, which wait")
+            self._lifecycle.log(row, "withdrawn", f"from {count} borrowers, which wait")
         for peer, number in self.borrowers_of(row):
-            self.core.peers.say(peer, (OUTCOME, row.key, number, None))
+            self._peers.say(peer, (OUTCOME, row.key, number, None))
 
     def outcome_of(self, row: Row) -> Outcome | None:
         """What a borrower is told of a row; None while it has not ended."""
@@ -104,7 +140,7 @@ class Lending(RowListener):
         if state < INLINE:
             return None
         if state == INLINE:
-            return (INLINE, row.value, tuple([self.core.table.origin_of(r) for r in row.contains]))
+            return (INLINE, row.value, tuple([self._table.origin_of(r) for r in row.contains]))
         if state == STORED:
             if row.borrowed:
                 assert isinstance(row, Borrowed)
@@ -115,14 +151,14 @@ class Lending(RowListener):
             return (STORED, row.nbytes, row.type_name, addresses, made_by)
         value = row.value
         if isinstance(value, bytes):
-            return (ERROR, value, tuple([self.core.table.origin_of(r) for r in row.contains]))
+            return (ERROR, value, tuple([self._table.origin_of(r) for r in row.contains]))
         if isinstance(value, Failure):
             return (state, value.kind, value.key, value.detail, value.chain)
         return (LOST, "lost-data", row.key, "it was freed", ())
 
     def borrowers_of(self, row: Row) -> list[tuple[Peer, int]]:
         """Who borrows a row of this process, with the numbers of those borrowings."""
-        peers = self.core.peers.known
+        peers = self._peers.known
         return [
             (peers[incarnation], number)
             for name, number in self.borrowers.get(row, NOBODY).items()
@@ -133,7 +169,7 @@ class Lending(RowListener):
         """A row that is lent ended, or has other holders: say so."""
         outcome = self.outcome_of(row)
         for peer, number in self.borrowers_of(row):
-            self.core.peers.say(peer, (OUTCOME, row.key, number, outcome))
+            self._peers.say(peer, (OUTCOME, row.key, number, outcome))
 
     def say_moved(
         self,
@@ -145,7 +181,7 @@ class Lending(RowListener):
         path: Path | None = None,
     ) -> None:
         """Tell a borrower who owns it now."""
-        self.core.peers.say(peer, (MOVED, key, number, place, outcome, path))
+        self._peers.say(peer, (MOVED, key, number, place, outcome, path))
 
     # ---- borrowers ----
 
@@ -159,15 +195,15 @@ class Lending(RowListener):
         gone: str = "",
     ) -> None:
         """A process borrows an object: count it, and say how the object stands."""
-        row = self.core.table.use(key, life)
+        row = self._table.use(key, life)
         if row is None and path is not None:
-            row = self.core.reconstruction.ask(key, tuple(path))
+            row = self._ask(key, tuple(path))
         if row is None:
-            moved = self.core.adoption.moved.get(key)
+            moved = self._table.moved.get(key)
             if moved is not None:
                 self.say_moved(peer, key, number, moved, None)
                 return
-            self.core.peers.say(peer, (LENT, key, number, self._outcome_of_gone(key, life)))
+            self._peers.say(peer, (LENT, key, number, self._outcome_of_gone(key, life)))
             return
         # All borrowers together are one use.
         borrowers = self.borrowers.get(row)
@@ -183,30 +219,30 @@ class Lending(RowListener):
         if row.options.parent is not None:
             row.shared_with(None)
         if row.state == DORMANT:
-            self.core.lifecycle.wake(row)
+            self._lifecycle.wake(row)
         peer.lent[key, number] = row
         if row.state == INLINE and not row.contains:
             outcome: Outcome | None = (INLINE, row.value, ())
         else:
             outcome = self.outcome_of(row)
-        self.core.peers.say(peer, (LENT, key, number, outcome))
-        if row in self.core.reconstruction.questions:
-            self.core.reconstruction.asked_again(peer, row, number, gone)
+        self._peers.say(peer, (LENT, key, number, outcome))
+        if row.roles & QUESTION:
+            self._asked_again(peer, row, number, gone)
         # Only a task that has run can have delegated; others of this kind wait for others' values.
-        if row.attempt and row.state == WAITING and row.function is self.core.identity:
-            self.core.cycles.delegated(row)  # now that somebody waits for it
+        if row.attempt and row.state == WAITING and row.function is self._alias:
+            self._delegated(row)  # now that somebody waits for it
         if had_some:
-            self.core.lifecycle.release_uses((row,))
+            self._lifecycle.release_uses((row,))
 
     def _outcome_of_gone(self, key: Key, life: int = 0) -> Outcome:
         """What is told to one that asks for what is not in the table any more.
 
         Of a key that was used again, that of this life of it; of any when that is 0.
         """
-        name = self.core.peers.process[2]
-        another = life and (key, life) not in self.core.lifecycle.cancelled_lives
-        for gone, event, detail, _ in reversed(self.core.history):
-            if gone == key and event == "cancelled" and not another:
+        name = self._peers.process[2]
+        another = life and (key, life) not in self._lifecycle.cancelled_lives
+        for event, detail in () if another else self._history.of(key):
+            if event == "cancelled":
                 return (CANCELLED, "cancelled", key, detail, ())
         if not is_adopted(key):
             detail = f"{name} freed it: nobody held it when this process asked for it"
@@ -227,42 +263,38 @@ class Lending(RowListener):
         if borrowers.pop(name, None) is not None and not borrowers:
             del self.borrowers[row]
             row.roles &= ~HAS_BORROWERS
-            self.core.lifecycle.let_go_of_inside(row)
-            self.core.lifecycle.release_uses((row,))
+            self._lifecycle.let_go_of_inside(row)
+            self._lifecycle.release_uses((row,))
 
     def _on_request(self, peer: Peer, what: str, key: Key, number: int, detail: Any) -> None:
         row = peer.lent.get((key, number))
         if what == "missed":
-            self._missed_by(peer, key, number, detail)
+            self._on_missed(peer, key, number, detail)
         elif row is None or row.state == FORGOTTEN:
             pass  # it gave it back since, or it is gone
-        elif what == "cancel":
-            self.core.cancel([row], detail)
-        elif what == "follow":
-            self.core.cycles.follow(row, detail)
-        elif what == "retry":
-            self.core.retry([row])
-            if row.done:
+        elif what in self.requests:
+            self.requests[what](row, detail)
+            if what == "retry" and row.done:
                 # It cannot be tried again, or was already: who asked waits for an answer.
-                self.core.peers.say(peer, (OUTCOME, key, number, self.outcome_of(row)))
+                self._peers.say(peer, (OUTCOME, key, number, self.outcome_of(row)))
 
-    def _missed_by(self, peer: Peer, key: Key, number: int, addresses: Iterable[str]) -> None:
+    def _on_missed(self, peer: Peer, key: Key, number: int, addresses: Iterable[str]) -> None:
         """A borrower asked those who have it, and these do not.
 
         What a task was to fetch counts as there; when it ends before it has, nobody says so.
         """
         row = peer.lent.get((key, number))
         if row is None:
-            self.core.peers.say(peer, (LENT, key, number, self._outcome_of_gone(key)))
+            self._peers.say(peer, (LENT, key, number, self._outcome_of_gone(key)))
             return
         # Another place may be under way to it: then it asked those who had it before.
         unheard = [message for _, batch in peer.stream.unacknowledged for message in batch]
         for message in (*unheard, *peer.outbox):
             if message[0] in (LENT, OUTCOME) and message[1:3] == (key, number):
                 return
-        self.core.missed(row, addresses)
+        self._missed(row, addresses)
         if row.done:
-            self.core.peers.say(peer, (OUTCOME, key, number, self.outcome_of(row)))
+            self._peers.say(peer, (OUTCOME, key, number, self.outcome_of(row)))
 
     def _on_buried(self, peer: Peer) -> None:
         """What a process that is gone handed on is counted by now."""

@@ -153,6 +153,7 @@ class Lifecycle:
         self,
         table: Table,
         name: str,
+        *,
         log: Callable[[Row, str, str], None],
         queue: Callable[[Row], None],
         place: Callable[[Row], None],

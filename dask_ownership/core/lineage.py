@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 from dask_ownership.core import checkpoints, restarts
 from dask_ownership.core.lifecycle import Lifecycle
+from dask_ownership.core.limits import Limits
 from dask_ownership.core.listener import RowListener
 from dask_ownership.core.row import (
     DORMANT,
@@ -47,7 +48,7 @@ class Lineages(RowListener):
     can_keep, only_kept : callable
         Whether it is known how to run a row's task, and whether a row is there for what it
         submitted alone (`core.retention`).
-    max_bytes : int
+    limits : Limits
     of_inline : bool
         How inline values were made is kept, too: not to make them again, but to tell.
 
@@ -60,7 +61,7 @@ class Lineages(RowListener):
     given_up : set of Row
         Those whose lineage was evicted.
     evicted : int
-        How many were given up to keep within ``max_bytes``.
+        How many were given up to keep within the limit.
     recovered : int
         How many values were made again, or are being made.
     recoveries : deque of tuple
@@ -76,7 +77,7 @@ class Lineages(RowListener):
         clock: Callable[[], float],
         can_keep: Callable[[Row], bool],
         only_kept: Callable[[Row], bool],
-        max_bytes: int,
+        limits: Limits,
         of_inline: bool,
     ) -> None:
         self._table = table
@@ -85,7 +86,7 @@ class Lineages(RowListener):
         self._clock = clock
         self._can_keep = can_keep
         self._only_kept = only_kept
-        self.max_bytes = max_bytes
+        self.limits = limits
         self.of_inline = of_inline
         if of_inline:
             lifecycle.of_all |= TRACED
@@ -149,7 +150,7 @@ class Lineages(RowListener):
         self.nbytes += lineage.nbytes
         self._live += 1
         self._oldest.append(row)
-        if self.nbytes > self.max_bytes:
+        if self.nbytes > self.limits.lineage_bytes:
             self._evict(row)
 
     def drop(self, row: Row) -> None:
@@ -186,7 +187,7 @@ class Lineages(RowListener):
     def _evict(self, newest: Row) -> None:
         """Give up the oldest until half of what is allowed is left."""
         oldest = self._oldest
-        while oldest and self.nbytes > self.max_bytes // 2:
+        while oldest and self.nbytes > self.limits.lineage_bytes // 2:
             row = oldest.popleft()
             if row.lineage is None:
                 continue
@@ -200,7 +201,7 @@ class Lineages(RowListener):
         if row in self.given_up:
             return (
                 "its lineage was evicted, because more than ownership.lineage.max-bytes "
-                f"({self.max_bytes:,d}) of it was kept"
+                f"({self.limits.lineage_bytes:,d}) of it was kept"
             )
         if row.options.adopted is not None:
             return f"it was taken over from {row.options.adopted[2]}, which left, without lineage"

@@ -15,6 +15,7 @@ from dask_ownership.core import messages as m
 from dask_ownership.core.link import LinkState
 from dask_ownership.core.messages import Key, Message, Process
 from dask_ownership.core.peer_messages import LEAVE, NAMES
+from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.row import Borrowed, Row
 
 HANDED_ON = 0.5
@@ -170,6 +171,11 @@ class Peers:
             except Exception as error:
                 said = NAMES[message[0]] if message and message[0] in range(len(NAMES)) else "?"
                 self._broke(None, error, f"{said} of {sender[2]} could not be taken in")
+
+    def on_post(self, view: WorkerView, receiver: Process, sender: Process, batch: Any) -> None:
+        """A worker passed on what another process says, perhaps to one that was here before."""
+        if receiver[0] == self.process[0]:
+            self.receive(sender, batch)
 
     def say_to_itself(self) -> None:
         """Hear what this process has to say to itself, which may be to run a task."""

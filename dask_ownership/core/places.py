@@ -30,6 +30,9 @@ BAND = 37
 LOW = 1 << BAND
 """Orders from here on are those of priorities below 0."""
 
+FIRST = -(1 << 62)
+"""The order of what comes before all tasks of users: copies, and aliases."""
+
 URGENT = -DEEPEST * DEPTH
 """Orders below this are those of priorities above 0."""
 

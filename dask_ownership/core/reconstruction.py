@@ -14,16 +14,21 @@ Repeating
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from dask_ownership.core import messages as m
 from dask_ownership.core import restarts
+from dask_ownership.core.borrowing import Borrowing, counted
 from dask_ownership.core.identity import Path, path_from, same_task
-from dask_ownership.core.lifecycle import why
+from dask_ownership.core.lending import Lending
+from dask_ownership.core.lifecycle import Lifecycle, why
+from dask_ownership.core.lineage import Lineages
 from dask_ownership.core.listener import RowListener
 from dask_ownership.core.messages import Key, Origin, Place, Process
-from dask_ownership.core.peers import Peer
+from dask_ownership.core.peers import Peer, Peers
+from dask_ownership.core.placement import WorkerView
+from dask_ownership.core.retention import Retention
 from dask_ownership.core.row import (
     DORMANT,
     FORGOTTEN,
@@ -40,9 +45,6 @@ from dask_ownership.core.row import (
     Options,
     Row,
 )
-
-if TYPE_CHECKING:
-    from dask_ownership.core.ownership import Ownership
 
 NOTHING: tuple[Row | None, tuple[Row, ...], dict[Key, Row]] = (None, (), {})
 
@@ -100,7 +102,20 @@ class Reconstruction(RowListener):
 
     Parameters
     ----------
-    core : Ownership
+    lifecycle : Lifecycle
+    peers : Peers
+    lineages : Lineages
+    retention : Retention
+    borrowing : Borrowing
+    lending : Lending
+    alias : Function
+        The function of rows whose value is that of another: running one makes nothing.
+    submit : callable
+        Has new rows run.
+    is_gone : callable
+        Whether an incarnation is gone.
+    call_off_copies : callable
+        Ends what was to copy a row, whose value is not made here again.
 
     Attributes
     ----------
@@ -114,14 +129,37 @@ class Reconstruction(RowListener):
         Incarnations of processes that others say are gone.
     """
 
-    def __init__(self, core: Ownership) -> None:
-        self.core = core
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        peers: Peers,
+        *,
+        lineages: Lineages,
+        retention: Retention,
+        borrowing: Borrowing,
+        lending: Lending,
+        alias: Function,
+        submit: Callable[[Iterable[Row]], None],
+        is_gone: Callable[[str], bool],
+        call_off_copies: Callable[[Row], None],
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._table = lifecycle.table
+        self._peers = peers
+        self._lineages = lineages
+        self._retention = retention
+        self._borrowing = borrowing
+        self._lending = lending
+        self._alias = alias
+        self._submit = submit
+        self._is_gone = is_gone
+        self._call_off_copies = call_off_copies
         self.searches: dict[Row, Search] = {}
         self.questions: dict[Row, Question] = {}
         self.repeats: dict[Row, Row] = {}
         self.doubted: set[str] = set()
         self._children: tuple[Row | None, tuple[Row, ...], dict[Key, Row]] = NOTHING
-        core.peers.when_gone.append(self._on_gone)
+        peers.when_gone.append(self._on_gone)
 
     def finished(self, row: Row) -> None:
         """A task of which children are sought may have ended."""
@@ -150,7 +188,7 @@ class Reconstruction(RowListener):
     def ask(self, key: Key, path: Path) -> Row:
         """Somebody asks for what a dead process owned: the row that waits for it, with one use."""
         row = Row(key, None, None, (), 0)
-        self.core.table.adopt_for_use(row)
+        self._table.adopt_for_use(row)
         question = self._ask(row, path)
         self._look(row, question)
         return row
@@ -165,19 +203,19 @@ class Reconstruction(RowListener):
         had. False when no task here led to it."""
         origin: Origin | None = row.options.adopted
         level = origin
-        while level is not None and level[0] != self.core.peers.process[0]:
+        while level is not None and level[0] != self._peers.process[0]:
             level = level[4]
         if origin is None or level is None or row in self.questions:
             return False
-        self.core.lifecycle.withdraw(row)
-        self.core.copies.call_off(row)
+        self._lifecycle.withdraw(row)
+        self._call_off_copies(row)
         question = self._ask(row, path_from(origin, level))
         self._look(row, question)
         return True
 
     def asked_again(self, peer: Peer, row: Row, number: int, gone: str) -> None:
         """A question was asked that may be answered: say so, unless what was said is gone."""
-        if gone and not self.core.membership.is_gone(gone):
+        if gone and not self._is_gone(gone):
             self.doubted.add(gone)  # this process has not heard of it yet
         question = self.questions[row]
         if question.place is None:
@@ -191,8 +229,7 @@ class Reconstruction(RowListener):
         """The child of the task is there: tell who asked, or go on along the path."""
         if row.state != WAITING:
             return
-        core = self.core
-        core.table.use_all((child,))
+        self._table.use_all((child,))
         row.contains += (child,)
         below = question.path[2:]
         if isinstance(child, Borrowed):
@@ -206,17 +243,17 @@ class Reconstruction(RowListener):
             self._look(row, question)
             return
         else:
-            question.place = (*core.peers.process, child.key)
-        for peer, number in core.lending.borrowers_of(row):
+            question.place = (*self._peers.process, child.key)
+        for peer, number in self._lending.borrowers_of(row):
             self._answer_one(peer, row, number, question)
 
     def _answer_one(self, peer: Peer, row: Row, number: int, question: Question) -> None:
         assert question.place is not None
-        self.core.lending.say_moved(peer, row.key, number, question.place, None, question.rest)
+        self._lending.say_moved(peer, row.key, number, question.place, None, question.rest)
 
     def _fail(self, row: Row, reason: str) -> None:
         key = self.questions[row].path[-1]
-        self.core.lifecycle.end_with_dependents(row, LOST, Failure("owner-lost", key, reason))
+        self._lifecycle.end_with_dependents(row, LOST, Failure("owner-lost", key, reason))
 
     def _dropped(self, row: Row) -> None:
         """A question ended, or nobody asks any more; a task that runs for it alone ends too."""
@@ -240,13 +277,13 @@ class Reconstruction(RowListener):
     def _look(self, row: Row, question: Question) -> None:
         """Find the child, have it looked out for, or run the task again."""
         path = question.path
-        task = self.core.table.rows.get(path[0])
+        task = self._table.rows.get(path[0])
         if task is None:
             self._fail(row, f"the task {path[0]!r} that led to it is not known there any more")
             return
         new = False
         # Also one that was to take its value over from a worker that died as it was told to.
-        delegated = WAITING <= task.state < INLINE and task.function is self.core.identity
+        delegated = WAITING <= task.state < INLINE and task.function is self._alias
         if task.done or task.state == DORMANT or delegated:
             there = self._inside(task, path[1], delegated)
             if there is not None:
@@ -268,12 +305,12 @@ class Reconstruction(RowListener):
                 self._found(row, question, made)
                 return
             del search.made[path[1]]  # made at a worker that died since
-            self.core.lifecycle.release_uses((made,))
+            self._lifecycle.release_uses((made,))
         asked = search.questions.setdefault(path[1], [])
         asked.append(row)
         question.task = task
         if new:
-            self.core.submit([task])  # last, because it may end at once
+            self._submit([task])  # last, because it may end at once
         elif len(asked) == 1 and task.state == PUSHED:
             search.late.add(path[1])
             self.seek(task, (path[1],))
@@ -281,7 +318,7 @@ class Reconstruction(RowListener):
     def _look_again(self, row: Row, question: Question) -> None:
         question.place = question.rest = None
         found, row.contains = row.contains, ()
-        self.core.lifecycle.release_uses(found)
+        self._lifecycle.release_uses(found)
         self._look(row, question)
 
     def _inside(self, task: Row, key: Key, delegated: bool) -> Row | None:
@@ -289,10 +326,10 @@ class Reconstruction(RowListener):
         rows = task.dependencies if delegated else task.contains
         if self._children[0] is not task or self._children[1] is not rows:
             # There may be very many, and each of them is asked for when their owner is gone.
-            name = self.core.table.origin_of(task)
+            name = self._table.origin_of(task)
             children = {}
             for row in rows:
-                origin = self.core.table.origin_of(row)
+                origin = self._table.origin_of(row)
                 heir = origin[4]
                 # One that came from elsewhere may have the same key.
                 if same_task(heir, name):
@@ -306,23 +343,23 @@ class Reconstruction(RowListener):
         if not isinstance(row, Borrowed):
             return row.state != FORGOTTEN
         owner: Process = row.place[:3]
-        if owner[0] == self.core.peers.process[0] or owner[0] in self.doubted:
+        if owner[0] == self._peers.process[0] or owner[0] in self.doubted:
             return False
-        return not self.core.peers.peer(owner).gone
+        return not self._peers.peer(owner).gone
 
     # ---- repeating ----
 
     def _repeat(self, row: Row, task: Row) -> Row | None:
         """A row that runs a task once more, not submitted yet; None when that cannot be."""
-        core = self.core
+        lifecycle = self._lifecycle
         lineage = task.lineage
         source: Any = lineage if lineage is not None else task
         function: Function | None = source.function
         once = not restarts.may(restarts.REPEATED, task.options)
-        if function is None or function is core.identity or once:
+        if function is None or function is self._alias or once:
             why = (
-                core.lineages.why_not(task)
-                if once or task in core.lineages.given_up
+                self._lineages.why_not(task)
+                if once or task in self._lineages.given_up
                 else (
                     "how to run it was not kept, because no future of what it submitted was known "
                     "to be elsewhere"
@@ -335,14 +372,14 @@ class Reconstruction(RowListener):
         options.parent = None
         options.retries = 0
         options.checkpoints = options.replicas = None  # all of its children, and no value
-        core.lifecycle.numbers += 1
-        key = ("repeat", task.key, core.lifecycle.numbers)
+        lifecycle.numbers += 1
+        key = ("repeat", task.key, lifecycle.numbers)
         repeat = Row(key, function, source.payload, source.dependencies, task.order, options)
         repeat.contains = source.contains
-        core.table.adopt(repeat)
+        self._table.adopt(repeat)
         self._search(repeat, task)
         wanted = self.questions[row].path[-1]
-        core.log(task, "repeated", f"for {wanted!r}, whose owner is gone")
+        lifecycle.log(task, "repeated", f"for {wanted!r}, whose owner is gone")
         return repeat
 
     def seek(self, task: Row, keys: tuple[Key, ...] | None = None) -> None:
@@ -353,17 +390,18 @@ class Reconstruction(RowListener):
             if keys:
                 task.worker.outbox.append((m.SEEK, task.key, task.attempt, keys))
 
-    def made(self, task: Row, child: Key, origin: Origin, took: Callable[[], None]) -> None:
+    def on_made(self, view: WorkerView, task: Row, child: Key, origin: Origin) -> None:
         """A worker named a child that was sought."""
+        took = counted(view, m.made_name(child), task.attempt)
         search = self.searches.get(task)
         if search is None or child in search.made:
             took()
             return
-        rows = self.core.borrowing.rows_of((origin,))
+        rows = self._borrowing.rows_of((origin,))
         for row in rows:
             if isinstance(row, Borrowed) and row.state < INLINE:
-                self.core.borrowing.borrow_at(row, origin[:4])
-        self.core.borrowing.when_counted(rows, took)
+                self._borrowing.borrow_at(row, origin[:4])
+        self._borrowing.when_counted(rows, took)
         if not rows:
             return
         search.made[child] = rows[0]
@@ -371,6 +409,11 @@ class Reconstruction(RowListener):
             question = self.questions.get(row)
             if question is not None:
                 self._found(row, question, rows[0])
+
+    @staticmethod
+    def on_made_late(view: WorkerView, key: Key, attempt: int, child: Key, origin: Origin) -> None:
+        """A worker named a child of an attempt that is over: nobody looks for it any more."""
+        view.outbox.append((m.TOOK, m.made_name(child), attempt))
 
     def submits_no_more(self, task: Row) -> None:
         """A task has ended, or has delegated: no child that is sought of it comes any more."""
@@ -396,12 +439,12 @@ class Reconstruction(RowListener):
     def _search(self, task: Row, repeats: Row | None = None) -> Search:
         """Look for children of a task, which does not end before it must."""
         if repeats is None:
-            self.core.table.use_all((task,))
+            self._table.use_all((task,))
         else:
-            self.core.table.handles_to_uses((task,))
+            self._table.handles_to_uses((task,))
             self.repeats[repeats] = task
         task.roles |= SOUGHT
-        self.core.retention.keep(repeats or task)
+        self._retention.keep(repeats or task)
         search = self.searches[task] = Search(repeats)
         return search
 
@@ -413,5 +456,5 @@ class Reconstruction(RowListener):
 
     def _leave(self, task: Row, search: Search) -> None:
         """Nothing is sought of a task any more; one that runs for that alone is let go of."""
-        self.core.retention.let_go(search.repeats or task)
-        self.core.lifecycle.release_uses((*search.made.values(), task))
+        self._retention.let_go(search.repeats or task)
+        self._lifecycle.release_uses((*search.made.values(), task))

@@ -8,14 +8,13 @@ What is copied is certain only when the copy has ended, see `core.copying`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
+from dask_ownership.core.copying import Copies
+from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.listener import RowListener
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.row import ERROR, REPLICATED, STORED, Replication, Row
-
-if TYPE_CHECKING:
-    from dask_ownership.core.ownership import Ownership
 
 Settled: TypeAlias = Callable[[Row, bytes | None], None]
 
@@ -25,7 +24,8 @@ class Replicas(RowListener):
 
     Parameters
     ----------
-    core : Ownership
+    lifecycle : Lifecycle
+    copies : Copies
 
     Attributes
     ----------
@@ -35,8 +35,10 @@ class Replicas(RowListener):
         Row to those who wait until nothing more is to be copied.
     """
 
-    def __init__(self, core: Ownership) -> None:
-        self.core = core
+    def __init__(self, lifecycle: Lifecycle, copies: Copies) -> None:
+        self._lifecycle = lifecycle
+        self._copies = copies
+        copies.when_copied.append(self._copied)
         self.used = False
         self.waiting: dict[Row, list[Settled]] = {}
 
@@ -46,7 +48,7 @@ class Replicas(RowListener):
         ``settled(row, error)`` is called when there are as many as there can be now, with
         the pickled error when the value cannot be copied.
         """
-        with self.core.table.lock:  # another thread may be about to copy the options
+        with self._lifecycle.table.lock:  # another thread may be about to copy the options
             row.options = row.options.copy()
             row.options.replicas = wanted
             if row.lineage is not None:
@@ -61,7 +63,7 @@ class Replicas(RowListener):
             # Tasks on their way there may name it.
             spare = {v for v in more if not any(row in t.dependencies for t in v.pushed.values())}
             if spare:
-                self.core.lifecycle.drop_holders(row, spare, "is one more than was asked for")
+                self._lifecycle.drop_holders(row, spare, "is one more than was asked for")
         self.look(row)
 
     def finished(self, row: Row) -> None:
@@ -75,8 +77,8 @@ class Replicas(RowListener):
     def missing(self, row: Row) -> list[WorkerView]:
         """Where copies should be made now."""
         wanted = row.options.replicas
-        copies = self.core.copies
-        if wanted is None or row.state != STORED or row.borrowed or copies.function is None:
+        copies = self._copies
+        if wanted is None or row.state != STORED or row.borrowed or copies.closed:
             return []
         there = self._counted(row, wanted)
         going = copies.going(row)
@@ -91,24 +93,24 @@ class Replicas(RowListener):
     def look(self, row: Row) -> None:
         """Make the copies that are missing; tell who waits when there is nothing to make."""
         for target in self.missing(row):
-            self.core.copies.make(row, target)
-        if not self.core.copies.going(row) and row in self.waiting:
+            self._copies.make(row, target)
+        if not self._copies.going(row) and row in self.waiting:
             self._settled(row, None)
 
     def look_at_all(self) -> None:
         """A worker takes copies that did not before, or its own count no more."""
         if self.used:
-            for row in self.core.table.all():
+            for row in self._lifecycle.table.all():
                 if row.options.replicas is not None:
                     self.look(row)
 
-    def copied(self, row: Row, task: Row) -> None:
+    def _copied(self, row: Row, task: Row) -> None:
         """A copy of a value ended, whoever wanted it."""
         if row.options.replicas is None:
             return
         if task.state == ERROR and isinstance(task.value, bytes) and row.state == STORED:
             # It cannot be pickled, say: it would fail again.
-            self.core.log(row, "not-copied", f"the copy {task.key!r} failed")
+            self._lifecycle.log(row, "not-copied", f"the copy {task.key!r} failed")
             self._settled(row, task.value)
             self.want(row, None)
             return
@@ -119,7 +121,7 @@ class Replicas(RowListener):
             settled(row, error)
 
     def _places(self, wanted: Replication) -> list[WorkerView]:
-        places = self.core.copies.places()
+        places = self._copies.places()
         if wanted.workers is None:
             return places
         return [v for v in places if any(v.answers_to(name) for name in wanted.workers)]
@@ -129,6 +131,6 @@ class Replicas(RowListener):
         names = wanted.workers
         return [
             v
-            for v in self.core.copies.there(row)
+            for v in self._copies.there(row)
             if not v.leaving and (names is None or any(v.answers_to(name) for name in names))
         ]

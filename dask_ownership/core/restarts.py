@@ -20,7 +20,7 @@ class Path(NamedTuple):
     ----------
     name : str
     event : str
-        Under which it is counted and remembered, see `Ownership.log`.
+        Under which it is counted and remembered, see `History.log`.
     ran : bool
         Whether the attempt before may have begun to run.
     """

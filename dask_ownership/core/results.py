@@ -7,28 +7,29 @@ nothing. What is about no row is passed on to those that it concerns.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from dask_ownership.core import messages as m
 from dask_ownership.core import restarts
-from dask_ownership.core.messages import DONE, DONE_ALONE, Key, Message, Origin, Process
-from dask_ownership.core.placement import WorkerView
+from dask_ownership.core.borrowing import Borrowing
+from dask_ownership.core.dispatch import Dispatch
+from dask_ownership.core.lifecycle import Lifecycle
+from dask_ownership.core.messages import DONE, DONE_ALONE, Key, Message, Origin
+from dask_ownership.core.placement import Placement, WorkerView
 from dask_ownership.core.row import (
     ERROR,
     INLINE,
     PUSHED,
     READY,
-    RETAINED,
     STORED,
     Borrowed,
-    Failure,
-    Options,
     Row,
+    measured,
     version_of,
 )
+from dask_ownership.core.suspension import Suspensions
 
-if TYPE_CHECKING:
-    from dask_ownership.core.ownership import Ownership
+Handler: TypeAlias = Callable[..., None]
 
 RETURN_REASONS = {
     m.DROPPED: "it was dropped before it started",
@@ -40,24 +41,76 @@ RETURN_REASONS = {
 
 
 class Results:
-    """Takes answers in.
+    """Takes answers in. What a feature does about a kind of message it registers here.
 
     Parameters
     ----------
-    core : Ownership
+    lifecycle : Lifecycle
+    placement : Placement
+    dispatch : Dispatch
+    borrowing : Borrowing
+    suspensions : Suspensions
+    away : callable
+        Told of a value that was made at a worker which leaves.
+    broke : callable
+        Told of a row that could not be dealt with, the error, and what was tried.
+
+    Attributes
+    ----------
+    ends : dict
+        Kind of a message with which an attempt ends to its handler, which is given the worker,
+        the row, and the items of the message after kind, key and attempt.
+    running : dict
+        The same for what a task sends while it runs.
+    late : dict
+        The same for what is about a row that has another attempt by now, or is gone. A handler
+        is given the worker, and all items after the kind. Whoever superseded the attempt sent
+        a `CANCEL`, and that drops what the attempt left there.
+    of_no_task : dict
+        The same for what is about no task of this owner.
     """
 
-    def __init__(self, core: Ownership) -> None:
-        self.core = core
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        placement: Placement,
+        *,
+        dispatch: Dispatch,
+        borrowing: Borrowing,
+        suspensions: Suspensions,
+        away: Callable[[Row, WorkerView], None],
+        broke: Callable[[Row | None, Exception, str], None],
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._placement = placement
+        self._dispatch = dispatch
+        self._borrowing = borrowing
+        self._suspensions = suspensions
+        self._away = away
+        self._could_not = broke
+        self.ends: dict[int, Handler] = {
+            m.DONE: self._done,
+            m.STORED: self._stored,
+            m.FAILED: self._failed,
+            m.RETURNED: self._returned,
+        }
+        self.running: dict[int, Handler] = {m.ALONE: self._alone, m.PARKED: self._parked}
+        self.late: dict[int, Handler] = {
+            m.ALONE: self._alone_late,
+            m.DONE: self._inside_late,
+            m.FAILED: self._inside_late,
+            m.DELEGATED: self._inside_late,
+            m.RETURNED: self._returned_late,
+        }
+        self.of_no_task: dict[int, Handler] = {}
 
     def receive(self, view: WorkerView, batch: Iterable[Message], now: float) -> None:
         """Results of a worker, in the order in which it gave them."""
-        core = self.core
         if not view.alive:
             return
         view.heard = now
         if view.suspended:
-            core.suspensions.heard(view)
+            self._suspensions.heard(view)
         messages = iter(batch)
         while (broken := self._take_in(view, messages)) is not None:
             self._broke(view, *broken)
@@ -67,28 +120,29 @@ class Results:
     ) -> tuple[Message, Exception] | None:
         """Take messages in, up to one that cannot be: that one, and why."""
         pushed = view.pushed
-        finish_inline = self.core.lifecycle.finish_inline
+        of_no_task = self.of_no_task
+        finish_inline = self._lifecycle.finish_inline
         message: Message = ()
         try:
             for message in messages:
                 kind = message[0]
-                if kind in OF_NO_TASK:
-                    OF_NO_TASK[kind](self, view, *message[1:])
+                if kind in of_no_task:
+                    of_no_task[kind](view, *message[1:])
                     continue
                 row = pushed.get(message[1])
                 if row is None or row.attempt != message[2]:
-                    if kind in LATE:
-                        LATE[kind](self, view, *message[1:])
+                    if kind in self.late:
+                        self.late[kind](view, *message[1:])
                 elif kind == DONE and len(message) == DONE_ALONE:  # as nearly all are
                     _, _, _, value, microseconds = message
                     view.ended(row)
-                    _measured(row, microseconds)
+                    measured(row, microseconds)
                     finish_inline(row, value)
-                elif (end := ENDS.get(kind)) is not None:
+                elif (end := self.ends.get(kind)) is not None:
                     view.ended(row)
-                    end(self, view, row, *message[3:])
-                elif kind in OF_A_TASK_THAT_RUNS:
-                    OF_A_TASK_THAT_RUNS[kind](self, view, row, *message[3:])
+                    end(view, row, *message[3:])
+                elif kind in self.running:
+                    self.running[kind](view, row, *message[3:])
         except Exception as error:
             return message, error
         return None
@@ -98,10 +152,10 @@ class Results:
         row = None
         name = m.NAMES.get(message[0], message[0]) if message else "?"
         if len(message) > 2:
-            rows = self.core.table.rows
+            rows = self._lifecycle.table.rows
             found = view.pushed.get(message[1]) or rows.get(message[1])
             row = found if found is not None and found.attempt == message[2] else None
-        self.core.broke(row, error, f"{name} of {view.address} could not be taken in")
+        self._could_not(row, error, f"{name} of {view.address} could not be taken in")
 
     # ---- the task has ended ----
 
@@ -113,11 +167,12 @@ class Results:
         microseconds: float,
         inside: Sequence[Origin] | None = None,
     ) -> None:
-        _measured(row, microseconds)
+        measured(row, microseconds)
         if inside is None:
-            self.core.lifecycle.finish_inline(row, value)
+            self._lifecycle.finish_inline(row, value)
         else:
-            self.core.lifecycle.finish_inline(row, value, self._inside(view, row, inside))
+            rows = self._borrowing.inside_result(view, row, inside)
+            self._lifecycle.finish_inline(row, value, rows)
 
     def _stored(
         self,
@@ -127,14 +182,13 @@ class Results:
         type_name: bytes | None,
         microseconds: float,
     ) -> None:
-        core = self.core
-        _measured(row, microseconds)
+        measured(row, microseconds)
         if nbytes is None:  # the very value of its only input
             nbytes = row.dependencies[0].nbytes
             type_name = row.dependencies[0].type_name
-        core.lifecycle.finish_stored(row, nbytes, type_name, (view,))
+        self._lifecycle.finish_stored(row, nbytes, type_name, (view,))
         if view.leaving and row.state == STORED:
-            core.moves.away(row, view)
+            self._away(row, view)
 
     def _failed(
         self,
@@ -144,57 +198,20 @@ class Results:
         microseconds: float,
         inside: Sequence[Origin] | None = None,
     ) -> None:
-        lifecycle = self.core.lifecycle
-        _measured(row, microseconds)
+        lifecycle = self._lifecycle
+        measured(row, microseconds)
         if row.options.retries > 0:
             row.options = row.options.copy()
             row.options.retries -= 1
             detail = f"it failed at {view.address}; {row.options.retries} retries left"
             lifecycle.try_again(row, restarts.FAILED, detail)
-            self._not_counted(view, row.key, row.attempt, error, microseconds, inside)
+            self._inside_late(view, row.key, row.attempt, error, microseconds, inside)
         elif inside is None:
             lifecycle.fail(row, ERROR, error)
         else:
-            rows = self._inside(view, row, inside)
+            rows = self._borrowing.inside_result(view, row, inside)
             lifecycle.fail(row, ERROR, error, rows)
             lifecycle.release_uses(rows)  # each row that ended has its own
-
-    def _delegated(
-        self,
-        view: WorkerView,
-        row: Row,
-        nothing: None,
-        microseconds: float,
-        inside: Sequence[Origin],
-    ) -> None:
-        """Its value is to be another's: wait for that one, without a slot."""
-        core = self.core
-        _measured(row, microseconds)
-        inner = self._inside(view, row, inside)
-        if row.roles & RETAINED and row.lineage is None:
-            core.lineages.keep(row, row.contains)  # before it becomes another's value
-        was = row.options
-        row.options = Options(
-            depth=was.depth,
-            parent=was.parent,
-            heir=was.heir,
-            within=was.within,
-            replicas=was.replicas,
-        )
-        needed = core.lifecycle.become(row, core.identity, core.identity_call, inner)
-        core.lifecycle.release_uses(needed)
-        if core.cycles.delegated(row):
-            return
-        if inner:
-            core.lifecycle.wait(row)
-            core.reconstruction.submits_no_more(row)
-        else:
-            detail = (
-                f"it ran at {view.address} and delegated to a future that is itself, or that its "
-                f"owner has freed; it was owned by {core.name}"
-            )
-            core.lifecycle.cannot_be_retried(row)
-            core.lifecycle.fail(row, ERROR, Failure("lost-data", row.key, detail))
 
     def _returned(
         self,
@@ -203,7 +220,6 @@ class Results:
         reason: int,
         keys: Any,
     ) -> None:
-        core = self.core
         if reason == m.RECALLED:
             detail = f"from {view.address}, for a worker with nothing to do"
         else:
@@ -233,16 +249,17 @@ class Results:
                     gone.add(view)
                     # Once for all the tasks that waited for one copy.
                     if isinstance(dependency, Borrowed) and dependency.state == STORED:
-                        core.borrowing.missed(dependency, addresses)
+                        self._borrowing.missed(dependency, addresses)
                 if gone:
-                    core.lifecycle.drop_holders(dependency, gone, "does not have it any more")
-                core.suspensions.unanswered(dependency)
-        core.lifecycle.try_again(row, restarts.OF_RETURN.get(reason, restarts.RETURNED), detail)
+                    self._lifecycle.drop_holders(dependency, gone, "does not have it any more")
+                self._suspensions.unanswered(dependency)
+        path = restarts.OF_RETURN.get(reason, restarts.RETURNED)
+        self._lifecycle.try_again(row, path, detail)
         if reason in (m.RECALLED, m.RESCHEDULED) and row.state == READY:
-            others = [v for v in core.placement.allowed(row) if v is not view]
-            other = core.placement.choose(row, others)
+            others = [v for v in self._placement.allowed(row) if v is not view]
+            other = self._placement.choose(row, others)
             if other is not None:
-                core.dispatch.push(row, other, view.heard)
+                self._dispatch.push(row, other, view.heard)
 
     # ---- the task goes on ----
 
@@ -270,57 +287,14 @@ class Results:
         if view.alone is row:
             view.alone = None
 
-    def _made(
-        self,
-        view: WorkerView,
-        row: Row,
-        child: Key,
-        origin: Origin,
-    ) -> None:
-        took = self._took(view, m.made_name(child), row)
-        self.core.reconstruction.made(row, child, origin, took)
-
-    def _checkpoint(
-        self,
-        view: WorkerView,
-        row: Row,
-        number: int,
-        name: str,
-        pickled: bytes,
-    ) -> None:
-        self.core.checkpoints.keep(view, row, number, name, pickled)
-
-    # ---- no task of this owner ----
-
-    def _accepting(self, view: WorkerView, yes: bool, nthreads: int) -> None:
-        view.accepting = yes
-        view.nthreads = nthreads
-        if yes:
-            view.leaving = False  # it stayed after all
-            self.core.replicas.look_at_all()
-        else:
-            self.core.copies.not_to(view)
-
-    def _leaving(self, view: WorkerView) -> None:
-        self.core.moves.leaves(view)
-
-    def _post(self, view: WorkerView, receiver: Process, sender: Process, batch: Any) -> None:
-        if receiver[0] == self.core.peers.process[0]:
-            self.core.peers.receive(sender, batch)
-
     # ---- nobody waits for the answer ----
-    # Who superseded its attempt sent a CANCEL, and that drops what the attempt left there.
 
-    def _not_alone(self, view: WorkerView, key: Key, attempt: int, yes: bool) -> None:
+    @staticmethod
+    def _alone_late(view: WorkerView, key: Key, attempt: int, yes: bool) -> None:
         view.outbox.append((m.GO, key, attempt, yes))
 
-    def _not_sought(
-        self, view: WorkerView, key: Key, attempt: int, child: Key, origin: Origin
-    ) -> None:
-        view.outbox.append((m.TOOK, m.made_name(child), attempt))
-
-    def _not_counted(
-        self,
+    @staticmethod
+    def _inside_late(
         view: WorkerView,
         key: Key,
         attempt: int,
@@ -331,96 +305,7 @@ class Results:
         if inside is not None:
             view.outbox.append((m.TOOK, key, attempt))
 
-    def _not_kept(
-        self,
-        view: WorkerView,
-        key: Key,
-        attempt: int,
-        number: int,
-        name: str,
-        pickled: bytes,
-    ) -> None:
-        self.core.checkpoints.refuse(view, key, attempt, number)
-
-    def _recalled(self, view: WorkerView, key: Key, attempt: int, reason: int, keys: Any) -> None:
+    @staticmethod
+    def _returned_late(view: WorkerView, key: Key, attempt: int, reason: int, keys: Any) -> None:
         if key is None:  # of no task: all that could be given back was
             view.recalled = False
-
-    # ---- futures inside ----
-
-    def _inside(self, view: WorkerView, row: Row, inside: Iterable[Origin]) -> tuple[Row, ...]:
-        """Rows of the futures that came inside a result, to be kept with it.
-
-        The worker keeps them too until they are counted for this process.
-        """
-        core = self.core
-        inner = core.borrowing.rows_of(inside)
-        core.borrowing.when_counted(inner, self._took(view, row.key, row))
-        if row in inner:  # else nothing would ever free it
-            core.lifecycle.release_uses([r for r in inner if r is row])
-            inner = tuple([r for r in inner if r is not row])
-        return inner
-
-    @staticmethod
-    def _took(view: WorkerView, name: Key, row: Row) -> Callable[[], None]:
-        """Tells a worker that the futures which it keeps under this name are counted."""
-        attempt = row.attempt
-
-        def took() -> None:
-            if view.alive:
-                view.outbox.append((m.TOOK, name, attempt))
-
-        return took
-
-
-def _measured(row: Row, microseconds: float) -> None:
-    row.estimate = microseconds
-    function = row.function
-    if function is not None:
-        known = function.duration
-        if known < 0:
-            function.duration = microseconds
-        else:
-            weight = 0.5 if microseconds > known else 0.2
-            function.duration = known + weight * (microseconds - known)
-
-
-Handler: TypeAlias = Callable[..., None]
-
-OF_NO_TASK: dict[int, Handler] = {
-    m.ACCEPTING: Results._accepting,
-    m.LEAVING: Results._leaving,
-    m.POST: Results._post,
-}
-"""What is done about each kind of message that is about no task of this owner. The items after
-the kind are the arguments, by name."""
-
-OF_A_TASK_THAT_RUNS: dict[int, Handler] = {
-    m.ALONE: Results._alone,
-    m.CHECKPOINT: Results._checkpoint,
-    m.MADE: Results._made,
-    m.PARKED: Results._parked,
-}
-"""About each that a task sends while it runs. The items after kind, key and attempt are the
-arguments: the row has those."""
-
-ENDS: dict[int, Handler] = {
-    m.DONE: Results._done,
-    m.STORED: Results._stored,
-    m.FAILED: Results._failed,
-    m.RETURNED: Results._returned,
-    m.DELEGATED: Results._delegated,
-}
-"""About each with which an attempt ends; with the same arguments."""
-
-LATE: dict[int, Handler] = {
-    m.ALONE: Results._not_alone,
-    m.CHECKPOINT: Results._not_kept,
-    m.MADE: Results._not_sought,
-    m.DONE: Results._not_counted,
-    m.FAILED: Results._not_counted,
-    m.DELEGATED: Results._not_counted,
-    m.RETURNED: Results._recalled,
-}
-"""About each when the row has another attempt by now, or is gone. The items after the kind are
-the arguments."""

@@ -14,17 +14,16 @@ has whoever submitted that task keep it too, and so on to a client.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dask_ownership.core.identity import heir_of
+from dask_ownership.core.lineage import Lineages
 from dask_ownership.core.listener import RowListener
 from dask_ownership.core.messages import Heir, Key
 from dask_ownership.core.peer_messages import KEEP, KEPT, LET_GO
-from dask_ownership.core.peers import Peer
-from dask_ownership.core.row import ERROR, ESCAPED, FORGOTTEN, INLINE, RETAINED, Row
-
-if TYPE_CHECKING:
-    from dask_ownership.core.ownership import Ownership
+from dask_ownership.core.peers import Peer, Peers
+from dask_ownership.core.row import ERROR, ESCAPED, FORGOTTEN, INLINE, RETAINED, Function, Row
+from dask_ownership.core.table import Table
 
 KEPT_FOR = 30.0
 """Seconds for which tasks are kept for a process that is gone: others may hear of it late, and
@@ -36,7 +35,13 @@ class Retention(RowListener):
 
     Parameters
     ----------
-    core : Ownership
+    table : Table
+    peers : Peers
+    lineages : Lineages
+    alias : Function
+        The function of tasks whose value is that of another: it tells nothing of how they ran.
+    later : callable
+        Has something called after some seconds.
 
     Attributes
     ----------
@@ -59,8 +64,19 @@ class Retention(RowListener):
         Incarnation of a process that died to the rows that are still kept for it.
     """
 
-    def __init__(self, core: Ownership) -> None:
-        self.core = core
+    def __init__(
+        self,
+        table: Table,
+        peers: Peers,
+        lineages: Lineages,
+        alias: Function,
+        later: Callable[..., None],
+    ) -> None:
+        self._table = table
+        self._peers = peers
+        self._lineages = lineages
+        self._alias = alias
+        self._later = later
         self.keepers: dict[Row, int] = {}
         self.escaped: set[Row] = set()
         self.children: dict[tuple[str, Key], int] = {}
@@ -69,7 +85,6 @@ class Retention(RowListener):
         self.kept: dict[Key, Row] = {}
         self.untold: dict[tuple[str, Key], list[Callable[[], None]]] = {}
         self.orphans: dict[str, list[Row]] = {}
-        peers = core.peers
         peers.handlers[KEEP] = self._on_keep
         peers.handlers[LET_GO] = self._on_let_go
         peers.handlers[KEPT] = self._on_kept
@@ -95,12 +110,12 @@ class Retention(RowListener):
         if count > 1:
             return
         self.heirs[task] = heir
-        if heir[0] == self.core.peers.process[0]:
-            parent = self.core.table.rows.get(heir[3])
+        if heir[0] == self._peers.process[0]:
+            parent = self._table.rows.get(heir[3])
             if parent is not None and self.can_keep(parent):
                 self.kept[heir[3]] = parent
                 self.keep(parent)
-        elif self.core.peers.peer(heir[:3]).gone:
+        elif self._peers.peer(heir[:3]).gone:
             self._go_above(heir)
         else:
             self._say(KEEP, heir)
@@ -126,7 +141,7 @@ class Retention(RowListener):
 
     def _go_above(self, heir: Heir) -> None:
         """The owner of a task that is kept is gone."""
-        above = heir_of(heir, lambda process: self.core.peers.peer(process).gone)
+        above = heir_of(heir, lambda process: self._peers.peer(process).gone)
         self.above[heir[0], heir[3]] = above
         if above is not None:
             self._led_to(above)
@@ -148,26 +163,26 @@ class Retention(RowListener):
             above = self.above.pop(task)
             if above is not None:
                 self._led_to_less(above)
-        elif heir[0] != self.core.peers.process[0]:
+        elif heir[0] != self._peers.process[0]:
             self._say(LET_GO, heir)
         elif (parent := self.kept.pop(heir[3], None)) is not None:
             self.let_go(parent)
 
     def _say(self, kind: int, heir: Heir) -> None:
         """Have the owner of a task keep it for what it submitted here, or let it go."""
-        peers = self.core.peers
+        peers = self._peers
         peers.say(peers.peer(heir[:3]), (kind, heir[3]))
 
     # ---- the heir ----
 
     def keep(self, row: Row) -> None:
         """Children of this task may be known elsewhere: keep how to run it."""
-        self.core.table.retain((row,))
+        self._table.retain((row,))
         self.keepers[row] = self.keepers.get(row, 0) + 1
         row.roles |= RETAINED
         self.escapes(row)
         if row.handles <= 0 and row.uses <= 0:
-            self.core.lineages.unheld(row)  # only another's lineage had it
+            self._lineages.unheld(row)  # only another's lineage had it
 
     def let_go(self, row: Row) -> None:
         """One process keeps a task no more."""
@@ -177,14 +192,14 @@ class Retention(RowListener):
         else:
             row.roles &= ~RETAINED
             if row.state in (INLINE, ERROR) and row.lineage is not None:
-                self.core.lineages.drop(row)  # only its children needed that
-        self.core.lineages.let_go((row,))
+                self._lineages.drop(row)  # only its children needed that
+        self._lineages.let_go((row,))
 
     def can_keep(self, row: Row) -> bool:
         """Whether it is known how to run a task, or will be until it ends."""
         source: Any = row.lineage or row
         function = source.function
-        return function is not None and function is not self.core.identity
+        return function is not None and function is not self._alias
 
     def only_kept(self, row: Row) -> bool:
         """Whether a row is there for its children alone."""
@@ -193,10 +208,10 @@ class Retention(RowListener):
 
     def _on_keep(self, peer: Peer, key: Key) -> None:
         """Children of a task of this process may be known at another."""
-        peers = self.core.peers
+        peers = self._peers
         if peers.process[1]:
             peers.say(peer, (KEPT, key))
-        row = self.core.table.rows.get(key)
+        row = self._table.rows.get(key)
         if row is not None and key not in peer.kept and self.can_keep(row):
             peer.kept[key] = row
             self.keep(row)
@@ -235,7 +250,7 @@ class Retention(RowListener):
             return
         if incarnation not in self.orphans:
             self.orphans[incarnation] = []
-            self.core.later(KEPT_FOR, self.expire, incarnation)
+            self._later(KEPT_FOR, self.expire, incarnation)
         self.orphans[incarnation].extend(kept)
 
     def expire(self, incarnation: str) -> None:

@@ -522,6 +522,19 @@ class Borrowed(Row):
         self.freed: Failure | None = None
 
 
+def measured(row: Row, microseconds: float) -> None:
+    """An attempt of a row took so long: its function is expected to from now on."""
+    row.estimate = microseconds
+    function = row.function
+    if function is not None:
+        known = function.duration
+        if known < 0:
+            function.duration = microseconds
+        else:
+            weight = 0.5 if microseconds > known else 0.2
+            function.duration = known + weight * (microseconds - known)
+
+
 def version_of(row: Row) -> int:
     """The attempt that made a value: what the workers of this process know it by, with its key."""
     return row.version if isinstance(row, Borrowed) else row.attempt

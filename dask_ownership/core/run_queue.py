@@ -222,9 +222,21 @@ class RunQueue:
 
     def resume_next(self) -> Any:
         """What `wants_slot` was given for the next parked task that goes on, or None."""
-        if not self.resuming or self.busy >= self.slots or self.exclusion.parting:
+        exclusion = self.exclusion
+        if not self.resuming or self.busy >= self.slots or exclusion.parting:
             return None
-        token, entry = self.resuming.popleft()
+        if exclusion.alone is None:
+            token, entry = self.resuming.popleft()
+        else:
+            waiting = (pair for pair in self.resuming if not exclusion.holds_back(pair[1]))
+            first = next(waiting, None)
+            if first is None:
+                return None
+            token, entry = first
+            exclusion.comes_back(entry)
+            if exclusion.parting:
+                return None  # it goes on when the owner of the suspect knows
+            self.resuming.remove(first)
         self._resumed(entry)
         return token
 
@@ -263,7 +275,8 @@ class RunQueue:
 
     def wants_slot(self, token: Any, entry: Entry) -> None:
         """A parked task can go on; `next_work` gives the token when there is a slot."""
-        self.exclusion.comes_back(entry)
+        if not self.exclusion.holds_back(entry):
+            self.exclusion.comes_back(entry)
         self.resuming.append((token, entry))
 
     def goes_on(self, entry: Entry) -> None:
@@ -284,7 +297,7 @@ class RunQueue:
             self.resuming.remove((token, entry))
         except ValueError:
             return False
-        self._resumed(entry)
+        self.goes_on(entry)
         return True
 
     def _resumed(self, entry: Entry) -> None:

@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from dask_ownership.core.identity import held_at
-from dask_ownership.core.messages import Key, Origin, Process, ValueName
+from dask_ownership.core.messages import Key, Origin, Place, Process, ValueName
 from dask_ownership.core.row import FORGOTTEN, Borrowed, Row
 
 SHARDS = 256
@@ -82,18 +82,21 @@ class Table:
 
     Attributes
     ----------
+    moved : dict
+        Key of each object that was handed over to where it is owned now.
     pinned : set of Row
         Those that stay as long as this process: nobody knows who reads what of them is
         pickled somewhere.
     """
 
-    __slots__ = ("lives", "lock", "pinned", "process", "rows")
+    __slots__ = ("lives", "lock", "moved", "pinned", "process", "rows")
 
     def __init__(self, lock: AbstractContextManager[Any], process: Process) -> None:
         self.process = process
         self.lives = 0
         self.lock = lock
         self.rows = Rows()
+        self.moved: dict[Key, Place] = {}
         self.pinned: set[Row] = set()
 
     def pin(self, row: Row) -> None:

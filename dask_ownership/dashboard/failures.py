@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from dask_ownership.core.history import AGAIN
 from dask_ownership.core.losses import (
     KILLED_WORKER,
     KILLS,
@@ -16,7 +17,6 @@ from dask_ownership.core.losses import (
     UNCERTAIN,
     WORKERS_DIED,
 )
-from dask_ownership.core.ownership import AGAIN
 from dask_ownership.dashboard.owners import CODE, WHOLE
 from dask_ownership.dashboard.page import (
     COLORS,

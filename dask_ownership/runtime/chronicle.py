@@ -54,10 +54,10 @@ class Chronicle:
         core = self.owner.core
         before = len(core.lifecycle.completed)
         pushed = len(view.pushed)
-        tried, made = core.again["worker-gone"], core.lineages.recovered
+        tried, made = core.history.again["worker-gone"], core.lineages.recovered
         yield
         made = core.lineages.recovered - made
-        tried = core.again["worker-gone"] - tried
+        tried = core.history.again["worker-gone"] - tried
         ended = core.lifecycle.completed[before:]
         lost = sum(1 for row in ended if row.state == LOST)
         failed = len(ended) - lost
@@ -66,7 +66,7 @@ class Chronicle:
                         self.owner.name, view.address, reason)  # fmt: skip
             return
         if made:
-            self._lost_at = core.clock()
+            self._lost_at = core.history.clock()
         logger.warning(
             "%s lost worker %s, which %s: %s to run again elsewhere, %s to be made again, %s lost, "
             "%s failed",
@@ -99,7 +99,7 @@ class Chronicle:
         """Say so when all that was lost is there again."""
         core = self.owner.core
         if self._lost_at and not core.lineages.making:
-            seconds = core.clock() - self._lost_at
+            seconds = core.history.clock() - self._lost_at
             self._lost_at = 0.0
             logger.info("%s has the values again that it had lost, after %.3g s",
                         self.owner.name, seconds)  # fmt: skip

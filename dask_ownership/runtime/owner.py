@@ -25,6 +25,8 @@ from distributed.core import ConnectionPool
 from distributed.system import MEMORY_LIMIT
 
 from dask_ownership.core.bequest import Bequest
+from dask_ownership.core.builtin import BuiltinFunctions
+from dask_ownership.core.limits import Limits
 from dask_ownership.core.messages import Message, Origin, Process
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
@@ -124,15 +126,21 @@ class Owner:
         self.connection_args = connection_args
         self.lock = threading.Lock()
         address = executor.worker.address if executor is not None else None
+        self.functions = Functions(self._forget_function)
         self.core = Ownership(
             self.lock,
             home=address,
-            allowed_failures=int(dask.config.get("distributed.scheduler.allowed-failures")),
             process=(self.incarnation, address or "", name),
-            lineage_bytes=max_bytes("lineage"),
             clock=time,
-            max_inline=max_bytes("inline"),
             trace_inline=bool(dask.config.get("ownership.lineage.inline", False)),
+            limits=Limits(
+                allowed_failures=int(dask.config.get("distributed.scheduler.allowed-failures")),
+                inline_bytes=max_bytes("inline"),
+                lineage_bytes=max_bytes("lineage"),
+            ),
+            functions=BuiltinFunctions(
+                self.functions.get(identity), self.functions.get(nothing), dumps(((Slot(0),), {}))
+            ),
         )
         self.holder: Process = ("", "", "")
         """Who holds what lies in queues, variables and datasets."""
@@ -140,10 +148,6 @@ class Owner:
         self.on_submitted: Callable[[list[Row]], None] | None = None
         self._backlog = 0
         self._backlog_at = 0.0
-        self.functions = Functions(self._forget_function)
-        self.core.identity = self.functions.get(identity)
-        self.core.identity_call = dumps(((Slot(0),), {}))
-        self.core.copies.function = self.functions.get(nothing)
         self.pool = ConnectionPool(deserialize=False, connection_args=connection_args)
         self.liveness = Liveness(self)
         self.patience = Patience(self.liveness.limit)

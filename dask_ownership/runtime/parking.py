@@ -208,6 +208,14 @@ class Parking:
         if not self.core.queue.exclusion.idle:
             self._flush_soon()  # an owner may have to hear that its task is not alone any more
 
+    def _stops_waiting(self, token: Any, entry: Entry) -> bool:
+        """Have a parked task go on without a slot; False when it was given one just before."""
+        with self.lock:
+            went_on = self.core.queue.stops_waiting(token, entry)
+            if went_on and not self.core.queue.exclusion.idle:
+                self._flush_soon()
+        return went_on
+
     def want_slot_for(self, token: EventToken, entry: Entry) -> None:
         """As `go_on`, for one that another thread of control waits with. Any thread."""
         entry.awaits = ()
@@ -216,9 +224,7 @@ class Parking:
         loop.call_soon_threadsafe(loop.call_later, PATIENCE, self._lacks_slot, token, entry)
 
     def _lacks_slot(self, token: EventToken, entry: Entry) -> None:
-        with self.lock:
-            alone = self.core.queue.stops_waiting(token, entry)
-        if alone:
+        if self._stops_waiting(token, entry):
             token.release()
 
     def go_on(self, entry: Entry, patience: float = PATIENCE) -> None:
@@ -230,11 +236,8 @@ class Parking:
             return
         token = ThreadToken()
         self.want_slot(token, entry)
-        if not token.wait(patience):
-            with self.lock:
-                alone = self.core.queue.stops_waiting(token, entry)
-            if not alone:
-                token.wait()  # it was given a slot just now
+        if not token.wait(patience) and not self._stops_waiting(token, entry):
+            token.wait()  # it was given a slot just now
 
     def wait(self, lock: Any, timeout: float, rows: Iterable[Row] = ()) -> bool:
         """Acquire a lock (for at most ``timeout`` seconds, negative: for ever), without
@@ -348,14 +351,10 @@ class Parking:
             token = LoopToken()
             self.want_slot(token, entry)
             try:
-                if not await token.wait(patience):
-                    with self.lock:
-                        alone = self.core.queue.stops_waiting(token, entry)
-                    if not alone:
-                        await token.wait()
+                if not await token.wait(patience) and not self._stops_waiting(token, entry):
+                    await token.wait()
             except BaseException:
-                with self.lock:
-                    self.core.queue.stops_waiting(token, entry)
+                self._stops_waiting(token, entry)
                 raise
             entry.parked_for += perf_counter() - since
         return value

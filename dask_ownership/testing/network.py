@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dask_ownership.core import messages as m
 from dask_ownership.core import peer_messages as r
-from dask_ownership.core.link import LinkState
 from dask_ownership.core.peers import Peer
-from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.row import STATE_NAMES as ROW_STATES
 from dask_ownership.core.row import Row
 from dask_ownership.core.session import STATE_NAMES as ENTRY_STATES
 from dask_ownership.core.session import Session
-from dask_ownership.core.suspension import Heartbeat
+from dask_ownership.testing.clock import Clock
+from dask_ownership.testing.pipe import OwnerProcess, Pipe, WorkerProcess
 from dask_ownership.testing.task import ARGUMENTS, VALUE
-
-if TYPE_CHECKING:
-    from dask_ownership.testing.virtual import VirtualOwner, VirtualWorker
 
 
 def packable(messages: list[Any], cannot: list[Any]) -> list[Any]:
@@ -52,22 +48,20 @@ BREAKS = 20
 where many batches are sent anew and each of them may break it, nothing would ever arrive."""
 
 
-@dataclass(eq=False)
-class Pipe:
-    """One link: an owner's end and an executor's end."""
+class Watcher:
+    """Is told what arrives where; each method does nothing until a subclass has it do something."""
 
-    owner: VirtualOwner
-    view: WorkerView
-    worker: VirtualWorker
-    session: Session
-    there: LinkState = field(default_factory=LinkState)
-    here: LinkState = field(default_factory=LinkState)
-    heartbeat: Heartbeat = field(default_factory=Heartbeat)
-    heard: bool = False
-    epoch: int = 0
-    breaks: int = 0
-    to_worker_at: float = 0.0
-    to_owner_at: float = 0.0
+    def heard(self, pipe: Pipe, message: Any, to_worker: bool) -> None:
+        """A message is about to be received over a link."""
+
+    def heard_post(self, sender: str, receiver: str, said: Any) -> None:
+        """A message of one process to another is about to be received."""
+
+    def worker_took_in(self, worker: WorkerProcess, messages: Sequence[Any]) -> None:
+        """A worker has received a batch."""
+
+    def owner_took_in(self, owner: OwnerProcess, messages: Sequence[Any]) -> None:
+        """An owner has received a batch."""
 
 
 class Network:
@@ -77,57 +71,50 @@ class Network:
     ----------
     random : Random
     faults : Faults
-    later : callable
-        ``later(delay, call)``: the virtual clock.
-    dirty : set
-        Gets whoever something was delivered to.
+    clock : Clock
 
     Attributes
     ----------
     pipes : dict of Pipe to None
         Those that are open.
-    took_in : callable
-        ``took_in(process, messages)``, after a worker or an owner got a batch.
+    no_route : set of tuple
+        Names of owners and addresses of workers that those cannot link to.
     met : Counter
         ``(state, kind)``: how often a message of a kind found a row (by the name of
         its state) or an entry in a state; ``none`` when there was none, and ``late``
         before the state when the message speaks of another attempt. Under ``lent``
         and ``borrowed`` what one process says to another about references, by the
         state of the row that it is about.
-    heard, heard_post : callable
-        Told of each message as it is received: over a link with the direction, and from one
-        process to another.
+    watchers : list of Watcher
+        Those that are told what arrives where.
     """
 
-    def __init__(
-        self,
-        random: Random,
-        faults: Faults,
-        later: Callable[[float, Callable[[], None]], None],
-        dirty: set[Any],
-    ) -> None:
+    def __init__(self, random: Random, faults: Faults, clock: Clock) -> None:
         self.random = random
         self.faults = faults
-        self.later = later
-        self.dirty = dirty
+        self.clock = clock
         self.pipes: dict[Pipe, None] = {}
-        self.took_in: Callable[[Any, Any], None] = lambda process, messages: None
+        self.no_route: set[tuple[str, str]] = set()
         self.met: Counter[tuple[str, str, str]] = Counter()
-        self.heard: Callable[[Pipe, Any, bool], None] = lambda pipe, message, to_worker: None
-        self.heard_post: Callable[[str, str, Any], None] = lambda sender, receiver, said: None
-        self.clock: Callable[[], float] = lambda: 0.0
+        self.watchers: list[Watcher] = []
         self._cut: dict[frozenset[str], list[Callable[[], None]]] = {}
 
     def delay(self) -> float:
         """How long the next message takes, in microseconds."""
         return self.random.expovariate(1.0) * self.faults.longest_delay / 5
 
+    def close(self, owner: OwnerProcess) -> None:
+        """Close all links of a process that has ended."""
+        for pipe in list(self.pipes):
+            if owner in (pipe.owner, pipe.worker.owner):
+                del self.pipes[pipe]
+
     def partition(self, one: str, other: str, microseconds: float) -> None:
         """Nothing gets from one process to another for a while; connections stay open."""
         pair = frozenset((one, other))
         if pair not in self._cut:
             self._cut[pair] = []
-            self.later(microseconds, lambda: self._mend(pair))
+            self.clock.later(microseconds, lambda: self._mend(pair))
 
     def _mend(self, pair: frozenset[str]) -> None:
         for deliver in self._cut.pop(pair):
@@ -145,7 +132,7 @@ class Network:
     def send(self, pipe: Pipe, batch: Any, to_worker: bool) -> None:
         """Deliver a batch after a while: in order on this link, perhaps twice, or
         never, when the connection breaks and both ends resume."""
-        now = self.clock()
+        now = self.clock.now
         at = now + self.delay()
         at = max(at, (pipe.to_worker_at if to_worker else pipe.to_owner_at) + 0.001)
         if to_worker:
@@ -155,9 +142,9 @@ class Network:
         epoch = pipe.epoch
         times = 2 if self.random.random() < self.faults.duplicate else 1
         for _ in range(times):
-            self.later(at - now, lambda: self._deliver(pipe, batch, to_worker, epoch))
+            self.clock.later(at - now, lambda: self._deliver(pipe, batch, to_worker, epoch))
         if self.random.random() < self.faults.disconnect and pipe.breaks < BREAKS:
-            self.later(self.delay(), lambda: self._disconnect(pipe, epoch))
+            self.clock.later(self.delay(), lambda: self._disconnect(pipe, epoch))
 
     def _deliver(self, pipe: Pipe, batch: Any, to_worker: bool, epoch: int) -> None:
         if epoch != pipe.epoch or pipe not in self.pipes:
@@ -182,19 +169,23 @@ class Network:
             pipe.worker.core.acknowledged(pipe.session, pipe.there.acknowledged)
             for message in messages:
                 self._count_entry(pipe.session, message)
-                self.heard(pipe, message, to_worker)
+                for watcher in self.watchers:
+                    watcher.heard(pipe, message, to_worker)
                 pipe.worker.core.receive(pipe.session, [message])
-            self.dirty.add(pipe.worker)
-            self.took_in(pipe.worker, messages)
+            pipe.worker.wants_step()
+            for watcher in self.watchers:
+                watcher.worker_took_in(pipe.worker, messages)
         else:
             pipe.heard = True
             messages = pipe.here.receive(batch)
             for message in messages:
                 self._count_row(pipe, message)
-                self.heard(pipe, message, to_worker)
-                pipe.owner.core.receive(pipe.view, [message], self.clock())
-            self.dirty.add(pipe.owner)
-            self.took_in(pipe.owner, messages)
+                for watcher in self.watchers:
+                    watcher.heard(pipe, message, to_worker)
+                pipe.owner.core.receive(pipe.view, [message], self.clock.now)
+            pipe.owner.wants_step()
+            for watcher in self.watchers:
+                watcher.owner_took_in(pipe.owner, messages)
 
     def _count_entry(self, session: Session, message: Any) -> None:
         kind = m.NAMES[message[0]]
@@ -225,7 +216,7 @@ class Network:
                 state = f"late {state}"
         self.met["row", state, kind] += 1
 
-    def count_post(self, owner: VirtualOwner, message: Any) -> None:
+    def count_post(self, owner: OwnerProcess, message: Any) -> None:
         """What another process says about references, before it is received."""
         _, to, sender, batch = message
         if to[0] != owner.name or batch is None:
@@ -237,7 +228,8 @@ class Network:
             return  # it came twice
         for said in batch[2]:
             kind = r.NAMES[said[0]]
-            self.heard_post(sender[2], owner.name, said)
+            for watcher in self.watchers:
+                watcher.heard_post(sender[2], owner.name, said)
             row: Row | None
             if kind == "LEAVE":
                 self.met["lent", "any", kind] += 1

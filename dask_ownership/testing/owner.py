@@ -5,66 +5,68 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dask_ownership.core.builtin import BuiltinFunctions
+from dask_ownership.core.executor import Executor
 from dask_ownership.core.membership import Asked
 from dask_ownership.core.messages import Origin
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.places import ordered
-from dask_ownership.core.roster import CLIENT
 from dask_ownership.core.row import LOST, STORED, Borrowed, Function, Options, Row
 from dask_ownership.core.session import Entry
 from dask_ownership.testing import travel
-from dask_ownership.testing.network import Pipe, packable
+from dask_ownership.testing.clock import SECOND
+from dask_ownership.testing.network import packable
+from dask_ownership.testing.pipe import Pipe, WorkerProcess
+from dask_ownership.testing.process import VirtualProcess
 from dask_ownership.testing.task import Task
 from dask_ownership.testing.travel import VirtualFuture
-
-if TYPE_CHECKING:
-    from dask_ownership.testing.virtual import VirtualCluster
-    from dask_ownership.testing.worker import VirtualWorker
+from dask_ownership.testing.world import World
 
 SILENCE = 40_000.0
 """Virtual microseconds without a sign of life after which a worker is suspended."""
 
 LOOK = SILENCE / 10
 
-NO_WORKERS_TIMEOUT = 100_000.0
-"""Virtual microseconds between looks for tasks that no worker may run; the second ends them."""
-
-SECOND = 100_000.0
-"""Virtual microseconds that what the core counts in seconds takes here."""
-
 WINDOW = 50_000.0
 """Virtual microseconds within which what the scheduler finds out is told."""
 
 
-class VirtualOwner:
-    """An owner with its links."""
+class VirtualOwner(VirtualProcess):
+    """An owner with its links: the process of a client, or that of a worker.
 
-    def __init__(self, cluster: VirtualCluster, name: str, home: str | None = None) -> None:
-        self.cluster = cluster
-        self.name = name
+    Parameters
+    ----------
+    world : World
+    name : str
+        Its incarnation.
+    home : str, optional
+        The address of the worker in its process.
+    """
+
+    def __init__(self, world: World, name: str, home: str | None = None) -> None:
+        super().__init__(world.clock, name)
+        self.world = world
         self.home = home
-        self.told_at = 0.0
-        self.asking = False
         self.process = (name, home or "", name)
-        self.core = Ownership(nullcontext(), home, process=self.process)
+        functions = BuiltinFunctions(
+            Function(2, b"run", "identity"),
+            Function(3, b"run", "nothing"),
+            # Called for stored values only; aliases take inline ones over as they are.
+            travel.dumps(Task(0, large=True, uses="return"))[0],
+        )
+        self.core = Ownership(nullcontext(), home, process=self.process, functions=functions)
         self.dropped: list[Row] = []
         self.function = Function(1, b"run", "run")
-        # The identity is called for stored values only; inline ones are taken over as they are.
-        self.core.identity = Function(2, b"run", "identity")
-        self.core.copies.function = Function(3, b"run", "nothing")
-        self.core.identity_call = travel.dumps(Task(0, large=True, uses="return"))[0]
         self.pipes: dict[str, Pipe] = {}
         self.order = 0
+        self.asking = False
         self.ticking = False
         self.looking = False
         self.expiring = False
         self.looked_at = 0.0
-        self.alive = True
-        self.frozen_until = 0.0
-        self.postponed: list[Callable[[], None]] = []
 
     def submit(
         self,
@@ -91,7 +93,7 @@ class VirtualOwner:
             self.core.submit([row])
         else:
             self.core.lifecycle.wake(adopted)
-        self.cluster.dirty.add(self)
+        self.wants_step()
         return adopted
 
     def step(self) -> None:
@@ -100,13 +102,14 @@ class VirtualOwner:
         dropped, self.dropped = self.dropped, []
         core.release(dropped)
         core.peers.say_to_itself()
-        core.schedule(self.cluster.now)
+        core.schedule(self.world.clock.now)
         core.posting.flush(acknowledge=True)
         if any(core.posting.waiting) and not self.asking:
             self.asking = True
             self.later(WINDOW / 10, self.ask)
-        if core.posting.posts and self.home in self.cluster.workers:
-            self.cluster.dirty.add(self.cluster.workers[self.home])
+        beside = self.world.workers.get(self.home) if self.home is not None else None
+        if core.posting.posts and beside is not None:
+            beside.wants_step()
         timers, core.timers = core.timers, []
         for seconds, function, args in timers:
             self.later(seconds * SECOND, partial(self._due, function, args))
@@ -120,51 +123,23 @@ class VirtualOwner:
                 messages, pipe.view.outbox = pipe.view.outbox, []
                 cannot: list[Any] = []
                 batch = pipe.here.pack(packable(messages, cannot))
-                self.cluster.send(pipe, batch, to_worker=True)
+                self.world.network.send(pipe, batch, to_worker=True)
                 for message in cannot:
                     core.unsendable(pipe.view, message, travel.dumps("it cannot be packed")[0])
-                    self.cluster.dirty.add(self)
+                    self.wants_step()
             elif pipe.here.unsaid:
-                self.cluster.send(pipe, pipe.here.pack([]), to_worker=True)
+                self.world.network.send(pipe, pipe.here.pack([]), to_worker=True)
         if not self.ticking and len(core.placement.workers) > 1:
             self.ticking = True
             self.later(5_000.0, self._tick)
-        timeout = self.cluster.no_workers_timeout
+        timeout = self.world.no_workers_timeout
         if not self.expiring and timeout is not None and core.placement.infeasible():
             self.expiring = True
             self.later(timeout, self._expire)
-        if self.cluster.watchful and not self.looking and self._expects():
+        if self.world.record.watchful and not self.looking and self._expects():
             self.looking = True
-            self.looked_at = self.cluster.now
+            self.looked_at = self.world.clock.now
             self.later(LOOK, self._look)
-
-    def later(self, delay: float, call: Callable[[], None]) -> None:
-        """Do something in this process after a while, when it is not frozen then."""
-
-        self.cluster.later(delay, lambda: self.postponed.append(call) if self.frozen else call())
-
-    @property
-    def frozen(self) -> bool:
-        """Whether this process is stopped."""
-        return self.frozen_until > self.cluster.now
-
-    def when_awake(self, call: Callable[[], None]) -> None:
-        """Do something now, or after all that this process has slept through."""
-        if self.frozen or self.postponed:
-            self.postponed.append(call)
-        else:
-            call()
-
-    def thaw(self) -> None:
-        """Go on, with what happened to this process meanwhile, unless it was stopped again.
-
-        One thing after the other, each with a step.
-        """
-        if self.postponed and not (self.alive and self.frozen):
-            self.postponed[0]()
-            del self.postponed[0]
-            self.cluster.dirty.add(self)
-            self.cluster.later(0.0, self.thaw)
 
     def _expects(self) -> bool:
         return any(
@@ -174,35 +149,35 @@ class VirtualOwner:
     def _expire(self) -> None:
         """End what has waited too long for a worker that may run it."""
         self.expiring = False
-        timeout = self.cluster.no_workers_timeout
+        timeout = self.world.no_workers_timeout
         if self.alive and timeout is not None:
-            self.core.infeasible.expire(self.cluster.now, timeout / 2)
-            self.cluster.dirty.add(self)
+            self.core.infeasible.expire(self.world.clock.now, timeout / 2)
+            self.wants_step()
 
     def _look(self) -> None:
         """Look for signs of life, as the runtime does."""
         self.looking = False
         if not self.alive:
             return
-        passed = min(self.cluster.now - self.looked_at, 2 * LOOK)
+        passed = min(self.world.clock.now - self.looked_at, 2 * LOOK)
         for pipe in self.pipes.values():
             wanted = pipe.view.pushed or pipe.view.suspended
             ask_after = SILENCE / 4 if wanted else None
             owes = bool(pipe.here.unacknowledged)
             if pipe.heartbeat.look(passed, pipe.heard, owes, ask_after):
-                self.cluster.send(pipe, pipe.here.pack([], ask=True), to_worker=True)
+                self.world.network.send(pipe, pipe.here.pack([], ask=True), to_worker=True)
             if pipe.heard:
                 self.core.suspensions.heard(pipe.view)
             pipe.heard = False
         self.core.suspensions.silent(
             (p.view, p.heartbeat.owed / SILENCE) for p in self.pipes.values()
         )
-        self.cluster.dirty.add(self)
+        self.wants_step()
 
     def _tick(self) -> None:
         self.ticking = False
-        if self.alive and self.core.tick(self.cluster.now):
-            self.cluster.dirty.add(self)
+        if self.alive and self.core.tick(self.world.clock.now):
+            self.wants_step()
 
     def put(self, key: str, value: Any, addresses: Sequence[str]) -> Row:
         """A scattered value: it goes to the workers beside the links, as in `scatter`."""
@@ -222,30 +197,30 @@ class VirtualOwner:
                 # It does not take it: another one is asked, as soon as there is one.
                 there = [p for p in self.pipes.values() if p.worker.alive and not p.worker.leaving]
                 if there:
-                    there[0].worker.later(self.cluster.delay(), partial(arrive, there[0]))
+                    there[0].worker.later(self.world.network.delay(), partial(arrive, there[0]))
                 elif self.alive:
                     self.later(WINDOW, partial(arrive, pipe))
                 return
-            if pipe.worker.alive and pipe in self.cluster.network.pipes:
+            if pipe.worker.alive and pipe in self.world.network.pipes:
                 entry = Entry(pipe.session, key, row.attempt)
-                pipe.worker.put(entry, pickled)
+                pipe.worker.store.put(entry, pickled)
                 pipe.worker.core.keep(entry)
-                self.cluster.dirty.add(pipe.worker)
+                pipe.worker.wants_step()
                 took.append(pipe.view)
-            self.cluster.later(self.cluster.delay(), answer)
+            self.world.clock.later(self.world.network.delay(), answer)
 
         def answer() -> None:
             nonlocal left
             left -= 1
             if not left and self.alive:
                 self.core.put(row, took, 100_000)
-                if not any(self.cluster.is_there(view) for view in took):
-                    self.cluster.lost.add((self.name, key))
-                self.cluster.dirty.add(self)
+                if not any(self.world.scheduler.is_there(view) for view in took):
+                    self.world.record.lost.add((self.name, key))
+                self.wants_step()
 
         for address in addresses:
             pipe = self.pipes[address]
-            pipe.worker.later(self.cluster.delay(), lambda pipe=pipe: arrive(pipe))  # type: ignore[misc]
+            pipe.worker.later(self.world.network.delay(), lambda pipe=pipe: arrive(pipe))  # type: ignore[misc]
         return row
 
     def arrive(self, origin: Origin, wanted: bool = True) -> Row:
@@ -256,63 +231,131 @@ class VirtualOwner:
         row, new = self.core.borrowing.arrive(origin)
         if new:
             # A thread left it in the inbox; the loop takes it in a little later.
-            self.later(self.cluster.random.random() * 50, lambda: self._take_in(row))
+            self.later(self.world.random.random() * 50, lambda: self._take_in(row))
         elif not row.borrowed:
             self.core.lifecycle.wake(row)
             # Only what a dead process handed on may be freed before it gets here.
-            early = wanted and row.state == LOST and not self.cluster.lax
+            early = wanted and row.state == LOST and not self.world.record.lax
             assert not early, f"{origin} was freed early"
         return row
 
     def _due(self, function: Callable[..., None], args: tuple[Any, ...]) -> None:
         if self.alive:
             function(*args)
-            self.cluster.dirty.add(self)
+            self.wants_step()
+
+    def carry_posts(self, executor: Executor) -> None:
+        """Have the executor in this process pass on what this owner has to say."""
+        posting = self.core.posting
+        posts, posting.posts = posting.posts, []
+        for message in posts:
+            executor.deliver(message)
+
+    # ---- who is there ----
+
+    def meet(self, worker: WorkerProcess) -> None:
+        """Hear of a worker, and link to it if there is a way."""
+        view = WorkerView(
+            worker.address,
+            incarnation=worker.owner.name,
+            nthreads=worker.slots,
+            resources=dict(worker.core.queue.resources.totals),
+        )
+        if not self.core.membership.joined(view):
+            return
+        self.wants_step()
+        told = worker.owner.core.membership.is_gone(self.name)
+        if told or (self.name, worker.address) in self.world.network.no_route:
+            self.later(WINDOW, partial(self._refused, view))
+            return
+        if not worker.alive:
+            return  # that will be heard soon
+        session = worker.core.open(self.name)
+        session.process = self.process
+        pipe = Pipe(self, view, worker, session)
+        self.pipes[worker.address] = pipe
+        worker.accept_link(pipe)
+        self.world.network.pipes[pipe] = None
+
+    def cut_route(self, address: str) -> None:
+        """Cannot link to a worker any more, and finds that out at once."""
+        self.world.network.no_route.add((self.name, address))
+        pipe = self.pipes.pop(address, None)
+        if pipe is not None:
+            pipe.worker.lose_link(self.name)
+            self._refused(pipe.view)
+
+    def _refused(self, view: WorkerView) -> None:
+        if self.alive and view.alive:
+            self.core.membership.refuse(view, "there is no way to it", reached=False)
+            self.wants_step()
+
+    def hears_of_death(self, address: str, incarnation: str) -> None:
+        """Hear that a worker is gone."""
+        pipe = self.pipes.get(address)
+        if pipe is not None and pipe.view.incarnation == incarnation:
+            del self.pipes[address]
+            self.world.network.pipes.pop(pipe, None)
+        self._orphan(incarnation)
+        self.core.membership.left(incarnation, "died")
+
+    def hears_of_client(self, incarnation: str) -> None:
+        """Hear that a client is gone."""
+        self._orphan(incarnation)
+        self.core.membership.process_gone(incarnation)
+
+    def _orphan(self, incarnation: str) -> None:
+        """The executor in this process drops what it has of another owner."""
+        worker = self.world.workers.get(self.home) if self.home is not None else None
+        if worker is not None and worker.owner is self:
+            worker.orphan(incarnation)
 
     def ask(self) -> None:
         """Ask the scheduler who is there."""
         if not self.alive:
             return
-        cluster = self.cluster
+        world = self.world
         asked = self.core.membership.ask()
-
-        def asks() -> None:
-            if self.home is not None and cluster.roster.workers.get(self.home) != self.name:
-                return  # it is taken for dead, and will hear so
-            if self.home is None and self.alive:
-                cluster.roster.join(self.name, CLIENT, self.name, asked.clients, cluster.seconds)
-                cluster._look_at_roster()
-            workers = list(cluster.workers.values())
-            cluster.tell(self, partial(self._answered, asked, workers, cluster.roster.clients))
-
-        if cluster.random.random() < cluster.faults.unanswered:
+        if world.random.random() < world.network.faults.unanswered:
             self.later(WINDOW, self.ask)
         else:
-            cluster.later(cluster.delay(), asks)
+            world.clock.later(world.network.delay(), partial(world.scheduler.ask, self, asked))
 
-    def _answered(
-        self, asked: Asked, workers: Sequence[VirtualWorker], clients: Sequence[str]
+    def answered(
+        self, asked: Asked, workers: Sequence[WorkerProcess], clients: Sequence[str]
     ) -> None:
+        """Hear from the scheduler who is there."""
         self.asking = False
         there = {worker.owner.name for worker in workers}
         for incarnation in sorted(asked.workers - there):
             view = self.core.membership.view_of(incarnation)
             address = view.address if view is not None else ""
-            self.cluster._hears_of_death(self, address, incarnation)
+            self.hears_of_death(address, incarnation)
         for incarnation in sorted(asked.clients.difference(clients)):
-            self.cluster._hears_of_client(self, incarnation)
+            self.hears_of_client(incarnation)
         for worker in workers:
             if worker.owner is not self:
-                self.cluster.meet(self, worker)
+                self.meet(worker)
+
+    def reconnect(self) -> None:
+        """Connect to a scheduler that was started in place of another, a little later."""
+        self.asking = True
+        self.later(self.world.random.random() * WINDOW, self._reconnected)
+
+    def _reconnected(self) -> None:
+        self.world.scheduler.reconnected(self)
+        self.ask()
+
+    # ---- values ----
 
     def _take_in(self, row: Row) -> None:
         if self.alive:
             self.core.submit([row])
-            self.cluster.dirty.add(self)
+            self.wants_step()
 
     def open(self, row: Row) -> list[VirtualFuture]:
         """The futures inside the value of a row, as `Future.result` gives them."""
-        data = self.cluster.copies(self, row)[0] if row.state == STORED else row.value
+        data = self.world.observer.copies(self, row)[0] if row.state == STORED else row.value
         _, futures = travel.loads(self, data)
         self.core.borrowing.hold_until_counted(row, [f.row for f in futures])
         return futures
@@ -325,12 +368,12 @@ class VirtualOwner:
             else:
                 addresses = [view.address for view in row.holders]
                 if row.lineage is None:
-                    self.cluster.lost.add((self.name, row.key))
-            workers = self.cluster.workers
+                    self.world.record.lost.add((self.name, row.key))
+            workers = self.world.workers
             name = self.core.table.value_name(row)
-            absent = [a for a in addresses if a in workers and not workers[a].stored(name)]
+            absent = [a for a in addresses if a in workers and not workers[a].store.find(name)]
             self.core.missed(row, absent)
-            self.cluster.dirty.add(self)
+            self.wants_step()
 
     def when_done(self, row: Row, wake: Callable[[], None]) -> None:
         """Call when the row ends; at once when it has."""

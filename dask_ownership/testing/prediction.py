@@ -14,10 +14,11 @@ from typing import Any
 
 from dask_ownership.core import messages as m
 from dask_ownership.core.row import Row
+from dask_ownership.testing.network import Faults, Watcher
 from dask_ownership.testing.owner import VirtualOwner
+from dask_ownership.testing.pipe import OwnerProcess, WorkerProcess
 from dask_ownership.testing.task import Task
-from dask_ownership.testing.virtual import Faults, VirtualCluster
-from dask_ownership.testing.worker import VirtualWorker
+from dask_ownership.testing.virtual import VirtualCluster
 
 SECOND = 1e6
 """The virtual clock counts microseconds."""
@@ -175,12 +176,11 @@ class Prediction:
         return [count / width for count in counts]
 
 
-class _Timed(VirtualCluster):
-    """A virtual cluster in which work takes time, and which notes when tasks end."""
+class _Timed(VirtualCluster, Watcher):
+    """A virtual cluster in which work takes time."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.ended: list[float] = []
         super().__init__(
             plan.seed,
             workers=plan.workers,
@@ -190,43 +190,34 @@ class _Timed(VirtualCluster):
             faults=Faults(duplicate=0, disconnect=0, longest_delay=5 * plan.latency * SECOND),
             check=False,
             meshed=plan.depth > 0,
+            no_workers_timeout=None,
         )
-        self.network.took_in = self._took_in
-        self.no_workers_timeout = None
+        self.network.watchers.append(self)
 
-    def runs(self, name: Any) -> int:
-        """How often a task came to its end: called once for each time."""
-        if name[1] != "children":  # those are counted, too
-            self.ended.append(self.now / SECOND)
-        return super().runs(name)
+    def worker_took_in(self, worker: WorkerProcess, messages: Sequence[Any]) -> None:
+        """Its process is busy with the tasks that were pushed to it."""
+        pushed = sum(1 for message in messages if message[0] == m.PUSH)
+        self.charge(worker.owner, pushed * self.plan.worker_cost)
 
-    def _took_in(self, process: Any, messages: Sequence[Any]) -> None:
-        if isinstance(process, VirtualWorker):
-            pushed = sum(1 for message in messages if message[0] == m.PUSH)
-            self.charge(process.owner, pushed * self.plan.worker_cost)
-        else:
-            ended = sum(1 for message in messages if message[0] in ENDS)
-            self.charge(process, ended * self.plan.owner_cost / 2)
+    def owner_took_in(self, owner: OwnerProcess, messages: Sequence[Any]) -> None:
+        """Its process is busy with the tasks that ended."""
+        ended = sum(1 for message in messages if message[0] in ENDS)
+        self.charge(owner, ended * self.plan.owner_cost / 2)
 
-    def charge(self, owner: VirtualOwner, seconds: float) -> None:
+    def charge(self, owner: OwnerProcess, seconds: float) -> None:
         """A process is busy for so long: what happens to it meanwhile comes after."""
         if seconds:
-            owner.frozen_until = max(owner.frozen_until, self.now) + seconds * SECOND
-            self.later(owner.frozen_until - self.now, partial(self._rested, owner))
+            busy = owner.occupy(seconds * SECOND)
+            self.later(busy, partial(self._rested, owner))
 
-    def _rested(self, owner: VirtualOwner) -> None:
+    def _rested(self, owner: OwnerProcess) -> None:
         """Take in what came meanwhile, until that keeps the process busy again."""
         if owner.frozen or not owner.alive:
             return
-        taken = 0
-        while taken < len(owner.postponed) and not owner.frozen:
-            owner.postponed[taken]()
-            taken += 1
-        del owner.postponed[:taken]
-        self.dirty.add(owner)
-        worker = self.workers.get(owner.process[1])
+        owner.catch_up()
+        worker = self.workers.get(owner.home or "")
         if worker is not None:
-            self.dirty.add(worker)
+            worker.wants_step()
 
 
 class _Client:
@@ -275,7 +266,7 @@ def predict(plan: Plan, progress: Callable[[int], None] | None = None) -> Predic
         _Client(cluster, owner, task, share)
         for owner, share in zip(cluster.clients, shares, strict=True)
     ]
-    result = Prediction(plan, ended=cluster.ended)
+    result = Prediction(plan)
     for client in clients:
         cluster.later(0.0, client.go_on)
     if plan.kill_every:
@@ -284,7 +275,8 @@ def predict(plan: Plan, progress: Callable[[int], None] | None = None) -> Predic
     while any(client.open for client in clients) and cluster.now < most:
         cluster.run_for(SLICE)
         if progress is not None:
-            progress(len(cluster.ended))
+            progress(len(cluster.record.ended))
+    result.ended = [when / SECOND for when in cluster.record.ended]
     result.unfinished = sum(client.open for client in clients)
     ended = cluster.now if result.unfinished else max(client.ended for client in clients)
     result.makespan = ended / SECOND
@@ -295,7 +287,7 @@ def predict(plan: Plan, progress: Callable[[int], None] | None = None) -> Predic
             for row in client.rows
             if not isinstance(cluster.outcome(client.owner, row), int)
         )
-    result.events = cluster.number()
+    result.events = cluster.clock.number()
     return result
 
 

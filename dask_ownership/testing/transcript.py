@@ -7,14 +7,15 @@ from typing import Any
 from dask_ownership.core import messages as m
 from dask_ownership.core import peer_messages as pm
 from dask_ownership.core.row import STATE_NAMES, Borrowed, Row
-from dask_ownership.testing.network import Pipe
+from dask_ownership.testing.network import Watcher
+from dask_ownership.testing.pipe import Pipe
 from dask_ownership.testing.virtual import VirtualCluster, VirtualOwner
 
 UNSAID = frozenset({m.FUNCTION, m.ACCEPTING})
 """Messages that would only be repeated in every transcript."""
 
 
-class Transcript:
+class Transcript(Watcher):
     """Writes down what happens in a virtual cluster, for people.
 
     Parameters
@@ -31,8 +32,7 @@ class Transcript:
         self.lines: list[str] = []
         self._before: dict[tuple[str, str], str] = {}
         self._names: dict[str, str] = {}
-        cluster.network.heard = self._heard
-        cluster.network.heard_post = self._heard_post
+        cluster.network.watchers.append(self)
 
     def note(self, text: str) -> None:
         """Say what the program does next."""
@@ -50,7 +50,8 @@ class Transcript:
 
     # ---- messages ----
 
-    def _heard(self, pipe: Pipe, message: Any, to_worker: bool) -> None:
+    def heard(self, pipe: Pipe, message: Any, to_worker: bool) -> None:
+        """Write down what one end of a link says to the other."""
         kind = message[0]
         if kind in UNSAID or kind == m.POST:
             return
@@ -58,7 +59,8 @@ class Transcript:
         sender, receiver = ends if to_worker else ends[::-1]
         self._say(sender, receiver, m.NAMES[kind], self._about(kind, message))
 
-    def _heard_post(self, sender: str, receiver: str, said: Any) -> None:
+    def heard_post(self, sender: str, receiver: str, said: Any) -> None:
+        """Write down what one process says to another about references."""
         kind = pm.NAMES[said[0]]
         keys = [self.key(said[2 if said[0] == pm.REQUEST else 1])] if len(said) > 1 else []
         if said[0] == pm.REQUEST:

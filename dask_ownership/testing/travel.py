@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import pickle
-import sys
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from dask_ownership.core.messages import Origin
+from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.row import Row
 
-if TYPE_CHECKING:
-    from dask_ownership.testing.task import Task
-    from dask_ownership.testing.virtual import VirtualOwner
+
+class FutureOwner(Protocol):
+    """What a future needs of the owner in its process.
+
+    Attributes
+    ----------
+    dropped : list of Row
+        Rows of which a handle was given up: the owner takes them in with its next step.
+    """
+
+    core: Ownership
+    dropped: list[Row]
+
+    def arrive(self, origin: Origin, wanted: bool = True) -> Row: ...
+
+    def wants_step(self) -> None: ...
 
 
 class VirtualFuture:
@@ -20,26 +32,26 @@ class VirtualFuture:
 
     __slots__ = ("owner", "row")
 
-    def __init__(self, owner: VirtualOwner, row: Row) -> None:
+    def __init__(self, owner: FutureOwner, row: Row) -> None:
         self.owner = owner
         self.row = row
 
     def __reduce__(self) -> Any:
         _found.append(self)
         self.owner.core.retention.escapes(self.row)
-        self.owner.cluster.dirty.add(self.owner)
+        self.owner.wants_step()
         return _come_home, (self.owner.core.table.origin_of(self.row),)
 
     def __del__(self) -> None:
         self.owner.dropped.append(self.row)
-        self.owner.cluster.dirty.add(self.owner)
+        self.owner.wants_step()
 
     def __repr__(self) -> str:
         return f"<VirtualFuture {self.row}>"
 
 
 _found: list[VirtualFuture] = []
-_here: list[tuple[VirtualOwner, bool]] = []
+_here: list[tuple[FutureOwner, bool]] = []
 
 
 def dumps(value: Any) -> tuple[bytes, list[VirtualFuture]]:
@@ -51,15 +63,7 @@ def dumps(value: Any) -> tuple[bytes, list[VirtualFuture]]:
     return data, found
 
 
-def fingerprint(task: Task) -> bytes:
-    """What a task is, whoever owns the futures that it carries by now."""
-    origins = [future.owner.core.table.origin_of(future.row) for future in task.carries]
-    # One object for each name: a pickle tells equal objects from the same one twice.
-    names = [sys.intern(origin[3]) for origin in origins]
-    return pickle.dumps((replace(task, carries=()), names))
-
-
-def loads(owner: VirtualOwner, data: bytes, wanted: bool = True) -> tuple[Any, list[VirtualFuture]]:
+def loads(owner: FutureOwner, data: bytes, wanted: bool = True) -> tuple[Any, list[VirtualFuture]]:
     """Unpickle a value at an owner; also the futures that came with it.
 
     ``wanted`` is False for a task that was given up: then its futures may be freed.

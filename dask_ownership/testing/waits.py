@@ -8,14 +8,13 @@ stopped or cut off, nor while no worker has a slot free.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from dask_ownership.core.exclusion import ALONE
 from dask_ownership.core.row import PUSHED, WAITING, Row
-
-if TYPE_CHECKING:
-    from dask_ownership.testing.virtual import VirtualCluster
-    from dask_ownership.testing.worker import VirtualWorker
+from dask_ownership.testing.network import Network
+from dask_ownership.testing.pipe import WorkerProcess
+from dask_ownership.testing.scheduler import VirtualScheduler
 
 EVERY = 20_000.0
 """Virtual microseconds between looks."""
@@ -26,7 +25,11 @@ class Waits:
 
     Parameters
     ----------
-    cluster : VirtualCluster
+    network : Network
+    scheduler : VirtualScheduler
+        Knows whose rows there are.
+    workers : mapping of str to WorkerProcess
+        Those that live, by address.
     limit : float
         Virtual microseconds for which a row may wait: much more than its programs' tasks take.
 
@@ -36,8 +39,16 @@ class Waits:
         The longest wait so far, in virtual microseconds.
     """
 
-    def __init__(self, cluster: VirtualCluster, limit: float) -> None:
-        self.cluster = cluster
+    def __init__(
+        self,
+        network: Network,
+        scheduler: VirtualScheduler,
+        workers: Mapping[str, WorkerProcess],
+        limit: float,
+    ) -> None:
+        self.network = network
+        self.scheduler = scheduler
+        self.workers = workers
         self.limit = limit
         self.longest = 0.0
         self._clock = 0.0
@@ -61,19 +72,18 @@ class Waits:
 
     def _excused(self) -> bool:
         """Whether what waits may have to wait now."""
-        cluster = self.cluster
-        if cluster.network.is_parted or any(owner.frozen for owner in cluster.owners):
+        if self.network.is_parted or any(owner.frozen for owner in self.scheduler.owners):
             return True
         return not any(
             worker.core.queue.accepting
             and worker.core.queue.busy < worker.slots
             and not _set_aside(worker)
-            for worker in cluster.workers.values()
+            for worker in self.workers.values()
         )
 
     def _look(self) -> None:
         before, self._since = self._since, {}
-        for owner in self.cluster.owners:
+        for owner in self.scheduler.owners:
             for row in owner.core.table.all():
                 if WAITING <= row.state <= PUSHED:
                     since = self._since[row] = before.get(row, self._clock)
@@ -84,7 +94,7 @@ class Waits:
                     )
 
 
-def _set_aside(worker: VirtualWorker) -> bool:
+def _set_aside(worker: WorkerProcess) -> bool:
     """Whether a worker is for one task alone for a long time, under which several have died."""
     suspect = worker.core.queue.exclusion.alone
     options = suspect.options if suspect is not None else None

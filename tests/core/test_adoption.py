@@ -7,8 +7,8 @@ from test_references import Side
 
 from dask_ownership.core import messages as m
 from dask_ownership.core.identity import HEIRS, adopted_key, heir_of, task_origin
-from dask_ownership.core.invariants import check_empty, check_ownership
-from dask_ownership.core.row import ERROR, INLINE, LOST, STORED, Function, Options, Row
+from dask_ownership.core.row import ERROR, INLINE, LOST, STORED, Options, Row
+from dask_ownership.testing.invariants import check_empty, check_ownership
 
 
 class Three:
@@ -18,8 +18,6 @@ class Three:
         self.leaver, self.heir, self.borrower = self.sides = [
             Side(name) for name in ("leaver", "heir", "borrower")
         ]
-        for side in self.sides:
-            side.core.identity = Function(9, b"identity", "identity")
 
     def carry(self, times: int = 1, without: Side | None = None) -> None:
         """Deliver what they have to say until nobody has anything."""

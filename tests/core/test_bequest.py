@@ -8,7 +8,6 @@ from test_references import Side
 from dask_ownership.core import messages as m
 from dask_ownership.core.bequest import Bequest
 from dask_ownership.core.identity import adopted_key, held_at, place_held
-from dask_ownership.core.invariants import check_empty, check_ownership
 from dask_ownership.core.row import (
     CANCELLED,
     ERROR,
@@ -17,10 +16,10 @@ from dask_ownership.core.row import (
     PUSHED,
     STORED,
     WAITING,
-    Function,
     Options,
     Row,
 )
+from dask_ownership.testing.invariants import check_empty, check_ownership
 
 
 class Three:
@@ -30,8 +29,6 @@ class Three:
         self.giver, self.holder, self.taker = self.sides = [
             Side(name) for name in ("giver", "holder", "taker")
         ]
-        for side in self.sides:
-            side.core.identity = Function(9, b"identity", "identity")
         self.holder.core.bequests.holds = True
 
     def carry(self, times: int = 1, without: Side | None = None) -> None:

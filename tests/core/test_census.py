@@ -68,15 +68,15 @@ def test_more_names_than_are_told_apart() -> None:
 def test_events_are_told_once_and_not_too_many() -> None:
     core = owner_of([])
     row = make("a-1")
-    core.log(row, "before", "")
+    core.history.log(row, "before", "")
     events = Events(core)
     assert events.new() == []
     for n in range(3):
-        core.log(row, "happened", str(n))
+        core.history.log(row, "happened", str(n))
     assert [event[2] for event in events.new()] == ["0", "1", "2"]
     assert events.new() == []
     for n in range(100):
-        core.log(row, "happened", str(n))
+        core.history.log(row, "happened", str(n))
     assert [event[2] for event in events.new()] == [str(n) for n in range(70, 100)]
 
 

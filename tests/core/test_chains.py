@@ -10,7 +10,6 @@ import pytest
 from test_ownership import Bench
 
 from dask_ownership.core import messages as m
-from dask_ownership.core.invariants import check_ownership
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.row import (
     CANCELLED,
@@ -25,6 +24,7 @@ from dask_ownership.core.row import (
     Function,
     Row,
 )
+from dask_ownership.testing.invariants import check_ownership
 
 LONG = 1_000
 
@@ -48,10 +48,6 @@ def frames() -> Iterator[object]:
 
 class Chain(Bench):
     """Many rows, each of which needs the one before it, and nobody else has but the last."""
-
-    def __init__(self, *addresses: str) -> None:
-        super().__init__(*addresses)
-        self.core.identity = Function(2, b"identity", "identity")
 
     def grow(self, first: Row, function: Function | None = None, hold: bool = False) -> list[Row]:
         rows = [first]
@@ -84,7 +80,7 @@ class Chain(Bench):
 def test_aliases():
     bench = Chain("a")
     first = bench.row("first")
-    rows = bench.grow(first, bench.core.identity)
+    rows = bench.grow(first, bench.core.functions.identity)
     assert rows[-1].state == WAITING
     bench.finish(rows)
     assert rows[-1].state == INLINE and rows[-1].value == b"value"
@@ -96,7 +92,7 @@ def test_aliases():
 def test_an_error():
     bench = Chain("a")
     first = bench.row("first")
-    rows = bench.grow(first, bench.core.identity, hold=True)
+    rows = bench.grow(first, bench.core.functions.identity, hold=True)
     bench.answer("a", (m.FAILED, "first", first.attempt, b"error", 10.0))
     assert {row.state for row in rows} == {ERROR}
     bench.core.retry([rows[-1]])

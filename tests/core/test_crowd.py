@@ -7,8 +7,8 @@ from test_executor import Bench, push
 
 from dask_ownership.core import messages as m
 from dask_ownership.core.crowd import LONGEST_RELIEF, WAITING_PER_THREAD
-from dask_ownership.core.invariants import check_executor, check_executor_empty
 from dask_ownership.core.session import Entry
+from dask_ownership.testing.invariants import check_executor, check_executor_empty
 
 
 class Full(Bench):

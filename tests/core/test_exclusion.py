@@ -10,8 +10,8 @@ from test_executor import Bench, push
 
 from dask_ownership.core import messages as m
 from dask_ownership.core.exclusion import ALONE, HEARD, IDLE, LENGTHENED, LONGER, seconds_alone
-from dask_ownership.core.invariants import check_executor, check_executor_empty
 from dask_ownership.core.session import RUNNING
+from dask_ownership.testing.invariants import check_executor, check_executor_empty
 
 
 class Worker(Bench):
@@ -139,18 +139,64 @@ def test_it_is_not_wanted_any_more(worker, when, how):
         worker.fails(entry)
 
 
+def test_a_task_that_looks_again_and_again_takes_its_turn_once(worker):
+    """Such as at a variable, faster than the owner of the suspect can answer."""
+    worker.tell(push("x"), session=worker.other)
+    looks = worker.start()
+    worker.core.queue.parked(looks)
+    entry = worker.suspect()
+    worker.nothing()
+    worker.core.queue.wants_slot("first", looks)
+    worker.go(entry)
+    worker.go(entry, False)
+    assert worker.core.queue.next_work() == "first"
+    worker.core.queue.parked(looks)
+    worker.nothing()
+    worker.core.queue.wants_slot("second", looks)
+    worker.nothing()
+    assert worker.said()[-1] == ("ALONE", "s", entry.attempt, True)
+    worker.go(entry)
+    assert worker.core.queue.next_work() is entry
+    worker.nothing()
+    worker.inline(entry)
+    worker.nothing()
+    assert worker.said()[-1] == ("ALONE", "s", entry.attempt, False), "before the other goes on"
+    worker.go(entry, False)
+    assert worker.core.queue.next_work() == "second"
+    worker.inline(looks)
+
+
+def test_a_task_that_waits_for_it_goes_on_beside_it_after_a_while(worker):
+    worker.tell(push("x"), session=worker.other)
+    looks = worker.start()
+    worker.core.queue.parked(looks)
+    entry = worker.suspect()
+    worker.nothing()
+    worker.core.queue.wants_slot("first", looks)
+    worker.go(entry, False)
+    assert worker.core.queue.next_work() == "first"
+    worker.core.queue.parked(looks)
+    worker.nothing()
+    worker.core.queue.wants_slot("second", looks)
+    worker.go(entry)
+    assert worker.core.queue.next_work() is entry
+    assert worker.core.queue.stops_waiting("second", looks)
+    worker.part(entry)
+    worker.inline(looks)
+    worker.inline(entry)
+
+
 def test_one_whose_turn_is_ended_again_and_again_begins_beside_the_others(worker):
-    """Parked tasks that go on for a moment, such as to look at a variable, end its turn."""
+    """Parked tasks that go on for a moment and without a slot end its turn."""
     worker.tell(push("x"), session=worker.other)
     looks = worker.start()
     worker.core.queue.parked(looks)
     entry = worker.suspect()
     for now in range(int(ALONE) + 1):
         worker.nothing()
-        worker.core.queue.wants_slot(now, looks)
+        worker.core.queue.goes_on(looks)
         worker.go(entry)
         worker.go(entry, False)
-        assert worker.core.queue.next_work() == now
         worker.core.queue.parked(looks)
         if now % 2:
             worker.nothing()  # it is its turn again as the clock looks

@@ -6,8 +6,8 @@ from dask_ownership.core import messages as m
 from dask_ownership.core import session as ex
 from dask_ownership.core.crowd import WAITING_PER_THREAD
 from dask_ownership.core.executor import Executor
-from dask_ownership.core.invariants import check_executor, check_executor_empty
 from dask_ownership.core.session import Entry, Session
+from dask_ownership.testing.invariants import check_executor, check_executor_empty
 
 _attempts = iter(range(1, 1 << 30))
 

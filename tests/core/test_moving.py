@@ -7,10 +7,10 @@ from contextlib import nullcontext
 import pytest
 
 from dask_ownership.core import messages as m
-from dask_ownership.core.invariants import check_empty, check_ownership
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.row import PUSHED, STORED, WAITING, Function, Options, Row
+from dask_ownership.testing.invariants import check_empty, check_ownership
 
 
 class Bench:
@@ -18,7 +18,6 @@ class Bench:
 
     def __init__(self, *addresses: str) -> None:
         self.core = Ownership(nullcontext())
-        self.core.copies.function = Function(1, b"nothing", "nothing")
         self.views = {address: WorkerView(address) for address in addresses}
         for view in self.views.values():
             self.core.add_worker(view)

@@ -6,7 +6,6 @@ import pytest
 
 from dask_ownership.core import messages as m
 from dask_ownership.core.exclusion import ALONE, LONGER
-from dask_ownership.core.invariants import check_empty, check_ownership
 from dask_ownership.core.losses import LOSSES
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
@@ -27,6 +26,7 @@ from dask_ownership.core.row import (
     Options,
     Row,
 )
+from dask_ownership.testing.invariants import check_empty, check_ownership
 
 BIG = b"x" * 1000
 
@@ -162,7 +162,7 @@ def test_an_alias_that_lets_go_of_its_target_at_once_frees_its_inputs_once():
     bench = Bench("a", "b")
     x = bench.row("x")
     target, other = bench.row("target", x), bench.row("other", x)
-    identity = bench.core.identity = Function(2, b"identity", "identity")
+    identity = bench.core.functions.identity
     bound = Options(workers=("a",))  # so it is not pushed behind its target
     alias = Row("alias", identity, b"call", (target,), 9, bound)
     bench.core.table.adopt(alias)
@@ -866,7 +866,7 @@ def test_a_value_that_arrives_after_its_row_ended_is_dropped(bench):
 
 def test_rows_whose_lineage_was_evicted_are_let_go_of(bench):
     lineages = bench.core.lineages
-    lineages.max_bytes = 1
+    lineages.limits.lineage_bytes = 1
     kept, ended = bench.row("x"), bench.row("y")
     bench.stored(kept)
     bench.stored(ended)
@@ -947,7 +947,7 @@ def test_what_is_handed_out_again_is_counted_by_why():
     bench.stored(row)
     bench.core.remove_worker(row.holders[0])
     bench.step()
-    assert bench.core.again == {
+    assert bench.core.history.again == {
         "recalled": 1,
         "returned": 2,
         "retried": 1,
@@ -956,13 +956,13 @@ def test_what_is_handed_out_again_is_counted_by_why():
         "recovered": 1,
         "repeated": 0,
     }
-    retried = next(entry for entry in bench.core.history if entry[1] == "retried")
+    retried = next(entry for entry in bench.core.history.events if entry[1] == "retried")
     assert retried[2].startswith(f"attempt {first}: ")
 
 
 def test_what_deaths_cost_is_counted_once_for_each():
     bench = Bench("a", "b", "c", "d", "e", "f")
-    bench.core.allowed_failures = 0
+    bench.core.limits.allowed_failures = 0
     idle = bench.views["f"]
     task = bench.row("x")
     after = bench.row("after", task)

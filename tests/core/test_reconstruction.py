@@ -56,7 +56,7 @@ def test_children_whose_owner_died_are_made_again(seed, faults):
     family = Family(seed, faults)
     family.kill_owner()
     assert family.values() == [10, 20]
-    assert family.client.core.again["repeated"] == 1
+    assert family.client.core.history.again["repeated"] == 1
     family.end()
 
 
@@ -72,7 +72,7 @@ def test_what_is_here_already_is_not_made_again():
     family = Family(child={"duration": 10.0})
     family.kill_owner()
     assert family.values() == [10, 20]
-    assert family.client.core.again["repeated"] == 0
+    assert family.client.core.history.again["repeated"] == 0
     family.end()
 
 
@@ -118,7 +118,7 @@ def test_what_was_taken_over_is_made_again_too(seed):
     family.cluster.retire(owner)
     family.until(lambda: owner not in family.cluster.workers)
     family.cluster.run_for(20_000.0)
-    assert family.client.core.again["repeated"] == 0
+    assert family.client.core.history.again["repeated"] == 0
     for _ in range(2):
         row = family.children[0].row
         holders = [view.address for view in row.holders] + list(row.addresses)
@@ -127,7 +127,7 @@ def test_what_was_taken_over_is_made_again_too(seed):
             family.cluster.kill(address)
         family.until(lambda: family.children[0].row.state == STORED)
     assert family.values() == [10, 20]
-    assert family.client.core.again["repeated"] > 0
+    assert family.client.core.history.again["repeated"] > 0
     family.end()
 
 
@@ -186,7 +186,7 @@ def test_a_parent_that_runs_at_most_once_is_not_run_again():
     family.kill_owner()
     assert family.values() == ["lost", "lost"]
     assert "at most once" in family.children[0].row.value.detail
-    assert family.client.core.again["repeated"] == 0
+    assert family.client.core.history.again["repeated"] == 0
     family.end()
 
 
@@ -240,7 +240,7 @@ def hears_late(owner, monkeypatch):
         monkeypatch.undo()
         for of in missed:
             left(*of)
-        owner.cluster.dirty.add(owner)
+        owner.wants_step()
 
     return hear
 
@@ -262,7 +262,7 @@ def test_a_child_is_asked_for_when_the_repeat_ends(wait, monkeypatch):
     family.children += theirs
     theirs.clear()
     assert family.values() == [10, 20]
-    assert family.client.core.again["repeated"] <= 2
+    assert family.client.core.history.again["repeated"] <= 2
     family.end()
 
 
@@ -271,7 +271,7 @@ def test_a_child_is_asked_for_when_the_repeat_ends(wait, monkeypatch):
 def test_a_parent_is_not_kept_by_children_that_it_keeps_itself(parent, evicted):
     family = Family(child={"duration": 10.0}, **parent)
     if evicted:
-        family.client.core.lineages.max_bytes = 0
+        family.client.core.lineages.limits.lineage_bytes = 0
         family.client.core.lineages._evict(family.parent.row)
     family.end()
 
@@ -287,7 +287,7 @@ def test_children_in_an_error_are_made_again():
 
 def test_what_kills_its_owners_comes_to_an_end():
     family = Family(workers=3)
-    family.client.core.allowed_failures = 0
+    family.client.core.limits.allowed_failures = 0
     for number in range(5):
         family.cluster.add_worker(f"new-{number}", 4)
         family.until(lambda: owner_of(family.children[0]) in family.cluster.workers)
@@ -295,7 +295,7 @@ def test_what_kills_its_owners_comes_to_an_end():
     assert family.values() == ["lost", "lost"]
     failure = family.children[0].row.value
     assert "died before it ended" in failure.detail and "owner-of-new-" in failure.detail
-    assert 4 <= family.client.core.again["repeated"] <= 5
+    assert 4 <= family.client.core.history.again["repeated"] <= 5
     family.end()
 
 

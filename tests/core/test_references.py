@@ -9,7 +9,6 @@ import pytest
 from dask_ownership.core import messages as m
 from dask_ownership.core import peer_messages as r
 from dask_ownership.core.borrowing import MISSES
-from dask_ownership.core.invariants import check_empty, check_ownership
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.peers import HANDED_ON
 from dask_ownership.core.placement import WorkerView
@@ -29,6 +28,7 @@ from dask_ownership.core.row import (
     Options,
     Row,
 )
+from dask_ownership.testing.invariants import check_empty, check_ownership
 
 
 class Side:

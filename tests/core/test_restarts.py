@@ -10,10 +10,10 @@ import pytest
 
 from dask_ownership.core import messages as m
 from dask_ownership.core import restarts
-from dask_ownership.core.invariants import check_ownership
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.row import PUSHED, Function, Options, Row
+from dask_ownership.testing.invariants import check_ownership
 
 
 class Bench:
@@ -21,7 +21,6 @@ class Bench:
 
     def __init__(self, *, once: bool, retries: int = 0) -> None:
         self.core = Ownership(nullcontext(), process=("me", "", "me"))
-        self.core.identity = Function(2, b"identity", "identity")
         self.function = Function(1, b"f", "f")
         self.views = [WorkerView(address) for address in "ab"]
         for view in self.views:
@@ -153,7 +152,7 @@ def test_any_other_task_runs_again(path):
     bench = Bench(once=False, retries=1)
     SCENARIOS[path](bench)
     assert bench.pushes == 2
-    assert bench.core.again[path.event] >= 1
+    assert bench.core.history.again[path.event] >= 1
 
 
 AGAIN = {"become", "restore", "retry", "try_again", "wait_for_owner", "withdraw"}
@@ -176,7 +175,7 @@ def test_nothing_else_in_the_core_starts_a_task_again():
                 ):
                     found.add(f"{file.stem}.{function.name}: {node.func.attr}")
     assert found == {
-        "results._delegated: become",  # an alias, which runs nothing
+        "delegation.on_delegated: become",  # an alias, which runs nothing
         "results._failed: try_again",  # asks
         "results._returned: try_again",
         "bequest.instead: become",  # REPEATED, by `Bequests._source`
@@ -186,8 +185,9 @@ def test_nothing_else_in_the_core_starts_a_task_again():
         "lifecycle.retry: withdraw",  # the user asked
         "lineage.recover: restore",  # RECOVERED, by `Lineages.keep`
         "lineage.recover: withdraw",
-        "ownership.remove_worker: try_again",
-        "ownership.revive: retry",  # the user asked
+        "departures.remove: try_again",
+        "ownership.__init__: retry",  # a borrower asked
+        "retries.revive: retry",  # the user asked
         "borrowing._climb: wait_for_owner",  # borrowed: runs nothing here
         "borrowing._take_in: wait_for_owner",
         "borrowing._told: wait_for_owner",

@@ -18,66 +18,28 @@ from test_imports import ROOT
 from dask_ownership.core.row import Borrowed, Row
 
 HIDDEN = {
-    "core.activity": 1,
-    "core.adoption": 2,
-    "core.bequest": 1,
-    "core.borrowing": 1,
-    "core.copying": 1,
-    "core.dispatch": 1,
-    "core.lending": 1,
-    "core.moving": 1,
-    "core.reconstruction": 1,
-    "core.replicas": 1,
-    "core.results": 1,
-    "core.retention": 1,
     "runtime.chronicle": 1,
     "runtime.liveness": 1,
     "runtime.members": 1,
     "runtime.reading": 1,
     "runtime.reporting": 1,
     "runtime.waiting": 1,
-    "testing.network": 1,
-    "testing.owner": 2,
-    "testing.travel": 2,
-    "testing.waits": 2,
-    "testing.worker": 1,
 }
 """Modules that import others of the package inside of functions or for type checkers only, and
 how often: such an import hides that two modules know each other."""
 
 CIRCLES: tuple[str, ...] = (
-    "core.adoption",
-    "core.bequest",
-    "core.borrowing",
-    "core.copying",
-    "core.dispatch",
-    "core.infeasible",
-    "core.lending",
-    "core.moving",
-    "core.ownership",
-    "core.reconstruction",
-    "core.replicas",
-    "core.results",
-    "core.retention",
     "runtime.chronicle",
     "runtime.liveness",
     "runtime.members",
     "runtime.owner",
     "runtime.waiting",
-    "testing.network",
-    "testing.owner",
-    "testing.task",
-    "testing.travel",
-    "testing.virtual",
-    "testing.waits",
-    "testing.worker",
 )
 """Modules that import each other in a circle."""
 
 LARGE: dict[str, int] = {
     "core.executor": 7,
     "core.lifecycle": 7,
-    "core.ownership": 7,
     "runtime.compat": 10,
     "runtime.executor": 10,
     "runtime.owner": 8,

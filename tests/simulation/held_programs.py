@@ -43,15 +43,15 @@ class Shelf:
 
     def __init__(self, cluster: VirtualCluster) -> None:
         self.cluster = cluster
-        self.owner = VirtualOwner(cluster, "holder")
+        self.owner = VirtualOwner(cluster.world, "holder")
         self.owner.core.bequests.holds = True
         cluster.clients.append(self.owner)
         for worker in cluster.workers.values():
-            cluster.meet(self.owner, worker)
+            self.owner.meet(worker)
         self.items: list[Item] = []
 
     def functions(self, theirs: list[Function]) -> list[Function]:
-        mine = {"run": self.owner.function, "identity": self.owner.core.identity}
+        mine = {"run": self.owner.function, "identity": self.owner.core.functions.identity}
         return [mine[function.name] for function in theirs]  # type: ignore[misc]
 
     def let_go(self, rows: list[Row]) -> None:
@@ -170,7 +170,7 @@ class Giver:
     def leave(self, others: list[Giver]) -> None:
         if not any(not other.left for other in others):
             return
-        self.left = self.cluster.cancelled = True
+        self.left = self.cluster.record.cancelled = True
         self.cluster.leave(self.owner)
         self.held.clear()
         for rows in list(self.taking):
@@ -183,7 +183,7 @@ class Giver:
 
 def check(cluster: VirtualCluster, owner: VirtualOwner, row: Row, value: Value) -> None:
     got: Any = cluster.outcome(owner, row)
-    if value.frail and cluster.killed:
+    if value.frail and cluster.record.killed:
         assert got in (value.number, "lost", "error"), (owner.name, row, got, value)
     else:
         assert got == value.number, (owner.name, row, got, value)

@@ -107,7 +107,7 @@ class Program:
             # Attempts that a death or a cancel ended may have counted, too.
             call.may.add("error")
             repeats = bool({"kill", "freeze", "partition"} & set(self.weights))
-            call.must_fail = not self.cluster.killed and not repeats
+            call.must_fail = not self.cluster.record.killed and not repeats
         elif task.fails:
             call.may |= {"error"} if "kill" in self.weights else set()
         call.must_fail |= any(self.calls[i].must_fail for i in chosen)
@@ -167,7 +167,7 @@ class Program:
                 names = tuple(sorted(self.cluster.workers)[:2])
             wanted = Replication(self.random.randint(1, 3), names)
             self.owner.core.replicas.want(row, wanted)
-            self.cluster.note_loss(self.owner, row)  # it kept one that is dead
+            self.cluster.observer.note_loss(self.owner, row)  # it kept one that is dead
 
     def cancel(self) -> None:
         live = self.live()
@@ -261,7 +261,7 @@ class Program:
         """Rows that may be without a value because the only copy of one was lost."""
         touched: set[Row] = set()
         for call in self.calls:
-            if (self.owner.name, call.row.key) in self.cluster.lost or any(
+            if (self.owner.name, call.row.key) in self.cluster.record.lost or any(
                 self.calls[i].row in touched for i in call.inputs
             ):
                 touched.add(call.row)
@@ -272,7 +272,7 @@ class Program:
             row = call.row
             stored = not call.released and row.state == STORED
             if stored and not self.cluster.copies(self.owner, row):
-                assert self.cluster.killed, row
+                assert self.cluster.record.killed, row
                 self.owner.look_again(row)
         self.cluster.run()
         touched = self.touched_by_loss()

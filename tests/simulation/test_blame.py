@@ -15,6 +15,19 @@ LATE = 8_000_000.0
 """A worker dies so long after its killer began: longer than that is alone at first."""
 
 
+class Counted(VirtualCluster):
+    """A cluster whose workers may die of tasks so many times."""
+
+    def __init__(self, most: int, *arguments, **more) -> None:
+        super().__init__(*arguments, **more)
+        self.deaths_left = most
+
+    def replace(self, address: str) -> None:
+        assert self.deaths_left, "workers die again and again"
+        self.deaths_left -= 1
+        super().replace(address)
+
+
 def run_killers(
     seed: int,
     workers: int = 2,
@@ -25,19 +38,9 @@ def run_killers(
     faults: Faults | None = None,
 ) -> VirtualCluster:
     """Killers and innocents of several owners at the same workers."""
-    cluster = VirtualCluster(seed, workers, slots, clients, faults)
-    cluster.no_workers_timeout = None
+    cluster = Counted(12 * killers, seed, workers, slots, clients, faults, no_workers_timeout=None)
     r = Random(seed)
     bad, good = [], []
-    deaths = 0
-
-    def counted(address: str) -> None:
-        nonlocal deaths
-        deaths += 1
-        assert deaths <= 12 * killers, "workers die again and again"
-        VirtualCluster.replace(cluster, address)
-
-    cluster.replace = counted  # type: ignore[method-assign]
     todo = ["bad"] * killers + ["good"] * innocents
     r.shuffle(todo)
     for number, kind in enumerate(todo):

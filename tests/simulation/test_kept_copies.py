@@ -27,7 +27,7 @@ def run_deaths(seed: int, number: int, scattered: int = 6, computed: int = 6) ->
     cluster.dirty.add(owner)
     cluster.run()
     values = [cluster.read(owner, row) for row in rows]
-    ran = {row.key: cluster._runs.get((owner.name, row.key)) for row in rows}
+    ran = {row.key: cluster.record.runs.get((owner.name, row.key)) for row in rows}
     for death in range(5):
         for victim in random.sample(sorted(cluster.workers), number - 1):
             if random.random() < 0.3:
@@ -41,7 +41,7 @@ def run_deaths(seed: int, number: int, scattered: int = 6, computed: int = 6) ->
             assert len(set(cluster.copies(owner, row))) == 1
             assert len(cluster.copies(owner, row)) >= number
     assert values == [cluster.read(owner, row) for row in rows]
-    assert ran == {row.key: cluster._runs.get((owner.name, row.key)) for row in rows}
+    assert ran == {row.key: cluster.record.runs.get((owner.name, row.key)) for row in rows}
     owner.core.release(rows)
     cluster.dirty.add(owner)
     cluster.run()
@@ -53,4 +53,4 @@ def run_deaths(seed: int, number: int, scattered: int = 6, computed: int = 6) ->
 @pytest.mark.parametrize("seed", range(20))
 def test_no_death_costs_a_value_and_nothing_runs_again(seed, number):
     cluster = run_deaths(seed, number)
-    assert not cluster.lost and not cluster.remade
+    assert not cluster.record.lost and not cluster.record.remade

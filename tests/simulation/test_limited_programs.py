@@ -79,13 +79,13 @@ def test_tasks_start_at_most_once_whatever_dies_freezes_pauses_or_leaves(seed):
     for row in rows:
         name = (owner.name, row.key)
         if row in once:
-            assert cluster.started[name] <= 1, row
+            assert cluster.record.started[name] <= 1, row
         got = cluster.outcome(owner, row)
         assert got in (values[row], "cancelled", "uncertain", "lost"), (row, got)
         if got == "uncertain":
             assert deaths, "nothing died"
         if got == values[row] and row in once:
-            assert cluster.started[name] == 1, row
+            assert cluster.record.started[name] == 1, row
     # By hand those that are uncertain run again.
     for row in rows:
         if row.state == ERROR and row in once and row.value.key == row.key:
@@ -95,7 +95,7 @@ def test_tasks_start_at_most_once_whatever_dies_freezes_pauses_or_leaves(seed):
         cluster.dirty.add(owner)
         cluster.run()
         for row in retried:
-            assert cluster.started[owner.name, row.key] <= 2, row
+            assert cluster.record.started[owner.name, row.key] <= 2, row
     let_go(cluster, rows)
 
 
@@ -128,7 +128,7 @@ def test_tasks_start_at_most_once_when_their_worker_freezes_and_their_inputs_are
         cluster.run_for(random.choice([1_000.0, 60_000.0]))
     cluster.run()
     for number, row in enumerate(once):
-        assert cluster.started[owner.name, row.key] == 1, row
+        assert cluster.record.started[owner.name, row.key] == 1, row
         assert cluster.outcome(owner, row) == number + 1
     let_go(cluster, rows)
 
@@ -148,7 +148,7 @@ def test_some_of_those_programs_leave_tasks_uncertain_and_others_run_them_elsewh
     assert cluster.outcome(owner, running) == "uncertain"
     assert cluster.outcome(owner, other) == 2
     assert cluster.outcome(owner, waiting) == 3
-    assert {cluster.started[owner.name, row.key] for row in (running, other, waiting)} == {1}
+    assert {cluster.record.started[owner.name, row.key] for row in (running, other, waiting)} == {1}
     let_go(cluster, [running, other, waiting])
 
 
@@ -178,5 +178,5 @@ def test_a_task_that_takes_too_long_is_tried_again(seed):
     options = Options(timeout=1.0, retries=2)
     row = owner.submit("x", Task(1, duration=1.5 * SECOND), options=options)
     cluster.run()
-    assert row.state == ERROR and cluster.started[owner.name, "x"] == 3
+    assert row.state == ERROR and cluster.record.started[owner.name, "x"] == 3
     let_go(cluster, [row])

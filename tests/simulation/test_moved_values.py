@@ -65,5 +65,5 @@ def run_moves(seed: int, kill: bool) -> VirtualCluster:
 @pytest.mark.parametrize("seed", range(20))
 def test_every_value_is_somewhere_at_every_moment(seed: int, kill: bool) -> None:
     cluster = run_moves(seed, kill)
-    assert not cluster.lost
-    assert kill or not cluster.remade
+    assert not cluster.record.lost
+    assert kill or not cluster.record.remade

@@ -73,14 +73,14 @@ def test_waiting_begins_a_bounded_number_of_tasks(slots):
     cluster = VirtualCluster(0, 1, slots, faults=QUIET)
     owner = cluster.clients[0]
     (worker,) = cluster.workers.values()
-    cluster.locks.acquire("c", "somebody", lambda: None)
+    cluster.world.locks.acquire("c", "somebody", lambda: None)
     rows = [owner.submit(f"t{i}", Task(i, 1.0, cluster_lock="c")) for i in range(200)]
     cluster.run_for(0.5 * SECOND)
     limit = WAITING_PER_THREAD * slots
-    assert limit <= sum(cluster.started.values()) < limit + slots
+    assert limit <= sum(cluster.record.started.values()) < limit + slots
     cluster.run_for(3 * SECOND)
-    assert sum(cluster.started.values()) < limit + slots + 2
-    cluster.locks.release("c", "somebody")
+    assert sum(cluster.record.started.values()) < limit + slots + 2
+    cluster.world.locks.release("c", "somebody")
     cluster.run()
     assert [cluster.outcome(owner, row) for row in rows] == list(range(200))
     assert not worker.core.queue.crowd.waiting

@@ -59,20 +59,20 @@ def run_steps(seed: int, kills: int = 0, cancels: int = 0, fails: int = 0) -> Vi
 
 def test_without_trouble_every_step_is_taken_once():
     for seed in range(10):
-        assert run_steps(seed).steps_taken == TASKS * STEPS
+        assert run_steps(seed).record.steps_taken == TASKS * STEPS
 
 
 def test_after_a_failure_all_steps_are_kept():
     for seed in range(10):
-        assert run_steps(seed, fails=2).steps_taken == TASKS * STEPS
+        assert run_steps(seed, fails=2).record.steps_taken == TASKS * STEPS
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_a_death_costs_a_step_of_each_task_that_was_there(seed):
     cluster = run_steps(seed, kills=2)
     # Those whose value stayed at the worker are made again from their first step.
-    remade = sum(1 for name in cluster.remade if name[0] == cluster.clients[0].name)
-    assert cluster.steps_taken <= TASKS * STEPS + 2 * 2 + remade * STEPS
+    remade = sum(1 for name in cluster.record.remade if name[0] == cluster.clients[0].name)
+    assert cluster.record.steps_taken <= TASKS * STEPS + 2 * 2 + remade * STEPS
 
 
 def test_an_attempt_that_was_superseded_changes_nothing():
@@ -80,8 +80,8 @@ def test_an_attempt_that_was_superseded_changes_nothing():
     met: Counter = Counter()
     for seed in range(40):
         cluster = run_steps(seed, kills=1, cancels=6)
-        superseded += cluster.superseded
-        resumed += cluster.resumed
+        superseded += cluster.record.superseded
+        resumed += cluster.record.resumed
         met.update(cluster.network.met)
     assert superseded > 20 and resumed > 20
     assert met["row", "late pushed", "CHECKPOINT"], "no zombie asked its owner"

@@ -212,12 +212,16 @@ class Traveller:
         held = self.random.choice(ready)
         row = held.future.row
         if row.state == STORED and not self.cluster.copies(self.owner, row):
-            moved = row.borrowed and self.cluster.has_moved(row)
-            assert moved or self.cluster.killed or not held.expected.certain
+            moved = row.borrowed and self.cluster.observer.has_moved(row)
+            assert moved or self.cluster.record.killed or not held.expected.certain
             return
         futures = self.owner.open(row)
         if len(futures) != len(held.expected.inner):
-            assert self.cluster.killed or not held.expected.certain, (row, futures, held.expected)
+            assert self.cluster.record.killed or not held.expected.certain, (
+                row,
+                futures,
+                held.expected,
+            )
             return
         for future, inner in zip(futures, held.expected.inner, strict=True):
             self.held.append(Held(future, inner))
@@ -257,7 +261,7 @@ class Traveller:
         unfinished = [h for h in self.held if h.future.row.borrowed and not h.future.row.done]
         held = self.random.choice(unfinished or self.held)
         held.expected.spoil()
-        self.cluster.cancelled = True
+        self.cluster.record.cancelled = True
         self.owner.core.cancel([held.future.row], "cancelled by the program")
 
     def retry(self) -> None:
@@ -270,7 +274,7 @@ class Traveller:
         """End in the middle: what only this client owned is lost."""
         if not self.cluster.may_leave or not [p for p in self.others if not p.left]:  # type: ignore[attr-defined]
             return
-        self.left = self.cluster.cancelled = True
+        self.left = self.cluster.record.cancelled = True
         for what in [*self.mine, *self.sharing]:
             what.spoil()
         self.cluster.leave(self.owner)
@@ -366,7 +370,7 @@ class Traveller:
             right = "error" if held.expected.failed else held.expected.number
             if not held.expected.certain:
                 assert got in (right, *NO_VALUE), (held, got)
-            elif self.cluster.killed and not held.expected.rebuildable:
+            elif self.cluster.record.killed and not held.expected.rebuildable:
                 assert got in (right, "lost", "error"), (held, got)
             else:
                 assert got == right, (held, got)
@@ -388,7 +392,7 @@ def cut_routes(cluster: VirtualCluster, random: Random) -> None:
     for owner in cluster.owners:
         for address in addresses:
             if hub not in (owner.home, address) and address != owner.home and random.random() < 0.5:
-                cluster.cut_route(owner, address)
+                owner.cut_route(address)
 
 
 def run_travels(

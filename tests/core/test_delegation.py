@@ -10,13 +10,12 @@ import pytest
 from test_references import Pair, Side
 
 from dask_ownership.core import messages as m
-from dask_ownership.core.invariants import check_ownership
 from dask_ownership.core.row import ERROR, INLINE, PUSHED, WAITING, Borrowed, Failure, Function, Row
+from dask_ownership.testing.invariants import check_ownership
 
 
 def delegate(side: Side, row: Row, source: tuple) -> None:
     """The task of a row ends: its value is to be that of a future."""
-    side.core.identity = Function(2, b"identity", "identity")
     side.answer(row, m.DELEGATED, b"", 10.0, (source,))
     check_ownership(side.core)
 
@@ -209,10 +208,10 @@ def test_a_search_keeps_no_row():
     row = side.row("row")
     row.function = Function(9, b"f", "f")
     known = weakref.ref(row.function)
-    side.core.cycles.follow(row, ("another", "task", 1))
+    side.core.delegations.follow(row, ("another", "task", 1))
     side.answer(row, m.DONE, b"value", 10.0)
     side.release(row)
     del row
-    side.core.history.clear()
+    side.core.history.events.clear()
     gc.collect()
     assert known() is None

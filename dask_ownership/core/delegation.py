@@ -1,6 +1,7 @@
-"""Tasks that delegate to each other, so that none of them can ever have a value.
+"""Delegation: a task ends, and its value is to be that of another.
 
-Only a task that delegates comes to wait for something after others wait for it: only there a
+Tasks may delegate to each other, so that none of them can ever have a value. Only a task that
+delegates comes to wait for something after others wait for it: only there a
 cycle can close. So its owner follows what the new source waits for. Where that is another
 owner's, that owner is asked to go on from there, on behalf of the task that delegated: the
 edge-chasing of Chandy, Misra and Haas (1983). A search begins when a task delegates, and when
@@ -11,13 +12,25 @@ wait for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
+from dask_ownership.core.borrowing import Borrowing
+from dask_ownership.core.builtin import BuiltinFunctions
 from dask_ownership.core.lifecycle import Lifecycle
-from dask_ownership.core.messages import Key
-from dask_ownership.core.row import ERROR, HAS_BORROWERS, INLINE, Borrowed, Failure, Row
-from dask_ownership.core.table import Table
+from dask_ownership.core.lineage import Lineages
+from dask_ownership.core.messages import Key, Origin
+from dask_ownership.core.placement import WorkerView
+from dask_ownership.core.row import (
+    ERROR,
+    HAS_BORROWERS,
+    INLINE,
+    RETAINED,
+    Borrowed,
+    Failure,
+    Options,
+    Row,
+    measured,
+)
 
 Delegation = tuple[str, Key, int]
 """A task that delegated: the incarnation of its owner, its key and its attempt."""
@@ -26,26 +39,76 @@ FOLLOWED = 10_000
 """How many searches of others are remembered, each of which goes on from a row once."""
 
 
-class Cycles:
-    """Finds them.
+class Delegations:
+    """Tasks of one owner that delegate.
 
     Parameters
     ----------
-    table : Table
     lifecycle : Lifecycle
-    ask : callable
-        Asks the owner of a borrowed row something, with a detail.
+    lineages : Lineages
+    borrowing : Borrowing
+    functions : BuiltinFunctions
+    submits_no_more : callable
+        Told of a task that has delegated.
     """
 
     def __init__(
-        self, table: Table, lifecycle: Lifecycle, ask: Callable[[Borrowed, str, Any], None]
+        self,
+        lifecycle: Lifecycle,
+        lineages: Lineages,
+        borrowing: Borrowing,
+        functions: BuiltinFunctions,
+        submits_no_more: Callable[[Row], None],
     ) -> None:
-        self._table = table
         self._lifecycle = lifecycle
-        self._ask = ask
+        self._table = lifecycle.table
+        self._lineages = lineages
+        self._borrowing = borrowing
+        self._functions = functions
+        self._submits_no_more = submits_no_more
         self._followed: dict[tuple[Delegation, Key, int], None] = {}
 
-    def delegated(self, row: Row) -> bool:
+    def on_delegated(
+        self,
+        view: WorkerView,
+        row: Row,
+        nothing: None,
+        microseconds: float,
+        inside: Sequence[Origin],
+    ) -> None:
+        """The value of a row is to be another's: wait for that one, without a slot."""
+        lifecycle = self._lifecycle
+        measured(row, microseconds)
+        inner = self._borrowing.inside_result(view, row, inside)
+        if row.roles & RETAINED and row.lineage is None:
+            self._lineages.keep(row, row.contains)  # before it becomes another's value
+        was = row.options
+        row.options = Options(
+            depth=was.depth,
+            parent=was.parent,
+            heir=was.heir,
+            within=was.within,
+            replicas=was.replicas,
+        )
+        functions = self._functions
+        needed = lifecycle.become(row, functions.identity, functions.payload, inner)
+        lifecycle.release_uses(needed)
+        if self.waits_for_itself(row):
+            return
+        if inner:
+            lifecycle.wait(row)
+            self._submits_no_more(row)
+        else:
+            detail = (
+                f"it ran at {view.address} and delegated to a future that is itself, or that its "
+                f"owner has freed; it was owned by {lifecycle.name}"
+            )
+            lifecycle.cannot_be_retried(row)
+            lifecycle.fail(row, ERROR, Failure("lost-data", row.key, detail))
+
+    # ---- cycles ----
+
+    def waits_for_itself(self, row: Row) -> bool:
         """Whether a row that delegated waits for itself; it has ended then."""
         if row.dependents is None and not row.roles & HAS_BORROWERS:
             return False  # nobody waits for it
@@ -82,7 +145,7 @@ class Cycles:
                 continue
             seen.add(row)
             if isinstance(row, Borrowed):
-                self._ask(row, "follow", begun)
+                self._borrowing.request(row, "follow", begun)
             elif mine and row.key == key and row.attempt == attempt:
                 return True
             stack.extend(row.dependencies)

@@ -1,0 +1,204 @@
+"""What can be seen of a virtual cluster by one who sees all of its processes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dask_ownership.core.row import (
+    CANCELLED,
+    ERROR,
+    INLINE,
+    LOST,
+    PUSHED,
+    STATE_NAMES,
+    STORED,
+    Borrowed,
+    Failure,
+    Row,
+    version_of,
+)
+from dask_ownership.core.session import Entry
+from dask_ownership.testing import travel
+from dask_ownership.testing.invariants import (
+    check_empty,
+    check_executor,
+    check_executor_empty,
+    check_ownership,
+)
+from dask_ownership.testing.pipe import OwnerProcess, WorkerProcess
+from dask_ownership.testing.record import Record
+from dask_ownership.testing.scheduler import VirtualScheduler
+
+
+class Observer:
+    """Looks at all processes of a virtual cluster at one moment, and checks what must hold.
+
+    Parameters
+    ----------
+    record : Record
+    scheduler : VirtualScheduler
+    workers : mapping of str to WorkerProcess
+        Those that live, by address.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        scheduler: VirtualScheduler,
+        workers: Mapping[str, WorkerProcess],
+    ) -> None:
+        self.record = record
+        self.scheduler = scheduler
+        self.workers = workers
+
+    # ---- values ----
+
+    def read(self, owner: OwnerProcess, row: Row) -> int:
+        """The value of a row that has one, fetched from a holder when it is stored."""
+        if row.state == INLINE:
+            assert isinstance(row.value, bytes)
+            return travel.number(travel.loads(owner, row.value)[0])
+        copies = self.copies(owner, row)
+        assert copies, f"{row} is with none of {row.holders}"
+        return travel.number(travel.loads(owner, copies[0])[0])
+
+    def copies(self, owner: OwnerProcess, row: Row) -> list[bytes]:
+        """What its holders have of a stored row; for one that dies soon, what the rest has."""
+        found = []
+        places = [(view.address, (owner.name, row.key, version_of(row))) for view in row.holders]
+        if isinstance(row, Borrowed):
+            name = owner.core.table.value_name(row)
+            places += [(address, name) for address in row.addresses]
+        for address, name in places:
+            worker = self.workers.get(address)
+            value = worker.store.find(name) if worker is not None else None
+            if value is not None:
+                found.append(value)
+        return found
+
+    def outcome(self, owner: OwnerProcess, row: Row) -> Any:
+        """The value, or ``"error"``, ``"cancelled"``, ``"lost"`` or another kind of failure."""
+        if row.state == STORED and not self.copies(owner, row):
+            return "lost"  # its owner has not heard of it yet
+        if row.state in (INLINE, STORED):
+            return self.read(owner, row)
+        if row.state == CANCELLED:
+            return "cancelled"
+        if row.state in (ERROR, LOST):
+            if isinstance(row.value, Failure):
+                lost = ("lost-data", "owner-lost")
+                return "lost" if row.value.kind in lost else row.value.kind
+            return "error"
+        return repr(row)
+
+    def note_loss(self, owner: OwnerProcess, row: Row) -> None:
+        """Every holder of a stored value may be dead now, whether its owner knows or not."""
+        if row.state == STORED and not self.copies(owner, row):
+            scattered = row.lineage is None and not row.borrowed
+            (self.record.lost if scattered else self.record.remade).add((owner.name, row.key))
+
+    def has_moved(self, row: Row) -> bool:
+        """Whether the owner of a borrowed row has, or makes, another copy; it says so soon."""
+        incarnation, _, _, key = row.place[:4]  # type: ignore[attr-defined]
+        if (incarnation, key) in self.record.lost or (incarnation, key) in self.record.remade:
+            return True  # it finds out that there is no copy when somebody misses it
+        for owner in self.scheduler.owners:
+            if owner.name == incarnation:
+                theirs = owner.core.table.rows.get(key)
+                if theirs is None:  # cancelled, which is said soon
+                    ends = {event for name, event, *_ in owner.core.history.events if name == key}
+                    return STATE_NAMES[CANCELLED] in ends
+                return theirs.state != STORED or bool(self.copies(owner, theirs))
+        return True  # its owner is gone
+
+    # ---- tasks ----
+
+    def _row_of(self, entry: Entry) -> Row | None:
+        """The row of a running task, if this is its current attempt."""
+        for owner in self.scheduler.owners:
+            if owner.name == entry.session.owner:
+                row: Row | None = owner.core.table.rows.get(entry.key)
+                return row if row is not None and row.attempt == entry.attempt else None
+        return None
+
+    def note_kept(self, entry: Entry, step: int) -> None:
+        """A task heard that its owner keeps a step."""
+        row = self._row_of(entry)
+        if row is not None:
+            self.record.kept[row] = step
+
+    def check_restored(self, entry: Entry, step: int) -> None:
+        """No step that was kept is taken again, unless the value was there and got lost."""
+        self.record.resumed += step > 0
+        row = self._row_of(entry)
+        if row is not None and row.lineage is None:
+            kept = self.record.kept.get(row, 0)
+            assert step >= kept, f"{row} starts at step {step}, and {kept} were kept"
+
+    def wants(self, entry: Entry) -> bool:
+        """Whether the owner of a task waits for this attempt of it."""
+        row = self._row_of(entry)
+        return row is not None and row.state == PUSHED
+
+    def assert_unwanted(self, owner: str, entry: Entry, dependency: Entry) -> None:
+        """A task that finds its dependency gone must itself be given up at its owner."""
+        for found in self.scheduler.owners:
+            row = found.core.table.rows.get(entry.key)
+            if found.name != owner or row is None or row.attempt != entry.attempt:
+                continue
+            for needed in row.dependencies:
+                # It may have been made again meanwhile: then this was another value. Or it was
+                # moved from a worker that leaves, which gives what it did not start back, unless
+                # it stays after all. Or it never got there, because its holder does not answer.
+                assert (
+                    (
+                        (self.record.retiring or self.record.watchful)
+                        and row.worker not in needed.holders
+                    )
+                    or needed.key != dependency.key
+                    or needed.state not in (INLINE, STORED)
+                    or version_of(needed) != dependency.attempt
+                ), f"{needed} was freed early for {entry}"
+
+    # ---- what must hold ----
+
+    def validate(self) -> None:
+        """Check the invariants everywhere."""
+        for owner in self.scheduler.owners:
+            check_ownership(owner.core)
+            for row in owner.core.table.all():
+                name = (owner.name, row.key)
+                if (
+                    row.state == STORED
+                    and name not in self.record.lost
+                    and name not in self.record.remade
+                ):
+                    if row.borrowed:
+                        assert self.copies(owner, row) or self.has_moved(row), (
+                            f"{row} was freed early"
+                        )
+                        continue
+                    if not all(map(self.scheduler.is_there, row.holders)):
+                        self.note_loss(owner, row)  # one was taken for dead
+                        continue
+                    assert self.copies(owner, row), f"{row} was freed early everywhere"
+                    primary = self.workers.get(row.holders[0].address)
+                    # After one died or left the first holder may be one that still fetches.
+                    assert (
+                        self.record.killed
+                        or self.record.retiring
+                        or primary is None
+                        or primary.store.find((owner.name, row.key, version_of(row)))
+                    ), f"{row} was freed early at its first holder"
+        for worker in self.workers.values():
+            check_executor(worker.core)
+
+    def assert_empty(self) -> None:
+        """Every table is empty, in every process (rule R6)."""
+        for owner in self.scheduler.owners:
+            check_empty(owner.core)
+        for worker in self.workers.values():
+            check_executor_empty(worker.core)
+            assert worker.core.queue.busy == 0, worker.core.queue.busy
+            assert not worker.store.values, worker.store.values

@@ -1,0 +1,179 @@
+"""Slots and locks of one worker of the virtual cluster: who has them, and who waits for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from dask_ownership.core.executor import Executor
+from dask_ownership.core.messages import Key
+from dask_ownership.core.row import Borrowed, Row
+from dask_ownership.core.session import Entry
+from dask_ownership.testing.clock import SECOND
+from dask_ownership.testing.locks import Locks
+from dask_ownership.testing.owner import WINDOW, VirtualOwner
+from dask_ownership.testing.task import Task
+from dask_ownership.testing.world import World
+
+PATIENCE = 90_000.0
+"""Virtual microseconds for which a task that can go on waits for a slot."""
+
+LONG = 10_000.0
+"""Virtual microseconds after which a wait for a lock of the cluster gives the slot up."""
+
+
+def names_of(home: str, rows: Iterable[Row]) -> list[tuple[str, Key]]:
+    """Owners and keys of the objects that rows stand for, of those that have not ended."""
+    return [
+        (row.place[0], row.place[3]) if isinstance(row, Borrowed) else (home, row.key)
+        for row in rows
+        if not row.done
+    ]
+
+
+class Parking:
+    """Has tasks give up their slots while they wait, and want them back, as the runtime does.
+
+    Parameters
+    ----------
+    world : World
+    owner : VirtualOwner
+        The one in the worker's process.
+    core : Executor
+    wants_step : callable
+        Something happened to the worker.
+
+    Attributes
+    ----------
+    beyond : set of Entry
+        Tasks that run without a slot, because there was none for too long.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        owner: VirtualOwner,
+        core: Executor,
+        wants_step: Callable[[], None],
+    ) -> None:
+        self.world = world
+        self.owner = owner
+        self.core = core
+        self.wants_step = wants_step
+        self.beyond: set[Entry] = set()
+        self._locks = Locks()
+        self._has_locks: dict[Entry, tuple[str, str]] = {}
+        self._watching = False
+        self._ended_at = 0.0
+
+    def watch(self) -> None:
+        """Look later whether more tasks may begin, when some wait for that."""
+        if (
+            self.core.queue.crowd.full or not self.core.queue.exclusion.idle
+        ) and not self._watching:
+            self._watching = True
+            self.owner.later(SECOND / 10, self._watch)
+
+    def _watch(self) -> None:
+        """Look whether more may begin, as the runtime does."""
+        self._watching = False
+        self.core.queue.crowd.relieve((self.world.clock.now - self._ended_at) / 1e6)
+        self.core.queue.exclusion.look(self.world.clock.seconds)
+        self._look_at_awaited()
+        self.wants_step()
+
+    def _look_at_awaited(self) -> None:
+        """Have what parked tasks wait for start first."""
+        rows = [row for entry in self.core.queue.crowd.waiting for row in entry.awaits]
+        for row in rows:  # which grows meanwhile
+            rows.extend(one for one in row.dependencies if one not in rows)
+        self.core.queue.awaited(names_of(self.core.home, rows))
+        if self.core.queue.crowd.full:
+            self.owner.core.hurry(rows, self.world.clock.now)
+            self.owner.wants_step()
+
+    def park(self, entry: Entry, rows: Iterable[Row] = ()) -> None:
+        """Give up the slot of a task that waits for rows, or for something else."""
+        self.beyond.discard(entry)
+        entry.awaits = tuple(rows)
+        self.core.queue.parked(entry)
+        if self.core.queue.crowd.full:
+            self.core.queue.awaited(names_of(self.core.home, entry.awaits))
+
+    def want_slot(self, entry: Entry, go_on: Callable[[], None]) -> None:
+        """Go on when there is a slot, and without one when that takes too long."""
+        entry.awaits = ()
+        self.core.queue.wants_slot(go_on, entry)
+        self.owner.later(PATIENCE, partial(self._lacks_slot, entry, go_on))
+        self.wants_step()
+
+    def _lacks_slot(self, entry: Entry, go_on: Callable[[], None]) -> None:
+        if self.owner.alive and self.core.queue.stops_waiting(go_on, entry):
+            self.beyond.add(entry)
+            go_on()
+            self.wants_step()
+
+    def release_slot(self, entry: Entry) -> None:
+        """A task ended."""
+        self.core.queue.released_slot()
+        self.beyond.discard(entry)
+        self._ended_at = self.world.clock.now
+        local, of_cluster = self._has_locks.pop(entry, ("", ""))
+        if of_cluster:
+            self.owner.later(
+                self.world.network.delay(), lambda: self.world.locks.release(of_cluster, entry)
+            )
+        if local:
+            self._locks.release(local, entry)
+        self.wants_step()
+
+    # ---- locks ----
+
+    def take_locks(self, entry: Entry, task: Task, begin: Callable[[], None]) -> None:
+        """Begin when a task has its locks: that of the process first, with its slot."""
+        self._has_locks[entry] = (task.local_lock, task.cluster_lock)
+
+        def has_local() -> None:
+            if task.cluster_lock and self.owner.alive:
+                self.owner.later(
+                    self.world.network.delay(), partial(self._ask_cluster, entry, task, begin)
+                )
+            else:
+                begin()
+
+        if task.local_lock:
+            self._locks.acquire(task.local_lock, entry, has_local)
+        else:
+            has_local()
+
+    def _ask_cluster(self, entry: Entry, task: Task, begin: Callable[[], None]) -> None:
+        """Ask the scheduler for a lock, and give the slot up when that lasts."""
+        parked = over = False
+
+        def lasts() -> None:
+            nonlocal parked
+            if self.owner.alive and not over:
+                parked = True
+                self.park(entry)
+                self.wants_step()
+
+        def granted() -> None:
+            self.owner.later(self.world.network.delay(), arrives)
+
+        def arrives() -> None:
+            nonlocal over
+            over = True
+            if not self.owner.alive:
+                self.world.locks.release(task.cluster_lock, entry)
+            elif parked:
+                self.want_slot(entry, begin)
+            else:
+                begin()
+
+        self.owner.later(LONG, lasts)
+        self.world.locks.acquire(task.cluster_lock, entry, granted)
+
+    def end(self) -> None:
+        """The process ended: the locks of the cluster that tasks had are free a while later."""
+        for entry, (_, lock) in self._has_locks.items():
+            self.world.clock.later(WINDOW, partial(self.world.locks.release, lock, entry))

@@ -1,0 +1,41 @@
+"""The stored values of one worker of the virtual cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dask_ownership.core.executor import Executor
+from dask_ownership.core.messages import ValueName
+from dask_ownership.core.session import Entry
+from dask_ownership.testing.clock import Clock
+
+
+class Store:
+    """Keeps pickled values, each under a name that no other value ever has.
+
+    Parameters
+    ----------
+    core : Executor
+        Knows which value is which.
+    clock : Clock
+        Gives the names.
+
+    Attributes
+    ----------
+    values : dict
+    """
+
+    def __init__(self, core: Executor, clock: Clock) -> None:
+        self.core = core
+        self.clock = clock
+        self.values: dict[Any, bytes] = {}
+
+    def put(self, entry: Entry, value: bytes) -> None:
+        """Keep the value of an entry."""
+        entry.stored = (entry.session.owner, entry.key, self.clock.number())
+        self.values[entry.stored] = value
+
+    def find(self, name: ValueName) -> bytes | None:
+        """The value of an owner that is kept here, or None."""
+        entry = self.core.find_value(*name)
+        return self.values[entry.stored] if entry is not None else None
