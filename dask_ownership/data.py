@@ -45,9 +45,16 @@ class Data(ClusterConnection):
         self._check_open()
         options = given_in(current_entry())
         return self.sync(
-            self._scatter, data, workers, broadcast, direct, None, timeout, hash, options,
+            self._scatter,
+            data,
+            workers=workers,
+            broadcast=broadcast,
+            direct=direct,
+            timeout=timeout,
+            hash=hash,
+            options=options,
             asynchronous=asynchronous,
-        )  # fmt: skip
+        )
 
     async def _scatter(
         self,
@@ -58,11 +65,20 @@ class Data(ClusterConnection):
         local_worker: Any = None,
         timeout: Any = no_default,
         hash: bool = True,
+        *,
         options: Options = NO_OPTIONS,
     ) -> Any:
         seconds = self._timeout if timeout is no_default else parse_timeout(timeout)
         within = inf if seconds is None else seconds
-        return await scatter(self, data, workers, broadcast, hash, within, options)
+        return await scatter(
+            self,
+            data,
+            workers=workers,
+            broadcast=broadcast,
+            hash=hash,
+            timeout=within,
+            options=options,
+        )
 
     def replicate(
         self, futures: Any, n: int | None = None, workers: Any = None, branching_factor: int = 2,

@@ -54,8 +54,8 @@ task_clients: WeakValueDictionary[str, Any] = WeakValueDictionary()
 class Future(distributed.Future):
     """A value that may not exist yet, owned by this process.
 
-    Everything `distributed.Future` offers, for a row of the ownership table. Made by
-    `Client`; users do not make any.
+    Everything `distributed.Future` offers, for a row of the ownership table, and therefore as
+    many methods as that has. Made by `Client`; users do not make any.
     """
 
     __slots__ = ("_cleared", "_client", "_owner", "_row")

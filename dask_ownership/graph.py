@@ -168,9 +168,9 @@ def graph_futures(
     """
     for key in keys:
         check_key(key)
-    builder = _Builder(client, graph, keys, call, fifo_timeout)
+    builder = _Builder(client, graph, keys, call)
     try:
-        found = builder.build(internal_priority)
+        found = builder.build(internal_priority, fifo_timeout)
         builder.keep_copies()
         if builder.nbytes > MAYBE_LARGE:
             warn_if_large(builder.nbytes)
@@ -183,18 +183,53 @@ persisting: ContextVar[bool] = ContextVar("persisting", default=False)
 """Whether what is asked for of a graph is to stay at the workers."""
 
 
+class TaskSettings:
+    """What the call of a graph, and annotations of its tasks, say of each task.
+
+    Parameters
+    ----------
+    call : dict
+        What the call says. Annotations of a task win over it.
+    annotations : dict
+        Name of the annotation to a dict of key and value.
+    entry : object or None
+        Of the task that submits the graph.
+    """
+
+    def __init__(
+        self, call: dict[str, Any], annotations: dict[str, dict[Any, Any]], entry: Any
+    ) -> None:
+        self._call = merged(call, dask.get_annotations())
+        self._annotations = annotations
+        self._entry = entry
+        self._per_key = varies(self._call)
+        self._common = NO_OPTIONS
+        if not self._per_key:
+            self._common = make_options(call_of(of_key(self._call, None)), entry)
+
+    def of(self, key: Any) -> tuple[Any, Options]:
+        """Priority and options of a task.
+
+        Raises
+        ------
+        TypeError, ValueError
+            When one has a wrong value.
+        """
+        if not self._annotations and not self._per_key:
+            return self._call.get("priority") or 0, self._common
+        settings = dict(self._call)
+        for name, values in self._annotations.items():
+            value = values.get(key)
+            if value is not None:
+                settings[SAME.get(name, name)] = value
+        settings = of_key(settings, key)
+        return settings.get("priority") or 0, make_options(call_of(settings), self._entry)
+
+
 class _Builder:
     """The making of one graph's rows."""
 
-    def __init__(
-        self,
-        client: Any,
-        graph: Graph,
-        keys: set[Any],
-        call: dict[str, Any],
-        fifo_timeout: Any,
-    ) -> None:
-        self.client = client
+    def __init__(self, client: Any, graph: Graph, keys: set[Any], call: dict[str, Any]) -> None:
         self.calls: Calls = client.calls
         self.owner = self.calls.owner
         self.graph = graph
@@ -207,19 +242,16 @@ class _Builder:
         self.run_node = dumps(run_node)
         self.entry = current_entry() if self.owner.executor is not None else None
         self.depth = self.entry.depth + 1 if self.entry is not None else 0
-        self.call = merged(call, dask.get_annotations())
-        self.fifo_timeout = fifo_timeout
+        self.settings = TaskSettings(call, graph.annotations, self.entry)
         self.persists = persisting.get()
-        self.per_key = varies(self.call)
-        self.common = NO_OPTIONS if self.per_key else self._options(of_key(self.call, None))
 
-    def build(self, internal_priority: Any) -> dict[Any, Future]:
+    def build(self, internal_priority: Any, fifo_timeout: Any) -> dict[Any, Future]:
         needed = self._needed()
         places = internal_priority or (
             order(needed) if len(needed) > 1 else dict.fromkeys(needed, 0)
         )
         in_order = sorted(needed, key=places.__getitem__)
-        base = self.owner.places.graph(len(in_order), parse_timedelta(self.fifo_timeout))
+        base = self.owner.places.graph(len(in_order), parse_timedelta(fifo_timeout))
         for place, key in enumerate(in_order):
             self._add(key, needed[key], base + place)
         found: dict[Any, Future] = {}
@@ -228,7 +260,7 @@ class _Builder:
             if row is None:
                 row = self._outside(key)
             self.owner.core.table.hold(row)
-            found[key] = Future(self.client, row)
+            found[key] = Future(self.calls.client, row)
         return found
 
     def keep_copies(self) -> None:
@@ -443,29 +475,13 @@ class _Builder:
         self.handles.append(row)
         return row
 
-    # ---- options ----
-
     def _wishes(self, key: Any) -> tuple[Any, Options]:
-        """Priority and options of a task, by the call and by the task's own annotations."""
-        priority, options = self._asked(key)
+        """Priority and options of a task; what is persisted stays at a worker."""
+        priority, options = self.settings.of(key)
         if self.persists and key in self.keys:
             options = options.copy()
             options.stays = True
         return priority, options
-
-    def _asked(self, key: Any) -> tuple[Any, Options]:
-        if not self.graph.annotations and not self.per_key:
-            return self.call.get("priority") or 0, self.common
-        settings = dict(self.call)
-        for name, values in self.graph.annotations.items():
-            value = values.get(key)
-            if value is not None:
-                settings[SAME.get(name, name)] = value
-        settings = of_key(settings, key)
-        return settings.get("priority") or 0, self._options(settings)
-
-    def _options(self, settings: dict[str, Any]) -> Options:
-        return make_options(call_of(settings), self.entry)
 
 
 class _Nested(Exception):

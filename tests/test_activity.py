@@ -64,7 +64,7 @@ def watched(client: Client) -> bool:
 def forget(dask_scheduler: Any) -> None:
     """Nobody looks any more."""
     feed = dask_scheduler.extensions["dask-ownership"].feed
-    feed._until = 0.0
+    feed.watchers.until = 0.0
 
 
 def test_at_rest_the_numbers_are_those_of_the_owner(client: Client, workers: Any) -> None:

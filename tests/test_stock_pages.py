@@ -92,7 +92,7 @@ def test_nothing_is_shown_that_nobody_keeps_up_to_date(client: Client) -> None:
     until(lambda: activity(client) and client.run_on_scheduler(prefix, "inc")["states"])
 
     def forget(dask_scheduler: Any) -> None:
-        dask_scheduler.extensions["dask-ownership"].feed._until = 0.0
+        dask_scheduler.extensions["dask-ownership"].feed.watchers.until = 0.0
 
     def group(dask_scheduler: Any) -> bool:
         return "inc (owned)" in dask_scheduler.task_groups

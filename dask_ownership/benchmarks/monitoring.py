@@ -158,14 +158,14 @@ def forget_lookers(dask_scheduler: Any) -> bool:
     if "task-stream" in dask_scheduler.plugins:
         dask_scheduler.remove_plugin(name="task-stream")
     feed = dask_scheduler.extensions["dask-ownership"].feed
-    feed._until = 0.0
+    feed.watchers.until = 0.0
     # A page that was closed is kept up to date for half a minute, in case it comes back.
     sessions = any(
         context.sessions
         for app in dask_scheduler.http_application.applications
         for context in getattr(app, "_applications", {}).values()
     )
-    return not (sessions or feed.watching or feed.task_stream.wanted or feed._asked)
+    return not sessions and bool(feed.idle)
 
 
 def look(dask_scheduler: Any) -> None:
@@ -176,7 +176,7 @@ def look(dask_scheduler: Any) -> None:
 def looked_at(dask_scheduler: Any) -> bool:
     """Whether reports come in."""
     feed = dask_scheduler.extensions["dask-ownership"].feed
-    return bool(feed.watching and feed.owners and feed.workers)
+    return bool(feed.watchers.on and feed.owners and feed.workers.last)
 
 
 class Cluster:

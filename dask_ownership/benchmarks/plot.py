@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
+from typing import Any
+
 from dask_ownership.benchmarks.bars import median_of, number
 from dask_ownership.benchmarks.cases import Case, Metric
 from dask_ownership.benchmarks.parent import EngineRun
@@ -42,27 +45,12 @@ def draw(runs: dict[str, EngineRun], cases: list[Case], path: str, caption: str)
     caption
         What stands below.
     """
-    import textwrap
-
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    groups = []
-    for case in cases:
-        metric = _compared(case)
-        if metric is None:
-            continue
-        found = {
-            name: value
-            for name in runs
-            if (value := median_of(runs, name, case.name, metric.name)) is not None and value > 0
-        }
-        if found:
-            groups.append((case, metric, found))
-    if not groups:
-        raise ValueError("nothing was measured that could be drawn")
+    groups = _measured(runs, cases)
     reference = "distributed" if "distributed" in runs else next(iter(runs))
     n_bars = sum(len(found) for _, _, found in groups)
     height = 1.6 + 0.2 * n_bars + 0.22 * len(groups)
@@ -71,32 +59,16 @@ def draw(runs: dict[str, EngineRun], cases: list[Case], path: str, caption: str)
     ticks, labels = [], []
     named: set[str] = set()
     for case, metric, found in groups:
-        base = found.get(reference, next(iter(found.values())))
-        top = y
-        for name, value in found.items():
-            ratio = value / base if metric.higher else base / value
-            axes.barh(
-                y,
-                ratio - 1,
-                left=1,
-                height=0.85,
-                color=COLOURS.get(name),
-                label=None if name in named else name,
-            )
-            named.add(name)
-            axes.plot(ratio, y, "o", markersize=4, color=COLOURS.get(name))
-            axes.annotate(
-                f"{number(value)} {metric.unit}",
-                (max(ratio, 1.0), y),
-                xytext=(5, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=7,
-            )
-            y += 1
-        ticks.append((top + y - 1) / 2)
+        ticks.append(y + (len(found) - 1) / 2)
         size = next(r.results[case.name]["size"] for r in runs.values() if case.name in r.results)
         labels.append(case.full_title(size))
+        base = found.get(reference, next(iter(found.values())))
+        for name, value in found.items():
+            ratio = value / base if metric.higher else base / value
+            text = f"{number(value)} {metric.unit}"
+            _draw_bar(axes, y, ratio, text, COLOURS.get(name), None if name in named else name)
+            named.add(name)
+            y += 1
         y += 1.1
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
@@ -111,3 +83,46 @@ def draw(runs: dict[str, EngineRun], cases: list[Case], path: str, caption: str)
     figure.supxlabel("\n".join(textwrap.wrap(caption, 150)), fontsize=6)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def _measured(
+    runs: dict[str, EngineRun], cases: list[Case]
+) -> list[tuple[Case, Metric, dict[str, float]]]:
+    """The cases that can be drawn, each with its metric and the medians by engine.
+
+    Raises
+    ------
+    ValueError
+        When there are none.
+    """
+    groups = []
+    for case in cases:
+        metric = _compared(case)
+        if metric is None:
+            continue
+        found = {
+            name: value
+            for name in runs
+            if (value := median_of(runs, name, case.name, metric.name)) is not None and value > 0
+        }
+        if found:
+            groups.append((case, metric, found))
+    if not groups:
+        raise ValueError("nothing was measured that could be drawn")
+    return groups
+
+
+def _draw_bar(
+    axes: Any, y: float, ratio: float, text: str, colour: str | None, label: str | None
+) -> None:
+    """Draw one bar from 1 to a ratio, with a point at its end and its number."""
+    axes.barh(y, ratio - 1, left=1, height=0.85, color=colour, label=label)
+    axes.plot(ratio, y, "o", markersize=4, color=colour)
+    axes.annotate(
+        text,
+        (max(ratio, 1.0), y),
+        xytext=(5, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=7,
+    )

@@ -198,6 +198,7 @@ def draw(found: Prediction, path: str) -> None:
 @click.option("--seed", type=int, help="For the same run again.  [default: another each time]")
 @click.option("--plot", type=click.Path(dir_okay=False, writable=True), help="Write a picture.")
 def command(
+    *,
     workers: int,
     threads: int,
     owners: int,

@@ -125,6 +125,7 @@ async def show_live(source: Source, sort: str, interval: float) -> None:
 @click.option("--once", is_flag=True, help="Print one picture and end.")
 @cluster_options
 def command(
+    *,
     address: str,
     sort: str,
     interval: float,

@@ -12,25 +12,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, deque
-from collections.abc import Iterable
+from collections import deque
 from time import time
 from typing import Any
 
 from dask_ownership.cluster import metrics
-from dask_ownership.cluster.flow import Counts, Flow
+from dask_ownership.cluster.rounds import Reported, Rounds, pending, rate
 from dask_ownership.cluster.stock_pages import StockPages
 from dask_ownership.cluster.task_stream import TaskStream
-from dask_ownership.core.activity import BUCKETS, percentile
-from dask_ownership.core.history import AGAIN
+from dask_ownership.cluster.worker_reports import WorkerReports
 from dask_ownership.runtime.dask.scheduler import Sender, pages_open
 from dask_ownership.runtime.membership import ACTIVITY, REPORT, WATCH
 from dask_ownership.runtime.reporting import INTERVAL, Reporter
 
 logger = logging.getLogger("dask_ownership.scheduler")
-
-ASKED = 3.0
-"""Seconds for which a worker may take to answer."""
 
 PER_WORKER = 0.005
 """Seconds between two rounds for each worker of the cluster, as far as that is more than the
@@ -42,44 +37,58 @@ LOOKED = 10.0
 FIRST_REPORTS = 1.0
 """Seconds for which the first reports of clients are waited for."""
 
-HISTORY = 600
-"""Rounds that are remembered: about five minutes."""
-
-WINDOW = 10
-"""Rounds over which rates and percentiles are taken: about five seconds."""
-
 EVENTS = 200
 """Unusual events that are remembered."""
 
-PENDING = ("waiting", "ready")
-"""States of tasks that were not handed to a worker."""
 
+class Watchers:
+    """Whether somebody looks, and which clients were told so.
 
-class Reported:
-    """The newest that is known of one owner.
+    Parameters
+    ----------
+    scheduler : distributed.Scheduler
 
     Attributes
     ----------
-    last : dict
-        Its newest report.
-    done : deque of tuple
-        When how many of its tasks were done, in the last rounds.
-    parent : str
-        Name of the owner whose tasks submitted to this one last.
+    on : bool
+        Somebody looked when clients were told last.
+    until : float
+        When nobody does any more.
+    told : dict
+        Incarnation of each owner that was told to report to the id of its client.
     """
 
-    def __init__(self) -> None:
-        self.last: dict[str, Any] = {}
-        self.done: deque[tuple[float, int]] = deque(maxlen=WINDOW)
-        self.parent = ""
+    def __init__(self, scheduler: Any) -> None:
+        self.on = False
+        self.until = 0.0
+        self.told: dict[str, str] = {}
+        self._scheduler = scheduler
 
+    def tell(self, members: dict[str, tuple[str, str]]) -> bool:
+        """Tell clients, of these owners, whether somebody looks; gives that."""
+        self.on = time() < self.until
+        if not self.on:
+            for client in self.told.values():
+                self._tell(client, False)
+            self.told.clear()
+            return False
+        for owner, (kind, client) in members.items():
+            if kind == "client" and owner not in self.told and self._tell(client, True):
+                self.told[owner] = client
+        return True
 
-def rate(counted: Iterable[tuple[float, float]]) -> float:
-    """Per second, of what was counted when."""
-    points = list(counted)
-    if len(points) < 2 or points[-1][0] <= points[0][0]:
-        return 0.0
-    return max(0.0, (points[-1][1] - points[0][1]) / (points[-1][0] - points[0][0]))
+    def _tell(self, client: str, on: bool) -> bool:
+        there = client in self._scheduler.client_comms
+        if there:
+            self._scheduler.client_send(client, {"op": WATCH, "on": on})
+        return there
+
+    def client_away(self, client: str) -> list[str]:
+        """Its owners, which are told again should it come back."""
+        owners = [owner for owner, told in self.told.items() if told == client]
+        for owner in owners:
+            del self.told[owner]
+        return owners
 
 
 class Feed:
@@ -93,39 +102,33 @@ class Feed:
         else's.
     holder : Owner
         The one in this process.
+    token : str
+        Proves to workers that it is the scheduler that asks.
 
     Attributes
     ----------
-    watching : bool
-        Somebody looks.
-    rounds : int
-        How often reports were brought together.
-    history : deque of dict
-        One for each round, see `activity`.
+    watchers : Watchers
+        Those who look.
+    rounds : Rounds
+        What was brought together.
     """
 
-    def __init__(self, scheduler: Any, owners: dict[str, tuple[str, str]], holder: Any) -> None:
+    def __init__(
+        self, scheduler: Any, owners: dict[str, tuple[str, str]], holder: Any, token: str
+    ) -> None:
         self.scheduler = scheduler
-        self.token = ""
         self.members = owners
         self.holder = Reporter(holder)
+        self.watchers = Watchers(scheduler)
         self.task_stream = TaskStream(scheduler, self.fetch)
-        self.watching = False
-        self.rounds = 0
-        self.history: deque[dict[str, Any]] = deque(maxlen=HISTORY)
+        self.rounds = Rounds()
         self.events: deque[dict[str, Any]] = deque(maxlen=EVENTS)
         self.gone = 0
         self.stock_pages = StockPages(scheduler)
         self.owners: dict[str, Reported] = {}
-        self.workers: dict[str, dict[str, Any]] = {}
-        self._ran: dict[str, deque[tuple[float, int]]] = {}
-        self._told: dict[str, str] = {}
-        self._failed: dict[str, int] = {}
-        self._until = 0.0
+        self.workers = WorkerReports(scheduler, token, self.stock_pages)
         self._next = 0.0
         self._asked = False
-        self._times: deque[tuple[list[int], list[int], list[int]]] = deque(maxlen=WINDOW)
-        self._flows = {kind: Flow() for kind in ("tasks", "sent", "received", "bytes")}
         self._fetching = asyncio.Lock()
         self._task: asyncio.Future[None] | None = None
         metrics.offer(self)
@@ -136,43 +139,32 @@ class Feed:
 
     def looked(self, seconds: float = LOOKED) -> None:
         """Somebody looks, and may look again within so many seconds."""
-        self._until = max(self._until, time() + seconds)
+        self.watchers.until = max(self.watchers.until, time() + seconds)
 
     def look(self) -> None:
         """Bring reports together when it is time to. Called again and again."""
         if pages_open(self.scheduler):
             self.looked()
         self._watch()
-        busy = self.watching or self.task_stream.wanted or self._asked
-        if busy and time() >= self._next and not self._fetching.locked():
+        if not self.idle and time() >= self._next and not self._fetching.locked():
             self._task = asyncio.ensure_future(self.fetch())
 
-    def _watch(self) -> None:
-        """Tell clients whether somebody looks."""
-        self.watching = time() < self._until
-        if self.watching != self.holder.watching:
-            self.holder.watch(self.watching)
-        if not self.watching:
-            for client in self._told.values():
-                self._tell(client, False)
-            if self.owners or self.workers:
-                # Numbers that nobody keeps up to date are not left.
-                self.stock_pages.hide()
-                self.owners.clear()
-                self.workers.clear()
-                for flow in self._flows.values():
-                    flow.clear()
-            self._told.clear()
-            return
-        for owner, (kind, client) in self.members.items():
-            if kind == "client" and owner not in self._told and self._tell(client, True):
-                self._told[owner] = client
+    @property
+    def idle(self) -> bool:
+        """Whether nobody looks, and all were told so."""
+        return not (self.watchers.on or self.task_stream.wanted or self._asked)
 
-    def _tell(self, client: str, on: bool) -> bool:
-        there = client in self.scheduler.client_comms
-        if there:
-            self.scheduler.client_send(client, {"op": WATCH, "on": on})
-        return there
+    def _watch(self) -> None:
+        """Tell all owners whether somebody looks."""
+        on = self.watchers.tell(self.members)
+        if on != self.holder.watching:
+            self.holder.watch(on)
+        if not on and (self.owners or self.workers.last):
+            # Numbers that nobody keeps up to date are not left.
+            self.stock_pages.hide()
+            self.owners.clear()
+            self.workers.last.clear()
+            self.rounds.clear_flow()
 
     # ---- what is reported ----
 
@@ -206,33 +198,32 @@ class Feed:
     def owner_gone(self, owner: str) -> None:
         """An owner is gone for good."""
         self.owners.pop(owner, None)
-        self._told.pop(owner, None)
+        self.watchers.told.pop(owner, None)
 
     def worker_gone(self, address: str) -> None:
         """A worker left the cluster, in good order or not."""
-        self.workers.pop(address, None)
-        self._ran.pop(address, None)
-        self._failed.pop(address, None)
+        self.workers.gone(address)
         self.stock_pages.worker_gone(address)
         self.gone += 1
         self._event(time(), "worker-gone", address, "", "it left the cluster")
 
     def client_away(self, client: str) -> None:
         """A client's connection is gone: should it come back it is told anew, and reports."""
-        for owner, told in list(self._told.items()):
-            if told == client:
-                del self._told[owner]
-                self.owners.pop(owner, None)
+        for owner in self.watchers.client_away(client):
+            self.owners.pop(owner, None)
 
     async def fetch(self) -> None:
         """One round: ask all workers, and bring together what is known."""
         async with self._fetching:
             note = self.task_stream.wanted
-            watch = self.watching
+            watch = self.watchers.on
             self._asked = note or watch
             workers = list(self.scheduler.workers)
             self._next = time() + PER_WORKER * len(workers)
-            answers = await asyncio.gather(*(self._ask(w, watch, note) for w in workers))
+            gap = self.task_stream.gap(len(workers))
+            answers = await asyncio.gather(
+                *(self.workers.ask(worker, watch, note, gap) for worker in workers)
+            )
             self.task_stream.took(workers, answers)
             if not watch:
                 return
@@ -240,13 +231,7 @@ class Feed:
             for address, answer in zip(workers, answers, strict=True):
                 if answer is None or address not in self.scheduler.workers:
                     continue  # it is gone or frozen: what it said last stays
-                self.workers[address] = answer["executor"]
-                self.stock_pages.ran(address, answer["tallies"])
-                if answer["failures"]:
-                    self.stock_pages.failed(address, answer["failures"])
-                    self._failed[address] = answer["failures"][-1][0]
-                done = self._ran.setdefault(address, deque(maxlen=WINDOW))
-                done.append((time(), answer["executor"]["done"]))
+                self.workers.take_in(address, answer)
                 if answer["owner"] is not None and address in owners:
                     self._took(owners[address], answer["owner"])
             report = self.holder.report()
@@ -254,83 +239,13 @@ class Feed:
                 self._took(self.holder.owner.incarnation, report)
             self._record()
 
-    async def _ask(self, worker: str, watch: bool, note: bool) -> Any:
-        """What one worker says; None when it does not answer."""
-        try:
-            asked = getattr(self.scheduler.rpc(worker), REPORT)(
-                watch=watch,
-                note=note,
-                again=watch and worker not in self.workers,
-                gap=self.task_stream.gap(len(self.scheduler.workers)),
-                failed=self._failed.get(worker, 0),
-                token=self.token,
-            )
-            return await asyncio.wait_for(asked, ASKED)
-        except Exception as error:
-            logger.debug("what %s does is not known: %r", worker, error)
-            return None
-
     def _record(self) -> None:
-        """Remember this round."""
-        self.rounds += 1
-        now = time()
-        owners = self.owners
-        for owner in list(owners):
+        """Remember this round, of the owners that are still there."""
+        for owner in list(self.owners):
             if owner not in self.members and owner != self.holder.owner.incarnation:
-                del owners[owner]
-        reports = [(owner, there, there.last) for owner, there in owners.items()]
-        for _, there, last in reports:
-            there.done.append((now, last["done"]))
-        sums = [
-            [sum(counts) for counts in zip(*kind, strict=True)] or [0] * BUCKETS
-            for kind in (
-                [last["latency"][name] for _, _, last in reports]
-                for name in ("waited", "ran", "took")
-            )
-        ]
-        self._times.append((sums[0], sums[1], sums[2]))
-        self._record_flow(now)
-        self.history.append(
-            {
-                "time": now,
-                "rate": sum(rate(there.done) for _, there, _ in reports),
-                "pending": sum(pending(last) for _, _, last in reports),
-                "pushed": sum(last["states"]["pushed"] for _, _, last in reports),
-                "queued": sum(counted["queued"] for counted in self.workers.values()),
-                "running": sum(counted["running"] for counted in self.workers.values()),
-                "threads": sum(counted["threads"] for counted in self.workers.values()),
-                "again": {
-                    reason: sum(last["again"][reason] for _, _, last in reports) for reason in AGAIN
-                },
-                "waited": self._percentiles(0),
-                "ran": self._percentiles(1),
-                "took": self._percentiles(2),
-            }
-        )
-        self.stock_pages.show(last for _, _, last in reports)
-
-    def _record_flow(self, now: float) -> None:
-        """Remember what went from whom to whom until this round."""
-        names = self._names()
-        flows: dict[str, dict[str, Counts]] = {kind: {} for kind in self._flows}
-        for owner, there in self.owners.items():
-            who = names.get(owner, owner)
-            last = there.last
-            flows["tasks"][owner] = {(who, at): link["given"] for at, link in last["links"].items()}
-            flows["sent"][owner] = {(who, at): sent for at, (sent, _) in last["traffic"].items()}
-            flows["received"][owner] = {(at, who): got for at, (_, got) in last["traffic"].items()}
-        for address, counted in self.workers.items():
-            received = counted["received"].items()
-            flows["bytes"][address] = {(peer, address): sums[0] for peer, sums in received}
-        for kind, flow in self._flows.items():
-            flow.record(now, flows[kind])
-
-    def _percentiles(self, kind: int) -> list[float | None]:
-        """Of what was measured in the last rounds, in seconds."""
-        first, last = self._times[0][kind], self._times[-1][kind]
-        new = [max(0, after - before) for before, after in zip(first, last, strict=True)]
-        found = (percentile(new, part) for part in (0.5, 0.9, 0.99))
-        return [None if one is None else one / 1e6 for one in found]
+                del self.owners[owner]
+        self.rounds.record(self.owners, self.workers.last, self._names())
+        self.stock_pages.show(there.last for there in self.owners.values())
 
     # ---- what is told ----
 
@@ -402,13 +317,13 @@ class Feed:
                 ``threads``, ``again`` (by reason), and ``waited``, ``ran``, ``took``: the
                 percentiles 50, 90 and 99 in seconds of a sample of the last five, or None.
         """
-        first = not self.watching
+        first = not self.watchers.on
         self.looked()
         self._watch()
         if first or time() >= self._next - INTERVAL / 2:
             await self.fetch()
         deadline = time() + FIRST_REPORTS
-        while self._told.keys() - self.owners.keys() and time() < deadline:
+        while self.watchers.told.keys() - self.owners.keys() and time() < deadline:
             await asyncio.sleep(0.01)
         return self.now(history)
 
@@ -416,28 +331,13 @@ class Feed:
         """As `activity`, of what is known."""
         now = time()
         kinds = {**self.members, self.holder.owner.incarnation: ("scheduler", "scheduler")}
-        sent: dict[str, Counter[str]] = {}
-        for address, counted in self.workers.items():
-            for peer, (nbytes, _, _) in counted["received"].items():
-                sent.setdefault(peer, Counter())[address] += nbytes
         owners = [(owner, there) for owner, there in self.owners.items() if owner in kinds]
-        workers = [
-            {
-                **counted,
-                "address": address,
-                "name": str(self.scheduler.workers[address].name),
-                "rate": rate(self._ran.get(address, ())),
-                "received": {peer: sums[0] for peer, sums in counted["received"].items()},
-                "sent": dict(sent.get(address, {})),
-            }
-            for address, counted in self.workers.items()
-            if address in self.scheduler.workers
-        ]
+        workers = self.workers.told()
         told: dict[str, Any] = {
             "time": now,
             "owners": [_owner(owner, *kinds[owner], there, now) for owner, there in owners],
             "workers": workers,
-            "flow": {kind: flow.rates() for kind, flow in self._flows.items()},
+            "flow": self.rounds.flow(),
             "losses": {
                 **{kinds[one][1]: there.last["losses"] for one, there in owners},
                 **{worker["address"]: worker["losses"] for worker in workers},
@@ -446,7 +346,7 @@ class Feed:
             "events": list(self.events),
         }
         if history:
-            told["history"] = list(self.history)
+            told["history"] = list(self.rounds.history)
         return told
 
     def close(self) -> None:
@@ -454,11 +354,6 @@ class Feed:
             self._task.cancel()
         self.holder.close()
         metrics.withdraw(self)
-
-
-def pending(report: dict[str, Any]) -> int:
-    """Tasks of an owner that were not handed to a worker."""
-    return sum(report["states"][state] for state in PENDING)
 
 
 def _owner(owner: str, kind: str, who: str, there: Reported, now: float) -> dict[str, Any]:

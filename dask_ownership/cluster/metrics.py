@@ -6,7 +6,7 @@ reported since.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 BETWEEN = 120.0
@@ -35,65 +35,81 @@ class Collector:
         """All metrics."""
         if not self.feeds:
             return
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-        def one(kind: Any, name: str, text: str, value: float) -> Any:
-            return kind(f"dask_ownership_{name}", text, value=value)
-
-        def several(kind: Any, name: str, text: str, label: str, values: dict[str, float]) -> Any:
-            family = kind(f"dask_ownership_{name}", text, labels=[label])
-            for key, value in values.items():
-                family.add_metric([key], value)
-            return family
-
         feed = self.feeds[-1]
         feed.looked(BETWEEN)
         told = feed.now(history=False)
-        owners, workers = told["owners"], told["workers"]
-
-        def summed(name: str) -> dict[str, float]:
-            sums: dict[str, float] = {}
-            for owner in owners:
-                for key, number in owner[name].items():
-                    sums[key] = sums.get(key, 0) + number
-            return sums
-
-        gauge, counter = GaugeMetricFamily, CounterMetricFamily
-        yield one(gauge, "owners", "Clients, workers and the scheduler, as owners", len(owners))
-        yield several(gauge, "objects", "Owned objects", "state", summed("states"))
-        for name in ("submitted", "done", "failed"):
-            total = sum(owner[name] for owner in owners)
-            text = f"Owned tasks {name}, of the owners that are there"
-            yield one(counter, f"tasks_{name}", text, total)
-        text = "Tasks handed out again, of the owners that are there"
-        yield several(counter, "reexecutions", text, "reason", summed("again"))
-        losses: dict[str, float] = {}
-        for counted in told["losses"].values():
-            for kind, number in counted.items():
-                losses[kind] = losses.get(kind, 0) + number
+        yield from _of_owners(told["owners"])
         text = "What deaths of other processes cost those that are there"
-        yield several(counter, "losses", text, "kind", losses)
-        for name, text in (
-            ("inline_nbytes", "Bytes of values that are with their owners"),
-            ("lineage_nbytes", "Bytes that owners keep to make values again"),
-            ("borrowed", "Objects of others that owners borrow"),
-        ):
-            yield one(gauge, name, text, sum(owner[name] for owner in owners))
-        for name in ("running", "queued", "parked"):
-            text = f"Owned tasks {name} at workers"
-            yield one(gauge, f"worker_tasks_{name}", text, sum(w[name] for w in workers))
-        for name in ("nbytes", "spilled"):
-            text = "Bytes of owned values at workers" + (" on disk" if name == "spilled" else "")
-            total = sum(worker["stored"][name] for worker in workers)
-            yield one(gauge, f"worker_stored_{name}", text, total)
-        for direction, index in (("to", 0), ("from", 1)):
-            text = f"Bytes that owners that are there exchanged with workers: {direction} workers"
-            total = sum(t[index] for owner in owners for t in owner["traffic"].values())
-            yield one(counter, f"owner_bytes_{direction}_workers", text, total)
-        text = "Bytes that workers got from each other, of the workers that are there"
-        total = sum(sum(worker["received"].values()) for worker in workers)
-        yield one(counter, "transferred_bytes", text, total)
-        yield one(counter, "workers_gone", "Workers that left", told["workers_gone"])
+        yield counter("losses", text, _summed(told["losses"].values()), "kind")
+        yield from _of_workers(told["workers"])
+        yield counter("workers_gone", "Workers that left", told["workers_gone"])
+
+
+def gauge(name: str, text: str, values: Any, label: str = "") -> Any:
+    """A number that goes up and down; or several, by what a label names."""
+    from prometheus_client.core import GaugeMetricFamily
+
+    return _family(GaugeMetricFamily, name, text, values, label)
+
+
+def counter(name: str, text: str, values: Any, label: str = "") -> Any:
+    """A number that only grows; or several, by what a label names."""
+    from prometheus_client.core import CounterMetricFamily
+
+    return _family(CounterMetricFamily, name, text, values, label)
+
+
+def _family(kind: Any, name: str, text: str, values: Any, label: str) -> Any:
+    if not label:
+        return kind(f"dask_ownership_{name}", text, value=values)
+    family = kind(f"dask_ownership_{name}", text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
+
+
+def _summed(counts: Iterable[dict[str, float]]) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    for counted in counts:
+        for key, number in counted.items():
+            sums[key] = sums.get(key, 0) + number
+    return sums
+
+
+def _of_owners(owners: list[dict[str, Any]]) -> Iterator[Any]:
+    """Metrics of what owners count."""
+    yield gauge("owners", "Clients, workers and the scheduler, as owners", len(owners))
+    states = _summed(owner["states"] for owner in owners)
+    yield gauge("objects", "Owned objects", states, "state")
+    for name in ("submitted", "done", "failed"):
+        text = f"Owned tasks {name}, of the owners that are there"
+        yield counter(f"tasks_{name}", text, sum(owner[name] for owner in owners))
+    text = "Tasks handed out again, of the owners that are there"
+    yield counter("reexecutions", text, _summed(owner["again"] for owner in owners), "reason")
+    for name, text in (
+        ("inline_nbytes", "Bytes of values that are with their owners"),
+        ("lineage_nbytes", "Bytes that owners keep to make values again"),
+        ("borrowed", "Objects of others that owners borrow"),
+    ):
+        yield gauge(name, text, sum(owner[name] for owner in owners))
+    for direction, index in (("to", 0), ("from", 1)):
+        text = f"Bytes that owners that are there exchanged with workers: {direction} workers"
+        total = sum(t[index] for owner in owners for t in owner["traffic"].values())
+        yield counter(f"owner_bytes_{direction}_workers", text, total)
+
+
+def _of_workers(workers: list[dict[str, Any]]) -> Iterator[Any]:
+    """Metrics of what workers count."""
+    for name in ("running", "queued", "parked"):
+        text = f"Owned tasks {name} at workers"
+        yield gauge(f"worker_tasks_{name}", text, sum(w[name] for w in workers))
+    for name in ("nbytes", "spilled"):
+        text = "Bytes of owned values at workers" + (" on disk" if name == "spilled" else "")
+        total = sum(worker["stored"][name] for worker in workers)
+        yield gauge(f"worker_stored_{name}", text, total)
+    text = "Bytes that workers got from each other, of the workers that are there"
+    total = sum(sum(worker["received"].values()) for worker in workers)
+    yield counter("transferred_bytes", text, total)
 
 
 collector = Collector()

@@ -137,8 +137,8 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         scheduler.handlers[WHERE] = self._operation(self.where, "asker")
         name_senders(scheduler, (WORD, BACKLOG, REPORT))
         scheduler.stream_handlers[WORD] = self.word
-        self.feed = Feed(scheduler, self.roster.owners, self.holding.owner)
-        self.feed.token = proof(self.secret, SCHEDULER)
+        token = proof(self.secret, SCHEDULER)
+        self.feed = Feed(scheduler, self.roster.owners, self.holding.owner, token)
         dashboard.install(scheduler)
         before_retirement(scheduler, self.leave)
         before_workers_restart(scheduler, partial(self.leave, wait=False))

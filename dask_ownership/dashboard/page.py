@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dask_ownership.cluster.activity import HISTORY
+from dask_ownership.cluster.rounds import HISTORY
 
 INTERVAL = 500
 """Milliseconds between two updates."""
@@ -51,8 +51,8 @@ class Page:
         """Show what was reported since the last call, if anything was."""
         from bokeh.core.properties import validate
 
-        if self.feed.rounds != self._round:
-            self._round = self.feed.rounds
+        if self.feed.rounds.number != self._round:
+            self._round = self.feed.rounds.number
             with validate(False):
                 self.show(self.feed.now())
 
