@@ -25,6 +25,7 @@ from dask_ownership.testing.invariants import (
     check_executor,
     check_executor_empty,
     check_ownership,
+    rows_of,
 )
 from dask_ownership.testing.pipe import OwnerProcess, WorkerProcess
 from dask_ownership.testing.record import Record
@@ -167,7 +168,7 @@ class Observer:
         """Check the invariants everywhere."""
         for owner in self.scheduler.owners:
             check_ownership(owner.core)
-            for row in owner.core.table.all():
+            for row in rows_of(owner.core):
                 name = (owner.name, row.key)
                 if (
                     row.state == STORED
