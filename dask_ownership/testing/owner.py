@@ -231,6 +231,7 @@ class VirtualOwner(VirtualProcess):
 
         ``wanted`` is False in a task that was given up, which does not keep it.
         """
+        self.clock.touched.add(self.name)
         row, new = self.core.borrowing.arrive(origin)
         if new:
             # A thread left it in the inbox; the loop takes it in a little later.
