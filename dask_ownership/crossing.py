@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from hashlib import blake2b
 from itertools import count
 from typing import Any, ClassVar
@@ -30,7 +31,8 @@ from distributed.actor import Actor, BaseActorFuture
 from dask_ownership.calls import submit_child
 from dask_ownership.cluster.crossing import bring_central, bring_owned
 from dask_ownership.core.messages import Key
-from dask_ownership.core.row import ERROR, NO_OPTIONS, STORED, WAITING, Borrowed, Options, Row
+from dask_ownership.core.options import NO_OPTIONS, Options
+from dask_ownership.core.row import ERROR, STORED, WAITING, Borrowed, Row
 from dask_ownership.errors import ClosedOwner, FutureCancelledError, NotHere
 from dask_ownership.future import Future, TravelledFuture, owned_clients, task_clients
 from dask_ownership.graph import Graph
@@ -366,9 +368,7 @@ class Imports:
                     places = [()] * len(ended)  # what runs will find out
                 for (row, key), addresses in zip(ended, places, strict=True):
                     if addresses:
-                        row.options = row.options.copy()
-                        row.options.workers = addresses
-                        row.options.loose = True
+                        row.options = replace(row.options, workers=addresses, loose=True)
                     self._begin(row, bring_central, key)
         finally:
             self._asking = None

@@ -10,7 +10,7 @@ from typing import Any
 from dask.typing import no_default
 
 from dask_ownership.connection import ClusterConnection
-from dask_ownership.core.row import NO_OPTIONS, Options
+from dask_ownership.core.options import NO_OPTIONS, Options
 from dask_ownership.options import given_in
 from dask_ownership.queries import listed
 from dask_ownership.rebalancing import rebalance

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -36,8 +37,9 @@ from dask.utils import key_split, parse_timedelta
 from distributed.actor import Actor
 
 from dask_ownership.calls import MAYBE_LARGE, Calls, submit_child, warn_if_large
+from dask_ownership.core.options import NO_OPTIONS, Options
 from dask_ownership.core.places import ordered
-from dask_ownership.core.row import CANCELLED, NO_OPTIONS, Failure, Function, Options, Row
+from dask_ownership.core.row import CANCELLED, Failure, Function, Row
 from dask_ownership.errors import NotSerializable
 from dask_ownership.future import Future
 from dask_ownership.options import SAME, call_of, make_options, merged, of_key, varies
@@ -479,8 +481,7 @@ class _Builder:
         """Priority and options of a task; what is persisted stays at a worker."""
         priority, options = self.settings.of(key)
         if self.persists and key in self.keys:
-            options = options.copy()
-            options.stays = True
+            options = replace(options, stays=True)
         return priority, options
 
 

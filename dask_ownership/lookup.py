@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterable
 from typing import Any
 
+from dask_ownership.core.attempts import Attempts
+from dask_ownership.core.options import Options
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.row import (
     CANCELLED,
@@ -23,7 +25,6 @@ from dask_ownership.core.row import (
     Borrowed,
     Failure,
     Lineage,
-    Options,
     Row,
 )
 from dask_ownership.runtime.owner import Owner
@@ -101,7 +102,7 @@ def look(owner: Owner, row: Row) -> ObjectSnapshot:
         waiting=row.waiting if not row.done else 0,
         no_worker=core.infeasible.why(row),
         order=row.order,
-        options=_told_options(row.options),
+        options=_told_options(row.options, owner.core.attempts.of(row)),
         lineage=None if row.lineage is None else _told_lineage(row.lineage),
         failure=_told_failure(row),
         history=history(owner, {key}),
@@ -121,18 +122,18 @@ def _needing(core: Ownership, row: Row) -> tuple[list[Row], list[Row]]:
     return dependents, lineage_of
 
 
-def _told_options(options: Options) -> dict[str, Any]:
+def _told_options(options: Options, attempts: Attempts) -> dict[str, Any]:
     return {
         "workers": options.workers,
         "allow_other_workers": options.loose,
-        "retries": options.retries,
+        "retries": options.retries - attempts.failures,
         "resources": options.resources,
         "executor": options.executor,
         "timeout": options.timeout,
         "at_most_once": options.at_most_once,
         "depth": options.depth,
-        "deaths": len(options.died),
-        "recalled": options.moved,
+        "deaths": len(attempts.died),
+        "recalled": attempts.recalled,
         "replicas": None if options.replicas is None else options.replicas.number,
     }
 

@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 
 from dask.utils import parse_timedelta
 
-from dask_ownership.core.row import NO_OPTIONS, Options
+from dask_ownership.core.options import NO_OPTIONS, Options
 from dask_ownership.runtime.serialize import dumps
 
 SETTINGS = (

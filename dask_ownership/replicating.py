@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-from dask_ownership.core.row import Replication, Row
+from dask_ownership.core.options import Replication
+from dask_ownership.core.row import Row
 from dask_ownership.options import named_workers
 from dask_ownership.runtime.owner import Owner
 from dask_ownership.runtime.parking import await_without_slot

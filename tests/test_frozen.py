@@ -118,7 +118,7 @@ def test_work_of_a_frozen_worker_is_done_elsewhere(client, tmp_path):
     assert [future.result() for future in (*running, *nested)] == before
     places = [client.submit(slow_where, pure=False) for _ in range(60)]
     assert set(client.gather(places)) == {victim, other}
-    assert not any(future._row.options.deaths for future in running)
+    assert not any(client.owner.core.attempts.of(future._row).deaths for future in running)
     del running, chain, marks, nested, near, places
     assert_nothing_left(client)
 
@@ -160,7 +160,7 @@ def test_a_task_that_keeps_its_worker_from_answering_ends(client):
     assert client.gather(beside) == list(range(1, 51))
     assert blocking.result(timeout=40) is None
     assert time.monotonic() - started < 25
-    assert blocking._row.options.patience <= 8
+    assert client.owner.core.attempts.of(blocking._row).patience <= 8
     del blocking, beside
     assert_nothing_left(client)
 
@@ -236,4 +236,4 @@ def test_a_task_that_holds_the_interpreters_lock_for_a_minute_ends(client):
     beside = client.map(slowinc, range(50), delay=0.01, pure=False)
     for future in as_completed([blocking, *beside]):
         assert future.status == "finished"
-    assert blocking._row.options.patience < 60
+    assert client.owner.core.attempts.of(blocking._row).patience < 60

@@ -157,7 +157,7 @@ def test_adaptive_scaling_starts_from_nothing_and_keeps_busy_workers():
         until(lambda: len(client.owner.core.placement.workers) == 2, 20)
         busy = set(client.owner.core.placement.workers)
         assert client.gather(futures) == [1, 2, 3, 4]
-        assert all(future._row.options.deaths == 0 for future in futures)
+        assert all(client.owner.core.attempts.of(future._row).deaths == 0 for future in futures)
         assert busy
         del futures
         until(lambda: not client.owner.core.placement.workers, 20)

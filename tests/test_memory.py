@@ -339,7 +339,7 @@ def test_values_of_a_worker_that_the_nanny_ended_are_made_again(tmp_path: Any) -
         assert eater.result(timeout=40) != first
         assert client.gather(values) == [blob(1_000_000, i) for i in range(5)]
         assert client.owner.core.lineages.recovered >= 5
-        assert len(eater._row.options.died) == 1
+        assert len(client.owner.core.attempts.of(eater._row).died) == 1
         del values, eater
         assert_nothing_left(client)
 

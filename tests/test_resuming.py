@@ -134,7 +134,7 @@ def test_a_value_that_is_made_again_is_made_without_checkpoints(fragile, tmp_pat
     path = str(tmp_path / "starts")
     future = fragile.submit(counts_starts, path)
     wait(future)
-    assert future._row.options.checkpoints is None
+    assert fragile.owner.core.attempts.of(future._row).checkpoints is None
     kill(fragile, future._row.holders[0].address)
     until(lambda: len(lines(path)) == 2, 20)
     assert len(future.result(timeout=20)) == 200_000
@@ -210,7 +210,9 @@ def test_a_worker_that_was_frozen_does_not_change_what_the_next_attempt_keeps(fr
     until(lambda: len(lines(path)) > seen + 20, 20)
     # What it was doing when it was frozen may end; nothing that it keeps is taken.
     assert lines(path).count("1") <= before + 1
-    assert future._row.options.checkpoints["count"][0] == future._row.attempt
+    assert (
+        fragile.owner.core.attempts.of(future._row).checkpoints["count"][0] == future._row.attempt
+    )
     stop.touch()
     assert future.result(timeout=20) == 2
 

@@ -30,6 +30,7 @@ from dask_ownership.core.identity import adopted_key, heir_of
 from dask_ownership.core.lending import Lending
 from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.messages import Key, Origin, Process
+from dask_ownership.core.options import Options
 from dask_ownership.core.peer_messages import ADOPT, LEAVES, LENT
 from dask_ownership.core.peers import Peer, Peers
 from dask_ownership.core.retention import Retention
@@ -41,7 +42,6 @@ from dask_ownership.core.row import (
     STORED,
     Borrowed,
     Failure,
-    Options,
     Row,
 )
 

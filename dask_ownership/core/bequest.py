@@ -14,6 +14,7 @@ holder (`held_at`), and whoever meets the name borrows there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from dask_ownership.core import restarts
@@ -23,17 +24,8 @@ from dask_ownership.core.identity import adopted_key, is_adopted, place_held
 from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.listener import RowListener
 from dask_ownership.core.messages import Key, Origin, Process
-from dask_ownership.core.row import (
-    CANCELLED,
-    INLINE,
-    LOST,
-    REPLICATED,
-    STORED,
-    Function,
-    Options,
-    Replication,
-    Row,
-)
+from dask_ownership.core.options import Options, Replication
+from dask_ownership.core.row import CANCELLED, INLINE, LOST, REPLICATED, STORED, Function, Row
 
 Reference: TypeAlias = "int | Origin"
 """Another task of the same bequest by its number, or what is owned elsewhere."""
@@ -177,15 +169,13 @@ class Bequests(RowListener):
             known = self._table.find(key)
             if known is not None:
                 if known.options.bequest is not None and key in bequest.numbers:
-                    known.options = known.options.copy()
-                    known.options.bequest = bequest
+                    known.options = replace(known.options, bequest=bequest)
                 rows.append(known)
                 continue
             if place_held(origin) is not None:
                 origin = (*origin[:4], None, origin[5])  # it was held once
             taken = self._borrowing.rows_of([origin])
-            options = Options(adopted=origin)
-            options.bequest = bequest
+            options = Options(adopted=origin, bequest=bequest)
             row = self._functions.alias(key, taken, options)
             self._table.adopt(row)
             self._submit([row])
@@ -328,5 +318,4 @@ def _give_options(row: Row, told: dict[str, Any], adopted: Any, bequest: Any) ->
         number, workers, branching = given["replicas"]
         given["replicas"] = Replication(number, workers and tuple(workers), branching)
         row.roles |= REPLICATED
-    row.options = Options(adopted=adopted, **given)
-    row.options.bequest = bequest
+    row.options = Options(adopted=adopted, bequest=bequest, **given)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from dask_ownership.core.messages import Key
+from dask_ownership.core.options import Options
 from dask_ownership.core.places import FIRST
-from dask_ownership.core.row import Function, Options, Row
+from dask_ownership.core.row import Function, Row
 
 
 class BuiltinFunctions(NamedTuple):

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from dask_ownership.core import messages as m
+from dask_ownership.core.attempts import AttemptRecords
 from dask_ownership.core.listener import RowListener
 from dask_ownership.core.messages import Key
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.row import CHECKPOINTED, ERROR, STATE_NAMES, Failure, Options, Row
+from dask_ownership.core.row import ERROR, STATE_NAMES, Failure, Row
 from dask_ownership.core.session import RUNNING, Entry, Session
 from dask_ownership.core.table import Table
 
@@ -22,28 +23,28 @@ from dask_ownership.core.table import Table
 
 
 class Checkpoints(RowListener):
-    """Checkpoints that one owner keeps, in the options of its rows.
+    """Checkpoints that one owner keeps, beside its rows.
 
     Parameters
     ----------
     table : Table
+    attempts : AttemptRecords
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, attempts: AttemptRecords) -> None:
         self._table = table
+        self._attempts = attempts
 
     def on_checkpoint(
         self, view: WorkerView, row: Row, number: int, name: str, pickled: bytes
     ) -> None:
         """The current attempt of a row wants something kept: it is, and that is said."""
         attempt = row.attempt
-        kept = row.options.checkpoints or {}
+        kept = self._attempts.of(row).checkpoints or {}
         known = kept.get(name)
         if known is None or known[:2] < (attempt, number):
-            with self._table.lock:  # another thread may be about to copy the options
-                row.options = row.options.copy()
-                row.options.checkpoints = {**kept, name: (attempt, number, pickled)}
-            row.roles |= CHECKPOINTED
+            kept = {**kept, name: (attempt, number, pickled)}
+            self._attempts.change(row).checkpoints = kept
         view.outbox.append((m.CHECKPOINTED, row.key, attempt, number, None))
 
     def on_checkpoint_late(
@@ -61,24 +62,16 @@ class Checkpoints(RowListener):
 
     def finishing(self, row: Row, arguments: tuple[Row, ...]) -> None:
         """The next time, if there is one, it starts anew."""
-        drop(row)
+        self._drop(row)
 
     def ended(self, row: Row) -> None:
         """Only an error may be retried."""
         if row.state != ERROR:
-            drop(row)
+            self._drop(row)
 
-
-def drop(row: Row) -> None:
-    """Its task has ended: the next time it starts anew."""
-    if row.options.checkpoints is not None:
-        row.options = row.options.copy()
-        row.options.checkpoints = None
-
-
-def of(options: Options) -> dict[str, bytes]:
-    """What the next attempt of a row with these options is sent."""
-    return {name: kept[2] for name, kept in (options.checkpoints or {}).items()}
+    def _drop(self, row: Row) -> None:
+        if self._attempts.of(row).checkpoints is not None:
+            self._attempts.change(row).checkpoints = None
 
 
 # ---- at the executor ----

@@ -12,9 +12,10 @@ from collections.abc import Callable, Collection, Iterable
 from dask_ownership.core.builtin import BuiltinFunctions
 from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.listener import RowListener
+from dask_ownership.core.options import Options
 from dask_ownership.core.placement import Placement, WorkerView
 from dask_ownership.core.places import FIRST
-from dask_ownership.core.row import CANCELLED, COPY, STORED, Failure, Options, Row
+from dask_ownership.core.row import CANCELLED, COPY, STORED, Failure, Row
 
 
 class Copy:

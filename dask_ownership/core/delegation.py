@@ -19,6 +19,7 @@ from dask_ownership.core.builtin import BuiltinFunctions
 from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.lineage import Lineages
 from dask_ownership.core.messages import Key, Origin
+from dask_ownership.core.options import Options
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.row import (
     ERROR,
@@ -27,7 +28,6 @@ from dask_ownership.core.row import (
     RETAINED,
     Borrowed,
     Failure,
-    Options,
     Row,
     measured,
 )
@@ -82,6 +82,7 @@ class Delegations:
         inner = self._borrowing.inside_result(view, row, inside)
         if row.roles & RETAINED and row.lineage is None:
             self._lineages.keep(row, row.contains)  # before it becomes another's value
+        lifecycle.attempts.forget(row)
         was = row.options
         row.options = Options(
             depth=was.depth,

@@ -80,8 +80,7 @@ class Departures:
             ran = "nothing else ran there" if row in suspects and row is alone else ran
             self._lifecycle.try_again(row, path, f"{death}; {ran}")
 
-    @staticmethod
-    def _suspects(view: WorkerView, pushed: list[Row], unsent: set[int]) -> set[Row]:
+    def _suspects(self, view: WorkerView, pushed: list[Row], unsent: set[int]) -> set[Row]:
         """The rows that may have run as a worker died: the oldest, as many as there are slots.
 
         What was not sent yet, or waits there for another, could not have; nor could a suspect of
@@ -93,7 +92,9 @@ class Departures:
             for row in pushed
             if row.attempt not in unsent
             and not any(d.state == PUSHED for d in row.dependencies)
-            and (not row.options.died or row.options.beside == row.attempt)
+            and (
+                not (tried := self._lifecycle.attempts.of(row)).died or tried.beside == row.attempt
+            )
         ]
         return set(could[: max(1, view.nthreads)])
 
@@ -103,16 +104,16 @@ class Departures:
         The first death says nothing: others ran there, too. It counts when all that are allowed
         came while the task was alone.
         """
-        options = row.options = row.options.copy()
-        options.died += (death,)
-        options.deaths += alone
-        times = len(options.died)
+        record = self._lifecycle.attempts.change(row)
+        record.died += (death,)
+        record.deaths += alone
+        times = len(record.died)
         allowed = self._limits.allowed_failures
-        if options.deaths < max(1, allowed) or times <= allowed:
+        if record.deaths < max(1, allowed) or times <= allowed:
             return False
         detail = (
-            f"{times} workers died while it ran there, {options.deaths} of them while nothing "
-            f"else of any owner ran there: {', '.join(options.died)}"
+            f"{times} workers died while it ran there, {record.deaths} of them while nothing "
+            f"else of any owner ran there: {', '.join(record.died)}"
         )
         self._lifecycle.losses[KILLED_WORKER] += 1
         self._lifecycle.fail(row, ERROR, Failure("killed-worker", row.key, detail))

@@ -9,25 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dask_ownership.core import checkpoints
 from dask_ownership.core import messages as m
+from dask_ownership.core.attempts import UNTRIED
 from dask_ownership.core.builtin import BuiltinFunctions
 from dask_ownership.core.exclusion import seconds_alone
 from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.limits import Limits
 from dask_ownership.core.messages import Message
+from dask_ownership.core.options import NO_OPTIONS
 from dask_ownership.core.placement import SHORTEST, UNKNOWN_DURATION, WINDOW, Placement, WorkerView
 from dask_ownership.core.places import LOW
 from dask_ownership.core.row import (
     ERROR,
     INLINE,
-    NO_OPTIONS,
     PUSHED,
     SOUGHT,
     STORED,
+    TRIED,
     WAITING,
     Borrowed,
-    Options,
     Row,
     version_of,
 )
@@ -110,7 +110,9 @@ class Dispatch:
             view.handed += 1
             view.pushed[row.key] = row
             options = row.options
-            extra = None if options is NO_OPTIONS else self._extra(options)
+            extra = None
+            if options is not NO_OPTIONS or row.roles & TRIED:
+                extra = self._extra(row)
             if function is self._alias:
                 extra = {"depth": 0, **(extra or {}), "alias": True}
             if lifecycle.inline_bytes > self._limits.inline_bytes:
@@ -169,15 +171,16 @@ class Dispatch:
                 view.functions.discard(function_id)
                 view.outbox.append((m.FORGET, function_id))
 
-    @staticmethod
-    def _extra(options: Options) -> dict[str, Any] | None:
-        """What the worker has to know of a task's options; None when nothing."""
+    def _extra(self, row: Row) -> dict[str, Any] | None:
+        """What the worker has to know of a task beside its call; None when nothing."""
+        options = row.options
+        tried = self._lifecycle.attempts.of(row) if row.roles & TRIED else UNTRIED
         timed = options.timeout is not None
         again = options.repeats is not None
-        kept = options.checkpoints
+        kept = tried.checkpoints
         named = options.executor or options.span
         plain = not (
-            options.depth or options.resources or options.moved or options.stays or options.died
+            options.depth or options.resources or tried.recalled or options.stays or tried.died
         )
         if plain and not (again or timed or kept or named):
             return None
@@ -189,20 +192,20 @@ class Dispatch:
             extra["repeats"] = options.repeats
         if options.resources:
             extra["resources"] = options.resources
-        if options.moved:
+        if tried.recalled:
             extra["moved"] = True
         if timed:
             extra["timeout"] = options.timeout
         if options.stays:
             extra["inline"] = 0
-        if options.died:
-            extra["alone"] = seconds_alone(len(options.died) - options.deaths)
+        if tried.died:
+            extra["alone"] = seconds_alone(len(tried.died) - tried.deaths)
         if options.executor:
             extra["executor"] = options.executor
         if options.span:
             extra["span"] = options.span
         if kept:
-            extra["checkpoints"] = checkpoints.of(options)
+            extra["checkpoints"] = {name: kept[name][2] for name in kept}
         return extra
 
     def chain(self, row: Row) -> None:

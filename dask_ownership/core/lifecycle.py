@@ -50,10 +50,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from dask_ownership.core import restarts
+from dask_ownership.core.attempts import AttemptRecords
 from dask_ownership.core.effects import OwnerEffects
 from dask_ownership.core.listener import RowListener
 from dask_ownership.core.losses import LOST_DATA, UNCERTAIN
 from dask_ownership.core.messages import Key
+from dask_ownership.core.options import NO_OPTIONS
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.row import (
     CANCELLED,
@@ -63,7 +65,6 @@ from dask_ownership.core.row import (
     HAS_BORROWERS,
     INLINE,
     LOST,
-    NO_OPTIONS,
     PUSHED,
     READY,
     REPLICATED,
@@ -133,6 +134,7 @@ class Lifecycle:
     losses : dict of str to int
         Counts what deaths cost, see `core.losses`.
     effects : OwnerEffects
+    attempts : AttemptRecords
 
     Attributes
     ----------
@@ -160,6 +162,7 @@ class Lifecycle:
         why_not: Callable[[Row], str],
         losses: dict[str, int],
         effects: OwnerEffects,
+        attempts: AttemptRecords,
     ) -> None:
         self.table = table
         self.name = name
@@ -169,6 +172,7 @@ class Lifecycle:
         self.why_not = why_not
         self.losses = losses
         self._effects = effects
+        self.attempts = attempts
         self.numbers = 0
         self.inline_bytes = 0
         self.counts = {"submitted": 0, "done": 0, "failed": 0}

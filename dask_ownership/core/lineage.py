@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from dask_ownership.core import checkpoints, restarts
+from dask_ownership.core import restarts
 from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.limits import Limits
 from dask_ownership.core.listener import RowListener
@@ -143,7 +143,6 @@ class Lineages(RowListener):
             return  # another process has what made it
         if not restarts.may(restarts.RECOVERED, row.options):
             return
-        checkpoints.drop(row)
         lineage = row.lineage = Lineage(row, arguments)
         row.roles |= TRACED
         self._table.retain((*lineage.dependencies, *lineage.contains))

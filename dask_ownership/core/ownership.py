@@ -15,6 +15,7 @@ from typing import Any
 from dask_ownership.core import messages as m
 from dask_ownership.core.adoption import Adoption
 from dask_ownership.core.aliases import Aliases
+from dask_ownership.core.attempts import AttemptRecords
 from dask_ownership.core.bequest import Bequests
 from dask_ownership.core.borrowing import Borrowing
 from dask_ownership.core.builtin import NO_FUNCTIONS, BuiltinFunctions
@@ -46,7 +47,6 @@ from dask_ownership.core.retries import failed_for, revive
 from dask_ownership.core.row import (
     BORROWED,
     CANCELLED,
-    CHECKPOINTED,
     COPY,
     DESIRED,
     ERROR,
@@ -61,6 +61,7 @@ from dask_ownership.core.row import (
     SOUGHT,
     STORED,
     TRACED,
+    TRIED,
     WAITING,
     Borrowed,
     Failure,
@@ -107,6 +108,8 @@ class Ownership:
         The rows, and what counts them.
     lifecycle : Lifecycle
         Takes rows from state to state.
+    attempts : AttemptRecords
+        What attempts of tasks left behind.
     placement : Placement
         Ready rows, and the worker that takes each.
     peers, posting : Peers, Posting
@@ -158,6 +161,7 @@ class Ownership:
         self._marked = 0
         self.functions = functions
         self.limits = limits = limits or Limits()
+        self.attempts = AttemptRecords()
         self.table = Table(lock, process)
         self.placement = Placement(home)
         self.lifecycle = Lifecycle(
@@ -169,6 +173,7 @@ class Ownership:
             why_not=lambda row: self.lineages.why_not(row),
             losses=self.losses,
             effects=self.effects,
+            attempts=self.attempts,
         )
         self.counts = self.lifecycle.counts
 
@@ -216,7 +221,7 @@ class Ownership:
 
         # What is kept for those who may need it.
         self.desired = Desired(self.table, self.lifecycle)
-        self.checkpoints = Checkpoints(self.table)
+        self.checkpoints = Checkpoints(self.table, self.attempts)
         self.lineages = Lineages(
             self.table,
             self.lifecycle,
@@ -285,7 +290,7 @@ class Ownership:
 
         # Who is told what becomes of rows, in this order.
         listen = self.lifecycle.listen
-        listen(self.checkpoints, CHECKPOINTED)
+        listen(self.checkpoints, TRIED)
         listen(self.lending, HAS_BORROWERS)
         listen(self.borrowing, BORROWED)
         listen(self.lineages, TRACED | RETAINED)
@@ -295,6 +300,7 @@ class Ownership:
         listen(self.retention, ESCAPED)
         listen(self.reconstruction, QUESTION | SOUGHT)
         listen(self.bequests)
+        listen(self.attempts, TRIED)
 
         # Who takes in what workers say.
         self.results = Results(

@@ -15,10 +15,11 @@ from typing import Any
 
 from dask_ownership.core import messages as m
 from dask_ownership.core.messages import Key, Message
+from dask_ownership.core.options import NO_OPTIONS
 from dask_ownership.core.places import URGENT, urgency
 from dask_ownership.core.queue import OrderedQueue
 from dask_ownership.core.resources import provides
-from dask_ownership.core.row import NO_OPTIONS, READY, STORED, Borrowed, Row
+from dask_ownership.core.row import READY, STORED, Borrowed, Row
 from dask_ownership.core.traffic import Traffic
 
 WINDOW = 10_000.0

@@ -15,6 +15,7 @@ Repeating
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from dask_ownership.core import messages as m
@@ -42,7 +43,6 @@ from dask_ownership.core.row import (
     Borrowed,
     Failure,
     Function,
-    Options,
     Row,
 )
 
@@ -368,16 +368,22 @@ class Reconstruction(RowListener):
             )
             self._fail(row, f"the task {task.key!r} that led to it cannot run again: {why}")
             return None
-        options: Options = source.options.copy()
-        options.repeats = task.key
-        options.parent = None
-        options.retries = 0
-        options.checkpoints = options.replicas = None  # all of its children, and no value
+        options = replace(
+            source.options,
+            repeats=task.key,
+            parent=None,
+            retries=0,
+            replicas=None,  # all of its children, and no value
+        )
         lifecycle.numbers += 1
         key = ("repeat", task.key, lifecycle.numbers)
         repeat = Row(key, function, source.payload, source.dependencies, task.order, options)
         repeat.contains = source.contains
         self._table.adopt(repeat)
+        tried = lifecycle.attempts.of(task)
+        if tried.died:  # it is a suspect here, too
+            record = lifecycle.attempts.change(repeat)
+            record.died, record.deaths = tried.died, tried.deaths
         self._search(repeat, task)
         wanted = self.questions[row].path[-1]
         lifecycle.log(task, "repeated", f"for {wanted!r}, whose owner is gone")

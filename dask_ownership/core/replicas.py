@@ -8,13 +8,15 @@ What is copied is certain only when the copy has ended, see `core.copying`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeAlias
 
 from dask_ownership.core.copying import Copies
 from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.listener import RowListener
+from dask_ownership.core.options import Replication
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.row import ERROR, REPLICATED, STORED, Replication, Row
+from dask_ownership.core.row import ERROR, REPLICATED, STORED, Row
 
 Settled: TypeAlias = Callable[[Row, bytes | None], None]
 
@@ -48,12 +50,10 @@ class Replicas(RowListener):
         ``settled(row, error)`` is called when there are as many as there can be now, with
         the pickled error when the value cannot be copied.
         """
-        with self._lifecycle.table.lock:  # another thread may be about to copy the options
-            row.options = row.options.copy()
-            row.options.replicas = wanted
+        with self._lifecycle.table.lock:  # another thread may be about to replace them, too
+            row.options = replace(row.options, replicas=wanted)
             if row.lineage is not None:
-                row.lineage.options = row.lineage.options.copy()
-                row.lineage.options.replicas = wanted
+                row.lineage.options = replace(row.lineage.options, replicas=wanted)
         self.used = True
         row.roles |= REPLICATED
         if settled is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from dask_ownership.core import messages as m
-from dask_ownership.core.row import Options
+from dask_ownership.core.options import Options
 
 
 class Path(NamedTuple):

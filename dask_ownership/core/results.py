@@ -200,10 +200,10 @@ class Results:
     ) -> None:
         lifecycle = self._lifecycle
         measured(row, microseconds)
-        if row.options.retries > 0:
-            row.options = row.options.copy()
-            row.options.retries -= 1
-            detail = f"it failed at {view.address}; {row.options.retries} retries left"
+        left = row.options.retries - lifecycle.attempts.of(row).failures
+        if left > 0:
+            lifecycle.attempts.change(row).failures += 1
+            detail = f"it failed at {view.address}; {left - 1} retries left"
             lifecycle.try_again(row, restarts.FAILED, detail)
             self._inside_late(view, row.key, row.attempt, error, microseconds, inside)
         elif inside is None:
@@ -233,8 +233,7 @@ class Results:
             if keys:  # it takes others; `ACCEPTING` has said when it does not
                 view.resources = dict(keys[0])
         elif reason == m.RECALLED:
-            row.options = row.options.copy()
-            row.options.moved = True
+            self._lifecycle.attempts.change(row).recalled = True
         elif reason == m.MISSING:
             by_key = {dependency.key: dependency for dependency in row.dependencies}
             for key, made_by, addresses in keys:
@@ -283,7 +282,7 @@ class Results:
         if yes:
             view.alone = row
             return
-        row.options.beside = row.attempt
+        self._lifecycle.attempts.change(row).beside = row.attempt
         if view.alone is row:
             view.alone = None
 

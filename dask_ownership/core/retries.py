@@ -54,7 +54,7 @@ def revive(lifecycle: Lifecycle, roots: Iterable[Row]) -> None:
         if not row.borrowed:
             asked = "it was asked for" if row in roots else "what it failed with runs again"
             lifecycle.log(row, "retried", asked)
-            if row.options.died:
-                row.options = row.options.copy()
-                row.options.died, row.options.deaths = (), 0
+            if lifecycle.attempts.of(row).died:
+                record = lifecycle.attempts.change(row)
+                record.died, record.deaths = (), 0
     lifecycle.retry(revived)

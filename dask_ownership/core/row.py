@@ -6,9 +6,11 @@ there only `core.lifecycle` their states and `core.table` their counts.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 from dask_ownership.core.messages import Key, Origin
+from dask_ownership.core.options import NO_OPTIONS, Options
 
 OVERHEAD = 600
 """Bytes that a row and its lineage take besides payload and value."""
@@ -60,47 +62,35 @@ COPY = 32
 """It makes a copy of a value."""
 DESIRED = 64
 """It is kept until it ends."""
-CHECKPOINTED = 128
-"""Checkpoints of its task are kept."""
 REPLICATED = 256
 """Several copies of its value are kept."""
 SOUGHT = 512
 """Children of it are sought."""
 QUESTION = 1024
 """It stands for what is looked for."""
+TRIED = 2048
+"""Attempts of its task left something for the next."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Failure:
     """Why a row has no value, when it was not its function that raised.
 
     The runtime makes the exception of it when someone asks for the value.
-
-    Attributes
-    ----------
-    kind : str
-        ``cancelled``, ``lost-data``, ``owner-lost``, ``killed-worker``, ``uncertain``,
-        ``no-worker``, ``scheduler-gone``, ``internal`` or ``closed``.
-    key : hashable
-        The key that it happened to; for those that depend on it, not their own.
-    detail : str
-        What happened, where, what was tried.
-    where : str
-        Who owned it and where it was, when ``detail`` is what a user said.
-    chain : tuple of str
-        For ``owner-lost``: the names of its owner and of those who owned the tasks that led
-        to it, nearest first.
     """
 
-    __slots__ = ("chain", "detail", "key", "kind", "where")
-
-    def __init__(
-        self, kind: str, key: Key, detail: str, where: str = "", chain: tuple[str, ...] = ()
-    ) -> None:
-        self.kind = kind
-        self.key = key
-        self.detail = detail
-        self.where = where
-        self.chain = chain
+    #: ``cancelled``, ``lost-data``, ``owner-lost``, ``killed-worker``, ``uncertain``,
+    #: ``no-worker``, ``scheduler-gone``, ``internal`` or ``closed``.
+    kind: str
+    #: The key that it happened to; for those that depend on it, not their own.
+    key: Key
+    #: What happened, where, what was tried.
+    detail: str
+    #: Who owned it and where it was, when ``detail`` is what a user said.
+    where: str = ""
+    #: For ``owner-lost``: the names of its owner and of those who owned the tasks that led to it,
+    #: nearest first.
+    chain: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Failure {self.kind} {self.key!r}: {self.detail}>"
@@ -134,158 +124,6 @@ class Function:
         self.named = False
 
 
-class Replication(NamedTuple):
-    """How many copies of a value are kept.
-
-    Attributes
-    ----------
-    number : int
-        As far as there are workers.
-    workers : tuple of str or None
-        Addresses, names or hosts: only copies there count.
-    branching : int
-        How many copies each that is there may give at once.
-    """
-
-    number: int
-    workers: tuple[str, ...] | None = None
-    branching: int = 2
-
-
-class Options:
-    """What few tasks have, kept off the row.
-
-    Attributes
-    ----------
-    workers : tuple of str or None
-        Addresses, names or hosts where the task may run.
-    loose : bool
-        ``allow_other_workers``: ``workers`` is a preference only.
-    retries : int
-        How many more times a failure is tried again.
-    resources : dict or None
-    timeout : float or None
-        Seconds for which one attempt may run.
-    at_most_once : bool
-        It is not pushed again when it may have started.
-    executor : str or None
-        Which of the worker's executors runs it; None for the threads of its slots.
-    span : bytes or None
-        Pickled: the span in which it was submitted; what it submits is of it, too.
-    depth : int
-        Nesting: 0 for what a client submits, one more than the submitting task's.
-    deaths : int
-        How many workers died while this task ran there alone.
-    died : tuple of str
-        Workers that died while it may have been running there, and why. Such a task is a
-        suspect, see `core.exclusion`.
-    beside : int
-        The attempt of a suspect that may run beside others.
-    moved : bool
-        It was recalled once and is not recalled again.
-    patience : float
-        For how many times the allowed silence a worker may keep it; doubles with each move.
-    parent : hashable or None
-        Owner, key and attempt of the task that submitted it and alone has it.
-    heir : Heir or None
-        The task that submitted it.
-    within : bytes or None
-        Identity of the task that submitted it.
-    repeats : hashable
-        Key of the task that this one runs again, for the sake of its children.
-    adopted : Origin or None
-        Of an object that another process owned and handed over.
-    bequest : Bequest or None
-        Of an object that this process holds, see `core.bequest`: how it is made.
-    checkpoints : dict or None
-        Name to attempt, number and pickled value, see `core.checkpoints`. Not written to, but
-        replaced.
-    replicas : Replication or None
-        The copies that are kept of its value, when it is stored.
-    stays : bool
-        Its value belongs to the worker that makes it, however small it is.
-    """
-
-    __slots__ = (
-        "adopted",
-        "at_most_once",
-        "bequest",
-        "beside",
-        "checkpoints",
-        "deaths",
-        "depth",
-        "died",
-        "executor",
-        "heir",
-        "loose",
-        "moved",
-        "parent",
-        "patience",
-        "repeats",
-        "replicas",
-        "resources",
-        "retries",
-        "span",
-        "stays",
-        "timeout",
-        "within",
-        "workers",
-    )
-
-    def __init__(
-        self,
-        *,
-        workers: tuple[str, ...] | None = None,
-        loose: bool = False,
-        retries: int = 0,
-        resources: dict[str, float] | None = None,
-        timeout: float | None = None,
-        at_most_once: bool = False,
-        executor: str | None = None,
-        span: bytes | None = None,
-        depth: int = 0,
-        parent: Any = None,
-        heir: Any = None,
-        within: bytes | None = None,
-        adopted: Any = None,
-        replicas: Replication | None = None,
-        stays: bool = False,
-    ) -> None:
-        self.workers = workers
-        self.loose = loose
-        self.retries = retries
-        self.resources = resources
-        self.timeout = timeout
-        self.at_most_once = at_most_once
-        self.executor = executor
-        self.span = span
-        self.depth = depth
-        self.parent = parent
-        self.heir = heir
-        self.within = within
-        self.repeats: Any = None
-        self.adopted = adopted
-        self.bequest: Any = None
-        self.replicas = replicas
-        self.stays = stays
-        self.deaths = 0
-        self.died: tuple[str, ...] = ()
-        self.beside = 0
-        self.moved = False
-        self.checkpoints: dict[str, tuple[int, int, bytes]] | None = None
-        self.patience = 1.0
-
-    def copy(self) -> Options:
-        """Options of its own for a row that is about to differ."""
-        made = Options.__new__(Options)
-        for name in Options.__slots__:
-            setattr(made, name, getattr(self, name))
-        return made
-
-
-NO_OPTIONS = Options()
-
-
 class Lineage:
     """The task that made a value, which can make it again.
 
@@ -309,116 +147,63 @@ class Lineage:
         self.nbytes = OVERHEAD + len(row.payload or b"")
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Row:
-    """One owned object and the task that makes it.
+    """One owned object and the task that makes it."""
 
-    Attributes
-    ----------
-    key : hashable
-    state : int
-    attempt : int
-        How often it was handed out; fences late answers.
-    function, payload
-        The task: what is called, and the pickled arguments.
-    dependencies : tuple of Row
-        What the payload's slots stand for, in order.
-    contains : tuple of Row
-        Rows whose futures are inside the payload or, once there is one, the value.
-    dependents : list of Row or None
-        Rows that wait for this one.
-    waiting : int
-        How many dependencies have no value yet.
-    order : int
-        Place among all rows of this owner, the user's priority included; lower first.
-    options : Options
-        Shared and not written to: a row has its own from when one of them changes.
-    worker : WorkerView or None
-        Where it was pushed; of an `INLINE` value, where it was made.
-    estimate : float
-        Microseconds of that worker's window that it takes; once it has run, those that it took.
-    value : bytes, Failure or None
-        Pickled value (`INLINE`), pickled error (`ERROR`), or why there is none.
-    nbytes : int
-    holders : tuple of WorkerView
-        Who has a copy, the one that made it first.
-    type_name : bytes or None
-        Pickled type of a stored value.
-    lineage : Lineage or None
-        How to make a stored value again.
-    handles, uses, descendants : int
-        Counts, see the module.
-    life : int
-        Tells it from other rows of this process that had its key, or will: a number that it
-        gets when others hear of it, 0 until then.
-    waiters : object or None
-        Told when the state becomes final; belongs to the runtime.
-    roles : int
-        Who is told what becomes of it: some of the bits above, see `core.lifecycle`.
-    """
+    #: Whether another process owns it.
+    borrowed: ClassVar[bool] = False
 
-    borrowed = False
-    """Whether another process owns it."""
+    key: Key
+    #: What the task calls, until there is a value.
+    function: Function | None
+    #: The pickled arguments, in which slots stand for the dependencies.
+    payload: bytes | None
+    #: What the slots stand for, in order.
+    dependencies: tuple[Row, ...]
+    #: Place among all rows of this owner, the user's priority included; lower first.
+    order: int
+    #: Shared with other rows, and not written to.
+    options: Options = NO_OPTIONS
 
-    __slots__ = (
-        "attempt",
-        "contains",
-        "dependencies",
-        "dependents",
-        "descendants",
-        "estimate",
-        "function",
-        "handles",
-        "holders",
-        "key",
-        "life",
-        "lineage",
-        "nbytes",
-        "options",
-        "order",
-        "payload",
-        "roles",
-        "state",
-        "type_name",
-        "uses",
-        "value",
-        "waiters",
-        "waiting",
-        "worker",
-    )
-
-    def __init__(
-        self,
-        key: Key,
-        function: Function | None,
-        payload: bytes | None,
-        dependencies: tuple[Row, ...],
-        order: int,
-        options: Options = NO_OPTIONS,
-    ) -> None:
-        self.key = key
-        self.state = WAITING
-        self.attempt = 0
-        self.function = function
-        self.payload = payload
-        self.dependencies = dependencies
-        self.contains: tuple[Row, ...] = ()
-        self.dependents: list[Row] | None = None
-        self.waiting = 0
-        self.order = order
-        self.options = options
-        self.worker: Any = None
-        self.estimate = 0.0
-        self.value: Any = None
-        self.nbytes = 0
-        self.holders: tuple[Any, ...] = ()
-        self.type_name: bytes | None = None
-        self.handles = 1
-        self.uses = 0
-        self.descendants = 0
-        self.life = 0
-        self.roles = 0
-        self.lineage: Lineage | None = None
-        self.waiters: Any = None
+    #: One of the states above. Only `core.lifecycle` writes it.
+    state: int = field(default=WAITING, init=False)
+    #: Number of the latest time that it was handed out; fences late answers.
+    attempt: int = field(default=0, init=False)
+    #: Rows whose futures are inside the payload or, once there is one, the value.
+    contains: tuple[Row, ...] = field(default=(), init=False)
+    #: Rows that wait for this one.
+    dependents: list[Row] | None = field(default=None, init=False)
+    #: How many dependencies have no value yet.
+    waiting: int = field(default=0, init=False)
+    #: Where it was pushed (a `WorkerView`); of an `INLINE` value, where it was made.
+    worker: Any = field(default=None, init=False)
+    #: Microseconds of that worker's window that it takes; once it has run, those that it took.
+    estimate: float = field(default=0.0, init=False)
+    #: Pickled value (`INLINE`), pickled error or `Failure` (`ERROR`), or why there is none.
+    value: Any = field(default=None, init=False)
+    #: Of the value.
+    nbytes: int = field(default=0, init=False)
+    #: Workers (`WorkerView`) that have a copy, the one that made it first.
+    holders: tuple[Any, ...] = field(default=(), init=False)
+    #: Pickled type of a stored value.
+    type_name: bytes | None = field(default=None, init=False)
+    #: How many futures in this process hold it, see `core.table`.
+    handles: int = field(default=1, init=False)
+    #: How many rows that have not ended need it, and how many values contain it; all borrowers
+    #: together are one.
+    uses: int = field(default=0, init=False)
+    #: How many lineages need it, and how many processes keep it for its children.
+    descendants: int = field(default=0, init=False)
+    #: Tells it from other rows of this process that had its key, or will: a number that it gets
+    #: when others hear of it, 0 until then.
+    life: int = field(default=0, init=False)
+    #: Who is told what becomes of it: some of the roles above, see `core.lifecycle`.
+    roles: int = field(default=0, init=False)
+    #: How to make a stored value again.
+    lineage: Lineage | None = field(default=None, init=False)
+    #: Told when the state becomes final; belongs to the runtime.
+    waiters: Any = field(default=None, init=False)
 
     @classmethod
     def with_value(cls, key: Key, value: bytes, options: Options = NO_OPTIONS) -> Row:
@@ -444,8 +229,7 @@ class Row:
         """Another than the task that submitted it has it too: it does not end with that."""
         mine = self.options.parent
         if mine is not None and mine != parent:
-            self.options = self.options.copy()
-            self.options.parent = None
+            self.options = replace(self.options, parent=None)
 
     @property
     def done(self) -> bool:
@@ -456,36 +240,12 @@ class Row:
 class Borrowed(Row):
     """An object that another process owns, in the table of one that borrows it.
 
-    Its state is what the owner said last: `WAITING` until then.
+    Its state is what the owner said last: `WAITING` until then. Its ``holders`` are workers that
+    fetched it for tasks of this process.
 
-    Attributes
+    Parameters
     ----------
     origin : Origin
-    place : Place
-        Where it is owned now: another process may have taken it over from the first.
-    path : tuple or None
-        Where it is not owned but can be made: the keys of the task there that leads to it,
-        of the task that this one submitted, and so on, its own last.
-    returns : list or None
-        Those that owned it before and count this process until its owner does.
-    addresses : tuple of str
-        Workers that have the value, when it is `STORED`. ``holders`` are those that
-        fetched it for tasks of this process.
-    counted : bool
-        The owner counts this process, or there is nothing to count any more.
-    handovers : object or None
-        Told when it is counted.
-    version : int
-        Number of the value that it has, among the attempts of this process.
-    made_by : int
-        The attempt of its owner that made it, when it is `STORED`.
-    misses : int
-        How often in a row its holders did not have it: since it was last found, or since its
-        owner last named other holders.
-    survived : tuple of str
-        Names of owners that died before it ended.
-    freed : Failure or None
-        Its owner had freed it when it was borrowed, and those who led to it are asked.
     """
 
     borrowed = True
@@ -509,16 +269,30 @@ class Borrowed(Row):
         super().__init__(borrowed_key(origin), None, None, (), 0)
         self.roles = BORROWED
         self.origin = origin
-        self.place: Any = origin  # the first four of it
+        #: Where it is owned now, the first four of an origin: another process may have taken it
+        #: over from the first.
+        self.place: Any = origin
+        #: Where it is not owned but can be made: the keys of the task there that leads to it, of
+        #: the task that this one submitted, and so on, its own last.
         self.path: Any = None
+        #: Those that owned it before and count this process until its owner does.
         self.returns: list[Any] | None = None
+        #: Workers that have the value, when it is `STORED`.
         self.addresses: tuple[str, ...] = ()
+        #: The owner counts this process, or there is nothing to count any more.
         self.counted = False
+        #: Told when it is counted.
         self.handovers: Any = None
+        #: Number of the value that it has, among the attempts of this process.
         self.version = 0
+        #: The attempt of its owner that made it, when it is `STORED`.
         self.made_by = 0
+        #: How often in a row its holders did not have it: since it was last found, or since its
+        #: owner last named other holders.
         self.misses = 0
+        #: Names of owners that died before it ended.
         self.survived: tuple[str, ...] = ()
+        #: Its owner had freed it when it was borrowed, and those who led to it are asked.
         self.freed: Failure | None = None
 
 

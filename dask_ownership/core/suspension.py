@@ -140,10 +140,10 @@ class Suspensions:
             if not restarts.may(path, row.options):
                 continue  # it goes on when the worker does
             if path is restarts.SILENT:
-                if times < row.options.patience or not self._elsewhere(row):
+                attempts = self._lifecycle.attempts
+                if times < attempts.of(row).patience or not self._elsewhere(row):
                     continue
-                row.options = row.options.copy()
-                row.options.patience = 2 * times
+                attempts.change(row).patience = 2 * times
             row.worker.take_back(row)
             self._lifecycle.try_again(row, path, f"{view.address}: {why}")
 

@@ -14,7 +14,8 @@ from dask_ownership.core.checkpoints import restored
 from dask_ownership.core.executor import Executor
 from dask_ownership.core.identity import child_key
 from dask_ownership.core.messages import Key
-from dask_ownership.core.row import STORED, Failure, Options, Row
+from dask_ownership.core.options import Options
+from dask_ownership.core.row import STORED, Failure, Row
 from dask_ownership.core.session import Entry
 from dask_ownership.testing import travel
 from dask_ownership.testing.owner import VirtualOwner

@@ -8,6 +8,7 @@ from test_references import Side
 from dask_ownership.core import messages as m
 from dask_ownership.core.bequest import Bequest
 from dask_ownership.core.identity import adopted_key, held_at, place_held
+from dask_ownership.core.options import Options
 from dask_ownership.core.row import (
     CANCELLED,
     ERROR,
@@ -16,7 +17,6 @@ from dask_ownership.core.row import (
     PUSHED,
     STORED,
     WAITING,
-    Options,
     Row,
 )
 from dask_ownership.testing.invariants import check_empty, check_ownership

@@ -7,8 +7,9 @@ from typing import Any
 
 from dask_ownership.core import activity
 from dask_ownership.core.activity import Census, Events, Histogram, percentile
+from dask_ownership.core.options import Options
 from dask_ownership.core.ownership import Ownership
-from dask_ownership.core.row import INLINE, STORED, WAITING, Function, Options, Row
+from dask_ownership.core.row import INLINE, STORED, WAITING, Function, Row
 
 
 def owner_of(rows: list[Row]) -> Ownership:

@@ -88,7 +88,7 @@ def test_rows_with_the_same_options_keep_their_own(bench):
     second = bench.row("y")
     second.options = first.options
     keep(bench, first, value=b"1")
-    assert second.options.checkpoints is None
+    assert bench.core.attempts.of(second).checkpoints is None
     assert first.options.retries == 3
 
 
@@ -107,7 +107,7 @@ def test_a_value_drops_them_and_is_made_again_without(bench):
     row = bench.row("x")
     keep(bench, row, value=b"1")
     bench.stored(row)
-    assert row.state == STORED and row.options.checkpoints is None
+    assert row.state == STORED and bench.core.attempts.of(row).checkpoints is None
     bench.core.remove_worker(row.holders[0])
     bench.step()
     assert row.state == PUSHED and pushed_with(bench, row) is None
@@ -121,11 +121,11 @@ def test_a_cancelled_task_drops_them_and_the_next_of_that_key_does_not_see_them(
     where, attempt = old.worker.address, old.attempt
     keep(bench, old, value=b"old")
     bench.core.cancel([old], "stop")
-    assert old.options.checkpoints is None
+    assert bench.core.attempts.of(old).checkpoints is None
     new = bench.row("x")
     assert new is not old and pushed_with(bench, new) is None
     assert "has taken the place" in keep(bench, old, attempt=attempt, number=2, at=where)
-    assert new.options.checkpoints is None
+    assert bench.core.attempts.of(new).checkpoints is None
 
 
 # ---- the executor ----

@@ -5,8 +5,10 @@ from contextlib import nullcontext
 import pytest
 
 from dask_ownership.core import messages as m
+from dask_ownership.core.attempts import Attempts
 from dask_ownership.core.exclusion import ALONE, LONGER
 from dask_ownership.core.losses import LOSSES
+from dask_ownership.core.options import Options
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.places import ordered
@@ -23,7 +25,6 @@ from dask_ownership.core.row import (
     WAITING,
     Failure,
     Function,
-    Options,
     Row,
 )
 from dask_ownership.testing.invariants import check_empty, check_ownership
@@ -50,6 +51,9 @@ class Bench:
             self.core.submit([row])
         self.step()
         return adopted
+
+    def tried(self, row: Row) -> Attempts:
+        return self.core.attempts.of(row)
 
     def step(self) -> None:
         self.core.schedule(0.0)
@@ -589,7 +593,7 @@ def test_a_dead_worker_takes_its_values_and_gives_its_tasks_back():
         bench.core.remove_worker(b)
         bench.step()
     assert y.state == PUSHED and y.worker.address == "a"
-    assert y.options.died == ("b left the cluster",)
+    assert bench.tried(y).died == ("b left the cluster",)
     assert [view.address for view in x.holders] == ["a"]
     old = y.attempt
     bench.core.receive(b, [(m.DONE, "y", old - 1, b"late", 1.0)], 0.0)
@@ -613,7 +617,10 @@ def test_a_task_under_which_many_workers_die_is_given_up():
             bench.alone(row)
         bench.dies(row.worker)
         bench.step()
-        assert (len(row.options.died), row.options.deaths) == (died, died - 1)
+        assert (len(bench.tried(row).died), bench.tried(row).deaths) == (
+            died,
+            died - 1,
+        )
     assert row.state == ERROR and row.value.kind == "killed-worker"
     assert "3 of them while nothing else of any owner ran there" in row.value.detail
     assert behind.state == ERROR
@@ -635,7 +642,10 @@ def test_one_that_the_user_tries_again_is_not_blamed_for_what_was_before():
     bench.step()
     bench.dies(row.worker)  # beside others, perhaps
     bench.step()
-    assert row.state == PUSHED and (len(row.options.died), row.options.deaths) == (1, 0)
+    assert row.state == PUSHED and (
+        len(bench.tried(row).died),
+        bench.tried(row).deaths,
+    ) == (1, 0)
     bench.done(row)
     bench.release(row)
     check_empty(bench.core)
@@ -652,7 +662,7 @@ def test_only_deaths_alone_count():
     bench.dies(first)
     bench.step()
     suspects = (deadly, *others)
-    assert all(row.options.died and not row.options.deaths for row in suspects)
+    assert all(bench.tried(row).died and not bench.tried(row).deaths for row in suspects)
     for row in suspects:  # the worker is told that they are to be alone
         pushed = [message for message in row.worker.outbox if message[1] == row.key]
         assert pushed[0][-1]["alone"] == ALONE
@@ -660,12 +670,12 @@ def test_only_deaths_alone_count():
         bench.alone(deadly)
         bench.dies(deadly.worker, "died of it")
         bench.step()
-        assert deadly.options.deaths == died
+        assert bench.tried(deadly).deaths == died
         for row in [r for r in others if r.state == PUSHED]:
             bench.done(row)
     assert deadly.state == ERROR and deadly.value.kind == "killed-worker"
     assert "died of it" in deadly.value.detail
-    assert all(row.state == INLINE and row.options.deaths == 0 for row in others)
+    assert all(row.state == INLINE and bench.tried(row).deaths == 0 for row in others)
     bench.release(deadly, *others)
     check_empty(bench.core)
 
@@ -681,15 +691,20 @@ def test_what_waits_to_be_alone_or_beside_one_that_is_is_not_blamed():
     bench.alone(one)
     bench.dies(one.worker)
     bench.step()
-    assert (one.options.died, one.options.deaths) == (("a died", "b died"), 1)
-    assert beside.options.died == ()
+    assert (bench.tried(one).died, bench.tried(one).deaths) == (
+        ("a died", "b died"),
+        1,
+    )
+    assert bench.tried(beside).died == ()
     for row in rows[1:]:
-        assert row.options.died == ("a died",), "the worker had not said that it was alone"
+        assert bench.tried(row).died == ("a died",), "the worker had not said that it was alone"
     bench.alone(one)
     bench.alone(one, False)
     bench.dies(one.worker)
     bench.step()
-    assert (len(one.options.died), one.options.deaths) == (3, 1), "nobody knows whose fault"
+    assert (len(bench.tried(one).died), bench.tried(one).deaths) == (3, 1), (
+        "nobody knows whose fault"
+    )
     (pushed,) = [message for message in one.worker.outbox if message[:2] == (m.PUSH, one.key)]
     assert pushed[-1]["alone"] == LONGER * ALONE
     bench.release(*rows, beside)
@@ -704,7 +719,7 @@ def test_a_suspect_that_has_not_heard_it_yet_did_not_begin():
     bench.core.receive(view, [(m.ALONE, row.key, row.attempt, True)], 0.0)
     bench.core.remove_worker(view, "died")  # with that in its outbox
     bench.step()
-    assert (len(row.options.died), row.options.deaths) == (1, 0)
+    assert (len(bench.tried(row).died), bench.tried(row).deaths) == (1, 0)
     bench.release(row)
 
 
@@ -716,8 +731,11 @@ def test_what_was_not_sent_yet_is_not_blamed():
     assert unsent.worker is there.worker
     bench.core.remove_worker(there.worker, "died")
     bench.step()
-    assert (there.options.died, there.options.deaths) == (("a died",), 0)
-    assert unsent.options.died == ()
+    assert (bench.tried(there).died, bench.tried(there).deaths) == (
+        ("a died",),
+        0,
+    )
+    assert bench.tried(unsent).died == ()
     bench.release(there, unsent)
     check_empty(bench.core)
 
@@ -1029,7 +1047,7 @@ def test_what_may_have_started_is_not_pushed_again_when_its_worker_dies():
         assert row.state == ERROR
         assert (row.value.kind, row.value.key) == ("uncertain", "once")
         assert view.address in row.value.detail and "retry" in row.value.detail
-    assert once.options.died == (), "it is not blamed"
+    assert bench.tried(once).died == (), "it is not blamed"
     # By hand it runs again.
     bench.core.retry([after])
     bench.step()
@@ -1071,7 +1089,7 @@ def test_a_task_that_was_never_sent_to_a_dead_worker_is_no_suspect():
     bench.sent(row.worker.address)
     bench.core.remove_worker(row.worker, "refused the link", reached=False)
     bench.step()
-    assert row.state == PUSHED and row.options.died == ()
+    assert row.state == PUSHED and bench.tried(row).died == ()
     bench.done(row)
     bench.release(row)
 

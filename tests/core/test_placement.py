@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from dask_ownership.core.options import Options
 from dask_ownership.core.placement import OVERTAKING, WINDOW, Placement, WorkerView
 from dask_ownership.core.places import ordered
-from dask_ownership.core.row import CANCELLED, PUSHED, READY, STORED, Options, Row
+from dask_ownership.core.row import CANCELLED, PUSHED, READY, STORED, Row
 
 
 def view(address, **kwargs):

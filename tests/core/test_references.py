@@ -9,6 +9,7 @@ import pytest
 from dask_ownership.core import messages as m
 from dask_ownership.core import peer_messages as r
 from dask_ownership.core.borrowing import MISSES
+from dask_ownership.core.options import Options
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.peers import HANDED_ON
 from dask_ownership.core.placement import WorkerView
@@ -25,7 +26,6 @@ from dask_ownership.core.row import (
     Borrowed,
     Failure,
     Function,
-    Options,
     Row,
 )
 from dask_ownership.testing.invariants import check_empty, check_ownership

@@ -10,9 +10,10 @@ import pytest
 
 from dask_ownership.core import messages as m
 from dask_ownership.core import restarts
+from dask_ownership.core.options import Options
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.row import PUSHED, Function, Options, Row
+from dask_ownership.core.row import PUSHED, Function, Row
 from dask_ownership.testing.invariants import check_ownership
 
 
@@ -81,8 +82,7 @@ def input_elsewhere(bench: Bench) -> None:
     bench.stored(data)
     task = bench.submit("task", data)
     assert task.worker.address == "a"
-    task.options = task.options.copy()
-    task.options.patience = 100.0  # so that silence alone does not move it
+    bench.core.attempts.change(task).patience = 100.0  # so that silence alone does not move it
     bench.silent(task.worker)
     bench.core.missed(data, ["a"])
     bench.step()
@@ -194,3 +194,16 @@ def test_nothing_else_in_the_core_starts_a_task_again():
         "borrowing.missed: wait_for_owner",
         "suspension._move: try_again",
     }
+
+
+def test_a_task_that_came_to_its_end_is_no_suspect_when_its_value_is_made_again():
+    bench = Bench(once=False)
+    row = bench.submit("task")
+    bench.dies(row.worker)
+    assert bench.core.attempts.of(row).died
+    bench.says(row, m.ALONE, False)
+    bench.stored(row)
+    bench.core.missed(row, [row.holders[0].address])
+    bench.step()
+    assert row.state == PUSHED
+    assert not bench.core.attempts.of(row).died

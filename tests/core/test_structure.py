@@ -144,6 +144,13 @@ def test_one_module_writes_the_state_of_a_row_and_one_its_counts():
     assert found == {"core.lifecycle", "core.row", "core.table"}
 
 
+def test_options_are_not_written_to():
+    """Rows share them."""
+    written = re.compile(r"\boptions\.\w+ ([-+*/|&]?=) ")
+    found = {name for name, path in modules().items() if written.search(path.read_text())}
+    assert found == set()
+
+
 def test_no_module_is_too_large():
     sizes = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
     assert {name: -(-size // 100) for name, size in sizes.items() if size > 600} == LARGE

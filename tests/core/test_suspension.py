@@ -41,7 +41,7 @@ def test_tasks_of_a_silent_worker_run_elsewhere_and_its_late_answers_change_noth
     assert one.worker is frozen
     silent(bench, frozen.address)
     assert one.state == PUSHED and one.worker is awake and one.attempt != first
-    assert not one.options.died and not one.options.deaths
+    assert not bench.core.attempts.of(one).died and not bench.core.attempts.of(one).deaths
     assert bench.sent(frozen.address) == [("CANCEL", "one", first)]
     bench.done(one, b"right")
     bench.answer(frozen.address, (m.DONE, "one", first, b"late", 10.0))
@@ -104,7 +104,7 @@ def test_the_patience_with_a_task_doubles_each_time_it_is_moved():
         silent(bench, view.address, times)
         assert row.worker is not view
         bench.core.suspensions.heard(view)
-    assert row.options.patience == 16
+    assert bench.core.attempts.of(row).patience == 16
 
 
 def test_a_chain_moves_together():
@@ -115,7 +115,7 @@ def test_a_chain_moves_together():
     frozen = one.worker
     silent(bench, frozen.address)
     assert one.worker is two.worker is not frozen
-    assert two.options.patience == 1
+    assert bench.core.attempts.of(two).patience == 1
 
 
 def test_a_stored_value_is_made_again_when_its_reader_got_no_answer():

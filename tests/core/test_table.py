@@ -3,7 +3,8 @@ from __future__ import annotations
 import threading
 from contextlib import nullcontext
 
-from dask_ownership.core.row import CANCELLED, FORGOTTEN, INLINE, Options, Row
+from dask_ownership.core.options import Options
+from dask_ownership.core.row import CANCELLED, FORGOTTEN, INLINE, Row
 from dask_ownership.core.table import Table
 
 
@@ -94,12 +95,3 @@ def test_states_from_inline_on_are_final():
         done.append(row.done)
     assert done == [state >= INLINE for state in range(FORGOTTEN + 1)]
     assert "forgotten" in repr(row)
-
-
-def test_a_copy_of_options_has_everything():
-    options = Options()
-    for name in Options.__slots__:
-        setattr(options, name, f"another {name}")
-    made = options.copy()
-    for name in Options.__slots__:
-        assert getattr(made, name) == f"another {name}"

@@ -6,7 +6,8 @@ from random import Random
 
 import pytest
 
-from dask_ownership.core.row import STORED, Options, Replication
+from dask_ownership.core.options import Options, Replication
+from dask_ownership.core.row import STORED
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster
 
 

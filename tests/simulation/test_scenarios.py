@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from dask_ownership.core.row import Options, Row
+from dask_ownership.core.options import Options
+from dask_ownership.core.row import Row
 from dask_ownership.runtime.functions import Functions
 from dask_ownership.streaming import Stream
 from dask_ownership.testing.task import Task

@@ -7,7 +7,8 @@ from random import Random
 import pytest
 
 from dask_ownership.core.crowd import WAITING_PER_THREAD
-from dask_ownership.core.row import Options, Row
+from dask_ownership.core.options import Options
+from dask_ownership.core.row import Row
 from dask_ownership.testing.travel import VirtualFuture
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster
 

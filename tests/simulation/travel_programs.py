@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-from dask_ownership.core.row import ERROR, INLINE, STORED, Options, Row
+from dask_ownership.core.options import Options
+from dask_ownership.core.row import ERROR, INLINE, STORED, Row
 from dask_ownership.testing import travel
 from dask_ownership.testing.task import ARGUMENTS, VALUE
 from dask_ownership.testing.travel import VirtualFuture
