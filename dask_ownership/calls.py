@@ -95,13 +95,12 @@ class Calls:
         if key is None and pure:
             key = self._pure_key(func, function, args, kwargs)
             find = owner.known
-        entry = current_entry() if owner.executor is not None else None
-        if key is not None:
-            known = find(key, parent_of(entry))
-            if known is not None:
-                if entry is not None and entry.sought:
-                    owner.executor.made(entry, key)
-                return known
+        executor = owner.executor
+        entry = current_entry() if executor is not None else None
+        if key is not None and (known := find(key, parent_of(entry))) is not None:
+            if executor is not None and entry is not None and entry.sought:
+                executor.made(entry, key)
+            return known
         if function.pickled is CALL:
             args = (func, *args)
         name = function.name
@@ -335,6 +334,7 @@ def submit_child(
     """Submit what a task submits; it does not run when that task was cancelled."""
     row = (owner.expect if entry.cancelled else submit or owner.submit)(row)
     if entry.sought:
+        assert owner.executor is not None
         owner.executor.made(entry, row.key)
     # After it is in the table: what cancels the children of the task there sees it, or this does.
     if entry.cancelled:

@@ -157,7 +157,7 @@ def _send(entry: Entry, name: str, pickled: bytes) -> Answer[Failure | None]:
             f"{size:,d} bytes, and ownership.checkpoint.max-bytes allows {limit:,d}: keep large "
             "state in a file, and its name here"
         )
-    executor.flush_soon()
+    executor.flushing.soon()
     return answer
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import distributed
 from dask.optimization import cull
 from dask.utils import shorten_traceback
-from distributed.utils import _parse_timedelta as parse_timeout
 from distributed.utils import sync
 
 from dask_ownership.cluster.scheduler_plugin import OwnershipSchedulerPlugin
@@ -30,7 +29,7 @@ from dask_ownership.inspection import Inspection
 from dask_ownership.options import FIFO_TIMEOUT, PLAIN_CALL, CallOptions, named, take_limits
 from dask_ownership.queries import Queries
 from dask_ownership.replicating import wanted_copies
-from dask_ownership.runtime.compat import keep
+from dask_ownership.runtime.dask.client import keep, parse_timeout
 from dask_ownership.runtime.reading import fetch
 from dask_ownership.streaming import Stream
 from dask_ownership.structures import SKIPPED, collect, repack

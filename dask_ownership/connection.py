@@ -90,14 +90,17 @@ class ClusterConnection(distributed.Client):
             if self._worker_side is not None:
                 self.owner = self._worker_side.owner
             else:
-                self.owner = Owner(self.connection_args, self.id)
                 self._joining = Joining(self._send_to_scheduler)
-                self.owner.members.ask = self._ask_who_is_there
+                self.owner = Owner(
+                    self.connection_args,
+                    self.id,
+                    self._ask_who_is_there,
+                    tell_backlog=self._tell_backlog,
+                )
                 self._stream_handlers[MEMBERS] = self.owner.members.changed
                 self._stream_handlers[OWNER_GONE] = self.owner.members.process_gone
-                self._stream_handlers[DIAL] = self.owner.members.dial
+                self._stream_handlers[DIAL] = self.owner.connections.dial
                 self._stream_handlers[PROMOTION_OVER] = self.owner.promotion_over
-                self.owner.on_backlog = self._tell_backlog
                 self._reporter = Reporter(self.owner, self._report)
                 self._stream_handlers[WATCH] = self._reporter.watch
             self.calls = Calls(self)
@@ -143,7 +146,7 @@ class ClusterConnection(distributed.Client):
         if self._handle_report_task is None or self.scheduler is None:
             await super()._ensure_connected(timeout)
         else:
-            self.owner.cut_off = True
+            self.owner.members.connected(False)
             await self._connect_again(timeout)
         if self.status != "running" or self._joined_comm is self.scheduler_comm:
             return
@@ -153,7 +156,7 @@ class ClusterConnection(distributed.Client):
                 await self._worker_side.join()
             else:
                 await self._join()
-            self.owner.cut_off = self._joined_comm is None
+            self.owner.members.connected(self._joined_comm is not None)
         except PluginMissing:
             await self._close()
             raise

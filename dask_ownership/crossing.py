@@ -35,7 +35,7 @@ from dask_ownership.errors import ClosedOwner, FutureCancelledError, NotHere
 from dask_ownership.future import Future, TravelledFuture, owned_clients, task_clients
 from dask_ownership.graph import Graph
 from dask_ownership.options import PLAIN_CALL, make_options, parent_of
-from dask_ownership.runtime.compat import cross_in_clients, scheduler_id
+from dask_ownership.runtime.dask.client import cross_in_clients, scheduler_id
 from dask_ownership.runtime.membership import PROMOTED, WHERE
 from dask_ownership.runtime.owner import Handle
 from dask_ownership.runtime.runner import current_entry

@@ -8,7 +8,6 @@ from queue import Queue as PyQueue
 from typing import Any
 
 from dask.typing import no_default
-from distributed.utils import _parse_timedelta as parse_timeout
 
 from dask_ownership.connection import ClusterConnection
 from dask_ownership.core.row import NO_OPTIONS, Options
@@ -16,6 +15,7 @@ from dask_ownership.options import given_in
 from dask_ownership.queries import listed
 from dask_ownership.rebalancing import rebalance
 from dask_ownership.replicating import replicate, wanted_copies
+from dask_ownership.runtime.dask.client import parse_timeout
 from dask_ownership.runtime.runner import current_entry
 from dask_ownership.scatter import scatter
 

@@ -15,7 +15,6 @@ from weakref import WeakValueDictionary
 
 import distributed
 from dask.utils import shorten_traceback, typename
-from distributed.utils import _parse_timedelta as parse_timeout
 
 from dask_ownership.core.identity import held_at
 from dask_ownership.core.messages import Origin
@@ -23,7 +22,7 @@ from dask_ownership.core.row import CANCELLED, ERROR, INLINE, LOST, STORED, Borr
 from dask_ownership.errors import FutureCancelledError, NotHere, from_failure
 from dask_ownership.representation import future_html
 from dask_ownership.runtime.collector import untrack
-from dask_ownership.runtime.compat import tokenizing
+from dask_ownership.runtime.dask.client import parse_timeout, tokenizing
 from dask_ownership.runtime.importing import loads
 from dask_ownership.runtime.runner import Delegated, current_entry
 from dask_ownership.runtime.serialize import (

@@ -86,7 +86,7 @@ class Gathering:
         return remaining
 
     def read_fetched(self, futures: list[Any], fetched: dict[Row, Any]) -> None:
-        """Fill in what `Owner.fetch` brought."""
+        """Fill in what `runtime.reading.fetch` brought."""
         for future in futures:
             row = future._row
             try:

@@ -60,7 +60,7 @@ class Inspection(ClusterConnection):
 
     async def _ownership(self, key: Any = None) -> Any:
         self._check_open()
-        self.owner._process()
+        self.owner.process()
         if key is None:
             return take(self.owner, self.central_calls)
         row = key._row if self._owned(key) else None
@@ -112,7 +112,7 @@ class Inspection(ClusterConnection):
             raise ValueError(f"on_error= must be 'raise' or 'ignore', not {on_error!r}")
         self._check_open()
         owner = self.owner
-        owner._process()
+        owner.process()
         mine: dict[Any, Any] = {}
         others = []
         for what in keys_or_futures:

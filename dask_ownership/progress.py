@@ -23,7 +23,7 @@ from dask_ownership.core.row import INLINE, STORED, Failure, Row
 from dask_ownership.errors import FutureCancelledError, from_failure
 from dask_ownership.future import Future, owned_clients
 from dask_ownership.lookup import find, name_of
-from dask_ownership.runtime import compat
+from dask_ownership.runtime.dask.progress import let_bars_follow
 from dask_ownership.runtime.parking import caller_without_slot
 from dask_ownership.runtime.serialize import loads_error
 from dask_ownership.runtime.waiting import Waiter, hang, unhang
@@ -266,4 +266,4 @@ def both(mine: dict[str, Any], theirs: dict[str, Any] | None, group_by: Any) -> 
     return answer
 
 
-compat.let_bars_follow(parts_of, listen, caller_without_slot)
+let_bars_follow(parts_of, listen, caller_without_slot)

@@ -101,7 +101,7 @@ class Queries(ClusterConnection):
 
     async def _processing(self, workers: Any) -> dict[str, Any]:
         answer = await self.scheduler.processing(workers=workers)
-        self.owner._process()
+        self.owner.process()
         views = self.owner.core.placement.workers
         return merged(answer, {a: [name_of(k) for k in v.pushed] for a, v in views.items()})
 
@@ -190,7 +190,7 @@ class Queries(ClusterConnection):
         """Rows by the keys that users know; and keys of what is not owned or borrowed here."""
         self._check_open()
         owner = self.owner
-        owner._process()
+        owner.process()
         if what is None:
             copies = owner.core.copies.under_way
             hidden = (DORMANT, FORGOTTEN)

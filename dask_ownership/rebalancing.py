@@ -48,7 +48,7 @@ async def rebalance(owner: Owner, rows: Iterable[Row] | None, workers: Any = Non
         missing = [row.key for row in rows if row.state not in (INLINE, STORED)]
         if missing:
             raise KeyError(f"Could not rebalance keys, which have no value: {missing}")
-    owner._process()
+    owner.process()
     if workers is not None and not workers:
         return
     names = named_workers(workers)
@@ -94,6 +94,6 @@ async def rebalance(owner: Owner, rows: Iterable[Row] | None, workers: Any = Non
     await await_without_slot(settled)
     owner.step()
     await _told([places[source] for source in {source for _, source, _ in todo}])
-    owner._check_open()
+    owner.check_open()
     if errors:
         raise loads_error(errors[0])

@@ -101,7 +101,7 @@ class RecreateTasks(ReplayTaskClient):
             row = future._row if client._owned(future) else None
             future = future.key
         else:
-            client.owner._process()
+            client.owner.process()
             row = find(client.owner, future)
         if row is None:
             return await client.scheduler.get_runspec(key=future)

@@ -82,6 +82,6 @@ async def replicate(owner: Owner, rows: Iterable[Row], wanted: Replication) -> N
     owner.step()
     if left:
         await await_without_slot(settled)
-    owner._check_open()
+    owner.check_open()
     if errors:
         raise loads_error(errors[0])

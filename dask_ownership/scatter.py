@@ -267,7 +267,7 @@ class Scattering:
                 owner.drop(self.rows.pop(key))
                 values[key] = value
         if values:
-            owner._process()
+            owner.process()
             await asyncio.sleep(0)
         return values
 
@@ -280,7 +280,7 @@ class Scattering:
                 detail = f"the scatter that was to put it at a worker ended with {error!r}"
                 owner.core.settle(row, Failure("cancelled", row.key, detail))
         owner.drop_all(self.rows.values())
-        owner._process()
+        owner.process()
 
 
 def _spread(data: Any, hash: bool) -> tuple[dict[Any, Any], Any]:

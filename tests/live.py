@@ -66,8 +66,8 @@ def held_at_worker(dask_worker: Any) -> dict[str, Any]:
             len(core.queue.crowd),
             len(core.queue.resuming),
         )
-    if side.executor.lending.lent:
-        held["lent"] = side.executor.lending.lent
+    if side.executor.slots.leased:
+        held["leased"] = side.executor.slots.leased
     return held
 
 

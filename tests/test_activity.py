@@ -255,7 +255,7 @@ def test_nothing_is_sent_when_nobody_looks_or_nothing_changes(client: Client) ->
     until(lambda: client.run_on_scheduler(forget) is None and not watched(client))
     client.gather(client.map(inc, range(20)))
     assert not watched(client)
-    assert client.owner.on_submitted is None
+    assert not client.owner.inbox.watched
     activity(client)
     assert watched(client)
     sent: list[Any] = []
@@ -273,7 +273,7 @@ def test_nothing_is_sent_when_nobody_looks_or_nothing_changes(client: Client) ->
     finally:
         client._reporter.send = send
     until(lambda: client.run_on_scheduler(forget) is None and not watched(client))
-    assert client.owner.on_submitted is None
+    assert not client.owner.inbox.watched
 
 
 def test_clients_come_and_go(cluster: Any, client: Client) -> None:

@@ -53,9 +53,9 @@ def unfinished(dask_worker: Any) -> Any:
         core.queue.queued,
         len(core.queue.crowd),
         len(core.queue.resuming),
-        len(executor.clocks),
+        len(executor.endings.clocks),
     )
-    return left if any(left) or executor._coroutines else None
+    return left if any(left) or executor.coroutines else None
 
 
 # ---- tasks; each leaves a line for what happened to it ----
@@ -383,19 +383,20 @@ def test_a_coroutine_that_is_cancelled_before_its_first_step(one_slot_client: Cl
 async def cancel_as_they_start(yes: bool, dask_worker: Any) -> None:
     """Have the cancel of a coroutine task arrive between its start and its first step."""
     executor = dask_worker.extensions["dask-ownership"].executor
+    coroutines = executor.coroutines
     executor.started_by_test = 0
 
     def start(call: Any) -> None:
-        type(executor)._start_coroutine(executor, call)
+        type(coroutines)._start(coroutines, call)
         executor.started_by_test += 1
         with executor.lock:
             executor.core._cancel(call[0])
-        executor._flush()
+        executor.flush()
 
     if yes:
-        executor._start_coroutine = start
+        coroutines._start = start
     else:
-        del executor._start_coroutine, executor.started_by_test
+        del coroutines._start, executor.started_by_test
 
 
 def how_many_started(dask_worker: Any) -> int:

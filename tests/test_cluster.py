@@ -234,8 +234,8 @@ def remove_handlers(dask_worker):
 
 
 def change_protocol(dask_worker):
-    executor = dask_worker.extensions["dask-ownership"].executor
-    executor._refuse = lambda owner, token, protocol, greeting: (
+    server = dask_worker.extensions["dask-ownership"].server
+    server._refuse = lambda owner, token, protocol, greeting: (
         f"the worker {dask_worker.address} speaks version 99 of the ownership protocol and the "
         f"owner version {protocol}: install the same dask_ownership in both places"
     )

@@ -65,7 +65,7 @@ async def spawns_in_a_coroutine(n: int) -> Any:
 
 
 def threads(dask_worker: Any) -> int:
-    return len(dask_worker.extensions["dask-ownership"].executor._threads)
+    return len(dask_worker.extensions["dask-ownership"].executor.threads)
 
 
 def test_the_value_is_that_of_the_other(client):

@@ -458,11 +458,11 @@ def test_a_worker_that_takes_no_tasks_makes_nothing_uncertain(
 
 
 def refuse_links(yes: bool, dask_worker: Any) -> None:
-    executor = dask_worker.extensions["dask-ownership"].executor
+    server = dask_worker.extensions["dask-ownership"].server
     if yes:
-        executor._refuse = lambda *greeting: "the test refuses it"
+        server._refuse = lambda *greeting: "the test refuses it"
     else:
-        del executor._refuse
+        del server._refuse
 
 
 def test_both_limits_and_fire_and_forget(mortal: Client, tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_a_client_that_the_scheduler_forgot_while_it_joined(network):
         comm = client.scheduler_comm
         client.loop.add_callback(comm.comm.abort)
         until(lambda: client.scheduler_comm not in (None, comm), 10, "connected again")
-        until(lambda: not client.owner.cut_off and client.status == "running", 10)
+        until(lambda: not client.owner.members.cut_off and client.status == "running", 10)
         assert client.submit(inc, value).result(timeout=10) == 3
         assert client.run_on_scheduler(knows, client.id)
 

@@ -39,7 +39,7 @@ def owner(machines: LocalCluster) -> Iterator[Client]:
 def free(cluster: LocalCluster) -> dict[str, float]:
     """What the worker's state machine has free."""
     (worker,) = cluster.workers.values()
-    until(lambda: not worker.extensions["dask-ownership"].executor.resources.lent)
+    until(lambda: not worker.extensions["dask-ownership"].executor.resources.leased)
     return dict(worker.state.available_resources)
 
 
@@ -193,12 +193,12 @@ def test_what_fails_as_a_worker_sends_answers_harms_nothing_else(
         raise RuntimeError("as if it could not be done")
 
     with monkeypatch.context() as patch:
-        patch.setattr(executor.resources, "give_back", fails)
+        patch.setattr(executor.resources, "release", fails)
         large = owner.submit(bytes, 200_000, resources={"GPU": 1}, pure=False)
         assert len(large.result(timeout=20)) == 200_000
         assert owner.submit(len, large).result(timeout=20) == 200_000
-    given = dict(executor.resources.lent)
-    executor.resources.give_back(given, done=True)
+    given = dict(executor.resources.leased)
+    executor.resources.release(given, done=True)
 
 
 def test_resources_of_nested_tasks(machines: LocalCluster, owner: Client, tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_broken_links_are_dialled_again(client):
 
 
 def count_of(dask_worker) -> int:
-    return dask_worker.extensions["dask-ownership"].executor.counts["run"]
+    return dask_worker.extensions["dask-ownership"].executor.endings.counts["run"]
 
 
 def test_links_broken_at_the_workers_end(client):

@@ -21,7 +21,7 @@ from dask_ownership.cluster.rounds import Reported, Rounds, pending, rate
 from dask_ownership.cluster.stock_pages import StockPages
 from dask_ownership.cluster.task_stream import TaskStream
 from dask_ownership.cluster.worker_reports import WorkerReports
-from dask_ownership.runtime.compat import Sender, pages_open
+from dask_ownership.runtime.dask.scheduler import Sender, pages_open
 from dask_ownership.runtime.membership import ACTIVITY, REPORT, WATCH
 from dask_ownership.runtime.reporting import INTERVAL, Reporter
 

@@ -19,7 +19,8 @@ from dask_ownership.core.row import STORED
 from dask_ownership.errors import FutureCancelledError, NotHere
 from dask_ownership.future import Future
 from dask_ownership.gathering import Gathering
-from dask_ownership.runtime.compat import clean_exception, runs_here, secede_coroutine
+from dask_ownership.runtime.dask.scheduler import clean_exception
+from dask_ownership.runtime.dask.worker import runs_here, secede_coroutine
 from dask_ownership.runtime.membership import WHERE
 from dask_ownership.runtime.parking import await_without_slot
 from dask_ownership.runtime.reading import fetch

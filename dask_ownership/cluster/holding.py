@@ -21,7 +21,6 @@ from dask_ownership.core.messages import is_origin
 from dask_ownership.core.row import Row
 from dask_ownership.runtime.membership import HOLD, LET_GO
 from dask_ownership.runtime.owner import Owner
-from dask_ownership.runtime.secret import proof
 
 logger = logging.getLogger("dask_ownership.scheduler")
 
@@ -62,6 +61,8 @@ class Holding:
         Makes a handler that lets in only owners that joined.
     owners : container of str
         Incarnations of those.
+    who_is_there : callable
+        The answer to `JOIN`.
 
     Attributes
     ----------
@@ -80,27 +81,26 @@ class Holding:
         secret: str,
         operation: Callable[..., Callable[..., Any]],
         owners: Container[str],
+        who_is_there: Callable[[], dict[str, Any]],
     ) -> None:
         self.scheduler = scheduler
         self._operation = operation
         self._owners = owners
         args = scheduler.security.get_connection_args("scheduler")
-        self.owner = Owner(args, f"the scheduler {scheduler.address}")
-        self.owner.token = proof(secret, self.owner.incarnation)
+
+        async def ask() -> dict[str, Any]:
+            return who_is_there()
+
+        self.owner = Owner(args, f"the scheduler {scheduler.address}", ask, secret=secret)
         self.owner.core.bequests.holds = True
         self.holds: dict[str, Hold] = {}
         self.taking: dict[str, Counter[str]] = {}
         self.variables: dict[str, str] = {}
         self.datasets: dict[Any, str] = {}
 
-    async def start(self, who_is_there: Callable[[], dict[str, Any]]) -> None:
+    async def start(self) -> None:
         """Begin, and look at what the scheduler's extensions are asked."""
         await self.owner.start()
-
-        async def ask() -> dict[str, Any]:
-            return who_is_there()
-
-        self.owner.members.ask = ask
         await self.owner.members.join()
         handlers = self.scheduler.handlers
         streams = self.scheduler.stream_handlers

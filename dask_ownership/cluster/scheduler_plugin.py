@@ -22,7 +22,7 @@ from dask_ownership.cluster.activity import Feed
 from dask_ownership.cluster.holding import Holding
 from dask_ownership.cluster.worker_plugin import OwnershipWorkerPlugin
 from dask_ownership.core.roster import CLIENT, LONGEST, WORKER, Roster
-from dask_ownership.runtime.compat import (
+from dask_ownership.runtime.dask.scheduler import (
     Sender,
     before_retirement,
     before_workers_restart,
@@ -126,9 +126,11 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             raise
         for address, state in scheduler.workers.items():
             self.roster.workers[address] = incarnation_of(state.server_id)
-        self.holding = Holding(scheduler, self.secret, self._operation, self.roster.owners)
+        self.holding = Holding(
+            scheduler, self.secret, self._operation, self.roster.owners, self._who_is_there
+        )
         self.roster.holder = self.holding.owner.incarnation
-        await self.holding.start(self._who_is_there)
+        await self.holding.start()
         # Its caller proves who it is, which is checked there.
         scheduler.handlers[JOIN] = operation(self.join, lambda message: None, self._refusals)
         scheduler.handlers[DIAL] = self._operation(self.dial, "dialler")
@@ -247,7 +249,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         """Handler of `DIAL`: tell an owner to link to a worker; False when it is gone."""
         worker = self.roster.address_of(dialler)
         if owner == self.roster.holder:
-            self.holding.owner.members.dial(worker)
+            self.holding.owner.connections.dial(worker)
             return True
         return self._tell(owner, {"op": DIAL, "address": worker}) or self.roster.expects(
             owner, time()

@@ -33,6 +33,7 @@ from dask_ownership.core.activity import OTHERS
 from dask_ownership.core.session import Entry
 from dask_ownership.runtime.runner import SEEN, Outcome
 from dask_ownership.runtime.serialize import dumps
+from dask_ownership.runtime.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,8 @@ class Notes:
 
     Parameters
     ----------
-    executor : dask_ownership.runtime.executor.Executor
+    watch : Watch
+        Of the executor whose tasks are noted.
     group_of : callable
         The name under which a key is counted.
 
@@ -107,8 +109,8 @@ class Notes:
         By name: how many seconds tasks took for each action while somebody looked.
     """
 
-    def __init__(self, executor: Any, group_of: Callable[[Any], str]) -> None:
-        self.executor = executor
+    def __init__(self, watch: Watch, group_of: Callable[[Any], str]) -> None:
+        self.watch = watch
         self.group_of = group_of
         self.noting = False
         self.failed = False
@@ -122,7 +124,7 @@ class Notes:
         self._skipped = 0.0
 
     def close(self) -> None:
-        self.executor.on_ran = self.executor.on_step = self.executor.fetcher.on_fetched = None
+        self.watch.by(None)
 
     def note(self, entry: Entry, outcome: Outcome, started: float) -> None:
         """A task ended in this thread, or on the loop. Before that is said to its owner."""
@@ -210,9 +212,7 @@ class Notes:
         """What was noted; whether to count and to note from now on, and how far apart at least."""
         self.noting = note
         looked_at = watch or note
-        self.executor.on_ran = self.note if looked_at else None
-        self.executor.on_step = self.step if looked_at else None
-        self.executor.fetcher.on_fetched = self.fetched if looked_at else None
+        self.watch.by(self if looked_at else None)
         with self._lock:
             self._gap = gap
             self._next = min(self._next, time() + gap)

@@ -14,6 +14,7 @@ from dask_ownership.cluster.task_stream import Notes
 from dask_ownership.runtime import reporting
 from dask_ownership.runtime.membership import REPORT
 from dask_ownership.runtime.reporting import Reporter
+from dask_ownership.runtime.server import Server
 
 logger = logging.getLogger("dask_ownership.worker")
 
@@ -27,20 +28,21 @@ class WorkerActivity:
     Parameters
     ----------
     worker : distributed.Worker
-    executor : dask_ownership.runtime.executor.Executor
-    owner : dask_ownership.runtime.owner.Owner
+    server : Server
+        Of the executor that it tells of.
     notes : Notes
     """
 
-    def __init__(self, worker: Any, executor: Any, owner: Any, notes: Notes) -> None:
+    def __init__(self, worker: Any, server: Server, notes: Notes) -> None:
         self.worker = worker
-        self.executor = executor
-        self.reporter = Reporter(owner)
+        self.executor = server.executor
+        self.reporter = Reporter(self.executor.owner)
         self.notes = notes
+        self._server = server
 
     def start(self) -> None:
         """Let the scheduler ask."""
-        self.worker.handlers[REPORT] = self.executor.scheduler_operation(self.report)
+        self.worker.handlers[REPORT] = self._server.scheduler_operation(self.report)
 
     def close(self) -> None:
         self.worker.handlers.pop(REPORT, None)
@@ -81,7 +83,7 @@ class WorkerActivity:
             answer["tallies"] = self.notes.tallied()
             answer["failures"] = [
                 described_failure(*failure)
-                for failure in list(self.executor.failures)
+                for failure in list(self.executor.endings.failures)
                 if failure[0] > failed
             ]
         return answer
@@ -91,7 +93,7 @@ class WorkerActivity:
         executor = self.executor
         core = executor.core
         store = executor.store
-        counts = executor.counts
+        counts = executor.endings.counts
         return {
             "threads": core.queue.nthreads,
             "running": core.queue.busy,

@@ -19,7 +19,8 @@ from dask_ownership.cluster.worker_activity import WorkerActivity
 from dask_ownership.core.identity import NEXT
 from dask_ownership.crossing import install
 from dask_ownership.future import task_clients
-from dask_ownership.runtime.compat import find_clients, scheduler_gone
+from dask_ownership.runtime.dask.client import find_clients
+from dask_ownership.runtime.dask.worker import scheduler_gone
 from dask_ownership.runtime.executor import Executor
 from dask_ownership.runtime.membership import (
     DIAL,
@@ -29,10 +30,10 @@ from dask_ownership.runtime.membership import (
     Member,
     incarnation_of,
 )
-from dask_ownership.runtime.owner import Owner
 from dask_ownership.runtime.reporting import group_of
 from dask_ownership.runtime.runner import coroutine_entry, current_entry
-from dask_ownership.runtime.secret import join, proof
+from dask_ownership.runtime.secret import join
+from dask_ownership.runtime.server import Server
 
 logger = logging.getLogger("dask_ownership.worker")
 
@@ -142,6 +143,7 @@ class WorkerSide:
     ----------
     executor : dask_ownership.runtime.executor.Executor
     owner : dask_ownership.runtime.owner.Owner
+    server : dask_ownership.runtime.server.Server
     connected_client : dask_ownership.Client or None
         The client of tasks, once it is connected.
     """
@@ -151,21 +153,18 @@ class WorkerSide:
     ) -> None:
         self.worker = worker
         self._client_for_worker = client_for_worker
-        self.executor = Executor(worker, secret, next_incarnation(worker))
-        self.notes = Notes(self.executor, group_of)
-        self.executor.on_interrupted = self._cancel_children
-        self.executor.task_client = TaskClient(self)
-        self.owner = Owner(
-            worker.security.get_connection_args("worker"),
-            worker.address,
-            self.executor,
+        self.executor = Executor(
+            worker,
+            secret,
+            next_incarnation(worker),
+            TaskClient(self),
+            self._ask_who_is_there,
+            self._ask_to_dial,
         )
-        self.owner.token = proof(secret, self.owner.incarnation)
-        self.activity = WorkerActivity(worker, self.executor, self.owner, self.notes)
-        self.owner.members.ask = self._ask_who_is_there
-        self.executor.owner = self.owner
-        self.executor.core.home = self.owner.incarnation
-        self.executor.on_undelivered = self._ask_to_dial
+        self.owner = self.executor.owner
+        self.server = Server(self.executor, secret)
+        self.notes = Notes(self.executor.watch, group_of)
+        self.activity = WorkerActivity(worker, self.server, self.notes)
         self._asked: set[str] = set()
         self._asking: set[asyncio.Task[None]] = set()
         self._client: Any = None
@@ -180,13 +179,14 @@ class WorkerSide:
         worker = self.worker
         ignore_interrupts(worker)
         await self.executor.start()
+        self.server.start()
         await self.owner.start()
         self.activity.start()
         worker.extensions["dask-ownership"] = self
         task_clients[self.owner.incarnation] = self.executor.task_client
         worker.stream_handlers[MEMBERS] = self.members_changed
         worker.stream_handlers[OWNER_GONE] = self.owner_gone
-        worker.stream_handlers[DIAL] = self.owner.members.dial
+        worker.stream_handlers[DIAL] = self.owner.connections.dial
         worker.stream_handlers[PROMOTION_OVER] = self.owner.promotion_over
         worker.metrics["owned_tasks"] = lambda worker: self.executor.core.queue.unfinished
         worker.metrics["owned_running"] = lambda worker: self.executor.core.queue.busy
@@ -227,11 +227,7 @@ class WorkerSide:
         finally:
             self._asked.discard(owner)
         if known is False:
-            with self.executor.lock:
-                self.executor.core.undeliverable(owner)
-            posts, self.executor.core.posts = self.executor.core.posts, []
-            self.owner.posted(posts)
-            self.executor.drop_owner(owner)
+            self.executor.undeliverable(owner)
 
     async def join(self) -> None:
         """Have this worker's owner learn the members, once, when its first task submits.
@@ -297,12 +293,6 @@ class WorkerSide:
         self.connected_client = client
         return client
 
-    def _cancel_children(self, interrupted: list[Any]) -> None:
-        for entry in interrupted:
-            parent = (entry.session.owner, entry.key, entry.attempt)
-            detail = f"the task {entry.key!r} that submitted it was cancelled"
-            self.owner.call(self.owner.core.cancel_children, parent, detail)
-
     async def close(self) -> None:
         """Undo `start`."""
         task_clients.pop(self.owner.incarnation, None)
@@ -319,6 +309,7 @@ class WorkerSide:
                 "gone: its connection broke, and so the worker closes"
             )
         await self.owner.close(lost)
+        self.server.close()
         await self.executor.close()
         client, self._client = self._client, None
         self.connected_client = None

@@ -47,6 +47,8 @@ class Executor:
         Threads of the worker, and at first the slots that may be used.
     resources : dict, optional
         Abstract resources of the worker and how much of each, see `core.resources`.
+    home : str
+        Incarnation of the owner in this process.
 
     Attributes
     ----------
@@ -65,8 +67,6 @@ class Executor:
         session, and why; the runtime takes them.
     savings : Savings
         Checkpoints on their way to owners.
-    home : str
-        Incarnation of the owner in this process.
     posts : list
         What was posted to that owner; the runtime takes them.
     sought : list of tuple
@@ -78,7 +78,9 @@ class Executor:
         Posts by the incarnation of a receiver that has no session here.
     """
 
-    def __init__(self, nthreads: int, resources: dict[str, float] | None = None) -> None:
+    def __init__(
+        self, nthreads: int, resources: dict[str, float] | None = None, home: str = ""
+    ) -> None:
         self.sessions: dict[str, Session] = {}
         self.queue = RunQueue(nthreads, {} if resources is None else resources, self.sessions)
         self.leaving = False
@@ -88,7 +90,7 @@ class Executor:
         self.interrupted: list[Entry] = []
         self.broken: list[tuple[Session, Message, Exception]] = []
         self.savings = Savings()
-        self.home = ""
+        self.home = home
         self.posts: list[Message] = []
         self.undelivered: dict[str, list[Message]] = {}
         self.passed_on = False

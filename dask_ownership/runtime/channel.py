@@ -17,7 +17,7 @@ from distributed.comm import Comm, CommClosedError
 from tornado.iostream import IOStream, StreamClosedError
 
 from dask_ownership.core.traffic import Traffic
-from dask_ownership.runtime.compat import moved_bytes
+from dask_ownership.runtime.dask.comm import moved_bytes
 from dask_ownership.runtime.packing import unpack, unpacker
 
 logger = logging.getLogger("dask_ownership.link")

@@ -10,13 +10,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
+from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.row import LOST
-
-if TYPE_CHECKING:
-    from dask_ownership.runtime.owner import Owner
 
 logger = logging.getLogger("dask_ownership.owner")
 
@@ -36,22 +33,27 @@ def counted(number: int, what: str) -> str:
 
 
 class Chronicle:
-    """Says what happens to one owner. On the loop's thread."""
+    """Says what happens to one owner. On the loop's thread.
 
-    def __init__(self, owner: Owner) -> None:
-        self.owner = owner
+    Parameters
+    ----------
+    core : Ownership
+    """
+
+    def __init__(self, core: Ownership) -> None:
+        self.core = core
         self._lost_at = 0.0
 
     def joined(self, addresses: list[str]) -> None:
         """Workers came."""
         if addresses:
             many = counted(len(addresses), "worker")
-            logger.info("%s may use %s more: %s", self.owner.name, many, named(addresses))
+            logger.info("%s may use %s more: %s", self.core.name, many, named(addresses))
 
     @contextmanager
     def losing(self, view: WorkerView, reason: str) -> Iterator[None]:
         """A worker goes, and in the block the core hears of it."""
-        core = self.owner.core
+        core = self.core
         before = len(core.lifecycle.completed)
         pushed = len(view.pushed)
         tried, made = core.history.again["worker-gone"], core.lineages.recovered
@@ -63,14 +65,14 @@ class Chronicle:
         failed = len(ended) - lost
         if not (pushed or made or lost):
             logger.info("%s lost worker %s, which %s, and nothing with it",
-                        self.owner.name, view.address, reason)  # fmt: skip
+                        self.core.name, view.address, reason)  # fmt: skip
             return
         if made:
             self._lost_at = core.history.clock()
         logger.warning(
             "%s lost worker %s, which %s: %s to run again elsewhere, %s to be made again, %s lost, "
             "%s failed",
-            self.owner.name,
+            self.core.name,
             view.address,
             reason,
             counted(tried, "task"),
@@ -82,7 +84,7 @@ class Chronicle:
     @contextmanager
     def burying(self, owners: Iterable[str], who: str) -> Iterator[None]:
         """Owners are gone for good, and in the block the core hears of it."""
-        peers = self.owner.core.peers.known
+        peers = self.core.peers.known
         gone = [peers[one] for one in owners if one in peers]
         borrowed = sum(len(peer.borrowed) for peer in gone)
         yield
@@ -90,16 +92,16 @@ class Chronicle:
             logger.warning(
                 "%s borrowed %s of the owner %s, which is gone: each is what the task that "
                 "submitted it submits again, or lost",
-                self.owner.name,
+                self.core.name,
                 counted(borrowed, "object"),
                 who,
             )
 
     def look(self) -> None:
         """Say so when all that was lost is there again."""
-        core = self.owner.core
+        core = self.core
         if self._lost_at and not core.lineages.making:
             seconds = core.history.clock() - self._lost_at
             self._lost_at = 0.0
             logger.info("%s has the values again that it had lost, after %.3g s",
-                        self.owner.name, seconds)  # fmt: skip
+                        self.core.name, seconds)  # fmt: skip

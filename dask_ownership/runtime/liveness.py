@@ -8,13 +8,11 @@ is reported to the core (`core.suspension`).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from time import perf_counter
-from typing import TYPE_CHECKING
 
+from dask_ownership.core.ownership import Ownership
 from dask_ownership.runtime.request import silence
-
-if TYPE_CHECKING:
-    from dask_ownership.runtime.owner import Owner
 
 LOOKS = 10
 """Looks within the time for which a worker may be silent."""
@@ -25,11 +23,14 @@ class Liveness:
 
     Parameters
     ----------
-    owner : Owner
+    core : Ownership
+    step : callable
+        Has the owner send what the core decided.
     """
 
-    def __init__(self, owner: Owner) -> None:
-        self.owner = owner
+    def __init__(self, core: Ownership, step: Callable[[], None]) -> None:
+        self.core = core
+        self._step = step
         self.limit = silence()
         self._looked_at = 0.0
         self._next: asyncio.TimerHandle | None = None
@@ -54,7 +55,7 @@ class Liveness:
         passed = min(now - self._looked_at, 2 * self.limit / LOOKS)
         self._looked_at = now
         self._later()
-        core = self.owner.core
+        core = self.core
         expects = bool(core.table.rows)
         silent = []
         awake = []
@@ -74,4 +75,4 @@ class Liveness:
             core.suspensions.silent(silent)
             for view in awake:
                 core.suspensions.heard(view)
-            self.owner.step()
+            self._step()

@@ -20,7 +20,7 @@ from dask_ownership.core.executor import Executor as Core
 from dask_ownership.core.messages import Key
 from dask_ownership.core.row import INLINE, Borrowed, Row
 from dask_ownership.core.session import Entry
-from dask_ownership.runtime import compat
+from dask_ownership.runtime.dask.worker import without_slot
 from dask_ownership.runtime.runner import coroutine_entry, here
 
 
@@ -260,7 +260,7 @@ class Parking:
         for a slot.
         """
         if not self.park(rows):
-            with compat.without_slot(self.worker):
+            with without_slot(self.worker):
                 yield
             return
         entry = here.entry

@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any
 
 from dask_ownership.core.session import Entry
-from dask_ownership.runtime import compat
+from dask_ownership.runtime.dask.worker import DefaultPool, thread_of_task
 from dask_ownership.runtime.runner import Outcome, here, keep_error, run_in_thread
 from dask_ownership.runtime.serialize import dumps
 
@@ -24,7 +24,7 @@ DEFAULT = "default"
 
 def custom_default(worker: Any) -> str | None:
     """The name of the default executor when the user gave the worker one, else None."""
-    return DEFAULT if type(worker.executors[DEFAULT]) is not compat.DefaultPool else None
+    return DEFAULT if type(worker.executors[DEFAULT]) is not DefaultPool else None
 
 
 def threads_of(worker: Any, name: str) -> int:
@@ -47,13 +47,13 @@ def run_in_pool(
             raise ValueError(
                 f"Invalid executor {name!r}; expected one of: {sorted(worker.executors)}"
             )
-        if name == DEFAULT and type(pool) is compat.DefaultPool:
+        if name == DEFAULT and type(pool) is DefaultPool:
             return run_in_thread(entry, base), here.parked
         if "ThreadPoolExecutor" not in str(type(pool)):
             return run_in_thread(entry, base, _through(pool)), here.parked
 
         def run() -> tuple[Outcome | None, bool]:
-            with compat.thread_of_task(worker, rejoin):
+            with thread_of_task(worker, rejoin):
                 return base.copy().run(run_in_thread, entry, base), here.parked
 
         return pool.submit(run).result()

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dask_ownership.core.row import INLINE, STORED, Borrowed, Row
 from dask_ownership.errors import LostData, NotSerializable, OwnershipError
 from dask_ownership.runtime.importing import unpickle
+from dask_ownership.runtime.owner import Owner
 from dask_ownership.runtime.serialize import loads_value
 from dask_ownership.runtime.transfer import ask, size_of, unpack
-
-if TYPE_CHECKING:
-    from dask_ownership.runtime.owner import Owner
 
 ROUNDS = 6
 """How often all holders of a value are asked, being found anew when none of them has it."""

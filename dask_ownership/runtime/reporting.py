@@ -12,7 +12,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from time import perf_counter, time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dask.utils import key_split
 
@@ -26,10 +26,8 @@ from dask_ownership.core.activity import (
 )
 from dask_ownership.core.messages import Key
 from dask_ownership.core.row import INLINE, NO_OPTIONS, STORED, Row
+from dask_ownership.runtime.owner import Owner
 from dask_ownership.runtime.waiting import Waiter, hang
-
-if TYPE_CHECKING:
-    from dask_ownership.runtime.owner import Owner
 
 INTERVAL = 0.5
 """Seconds between two reports."""
@@ -169,7 +167,7 @@ class Reporter:
         if on == self.watching:
             return
         self.watching = on
-        self.owner.on_submitted = self._latencies.submitted if on else None
+        self.owner.inbox.watch(self._latencies.submitted if on else None)
         if on:
             self._events.new()
             self._tick()
@@ -178,7 +176,7 @@ class Reporter:
 
     def close(self) -> None:
         """Stop."""
-        self.owner.on_submitted = None
+        self.owner.inbox.watch(None)
         self.watching = False
         self._census = None
         if self._timer is not None:
@@ -194,7 +192,7 @@ class Reporter:
             As ``owners`` in `dask_ownership.cluster.activity.Feed.activity`, as far as an owner
             knows that itself.
         """
-        self.owner._process()
+        self.owner.process()
         if self._census is None and self._seen != signature(self.owner.core):
             self._count()
         # While the table is counted who looks is told what is counted anyway.
@@ -231,8 +229,8 @@ class Reporter:
         if self._census.advance(lambda: perf_counter() > end):
             self._counted = self._census.result()
             self._census = None
-        elif self.owner._loop is not None:
-            self.owner._loop.call_later(PAUSE, self._go_on)
+        else:
+            asyncio.get_running_loop().call_later(PAUSE, self._go_on)
 
     def _go_on(self) -> None:
         if self._census is not None and not self.owner.closed:

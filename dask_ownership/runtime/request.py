@@ -14,7 +14,7 @@ from dask.utils import parse_timedelta
 from distributed.comm import Comm
 from distributed.core import ConnectionPool, send_recv
 
-from dask_ownership.runtime.compat import moved_bytes
+from dask_ownership.runtime.dask.comm import moved_bytes
 
 LONGEST = 60.0
 """Seconds above which patience does not grow."""

@@ -28,7 +28,7 @@ from dask_ownership.core.row import Row
 from dask_ownership.core.session import Entry
 from dask_ownership.errors import NotSerializable, NotUnpickled
 from dask_ownership.runtime import importing
-from dask_ownership.runtime.compat import thread_state
+from dask_ownership.runtime.dask.worker import thread_state
 from dask_ownership.runtime.error_log import error_log
 from dask_ownership.runtime.functions import NamedFunction, load
 from dask_ownership.runtime.serialize import (
@@ -167,9 +167,9 @@ def load_inputs(entry: Entry) -> list[Any]:
 
 def step(entry: Entry, action: str, began: float) -> None:
     """Tell who looks what a task did from then until now besides computing, if it took long."""
-    on_step = entry.session.runtime.on_step  # once: the loop takes it away at any time
-    if on_step is not None and time() - began > SEEN:
-        on_step(entry, action, began)
+    observer = entry.session.runtime.watch.observer  # once: the loop takes it away at any time
+    if observer is not None and time() - began > SEEN:
+        observer.step(entry, action, began)
 
 
 def load_arguments(entry: Entry) -> tuple[Any, dict[str, Any]]:
@@ -367,7 +367,7 @@ def run_in_thread(
                 entry.arrived = arrived
         step(entry, "deserialize", thread_state.start_time)
         if is_coroutine:
-            runtime.run_coroutine(entry, function, args, kwargs, started)
+            runtime.coroutines.run(entry, function, args, kwargs, started)
             return None
         # A context of its own, so that what a task sets is not seen by the next.
         context = base.copy()

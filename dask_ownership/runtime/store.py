@@ -18,7 +18,7 @@ import cloudpickle
 
 from dask_ownership.core.identity import stored_name
 from dask_ownership.core.session import Entry
-from dask_ownership.runtime.compat import HiddenData, share_data
+from dask_ownership.runtime.dask.worker import HiddenData, share_data
 from dask_ownership.runtime.importing import one_at_a_time
 from dask_ownership.runtime.serialize import finding, sizeof, unpickling
 

@@ -10,15 +10,14 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dask_ownership.core.row import INLINE, STORED, Row
-
-if TYPE_CHECKING:
-    from dask_ownership.runtime.owner import Owner
+from dask_ownership.runtime.home import Home
+from dask_ownership.runtime.parking import await_without_slot, caller_without_slot
 
 
 class Waiter:
@@ -184,38 +183,149 @@ def acquired(lock: Any, seconds: float) -> bool:
     return True
 
 
-def wait_for_first(owner: Owner, rows: list[Row], timeout: float | None) -> bool:
-    """Block until one of these ends."""
-    with owner.lock:
-        waiter = owner.first
-        before = None
-        if waiter is None or waiter.busy or not waiter.pending.issuperset(rows):
-            before = waiter if waiter is not None and not waiter.busy else None
-            waiter = FirstDone(rows)
-            if before is not None or owner.first is None:
-                owner.first = waiter
-            made = True
-        else:
-            made = False
-        waiter.busy = True
-    deadline = None if timeout is None else perf_counter() + timeout
-    hung = not made
-    try:
-        if before is not None:
-            unhang(before, list(before.pending), owner.lock)
-        if made:
-            hang(waiter, rows, owner.lock)
-        hung = True
-        while True:
-            gate = waiter.gate()
-            if any(row.state >= INLINE for row in rows):
-                return True
-            left = None if deadline is None else deadline - perf_counter()
-            if not owner.wait_at(gate, left, rows):
-                return False
-    finally:
-        if not hung and waiter is owner.first:
-            owner.first = None  # Ctrl-C: it hangs on some of them only
-        waiter.busy = False
-        if waiter is not owner.first:
-            unhang(waiter, list(waiter.pending), owner.lock)
+class Waiting:
+    """Waits for rows of one owner.
+
+    Parameters
+    ----------
+    lock : context manager
+        Covers the waiters of rows.
+    check_open : callable
+        Raises when the owner is closed.
+    executor : Home or None
+        The one in this process, whose tasks are parked while they wait.
+    """
+
+    def __init__(
+        self,
+        lock: AbstractContextManager[Any],
+        check_open: Callable[[], None],
+        executor: Home | None,
+    ) -> None:
+        self._lock = lock
+        self._check_open = check_open
+        self._executor = executor
+        self._loop_thread = 0
+        self._first: FirstDone | None = None
+
+    def start(self) -> None:
+        """From now on rows end on this thread, which must not be blocked."""
+        self._loop_thread = threading.get_ident()
+
+    def wait(
+        self,
+        rows: Sequence[Row],
+        timeout: float | None = None,
+        *,
+        stop_at_error: bool = False,
+        any_one: bool = False,
+    ) -> bool:
+        """Block until rows end; False when the time ran out.
+
+        Inside an owned task the slot is given up meanwhile.
+
+        Raises
+        ------
+        ClosedOwner
+        RuntimeError
+            On the event loop's own thread, where blocking would stop everything.
+        """
+        pending = [row for row in rows if row.state < INLINE]
+        if not pending or (any_one and len(pending) < len(rows)):
+            return True
+        if stop_at_error and any(row.state > STORED for row in rows):
+            return True
+        self._check_open()
+        if threading.get_ident() == self._loop_thread:
+            raise RuntimeError(
+                "a future was waited for on the thread of the event loop that must bring its "
+                "result; await it instead"
+            )
+        if any_one:
+            return self._wait_for_first(pending, timeout)
+        gate = Gate()
+        waiter = AllDone(pending, gate.open, stop_at_error)
+        hang(waiter, pending, self._lock)
+        try:
+            return self.wait_at(gate, timeout, pending)
+        finally:
+            if waiter._pending:
+                unhang(waiter, pending, self._lock)
+
+    def wait_at(self, gate: Gate, timeout: float | None, rows: Iterable[Row] = ()) -> bool:
+        """Wait for a gate to open, without a slot meanwhile; False when the time ran out.
+
+        ``rows`` are those of which one or all open it.
+        """
+        seconds = -1.0 if timeout is None else max(0.0, timeout)
+        if self._executor is not None:
+            return self._executor.parking.wait(gate.lock, seconds, rows)
+        with caller_without_slot():  # a task with a client of its own
+            return acquired(gate.lock, seconds)
+
+    async def wait_async(
+        self,
+        rows: Sequence[Row],
+        timeout: float | None = None,
+        *,
+        stop_at_error: bool = False,
+        any_one: bool = False,
+    ) -> bool:
+        """As `wait`, for a coroutine on any event loop."""
+        pending = [row for row in rows if row.state < INLINE]
+        if not pending or (any_one and len(pending) < len(rows)):
+            return True
+        if stop_at_error and any(row.state > STORED for row in rows):
+            return True
+        self._check_open()
+        gate = LoopGate()
+        waiter = AllDone(pending, gate.open, stop_at_error, any_one)
+        hang(waiter, pending, self._lock)
+        waiting = asyncio.wait_for(gate.wait(), timeout)
+        try:
+            if self._executor is not None:
+                await self._executor.parking.wait_async(waiting, pending)
+            else:
+                await await_without_slot(waiting)
+        except (TimeoutError, asyncio.TimeoutError):
+            return False
+        finally:
+            if waiter._pending:
+                unhang(waiter, pending, self._lock)
+        return True
+
+    def _wait_for_first(self, rows: list[Row], timeout: float | None) -> bool:
+        """Block until one of these ends."""
+        with self._lock:
+            waiter = self._first
+            before = None
+            if waiter is None or waiter.busy or not waiter.pending.issuperset(rows):
+                before = waiter if waiter is not None and not waiter.busy else None
+                waiter = FirstDone(rows)
+                if before is not None or self._first is None:
+                    self._first = waiter
+                made = True
+            else:
+                made = False
+            waiter.busy = True
+        deadline = None if timeout is None else perf_counter() + timeout
+        hung = not made
+        try:
+            if before is not None:
+                unhang(before, list(before.pending), self._lock)
+            if made:
+                hang(waiter, rows, self._lock)
+            hung = True
+            while True:
+                gate = waiter.gate()
+                if any(row.state >= INLINE for row in rows):
+                    return True
+                left = None if deadline is None else deadline - perf_counter()
+                if not self.wait_at(gate, left, rows):
+                    return False
+        finally:
+            if not hung and waiter is self._first:
+                self._first = None  # Ctrl-C: it hangs on some of them only
+            waiter.busy = False
+            if waiter is not self._first:
+                unhang(waiter, list(waiter.pending), self._lock)

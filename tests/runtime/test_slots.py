@@ -1,4 +1,4 @@
-"""Slots that the worker's state machine lends."""
+"""Slots that the worker's state machine leaves to owned tasks."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from distributed.core import Status
 
-from dask_ownership.runtime.compat import Lending
+from dask_ownership.runtime.dask.slots import SlotLease
 
 
 def worker_with(nthreads: int, executing: int = 0, ready: int = 0) -> Any:
-    """As much of a worker as lending looks at."""
+    """As much of a worker as a lease looks at."""
     state = SimpleNamespace(
         nthreads=nthreads,
         executing=set(range(executing)),
@@ -24,42 +24,42 @@ def worker_with(nthreads: int, executing: int = 0, ready: int = 0) -> Any:
     )
 
 
-def test_what_is_lent_and_what_is_left_are_all_slots() -> None:
+def test_what_is_leased_and_what_is_left_are_all_slots() -> None:
     worker = worker_with(4, executing=1)
-    lending = Lending(worker)
-    assert lending.borrow(8) == 3
-    assert (lending.lent, lending.left, lending.nthreads) == (3, 1, 4)
-    lending.give_back(2)
-    assert (lending.lent, lending.left, lending.nthreads) == (1, 3, 4)
-    lending.give_back(5)
-    assert (lending.lent, lending.left, lending.nthreads) == (0, 4, 4)
+    lease = SlotLease(worker)
+    assert lease.acquire(8) == 3
+    assert (lease.leased, lease.left, lease.nthreads) == (3, 1, 4)
+    lease.release(2)
+    assert (lease.leased, lease.left, lease.nthreads) == (1, 3, 4)
+    lease.release(5)
+    assert (lease.leased, lease.left, lease.nthreads) == (0, 4, 4)
 
 
 def test_a_slot_is_reserved_when_ordinary_tasks_have_all() -> None:
     worker = worker_with(1, executing=1)
-    lending = Lending(worker)
-    assert lending.borrow(1) == 0
-    assert lending.reserved and lending.left == 0 and lending.nthreads == 1
+    lease = SlotLease(worker)
+    assert lease.acquire(1) == 0
+    assert lease.reserved and lease.left == 0 and lease.nthreads == 1
     worker.state.executing.clear()  # the ordinary task ends, and no other may start
-    assert lending.borrow(1) == 1
-    assert not lending.reserved
-    assert (lending.lent, lending.left) == (1, 0)
+    assert lease.acquire(1) == 1
+    assert not lease.reserved
+    assert (lease.leased, lease.left) == (1, 0)
 
 
 def test_a_reserved_slot_is_returned_when_the_owned_work_is_gone() -> None:
     worker = worker_with(1, executing=1, ready=1)
-    lending = Lending(worker)
-    lending.borrow(1)
-    lending.give_back(0)
-    assert (lending.lent, lending.left, lending.reserved) == (0, 1, False)
+    lease = SlotLease(worker)
+    lease.acquire(1)
+    lease.release(0)
+    assert (lease.leased, lease.left, lease.reserved) == (0, 1, False)
     assert len(worker.poked) == 1, "ordinary tasks that wait are told"
 
 
 def test_a_paused_worker_is_not_set_going() -> None:
     worker = worker_with(2, ready=1)
-    lending = Lending(worker)
-    lending.borrow(2)
+    lease = SlotLease(worker)
+    lease.acquire(2)
     worker.status = Status.paused
-    lending.give_back(2)
-    assert lending.left == 2
+    lease.release(2)
+    assert lease.left == 2
     assert not worker.poked

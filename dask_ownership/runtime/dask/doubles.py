@@ -1,0 +1,52 @@
+"""Modules of distributed that a program imports twice, once by way of ``dask.distributed``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from typing import Any
+
+DOUBLE = "dask."
+"""What is before the name of a module of distributed that is imported a second time."""
+
+
+def copies_of(cls: Any) -> Iterator[Any]:
+    """A class of distributed, and its double where a program made one.
+
+    ``dask.distributed.diagnostics.progressbar`` and the like are second copies of those modules,
+    with classes of their own.
+    """
+    yield cls
+    double = getattr(sys.modules.get(DOUBLE + cls.__module__), cls.__name__, cls)
+    if double is not cls:
+        yield double
+
+
+class OneCopy(MetaPathFinder, Loader):
+    """Has ``import dask.distributed.something`` give distributed's module, not a double of it."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if not name.startswith(DOUBLE + "distributed."):
+            return None
+        try:
+            import_module(name.removeprefix(DOUBLE))
+        except ModuleNotFoundError:
+            return None
+        return ModuleSpec(name, self)
+
+    def create_module(self, spec: ModuleSpec) -> Any:
+        module = sys.modules[spec.name.removeprefix(DOUBLE)]
+        self._own = module.__spec__, module.__loader__
+        return module
+
+    def exec_module(self, module: Any) -> None:
+        module.__spec__, module.__loader__ = self._own
+
+
+def import_once() -> None:
+    """Have no more doubles made."""
+    if not any(isinstance(finder, OneCopy) for finder in sys.meta_path):
+        sys.meta_path.insert(0, OneCopy())
