@@ -44,13 +44,13 @@ class Peak:
         self.bytes = 0
         self.pushed = 0
         self._core = client.owner.core
-        self._receive = client.owner.received
-        client.owner.received = self  # type: ignore[method-assign,assignment]
+        self._receive = self._core.receive
+        self._core.receive = self  # type: ignore[method-assign,assignment]
 
-    def __call__(self, view: Any, messages: Any) -> None:
+    def __call__(self, view: Any, messages: Any, now: float) -> None:
         pushed = sum(len(view.pushed) for view in self._core.placement.workers.values())
         self.pushed = max(self.pushed, pushed)
-        self._receive(view, messages)
+        self._receive(view, messages, now)
         self.bytes = max(self.bytes, self._core.lifecycle.inline_bytes)
 
 

@@ -21,6 +21,7 @@ from dask_ownership import Client, wait
 from dask_ownership.cluster import task_stream
 from dask_ownership.core import messages as m
 from dask_ownership.runtime.runner import Outcome
+from dask_ownership.runtime.watch import Watch
 
 
 def noting(client: Client) -> bool:
@@ -133,9 +134,7 @@ def test_what_cannot_be_noted_harms_no_task(quiet: Client) -> None:
 
 
 def test_the_time_of_all_tasks_is_told_where_a_sample_is_noted() -> None:
-    fetcher = SimpleNamespace(on_fetched=None)
-    executor = SimpleNamespace(on_ran=None, on_step=None, fetcher=fetcher)
-    notes = task_stream.Notes(executor, lambda key: str(key[0]))
+    notes = task_stream.Notes(Watch(), lambda key: str(key[0]))
     notes.take(watch=True, note=True, gap=0.001)
     outcome = Outcome((m.DONE, "key", 1, b"", 1.0), 0, 1)
     seconds = {"brief": 0.0001, "short": 0.0009, "long": 0.02}

@@ -14,6 +14,7 @@ from typing import Any
 
 from dask_ownership.core import messages as m
 from dask_ownership.core.checkpoints import Savings
+from dask_ownership.core.effects import ExecutorEffects
 from dask_ownership.core.messages import Key, Message, Origin
 from dask_ownership.core.run_queue import RunQueue
 from dask_ownership.core.session import (
@@ -54,26 +55,12 @@ class Executor:
     ----------
     queue : RunQueue
         The slots, and the tasks that want them.
-    fetches : list of Entry
-        Values to fetch; the runtime takes them.
-    freed : list
-        Names (`Entry.stored`) of values to delete; the runtime takes them.
+    effects : ExecutorEffects
+        What the runtime has to do.
     shared : dict
         Names of values that several entries have to how many there are beyond the first.
-    interrupted : list of Entry
-        Running tasks that were cancelled, or whose time is up; the runtime takes them.
-    broken : list of tuple
-        Messages that could not be taken in, in place of ending all that came after them: of which
-        session, and why; the runtime takes them.
     savings : Savings
         Checkpoints on their way to owners.
-    posts : list
-        What was posted to that owner; the runtime takes them.
-    sought : list of tuple
-        Tasks, and keys of their children that their owner looks for, which may be there
-        already; the runtime takes them.
-    passed_on : bool
-        Something was posted to another's session; the runtime sends it and clears this.
     undelivered : dict
         Posts by the incarnation of a receiver that has no session here.
     """
@@ -84,17 +71,11 @@ class Executor:
         self.sessions: dict[str, Session] = {}
         self.queue = RunQueue(nthreads, {} if resources is None else resources, self.sessions)
         self.leaving = False
-        self.fetches: list[Entry] = []
-        self.freed: list[Any] = []
+        self.effects = ExecutorEffects()
         self.shared: dict[Any, int] = {}
-        self.interrupted: list[Entry] = []
-        self.broken: list[tuple[Session, Message, Exception]] = []
         self.savings = Savings()
         self.home = home
-        self.posts: list[Message] = []
         self.undelivered: dict[str, list[Message]] = {}
-        self.passed_on = False
-        self.sought: list[tuple[Entry, tuple[Key, ...]]] = []
 
     # ---- sessions ----
 
@@ -195,7 +176,7 @@ class Executor:
                 elif (handler := HANDLERS.get(kind)) is not None:
                     handler(self, session, *message[1:])
         except Exception as error:
-            self.broken.append((session, message, error))
+            self.effects.broken.append((session, message, error))
             return False
         return True
 
@@ -243,7 +224,7 @@ class Executor:
             if entry.sought is None:
                 entry.sought = set()
             entry.sought.update(children)
-            self.sought.append((entry, children))
+            self.effects.sought.append((entry, children))
 
     def _on_took(self, session: Session, name: Key, attempt: int) -> None:
         """The owner has counted the futures that were kept under this name."""
@@ -298,14 +279,14 @@ class Executor:
         """Pass a post on: to the owner in this process, or over the link of another."""
         to, address, _ = message[1]
         if to == self.home:
-            self.posts.append(message)
+            self.effects.posts.append(message)
             return
         session = self.sessions.get(to)
         if session is not None:
             session.outbox.append(message)
-            self.passed_on = True
+            self.effects.passed_on = True
         elif address:
-            self.posts.append(message)  # the owner here may have a link to that worker
+            self.effects.posts.append(message)  # the owner here may have a link to that worker
         else:
             self.undelivered.setdefault(to, []).append(message)
 
@@ -501,7 +482,7 @@ class Executor:
                     there = entries[name] = Entry(session, name, made_by)
                     there.state = FETCHING
                     there.nbytes, there.addresses, there.origin = where
-                    self.fetches.append(there)
+                    self.effects.fetches.append(there)
                 resolved.append(there)
             entry.dependencies = resolved
         if not self.queue.accepting:
@@ -562,7 +543,7 @@ class Executor:
         """Nobody wants what a running task will give."""
         entry.cancelled = True
         self.queue.crowd.unwanted(entry)
-        self.interrupted.append(entry)
+        self.effects.interrupted.append(entry)
         self.savings.cancelled(entry)
 
     def _drop(self, entry: Entry) -> None:
@@ -583,7 +564,7 @@ class Executor:
         entry.stored = None
         others = self.shared.get(name, 0)
         if not others:
-            self.freed.append(name)
+            self.effects.freed.append(name)
         elif others == 1:
             del self.shared[name]
         else:

@@ -50,6 +50,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from dask_ownership.core import restarts
+from dask_ownership.core.effects import OwnerEffects
 from dask_ownership.core.listener import RowListener
 from dask_ownership.core.losses import LOST_DATA, UNCERTAIN
 from dask_ownership.core.messages import Key
@@ -131,6 +132,7 @@ class Lifecycle:
         Says why a value that is gone cannot be made again.
     losses : dict of str to int
         Counts what deaths cost, see `core.losses`.
+    effects : OwnerEffects
 
     Attributes
     ----------
@@ -138,8 +140,6 @@ class Lifecycle:
         The last that was given to an attempt, a borrowing or a copy. None is given twice.
     inline_bytes : int
         Of all rows that are `INLINE`.
-    completed : list of Row
-        Those with waiters that have ended. The runtime takes them.
     counts : dict of str to int
         How many rows were submitted, are done and have failed.
     cancelled_lives : dict
@@ -159,6 +159,7 @@ class Lifecycle:
         place: Callable[[Row], None],
         why_not: Callable[[Row], str],
         losses: dict[str, int],
+        effects: OwnerEffects,
     ) -> None:
         self.table = table
         self.name = name
@@ -167,9 +168,9 @@ class Lifecycle:
         self.place = place
         self.why_not = why_not
         self.losses = losses
+        self._effects = effects
         self.numbers = 0
         self.inline_bytes = 0
-        self.completed: list[Row] = []
         self.counts = {"submitted": 0, "done": 0, "failed": 0}
         self.cancelled_lives: dict[tuple[Key, int], None] = {}
         self.of_all = 0
@@ -384,7 +385,7 @@ class Lifecycle:
                     if dependent.waiting <= 0:
                         self._ready(dependent)
         if row.waiters is not None:
-            self.completed.append(row)
+            self._effects.completed.append(row)
         if dependencies or arguments:
             self.release_uses(dependencies + arguments)
         roles = row.roles
@@ -467,7 +468,7 @@ class Lifecycle:
         row.dependents = None
         row.worker = None
         if row.waiters is not None:
-            self.completed.append(row)
+            self._effects.completed.append(row)
         if state != ERROR:
             # An error may be retried and keeps what it needs for that.
             needed = row.dependencies
@@ -633,7 +634,7 @@ class Lifecycle:
                     for listener in self._who_listens(roles):
                         listener.forgotten(row)
                 if row.waiters is not None:
-                    self.completed.append(row)
+                    self._effects.completed.append(row)
                 row.value = None
                 row.payload = None
                 row.dependents = None

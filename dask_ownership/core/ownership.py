@@ -2,8 +2,8 @@
 
 The runtime (or the virtual cluster) tells what happened: `submit`, `receive`,
 `release`, `cancel`, `add_worker`, `remove_worker`, `tick`. The answer is in two
-places: messages in each worker's ``outbox``, and rows that someone waits for in
-`completed`. Every method may be called twice, late, or for what is already gone.
+places: messages in each worker's ``outbox``, and all else in `core.effects`. Every
+method may be called twice, late, or for what is already gone.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dask_ownership.core.delegation import Delegations
 from dask_ownership.core.departures import Departures
 from dask_ownership.core.desired import Desired
 from dask_ownership.core.dispatch import Dispatch
+from dask_ownership.core.effects import OwnerEffects
 from dask_ownership.core.history import History
 from dask_ownership.core.infeasible import Infeasible
 from dask_ownership.core.lending import Lending
@@ -135,10 +136,8 @@ class Ownership:
     adoption, bequests : Adoption, Bequests
         Objects that change their owner: on their way from owners that leave, and held for the
         cluster.
-    timers : list of tuple
-        ``(seconds, function, arguments)``: to be called then. The runtime takes them.
-    broken : list of tuple
-        What failed here, and where, in place of ending all else; the runtime logs it.
+    effects : OwnerEffects
+        What the runtime has to do.
     """
 
     def __init__(
@@ -152,8 +151,7 @@ class Ownership:
         limits: Limits | None = None,
         functions: BuiltinFunctions = NO_FUNCTIONS,
     ) -> None:
-        self.timers: list[tuple[float, Callable[..., None], tuple[Any, ...]]] = []
-        self.broken: list[tuple[str, Exception]] = []
+        self.effects = OwnerEffects()
         self.history = History(clock)
         self.losses = dict.fromkeys(LOSSES, 0)
         self.timeline = Timeline(clock)
@@ -170,6 +168,7 @@ class Ownership:
             place=self._place,
             why_not=lambda row: self.lineages.why_not(row),
             losses=self.losses,
+            effects=self.effects,
         )
         self.counts = self.lifecycle.counts
 
@@ -179,12 +178,11 @@ class Ownership:
             is_gone=lambda incarnation: self.membership.is_gone(incarnation),
             process_gone=lambda incarnation: self.membership.process_gone(incarnation),
             unheard=lambda peer: self.posting.unheard(peer),
-            later=self.later,
-            broke=self.broke,
+            effects=self.effects,
         )
         refused: dict[str, WorkerView] = {}
         self.refused: dict[str, str] = {}
-        self.posting = Posting(self.peers, self.placement, refused, self.later)
+        self.posting = Posting(self.peers, self.placement, refused, self.effects)
         self.membership = Membership(
             self.placement,
             self.peers,
@@ -232,7 +230,7 @@ class Ownership:
 
         # What other processes own, or have of this one.
         self.retention = Retention(
-            self.table, self.peers, self.lineages, functions.identity, self.later
+            self.table, self.peers, self.lineages, functions.identity, self.effects
         )
         self.borrowing = Borrowing(
             self.lifecycle,
@@ -467,7 +465,7 @@ class Ownership:
         if row is not None and row.state < INLINE:
             failure = Failure("internal", row.key, f"{where}: {error!r}")
             self.lifecycle.fail(row, ERROR, failure)
-        self.broken.append((where, error))
+        self.effects.broken.append((where, error))
 
     def receive(self, view: WorkerView, batch: Iterable[Message], now: float) -> None:
         """Results of a worker, in the order in which it gave them."""
@@ -490,10 +488,6 @@ class Ownership:
     def tick(self, now: float) -> bool:
         """Recall queued work for idle workers; whether to be called again soon."""
         return self.scheduling.recall(now)
-
-    def later(self, seconds: float, function: Callable[..., None], *args: Any) -> None:
-        """Have something called when a time has passed, unless this owner is closed by then."""
-        self.timers.append((seconds, function, args))
 
     # ---- one row ----
 

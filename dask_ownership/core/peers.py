@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from dask_ownership.core import messages as m
+from dask_ownership.core.effects import OwnerEffects
 from dask_ownership.core.link import LinkState
 from dask_ownership.core.messages import Key, Message, Process
 from dask_ownership.core.peer_messages import LEAVE, NAMES
@@ -77,10 +78,7 @@ class Peers:
         Whether an incarnation is gone; says that it is.
     unheard : callable
         Told of a peer that sends again what has arrived here.
-    later : callable
-        Has something called after some seconds.
-    broke : callable
-        Told of a fault of this process, and where it was.
+    effects : OwnerEffects
 
     Attributes
     ----------
@@ -107,15 +105,13 @@ class Peers:
         is_gone: Callable[[str], bool],
         process_gone: Callable[[str], None],
         unheard: Callable[[Peer], None],
-        later: Callable[..., None],
-        broke: Callable[[None, Exception, str], None],
+        effects: OwnerEffects,
     ) -> None:
         self.process = process
         self._is_gone = is_gone
         self._process_gone = process_gone
         self._unheard = unheard
-        self._later = later
-        self._broke = broke
+        self._effects = effects
         self.known: dict[str, Peer] = {}
         self.talking: dict[str, Peer] = {}
         self.mourned: dict[str, Peer] = {}
@@ -170,7 +166,8 @@ class Peers:
                     handler(peer, *message[1:])
             except Exception as error:
                 said = NAMES[message[0]] if message and message[0] in range(len(NAMES)) else "?"
-                self._broke(None, error, f"{said} of {sender[2]} could not be taken in")
+                where = f"{said} of {sender[2]} could not be taken in"
+                self._effects.broken.append((where, error))
 
     def on_post(self, view: WorkerView, receiver: Process, sender: Process, batch: Any) -> None:
         """A worker passed on what another process says, perhaps to one that was here before."""
@@ -225,7 +222,7 @@ class Peers:
         peer.gone = True
         peer.outbox.clear()
         self.mourned[incarnation] = peer
-        self._later(HANDED_ON, self._bury, incarnation)
+        self._effects.later(HANDED_ON, self._bury, incarnation)
         for gone in self.when_gone:
             gone(peer)
 

@@ -9,8 +9,9 @@ takes nothing in twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
+from dask_ownership.core.effects import OwnerEffects
 from dask_ownership.core.identity import worker_of
 from dask_ownership.core.messages import Message, Process
 from dask_ownership.core.peers import Peer, Peers
@@ -35,13 +36,10 @@ class Posting:
     placement : Placement
     refused : dict
         Members that do not take a link of this process, by their incarnations.
-    later : callable
-        Has something called after some seconds.
+    effects : OwnerEffects
 
     Attributes
     ----------
-    posts : list
-        For the executor in this process to pass on; the runtime takes them.
     waiting : dict
         What waits for a worker to become a member, by its incarnation; ``""`` for any. The
         runtime asks the scheduler about those.
@@ -52,13 +50,12 @@ class Posting:
         peers: Peers,
         placement: Placement,
         refused: Mapping[str, WorkerView],
-        later: Callable[..., None],
+        effects: OwnerEffects,
     ) -> None:
         self._peers = peers
         self._placement = placement
         self._refused = refused
-        self._later = later
-        self.posts: list[Message] = []
+        self._effects = effects
         self.waiting: dict[str, list[Peer]] = {}
         self._watched: set[Peer] = set()
 
@@ -117,7 +114,7 @@ class Posting:
 
     def _put(self, way: str, message: Message) -> None:
         if way == HOME:
-            self.posts.append(message)
+            self._effects.posts.append(message)
         else:
             self._placement.workers[way].outbox.append(message)
 
@@ -132,7 +129,7 @@ class Posting:
         batches = peer.stream.unacknowledged
         oldest = batches[0][0] if batches else 0
         seconds = CARRIED * (1 << min(peer.turn, DOUBLED))
-        self._later(seconds, self._look, peer, oldest)
+        self._effects.later(seconds, self._look, peer, oldest)
 
     def _look(self, peer: Peer, oldest: int) -> None:
         """Have another carry what did not arrive."""

@@ -258,6 +258,7 @@ class Reconstruction(RowListener):
     def _dropped(self, row: Row) -> None:
         """A question ended, or nobody asks any more; a task that runs for it alone ends too."""
         question = self.questions.pop(row)
+        row.roles &= ~QUESTION
         if not self.questions:
             self._children = NOTHING
         task = question.task
@@ -450,6 +451,7 @@ class Reconstruction(RowListener):
 
     def _end_search(self, task: Row) -> Search:
         search = self.searches.pop(task)
+        task.roles &= ~SOUGHT
         if search.repeats is not None:
             del self.repeats[search.repeats]
         return search

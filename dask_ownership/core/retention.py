@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from dask_ownership.core.effects import OwnerEffects
 from dask_ownership.core.identity import heir_of
 from dask_ownership.core.lineage import Lineages
 from dask_ownership.core.listener import RowListener
@@ -40,8 +41,7 @@ class Retention(RowListener):
     lineages : Lineages
     alias : Function
         The function of tasks whose value is that of another: it tells nothing of how they ran.
-    later : callable
-        Has something called after some seconds.
+    effects : OwnerEffects
 
     Attributes
     ----------
@@ -70,13 +70,13 @@ class Retention(RowListener):
         peers: Peers,
         lineages: Lineages,
         alias: Function,
-        later: Callable[..., None],
+        effects: OwnerEffects,
     ) -> None:
         self._table = table
         self._peers = peers
         self._lineages = lineages
         self._alias = alias
-        self._later = later
+        self._effects = effects
         self.keepers: dict[Row, int] = {}
         self.escaped: set[Row] = set()
         self.children: dict[tuple[str, Key], int] = {}
@@ -250,7 +250,7 @@ class Retention(RowListener):
             return
         if incarnation not in self.orphans:
             self.orphans[incarnation] = []
-            self._later(KEPT_FOR, self.expire, incarnation)
+            self._effects.later(KEPT_FOR, self.expire, incarnation)
         self.orphans[incarnation].extend(kept)
 
     def expire(self, incarnation: str) -> None:

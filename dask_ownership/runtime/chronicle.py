@@ -54,13 +54,13 @@ class Chronicle:
     def losing(self, view: WorkerView, reason: str) -> Iterator[None]:
         """A worker goes, and in the block the core hears of it."""
         core = self.core
-        before = len(core.lifecycle.completed)
+        before = len(core.effects.completed)
         pushed = len(view.pushed)
         tried, made = core.history.again["worker-gone"], core.lineages.recovered
         yield
         made = core.lineages.recovered - made
         tried = core.history.again["worker-gone"] - tried
-        ended = core.lifecycle.completed[before:]
+        ended = core.effects.completed[before:]
         lost = sum(1 for row in ended if row.state == LOST)
         failed = len(ended) - lost
         if not (pushed or made or lost):

@@ -22,6 +22,7 @@ from tornado.ioloop import PeriodicCallback
 
 from dask_ownership.core import messages as m
 from dask_ownership.core import session as ex
+from dask_ownership.core.effects import ExecutorEffects
 from dask_ownership.core.executor import Executor as Core
 from dask_ownership.core.identity import worker_of
 from dask_ownership.core.losses import ORPHANED
@@ -282,8 +283,6 @@ class Executor:
         """The scheduler knows no such owner: what it was to hear goes nowhere. Loop thread."""
         with self.lock:
             self.core.undeliverable(owner)
-        posts, self.core.posts = self.core.posts, []
-        self.owner.posted(posts)
         self.drop_owner(owner)
 
     def deliver(self, posts: Iterable[Any]) -> None:
@@ -300,27 +299,11 @@ class Executor:
             self.core.acknowledged(link.session, link.state.acknowledged)
             if messages:
                 self.core.receive(link.session, messages)
-        if self.core.broken:
-            self._say_what_broke()
         if messages:
             self._provide()
-            if self.core.sought:
-                sought, self.core.sought = self.core.sought, []
-                for entry, children in sought:
-                    self._look_for(entry, children)
-            if self.core.posts:
-                posts, self.core.posts = self.core.posts, []
-                self.owner.posted(posts)
-            if self.core.passed_on:
-                self.core.passed_on = False
+            if self.core.effects.passed_on:
                 self.flushing.soon()
-            if (
-                self.core.fetches
-                or self.core.freed
-                or self.core.interrupted
-                or link.session.outbox
-                or link.state.unsaid >= UNSAID_BATCHES
-            ):
+            if self.core.effects or link.session.outbox or link.state.unsaid >= UNSAID_BATCHES:
                 self.flush()
 
     def _unsendable(self, session: ex.Session, message: m.Message, error: Exception) -> None:
@@ -330,13 +313,11 @@ class Executor:
             self.core.unsendable(session, message, not_sendable(message, where, error))
         self.flushing.soon()
 
-    def _say_what_broke(self) -> None:
-        """Have tasks fail whose messages could not be taken in. Loop thread."""
-        broken, self.core.broken = self.core.broken, []
-        for session, message, error in broken:
-            logger.error("a message of %s was not taken in", session.process[2], exc_info=error)
-            if message and message[0] == m.PUSH:
-                self._unsendable(session, message, error)
+    def _not_taken_in(self, session: ex.Session, message: m.Message, error: Exception) -> None:
+        """A message could not be taken in: the task that it is about fails. Loop thread."""
+        logger.error("a message of %s was not taken in", session.process[2], exc_info=error)
+        if message and message[0] == m.PUSH:
+            self._unsendable(session, message, error)
 
     def made(self, entry: Entry, child: Any) -> None:
         """A task submitted a child, which may be one that is sought. Any thread."""
@@ -413,10 +394,8 @@ class Executor:
                     session.outbox, session.fresh = [], []
                 elif link.state.unsaid >= UNSAID_BATCHES:
                     outgoing.append((link, [], []))
-            fetches, core.fetches = core.fetches, []
-            freed, core.freed = core.freed, []
+            effects = core.effects.take()
             undelivered = [*core.undelivered, *unlinked]
-            interrupted, core.interrupted = core.interrupted, []
             if self.slots.overdue:
                 core.queue.slots = max(0, core.queue.slots - 1)
             elif not core.queue.queued and not core.queue.resuming:
@@ -444,15 +423,26 @@ class Executor:
             _try("resources were not given back", self.resources.release, spare, done)
         if self.resources.leased or core.queue.resources.yielding:
             core.queue.resources.yielding = self.resources.overdue
-        for name in freed:  # the storage may be the user's
-            _try("a value was not deleted", self.store.delete, name)
         if undelivered:
             _try("posts are not under way", self._undelivered, undelivered)
-        if fetches:
-            _try("values are not fetched", self.fetcher.fetch, fetches)
-        for entry in interrupted:
+        if effects is not None:
+            self._carry_out(effects)
+
+    def _carry_out(self, effects: ExecutorEffects) -> None:
+        """Do what the core decided, beside what goes to owners."""
+        for name in effects.freed:  # the storage may be the user's
+            _try("a value was not deleted", self.store.delete, name)
+        if effects.fetches:
+            _try("values are not fetched", self.fetcher.fetch, effects.fetches)
+        for entry in effects.interrupted:
             _try("a coroutine was not cancelled", self.coroutines.cancel, entry)
             _try("what cancelled tasks submitted goes on", self._cancel_children, entry)
+        for entry, children in effects.sought:
+            _try("what is sought may not be found", self._look_for, entry, children)
+        for broken in effects.broken:
+            _try("a task was not ended", self._not_taken_in, *broken)
+        if effects.posts:
+            _try("posts were not taken in", self.owner.posted, effects.posts)
 
     def _cancel_children(self, entry: Entry) -> None:
         """Cancel what a cancelled task submitted."""

@@ -202,7 +202,7 @@ class Members:
     def unreachable(self, view: WorkerView, reason: str) -> None:
         """There is no route to a worker: go on without it, and look again later."""
         self.refused(view, reason)
-        self.core.later(REACHED_AGAIN, partial(self._try_again, view))
+        self.core.effects.later(REACHED_AGAIN, partial(self._try_again, view))
         self._step()
 
     def _try_again(self, view: WorkerView) -> None:

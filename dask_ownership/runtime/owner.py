@@ -259,19 +259,14 @@ class Owner:
     def step(self) -> None:
         """Schedule, tell who waits, flush the links."""
         core = self.core
-        if core.broken:
-            self._say_what_broke()
         if core.peers.talking:
             core.peers.say_to_itself()
         core.schedule(perf_counter() * 1e6)
-        if core.peers.talking or core.posting.posts or core.posting.waiting:
+        if core.peers.talking or core.posting.waiting:
             self._post()
         if core.refused:
             self.members.settle_refused()
-        if core.lifecycle.completed:
-            self._tell()
-        if core.timers:
-            self._set_timers()
+        self._carry_out_effects()
         busy = False
         for view in list(core.placement.workers.values()):
             if view.outbox:
@@ -299,28 +294,29 @@ class Owner:
             self._sweeping = True
             loop.call_later(SWEEP, self._sweep)
 
-    def _say_what_broke(self) -> None:
-        broken, self.core.broken = self.core.broken, []
-        for where, error in broken:
+    def _carry_out_effects(self) -> None:
+        """Do what the core decided, beside what goes to workers."""
+        effects = self.core.effects.take()
+        if effects is None:
+            return
+        for where, error in effects.broken:
             logger.error("%s: %s", self.name, where, exc_info=error)
+        if effects.posts:
+            assert self.executor is not None  # only an owner at a worker posts by itself
+            self.executor.deliver(effects.posts)
+        if effects.completed:
+            self._tell(effects.completed)
+        loop = self._loop
+        for seconds, function, args in effects.timers:
+            assert loop is not None
+            loop.call_later(seconds, self._due, function, args)
 
     def _post(self, acknowledge: bool = False) -> None:
         """Send what references have to say to other processes."""
         posting = self.core.posting
         posting.flush(acknowledge)
-        if posting.posts:
-            posts, posting.posts = posting.posts, []
-            assert self.executor is not None  # only an owner at a worker posts by itself
-            self.executor.deliver(posts)
         if posting.waiting:
             self.members.ask_soon()
-
-    def _set_timers(self) -> None:
-        timers, self.core.timers = self.core.timers, []
-        loop = self._loop
-        assert loop is not None
-        for seconds, function, args in timers:
-            loop.call_later(seconds, self._due, function, args)
 
     def _due(self, function: Callable[..., None], args: tuple[Any, ...]) -> None:
         if not self.inbox.closed:
@@ -367,9 +363,8 @@ class Owner:
             self.core.infeasible.expire(perf_counter(), parse_timedelta(timeout))
             self.step()
 
-    def _tell(self) -> None:
+    def _tell(self, completed: list[Row]) -> None:
         """Tell who waits for rows that ended, once."""
-        completed, self.core.lifecycle.completed = self.core.lifecycle.completed, []
         with self.lock:
             told = [(row, row.waiters) for row in completed]
             for row in completed:
@@ -405,8 +400,8 @@ class Owner:
             return
         self._liveness.stop()
         self.inbox.close(lost)
-        self._tell()
         self.core.posting.flush()
+        self._carry_out_effects()
         for view in list(self.core.placement.workers.values()):
             if view.outbox and view.link is not None:
                 messages, view.outbox = view.outbox, []

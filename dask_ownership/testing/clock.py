@@ -35,11 +35,15 @@ class Clock:
         Virtual microseconds since the beginning.
     dirty : set of Stepping
         Those to which something happened: each of them takes a step before time goes on.
+    touched : set of str
+        Names of those to which something may have happened since an observer cleared it: no
+        other one has changed.
     """
 
     def __init__(self) -> None:
         self.now = 0.0
         self.dirty: set[Stepping] = set()
+        self.touched: set[str] = set()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
 
@@ -83,5 +87,6 @@ class Clock:
             todo = sorted(self.dirty, key=lambda one: one.name)
             self.dirty.clear()
             for one in todo:
+                self.touched.add(one.name)
                 if one.alive and not one.frozen:
                     one.step()

@@ -24,9 +24,14 @@ from dask_ownership.core.row import (
 )
 
 
+def rows_of(owner: Ownership) -> list[Row]:
+    """Every row of an owner, as `Table.all` gives them; quick where most shards are empty."""
+    return [row for shard in filter(None, owner.table.rows.shards) for row in shard.values()]
+
+
 def check_ownership(owner: Ownership) -> None:
     """Rows, counts and workers of one owner agree with each other."""
-    rows = owner.table.all()
+    rows = rows_of(owner)
     uses: Counter[Row] = Counter()
     descendants: Counter[Row] = Counter()
     kept = 0

@@ -20,15 +20,21 @@ from dask_ownership.core.row import (
 )
 from dask_ownership.core.session import Entry
 from dask_ownership.testing import travel
+from dask_ownership.testing.clock import Clock
 from dask_ownership.testing.invariants import (
     check_empty,
     check_executor,
     check_executor_empty,
     check_ownership,
+    rows_of,
 )
 from dask_ownership.testing.pipe import OwnerProcess, WorkerProcess
 from dask_ownership.testing.record import Record
 from dask_ownership.testing.scheduler import VirtualScheduler
+
+EVERYWHERE = 32
+"""How many times the invariants are checked where something happened until they are checked
+everywhere."""
 
 
 class Observer:
@@ -36,6 +42,7 @@ class Observer:
 
     Parameters
     ----------
+    clock : Clock
     record : Record
     scheduler : VirtualScheduler
     workers : mapping of str to WorkerProcess
@@ -44,13 +51,17 @@ class Observer:
 
     def __init__(
         self,
+        clock: Clock,
         record: Record,
         scheduler: VirtualScheduler,
         workers: Mapping[str, WorkerProcess],
     ) -> None:
+        self.clock = clock
         self.record = record
         self.scheduler = scheduler
         self.workers = workers
+        self._checks = 0
+        self._stored: dict[str, list[Row]] = {}
 
     # ---- values ----
 
@@ -163,36 +174,46 @@ class Observer:
 
     # ---- what must hold ----
 
-    def validate(self) -> None:
-        """Check the invariants everywhere."""
+    def validate(self, everywhere: bool = True) -> None:
+        """Check the invariants, everywhere or where something happened since they were checked.
+
+        Now and then they are checked everywhere all the same, so that what changed unseen is
+        found a little later.
+        """
+        self._checks += 1
+        everywhere = everywhere or self._checks % EVERYWHERE == 0
+        touched = self.clock.touched
         for owner in self.scheduler.owners:
-            check_ownership(owner.core)
-            for row in owner.core.table.all():
-                name = (owner.name, row.key)
-                if (
-                    row.state == STORED
-                    and name not in self.record.lost
-                    and name not in self.record.remade
-                ):
-                    if row.borrowed:
-                        assert self.copies(owner, row) or self.has_moved(row), (
-                            f"{row} was freed early"
-                        )
-                        continue
-                    if not all(map(self.scheduler.is_there, row.holders)):
-                        self.note_loss(owner, row)  # one was taken for dead
-                        continue
-                    assert self.copies(owner, row), f"{row} was freed early everywhere"
-                    primary = self.workers.get(row.holders[0].address)
-                    # After one died or left the first holder may be one that still fetches.
-                    assert (
-                        self.record.killed
-                        or self.record.retiring
-                        or primary is None
-                        or primary.store.find((owner.name, row.key, version_of(row)))
-                    ), f"{row} was freed early at its first holder"
+            known = owner.name in self._stored
+            if everywhere or not known or owner.name in touched or owner.home in touched:
+                check_ownership(owner.core)
+                self._stored[owner.name] = [r for r in rows_of(owner.core) if r.state == STORED]
+            for row in self._stored[owner.name]:
+                self._check_stored(owner, row)
         for worker in self.workers.values():
-            check_executor(worker.core)
+            if everywhere or worker.owner.name in touched or worker.address in touched:
+                check_executor(worker.core)
+        touched.clear()
+
+    def _check_stored(self, owner: OwnerProcess, row: Row) -> None:
+        """A stored value is where its owner has it, unless it is known to be lost."""
+        name = (owner.name, row.key)
+        if name in self.record.lost or name in self.record.remade:
+            return
+        if row.borrowed:
+            assert self.copies(owner, row) or self.has_moved(row), f"{row} was freed early"
+        elif not all(map(self.scheduler.is_there, row.holders)):
+            self.note_loss(owner, row)  # one was taken for dead
+        else:
+            assert self.copies(owner, row), f"{row} was freed early everywhere"
+            primary = self.workers.get(row.holders[0].address)
+            # After one died or left the first holder may be one that still fetches.
+            assert (
+                self.record.killed
+                or self.record.retiring
+                or primary is None
+                or primary.store.find((owner.name, row.key, version_of(row)))
+            ), f"{row} was freed early at its first holder"
 
     def assert_empty(self) -> None:
         """Every table is empty, in every process (rule R6)."""

@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 from dask_ownership.core.builtin import BuiltinFunctions
+from dask_ownership.core.effects import OwnerEffects
 from dask_ownership.core.executor import Executor
 from dask_ownership.core.membership import Asked
-from dask_ownership.core.messages import Origin
+from dask_ownership.core.messages import Message, Origin
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.places import ordered
@@ -59,6 +60,7 @@ class VirtualOwner(VirtualProcess):
         )
         self.core = Ownership(nullcontext(), home, process=self.process, functions=functions)
         self.dropped: list[Row] = []
+        self.posts: list[Message] = []
         self.function = Function(1, b"run", "run")
         self.pipes: dict[str, Pipe] = {}
         self.order = 0
@@ -108,13 +110,14 @@ class VirtualOwner(VirtualProcess):
             self.asking = True
             self.later(WINDOW / 10, self.ask)
         beside = self.world.workers.get(self.home) if self.home is not None else None
-        if core.posting.posts and beside is not None:
+        effects = core.effects.take() or OwnerEffects()
+        assert not effects.broken, effects.broken
+        self.posts.extend(effects.posts)
+        if self.posts and beside is not None:
             beside.wants_step()
-        timers, core.timers = core.timers, []
-        for seconds, function, args in timers:
+        for seconds, function, args in effects.timers:
             self.later(seconds * SECOND, partial(self._due, function, args))
-        completed, core.lifecycle.completed = core.lifecycle.completed, []
-        for row in completed:
+        for row in effects.completed:
             waiters, row.waiters = row.waiters, None
             for wake in waiters or ():
                 wake()
@@ -228,6 +231,7 @@ class VirtualOwner(VirtualProcess):
 
         ``wanted`` is False in a task that was given up, which does not keep it.
         """
+        self.clock.touched.add(self.name)
         row, new = self.core.borrowing.arrive(origin)
         if new:
             # A thread left it in the inbox; the loop takes it in a little later.
@@ -246,8 +250,9 @@ class VirtualOwner(VirtualProcess):
 
     def carry_posts(self, executor: Executor) -> None:
         """Have the executor in this process pass on what this owner has to say."""
-        posting = self.core.posting
-        posts, posting.posts = posting.posts, []
+        posts, self.posts = self.posts, []
+        posts += self.core.effects.posts
+        self.core.effects.posts = []
         for message in posts:
             executor.deliver(message)
 

@@ -44,10 +44,19 @@ class VirtualProcess:
 
     def later(self, delay: float, call: Callable[[], None]) -> None:
         """Do something in this process after a while, when it is not frozen then."""
-        self.clock.later(delay, lambda: self._postponed.append(call) if self.frozen else call())
+
+        def due() -> None:
+            if self.frozen:
+                self._postponed.append(call)
+            else:
+                self.clock.touched.add(self.name)
+                call()
+
+        self.clock.later(delay, due)
 
     def when_awake(self, call: Callable[[], None]) -> None:
         """Do something now, or after all that this process has slept through."""
+        self.clock.touched.add(self.name)
         if self.frozen or self._postponed:
             self._postponed.append(call)
         else:

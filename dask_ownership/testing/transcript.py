@@ -7,6 +7,7 @@ from typing import Any
 from dask_ownership.core import messages as m
 from dask_ownership.core import peer_messages as pm
 from dask_ownership.core.row import STATE_NAMES, Borrowed, Row
+from dask_ownership.testing.invariants import rows_of
 from dask_ownership.testing.network import Watcher
 from dask_ownership.testing.pipe import Pipe
 from dask_ownership.testing.virtual import VirtualCluster, VirtualOwner
@@ -95,7 +96,7 @@ class Transcript(Watcher):
         """Write down which rows are in another state than before."""
         now: dict[tuple[str, str], str] = {}
         for owner in self.cluster.owners:
-            for row in owner.core.table.all():
+            for row in rows_of(owner.core):
                 now[owner.name, self.row(row)] = self._state(owner, row)
         for where in {**self._before, **now}:
             before, after = self._before.get(where), now.get(where, "gone")

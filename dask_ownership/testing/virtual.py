@@ -83,7 +83,7 @@ class VirtualCluster:
         self.scheduler = VirtualScheduler(
             self.clock, self.network, self.clients, self.workers, meshed
         )
-        self.observer = Observer(self.record, self.scheduler, self.workers)
+        self.observer = Observer(self.clock, self.record, self.scheduler, self.workers)
         self.waits: Waits | None = None
         if longest_wait is not None:
             self.waits = Waits(self.network, self.scheduler, self.workers, longest_wait)
@@ -243,8 +243,7 @@ class VirtualCluster:
         AssertionError
             When an invariant breaks, or things go on for more than ``limit`` events.
         """
-        self.clock.settle()
-        self._validate()
+        self._settle()
         while self.clock.next_at < inf:
             self._next_event()
             self.steps += 1
@@ -253,8 +252,7 @@ class VirtualCluster:
     def run_for(self, microseconds: float) -> None:
         """As `run`, up to a virtual time from now."""
         until = self.now + microseconds
-        self.clock.settle()
-        self._validate()
+        self._settle()
         while self.clock.next_at <= until:
             self._next_event()
         self.clock.pass_until(until)
@@ -263,9 +261,12 @@ class VirtualCluster:
         if self.waits is not None:
             self.waits.passed(self.clock.next_at - self.clock.now)
         self.clock.happen()
-        self._validate()
+        if self.check:
+            self.observer.validate(everywhere=False)
 
-    def _validate(self) -> None:
+    def _settle(self) -> None:
+        """Take in what was done to the processes from outside, which may be anything."""
+        self.clock.settle()
         if self.check:
             self.observer.validate()
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from dask_ownership.core.exclusion import ALONE
 from dask_ownership.core.row import PUSHED, WAITING, Row
+from dask_ownership.testing.invariants import rows_of
 from dask_ownership.testing.network import Network
 from dask_ownership.testing.pipe import WorkerProcess
 from dask_ownership.testing.scheduler import VirtualScheduler
@@ -84,7 +85,7 @@ class Waits:
     def _look(self) -> None:
         before, self._since = self._since, {}
         for owner in self.scheduler.owners:
-            for row in owner.core.table.all():
+            for row in rows_of(owner.core):
                 if WAITING <= row.state <= PUSHED:
                     since = self._since[row] = before.get(row, self._clock)
                     waited = self._clock - since

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from dask_ownership.core import session as ex
+from dask_ownership.core.effects import ExecutorEffects
 from dask_ownership.core.executor import Executor
 from dask_ownership.core.session import Entry
 from dask_ownership.testing import travel
@@ -81,28 +82,25 @@ class VirtualWorker:
             and (work := core.queue.next_work()) is not None
         ):
             self.runner.start(work)
-        fetches, core.fetches = core.fetches, []
-        for entry in fetches:
+        self.owner.carry_posts(core)
+        effects = core.effects.take() or ExecutorEffects()
+        assert not effects.broken, effects.broken
+        for entry in effects.fetches:
             self.later(self.world.network.delay(), lambda e=entry: self._fetch(e, 0))  # type: ignore[misc]
-        freed, core.freed = core.freed, []
-        for name in freed:
+        for name in effects.freed:
             self.store.values.pop(name, None)
-        sought, core.sought = core.sought, []
-        for entry, keys in sought:
+        for entry, keys in effects.sought:
             for key in keys:
                 self.runner.made(entry, key)
-        interrupted, core.interrupted = core.interrupted, []
-        for entry in interrupted:
+        for entry in effects.interrupted:
             parent = (entry.session.owner, entry.key, entry.attempt)
             self.owner.core.cancel_children(parent, "its parent was cancelled")
             self.owner.wants_step()
-        self.owner.carry_posts(core)
         for name in core.undelivered:
             if name not in self._dialled:
                 self._dialled.add(name)
                 self.later(self.world.network.delay(), partial(self._dial, name))
-        posts, core.posts = core.posts, []
-        for message in posts:
+        for message in effects.posts:
             self.world.network.count_post(self.owner, message)
             self.owner.core.posting.receive([message])
             self.owner.wants_step()

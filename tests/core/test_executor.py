@@ -168,7 +168,7 @@ def test_tasks_behind_one_that_ends_without_a_value_are_returned_with_it(bench, 
     ]
     assert bench.core.queue.next_work() is None
     if end == "cancel":
-        assert bench.core.interrupted == [entry]
+        assert bench.core.effects.interrupted == [entry]
         assert not bench.inline(entry)
         assert bench.said() == []
     check_executor_empty(bench.core)
@@ -195,7 +195,7 @@ def test_cancelling_a_queued_a_parked_and_a_stored_task(bench):
     bench.stored(bench.start())
     bench.said()
     bench.tell((m.CANCEL, "s", 3002), (m.CANCEL, "s", 3002))
-    assert bench.core.freed == ["s-3002"]
+    assert bench.core.effects.freed == ["s-3002"]
     assert bench.said() == []
     check_executor_empty(bench.core)
     assert bench.core.queue.busy == 0
@@ -209,7 +209,7 @@ def test_a_superseded_attempt_that_ends_late_touches_nothing_of_the_next(bench):
     new = bench.start()
     assert bench.stored(new)
     assert not bench.stored(old)
-    assert bench.core.freed == ["x-4000"], "only what the old attempt made"
+    assert bench.core.effects.freed == ["x-4000"], "only what the old attempt made"
     assert bench.said() == [("STORED", "x", 4001, 8, None, 1.0)]
     assert bench.session.entries["x"] is new and new.stored == "x-4001"
 
@@ -219,7 +219,7 @@ def test_a_push_supersedes_an_older_attempt_even_without_a_cancel(bench):
     bench.tell(push("x", attempt=4100))
     old = bench.start()
     bench.tell(push("x", attempt=4101))
-    assert bench.core.interrupted == [old]
+    assert bench.core.effects.interrupted == [old]
     new = bench.start()
     bench.inline(old)
     bench.inline(new)
@@ -241,7 +241,7 @@ def test_a_dependency_that_is_not_here_returns_the_task_but_counts_its_fetches(b
     bench.tell(push("x", [(m.LOCAL, "no", 6), far], 5000))
     assert bench.said() == [("RETURNED", "x", 5000, m.MISSING, (("no", 6, ()),))]
     # The owner now counts on the copy, and will free it.
-    assert [entry.key for entry in bench.core.fetches] == ["far"]
+    assert [entry.key for entry in bench.core.effects.fetches] == ["far"]
     bench.tell((m.FREE, ("far",), 5000))
     check_executor_empty(bench.core)
 
@@ -249,7 +249,7 @@ def test_a_dependency_that_is_not_here_returns_the_task_but_counts_its_fetches(b
 def test_a_value_is_fetched_once_for_all_that_need_it(bench):
     far = (m.REMOTE, "far", 7, 8, ("there",), None)
     bench.tell(push("x", [far]), push("y", [far]))
-    (entry,) = bench.core.fetches
+    (entry,) = bench.core.effects.fetches
     assert bench.core.queue.next_work() is None
     entry.stored = "far-copy"
     bench.core.fetched(entry)
@@ -257,7 +257,7 @@ def test_a_value_is_fetched_once_for_all_that_need_it(bench):
     bench.inline(bench.start())
     bench.acknowledge()
     bench.tell((m.FREE, ("far",), 1 << 30))
-    assert bench.core.freed == ["far-copy"]
+    assert bench.core.effects.freed == ["far-copy"]
     check_executor_empty(bench.core)
 
 
@@ -265,22 +265,22 @@ def test_a_fetch_that_ends_after_it_was_freed_deletes_its_own_value_only(bench):
     far = (m.REMOTE, "far", 7, 8, ("there",), None)
     bench.tell(push("x", [far], 5100), (m.CANCEL, "x", 5100), (m.FREE, ("far",), 5100))
     bench.tell(push("y", [far], 5101))
-    first, second = bench.core.fetches
+    first, second = bench.core.effects.fetches
     second.stored = "second"
     bench.core.fetched(second)
     bench.core.fetched(first)
     bench.core.fetch_failed(first, ("there",))
     bench.core.fetch_impossible(first, b"error")
-    assert bench.core.freed == []
+    assert bench.core.effects.freed == []
     first.stored = "first"
     bench.core.fetched(first)
-    assert bench.core.freed == ["first"]
+    assert bench.core.effects.freed == ["first"]
     assert bench.start().dependencies == [second]
 
 
 def test_a_fetch_that_fails_says_who_does_not_have_the_value(bench):
     bench.tell(push("x", [(m.REMOTE, "far", 7, 8, ("a", "b"), None)], 5200))
-    (entry,) = bench.core.fetches
+    (entry,) = bench.core.effects.fetches
     for _ in range(2):
         bench.core.fetch_failed(entry, ("a",))
     assert bench.said() == [("RETURNED", "x", 5200, m.MISSING, (("far", 7, ("a",)),))]
@@ -293,7 +293,7 @@ def test_a_value_that_cannot_travel_fails_the_tasks_that_need_it(bench):
         push("y", [(m.LOCAL, "x", 5300)], 5301),
     )
     for _ in range(2):
-        bench.core.fetch_impossible(bench.core.fetches[0], b"error")
+        bench.core.fetch_impossible(bench.core.effects.fetches[0], b"error")
     assert bench.said() == [
         ("FAILED", "x", 5300, b"error", 0.0),
         ("RETURNED", "y", 5301, m.BLOCKED, ()),
@@ -306,17 +306,17 @@ def test_a_scattered_value_is_not_freed_by_what_the_link_says_of_an_older_one(be
     first.stored, second.stored = "first", "second"
     bench.core.keep(first)
     bench.core.keep(first)
-    assert bench.core.freed == []
+    assert bench.core.effects.freed == []
     bench.core.keep(second)  # overtakes the FREE of the first
-    assert bench.core.freed == ["first"]
+    assert bench.core.effects.freed == ["first"]
     late = Entry(bench.session, "s", 15)
     late.stored = "late"
     bench.core.keep(late)
-    assert bench.core.freed == ["first", "late"]
+    assert bench.core.effects.freed == ["first", "late"]
     bench.tell((m.FREE, ("s",), 12))
     assert bench.session.entries["s"] is second and second.state == ex.KEPT
     bench.tell((m.FREE, ("s",), 20))
-    assert bench.core.freed == ["first", "late", "second"]
+    assert bench.core.effects.freed == ["first", "late", "second"]
     check_executor_empty(bench.core)
 
 
@@ -428,10 +428,10 @@ def test_closing_drops_everything_and_late_messages_of_that_owner_change_nothing
     bench.stored(bench.start())
     bench.tell(push("r"), push("q"), push("far", [(m.REMOTE, "f", 7, 1, ("a",), None)]))
     running = bench.start()
-    fetching = bench.core.fetches[0]
+    fetching = bench.core.effects.fetches[0]
     assert bench.core.close("owner") == 3  # neither the value nor what is fetched
     assert bench.core.close("owner") == 0
-    assert bench.core.freed == ["s-8000"] and bench.core.interrupted == [running]
+    assert bench.core.effects.freed == ["s-8000"] and bench.core.effects.interrupted == [running]
     bench.tell(push("late"), (m.COPY, "c", 7, b"v"), (m.RECALL, 3), (m.FREE, ("s",), 1 << 30))
     bench.core.acknowledged(bench.session, 5)
     fetching.stored = "f"
@@ -441,7 +441,9 @@ def test_closing_drops_everything_and_late_messages_of_that_owner_change_nothing
     bench.core.keep(late)
     assert bench.core.queue.next_work() is None
     assert not bench.stored(running)
-    assert sorted(bench.core.freed) == sorted(["s-8000", "f", "late", f"r-{running.attempt}"])
+    assert sorted(bench.core.effects.freed) == sorted(
+        ["s-8000", "f", "late", f"r-{running.attempt}"]
+    )
     assert bench.said() == [] and not bench.session.entries
     assert bench.core.queue.busy == 0 and bench.core.queue.queued == 0
 
@@ -456,7 +458,7 @@ def test_two_owners_may_use_the_same_key(bench):
     second.stored = "of the other"
     bench.core.succeeded(second, (m.STORED, "x", 1, 1, None, 1.0), ex.KEPT, None)
     bench.tell((m.FREE, ("x",), 99), session=other)
-    assert bench.core.freed == ["of the other"]
+    assert bench.core.effects.freed == ["of the other"]
     assert bench.session.entries["x"] is first
 
 
@@ -497,7 +499,7 @@ def test_a_task_whose_time_is_up_fails_then_and_keeps_its_slot_and_resources_unt
         ("FAILED", "x", 1, b"its time is up", 1.0),
         ("RETURNED", "behind", 2, m.BLOCKED, ()),
     ]
-    assert bench.core.interrupted == [x]
+    assert bench.core.effects.interrupted == [x]
     # Another attempt comes here while the first still runs.
     bench.tell(push("x", attempt=3, resources={"gpu": 1}, timeout=1.0))
     assert bench.core.queue.next_work() is None
@@ -560,15 +562,15 @@ def test_an_alias_keeps_the_very_value_and_needs_no_slot(bench):
     assert alias.state == ex.KEPT and alias.stored == "x-1" and not bench.core.queue.queued
     assert bench.said() == [("STORED", "y", 2, None, None, 0.0)]
     bench.tell((m.FREE, ("x",), 9))
-    assert bench.core.freed == [] and not bench.core.shared
+    assert bench.core.effects.freed == [] and not bench.core.shared
     bench.tell((m.FREE, ("y",), 9))
-    assert bench.core.freed == ["x-1"]
+    assert bench.core.effects.freed == ["x-1"]
     check_executor_empty(bench.core)
 
 
 def test_an_alias_of_what_is_on_its_way_is_done_when_that_is_here(bench):
     bench.tell(push("y", [(m.REMOTE, "x", 1, 8, ("w",), ("other", "x", 5))], attempt=2, alias=True))
-    [fetched] = bench.core.fetches
+    [fetched] = bench.core.effects.fetches
     fetched.stored = "x-0"
     bench.core.fetched(fetched)
     assert bench.said() == [("STORED", "y", 2, None, None, 0.0)]
@@ -615,7 +617,7 @@ def test_a_held_value_of_another_life_of_its_key_is_not_taken(bench):
         push("remote", [(m.REMOTE, "x", 2, 8, ("there",), None)], attempt=4),
     )
     assert bench.said()[1:] == [("RETURNED", "local", 3, m.MISSING, (("x", 2, ()),))]
-    (fetched,) = bench.core.fetches
+    (fetched,) = bench.core.effects.fetches
     assert fetched.value_name == ("owner", "x", 2)
     fetched.stored = "new"
     bench.core.fetched(fetched)
@@ -655,9 +657,9 @@ def test_a_stored_value_of_another_life_is_freed_when_the_new_one_is_fetched(ben
     bench.tell(push("y", [(m.LOCAL, "x", 1)], attempt=2))
     far = (m.REMOTE, "x", 5, 8, ("there",), None)
     bench.tell(push("z", [far], attempt=6))
-    assert bench.core.freed == ["x-1"]
+    assert bench.core.effects.freed == ["x-1"]
     assert bench.core.find_value("owner", "x", 1) is None
-    (fetched,) = bench.core.fetches
+    (fetched,) = bench.core.effects.fetches
     fetched.stored = "new"
     bench.core.fetched(fetched)
     assert bench.core.find_value("owner", "x", 5) is fetched
@@ -670,11 +672,11 @@ def test_what_waits_for_a_fetch_of_another_life_is_returned(bench):
     new = (m.REMOTE, "x", 5, 8, ("there",), None)
     bench.tell(push("y", [old], attempt=2), push("z", [new], attempt=6))
     assert bench.said() == [("RETURNED", "y", 2, m.BLOCKED, ())]
-    first, second = bench.core.fetches
+    first, second = bench.core.effects.fetches
     first.stored, second.stored = "old", "new"
     bench.core.fetched(first)
     bench.core.fetched(second)
-    assert bench.core.freed == ["old"]
+    assert bench.core.effects.freed == ["old"]
     assert bench.start().dependencies == [second]
 
 
@@ -704,7 +706,7 @@ def test_an_answer_that_cannot_be_packed_is_an_error_of_its_task(bench, state):
     assert ("FAILED", "x", 1, b"cannot be sent", 0.0) in bench.said()
     assert "x" not in bench.session.entries and not bench.session.handed
     if state == "kept":
-        assert bench.core.freed == ["x-1"]
+        assert bench.core.effects.freed == ["x-1"]
 
 
 def test_messages_after_one_that_cannot_be_taken_in_are_taken_in(bench):
@@ -712,9 +714,9 @@ def test_messages_after_one_that_cannot_be_taken_in_are_taken_in(bench):
     bench.tell(push("x", attempt=1), *bad, push("y", attempt=3))
     assert [bench.start().key for _ in range(1)] == ["x"]
     assert bench.core.queue.queued == 1
-    kinds = [message[:1] for _, message, _ in bench.core.broken]
+    kinds = [message[:1] for _, message, _ in bench.core.effects.broken]
     assert kinds == [one[:1] for one in bad[:4]] + [()], "an unknown kind is passed over"
-    session, message, _ = bench.core.broken[0]
+    session, message, _ = bench.core.effects.broken[0]
     bench.core.unsendable(session, message, b"cannot be taken in")
     assert bench.said() == [("FAILED", "bad", 2, b"cannot be taken in", 0.0)]
     for other in bad[1:]:

@@ -183,7 +183,7 @@ def test_who_waits_for_a_row_that_is_released_hears_of_it(bench):
     row = bench.row("x")
     row.waiters = ["someone"]
     bench.release(row)
-    assert bench.core.lifecycle.completed == [row]
+    assert bench.core.effects.completed == [row]
 
 
 def test_a_chain_is_pushed_behind_its_dependency_and_comes_back_with_it():
@@ -1244,7 +1244,7 @@ def test_an_answer_that_cannot_be_taken_in_ends_its_task_and_no_other(bench):
     bench.step()
     assert [row.state for row in rows] == [INLINE, ERROR, INLINE, ERROR]
     assert {row.value.kind for row in (rows[1], rows[3])} == {"internal"}
-    assert len(bench.core.broken) == 4
+    assert len(bench.core.effects.broken) == 4
     late = bench.row("late")
     bench.done(late)
     bench.release(late, *rows)

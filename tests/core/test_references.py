@@ -73,7 +73,7 @@ class Side:
 
     def pass_time(self) -> None:
         """What is to happen later happens."""
-        timers, self.core.timers = self.core.timers, []
+        timers, self.core.effects.timers = self.core.effects.timers, []
         for _, due, arguments in timers:
             due(*arguments)
 
@@ -631,7 +631,7 @@ def test_what_comes_after_a_word_that_cannot_be_taken_in_is(pair):
     pair.borrower.release(borrowed)
     pair.carry()
     assert counts(row) == (1, 0, 0)
-    said = [where.split(" of ")[0] for where, _ in pair.owner.core.broken]
+    said = [where.split(" of ")[0] for where, _ in pair.owner.core.effects.broken]
     assert said == ["BORROW", "LENT", "ADOPT", "?"]
 
 
@@ -662,7 +662,7 @@ def test_a_borrower_that_ends_counts_no_more(pair, how):
     for _ in range(2):
         pair.owner.core.membership.process_gone("borrower")
     assert row.state == PUSHED, "others may be about to be counted for what it sent them"
-    assert [seconds for seconds, _, _ in pair.owner.core.timers] == [HANDED_ON]
+    assert [seconds for seconds, _, _ in pair.owner.core.effects.timers] == [HANDED_ON]
     pair.owner.pass_time()
     assert row.state == FORGOTTEN
     late = (7, 0, [(r.BORROW, "x", 99), (r.RETURN, "x", borrowed.attempt)])

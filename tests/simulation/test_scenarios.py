@@ -11,11 +11,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from dask_ownership.core.row import Options, Row
+from dask_ownership.runtime.functions import Functions
+from dask_ownership.streaming import Stream
 from dask_ownership.testing.task import Task
 from dask_ownership.testing.transcript import Transcript
 from dask_ownership.testing.travel import VirtualFuture
@@ -235,6 +238,54 @@ def the_scheduler_restarts() -> Transcript:
     t.run()
     assert t.cluster.outcome(client, x) == 5
     drop(t, client, x)
+    return t
+
+
+class Streamer:
+    """The client, calls and owner of a real `Stream`, over an owner of the virtual cluster."""
+
+    def __init__(self, cluster: VirtualCluster, client: VirtualOwner) -> None:
+        self.calls = self.owner = self
+        self.functions = Functions()
+        self._cluster = cluster
+        self._client = client
+
+    def map_keys(self, *arguments) -> None:
+        """The keys are given."""
+
+    def row(self, func, args, kwargs, key, *options, **more) -> Row:
+        return self._client.submit(key, Task(*args, duration=10_000.0))
+
+    def wait(self, rows) -> None:
+        while not all(row.done for row in rows):
+            self._cluster.run_for(100.0)
+
+    def drop(self, row: Row) -> None:
+        self._client.dropped.append(row)
+        self._client.wants_step()
+
+
+@scenario
+def a_stream_with_a_slow_consumer() -> Transcript:
+    """A map with a buffer of two, and a consumer that is slow: one is taken, one is submitted."""
+    t = begin(workers=1)
+    client = t.cluster.clients[0]
+    t.note("a client maps over items without end; nothing is submitted before one is asked for")
+    names = (f"item-{number}" for number in count())
+    stream = Stream(
+        Streamer(t.cluster, client), abs, (count(),), {}, None, buffer_size=2, key=names
+    )
+    for number in range(3):
+        t.note(f"the consumer asks for item-{number}")
+        future = next(stream)
+        assert t.cluster.outcome(client, future._row) == number
+        t.note(f"it takes 50 ms over item-{number}, and drops it")
+        t.cluster.run_for(50_000.0)
+        del future
+    t.note("the consumer closes the stream: what it was not given is dropped")
+    stream.close()
+    t.run()
+    t.cluster.assert_empty()
     return t
 
 

@@ -1,0 +1,86 @@
+"""Effects: what whoever drives a core has to do for it.
+
+A core does nothing itself. What it decides collects here, and in the outbox of each worker (of an
+owner) and each session (of an executor). The runtime and the virtual cluster take all of it after
+each event, once, and carry it out in any order; none of it is asked for a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from dask_ownership.core.messages import Key, Message
+from dask_ownership.core.row import Row
+from dask_ownership.core.session import Entry, Session
+
+
+@dataclass(slots=True)
+class OwnerEffects:
+    """What is to be done for an owner, beside sending the outboxes of its workers."""
+
+    #: Rows with waiters that have ended: those that wait are told.
+    completed: list[Row] = field(default_factory=list)
+    #: Posts that the executor in this process passes on.
+    posts: list[Message] = field(default_factory=list)
+    #: Seconds from now, a function to call then, unless the owner is closed, and its arguments.
+    timers: list[tuple[float, Callable[..., None], tuple[Any, ...]]] = field(default_factory=list)
+    #: What failed here, in place of ending all else: where, and why. It is logged.
+    broken: list[tuple[str, Exception]] = field(default_factory=list)
+
+    def later(self, seconds: float, function: Callable[..., None], *args: Any) -> None:
+        """Have a function called when a time has passed, unless the owner is closed by then."""
+        self.timers.append((seconds, function, args))
+
+    def take(self) -> OwnerEffects | None:
+        """What has collected, if anything, which is forgotten here."""
+        if not (self.completed or self.posts or self.timers or self.broken):
+            return None
+        taken = OwnerEffects(self.completed, self.posts, self.timers, self.broken)
+        self.completed, self.posts, self.timers, self.broken = [], [], [], []
+        return taken
+
+
+@dataclass(slots=True)
+class ExecutorEffects:
+    """What is to be done for an executor, beside sending the outboxes of its sessions."""
+
+    #: Values to fetch; `Executor.fetched` or `Executor.fetch_failed` is told of each.
+    fetches: list[Entry] = field(default_factory=list)
+    #: Names (`Entry.stored`) of values to delete.
+    freed: list[Any] = field(default_factory=list)
+    #: Running tasks that were cancelled, or whose time is up: what they submitted is cancelled.
+    interrupted: list[Entry] = field(default_factory=list)
+    #: Posts for the owner in this process.
+    posts: list[Message] = field(default_factory=list)
+    #: Tasks, and keys of their children that their owner looks for, which may be there already.
+    sought: list[tuple[Entry, tuple[Key, ...]]] = field(default_factory=list)
+    #: Messages that could not be taken in, in place of ending all that came after them: of which
+    #: session, and why. The task that one is about fails.
+    broken: list[tuple[Session, Message, Exception]] = field(default_factory=list)
+    #: Something was posted to another session than that of the sender.
+    passed_on: bool = False
+
+    def __bool__(self) -> bool:
+        """Whether anything is to be done."""
+        return bool(
+            self.fetches
+            or self.freed
+            or self.interrupted
+            or self.posts
+            or self.sought
+            or self.broken
+        )
+
+    def take(self) -> ExecutorEffects | None:
+        """What has collected, if anything, which is forgotten here."""
+        self.passed_on = False
+        if not self:
+            return None
+        taken = ExecutorEffects(
+            self.fetches, self.freed, self.interrupted, self.posts, self.sought, self.broken
+        )
+        self.fetches, self.freed, self.interrupted = [], [], []
+        self.posts, self.sought, self.broken = [], [], []
+        return taken
