@@ -96,14 +96,12 @@ class Calls:
         if key is None and pure:
             key = self._pure_key(func, function, args, kwargs)
             find = owner.known
-        entry = current_entry() if owner.executor is not None else None
-        if key is not None:
-            known = find(key, parent_of(entry))
-            if known is not None:
-                if entry is not None and entry.sought:
-                    assert owner.executor is not None
-                    owner.executor.made(entry, key)
-                return known
+        executor = owner.executor
+        entry = current_entry() if executor is not None else None
+        if key is not None and (known := find(key, parent_of(entry))) is not None:
+            if executor is not None and entry is not None and entry.sought:
+                executor.made(entry, key)
+            return known
         if function.pickled is CALL:
             args = (func, *args)
         name = function.name

@@ -18,7 +18,7 @@ from distributed import wait
 from live import blob, boom, inc, kill, small_cluster, until
 
 from dask_ownership import Client, fire_and_forget, get_client
-from dask_ownership.core.ownership import HISTORY
+from dask_ownership.core.history import REMEMBERED
 from dask_ownership.errors import ClosedOwner, FutureCancelledError, LostData
 from dask_ownership.snapshot import ObjectSnapshot, Snapshot
 
@@ -551,9 +551,9 @@ def test_an_unknown_key_has_no_story(client):
 
 def test_old_events_are_forgotten(client):
     history = client.owner.core.history.events
-    for start in range(0, HISTORY + 100, 1000):
+    for start in range(0, REMEMBERED + 100, 1000):
         wait(client.map(boom, [str(i) for i in range(start, start + 1000)], pure=False))
-    assert len(history) == HISTORY
+    assert len(history) == REMEMBERED
 
 
 def test_tasks_that_are_tried_again_are_counted(client):
