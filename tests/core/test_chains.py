@@ -28,6 +28,9 @@ from dask_ownership.testing.invariants import check_ownership
 
 LONG = 1_000
 
+CHECKED = 50
+"""Of how many answers one is followed by a look at all rows, of which there are many."""
+
 
 @pytest.fixture(autouse=True)
 def little_stack() -> Iterator[None]:
@@ -49,6 +52,15 @@ def frames() -> Iterator[object]:
 class Chain(Bench):
     """Many rows, each of which needs the one before it, and nobody else has but the last."""
 
+    answers = 0
+
+    def answer(self, address: str, *messages) -> None:
+        self.core.receive(self.views[address], messages, 0.0)
+        self.core.schedule(0.0)
+        self.answers += 1
+        if self.answers % CHECKED == 1:
+            check_ownership(self.core)
+
     def grow(self, first: Row, function: Function | None = None, hold: bool = False) -> list[Row]:
         rows = [first]
         for number in range(LONG):
@@ -66,6 +78,7 @@ class Chain(Bench):
         while any(pushed := [row for row in rows if row.state == PUSHED]):
             for row in pushed:
                 self.done(row)
+        check_ownership(self.core)
 
     def run(self, rows: list[Row]) -> None:
         """Have each end with a stored value."""

@@ -49,7 +49,7 @@ def test_latency_counts_where_tasks_wait_for_each_other() -> None:
 
 
 def test_deaths_cost_time_and_large_values_cost_more() -> None:
-    plan = replace(PLAN, tasks=2000, kill_every=0.5, restart_after=0.2)
+    plan = replace(PLAN, tasks=500, length=0.04, kill_every=0.5, restart_after=0.2)
     calm = predict(replace(plan, kill_every=None))
     small, large = predict(plan), predict(replace(plan, stored=True))
     assert len(small.kills) >= 4
