@@ -18,7 +18,7 @@ from distributed.protocol.pickle import loads as _loads  # noqa: F401  (installs
 from dask_ownership.client_like import ClientLike
 from dask_ownership.core.identity import child_key
 from dask_ownership.core.options import NO_OPTIONS
-from dask_ownership.core.places import ordered
+from dask_ownership.core.order import ordered
 from dask_ownership.core.row import Function, Row
 from dask_ownership.errors import NotHere, NotSerializable
 from dask_ownership.future import Future, TravelledFuture

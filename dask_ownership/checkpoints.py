@@ -9,8 +9,8 @@ from typing import Any
 import dask
 from dask.utils import parse_bytes
 
-from dask_ownership.core.checkpoints import restored
-from dask_ownership.core.row import Failure
+from dask_ownership.core.failure import Failure
+from dask_ownership.core.savings import restored
 from dask_ownership.core.session import Entry
 from dask_ownership.errors import NotSerializable, from_failure
 from dask_ownership.runtime.importing import loads

@@ -32,7 +32,8 @@ from dask_ownership.calls import submit_child
 from dask_ownership.cluster.crossing import bring_central, bring_owned
 from dask_ownership.core.messages import Key
 from dask_ownership.core.options import NO_OPTIONS, Options
-from dask_ownership.core.row import ERROR, STORED, WAITING, Borrowed, Row
+from dask_ownership.core.row import Borrowed, Row
+from dask_ownership.core.states import ERROR, STORED, WAITING
 from dask_ownership.errors import ClosedOwner, FutureCancelledError, NotHere
 from dask_ownership.future import Future, TravelledFuture, owned_clients, task_clients
 from dask_ownership.graph import Graph

@@ -16,9 +16,11 @@ from weakref import WeakValueDictionary
 import distributed
 from dask.utils import shorten_traceback, typename
 
+from dask_ownership.core.failure import Failure
 from dask_ownership.core.identity import held_at
 from dask_ownership.core.messages import Origin
-from dask_ownership.core.row import CANCELLED, ERROR, INLINE, LOST, STORED, Borrowed, Failure, Row
+from dask_ownership.core.row import Borrowed, Row
+from dask_ownership.core.states import CANCELLED, ERROR, INLINE, LOST, STORED
 from dask_ownership.errors import FutureCancelledError, NotHere, from_failure
 from dask_ownership.representation import future_html
 from dask_ownership.runtime.collector import untrack

@@ -10,7 +10,8 @@ from collections import defaultdict
 from typing import Any
 
 from dask_ownership.client_like import ClientLike
-from dask_ownership.core.row import CANCELLED, Row
+from dask_ownership.core.row import Row
+from dask_ownership.core.states import CANCELLED
 from dask_ownership.future import Future, RowState
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from dask_ownership.core.row import INLINE, STORED, Row
+from dask_ownership.core.row import Row
+from dask_ownership.core.states import INLINE, STORED
 from dask_ownership.errors import NotHere, NotSerializable
 from dask_ownership.runtime.owner import Owner
 from dask_ownership.runtime.reading import unpacked

@@ -37,9 +37,11 @@ from dask.utils import key_split, parse_timedelta
 from distributed.actor import Actor
 
 from dask_ownership.calls import MAYBE_LARGE, Calls, submit_child, warn_if_large
+from dask_ownership.core.failure import Failure
 from dask_ownership.core.options import NO_OPTIONS, Options
-from dask_ownership.core.places import ordered
-from dask_ownership.core.row import CANCELLED, Failure, Function, Row
+from dask_ownership.core.order import ordered
+from dask_ownership.core.row import Function, Row
+from dask_ownership.core.states import CANCELLED
 from dask_ownership.errors import NotSerializable
 from dask_ownership.future import Future
 from dask_ownership.options import SAME, call_of, make_options, merged, of_key, varies

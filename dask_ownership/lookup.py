@@ -11,9 +11,11 @@ from collections.abc import Collection, Hashable, Iterable
 from typing import Any
 
 from dask_ownership.core.attempts import Attempts
+from dask_ownership.core.failure import Failure
 from dask_ownership.core.options import Options
 from dask_ownership.core.ownership import Ownership
-from dask_ownership.core.row import (
+from dask_ownership.core.row import Borrowed, Lineage, Row
+from dask_ownership.core.states import (
     CANCELLED,
     ERROR,
     FORGOTTEN,
@@ -22,10 +24,6 @@ from dask_ownership.core.row import (
     PUSHED,
     STATE_NAMES,
     STORED,
-    Borrowed,
-    Failure,
-    Lineage,
-    Row,
 )
 from dask_ownership.runtime.owner import Owner
 from dask_ownership.snapshot import Event, ObjectSnapshot, Snapshot

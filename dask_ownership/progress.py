@@ -19,7 +19,9 @@ from dask.utils import key_split, parse_timedelta
 from distributed import CancelledError, progress
 from distributed.core import error_message
 
-from dask_ownership.core.row import INLINE, STORED, Failure, Row
+from dask_ownership.core.failure import Failure
+from dask_ownership.core.row import Row
+from dask_ownership.core.states import INLINE, STORED
 from dask_ownership.errors import FutureCancelledError, from_failure
 from dask_ownership.future import Future, owned_clients
 from dask_ownership.lookup import find, name_of

@@ -18,16 +18,8 @@ from dask.utils import key_split
 from distributed.objects import HasWhat, WhoHas
 
 from dask_ownership.connection import ClusterConnection
-from dask_ownership.core.row import (
-    DORMANT,
-    FORGOTTEN,
-    INLINE,
-    PUSHED,
-    STORED,
-    WAITING,
-    Borrowed,
-    Row,
-)
+from dask_ownership.core.row import Borrowed, Row
+from dask_ownership.core.states import DORMANT, FORGOTTEN, INLINE, PUSHED, STORED, WAITING
 from dask_ownership.future import Future
 from dask_ownership.lookup import find, name_of
 from dask_ownership.runtime.owner import Owner

@@ -9,9 +9,10 @@ from typing import Any
 
 import dask
 
-from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.rebalancing import moves
-from dask_ownership.core.row import INLINE, STORED, Row
+from dask_ownership.core.row import Row
+from dask_ownership.core.states import INLINE, STORED
+from dask_ownership.core.worker_view import WorkerView
 from dask_ownership.options import named_workers
 from dask_ownership.runtime.link import OwnerLink
 from dask_ownership.runtime.owner import Owner

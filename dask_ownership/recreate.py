@@ -16,7 +16,8 @@ from dask._expr import LLGExpr
 from distributed import Client as StockClient
 from distributed.recreate_tasks import ReplayTaskClient
 
-from dask_ownership.core.row import INLINE, Borrowed, Row
+from dask_ownership.core.row import Borrowed, Row
+from dask_ownership.core.states import INLINE
 from dask_ownership.errors import NotHere
 from dask_ownership.lookup import error_cause, find
 from dask_ownership.runtime.importing import loads

@@ -11,7 +11,8 @@ from typing import Any
 
 from dask.utils import format_bytes, key_split, typename
 
-from dask_ownership.core.row import ERROR, INLINE, PUSHED, READY, STORED, WAITING, Borrowed, Row
+from dask_ownership.core.row import Borrowed, Row
+from dask_ownership.core.states import ERROR, INLINE, PUSHED, READY, STORED, WAITING
 from dask_ownership.display import Section
 from dask_ownership.lookup import holders_of
 from dask_ownership.runtime.owner import Owner

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from time import time
 from typing import Any
 
+from dask_ownership.core.failure import Failure
 from dask_ownership.core.options import NO_OPTIONS, Options
-from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.row import INLINE, STORED, WAITING, Failure, Row
+from dask_ownership.core.row import Row
+from dask_ownership.core.states import INLINE, STORED, WAITING
+from dask_ownership.core.worker_view import WorkerView
 from dask_ownership.errors import NoWorker, NoWorkerInTime
 from dask_ownership.future import Future
 from dask_ownership.runtime.keys import check_key, token_of

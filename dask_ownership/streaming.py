@@ -16,8 +16,8 @@ from queue import Queue
 from typing import Any
 
 from dask_ownership.calls import CROSSING
-from dask_ownership.core.places import ordered
-from dask_ownership.core.row import INLINE
+from dask_ownership.core.order import ordered
+from dask_ownership.core.states import INLINE
 from dask_ownership.errors import ClosedOwner
 from dask_ownership.future import Future
 from dask_ownership.options import CallOptions, make_options

@@ -18,7 +18,8 @@ from distributed import futures_of
 from distributed.client import DoneAndNotDoneFutures, FuturesCancelledError
 from distributed.utils import Deadline
 
-from dask_ownership.core.row import INLINE, STORED, Row
+from dask_ownership.core.row import Row
+from dask_ownership.core.states import INLINE, STORED
 from dask_ownership.future import Future
 from dask_ownership.runtime.dask.client import complete_by, parse_timeout
 from dask_ownership.runtime.parking import await_without_slot

@@ -17,7 +17,7 @@ from tornado.iostream import IOStream
 
 from dask_ownership import Client
 from dask_ownership.core.dispatch import KEPT_ABOVE
-from dask_ownership.core.row import INLINE, STORED
+from dask_ownership.core.states import INLINE, STORED
 from dask_ownership.runtime.fetcher import IN_TRANSIT
 from dask_ownership.testing.invariants import check_ownership
 

@@ -15,7 +15,7 @@ from distributed.utils import offload
 from distributed.utils_comm import gather_from_workers
 
 from dask_ownership.core.messages import Key, Origin
-from dask_ownership.core.row import STORED
+from dask_ownership.core.states import STORED
 from dask_ownership.errors import FutureCancelledError, NotHere
 from dask_ownership.future import Future
 from dask_ownership.gathering import Gathering

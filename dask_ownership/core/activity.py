@@ -12,7 +12,8 @@ from typing import Any
 
 from dask_ownership.core.messages import Key
 from dask_ownership.core.ownership import Ownership
-from dask_ownership.core.row import DORMANT, ERROR, INLINE, STATE_NAMES, STORED, Row
+from dask_ownership.core.row import Row
+from dask_ownership.core.states import DORMANT, ERROR, INLINE, STATE_NAMES, STORED
 
 GROUPS = 100
 """Names of tasks that are told apart; what is beyond them is counted as `OTHERS`."""

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable
 
 from dask_ownership.core.borrowing import Borrowing
 from dask_ownership.core.builtin import BuiltinFunctions
+from dask_ownership.core.failure import Failure
 from dask_ownership.core.identity import adopted_key, heir_of
 from dask_ownership.core.lending import Lending
 from dask_ownership.core.lifecycle import Lifecycle
@@ -34,16 +35,8 @@ from dask_ownership.core.options import Options
 from dask_ownership.core.peer_messages import ADOPT, LEAVES, LENT
 from dask_ownership.core.peers import Peer, Peers
 from dask_ownership.core.retention import Retention
-from dask_ownership.core.row import (
-    ERROR,
-    HAS_BORROWERS,
-    INLINE,
-    LOST,
-    STORED,
-    Borrowed,
-    Failure,
-    Row,
-)
+from dask_ownership.core.row import HAS_BORROWERS, Borrowed, Row
+from dask_ownership.core.states import ERROR, INLINE, LOST, STORED
 
 
 class Handover:

@@ -11,8 +11,10 @@ from collections.abc import Callable
 
 from dask_ownership.core.dispatch import Dispatch
 from dask_ownership.core.lifecycle import Lifecycle
-from dask_ownership.core.placement import Placement, WorkerView
-from dask_ownership.core.row import INLINE, READY, Borrowed, Row
+from dask_ownership.core.placement import Placement
+from dask_ownership.core.row import Borrowed, Row
+from dask_ownership.core.states import INLINE, READY
+from dask_ownership.core.worker_view import WorkerView
 
 
 class Aliases:

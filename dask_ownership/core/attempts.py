@@ -11,6 +11,15 @@ from dataclasses import dataclass
 from dask_ownership.core.listener import RowListener
 from dask_ownership.core.row import TRIED, Row
 
+ALONE = 5.0
+"""Seconds for which a suspect is alone, and waits for it, the first time."""
+
+LONGER = 4
+"""So many times as long is it after each death of which nobody knows whose fault it was."""
+
+LENGTHENED = 6
+"""How often it gets longer at most."""
+
 
 @dataclass(slots=True)
 class Attempts:
@@ -31,6 +40,12 @@ class Attempts:
     patience: float = 1.0
     #: Name to attempt, number and pickled value, see `core.checkpoints`.
     checkpoints: dict[str, tuple[int, int, bytes]] | None = None
+
+    @property
+    def seconds_alone(self) -> float:
+        """For how long the next attempt of a suspect is alone at most."""
+        unknown = len(self.died) - self.deaths
+        return float(ALONE * LONGER ** min(max(unknown - 1, 0), LENGTHENED))
 
 
 UNTRIED = Attempts()

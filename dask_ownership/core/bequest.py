@@ -25,7 +25,8 @@ from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.listener import RowListener
 from dask_ownership.core.messages import Key, Origin, Process
 from dask_ownership.core.options import Options, Replication
-from dask_ownership.core.row import CANCELLED, INLINE, LOST, REPLICATED, STORED, Function, Row
+from dask_ownership.core.row import REPLICATED, Function, Row
+from dask_ownership.core.states import CANCELLED, INLINE, LOST, STORED
 
 Reference: TypeAlias = "int | Origin"
 """Another task of the same bequest by its number, or what is owned elsewhere."""

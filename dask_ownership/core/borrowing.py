@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from dask_ownership.core import messages as m
+from dask_ownership.core.failure import Failure
 from dask_ownership.core.identity import (
     Path,
     adopted_key,
@@ -36,20 +37,10 @@ from dask_ownership.core.peer_messages import (
     RETURN,
 )
 from dask_ownership.core.peers import Peer, Peers
-from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.retries import revive
-from dask_ownership.core.row import (
-    CANCELLED,
-    ERROR,
-    FORGOTTEN,
-    INLINE,
-    LOST,
-    STORED,
-    WAITING,
-    Borrowed,
-    Failure,
-    Row,
-)
+from dask_ownership.core.row import Borrowed, Row
+from dask_ownership.core.states import CANCELLED, ERROR, FORGOTTEN, INLINE, LOST, STORED, WAITING
+from dask_ownership.core.worker_view import WorkerView
 
 MISSES = 20
 """How often in a row the same holders may not have a borrowed value before it counts as lost."""

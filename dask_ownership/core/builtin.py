@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from dask_ownership.core.messages import Key
 from dask_ownership.core.options import Options
-from dask_ownership.core.places import FIRST
+from dask_ownership.core.order import FIRST
 from dask_ownership.core.row import Function, Row
 
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 
 from dask_ownership.core.builtin import BuiltinFunctions
+from dask_ownership.core.failure import Failure
 from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.listener import RowListener
 from dask_ownership.core.options import Options
-from dask_ownership.core.placement import Placement, WorkerView
-from dask_ownership.core.places import FIRST
-from dask_ownership.core.row import CANCELLED, COPY, STORED, Failure, Row
+from dask_ownership.core.order import FIRST
+from dask_ownership.core.placement import Placement
+from dask_ownership.core.row import COPY, Row
+from dask_ownership.core.states import CANCELLED, STORED
+from dask_ownership.core.worker_view import WorkerView
 
 
 class Copy:
@@ -74,10 +77,6 @@ class Copies(RowListener):
             return []
         workers = self._placement.workers.values()
         return [view for view in workers if view.accepting and not view.leaving]
-
-    def is_copy(self, row: Row) -> bool:
-        """Whether a task copies a value to its worker."""
-        return row.function is self._functions.nothing
 
     def going(self, row: Row) -> Collection[WorkerView]:
         """Where copies of a value are about to be."""

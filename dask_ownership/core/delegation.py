@@ -16,21 +16,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 from dask_ownership.core.borrowing import Borrowing
 from dask_ownership.core.builtin import BuiltinFunctions
+from dask_ownership.core.failure import Failure
 from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.lineage import Lineages
 from dask_ownership.core.messages import Key, Origin
 from dask_ownership.core.options import Options
-from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.row import (
-    ERROR,
-    HAS_BORROWERS,
-    INLINE,
-    RETAINED,
-    Borrowed,
-    Failure,
-    Row,
-    measured,
-)
+from dask_ownership.core.row import HAS_BORROWERS, RETAINED, Borrowed, Row, measured
+from dask_ownership.core.states import ERROR, INLINE
+from dask_ownership.core.worker_view import WorkerView
 
 Delegation = tuple[str, Key, int]
 """A task that delegated: the incarnation of its owner, its key and its attempt."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dask_ownership.core import messages as m
 from dask_ownership.core import restarts
+from dask_ownership.core.failure import Failure
 from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.limits import Limits
 from dask_ownership.core.losses import KILLED_WORKER, WORKERS_DIED
-from dask_ownership.core.placement import Placement, WorkerView
+from dask_ownership.core.placement import Placement
 from dask_ownership.core.posting import Posting
-from dask_ownership.core.row import ERROR, PUSHED, Failure, Row
+from dask_ownership.core.row import Row
+from dask_ownership.core.states import ERROR, PUSHED
 from dask_ownership.core.suspension import Suspensions
+from dask_ownership.core.worker_view import WorkerView
 
 
 class Departures:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.listener import RowListener
-from dask_ownership.core.row import DESIRED, INLINE, Row
+from dask_ownership.core.row import DESIRED, Row
+from dask_ownership.core.states import INLINE
 from dask_ownership.core.table import Table
 
 

@@ -12,25 +12,15 @@ from typing import Any
 from dask_ownership.core import messages as m
 from dask_ownership.core.attempts import UNTRIED
 from dask_ownership.core.builtin import BuiltinFunctions
-from dask_ownership.core.exclusion import seconds_alone
 from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.limits import Limits
 from dask_ownership.core.messages import Message
 from dask_ownership.core.options import NO_OPTIONS
-from dask_ownership.core.placement import SHORTEST, UNKNOWN_DURATION, WINDOW, Placement, WorkerView
-from dask_ownership.core.places import LOW
-from dask_ownership.core.row import (
-    ERROR,
-    INLINE,
-    PUSHED,
-    SOUGHT,
-    STORED,
-    TRIED,
-    WAITING,
-    Borrowed,
-    Row,
-    version_of,
-)
+from dask_ownership.core.order import LOW
+from dask_ownership.core.placement import SHORTEST, UNKNOWN_DURATION, Placement
+from dask_ownership.core.row import SOUGHT, TRIED, Borrowed, Row, version_of
+from dask_ownership.core.states import ERROR, INLINE, PUSHED, STORED, WAITING
+from dask_ownership.core.worker_view import WINDOW, WorkerView
 
 REPEATED = 512
 """Inline values longer than this are sent once per worker when several tasks use them."""
@@ -199,7 +189,7 @@ class Dispatch:
         if options.stays:
             extra["inline"] = 0
         if tried.died:
-            extra["alone"] = seconds_alone(len(tried.died) - tried.deaths)
+            extra["alone"] = tried.seconds_alone
         if options.executor:
             extra["executor"] = options.executor
         if options.span:

@@ -28,26 +28,12 @@ from dask_ownership.core import messages as m
 from dask_ownership.core.messages import Key
 from dask_ownership.core.session import QUEUED, RUNNING, Entry, Session
 
-ALONE = 5.0
-"""Seconds for which a suspect is alone, and waits for it, the first time."""
-
-LONGER = 4
-"""So many times as long is it after each death of which nobody knows whose fault it was."""
-
 IDLE = 0.1
 """Part of that time for which a suspect is alone while it is parked and nothing of it runs here:
 what it waits for may be what is held up."""
 
 HEARD = 1.0
 """Seconds after which others begin though the owner of the last suspect did not answer."""
-
-LENGTHENED = 6
-"""How often it gets longer at most."""
-
-
-def seconds_alone(deaths: int) -> float:
-    """For a task under which so many workers died, and nobody knows why."""
-    return float(ALONE * LONGER ** min(max(deaths - 1, 0), LENGTHENED))
 
 
 class Exclusion:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from dask_ownership.core import messages as m
-from dask_ownership.core.checkpoints import Savings
-from dask_ownership.core.effects import ExecutorEffects
+from dask_ownership.core.executor_effects import ExecutorEffects
 from dask_ownership.core.messages import Key, Message, Origin
 from dask_ownership.core.run_queue import RunQueue
+from dask_ownership.core.savings import Savings
 from dask_ownership.core.session import (
     ASIDE,
     BLOCKED,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dask_ownership.core.copying import Copies
+from dask_ownership.core.builtin import BuiltinFunctions
+from dask_ownership.core.failure import Failure
 from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.placement import Placement
-from dask_ownership.core.row import ERROR, READY, Failure, Row
+from dask_ownership.core.row import Row
+from dask_ownership.core.states import ERROR, READY
 
 
 class Infeasible:
@@ -15,7 +17,7 @@ class Infeasible:
     ----------
     placement : Placement
     lifecycle : Lifecycle
-    copies : Copies
+    functions : BuiltinFunctions
     refused : dict of str to str
         Why members do not take part, by their addresses.
     """
@@ -24,12 +26,12 @@ class Infeasible:
         self,
         placement: Placement,
         lifecycle: Lifecycle,
-        copies: Copies,
+        functions: BuiltinFunctions,
         refused: dict[str, str],
     ) -> None:
         self._placement = placement
         self._lifecycle = lifecycle
-        self._copies = copies
+        self._functions = functions
         self._refused = refused
         self._since: dict[Row, float] = {}
 
@@ -63,7 +65,7 @@ class Infeasible:
         made where nothing is any more; and for a task that runs again for what it submitted when
         the worker that it names is gone, because those who ask for that wait with it.
         """
-        if self._copies.is_copy(row):
+        if row.function is self._functions.nothing:
             return True
         options = row.options
         workers = options.workers

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
+from dask_ownership.core.failure import Failure
 from dask_ownership.core.history import History
 from dask_ownership.core.identity import Path, is_adopted
 from dask_ownership.core.lifecycle import Lifecycle
@@ -25,21 +26,16 @@ from dask_ownership.core.peer_messages import (
     RETURN,
 )
 from dask_ownership.core.peers import Peer, Peers
-from dask_ownership.core.row import (
+from dask_ownership.core.row import HAS_BORROWERS, QUESTION, Borrowed, Function, Row
+from dask_ownership.core.states import (
     CANCELLED,
     DORMANT,
     ERROR,
     FORGOTTEN,
-    HAS_BORROWERS,
     INLINE,
     LOST,
-    QUESTION,
     STORED,
     WAITING,
-    Borrowed,
-    Failure,
-    Function,
-    Row,
 )
 
 SECOND = "\0"

@@ -51,34 +51,36 @@ from collections.abc import Callable, Iterable
 
 from dask_ownership.core import restarts
 from dask_ownership.core.attempts import AttemptRecords
-from dask_ownership.core.effects import OwnerEffects
+from dask_ownership.core.failure import Failure
 from dask_ownership.core.listener import RowListener
 from dask_ownership.core.losses import LOST_DATA, UNCERTAIN
 from dask_ownership.core.messages import Key
 from dask_ownership.core.options import NO_OPTIONS
-from dask_ownership.core.placement import WorkerView
+from dask_ownership.core.owner_effects import OwnerEffects
 from dask_ownership.core.row import (
+    HAS_BORROWERS,
+    REPLICATED,
+    RETAINED,
+    TRACED,
+    Borrowed,
+    Function,
+    Row,
+)
+from dask_ownership.core.states import (
     CANCELLED,
     DORMANT,
     ERROR,
     FORGOTTEN,
-    HAS_BORROWERS,
     INLINE,
     LOST,
     PUSHED,
     READY,
-    REPLICATED,
-    RETAINED,
     STATE_NAMES,
     STORED,
-    TRACED,
     WAITING,
-    Borrowed,
-    Failure,
-    Function,
-    Row,
 )
 from dask_ownership.core.table import Table
+from dask_ownership.core.worker_view import WorkerView
 
 TRANSITIONS = frozenset(
     {

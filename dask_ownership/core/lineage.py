@@ -18,17 +18,8 @@ from dask_ownership.core import restarts
 from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.limits import Limits
 from dask_ownership.core.listener import RowListener
-from dask_ownership.core.row import (
-    DORMANT,
-    ERROR,
-    INLINE,
-    RETAINED,
-    STORED,
-    TRACED,
-    WAITING,
-    Lineage,
-    Row,
-)
+from dask_ownership.core.row import RETAINED, TRACED, Lineage, Row
+from dask_ownership.core.states import DORMANT, ERROR, INLINE, STORED, WAITING
 from dask_ownership.core.table import Table
 
 RECOVERIES = 50

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 from dask_ownership.core.identity import worker_of
 from dask_ownership.core.peers import Peers
-from dask_ownership.core.placement import Placement, WorkerView
+from dask_ownership.core.placement import Placement
 from dask_ownership.core.posting import Posting
+from dask_ownership.core.worker_view import WorkerView
 
 REMEMBERED = 100_000
 """How many of those that are gone are remembered: long after nothing of them can be on its way."""

@@ -10,9 +10,11 @@ from functools import partial
 
 from dask_ownership.core.copying import Copies
 from dask_ownership.core.lifecycle import Lifecycle
-from dask_ownership.core.placement import Placement, WorkerView
+from dask_ownership.core.placement import Placement
 from dask_ownership.core.replicas import Replicas
-from dask_ownership.core.row import STORED, Row
+from dask_ownership.core.row import Row
+from dask_ownership.core.states import STORED
+from dask_ownership.core.worker_view import WorkerView
 
 
 class Moves:

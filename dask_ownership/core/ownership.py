@@ -25,7 +25,7 @@ from dask_ownership.core.delegation import Delegations
 from dask_ownership.core.departures import Departures
 from dask_ownership.core.desired import Desired
 from dask_ownership.core.dispatch import Dispatch
-from dask_ownership.core.effects import OwnerEffects
+from dask_ownership.core.failure import Failure
 from dask_ownership.core.history import History
 from dask_ownership.core.infeasible import Infeasible
 from dask_ownership.core.lending import Lending
@@ -36,8 +36,9 @@ from dask_ownership.core.losses import LOSSES
 from dask_ownership.core.membership import Membership
 from dask_ownership.core.messages import Message, Process
 from dask_ownership.core.moving import Moves
+from dask_ownership.core.owner_effects import OwnerEffects
 from dask_ownership.core.peers import Peers
-from dask_ownership.core.placement import Placement, WorkerView
+from dask_ownership.core.placement import Placement
 from dask_ownership.core.posting import Posting
 from dask_ownership.core.reconstruction import Reconstruction
 from dask_ownership.core.replicas import Replicas
@@ -46,31 +47,25 @@ from dask_ownership.core.retention import Retention
 from dask_ownership.core.retries import failed_for, revive
 from dask_ownership.core.row import (
     BORROWED,
-    CANCELLED,
     COPY,
     DESIRED,
-    ERROR,
     ESCAPED,
-    FORGOTTEN,
     HAS_BORROWERS,
-    INLINE,
-    PUSHED,
     QUESTION,
     REPLICATED,
     RETAINED,
     SOUGHT,
-    STORED,
     TRACED,
     TRIED,
-    WAITING,
     Borrowed,
-    Failure,
     Row,
 )
 from dask_ownership.core.scheduling import Scheduling
+from dask_ownership.core.states import CANCELLED, ERROR, FORGOTTEN, INLINE, PUSHED, STORED, WAITING
 from dask_ownership.core.suspension import Suspensions
 from dask_ownership.core.table import Table
 from dask_ownership.core.timeline import Timeline
+from dask_ownership.core.worker_view import WorkerView
 
 
 class Ownership:
@@ -216,7 +211,7 @@ class Ownership:
         self.copies = Copies(self.lifecycle, self.placement, functions, self.submit)
         self.replicas = Replicas(self.lifecycle, self.copies)
         self.moves = Moves(self.lifecycle, self.placement, self.copies, self.replicas)
-        self.infeasible = Infeasible(self.placement, self.lifecycle, self.copies, self.refused)
+        self.infeasible = Infeasible(self.placement, self.lifecycle, functions, self.refused)
         self.scheduling = Scheduling(self.placement, self.dispatch, self.infeasible, self.broke)
 
         # What is kept for those who may need it.

@@ -8,7 +8,7 @@ one borrowing of a process from its others.
 from __future__ import annotations
 
 from dask_ownership.core.messages import Message
-from dask_ownership.core.row import LOST
+from dask_ownership.core.states import LOST
 
 BORROW = 0
 """``(BORROW, key, number, life, [path, gone])``, to the owner: I have it now. ``life`` tells the

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from dask_ownership.core import messages as m
-from dask_ownership.core.effects import OwnerEffects
 from dask_ownership.core.link import LinkState
 from dask_ownership.core.messages import Key, Message, Process
+from dask_ownership.core.owner_effects import OwnerEffects
 from dask_ownership.core.peer_messages import LEAVE, NAMES
-from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.row import Borrowed, Row
+from dask_ownership.core.worker_view import WorkerView
 
 HANDED_ON = 0.5
 """Seconds for which a borrower that is gone still counts: others may be about to be counted for

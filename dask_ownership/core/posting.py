@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from dask_ownership.core.effects import OwnerEffects
 from dask_ownership.core.identity import worker_of
 from dask_ownership.core.messages import Message, Process
+from dask_ownership.core.owner_effects import OwnerEffects
 from dask_ownership.core.peers import Peer, Peers
-from dask_ownership.core.placement import Placement, WorkerView
+from dask_ownership.core.placement import Placement
+from dask_ownership.core.worker_view import WorkerView
 
 CARRIED = 2.0
 """Seconds for which the first carrier of a post is waited for; each next one twice as long."""

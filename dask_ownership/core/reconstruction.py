@@ -21,6 +21,7 @@ from typing import Any
 from dask_ownership.core import messages as m
 from dask_ownership.core import restarts
 from dask_ownership.core.borrowing import Borrowing, counted
+from dask_ownership.core.failure import Failure
 from dask_ownership.core.identity import Path, path_from, same_task
 from dask_ownership.core.lending import Lending
 from dask_ownership.core.lifecycle import Lifecycle, why
@@ -28,23 +29,10 @@ from dask_ownership.core.lineage import Lineages
 from dask_ownership.core.listener import RowListener
 from dask_ownership.core.messages import Key, Origin, Place, Process
 from dask_ownership.core.peers import Peer, Peers
-from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.retention import Retention
-from dask_ownership.core.row import (
-    DORMANT,
-    FORGOTTEN,
-    INLINE,
-    LOST,
-    PUSHED,
-    QUESTION,
-    SOUGHT,
-    STORED,
-    WAITING,
-    Borrowed,
-    Failure,
-    Function,
-    Row,
-)
+from dask_ownership.core.row import QUESTION, SOUGHT, Borrowed, Function, Row
+from dask_ownership.core.states import DORMANT, FORGOTTEN, INLINE, LOST, PUSHED, STORED, WAITING
+from dask_ownership.core.worker_view import WorkerView
 
 NOTHING: tuple[Row | None, tuple[Row, ...], dict[Key, Row]] = (None, (), {})
 

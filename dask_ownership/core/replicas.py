@@ -15,8 +15,9 @@ from dask_ownership.core.copying import Copies
 from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.listener import RowListener
 from dask_ownership.core.options import Replication
-from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.row import ERROR, REPLICATED, STORED, Row
+from dask_ownership.core.row import REPLICATED, Row
+from dask_ownership.core.states import ERROR, STORED
+from dask_ownership.core.worker_view import WorkerView
 
 Settled: TypeAlias = Callable[[Row, bytes | None], None]
 

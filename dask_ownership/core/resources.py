@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Set
 from typing import Any
 
+from dask_ownership.core.amounts import Amounts, provides
 from dask_ownership.core.session import ASIDE, Entry
-
-Amounts = dict[str, float]
 
 
 class Resources:
@@ -129,11 +128,6 @@ class Resources:
                     continue
             claimed.update(names)
         return lent
-
-
-def provides(totals: Amounts, wanted: Amounts) -> bool:
-    """Whether a worker with these may run a task: it has to have even that of which it takes 0."""
-    return all(k in totals and totals[k] >= v for k, v in wanted.items())
 
 
 def wanted_by(entry: Entry) -> tuple[Amounts, str | None]:

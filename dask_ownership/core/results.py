@@ -15,19 +15,11 @@ from dask_ownership.core.borrowing import Borrowing
 from dask_ownership.core.dispatch import Dispatch
 from dask_ownership.core.lifecycle import Lifecycle
 from dask_ownership.core.messages import DONE, DONE_ALONE, Key, Message, Origin
-from dask_ownership.core.placement import Placement, WorkerView
-from dask_ownership.core.row import (
-    ERROR,
-    INLINE,
-    PUSHED,
-    READY,
-    STORED,
-    Borrowed,
-    Row,
-    measured,
-    version_of,
-)
+from dask_ownership.core.placement import Placement
+from dask_ownership.core.row import Borrowed, Row, measured, version_of
+from dask_ownership.core.states import ERROR, INLINE, PUSHED, READY, STORED
 from dask_ownership.core.suspension import Suspensions
+from dask_ownership.core.worker_view import WorkerView
 
 Handler: TypeAlias = Callable[..., None]
 

@@ -16,14 +16,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dask_ownership.core.effects import OwnerEffects
 from dask_ownership.core.identity import heir_of
 from dask_ownership.core.lineage import Lineages
 from dask_ownership.core.listener import RowListener
 from dask_ownership.core.messages import Heir, Key
+from dask_ownership.core.owner_effects import OwnerEffects
 from dask_ownership.core.peer_messages import KEEP, KEPT, LET_GO
 from dask_ownership.core.peers import Peer, Peers
-from dask_ownership.core.row import ERROR, ESCAPED, FORGOTTEN, INLINE, RETAINED, Function, Row
+from dask_ownership.core.row import ESCAPED, RETAINED, Function, Row
+from dask_ownership.core.states import ERROR, FORGOTTEN, INLINE
 from dask_ownership.core.table import Table
 
 KEPT_FOR = 30.0

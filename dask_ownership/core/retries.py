@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dask_ownership.core.lifecycle import Lifecycle
-from dask_ownership.core.row import ERROR, Borrowed, Row
+from dask_ownership.core.row import Borrowed, Row
+from dask_ownership.core.states import ERROR
 
 
 def failed_for(rows: Iterable[Row]) -> tuple[list[Row], list[Borrowed]]:

@@ -9,44 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from dask_ownership.core.failure import Failure
 from dask_ownership.core.messages import Key, Origin
 from dask_ownership.core.options import NO_OPTIONS, Options
+from dask_ownership.core.states import INLINE, STATE_NAMES, WAITING
 
 OVERHEAD = 600
 """Bytes that a row and its lineage take besides payload and value."""
-
-DORMANT = -1
-"""Only lineage needs it: its value was freed, and can be made again."""
-WAITING = 0
-"""Some dependency has no value yet."""
-READY = 1
-"""Could start; waits here, at the owner, until a slot wants it."""
-PUSHED = 2
-"""Handed to a worker, which is written here before the message leaves."""
-INLINE = 3
-"""The value is here, pickled."""
-STORED = 4
-"""The value is with its holders."""
-ERROR = 5
-CANCELLED = 6
-LOST = 7
-"""The value is gone and cannot be made again."""
-FORGOTTEN = 8
-"""Nobody can reach it; the row is not in the table any more."""
-
-STATE_NAMES = (
-    "waiting",
-    "ready",
-    "pushed",
-    "inline",
-    "stored",
-    "error",
-    "cancelled",
-    "lost",
-    "forgotten",
-    "dormant",
-)
-
 
 HAS_BORROWERS = 1
 """A role, see `Row.roles`: other processes borrow it."""
@@ -70,30 +39,6 @@ QUESTION = 1024
 """It stands for what is looked for."""
 TRIED = 2048
 """Attempts of its task left something for the next."""
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class Failure:
-    """Why a row has no value, when it was not its function that raised.
-
-    The runtime makes the exception of it when someone asks for the value.
-    """
-
-    #: ``cancelled``, ``lost-data``, ``owner-lost``, ``killed-worker``, ``uncertain``,
-    #: ``no-worker``, ``scheduler-gone``, ``internal`` or ``closed``.
-    kind: str
-    #: The key that it happened to; for those that depend on it, not their own.
-    key: Key
-    #: What happened, where, what was tried.
-    detail: str
-    #: Who owned it and where it was, when ``detail`` is what a user said.
-    where: str = ""
-    #: For ``owner-lost``: the names of its owner and of those who owned the tasks that led to it,
-    #: nearest first.
-    chain: tuple[str, ...] = ()
-
-    def __repr__(self) -> str:
-        return f"<Failure {self.kind} {self.key!r}: {self.detail}>"
 
 
 class Function:
@@ -166,7 +111,7 @@ class Row:
     #: Shared with other rows, and not written to.
     options: Options = NO_OPTIONS
 
-    #: One of the states above. Only `core.lifecycle` writes it.
+    #: One of `core.states`. Only `core.lifecycle` writes it.
     state: int = field(default=WAITING, init=False)
     #: Number of the latest time that it was handed out; fences late answers.
     attempt: int = field(default=0, init=False)

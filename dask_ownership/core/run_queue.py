@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from dask_ownership.core import messages as m
+from dask_ownership.core.amounts import Amounts
 from dask_ownership.core.crowd import Crowd
 from dask_ownership.core.exclusion import Exclusion
 from dask_ownership.core.messages import Key
-from dask_ownership.core.places import BAND, URGENT
+from dask_ownership.core.order import BAND, URGENT
 from dask_ownership.core.queue import OrderedQueue
-from dask_ownership.core.resources import Amounts, Resources
+from dask_ownership.core.resources import Resources
 from dask_ownership.core.session import QUEUED, RUNNING, Entry, Session
 
 DEPTH_BITS = 20

@@ -9,7 +9,8 @@ from dask_ownership.core import messages as m
 from dask_ownership.core.dispatch import Dispatch
 from dask_ownership.core.infeasible import Infeasible
 from dask_ownership.core.placement import HELD_UP, STALLED, Placement
-from dask_ownership.core.row import READY, Row
+from dask_ownership.core.row import Row
+from dask_ownership.core.states import READY
 
 LOOKED_AT = 16
 """Tasks of a worker that are looked at before it is asked to give some back."""

@@ -24,7 +24,8 @@ from typing import Any
 
 from dask_ownership.core.identity import held_at
 from dask_ownership.core.messages import Key, Origin, Place, Process, ValueName
-from dask_ownership.core.row import FORGOTTEN, Borrowed, Row
+from dask_ownership.core.row import Borrowed, Row
+from dask_ownership.core.states import FORGOTTEN
 
 SHARDS = 256
 

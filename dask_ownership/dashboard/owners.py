@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from dask_ownership.core.activity import COUNTED
-from dask_ownership.core.row import STATE_NAMES
+from dask_ownership.core.states import STATE_NAMES
 from dask_ownership.dashboard.page import (
     TEXT,
     Page,

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from dask_ownership.core.ownership import Ownership
-from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.row import LOST
+from dask_ownership.core.states import LOST
+from dask_ownership.core.worker_view import WorkerView
 
 logger = logging.getLogger("dask_ownership.owner")
 

@@ -12,7 +12,7 @@ from distributed.core import ConnectionPool
 
 from dask_ownership.core.messages import Message
 from dask_ownership.core.ownership import Ownership
-from dask_ownership.core.placement import WorkerView
+from dask_ownership.core.worker_view import WorkerView
 from dask_ownership.runtime.home import Home
 from dask_ownership.runtime.link import LocalLink, OwnerLink
 from dask_ownership.runtime.packing import not_sendable

@@ -22,8 +22,8 @@ from tornado.ioloop import PeriodicCallback
 
 from dask_ownership.core import messages as m
 from dask_ownership.core import session as ex
-from dask_ownership.core.effects import ExecutorEffects
 from dask_ownership.core.executor import Executor as Core
+from dask_ownership.core.executor_effects import ExecutorEffects
 from dask_ownership.core.identity import worker_of
 from dask_ownership.core.losses import ORPHANED
 from dask_ownership.core.messages import Origin, Process, ValueName

@@ -18,9 +18,11 @@ from typing import Any
 from dask.utils import parse_timedelta
 
 from dask_ownership.core.messages import Origin
+from dask_ownership.core.order import ordered
 from dask_ownership.core.ownership import Ownership
-from dask_ownership.core.places import Places, ordered
-from dask_ownership.core.row import DORMANT, WAITING, Row
+from dask_ownership.core.places import Places
+from dask_ownership.core.row import Row
+from dask_ownership.core.states import DORMANT, WAITING
 from dask_ownership.errors import ClosedOwner, SchedulerGone
 from dask_ownership.runtime.collector import untrack
 from dask_ownership.runtime.home import Home

@@ -17,10 +17,10 @@ from typing import Any
 import msgpack
 from distributed.comm import Comm, CommClosedError, connect
 
+from dask_ownership.core.heartbeat import Heartbeat
 from dask_ownership.core.link import LinkState
 from dask_ownership.core.messages import Message
 from dask_ownership.core.session import Session
-from dask_ownership.core.suspension import Heartbeat
 from dask_ownership.core.traffic import Traffic
 from dask_ownership.runtime.channel import Channel, channel, has_stream
 from dask_ownership.runtime.packing import Packing, Unsendable

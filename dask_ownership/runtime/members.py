@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any
 
+from dask_ownership.core.failure import Failure
 from dask_ownership.core.messages import Process
 from dask_ownership.core.ownership import Ownership
-from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.row import READY, Failure
+from dask_ownership.core.states import READY
+from dask_ownership.core.worker_view import WorkerView
 from dask_ownership.runtime.chronicle import Chronicle
 from dask_ownership.runtime.membership import Member
 

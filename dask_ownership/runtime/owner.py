@@ -26,8 +26,8 @@ from dask_ownership.core.builtin import BuiltinFunctions
 from dask_ownership.core.limits import Limits
 from dask_ownership.core.messages import Message, Origin, Process
 from dask_ownership.core.ownership import Ownership
-from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.row import Row
+from dask_ownership.core.worker_view import WorkerView
 from dask_ownership.runtime.backlog import Backlog
 from dask_ownership.runtime.chronicle import Chronicle
 from dask_ownership.runtime.connections import Connections

@@ -18,8 +18,9 @@ from typing import Any
 
 from dask_ownership.core.executor import Executor as Core
 from dask_ownership.core.messages import Key
-from dask_ownership.core.row import INLINE, Borrowed, Row
+from dask_ownership.core.row import Borrowed, Row
 from dask_ownership.core.session import Entry
+from dask_ownership.core.states import INLINE
 from dask_ownership.runtime.dask.worker import without_slot
 from dask_ownership.runtime.runner import coroutine_entry, here
 

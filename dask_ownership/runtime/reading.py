@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Hashable, Iterable
 from typing import Any
 
-from dask_ownership.core.row import INLINE, STORED, Borrowed, Row
+from dask_ownership.core.row import Borrowed, Row
+from dask_ownership.core.states import INLINE, STORED
 from dask_ownership.errors import LostData, NotSerializable, OwnershipError
 from dask_ownership.runtime.importing import unpickle
 from dask_ownership.runtime.owner import Owner

@@ -26,7 +26,8 @@ from dask_ownership.core.activity import (
 )
 from dask_ownership.core.messages import Key
 from dask_ownership.core.options import NO_OPTIONS
-from dask_ownership.core.row import INLINE, STORED, Row
+from dask_ownership.core.row import Row
+from dask_ownership.core.states import INLINE, STORED
 from dask_ownership.runtime.owner import Owner
 from dask_ownership.runtime.waiting import Waiter, hang
 

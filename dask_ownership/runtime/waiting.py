@@ -15,7 +15,8 @@ from contextlib import AbstractContextManager
 from time import perf_counter
 from typing import Any
 
-from dask_ownership.core.row import INLINE, STORED, Row
+from dask_ownership.core.row import Row
+from dask_ownership.core.states import INLINE, STORED
 from dask_ownership.runtime.home import Home
 from dask_ownership.runtime.parking import await_without_slot, caller_without_slot
 

@@ -9,19 +9,10 @@ from collections import Counter
 
 from dask_ownership.core import session as ex
 from dask_ownership.core.executor import Executor
+from dask_ownership.core.failure import Failure
 from dask_ownership.core.ownership import Ownership
-from dask_ownership.core.row import (
-    DORMANT,
-    FORGOTTEN,
-    HAS_BORROWERS,
-    INLINE,
-    PUSHED,
-    STORED,
-    WAITING,
-    Borrowed,
-    Failure,
-    Row,
-)
+from dask_ownership.core.row import HAS_BORROWERS, Borrowed, Row
+from dask_ownership.core.states import DORMANT, FORGOTTEN, INLINE, PUSHED, STORED, WAITING
 
 
 def rows_of(owner: Ownership) -> list[Row]:

@@ -5,20 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dask_ownership.core.row import (
-    CANCELLED,
-    ERROR,
-    INLINE,
-    LOST,
-    PUSHED,
-    STATE_NAMES,
-    STORED,
-    Borrowed,
-    Failure,
-    Row,
-    version_of,
-)
+from dask_ownership.core.failure import Failure
+from dask_ownership.core.row import Borrowed, Row, version_of
 from dask_ownership.core.session import Entry
+from dask_ownership.core.states import CANCELLED, ERROR, INLINE, LOST, PUSHED, STATE_NAMES, STORED
 from dask_ownership.testing import travel
 from dask_ownership.testing.clock import Clock
 from dask_ownership.testing.invariants import (

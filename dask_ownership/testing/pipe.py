@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from dask_ownership.core.executor import Executor
+from dask_ownership.core.heartbeat import Heartbeat
 from dask_ownership.core.link import LinkState
 from dask_ownership.core.membership import Asked
-from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.session import Session
-from dask_ownership.core.suspension import Heartbeat
+from dask_ownership.core.worker_view import WorkerView
 from dask_ownership.testing.store import Store
 from dask_ownership.testing.travel import FutureOwner
 

@@ -10,13 +10,15 @@ from typing import Any
 
 from dask_ownership.core import messages as m
 from dask_ownership.core import session as ex
-from dask_ownership.core.checkpoints import restored
 from dask_ownership.core.executor import Executor
+from dask_ownership.core.failure import Failure
 from dask_ownership.core.identity import child_key
 from dask_ownership.core.messages import Key
 from dask_ownership.core.options import Options
-from dask_ownership.core.row import STORED, Failure, Row
+from dask_ownership.core.row import Row
+from dask_ownership.core.savings import restored
 from dask_ownership.core.session import Entry
+from dask_ownership.core.states import STORED
 from dask_ownership.testing import travel
 from dask_ownership.testing.owner import VirtualOwner
 from dask_ownership.testing.parking import Parking

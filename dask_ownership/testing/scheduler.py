@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from dask_ownership.core.membership import Asked
-from dask_ownership.core.placement import WorkerView
 from dask_ownership.core.roster import CLIENT, Roster
+from dask_ownership.core.worker_view import WorkerView
 from dask_ownership.testing.clock import SECOND, Clock
 from dask_ownership.testing.network import Network
 from dask_ownership.testing.pipe import OwnerProcess, WorkerProcess

@@ -6,7 +6,8 @@ from typing import Any
 
 from dask_ownership.core import messages as m
 from dask_ownership.core import peer_messages as pm
-from dask_ownership.core.row import STATE_NAMES, Borrowed, Row
+from dask_ownership.core.row import Borrowed, Row
+from dask_ownership.core.states import STATE_NAMES
 from dask_ownership.testing.invariants import rows_of
 from dask_ownership.testing.network import Watcher
 from dask_ownership.testing.pipe import Pipe

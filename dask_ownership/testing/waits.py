@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dask_ownership.core.exclusion import ALONE
-from dask_ownership.core.row import PUSHED, WAITING, Row
+from dask_ownership.core.attempts import ALONE
+from dask_ownership.core.row import Row
+from dask_ownership.core.states import PUSHED, WAITING
 from dask_ownership.testing.invariants import rows_of
 from dask_ownership.testing.network import Network
 from dask_ownership.testing.pipe import WorkerProcess

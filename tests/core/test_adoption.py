@@ -8,7 +8,8 @@ from test_references import Side
 from dask_ownership.core import messages as m
 from dask_ownership.core.identity import HEIRS, adopted_key, heir_of, task_origin
 from dask_ownership.core.options import Options
-from dask_ownership.core.row import ERROR, INLINE, LOST, STORED, Row
+from dask_ownership.core.row import Row
+from dask_ownership.core.states import ERROR, INLINE, LOST, STORED
 from dask_ownership.testing.invariants import check_empty, check_ownership
 
 

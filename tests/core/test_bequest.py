@@ -9,16 +9,8 @@ from dask_ownership.core import messages as m
 from dask_ownership.core.bequest import Bequest
 from dask_ownership.core.identity import adopted_key, held_at, place_held
 from dask_ownership.core.options import Options
-from dask_ownership.core.row import (
-    CANCELLED,
-    ERROR,
-    HAS_BORROWERS,
-    INLINE,
-    PUSHED,
-    STORED,
-    WAITING,
-    Row,
-)
+from dask_ownership.core.row import HAS_BORROWERS, Row
+from dask_ownership.core.states import CANCELLED, ERROR, INLINE, PUSHED, STORED, WAITING
 from dask_ownership.testing.invariants import check_empty, check_ownership
 
 

@@ -9,7 +9,8 @@ from dask_ownership.core import activity
 from dask_ownership.core.activity import Census, Events, Histogram, percentile
 from dask_ownership.core.options import Options
 from dask_ownership.core.ownership import Ownership
-from dask_ownership.core.row import INLINE, STORED, WAITING, Function, Row
+from dask_ownership.core.row import Function, Row
+from dask_ownership.core.states import INLINE, STORED, WAITING
 
 
 def owner_of(rows: list[Row]) -> Ownership:

@@ -10,8 +10,9 @@ import pytest
 from test_ownership import Bench
 
 from dask_ownership.core import messages as m
-from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.row import (
+from dask_ownership.core.failure import Failure
+from dask_ownership.core.row import Function, Row
+from dask_ownership.core.states import (
     CANCELLED,
     DORMANT,
     ERROR,
@@ -20,10 +21,8 @@ from dask_ownership.core.row import (
     PUSHED,
     STORED,
     WAITING,
-    Failure,
-    Function,
-    Row,
 )
+from dask_ownership.core.worker_view import WorkerView
 from dask_ownership.testing.invariants import check_ownership
 
 LONG = 1_000

@@ -9,8 +9,8 @@ from test_ownership import Bench
 
 from dask_ownership.core import messages as m
 from dask_ownership.core import session as ex
-from dask_ownership.core.checkpoints import restored
-from dask_ownership.core.row import ERROR, INLINE, PUSHED, STORED
+from dask_ownership.core.savings import restored
+from dask_ownership.core.states import ERROR, INLINE, PUSHED, STORED
 from dask_ownership.testing.invariants import check_empty, check_executor_empty
 
 

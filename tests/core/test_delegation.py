@@ -10,7 +10,9 @@ import pytest
 from test_references import Pair, Side
 
 from dask_ownership.core import messages as m
-from dask_ownership.core.row import ERROR, INLINE, PUSHED, WAITING, Borrowed, Failure, Function, Row
+from dask_ownership.core.failure import Failure
+from dask_ownership.core.row import Borrowed, Function, Row
+from dask_ownership.core.states import ERROR, INLINE, PUSHED, WAITING
 from dask_ownership.testing.invariants import check_ownership
 
 

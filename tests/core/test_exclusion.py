@@ -9,7 +9,8 @@ import pytest
 from test_executor import Bench, push
 
 from dask_ownership.core import messages as m
-from dask_ownership.core.exclusion import ALONE, HEARD, IDLE, LENGTHENED, LONGER, seconds_alone
+from dask_ownership.core.attempts import ALONE, LENGTHENED, LONGER, Attempts
+from dask_ownership.core.exclusion import HEARD, IDLE
 from dask_ownership.core.session import RUNNING
 from dask_ownership.testing.invariants import check_executor, check_executor_empty
 
@@ -395,5 +396,8 @@ def test_nothing_of_it_is_kept_when_it_is_over(worker):
 
 
 def test_the_time_gets_longer():
+    def seconds_alone(unknown):
+        return Attempts(died=("died",) * (unknown + 1), deaths=1).seconds_alone
+
     assert [seconds_alone(n) for n in (0, 1, 2, 3)] == [ALONE, ALONE, LONGER * ALONE, 16 * ALONE]
     assert seconds_alone(1000) == ALONE * LONGER**LENGTHENED

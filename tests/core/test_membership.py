@@ -6,8 +6,8 @@ import pytest
 from test_ownership import Bench
 
 from dask_ownership.core.identity import worker_of
-from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.row import PUSHED, READY
+from dask_ownership.core.states import PUSHED, READY
+from dask_ownership.core.worker_view import WorkerView
 
 
 def view(address: str, incarnation: str, **more) -> WorkerView:

@@ -9,8 +9,9 @@ import pytest
 from dask_ownership.core import messages as m
 from dask_ownership.core.options import Options
 from dask_ownership.core.ownership import Ownership
-from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.row import PUSHED, STORED, WAITING, Function, Row
+from dask_ownership.core.row import Function, Row
+from dask_ownership.core.states import PUSHED, STORED, WAITING
+from dask_ownership.core.worker_view import WorkerView
 from dask_ownership.testing.invariants import check_empty, check_ownership
 
 

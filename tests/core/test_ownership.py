@@ -5,14 +5,14 @@ from contextlib import nullcontext
 import pytest
 
 from dask_ownership.core import messages as m
-from dask_ownership.core.attempts import Attempts
-from dask_ownership.core.exclusion import ALONE, LONGER
+from dask_ownership.core.attempts import ALONE, LONGER, Attempts
+from dask_ownership.core.failure import Failure
 from dask_ownership.core.losses import LOSSES
 from dask_ownership.core.options import Options
+from dask_ownership.core.order import ordered
 from dask_ownership.core.ownership import Ownership
-from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.places import ordered
-from dask_ownership.core.row import (
+from dask_ownership.core.row import Function, Row
+from dask_ownership.core.states import (
     CANCELLED,
     DORMANT,
     ERROR,
@@ -23,10 +23,8 @@ from dask_ownership.core.row import (
     READY,
     STORED,
     WAITING,
-    Failure,
-    Function,
-    Row,
 )
+from dask_ownership.core.worker_view import WorkerView
 from dask_ownership.testing.invariants import check_empty, check_ownership
 
 BIG = b"x" * 1000

@@ -3,9 +3,11 @@ from __future__ import annotations
 import pytest
 
 from dask_ownership.core.options import Options
-from dask_ownership.core.placement import OVERTAKING, WINDOW, Placement, WorkerView
-from dask_ownership.core.places import ordered
-from dask_ownership.core.row import CANCELLED, PUSHED, READY, STORED, Row
+from dask_ownership.core.order import ordered
+from dask_ownership.core.placement import OVERTAKING, Placement
+from dask_ownership.core.row import Row
+from dask_ownership.core.states import CANCELLED, PUSHED, READY, STORED
+from dask_ownership.core.worker_view import WINDOW, WorkerView
 
 
 def view(address, **kwargs):

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 from test_executor import Bench, push
 
-from dask_ownership.core.places import Places, ordered, urgency
+from dask_ownership.core.order import ordered, urgency
+from dask_ownership.core.places import Places
 from dask_ownership.core.row import Row
 
 

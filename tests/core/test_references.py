@@ -9,25 +9,22 @@ import pytest
 from dask_ownership.core import messages as m
 from dask_ownership.core import peer_messages as r
 from dask_ownership.core.borrowing import MISSES
+from dask_ownership.core.failure import Failure
 from dask_ownership.core.options import Options
 from dask_ownership.core.ownership import Ownership
 from dask_ownership.core.peers import HANDED_ON
-from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.row import (
+from dask_ownership.core.row import HAS_BORROWERS, Borrowed, Function, Row
+from dask_ownership.core.states import (
     CANCELLED,
     ERROR,
     FORGOTTEN,
-    HAS_BORROWERS,
     INLINE,
     LOST,
     PUSHED,
     STORED,
     WAITING,
-    Borrowed,
-    Failure,
-    Function,
-    Row,
 )
+from dask_ownership.core.worker_view import WorkerView
 from dask_ownership.testing.invariants import check_empty, check_ownership
 
 

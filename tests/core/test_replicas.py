@@ -7,8 +7,9 @@ from test_moving import Bench, places
 
 from dask_ownership.core import messages as m
 from dask_ownership.core.options import Options, Replication
-from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.row import INLINE, PUSHED, STORED, Function, Row
+from dask_ownership.core.row import Function, Row
+from dask_ownership.core.states import INLINE, PUSHED, STORED
+from dask_ownership.core.worker_view import WorkerView
 from dask_ownership.testing.invariants import check_empty
 
 

@@ -12,8 +12,9 @@ from dask_ownership.core import messages as m
 from dask_ownership.core import restarts
 from dask_ownership.core.options import Options
 from dask_ownership.core.ownership import Ownership
-from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.row import PUSHED, Function, Row
+from dask_ownership.core.row import Function, Row
+from dask_ownership.core.states import PUSHED
+from dask_ownership.core.worker_view import WorkerView
 from dask_ownership.testing.invariants import check_ownership
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from test_ownership import Bench
 
 from dask_ownership.core import messages as m
-from dask_ownership.core.row import INLINE, PUSHED, READY, STORED, WAITING
-from dask_ownership.core.suspension import Heartbeat
+from dask_ownership.core.heartbeat import Heartbeat
+from dask_ownership.core.states import INLINE, PUSHED, READY, STORED, WAITING
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster
 
 

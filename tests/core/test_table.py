@@ -4,7 +4,8 @@ import threading
 from contextlib import nullcontext
 
 from dask_ownership.core.options import Options
-from dask_ownership.core.row import CANCELLED, FORGOTTEN, INLINE, Row
+from dask_ownership.core.row import Row
+from dask_ownership.core.states import CANCELLED, FORGOTTEN, INLINE
 from dask_ownership.core.table import Table
 
 

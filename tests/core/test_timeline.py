@@ -7,9 +7,10 @@ from contextlib import nullcontext
 from dask_ownership.core import timeline
 from dask_ownership.core.activity import Census
 from dask_ownership.core.ownership import Ownership
-from dask_ownership.core.placement import WorkerView
-from dask_ownership.core.row import INLINE, Function, Row
+from dask_ownership.core.row import Function, Row
+from dask_ownership.core.states import INLINE
 from dask_ownership.core.timeline import Timeline
+from dask_ownership.core.worker_view import WorkerView
 
 
 class Clocks:

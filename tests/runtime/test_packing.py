@@ -12,7 +12,7 @@ import pytest
 from dask_ownership.core import messages as m
 from dask_ownership.core import peer_messages as r
 from dask_ownership.core.link import LinkState
-from dask_ownership.core.row import LOST
+from dask_ownership.core.states import LOST
 from dask_ownership.runtime import packing
 from dask_ownership.runtime.packing import Packing, packable, unpack
 

@@ -9,7 +9,8 @@ from typing import Any
 from dask_ownership.core.bequest import Bequest
 from dask_ownership.core.identity import held_at
 from dask_ownership.core.messages import Origin
-from dask_ownership.core.row import INLINE, Function, Row
+from dask_ownership.core.row import Function, Row
+from dask_ownership.core.states import INLINE
 from dask_ownership.testing.travel import VirtualFuture
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster, VirtualOwner
 

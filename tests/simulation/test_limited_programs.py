@@ -7,7 +7,8 @@ from random import Random
 import pytest
 
 from dask_ownership.core.options import Options
-from dask_ownership.core.row import ERROR, PUSHED, Row
+from dask_ownership.core.row import Row
+from dask_ownership.core.states import ERROR, PUSHED
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster
 
 ROUGH = Faults(0.2, 0.1)

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from dask_ownership.core.rebalancing import moves
-from dask_ownership.core.row import STORED
+from dask_ownership.core.states import STORED
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster
 
 

@@ -9,7 +9,8 @@ import pytest
 import random_programs
 
 from dask_ownership.core.lifecycle import TRANSITIONS
-from dask_ownership.core.row import STATE_NAMES, Row
+from dask_ownership.core.row import Row
+from dask_ownership.core.states import STATE_NAMES
 
 SEEDS = range(40)
 

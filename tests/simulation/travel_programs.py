@@ -8,7 +8,8 @@ from random import Random
 from typing import Any
 
 from dask_ownership.core.options import Options
-from dask_ownership.core.row import ERROR, INLINE, STORED, Row
+from dask_ownership.core.row import Row
+from dask_ownership.core.states import ERROR, INLINE, STORED
 from dask_ownership.testing import travel
 from dask_ownership.testing.task import ARGUMENTS, VALUE
 from dask_ownership.testing.travel import VirtualFuture
