@@ -1,6 +1,6 @@
-"""Writes the list of the core's modules into ``docs/architecture.md``, from their first lines.
+"""Writes the lists of modules into ``docs/architecture.md``, from their first lines.
 
-``python ci/modules.py`` writes it; a test checks that it is as this gives it.
+``python ci/modules.py`` writes them; a test checks that they are as this gives them.
 """
 
 from __future__ import annotations
@@ -10,25 +10,60 @@ import re
 from pathlib import Path
 
 TOP = Path(__file__).parent.parent
+PACKAGE = TOP / "dask_ownership"
 PAGE = TOP / "docs" / "architecture.md"
-BEGIN, END = "<!-- modules of the core: begin -->\n", "<!-- modules of the core: end -->"
+
+LAYERS = (
+    "core", "runtime", "monitoring", "futures", "interop", "worker", "scheduler", "client",
+    "testing", "cli", "benchmarks",
+)  # fmt: skip
+"""Folders, each of which knows only those before it."""
 
 
-def described() -> str:
-    """The table of modules."""
+def package() -> str:
+    """The table of folders, with the modules of each."""
+    rows = ["| folder | what it is | modules |", "|---|---|---|"]
+    rows.append(f"| | the package itself | {_modules_of(PACKAGE)} |")
+    for layer in LAYERS:
+        inner = sorted({path.parent for path in (PACKAGE / layer).rglob("*.py")})
+        for folder in inner if layer != "core" else inner[:1]:
+            name = "/".join(folder.relative_to(PACKAGE).parts)
+            modules = "see below" if layer == "core" else _modules_of(folder)
+            rows.append(f"| `{name}` | {_first_line(folder / '__init__.py')} | {modules} |")
+    return "\n".join(rows) + "\n"
+
+
+def core() -> str:
+    """The table of the modules of the core."""
     rows = ["| module | job |", "|---|---|"]
-    for path in sorted((TOP / "dask_ownership" / "core").glob("*.py")):
-        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        if path.stem != "__init__":
-            first = " ".join(text.split("\n\n")[0].split())
-            rows.append(f"| `{path.stem}` | {first} |")
+    top = PACKAGE / "core"
+    for folder in sorted({path.parent for path in top.rglob("*.py")}):
+        if inside := ".".join(folder.relative_to(top).parts):
+            rows.append(f"| **`{inside}`** | **{_first_line(folder / '__init__.py')}** |")
+        rows.extend(f"| `{path.stem}` | {_first_line(path)} |" for path in _paths_in(folder))
     return "\n".join(rows) + "\n"
 
 
 def written(page: str) -> str:
-    """The page with the list as it is to be."""
-    made = BEGIN + "\n" + described() + "\n" + END
-    return re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: made, page, flags=re.S)
+    """The page with the lists as they are to be."""
+    for name, made in (("package", package()), ("core", core())):
+        begin, end = (f"<!-- modules of the {name}: {which} -->" for which in ("begin", "end"))
+        whole = f"{begin}\n\n{made}\n{end}"
+        page = re.sub(f"{begin}.*?{end}", lambda _, whole=whole: whole, page, flags=re.S)
+    return page
+
+
+def _paths_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.py") if not path.stem.startswith("__"))
+
+
+def _modules_of(folder: Path) -> str:
+    return ", ".join(path.stem for path in _paths_in(folder))
+
+
+def _first_line(path: Path) -> str:
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(text.split("\n\n")[0].split())
 
 
 if __name__ == "__main__":

@@ -14,8 +14,7 @@ from dask_ownership import config as _config
 
 _config.install()
 
-from dask_ownership.checkpoints import checkpoint, restore  # noqa: E402
-from dask_ownership.client import Client  # noqa: E402
+from dask_ownership.client.client import Client  # noqa: E402
 from dask_ownership.deploy import LocalCluster  # noqa: E402
 from dask_ownership.errors import (  # noqa: E402
     ClosedOwner,
@@ -34,11 +33,12 @@ from dask_ownership.errors import (  # noqa: E402
     TaskTimeout,
     Uncertain,
 )
-from dask_ownership.future import Future, delegate  # noqa: E402
+from dask_ownership.futures.checkpoints import checkpoint, restore  # noqa: E402
+from dask_ownership.futures.future import Future, delegate  # noqa: E402
+from dask_ownership.futures.progress import progress  # noqa: E402
+from dask_ownership.futures.wait import as_completed, wait  # noqa: E402
 from dask_ownership.get import get  # noqa: E402
-from dask_ownership.progress import progress  # noqa: E402
-from dask_ownership.runtime.runner import cancelled  # noqa: E402
-from dask_ownership.waiting import as_completed, wait  # noqa: E402
+from dask_ownership.runtime.task import cancelled  # noqa: E402
 
 try:
     __version__ = version("dask-ownership")

@@ -11,7 +11,7 @@ import yaml
 _DEFAULTS = Path(__file__).parent / "ownership.yaml"
 
 
-OWN_FRAMES = r"dask_ownership[\\\/](client|data|gathering|get)\.py"
+OWN_FRAMES = r"dask_ownership[\\\/]((client[\\\/](client|data))|(futures[\\\/]gather)|get)\.py"
 """Files whose frames Dask leaves out of tracebacks, as it does those of `distributed.client`."""
 
 ACTIVE = {"dataframe.shuffle.method": "tasks", "array.rechunk.method": "tasks"}

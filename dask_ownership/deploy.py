@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import distributed
 
-from dask_ownership.client import Client
+from dask_ownership.client.client import Client
 
 __all__ = ["LocalCluster"]
 

@@ -9,7 +9,7 @@ from typing import Any
 from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker as _StockKilledWorker
 
-from dask_ownership.core.failure import Failure
+from dask_ownership.core.protocol.failure import Failure
 
 __all__ = [
     "ClosedOwner",

@@ -13,7 +13,7 @@ import dask.base
 import distributed
 from distributed.worker import get_worker
 
-from dask_ownership.client import Client
+from dask_ownership.client.client import Client
 
 _lock = threading.Lock()
 _attached: WeakKeyDictionary[Any, Client] = WeakKeyDictionary()

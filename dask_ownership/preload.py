@@ -11,8 +11,8 @@ from typing import Any
 
 from distributed import Scheduler
 
-from dask_ownership.client import Client
-from dask_ownership.cluster.scheduler_plugin import OwnershipSchedulerPlugin
+from dask_ownership.client.client import Client
+from dask_ownership.scheduler.plugin import OwnershipSchedulerPlugin
 
 
 async def dask_setup(server: Any) -> None:

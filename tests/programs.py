@@ -28,7 +28,7 @@ from distributed import (
 )
 
 import dask_ownership
-from dask_ownership.core import session as ex
+from dask_ownership.core.executor import session as ex
 
 
 class Oops(Exception):

@@ -19,8 +19,8 @@ from live import blob, boom, inc, kill, slowinc, small_cluster, until, wait_for_
 
 from dask_ownership import Client, wait
 from dask_ownership.errors import LostData, Uncertain
-from dask_ownership.runtime import reporting
-from dask_ownership.runtime.membership import ACTIVITY
+from dask_ownership.monitoring import owner_report as reporting
+from dask_ownership.runtime.comm.scheduler_ops import ACTIVITY
 
 
 def activity(client: Any, **options: Any) -> dict[str, Any]:

@@ -272,7 +272,7 @@ def test_a_future_is_borrowed_by_another_client(cluster, client):
 
 def unpickled_at(client: Client, pickled: bytes) -> Any:
     """As another process would: this one has both clients."""
-    from dask_ownership.future import Future
+    from dask_ownership.futures.future import Future
     from dask_ownership.runtime.serialize import arriving
 
     come_home, origin = pickle.loads(pickled).__reduce__()

@@ -338,7 +338,7 @@ def test_a_worker_is_killed_between_two_clients(mortal, own_cluster):
 
 def load_at(client: Client, pickled: bytes) -> Any:
     """Unpickle as another process would; both clients are in this one."""
-    from dask_ownership import future as module
+    from dask_ownership.futures import future as module
 
     known = dict(module.owned_clients)
     try:
@@ -630,7 +630,7 @@ def test_futures_wait_in_a_scheduler_that_has_no_client(far, another, far_cluste
         f"value = {get}\nsay(type({inside}).__module__, {inside}.result(timeout=10))\n",
         address=far_cluster,
     )
-    assert line(process) == "dask_ownership.future 2"
+    assert line(process) == "dask_ownership.futures.future 2"
     process.communicate(timeout=20)
     if place == "variable":
         distributed.Variable(name, client=far).delete()

@@ -21,7 +21,7 @@ import pytest
 from distributed import LocalCluster
 
 from dask_ownership import Client
-from dask_ownership.core.messages import NAMES
+from dask_ownership.core.protocol.messages import NAMES
 
 
 class Sampler:

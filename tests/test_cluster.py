@@ -27,7 +27,7 @@ from programs import fib
 
 from dask_ownership import Client, wait
 from dask_ownership.errors import FutureCancelledError, NoWorker, PluginMissing
-from dask_ownership.runtime.link import PROTOCOL
+from dask_ownership.runtime.comm.link import PROTOCOL
 
 
 @pytest.fixture(scope="module")

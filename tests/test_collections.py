@@ -20,7 +20,7 @@ from live import kill, small_cluster, wait_for_members
 from programs import inc
 
 from dask_ownership import Client, wait
-from dask_ownership.core.states import STORED
+from dask_ownership.core.protocol.states import STORED
 
 
 @pytest.fixture(scope="module")

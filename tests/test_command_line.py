@@ -29,7 +29,7 @@ import dask_ownership
 from dask_ownership import Client
 from dask_ownership.benchmarks import cli
 from dask_ownership.cli import main
-from dask_ownership.runtime.link import PROTOCOL
+from dask_ownership.runtime.comm.link import PROTOCOL
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def page(name: str, dask_scheduler: Any = None) -> dict[str, Any]:
     """What all sources of one page have, when it is opened now."""
     from bokeh.models import ColumnDataSource
 
-    from dask_ownership.dashboard.server import PAGES
+    from dask_ownership.monitoring.pages.server import PAGES
 
     shown = PAGES[name](dask_scheduler)
     shown.update()
@@ -70,7 +70,7 @@ def test_pages_are_served_and_named(client: Client) -> None:
 
 @bokeh
 def test_pages_show_what_owners_say(client: Client, workers: Any) -> None:
-    from dask_ownership.dashboard.page import short
+    from dask_ownership.monitoring.pages.page import short
 
     activity(client)
     small = client.map(slowinc, range(40), delay=0.01)
@@ -142,7 +142,7 @@ def test_one_owner_when_it_is_clicked_on(client: Client) -> None:
     until(lambda: mine(client, activity(client))["done"])
 
     def click(incarnation: str, dask_scheduler: Any = None) -> tuple[str, list[str], set[str]]:
-        from dask_ownership.dashboard.owners import Owners
+        from dask_ownership.monitoring.pages.owners import Owners
 
         shown = Owners(dask_scheduler)
         shown.update()

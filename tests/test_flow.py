@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dask_ownership.cluster.flow import SECONDS, Flow
+from dask_ownership.monitoring.rates import SECONDS, Flow
 
 A, B = ("owner", "a"), ("owner", "b")
 

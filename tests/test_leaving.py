@@ -13,7 +13,7 @@ from distributed import wait
 from live import blob, inc, slowinc, small_cluster, until, wait_for_members
 
 from dask_ownership import Client
-from dask_ownership.core.row import HAS_BORROWERS
+from dask_ownership.core.owner.rows.row import HAS_BORROWERS
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from dask_ownership import (
     wait,
 )
 from dask_ownership.errors import FutureCancelledError
-from dask_ownership.options import taken_by
+from dask_ownership.futures.options import taken_by
 
 # ---- tasks ----
 

@@ -16,7 +16,7 @@ from distributed.comm import connect
 from live import blob, inc, kill, slowinc, small_cluster, until, wait_for_members
 
 from dask_ownership import Client, wait
-from dask_ownership.runtime.link import PROTOCOL
+from dask_ownership.runtime.comm.link import PROTOCOL
 
 NORMAL = """
 import logging

@@ -16,9 +16,9 @@ from live import assert_nothing_left, blob, small_cluster, until, wait_for_membe
 from tornado.iostream import IOStream
 
 from dask_ownership import Client
-from dask_ownership.core.dispatch import KEPT_ABOVE
-from dask_ownership.core.states import INLINE, STORED
-from dask_ownership.runtime.fetcher import IN_TRANSIT
+from dask_ownership.core.owner.scheduling.dispatch import KEPT_ABOVE
+from dask_ownership.core.protocol.states import INLINE, STORED
+from dask_ownership.runtime.executor.fetcher import IN_TRANSIT
 from dask_ownership.testing.invariants import check_ownership
 
 pytestmark = pytest.mark.alone  # it says how long things may take

@@ -222,7 +222,7 @@ def test_ordinary_tasks_keep_the_stock_client(one_slot: LocalCluster, client: Cl
         kind = stock.submit(kind_of_client, pure=False).result(timeout=20)
         assert kind == "distributed.client"
     with Client(one_slot, set_as_default=False) as owned:
-        assert owned.submit(kind_of_client, pure=False).result() == "dask_ownership.client"
+        assert owned.submit(kind_of_client, pure=False).result() == "dask_ownership.client.client"
 
 
 def test_parents_do_not_exceed_the_slots(one_slot_client: Client) -> None:

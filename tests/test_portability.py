@@ -19,7 +19,7 @@ from live import inc
 
 import dask_ownership
 from dask_ownership import Client, as_completed
-from dask_ownership.runtime import waiting
+from dask_ownership.runtime.owner import waiting
 
 ROOT = Path(dask_ownership.__file__).parent
 

@@ -20,7 +20,7 @@ from distributed import LocalCluster, wait
 from live import blob, boom, inc, kill, slowinc, small_cluster, until, wait_for_members
 
 from dask_ownership import Client
-from dask_ownership.core.states import CANCELLED
+from dask_ownership.core.protocol.states import CANCELLED
 from dask_ownership.errors import NotHere
 from dask_ownership.testing.invariants import check_empty, check_ownership
 

@@ -13,7 +13,7 @@ from proxy import workers_behind_proxies
 
 from dask_ownership import Client, wait
 from dask_ownership.errors import NoWorker
-from dask_ownership.runtime import members
+from dask_ownership.runtime.owner import members
 
 
 def test_no_route_to_a_worker(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:

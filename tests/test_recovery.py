@@ -15,8 +15,8 @@ from live import blob, inc, small_cluster, until, wait_for_members
 
 import dask_ownership
 from dask_ownership import Client
-from dask_ownership.core.row import HAS_BORROWERS
-from dask_ownership.core.states import DORMANT
+from dask_ownership.core.owner.rows.row import HAS_BORROWERS
+from dask_ownership.core.protocol.states import DORMANT
 from dask_ownership.errors import LostData
 
 

@@ -15,7 +15,7 @@ from live import boom, inc, kill, small_cluster, until, wait_for_members
 from programs import append_line, lines, wait_for_file
 
 from dask_ownership import Client, ClosedOwner, NotSerializable, wait
-from dask_ownership.core.session import KEPT
+from dask_ownership.core.executor.session import KEPT
 
 SIZE = 200_000
 

@@ -18,9 +18,9 @@ from distributed import wait
 from live import blob, boom, inc, kill, small_cluster, until
 
 from dask_ownership import Client, fire_and_forget, get_client
-from dask_ownership.core.history import REMEMBERED
+from dask_ownership.core.owner.rows.history import REMEMBERED
 from dask_ownership.errors import ClosedOwner, FutureCancelledError, LostData
-from dask_ownership.snapshot import ObjectSnapshot, Snapshot
+from dask_ownership.monitoring.snapshot import ObjectSnapshot, Snapshot
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_what_is_lent_and_borrowed(client, workers):
     assert client.ownership(value).dependents == [task.key]
 
     def borrowed_there(dask_worker: Any) -> Any:
-        from dask_ownership.lookup import find, look, present, take
+        from dask_ownership.monitoring.lookup import find, look, present, take
 
         owner = dask_worker.extensions["dask-ownership"].owner
         row = find(owner, "lent-value")

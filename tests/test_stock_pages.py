@@ -12,7 +12,7 @@ from test_activity import activity
 from test_task_stream import SlowToMove, quiet, size_of  # noqa: F401  (a fixture)
 
 from dask_ownership import Client, wait
-from dask_ownership.cluster import task_stream
+from dask_ownership.monitoring import task_stream
 
 
 def prefix(name: str, dask_scheduler: Any = None) -> dict[str, Any] | None:

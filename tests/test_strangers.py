@@ -17,9 +17,9 @@ from distributed.comm import connect
 from live import inc, small_cluster, until, wait_for_members
 
 from dask_ownership import Client
-from dask_ownership.runtime.link import PROTOCOL
-from dask_ownership.runtime.membership import BACKLOG, DIAL, HOLD, JOIN, REPORT, WHERE, WORD
-from dask_ownership.runtime.operations import LONGEST_REASON
+from dask_ownership.runtime.comm.link import PROTOCOL
+from dask_ownership.runtime.comm.operations import LONGEST_REASON
+from dask_ownership.runtime.comm.scheduler_ops import BACKLOG, DIAL, HOLD, JOIN, REPORT, WHERE, WORD
 
 AT_WORKERS: dict[str, dict[str, Any]] = {
     "ownership_link": {

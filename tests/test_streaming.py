@@ -18,7 +18,7 @@ from live import assert_nothing_left, until
 from programs import Oops, double, inc, odd_fails, process, sleep, total
 
 from dask_ownership import Client, ClosedOwner
-from dask_ownership.streaming import Stream
+from dask_ownership.futures.streaming import Stream
 
 
 class Counted:

@@ -18,10 +18,10 @@ from distributed import get_task_stream
 from live import blob, boom, inc, slowinc, small_cluster, until
 
 from dask_ownership import Client, wait
-from dask_ownership.cluster import task_stream
-from dask_ownership.core import messages as m
-from dask_ownership.runtime.runner import Outcome
-from dask_ownership.runtime.watch import Watch
+from dask_ownership.core.protocol import messages as m
+from dask_ownership.monitoring import task_stream
+from dask_ownership.runtime.executor.watch import Watch
+from dask_ownership.runtime.task import Outcome
 
 
 def noting(client: Client) -> bool:
@@ -119,7 +119,7 @@ def test_what_cannot_be_noted_harms_no_task(quiet: Client) -> None:
         dask_worker.extensions["dask-ownership"].notes.group_of = None
 
     def mend_it(dask_worker: Any) -> None:
-        from dask_ownership.runtime.reporting import group_of
+        from dask_ownership.monitoring.owner_report import group_of
 
         dask_worker.extensions["dask-ownership"].notes.group_of = group_of
 

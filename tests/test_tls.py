@@ -17,7 +17,7 @@ from distributed.comm import connect
 from live import blob, inc, small_cluster, total, wait_for_members, where
 
 from dask_ownership import Client, as_completed
-from dask_ownership.runtime.link import PROTOCOL
+from dask_ownership.runtime.comm.link import PROTOCOL
 
 SECURITY = Security.temporary()
 

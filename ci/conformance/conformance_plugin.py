@@ -62,8 +62,8 @@ class CentralFallback(AssertionError):
 
 def count_owned() -> None:
     """Count the answers of workers that end a task, for all owners of this process."""
-    from dask_ownership.core import messages
-    from dask_ownership.core.results import Results
+    from dask_ownership.core.owner.results import Results
+    from dask_ownership.core.protocol import messages
 
     ends = {messages.DONE, messages.STORED, messages.FAILED, messages.DELEGATED}
     receive = Results.receive
@@ -94,8 +94,8 @@ def forbid_central(base: type, client: type) -> None:
 
     What has to run there may: actors, and P2P shuffles.
     """
-    from dask_ownership.client import asked_for_actors
-    from dask_ownership.graph import Graph
+    from dask_ownership.client.client import asked_for_actors
+    from dask_ownership.futures.graph import Graph
 
     def needs_p2p(expr: Any, keys: Any) -> bool:
         central = Graph(expr).central
@@ -128,7 +128,7 @@ def put_plugins_in() -> None:
     """
     import dask.config
 
-    from dask_ownership.cluster.scheduler_plugin import OwnershipSchedulerPlugin
+    from dask_ownership.scheduler.plugin import OwnershipSchedulerPlugin
 
     os.environ["DASK_DISTRIBUTED__SCHEDULER__PRELOAD"] = repr(["dask_ownership.preload"])
     dask.config.refresh()

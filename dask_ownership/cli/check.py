@@ -27,9 +27,9 @@ from dask_ownership.cli.connecting import (
     security_of,
 )
 from dask_ownership.cli.terminal import console
-from dask_ownership.runtime.link import PROTOCOL, LinkRefused, OwnerLink
-from dask_ownership.runtime.membership import JOIN
-from dask_ownership.runtime.secret import Joining
+from dask_ownership.runtime.comm.link import PROTOCOL, LinkRefused, OwnerLink
+from dask_ownership.runtime.comm.scheduler_ops import JOIN
+from dask_ownership.runtime.comm.secret import Joining
 
 COMPARED = ("dask_ownership", "dask", "distributed", "cloudpickle", "python")
 """Packages whose versions must be the same everywhere."""

@@ -248,7 +248,7 @@ def frame(
     Parameters
     ----------
     told : dict
-        What `dask_ownership.cluster.activity.Feed.activity` gives.
+        What `dask_ownership.monitoring.feed.Feed.activity` gives.
     address : str
         The scheduler's.
     sort : str

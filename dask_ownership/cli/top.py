@@ -19,7 +19,7 @@ from dask_ownership.cli.connecting import (
 from dask_ownership.cli.frame import frame
 from dask_ownership.cli.keys import SORTS, Keys
 from dask_ownership.cli.terminal import console
-from dask_ownership.runtime.membership import ACTIVITY
+from dask_ownership.runtime.comm.scheduler_ops import ACTIVITY
 
 RATES = 1.2
 """Seconds after which there are rates."""

@@ -9,7 +9,7 @@ import dask
 import distributed
 
 import dask_ownership
-from dask_ownership.runtime.link import PROTOCOL
+from dask_ownership.runtime.comm.link import PROTOCOL
 
 
 @click.command("version")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dask_ownership.core.identity import worker_of
+from dask_ownership.core.protocol.names import worker_of
 
 REMEMBERED = 10_000
 """How many owners that are gone, or not here, are remembered."""

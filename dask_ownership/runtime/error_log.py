@@ -13,8 +13,8 @@ from time import monotonic
 
 from dask.utils import key_split
 
-from dask_ownership.core import session as ex
-from dask_ownership.core.session import Entry
+from dask_ownership.core.executor import session as ex
+from dask_ownership.core.executor.session import Entry
 
 logger = logging.getLogger("distributed.worker")
 

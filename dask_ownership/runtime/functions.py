@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 from dask.utils import funcname
 
-from dask_ownership.core.row import Function
+from dask_ownership.core.owner.rows.row import Function
 from dask_ownership.errors import NotSerializable
 from dask_ownership.runtime.plain import (
     NAMED_TYPES,

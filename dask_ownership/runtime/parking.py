@@ -16,13 +16,13 @@ from itertools import chain, islice
 from time import perf_counter
 from typing import Any
 
-from dask_ownership.core.executor import Executor as Core
-from dask_ownership.core.messages import Key
-from dask_ownership.core.row import Borrowed, Row
-from dask_ownership.core.session import Entry
-from dask_ownership.core.states import INLINE
+from dask_ownership.core.executor.executor import Executor as Core
+from dask_ownership.core.executor.session import Entry
+from dask_ownership.core.owner.rows.row import Borrowed, Row
+from dask_ownership.core.protocol.messages import Key
+from dask_ownership.core.protocol.states import INLINE
 from dask_ownership.runtime.dask.worker import without_slot
-from dask_ownership.runtime.runner import coroutine_entry, here
+from dask_ownership.runtime.task import coroutine_entry, here
 
 
 def _in_pool(entry: Entry) -> bool:
@@ -116,7 +116,7 @@ class Parking:
     Parameters
     ----------
     worker : distributed.Worker
-    core : dask_ownership.core.executor.Executor
+    core : dask_ownership.core.executor.executor.Executor
     lock : threading.Lock
         Covers the core.
     wake : callable

@@ -21,8 +21,8 @@ import cloudpickle
 from distributed.core import error_message
 from distributed.sizeof import safe_sizeof
 
-from dask_ownership.core.messages import Process
-from dask_ownership.core.row import Row
+from dask_ownership.core.owner.rows.row import Row
+from dask_ownership.core.protocol.messages import Process
 from dask_ownership.errors import NotSerializable, TaskExit
 from dask_ownership.runtime.importing import loads
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 
-from dask_ownership.core import session as ex
-from dask_ownership.core.executor import Executor
-from dask_ownership.core.failure import Failure
-from dask_ownership.core.ownership import Ownership
-from dask_ownership.core.row import HAS_BORROWERS, Borrowed, Row
-from dask_ownership.core.states import DORMANT, FORGOTTEN, INLINE, PUSHED, STORED, WAITING
+from dask_ownership.core.executor import session as ex
+from dask_ownership.core.executor.executor import Executor
+from dask_ownership.core.owner.ownership import Ownership
+from dask_ownership.core.owner.rows.row import HAS_BORROWERS, Borrowed, Row
+from dask_ownership.core.protocol.failure import Failure
+from dask_ownership.core.protocol.states import DORMANT, FORGOTTEN, INLINE, PUSHED, STORED, WAITING
 
 
 def rows_of(owner: Ownership) -> list[Row]:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from dask_ownership.core import messages as m
-from dask_ownership.core import peer_messages as r
-from dask_ownership.core.peers import Peer
-from dask_ownership.core.row import Row
-from dask_ownership.core.session import STATE_NAMES as ENTRY_STATES
-from dask_ownership.core.session import Session
-from dask_ownership.core.states import STATE_NAMES as ROW_STATES
+from dask_ownership.core.executor.session import STATE_NAMES as ENTRY_STATES
+from dask_ownership.core.executor.session import Session
+from dask_ownership.core.owner.references.peers import Peer
+from dask_ownership.core.owner.rows.row import Row
+from dask_ownership.core.protocol import messages as m
+from dask_ownership.core.protocol import peer_messages as r
+from dask_ownership.core.protocol.states import STATE_NAMES as ROW_STATES
 from dask_ownership.testing.clock import Clock
 from dask_ownership.testing.pipe import OwnerProcess, Pipe, WorkerProcess
 from dask_ownership.testing.task import ARGUMENTS, VALUE

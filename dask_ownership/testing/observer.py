@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dask_ownership.core.failure import Failure
-from dask_ownership.core.row import Borrowed, Row, version_of
-from dask_ownership.core.session import Entry
-from dask_ownership.core.states import CANCELLED, ERROR, INLINE, LOST, PUSHED, STATE_NAMES, STORED
+from dask_ownership.core.executor.session import Entry
+from dask_ownership.core.owner.rows.row import Borrowed, Row, version_of
+from dask_ownership.core.protocol.failure import Failure
+from dask_ownership.core.protocol.states import (
+    CANCELLED,
+    ERROR,
+    INLINE,
+    LOST,
+    PUSHED,
+    STATE_NAMES,
+    STORED,
+)
 from dask_ownership.testing import travel
 from dask_ownership.testing.clock import Clock
 from dask_ownership.testing.invariants import (

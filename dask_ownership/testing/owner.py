@@ -7,18 +7,18 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-from dask_ownership.core.builtin import BuiltinFunctions
-from dask_ownership.core.executor import Executor
-from dask_ownership.core.membership import Asked
-from dask_ownership.core.messages import Message, Origin
-from dask_ownership.core.options import Options
-from dask_ownership.core.order import ordered
-from dask_ownership.core.owner_effects import OwnerEffects
-from dask_ownership.core.ownership import Ownership
-from dask_ownership.core.row import Borrowed, Function, Row
-from dask_ownership.core.session import Entry
-from dask_ownership.core.states import LOST, STORED
-from dask_ownership.core.worker_view import WorkerView
+from dask_ownership.core.executor.executor import Executor
+from dask_ownership.core.executor.session import Entry
+from dask_ownership.core.owner.membership import Asked
+from dask_ownership.core.owner.ownership import Ownership
+from dask_ownership.core.owner.rows.effects import OwnerEffects
+from dask_ownership.core.owner.rows.options import Options
+from dask_ownership.core.owner.rows.row import Borrowed, Function, Row
+from dask_ownership.core.owner.rows.worker_view import WorkerView
+from dask_ownership.core.owner.scheduling.builtin import BuiltinFunctions
+from dask_ownership.core.protocol.messages import Message, Origin
+from dask_ownership.core.protocol.order import ordered
+from dask_ownership.core.protocol.states import LOST, STORED
 from dask_ownership.testing import travel
 from dask_ownership.testing.clock import SECOND
 from dask_ownership.testing.network import packable

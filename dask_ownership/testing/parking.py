@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from dask_ownership.core.executor import Executor
-from dask_ownership.core.messages import Key
-from dask_ownership.core.row import Borrowed, Row
-from dask_ownership.core.session import Entry
+from dask_ownership.core.executor.executor import Executor
+from dask_ownership.core.executor.session import Entry
+from dask_ownership.core.owner.rows.row import Borrowed, Row
+from dask_ownership.core.protocol.messages import Key
 from dask_ownership.testing.clock import SECOND
 from dask_ownership.testing.locks import Locks
 from dask_ownership.testing.owner import WINDOW, VirtualOwner

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from dask_ownership.core.executor import Executor
-from dask_ownership.core.heartbeat import Heartbeat
-from dask_ownership.core.link import LinkState
-from dask_ownership.core.membership import Asked
-from dask_ownership.core.session import Session
-from dask_ownership.core.worker_view import WorkerView
+from dask_ownership.core.executor.executor import Executor
+from dask_ownership.core.executor.session import Session
+from dask_ownership.core.owner.membership import Asked
+from dask_ownership.core.owner.rows.worker_view import WorkerView
+from dask_ownership.core.protocol.heartbeat import Heartbeat
+from dask_ownership.core.protocol.stream import LinkState
 from dask_ownership.testing.store import Store
 from dask_ownership.testing.travel import FutureOwner
 

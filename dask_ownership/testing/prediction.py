@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from dask_ownership.core import messages as m
-from dask_ownership.core.row import Row
+from dask_ownership.core.owner.rows.row import Row
+from dask_ownership.core.protocol import messages as m
 from dask_ownership.testing.network import Faults, Watcher
 from dask_ownership.testing.owner import VirtualOwner
 from dask_ownership.testing.pipe import OwnerProcess, WorkerProcess

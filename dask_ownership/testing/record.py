@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from dask_ownership.core.row import Row
+from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.testing.clock import Clock
 
 

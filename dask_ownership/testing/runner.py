@@ -8,17 +8,17 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from dask_ownership.core import messages as m
-from dask_ownership.core import session as ex
-from dask_ownership.core.executor import Executor
-from dask_ownership.core.failure import Failure
-from dask_ownership.core.identity import child_key
-from dask_ownership.core.messages import Key
-from dask_ownership.core.options import Options
-from dask_ownership.core.row import Row
-from dask_ownership.core.savings import restored
-from dask_ownership.core.session import Entry
-from dask_ownership.core.states import STORED
+from dask_ownership.core.executor import session as ex
+from dask_ownership.core.executor.checkpoints import restored
+from dask_ownership.core.executor.executor import Executor
+from dask_ownership.core.executor.session import Entry
+from dask_ownership.core.owner.rows.options import Options
+from dask_ownership.core.owner.rows.row import Row
+from dask_ownership.core.protocol import messages as m
+from dask_ownership.core.protocol.failure import Failure
+from dask_ownership.core.protocol.messages import Key
+from dask_ownership.core.protocol.names import child_key
+from dask_ownership.core.protocol.states import STORED
 from dask_ownership.testing import travel
 from dask_ownership.testing.owner import VirtualOwner
 from dask_ownership.testing.parking import Parking

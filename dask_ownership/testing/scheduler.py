@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from dask_ownership.core.membership import Asked
+from dask_ownership.core.owner.membership import Asked
+from dask_ownership.core.owner.rows.worker_view import WorkerView
 from dask_ownership.core.roster import CLIENT, Roster
-from dask_ownership.core.worker_view import WorkerView
 from dask_ownership.testing.clock import SECOND, Clock
 from dask_ownership.testing.network import Network
 from dask_ownership.testing.pipe import OwnerProcess, WorkerProcess

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from dask_ownership.core.executor import Executor
-from dask_ownership.core.messages import ValueName
-from dask_ownership.core.session import Entry
+from dask_ownership.core.executor.executor import Executor
+from dask_ownership.core.executor.session import Entry
+from dask_ownership.core.protocol.messages import ValueName
 from dask_ownership.testing.clock import Clock
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dask_ownership.core.row import Row
+from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.testing.travel import VirtualFuture
 
 ARGUMENTS = "arguments that no message can hold"

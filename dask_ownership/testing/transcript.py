@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from dask_ownership.core import messages as m
-from dask_ownership.core import peer_messages as pm
-from dask_ownership.core.row import Borrowed, Row
-from dask_ownership.core.states import STATE_NAMES
+from dask_ownership.core.owner.rows.row import Borrowed, Row
+from dask_ownership.core.protocol import messages as m
+from dask_ownership.core.protocol import peer_messages as pm
+from dask_ownership.core.protocol.states import STATE_NAMES
 from dask_ownership.testing.invariants import rows_of
 from dask_ownership.testing.network import Watcher
 from dask_ownership.testing.pipe import Pipe

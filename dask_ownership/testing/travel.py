@@ -5,9 +5,9 @@ from __future__ import annotations
 import pickle
 from typing import Any, Protocol
 
-from dask_ownership.core.messages import Origin
-from dask_ownership.core.ownership import Ownership
-from dask_ownership.core.row import Row
+from dask_ownership.core.owner.ownership import Ownership
+from dask_ownership.core.owner.rows.row import Row
+from dask_ownership.core.protocol.messages import Origin
 
 
 class FutureOwner(Protocol):

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dask_ownership.core.attempts import ALONE
-from dask_ownership.core.row import Row
-from dask_ownership.core.states import PUSHED, WAITING
+from dask_ownership.core.owner.rows.attempts import ALONE
+from dask_ownership.core.owner.rows.row import Row
+from dask_ownership.core.protocol.states import PUSHED, WAITING
 from dask_ownership.testing.invariants import rows_of
 from dask_ownership.testing.network import Network
 from dask_ownership.testing.pipe import WorkerProcess

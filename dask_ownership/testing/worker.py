@@ -6,10 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from dask_ownership.core import session as ex
-from dask_ownership.core.executor import Executor
-from dask_ownership.core.executor_effects import ExecutorEffects
-from dask_ownership.core.session import Entry
+from dask_ownership.core.executor import session as ex
+from dask_ownership.core.executor.effects import ExecutorEffects
+from dask_ownership.core.executor.executor import Executor
+from dask_ownership.core.executor.session import Entry
 from dask_ownership.testing import travel
 from dask_ownership.testing.network import packable
 from dask_ownership.testing.owner import SILENCE, VirtualOwner

@@ -9,10 +9,11 @@ from itertools import pairwise
 import pytest
 from test_ownership import Bench
 
-from dask_ownership.core import messages as m
-from dask_ownership.core.failure import Failure
-from dask_ownership.core.row import Function, Row
-from dask_ownership.core.states import (
+from dask_ownership.core.owner.rows.row import Function, Row
+from dask_ownership.core.owner.rows.worker_view import WorkerView
+from dask_ownership.core.protocol import messages as m
+from dask_ownership.core.protocol.failure import Failure
+from dask_ownership.core.protocol.states import (
     CANCELLED,
     DORMANT,
     ERROR,
@@ -22,7 +23,6 @@ from dask_ownership.core.states import (
     STORED,
     WAITING,
 )
-from dask_ownership.core.worker_view import WorkerView
 from dask_ownership.testing.invariants import check_ownership
 
 LONG = 1_000

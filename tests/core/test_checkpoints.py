@@ -7,10 +7,10 @@ from test_executor import Bench as ExecutorBench
 from test_executor import push
 from test_ownership import Bench
 
-from dask_ownership.core import messages as m
-from dask_ownership.core import session as ex
-from dask_ownership.core.savings import restored
-from dask_ownership.core.states import ERROR, INLINE, PUSHED, STORED
+from dask_ownership.core.executor import session as ex
+from dask_ownership.core.executor.checkpoints import restored
+from dask_ownership.core.protocol import messages as m
+from dask_ownership.core.protocol.states import ERROR, INLINE, PUSHED, STORED
 from dask_ownership.testing.invariants import check_empty, check_executor_empty
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from test_executor import Bench, push
 
-from dask_ownership.core import messages as m
-from dask_ownership.core.crowd import LONGEST_RELIEF, WAITING_PER_THREAD
-from dask_ownership.core.session import Entry
+from dask_ownership.core.executor.crowd import LONGEST_RELIEF, WAITING_PER_THREAD
+from dask_ownership.core.executor.session import Entry
+from dask_ownership.core.protocol import messages as m
 from dask_ownership.testing.invariants import check_executor, check_executor_empty
 
 

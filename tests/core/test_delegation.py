@@ -9,10 +9,10 @@ from itertools import permutations
 import pytest
 from test_references import Pair, Side
 
-from dask_ownership.core import messages as m
-from dask_ownership.core.failure import Failure
-from dask_ownership.core.row import Borrowed, Function, Row
-from dask_ownership.core.states import ERROR, INLINE, PUSHED, WAITING
+from dask_ownership.core.owner.rows.row import Borrowed, Function, Row
+from dask_ownership.core.protocol import messages as m
+from dask_ownership.core.protocol.failure import Failure
+from dask_ownership.core.protocol.states import ERROR, INLINE, PUSHED, WAITING
 from dask_ownership.testing.invariants import check_ownership
 
 

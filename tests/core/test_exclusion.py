@@ -8,10 +8,10 @@ import weakref
 import pytest
 from test_executor import Bench, push
 
-from dask_ownership.core import messages as m
-from dask_ownership.core.attempts import ALONE, LENGTHENED, LONGER, Attempts
-from dask_ownership.core.exclusion import HEARD, IDLE
-from dask_ownership.core.session import RUNNING
+from dask_ownership.core.executor.exclusion import HEARD, IDLE
+from dask_ownership.core.executor.session import RUNNING
+from dask_ownership.core.owner.rows.attempts import ALONE, LENGTHENED, LONGER, Attempts
+from dask_ownership.core.protocol import messages as m
 from dask_ownership.testing.invariants import check_executor, check_executor_empty
 
 

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from dask_ownership.core import messages as m
-from dask_ownership.core import session as ex
-from dask_ownership.core.crowd import WAITING_PER_THREAD
-from dask_ownership.core.executor import Executor
-from dask_ownership.core.session import Entry, Session
+from dask_ownership.core.executor import session as ex
+from dask_ownership.core.executor.crowd import WAITING_PER_THREAD
+from dask_ownership.core.executor.executor import Executor
+from dask_ownership.core.executor.session import Entry, Session
+from dask_ownership.core.protocol import messages as m
 from dask_ownership.testing.invariants import check_executor, check_executor_empty
 
 _attempts = iter(range(1, 1 << 30))
@@ -584,7 +584,7 @@ def test_an_alias_of_what_travelled_runs(bench):
 
 def test_functions_are_kept_within_bounds_of_bytes_and_until_they_are_forgotten(bench, monkeypatch):
     functions = bench.session.functions
-    monkeypatch.setattr("dask_ownership.core.executor.FUNCTION_BYTES", 100)
+    monkeypatch.setattr("dask_ownership.core.executor.executor.FUNCTION_BYTES", 100)
     bench.tell((m.FUNCTION, 1, bytes(40)), (m.FUNCTION, 2, bytes(40)), (m.FUNCTION, 3, bytes(40)))
     assert list(functions) == [2, 3]
     bench.tell((m.FORGET, 2), (m.FORGET, 2), (m.FORGET, 1))
@@ -600,7 +600,7 @@ def test_functions_are_kept_within_bounds_of_bytes_and_until_they_are_forgotten(
 
 
 def test_very_many_functions_are_not_kept(bench, monkeypatch):
-    monkeypatch.setattr("dask_ownership.core.executor.KNOWN_FUNCTIONS", 2)
+    monkeypatch.setattr("dask_ownership.core.executor.executor.KNOWN_FUNCTIONS", 2)
     bench.tell(*[(m.FUNCTION, i, b"f") for i in range(5)])
     assert list(bench.session.functions) == [3, 4]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from test_ownership import Bench
 
-from dask_ownership.core.identity import worker_of
-from dask_ownership.core.states import PUSHED, READY
-from dask_ownership.core.worker_view import WorkerView
+from dask_ownership.core.owner.rows.worker_view import WorkerView
+from dask_ownership.core.protocol.names import worker_of
+from dask_ownership.core.protocol.states import PUSHED, READY
 
 
 def view(address: str, incarnation: str, **more) -> WorkerView:

@@ -6,12 +6,12 @@ from contextlib import nullcontext
 
 import pytest
 
-from dask_ownership.core import messages as m
-from dask_ownership.core.options import Options
-from dask_ownership.core.ownership import Ownership
-from dask_ownership.core.row import Function, Row
-from dask_ownership.core.states import PUSHED, STORED, WAITING
-from dask_ownership.core.worker_view import WorkerView
+from dask_ownership.core.owner.ownership import Ownership
+from dask_ownership.core.owner.rows.options import Options
+from dask_ownership.core.owner.rows.row import Function, Row
+from dask_ownership.core.owner.rows.worker_view import WorkerView
+from dask_ownership.core.protocol import messages as m
+from dask_ownership.core.protocol.states import PUSHED, STORED, WAITING
 from dask_ownership.testing.invariants import check_empty, check_ownership
 
 

@@ -4,15 +4,16 @@ from contextlib import nullcontext
 
 import pytest
 
-from dask_ownership.core import messages as m
-from dask_ownership.core.attempts import ALONE, LONGER, Attempts
-from dask_ownership.core.failure import Failure
-from dask_ownership.core.losses import LOSSES
-from dask_ownership.core.options import Options
-from dask_ownership.core.order import ordered
-from dask_ownership.core.ownership import Ownership
-from dask_ownership.core.row import Function, Row
-from dask_ownership.core.states import (
+from dask_ownership.core.owner.ownership import Ownership
+from dask_ownership.core.owner.rows.attempts import ALONE, LONGER, Attempts
+from dask_ownership.core.owner.rows.failure_counts import LOSSES
+from dask_ownership.core.owner.rows.options import Options
+from dask_ownership.core.owner.rows.row import Function, Row
+from dask_ownership.core.owner.rows.worker_view import WorkerView
+from dask_ownership.core.protocol import messages as m
+from dask_ownership.core.protocol.failure import Failure
+from dask_ownership.core.protocol.order import ordered
+from dask_ownership.core.protocol.states import (
     CANCELLED,
     DORMANT,
     ERROR,
@@ -24,7 +25,6 @@ from dask_ownership.core.states import (
     STORED,
     WAITING,
 )
-from dask_ownership.core.worker_view import WorkerView
 from dask_ownership.testing.invariants import check_empty, check_ownership
 
 BIG = b"x" * 1000
@@ -1306,3 +1306,19 @@ def test_a_row_that_cannot_be_pushed_ends_and_no_other(bench, monkeypatch, optio
         bench.done(row)
     bench.release(*rows)
     check_empty(bench.core)
+
+
+def test_a_ready_row_that_goes_with_one_that_no_worker_may_run_is_not_pushed():
+    bench = Bench("a")
+    bench.core.refused["nowhere"] = "it refused"
+    inside = Row("inside", bench.function, b"call", (), 1, Options(workers=("a",)))
+    outer = Row("outer", bench.function, b"call", (), 0, Options(workers=("nowhere",)))
+    outer.contains = (inside,)
+    for row in (inside, outer):
+        bench.core.table.adopt(row)
+    bench.core.submit([outer, inside])
+    bench.core.desire([outer])
+    bench.core.release([outer, inside])
+    bench.step()
+    assert outer.state == inside.state == FORGOTTEN
+    assert bench.sent() == []

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from dask_ownership.core.options import Options
-from dask_ownership.core.order import ordered
-from dask_ownership.core.placement import OVERTAKING, Placement
-from dask_ownership.core.row import Row
-from dask_ownership.core.states import CANCELLED, PUSHED, READY, STORED
-from dask_ownership.core.worker_view import WINDOW, WorkerView
+from dask_ownership.core.owner.rows.options import Options
+from dask_ownership.core.owner.rows.row import Row
+from dask_ownership.core.owner.rows.worker_view import WINDOW, WorkerView
+from dask_ownership.core.owner.scheduling.placement import OVERTAKING, Placement
+from dask_ownership.core.protocol.order import ordered
+from dask_ownership.core.protocol.states import CANCELLED, PUSHED, READY, STORED
 
 
 def view(address, **kwargs):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dask_ownership.core.failure import Failure
-from dask_ownership.core.options import Options
-from dask_ownership.core.states import INLINE, LOST, STORED
+from dask_ownership.core.owner.rows.options import Options
+from dask_ownership.core.protocol.failure import Failure
+from dask_ownership.core.protocol.states import INLINE, LOST, STORED
 from dask_ownership.testing import travel
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster
 

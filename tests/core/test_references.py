@@ -6,15 +6,16 @@ from contextlib import nullcontext
 
 import pytest
 
-from dask_ownership.core import messages as m
-from dask_ownership.core import peer_messages as r
-from dask_ownership.core.borrowing import MISSES
-from dask_ownership.core.failure import Failure
-from dask_ownership.core.options import Options
-from dask_ownership.core.ownership import Ownership
-from dask_ownership.core.peers import HANDED_ON
-from dask_ownership.core.row import HAS_BORROWERS, Borrowed, Function, Row
-from dask_ownership.core.states import (
+from dask_ownership.core.owner.ownership import Ownership
+from dask_ownership.core.owner.references.borrowing import MISSES
+from dask_ownership.core.owner.references.peers import HANDED_ON
+from dask_ownership.core.owner.rows.options import Options
+from dask_ownership.core.owner.rows.row import HAS_BORROWERS, Borrowed, Function, Row
+from dask_ownership.core.owner.rows.worker_view import WorkerView
+from dask_ownership.core.protocol import messages as m
+from dask_ownership.core.protocol import peer_messages as r
+from dask_ownership.core.protocol.failure import Failure
+from dask_ownership.core.protocol.states import (
     CANCELLED,
     ERROR,
     FORGOTTEN,
@@ -24,7 +25,6 @@ from dask_ownership.core.states import (
     STORED,
     WAITING,
 )
-from dask_ownership.core.worker_view import WorkerView
 from dask_ownership.testing.invariants import check_empty, check_ownership
 
 

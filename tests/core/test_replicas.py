@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from test_moving import Bench, places
 
-from dask_ownership.core import messages as m
-from dask_ownership.core.options import Options, Replication
-from dask_ownership.core.row import Function, Row
-from dask_ownership.core.states import INLINE, PUSHED, STORED
-from dask_ownership.core.worker_view import WorkerView
+from dask_ownership.core.owner.rows.options import Options, Replication
+from dask_ownership.core.owner.rows.row import Function, Row
+from dask_ownership.core.owner.rows.worker_view import WorkerView
+from dask_ownership.core.protocol import messages as m
+from dask_ownership.core.protocol.states import INLINE, PUSHED, STORED
 from dask_ownership.testing.invariants import check_empty
 
 

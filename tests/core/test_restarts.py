@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from dask_ownership.core import messages as m
-from dask_ownership.core import restarts
-from dask_ownership.core.options import Options
-from dask_ownership.core.ownership import Ownership
-from dask_ownership.core.row import Function, Row
-from dask_ownership.core.states import PUSHED
-from dask_ownership.core.worker_view import WorkerView
+from dask_ownership import core
+from dask_ownership.core.owner.ownership import Ownership
+from dask_ownership.core.owner.rows import restarts
+from dask_ownership.core.owner.rows.options import Options
+from dask_ownership.core.owner.rows.row import Function, Row
+from dask_ownership.core.owner.rows.worker_view import WorkerView
+from dask_ownership.core.protocol import messages as m
+from dask_ownership.core.protocol.states import PUSHED
 from dask_ownership.testing.invariants import check_ownership
 
 
@@ -163,7 +164,7 @@ AGAIN = {"become", "restore", "retry", "try_again", "wait_for_owner", "withdraw"
 def test_nothing_else_in_the_core_starts_a_task_again():
     """Rows go back to waiting in few places; each of them asks, or is a new value."""
     found = set()
-    for file in sorted(Path(restarts.__file__).parent.glob("*.py")):
+    for file in sorted(Path(core.__file__).parent.rglob("*.py")):
         for function in ast.walk(ast.parse(file.read_text())):
             if not isinstance(function, ast.FunctionDef):
                 continue
@@ -179,9 +180,9 @@ def test_nothing_else_in_the_core_starts_a_task_again():
         "delegation.on_delegated: become",  # an alias, which runs nothing
         "results._failed: try_again",  # asks
         "results._returned: try_again",
-        "bequest.instead: become",  # REPEATED, by `Bequests._source`
-        "bequest.recover: become",  # an alias
-        "bequest.recover: withdraw",
+        "detached.instead: become",  # REPEATED, by `Bequests._source`
+        "detached.recover: become",  # an alias
+        "detached.recover: withdraw",
         "reconstruction.recover: withdraw",  # becomes a question
         "lifecycle.retry: withdraw",  # the user asked
         "lineage.recover: restore",  # RECOVERED, by `Lineages.keep`

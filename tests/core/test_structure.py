@@ -13,11 +13,12 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import pytest
 from test_imports import ROOT
 
-from dask_ownership.core.row import Borrowed, Row
+from dask_ownership.core.owner.rows.row import Borrowed, Row
 
-LARGE: dict[str, int] = {"core.executor": 7, "core.lifecycle": 7}
+LARGE: dict[str, int] = {"core.executor.executor": 7, "core.owner.rows.lifecycle": 7}
 """Modules of more than 600 lines, in hundreds, rounded up."""
 
 LARGEST_ROW = 224
@@ -25,7 +26,7 @@ LARGEST_ROW = 224
 
 
 def name_of(path: Path) -> str:
-    """As ``core.table``."""
+    """As ``rows.table``."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
@@ -112,6 +113,54 @@ def test_no_circle():
     assert circles() == []
 
 
+LAYERS = (
+    {"config", "core"},
+    {"errors"},
+    {"runtime"},
+    {"monitoring"},
+    {"futures"},
+    {"interop"},
+    {"worker"},
+    {"scheduler"},
+    {"client"},
+    {"get", "deploy", "preload", "testing"},
+    {"cli", "benchmarks"},
+)
+"""Folders and modules of the package: each may import those that come before it, and itself."""
+
+CORE_LAYERS = (
+    {"queue", "protocol"},
+    {"owner.rows", "executor", "roster"},
+    {"owner.scheduling"},
+    {"owner.recovery"},
+    {"owner.references"},
+    {"owner.results", "owner.membership", "owner.departures"},
+    {"owner.ownership"},
+)
+"""The same inside of ``core``."""
+
+
+def level(name: str, layers: tuple[set[str], ...]) -> int:
+    """Which layer a module belongs to."""
+    for number, parts in enumerate(layers):
+        if any(name == part or name.startswith(f"{part}.") for part in parts):
+            return number
+    raise AssertionError(f"{name} is in no layer")
+
+
+@pytest.mark.parametrize(("inside", "layers"), [("", LAYERS), ("core.", CORE_LAYERS)])
+def test_modules_import_what_is_below_them_only(inside: str, layers: tuple[set[str], ...]):
+    upwards = [
+        f"{name} imports {other}"
+        for name in modules()
+        for other in imported(name)
+        if name.startswith(inside) and other.startswith(inside)
+        if not any(one.endswith("__init__") for one in (name, other))
+        if level(name.removeprefix(inside), layers) < level(other.removeprefix(inside), layers)
+    ]
+    assert upwards == []
+
+
 def test_what_is_private_to_distributed_is_imported_in_one_place():
     found = {
         name
@@ -139,9 +188,9 @@ def test_one_module_writes_the_state_of_a_row_and_one_its_counts():
         name
         for name, path in modules().items()
         if WRITES.search(path.read_text(encoding="utf-8"))
-        and not name.startswith(("core.executor", "core.session", "core.resources", "dashboard"))
+        and not name.startswith(("core.executor.", "monitoring.pages."))
     }
-    assert found == {"core.lifecycle", "core.row", "core.table"}
+    assert found == {f"core.owner.rows.{name}" for name in ("lifecycle", "row", "table")}
 
 
 def test_options_are_not_written_to():

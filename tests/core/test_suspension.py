@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from test_ownership import Bench
 
-from dask_ownership.core import messages as m
-from dask_ownership.core.heartbeat import Heartbeat
-from dask_ownership.core.states import INLINE, PUSHED, READY, STORED, WAITING
+from dask_ownership.core.protocol import messages as m
+from dask_ownership.core.protocol.heartbeat import Heartbeat
+from dask_ownership.core.protocol.states import INLINE, PUSHED, READY, STORED, WAITING
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster
 
 

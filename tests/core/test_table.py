@@ -3,10 +3,10 @@ from __future__ import annotations
 import threading
 from contextlib import nullcontext
 
-from dask_ownership.core.options import Options
-from dask_ownership.core.row import Row
-from dask_ownership.core.states import CANCELLED, FORGOTTEN, INLINE
-from dask_ownership.core.table import Table
+from dask_ownership.core.owner.rows.options import Options
+from dask_ownership.core.owner.rows.row import Row
+from dask_ownership.core.owner.rows.table import Table
+from dask_ownership.core.protocol.states import CANCELLED, FORGOTTEN, INLINE
 
 
 def make(key, *dependencies, **options):

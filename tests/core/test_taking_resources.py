@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from test_executor import Bench, push
 
-from dask_ownership.core import messages as m
+from dask_ownership.core.protocol import messages as m
 from dask_ownership.testing.invariants import check_executor
 
 ONE, TWO = {"gpu": 1}, {"gpu": 2}

@@ -10,7 +10,7 @@ import msgpack
 import pytest
 from distributed.comm import CommClosedError, connect, listen
 
-from dask_ownership.runtime.channel import (
+from dask_ownership.runtime.comm.channel import (
     Channel,
     CommChannel,
     StreamChannel,

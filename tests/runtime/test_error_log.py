@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dask_ownership.core import session as ex
+from dask_ownership.core.executor import session as ex
 from dask_ownership.runtime import error_log
 from dask_ownership.runtime.error_log import ErrorLog
 

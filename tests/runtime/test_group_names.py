@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from dask.utils import key_split
 
-from dask_ownership.runtime.reporting import group_of
+from dask_ownership.monitoring.owner_report import group_of
 
 HASH = "0123456789abcdef0123456789abcdef"
 

@@ -9,8 +9,14 @@ from typing import Any
 
 import pytest
 
-from dask_ownership.runtime.operations import LONGEST_REASON, STRANGERS, Refusals, fits, operation
-from dask_ownership.runtime.secret import Joining, proof, proves
+from dask_ownership.runtime.comm.operations import (
+    LONGEST_REASON,
+    STRANGERS,
+    Refusals,
+    fits,
+    operation,
+)
+from dask_ownership.runtime.comm.secret import Joining, proof, proves
 
 CALLS: list[tuple[Any, ...]] = []
 
@@ -99,7 +105,7 @@ def test_a_proof_is_good_for_one_name_and_one_secret():
 
 def test_the_word_is_said_again_until_it_was_heard(monkeypatch):
     """It goes over another connection than the question that shows it."""
-    monkeypatch.setattr("dask_ownership.runtime.secret.FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("dask_ownership.runtime.comm.secret.FIRST_PAUSE", 0.0)
     said: list[dict[str, Any]] = []
 
     class Slow:

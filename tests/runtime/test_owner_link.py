@@ -7,9 +7,9 @@ from typing import Any
 
 from distributed.comm import CommClosedError, listen
 
-from dask_ownership.core.link import LinkState
-from dask_ownership.runtime.link import OwnerLink
-from dask_ownership.runtime.packing import unpack
+from dask_ownership.core.protocol.stream import LinkState
+from dask_ownership.runtime.comm.link import OwnerLink
+from dask_ownership.runtime.comm.packing import unpack
 
 
 class Peer:

@@ -9,12 +9,12 @@ import msgpack
 import numpy as np
 import pytest
 
-from dask_ownership.core import messages as m
-from dask_ownership.core import peer_messages as r
-from dask_ownership.core.link import LinkState
-from dask_ownership.core.states import LOST
-from dask_ownership.runtime import packing
-from dask_ownership.runtime.packing import Packing, packable, unpack
+from dask_ownership.core.protocol import messages as m
+from dask_ownership.core.protocol import peer_messages as r
+from dask_ownership.core.protocol.states import LOST
+from dask_ownership.core.protocol.stream import LinkState
+from dask_ownership.runtime.comm import packing
+from dask_ownership.runtime.comm.packing import Packing, packable, unpack
 
 SENDER = ("me", "", "me")
 

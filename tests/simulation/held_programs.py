@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from dask_ownership.core.bequest import Bequest
-from dask_ownership.core.identity import held_at
-from dask_ownership.core.messages import Origin
-from dask_ownership.core.row import Function, Row
-from dask_ownership.core.states import INLINE
+from dask_ownership.core.owner.references.detached import Bequest
+from dask_ownership.core.owner.rows.row import Function, Row
+from dask_ownership.core.protocol.messages import Origin
+from dask_ownership.core.protocol.names import held_at
+from dask_ownership.core.protocol.states import INLINE
 from dask_ownership.testing.travel import VirtualFuture
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster, VirtualOwner
 

@@ -7,9 +7,9 @@ from random import Random
 
 from travel_programs import LONGEST_WAIT
 
-from dask_ownership.core.options import Options, Replication
-from dask_ownership.core.row import Row
-from dask_ownership.core.states import ERROR, STORED
+from dask_ownership.core.owner.rows.options import Options, Replication
+from dask_ownership.core.owner.rows.row import Row
+from dask_ownership.core.protocol.states import ERROR, STORED
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster, VirtualOwner
 
 SLOW = 200_000.0

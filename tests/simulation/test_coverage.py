@@ -9,7 +9,7 @@ import pytest
 from simulation_programs import run_program
 from travel_programs import run_travels
 
-from dask_ownership.core import messages as m
+from dask_ownership.core.protocol import messages as m
 from dask_ownership.testing.network import Faults
 
 PROGRAMS = 36

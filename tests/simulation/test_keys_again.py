@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from dask_ownership.core.options import Options
-from dask_ownership.core.states import STORED
+from dask_ownership.core.owner.rows.options import Options
+from dask_ownership.core.protocol.states import STORED
 from dask_ownership.testing import travel
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster
 

@@ -6,9 +6,9 @@ from random import Random
 
 import pytest
 
-from dask_ownership.core.options import Options
-from dask_ownership.core.row import Row
-from dask_ownership.core.states import ERROR, PUSHED
+from dask_ownership.core.owner.rows.options import Options
+from dask_ownership.core.owner.rows.row import Row
+from dask_ownership.core.protocol.states import ERROR, PUSHED
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster
 
 ROUGH = Faults(0.2, 0.1)

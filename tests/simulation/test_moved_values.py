@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from dask_ownership.core.rebalancing import moves
-from dask_ownership.core.states import STORED
+from dask_ownership.core.owner.recovery.rebalance import moves
+from dask_ownership.core.protocol.states import STORED
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster
 
 

@@ -20,6 +20,11 @@ RUNS = {
     "a superseded attempt is unwanted": (2194678813, 4, 1, 2, 44, Faults(0.2, 0.0), 2),
     # A worker that was to leave had a copy freed that a task on its way there named.
     "a copy at a worker that is to leave": (4330, 2, 1, 2, 43, QUIET, 0),
+    # A task that no worker may run took a ready one with it, which was pushed all the same.
+    "a ready row goes with another": (
+        *(817807441, 2, 1, 2, 96, Faults(0.2, 0.1, 2_000.0, 0.1), 0),
+        *(True, True),
+    ),
     # A parked task looked for something faster than the owner of a suspect could answer.
     "a turn that is taken": (1240822674, 2, 3, 3, 100, Faults(0.2, 0.0, 20_000.0, 0.1), 1, True),
 }

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from dask_ownership.core.options import Options
-from dask_ownership.core.row import Row
+from dask_ownership.core.owner.rows.options import Options
+from dask_ownership.core.owner.rows.row import Row
+from dask_ownership.futures.streaming import Stream
 from dask_ownership.runtime.functions import Functions
-from dask_ownership.streaming import Stream
 from dask_ownership.testing.task import Task
 from dask_ownership.testing.transcript import Transcript
 from dask_ownership.testing.travel import VirtualFuture

@@ -6,9 +6,9 @@ from random import Random
 
 import pytest
 
-from dask_ownership.core.crowd import WAITING_PER_THREAD
-from dask_ownership.core.options import Options
-from dask_ownership.core.row import Row
+from dask_ownership.core.executor.crowd import WAITING_PER_THREAD
+from dask_ownership.core.owner.rows.options import Options
+from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.testing.travel import VirtualFuture
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster
 

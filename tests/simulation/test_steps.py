@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from dask_ownership.core.options import Options
+from dask_ownership.core.owner.rows.options import Options
 from dask_ownership.testing.virtual import Faults, Task, VirtualCluster
 
 STEPS = 10

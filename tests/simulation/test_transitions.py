@@ -1,4 +1,4 @@
-"""Every change of a row's state is one that `core.lifecycle` lists, and each of those happens."""
+"""Every change of a row's state is one that `rows.lifecycle` lists, and each of those happens."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 import random_programs
 
-from dask_ownership.core.lifecycle import TRANSITIONS
-from dask_ownership.core.row import Row
-from dask_ownership.core.states import STATE_NAMES
+from dask_ownership.core.owner.rows.lifecycle import TRANSITIONS
+from dask_ownership.core.owner.rows.row import Row
+from dask_ownership.core.protocol.states import STATE_NAMES
 
 SEEDS = range(40)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dask_ownership.core.row import Row
+from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.testing.task import Task
 from dask_ownership.testing.virtual import VirtualCluster
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-from dask_ownership.core.options import Options
-from dask_ownership.core.row import Row
-from dask_ownership.core.states import ERROR, INLINE, STORED
+from dask_ownership.core.owner.rows.options import Options
+from dask_ownership.core.owner.rows.row import Row
+from dask_ownership.core.protocol.states import ERROR, INLINE, STORED
 from dask_ownership.testing import travel
 from dask_ownership.testing.task import ARGUMENTS, VALUE
 from dask_ownership.testing.travel import VirtualFuture

@@ -1,0 +1,485 @@
+"""The client: a `distributed.Client` that owns what it submits.
+
+What is overridden here goes to this process's `Owner`; what is inherited and not
+owned (actors, queues, variables, datasets, cluster administration) goes to the
+scheduler as in Dask. `Client.central_calls` counts the operations that went there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator
+from functools import partial
+from numbers import Number
+from queue import Queue as PyQueue
+from typing import Any
+
+import distributed
+from dask.optimization import cull
+from dask.utils import shorten_traceback
+from distributed.utils import sync
+
+from dask_ownership.client.data import Data
+from dask_ownership.client.inspection import Inspection
+from dask_ownership.client.queries import Queries
+from dask_ownership.errors import NotHere, OwnershipError
+from dask_ownership.futures.future import Future
+from dask_ownership.futures.gather import Gathering
+from dask_ownership.futures.graph import Graph, graph_futures, persisting
+from dask_ownership.futures.options import FIFO_TIMEOUT, PLAIN_CALL, CallOptions, named, take_limits
+from dask_ownership.futures.replicate import wanted_copies
+from dask_ownership.futures.streaming import Stream
+from dask_ownership.futures.structures import SKIPPED, collect, repack
+from dask_ownership.interop.bridge import promoted_graph
+from dask_ownership.runtime.dask.client import keep, parse_timeout
+from dask_ownership.runtime.owner.fetch import fetch
+from dask_ownership.scheduler.plugin import OwnershipSchedulerPlugin
+
+
+def asked_for_actors(actors: Any) -> bool:
+    """Whether ``actors=`` names any; a collection has no truth value."""
+    if actors is None or isinstance(actors, bool | list | tuple | set | dict):
+        return bool(actors)
+    return True
+
+
+class Client(Inspection, Queries, Data):
+    """A `distributed.Client` whose tasks are owned by this process.
+
+    Takes what `distributed.Client` takes, and works on any Dask cluster where
+    dask_ownership is installed: the first client installs the plugins.
+
+    Attributes
+    ----------
+    owner : dask_ownership.runtime.owner.owner.Owner
+        The ownership table and the links of this client.
+    central_calls : int
+        How many operations went to the central scheduler because they are not owned.
+
+    Raises
+    ------
+    PluginMissing
+        When the cluster has no plugin and does not let this client install it.
+    """
+
+    def _scheduler_plugin(self) -> OwnershipSchedulerPlugin:
+        # Not of this object's class: workers may be unable to import one that a user derived.
+        return OwnershipSchedulerPlugin(Client.for_worker)
+
+    def _inc_ref(self, key: Any) -> None:
+        """Stock futures of owned keys are refused: they would wait for the scheduler for ever."""
+        if key in self.owner.core.table.rows:
+            raise NotHere(
+                f"{key!r} is owned by this client; distributed.Future(key, client) makes futures "
+                "of the central scheduler. Keep the future that submit gave, or submit it again"
+            )
+        super()._inc_ref(key)
+
+    # ---- submitting ----
+
+    def submit(
+        self,
+        func: Callable[..., Any],
+        *args: Any,
+        key: Any = None,
+        workers: Any = None,
+        resources: Any = None,
+        retries: Any = None,
+        priority: Any = 0,
+        fifo_timeout: Any = "100 ms",
+        allow_other_workers: Any = False,
+        actor: bool = False,
+        actors: bool = False,
+        pure: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Run a function on the cluster; see `distributed.Client.submit`.
+
+        Two more options are for the task unless the function takes an argument of that name
+        itself: when its signature has one, or ``**kwargs``, or cannot be read, the argument
+        goes to the function, as in Dask. With ``dask.annotate(timeout="30s")`` they are for
+        the task whatever the function takes.
+
+        Parameters
+        ----------
+        timeout : float, str or timedelta, optional
+            Seconds, or a text such as ``"30s"``, for which it may run at a worker, from when it
+            got a slot, with all that it waits for; each attempt anew. Then it has failed with
+            `TaskTimeout`, unless there are ``retries`` left, and is cancelled: `cancelled` is
+            true there, a coroutine gets `asyncio.CancelledError`, what it submitted is
+            cancelled. A function in a thread keeps its slot until it returns.
+        at_most_once : bool, optional
+            Never to start it a second time. When its worker is gone and it may have started
+            there, it fails with `Uncertain`; a large value that is lost with its worker is
+            `LostData`. It starts at free slots only. Only `retry` runs it again. A task that
+            submits it should be run at most once as well, because it submits anew when it
+            runs again itself. With ``pure=True``, equal calls share one task while its future
+            lives, as for others.
+
+        Raises
+        ------
+        NotSerializable
+            When the function or an argument cannot be pickled.
+        TypeError, ValueError
+            When an option has a wrong value, or there are ``retries`` of what runs at most once.
+        """
+        if actor or actors:
+            return super().submit(
+                func, *args, key=key, workers=workers, resources=resources, retries=retries,
+                priority=priority, fifo_timeout=fifo_timeout,
+                allow_other_workers=allow_other_workers, actor=True, pure=pure, **kwargs,
+            )  # fmt: skip
+        if not callable(func):
+            raise TypeError("First input to submit must be a callable function")
+        if allow_other_workers not in (True, False, None):
+            raise TypeError("allow_other_workers= must be True or False")
+        if allow_other_workers and workers is None:
+            raise ValueError("Only use allow_other_workers= if using workers=")
+        if self.status in ("closed", "closing"):
+            self._check_open()
+        limits = take_limits(func, kwargs) if kwargs else None
+        call = None
+        if (
+            workers is not None
+            or resources
+            or retries
+            or priority
+            or limits is not None
+            or fifo_timeout != FIFO_TIMEOUT
+        ):
+            call = CallOptions(
+                workers=None if workers is None else named(workers),
+                resources=resources,
+                retries=retries,
+                priority=priority,
+                allow_other_workers=allow_other_workers,
+                limits=limits,
+                fifo_timeout=fifo_timeout,
+            )
+        return Future(self, self.calls.row(func, args, kwargs, key, pure, call))
+
+    def map(
+        self,
+        func: Callable[..., Any],
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        key: Any = None,
+        workers: Any = None,
+        retries: Any = None,
+        resources: Any = None,
+        priority: Any = 0,
+        allow_other_workers: bool = False,
+        fifo_timeout: Any = "100 ms",
+        actor: bool = False,
+        actors: bool = False,
+        pure: bool = True,
+        batch_size: int | None = None,
+        buffer_size: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run a function on each item; see `distributed.Client.map`.
+
+        ``batch_size`` is taken and changes nothing: tasks leave in batches anyway.
+        ``timeout`` and ``at_most_once`` are those of `submit`, for each task.
+
+        With ``buffer_size`` the items may come from iterators and generators of any length,
+        and instead of a list comes an iterator of futures in their order, a
+        `dask_ownership.futures.streaming.Stream`, which submits at most that many tasks beyond
+        those that were consumed.
+
+        Examples
+        --------
+        >>> for future in client.map(parse, walk(), buffer_size=100):  # doctest: +SKIP
+        ...     use(future.result())
+        """
+        if actor or actors:
+            if buffer_size is not None:
+                raise ValueError("buffer_size= is not for actors, which the scheduler runs")
+            return super().map(
+                func, *iterables, key=key, workers=workers, retries=retries, resources=resources,
+                priority=priority, allow_other_workers=allow_other_workers,
+                fifo_timeout=fifo_timeout, actor=True, pure=pure, batch_size=batch_size, **kwargs,
+            )  # fmt: skip
+        if not callable(func):
+            raise TypeError("First input to map must be a callable function")
+        if buffer_size is None and (
+            all(isinstance(it, PyQueue) for it in iterables)
+            or all(isinstance(it, Iterator) for it in iterables)
+        ):
+            raise TypeError(
+                "Dask no longer supports mapping over Iterators or Queues. "
+                "Consider buffer_size=, or a normal for loop and Client.submit"
+            )
+        if allow_other_workers and workers is None:
+            raise ValueError("Only use allow_other_workers= if using workers=")
+        if workers is not None and not isinstance(workers, str | Number | list | tuple | set):
+            raise TypeError("Workers must be a list or set of workers or None")
+        self._check_open()
+        call: CallOptions | None = CallOptions(
+            workers=named(workers),
+            resources=resources,
+            retries=retries,
+            priority=priority,
+            allow_other_workers=allow_other_workers,
+            limits=take_limits(func, kwargs) if kwargs else None,
+            fifo_timeout=fifo_timeout,
+        )
+        if call == PLAIN_CALL:
+            call = None
+        if buffer_size is not None:
+            return Stream(
+                self, func, iterables, kwargs, call, buffer_size=buffer_size, key=key, pure=pure
+            )
+        return self.calls.map_futures(func, iterables, kwargs, key, pure, call)
+
+    def _graph_to_futures(
+        self,
+        expr: Any,
+        keys: Any,
+        span_metadata: Any = None,
+        workers: Any = None,
+        allow_other_workers: Any = None,
+        internal_priority: Any = None,
+        user_priority: Any = 0,
+        resources: Any = None,
+        retries: Any = None,
+        fifo_timeout: Any = 0,
+        actors: Any = None,
+    ) -> dict[Any, Any]:
+        """Where `get`, `compute` and `persist` come together: rows of a graph."""
+        if allow_other_workers not in (True, False, None):
+            raise TypeError("allow_other_workers= must be True, False, or None")
+        self._check_open()
+        graph = Graph(expr)
+        call = {
+            "workers": workers,
+            "allow_other_workers": allow_other_workers,
+            "resources": resources,
+            "retries": retries,
+            "priority": user_priority,
+        }
+        central = set(keys) if asked_for_actors(actors) else graph.central(keys)
+        futures: dict[Any, Any] = {}
+        if len(central) < len(set(keys)):
+            owned = set(keys) - central
+            futures = graph_futures(self, graph, owned, internal_priority, call, fifo_timeout)
+        if central:
+            self.central_calls += 1
+            part, inputs = promoted_graph(self, graph, central, partial(self._input, graph))
+            if inputs or len(central) < len(set(keys)):
+                expr = part
+            made = super()._graph_to_futures(
+                expr, central, span_metadata, workers=workers,
+                allow_other_workers=allow_other_workers, internal_priority=internal_priority,
+                user_priority=user_priority, resources=resources, retries=retries,
+                fifo_timeout=fifo_timeout, actors=actors,
+            )  # fmt: skip
+            keep(inputs, made)
+            futures.update(made)
+        return futures
+
+    def _input(self, graph: Graph, key: Any) -> Any:
+        """The owned future of a key of a graph that the central scheduler runs, if there is."""
+        future = graph.futures().get(key)
+        if future is None and (row := self.owner.find(key)) is not None:
+            future = Future(self, row)
+        return future
+
+    def _optimize_insert_futures(self, dsk: Any, keys: Any) -> Any:
+        """Put the futures that are here into a graph; what `normalize_collection` does."""
+        find = self.owner.find
+        here = {
+            key: distributed.Future(key, self) if row is None else Future(self, row)
+            for key in list(dsk)
+            if (row := find(key)) is not None or key in self.futures
+        }
+        return cull({**dsk, **here}, keys)[0] if here else dsk
+
+    def get(
+        self,
+        dsk: Any,
+        keys: Any,
+        workers: Any = None,
+        allow_other_workers: Any = None,
+        resources: Any = None,
+        sync: bool = True,
+        asynchronous: bool | None = None,
+        direct: Any = None,
+        retries: Any = None,
+        priority: Any = 0,
+        fifo_timeout: Any = "60s",
+        actors: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Compute a graph; see `distributed.Client.get`.
+
+        Inside an owned task the slot is given up by itself while it waits.
+        """
+        packed = super().get(
+            dsk, keys, workers=workers, allow_other_workers=allow_other_workers,
+            resources=resources, sync=False, retries=retries, priority=priority,
+            fifo_timeout=fifo_timeout, actors=actors, **kwargs,
+        )  # fmt: skip
+        return self.gather(packed, direct=direct, asynchronous=asynchronous) if sync else packed
+
+    def persist(
+        self,
+        collections: Any,
+        optimize_graph: bool = True,
+        workers: Any = None,
+        allow_other_workers: Any = None,
+        resources: Any = None,
+        retries: Any = None,
+        priority: Any = 0,
+        fifo_timeout: Any = "60s",
+        actors: Any = None,
+        *,
+        replicas: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Compute collections and keep the values; see `distributed.Client.persist`.
+
+        Parameters
+        ----------
+        replicas : int, optional
+            Keep so many copies of each of their values, as `replicate` does, from when it
+            is there.
+        """
+        wanted = None if replicas is None else wanted_copies(self.owner, replicas)
+        before = persisting.set(True)
+        try:
+            persisted = super().persist(
+                collections, optimize_graph=optimize_graph, workers=workers,
+                allow_other_workers=allow_other_workers, resources=resources, retries=retries,
+                priority=priority, fifo_timeout=fifo_timeout, actors=actors, **kwargs,
+            )  # fmt: skip
+        finally:
+            persisting.reset(before)
+        if wanted is None:
+            return persisted
+        for future in self._split(persisted)[0]:
+            self.owner.call(self.owner.core.replicas.want, future._row, wanted)
+        return persisted
+
+    # ---- results ----
+
+    def gather(
+        self,
+        futures: Any,
+        errors: str = "raise",
+        direct: Any = None,
+        asynchronous: bool | None = None,
+    ) -> Any:
+        """Bring values here; see `distributed.Client.gather`."""
+        if isinstance(futures, PyQueue):
+            raise TypeError(
+                "Dask no longer supports gathering over Iterators and Queues. "
+                "Consider using a normal for loop and Client.submit/gather"
+            )
+        if isinstance(futures, Iterator):
+            return (self.gather(f, errors=errors, direct=direct) for f in futures)
+        if not self.owner.lost:  # else what is here can be read
+            self._check_open()
+        if errors not in ("raise", "skip"):
+            raise ValueError(f"Bad value, `errors={errors}`")
+        if self.asynchronous if asynchronous is None else asynchronous:
+            return self._gather(futures, errors, direct)
+        found: dict[Any, Any] = {}
+        collect(futures, found)
+        if not all(map(self._owned, found)):
+            return self.sync(self._gather, futures, errors, direct, asynchronous=False)
+        gathering = Gathering(self, found, errors)
+        self.owner.wait(gathering.rows, stop_at_error=errors == "raise")
+        with shorten_traceback():
+            remaining = gathering.read_here()
+            if remaining:
+                fetched = sync(self.loop, fetch, self.owner, [f._row for f in remaining])
+                gathering.read_fetched(remaining, fetched)
+        return repack(futures, gathering.values, errors)
+
+    async def _gather(
+        self,
+        futures: Any,
+        errors: str = "raise",
+        direct: Any = None,
+        local_worker: Any = None,
+    ) -> Any:
+        found: dict[Any, Any] = {}
+        collect(futures, found)
+        owned = [f for f in found if isinstance(f, Future)]
+        central = [f for f in found if not isinstance(f, Future)]
+        for future in central:
+            if isinstance(future, distributed.Future):
+                future._verify_initialized()
+        if not owned and central:
+            return await super()._gather(futures, errors, direct, local_worker)
+        mine = self._as_mine(owned, errors)
+        with shorten_traceback():
+            got = await self._values(list(mine.values()), errors)
+        values = {future: got[mine[future]] if future in mine else SKIPPED for future in owned}
+        for future in central:
+            one = await super()._gather([future], errors, direct, local_worker)
+            values[future] = one[0] if one else SKIPPED
+        return repack(futures, values, errors)
+
+    async def _values(self, futures: list[Any], errors: str = "raise") -> dict[Any, Any]:
+        """Values of owned futures, once they are there."""
+        gathering = Gathering(self, futures, errors)
+        await self.owner.wait_async(gathering.rows, stop_at_error=errors == "raise")
+        remaining = gathering.read_here()
+        if remaining:
+            fetched = await fetch(self.owner, [f._row for f in remaining])
+            gathering.read_fetched(remaining, fetched)
+        return gathering.values
+
+    def _value_of(self, future: Any, timeout: Any) -> Any:
+        """The value of one owned future that ended, as `Future.result` needs it."""
+        error = future._error()
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame, and so the future
+        seconds = parse_timeout(timeout)
+        return sync(self.loop, self._values, [future], callback_timeout=seconds)[future]
+
+    def _as_mine(self, futures: Iterable[Any], errors: str) -> dict[Any, Any]:
+        """Owned futures, each with one of this client: those of others are borrowed."""
+        found: dict[Any, Any] = {}
+        for future in futures:
+            try:
+                found[future] = future if self._owned(future) else self.imports.future(future)
+            except (OwnershipError, distributed.CancelledError):
+                # It is of another cluster, or its owner is closed, or it was released.
+                if errors == "raise":
+                    raise
+        return found
+
+    # ---- requests about futures ----
+
+    async def _cancel(
+        self, futures: Any, reason: Any = None, msg: Any = None, force: bool = False
+    ) -> None:
+        self._check_open()
+        mine, others = self._split(futures)
+        if mine:
+            detail = str(msg or reason or "cancelled by its client")
+            self.owner.cancel([f._row for f in mine], detail)
+        if others:
+            self.central_calls += 1
+            await super()._cancel(others, reason=reason, msg=msg, force=force)
+
+    async def _retry(self, futures: Any) -> None:
+        self._check_open()
+        mine, others = self._split(futures)
+        if mine:
+            self.owner.retry([f._row for f in mine])
+        if others:
+            await super()._retry(others)
+
+    def _send_to_scheduler(self, msg: dict[str, Any]) -> None:
+        if msg.get("client") == "fire-and-forget" and msg.get("op") == "client-desires-keys":
+            rows = [self.owner.core.table.rows.get(key) for key in msg["keys"]]
+            owned = [row for row in rows if row is not None]
+            if owned:
+                self.owner.call(self.owner.core.desire, owned)
+                return
+        super()._send_to_scheduler(msg)

@@ -1,0 +1,309 @@
+"""A client's connection to its cluster: it starts its owner, joins, is cut off and closes."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from inspect import isawaitable
+from typing import Any
+
+import dask
+import distributed
+from dask.utils import parse_timedelta
+from distributed import LocalCluster
+from distributed.core import PooledRPCCall
+from distributed.utils import sync
+
+from dask_ownership import config
+from dask_ownership.client.futures_view import FuturesView, RefcountView
+from dask_ownership.client.reconnect import connected
+from dask_ownership.client.recreate import RecreateTasks
+from dask_ownership.client.scheduler_proxy import SchedulerProxy
+from dask_ownership.errors import ClosedOwner, PluginMissing, SchedulerGone
+from dask_ownership.futures.future import Future, owned_clients
+from dask_ownership.futures.submit import Calls
+from dask_ownership.interop.bridge import Imports, install
+from dask_ownership.monitoring.owner_report import Reporter
+from dask_ownership.runtime.comm.scheduler_ops import (
+    BACKLOG,
+    DIAL,
+    MEMBERS,
+    OWNER_GONE,
+    PROMOTION_OVER,
+    REPORT,
+    WATCH,
+)
+from dask_ownership.runtime.comm.secret import Joining
+from dask_ownership.runtime.owner.members import NotJoined
+from dask_ownership.runtime.owner.owner import Owner
+from dask_ownership.runtime.parking import await_without_slot, await_without_slot_if_long
+from dask_ownership.scheduler.plugin import NAME, OwnershipSchedulerPlugin
+
+WAITS_FOR_TASKS = {
+    "_exception", "_gather", "_rebalance", "_replicate", "_result", "_traceback", "_wait",
+}  # fmt: skip
+"""Coroutine functions, of Dask and here, that wait for what other tasks do."""
+
+MAY_WAIT = {"_scatter", "_wait_for_workers", "scatter"}
+"""Those that wait when there are no workers."""
+
+CLOSING = 30.0
+"""Seconds for which closing what did not come up is waited for."""
+
+
+class ClusterConnection(distributed.Client):
+    """What of a `dask_ownership.Client` connects its owner to the cluster, until it closes."""
+
+    owner: Owner
+    scheduler: Any
+
+    def __init__(self, *args: Any, _worker_side: Any = None, **kwargs: Any) -> None:
+        self._worker_side = _worker_side
+        self._joined_comm: Any = None
+        self.central_calls = 0
+        self._counted_open = False
+        self._reporter: Reporter | None = None
+        self._lost = ""
+        self._embedding: asyncio.Future[None] | None = None
+        super().__init__(*args, **kwargs)
+        RecreateTasks(self)
+
+    @classmethod
+    def for_worker(cls, side: Any, timeout: Any = None) -> ClusterConnection:
+        """The client that tasks of a worker get: on the worker's loop, called there, and owner."""
+        worker = side.worker
+        return cls(
+            worker.scheduler.address,
+            loop=worker.loop,
+            security=worker.security,
+            set_as_default=False,
+            asynchronous=True,
+            direct_to_workers=True,
+            name="worker",
+            _worker_side=side,
+            **({} if timeout is None else {"timeout": timeout}),
+        )
+
+    def start(self, **kwargs: Any) -> None:
+        """Start the loop when it is this client's own, and connect."""
+        if self.status == "newly-created":
+            if self._worker_side is not None:
+                self.owner = self._worker_side.owner
+            else:
+                self._joining = Joining(self._send_to_scheduler)
+                self.owner = Owner(
+                    self.connection_args,
+                    self.id,
+                    self._ask_who_is_there,
+                    tell_backlog=self._tell_backlog,
+                )
+                self._stream_handlers[MEMBERS] = self.owner.members.changed
+                self._stream_handlers[OWNER_GONE] = self.owner.members.process_gone
+                self._stream_handlers[DIAL] = self.owner.connections.dial
+                self._stream_handlers[PROMOTION_OVER] = self.owner.promotion_over
+                self._reporter = Reporter(self.owner, self._report)
+                self._stream_handlers[WATCH] = self._reporter.watch
+            self.calls = Calls(self)
+            self.imports = Imports(self)
+            self.futures, self.refcount = FuturesView(self), RefcountView(self)
+            install()
+            owned_clients[self.owner.incarnation] = self
+            # The clients of workers are among those: tasks shuffle too.
+            config.client_opened()
+            self._counted_open = True
+        try:
+            super().start(**kwargs)
+        except BaseException:  # Ctrl-C too: nothing half made stays, the default client least
+            if self.status != "closed":
+                with suppress(TimeoutError):
+                    sync(self.loop, self._close, fast=True, callback_timeout=CLOSING)
+            self._loop_runner.stop()
+            raise
+
+    async def _start(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            if self._worker_side is None:
+                await self.owner.start()
+            if self.cluster is None and self._start_arg is None and self.scheduler_file is None:
+                # As Dask would, but as a whole: half a cluster cannot be closed.
+                self._embedding = asyncio.ensure_future(self._embed())
+                await asyncio.shield(self._embedding)
+            return await super()._start(*args, **kwargs)
+        except BaseException:
+            if self.asynchronous and self.status != "closed":
+                await self._close(fast=True)
+            raise
+
+    async def _embed(self) -> None:
+        """Start the cluster of a client that was told of none."""
+        self.cluster = await LocalCluster(
+            loop=self.loop, asynchronous=self._asynchronous, **self._startup_kwargs
+        )
+
+    async def _ensure_connected(self, timeout: Any = None) -> None:
+        if isinstance(self.scheduler, PooledRPCCall):
+            self.scheduler = SchedulerProxy(self.scheduler, self)
+        if self._handle_report_task is None or self.scheduler is None:
+            await super()._ensure_connected(timeout)
+        else:
+            self.owner.members.connected(False)
+            await self._connect_again(timeout)
+        if self.status != "running" or self._joined_comm is self.scheduler_comm:
+            return
+        self._joined_comm = self.scheduler_comm
+        try:
+            if self._worker_side is not None:
+                await self._worker_side.join()
+            else:
+                await self._join()
+            self.owner.members.connected(self._joined_comm is not None)
+        except PluginMissing:
+            await self._close()
+            raise
+
+    async def _connect_again(self, timeout: Any) -> None:
+        """Connect to a scheduler that was lost, and close when it refuses.
+
+        What does not answer may be behind a partition: that is waited for as in Dask.
+        """
+        limit = parse_timedelta(dask.config.get("ownership.scheduler-timeout", "2s"))
+        connecting = super()._ensure_connected(timeout)
+        if await connected(connecting, self._rpc_address(), self.connection_args, limit):
+            return
+        self._lose(f"its connection broke, and nothing listens there any more (for {limit:g} s)")
+        await self._close()
+
+    def _lose(self, why: str) -> None:
+        """Say why this client closes by itself."""
+        self._lost = (
+            f"the scheduler {self._rpc_address()} of {self.id} is gone: {why}. What was here by "
+            "then can still be read; for all else make a new client"
+        )
+
+    async def _join(self) -> None:
+        """Install the plugins if nobody has, and learn who is in the cluster."""
+        problem: Any = None
+        try:
+            await self._register_scheduler_plugin(
+                self._scheduler_plugin(), name=NAME, idempotent=True
+            )
+        except Exception as error:
+            problem = error
+        answer: Any = None
+        try:
+            await self.owner.members.join()
+            return
+        except NotJoined as error:
+            answer = error.answer
+        except Exception as error:
+            problem = problem or error
+        if isinstance(answer, dict) and answer.get("status") == "gone":
+            self._lose(
+                "it had no connection to this client for more than ownership.grace, and had its "
+                "workers drop what this client owned"
+            )
+            await self._close()
+            return
+        if (isinstance(answer, dict) and answer.get("status") == "unknown") or (
+            answer is None and isinstance(problem, OSError)
+        ):
+            # The connection broke again, or the end of the last one was noted after this one
+            # began: Dask registers this client anew when it sees its connection closed.
+            self._joined_comm = None
+            self.scheduler_comm.abort()
+            return
+        reason = answer.get("reason") if isinstance(answer, dict) else repr(problem)
+        raise PluginMissing(
+            f"the scheduler {self._rpc_address()} does not take owners, and this client may "
+            f"not install the plugin there ({reason}). Start the scheduler with "
+            "`--preload dask_ownership.preload`, with dask_ownership installed on the "
+            "scheduler and the workers"
+        )
+
+    def _scheduler_plugin(self) -> OwnershipSchedulerPlugin:
+        """The plugin to install where nobody has; a `Client` says which client tasks get."""
+        raise NotImplementedError
+
+    async def _ask_who_is_there(self) -> Any:
+        owner = self.owner
+        return await self._joining(
+            self.scheduler,
+            owner=owner.incarnation,
+            client=self.id,
+            known=sorted(owner.core.membership.ask().clients),
+        )
+
+    def _tell_backlog(self, tasks: int) -> None:
+        """For adaptive scaling; a few times while there is much to do, not per task."""
+        if self.status == "running":
+            self._send_to_scheduler({"op": BACKLOG, "tasks": tasks})
+
+    def _report(self, report: dict[str, Any]) -> bool:
+        """Tell the scheduler what this client owns; whether there is a connection."""
+        if self.status != "running":
+            return False
+        self._send_to_scheduler({"op": REPORT, "owner": self.owner.incarnation, "report": report})
+        return True
+
+    def sync(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run a coroutine function on the loop and wait for it.
+
+        Inside a task without a slot when it waits for others. What the scheduler answers at
+        once keeps the slot: the task may hold a lock that all who would take it wait for.
+        """
+        executor = self.owner.executor if hasattr(self, "owner") else None
+        name = getattr(func, "__name__", "")
+        if executor is None or name not in WAITS_FOR_TASKS | MAY_WAIT:
+            return super().sync(func, *args, **kwargs)
+        at_once = name in WAITS_FOR_TASKS
+        parking = executor.parking
+        with parking.without_slot() if at_once else parking.without_slot_if_long():
+            answer = super().sync(func, *args, **kwargs)
+        if not isawaitable(answer):
+            return answer
+        return await_without_slot(answer) if at_once else await_without_slot_if_long(answer)
+
+    def _rpc_address(self) -> str:
+        return str(getattr(self.scheduler, "address", "of this client"))
+
+    async def _close(self, fast: bool = False) -> None:
+        if self.status == "closed":
+            return
+        if self._worker_side is None and hasattr(self, "owner"):
+            if not self._lost and self._gives_up():
+                self._lose(f"it did not answer again within {self._timeout:g} s")
+            if self._reporter is not None:
+                self._reporter.close()
+            await self.owner.close(self._lost)
+        if self._counted_open:
+            self._counted_open = False
+            config.client_closed()
+        if self._embedding is not None:
+            await asyncio.gather(self._embedding, return_exceptions=True)
+        await super()._close(fast=fast)
+
+    def _gives_up(self) -> bool:
+        """Whether Dask closes this client because it could not connect again."""
+        return (
+            self.status == "connecting"
+            and self._handle_report_task is not None
+            and asyncio.current_task() is self._handle_report_task
+        )
+
+    def _handle_restart(self) -> None:
+        super()._handle_restart()
+        self.owner.cancel(self.owner.core.table.all(), "the cluster restarted")
+
+    def _check_open(self) -> None:
+        if self.status in ("closed", "closing"):
+            if self.owner.lost:
+                raise SchedulerGone(self.id, self.owner.lost)
+            raise ClosedOwner(f"{self.id} is closed")
+
+    def _owned(self, future: Any) -> bool:
+        return isinstance(future, Future) and future._owner is self.owner
+
+    def _split(self, futures: Any) -> tuple[list[Any], list[Any]]:
+        found = distributed.futures_of(futures)
+        mine = [f for f in found if self._owned(f)]
+        return mine, [f for f in found if not self._owned(f)]

@@ -1,0 +1,130 @@
+"""What a client tells about what it owns: a snapshot, and stories."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import distributed
+
+from dask_ownership.client.connection import ClusterConnection
+from dask_ownership.monitoring.lookup import find, history, look, present, take
+from dask_ownership.monitoring.representation import client_html, client_text
+
+
+class Inspection(ClusterConnection):
+    """What of a `dask_ownership.Client` is there to look at it."""
+
+    def __repr__(self) -> str:
+        stock = super().__repr__()
+        return client_text(stock, self.owner) if hasattr(self, "owner") else stock
+
+    def _repr_html_(self) -> str:
+        stock = super()._repr_html_()
+        return client_html(stock, self.owner) if hasattr(self, "owner") else stock
+
+    def ownership(self, key: Any = None, *, asynchronous: bool | None = None) -> Any:
+        """What this process owns, borrows and lends now; or all about one object.
+
+        Inside a task this is about the worker's process. It asks nobody, and copies what it
+        finds: nothing is kept alive by it. Its time grows with the number of objects (about
+        a second for a million), during which the event loop does nothing else.
+
+        Parameters
+        ----------
+        key : hashable or Future, optional
+            One object, owned or borrowed.
+        asynchronous : bool, optional
+            Whether to return a coroutine, as for other methods of a client.
+
+        Returns
+        -------
+        dask_ownership.monitoring.snapshot.Snapshot
+            Or, for one object, `dask_ownership.monitoring.snapshot.ObjectSnapshot`. Both are
+            readable in a terminal and a notebook, have plain attributes, and ``to_dict()``.
+
+        Raises
+        ------
+        KeyError
+            When nothing with this key is owned or borrowed here.
+        ClosedOwner
+
+        Examples
+        --------
+        >>> client.ownership().objects["inline"]  # doctest: +SKIP
+        3
+        >>> client.ownership(future).holders  # doctest: +SKIP
+        ['tcp://127.0.0.1:40331']
+        """
+        self._check_open()
+        return self.sync(self._ownership, key, asynchronous=asynchronous)
+
+    async def _ownership(self, key: Any = None) -> Any:
+        self._check_open()
+        self.owner.process()
+        if key is None:
+            return take(self.owner, self.central_calls)
+        row = key._row if self._owned(key) else None
+        if isinstance(key, distributed.Future):
+            key = key.key
+        else:
+            row = find(self.owner, key)
+        if row is None:
+            raise KeyError(
+                f"{key!r} is neither owned nor borrowed by {self.owner.name}: it never was, or "
+                "nobody here holds its future any more"
+            )
+        return look(self.owner, row)
+
+    def story(self, *keys_or_futures: Any, on_error: str = "raise") -> Any:
+        """What happened to some keys, as far as it was unusual.
+
+        Owned tasks leave no trace while all goes well: writing it would cost more than
+        running them. Remembered are, for the latest 10 000 events of this process:
+        ``returned`` and ``recalled`` by a worker, ``retried``, ``worker-gone`` (under it),
+        ``worker-silent`` (it did not answer), ``recovered`` (from its lineage), ``repeated``
+        (for what it submitted), ``copy-gone`` (the last one), ``withdrawn`` (from borrowers),
+        ``evicted`` (its lineage), ``handed-over`` (by a worker that leaves) and ``adopted``
+        (from one), ``error``, ``cancelled`` and ``lost``. The last entry of each key is its
+        present state, if it is still there. What has a task handed out again (the first
+        seven) begins with the attempt that is over; how often that was in
+        all is in ``client.ownership().handed_out_again``. The cluster is not asked.
+
+        Keys that are not owned or borrowed here go to the scheduler and the workers, see
+        `distributed.Client.story`.
+
+        Parameters
+        ----------
+        *keys_or_futures : hashable or Future
+            Or, for what is not owned, ids of stimuli.
+        on_error : {"raise", "ignore"}
+            What to do when the scheduler or a worker cannot be asked.
+
+        Returns
+        -------
+        list of tuple
+            ``(key, event, detail, time)``, oldest first; then the present states; then what
+            Dask says of the others, in its own format.
+        """
+        return self.sync(self._story, *keys_or_futures, on_error=on_error)
+
+    async def _story(self, *keys_or_futures: Any, on_error: str = "raise") -> list[Any]:
+        if on_error not in ("raise", "ignore"):
+            raise ValueError(f"on_error= must be 'raise' or 'ignore', not {on_error!r}")
+        self._check_open()
+        owner = self.owner
+        owner.process()
+        mine: dict[Any, Any] = {}
+        others = []
+        for what in keys_or_futures:
+            known = isinstance(what, distributed.Future)
+            key = what.key if known else what
+            row = what._row if self._owned(what) else None if known else find(owner, key)
+            if row is not None or (not known and history(owner, {key})):
+                mine[key] = row
+            else:
+                others.append(key)
+        story: list[Any] = list(history(owner, mine.keys()))
+        story += [present(owner, row) for row in mine.values() if row is not None]
+        if others or not keys_or_futures:
+            story += await super()._story(*others, on_error=on_error)
+        return story

@@ -1,1 +1,0 @@
-"""What is installed into a Dask cluster: a scheduler plugin and a worker plugin."""

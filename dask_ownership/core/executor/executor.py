@@ -1,0 +1,654 @@
+"""What an executor decides: what waits for what, and what becomes of it.
+
+One executor serves every owner that linked to its worker. For each owner it has
+a session with entries by key: tasks that wait, run or ended, and values that are
+kept. The runtime (or the virtual cluster) runs the tasks, fetches and stores; it
+asks the run queue when a slot is free (`executor.run_queue`) and tells `succeeded`, `failed`,
+`fetched`. Results for the owner collect in the session's ``outbox``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from dask_ownership.core.executor.checkpoints import Savings
+from dask_ownership.core.executor.effects import ExecutorEffects
+from dask_ownership.core.executor.run_queue import RunQueue
+from dask_ownership.core.executor.session import (
+    ASIDE,
+    BLOCKED,
+    COPIED,
+    FETCHING,
+    GONE,
+    HELD,
+    KEPT,
+    QUEUED,
+    RUNNING,
+    UNENDED,
+    Entry,
+    Session,
+)
+from dask_ownership.core.protocol import messages as m
+from dask_ownership.core.protocol.messages import Key, Message, Origin
+
+KNOWN_FUNCTIONS = 4096
+"""How many functions of one owner are kept."""
+
+FUNCTION_BYTES = 1 << 26
+"""Bytes of one owner's functions above which the oldest go."""
+
+
+class Executor:
+    """Tasks and values of all owners at one worker.
+
+    Parameters
+    ----------
+    nthreads : int
+        Threads of the worker, and at first the slots that may be used.
+    resources : dict, optional
+        Abstract resources of the worker and how much of each, see `executor.resources`.
+    home : str
+        Incarnation of the owner in this process.
+
+    Attributes
+    ----------
+    queue : RunQueue
+        The slots, and the tasks that want them.
+    effects : ExecutorEffects
+        What the runtime has to do.
+    shared : dict
+        Names of values that several entries have to how many there are beyond the first.
+    savings : Savings
+        Checkpoints on their way to owners.
+    undelivered : dict
+        Posts by the incarnation of a receiver that has no session here.
+    """
+
+    def __init__(
+        self, nthreads: int, resources: dict[str, float] | None = None, home: str = ""
+    ) -> None:
+        self.sessions: dict[str, Session] = {}
+        self.queue = RunQueue(nthreads, {} if resources is None else resources, self.sessions)
+        self.leaving = False
+        self.effects = ExecutorEffects()
+        self.shared: dict[Any, int] = {}
+        self.savings = Savings()
+        self.home = home
+        self.undelivered: dict[str, list[Message]] = {}
+
+    # ---- sessions ----
+
+    def open(self, owner: str) -> Session:
+        """The session of an owner, made when it is new."""
+        session = self.sessions.get(owner)
+        if session is None:
+            session = self.sessions[owner] = Session(owner)
+            session.outbox.append((m.ACCEPTING, self.queue.accepting, self.queue.nthreads))
+            if self.leaving:
+                session.outbox.append((m.LEAVING,))
+            session.outbox.extend(self.undelivered.pop(owner, ()))
+        return session
+
+    def close(self, owner: str) -> int:
+        """An owner is gone: drop its tasks and values. Running ones end unheard.
+
+        Returns
+        -------
+        int
+            How many of its tasks had not ended and were wanted.
+        """
+        session = self.sessions.pop(owner, None)
+        if session is None:
+            return 0
+        session.closed = True
+        self.savings.closed(session)
+        unended = 0
+        for entry in list(session.entries.values()):
+            unended += entry.state in UNENDED and not entry.cancelled
+            self._drop(entry)
+        session.entries.clear()
+        session.functions.clear()
+        session.function_sizes.clear()
+        session.function_bytes = 0
+        session.outbox.clear()
+        session.unacknowledged.clear()
+        session.handed.clear()
+        return unended
+
+    def set_accepting(self, yes: bool, nthreads: int) -> None:
+        """The worker pauses, goes on, or changes its number of threads."""
+        if yes == self.queue.accepting and nthreads == self.queue.nthreads:
+            return
+        self.queue.accepting = yes
+        self.leaving = self.leaving and not yes
+        self.queue.nthreads = nthreads
+        self.queue.crowd.limit_for(nthreads)
+        for session in self.sessions.values():
+            session.outbox.append((m.ACCEPTING, yes, nthreads))
+            if not yes:
+                for entry in list(session.entries.values()):
+                    if entry.state in (QUEUED, BLOCKED, ASIDE):
+                        self._give_back(entry, m.REFUSED)
+
+    def leave(self) -> None:
+        """The worker is about to leave: start nothing, and have owners move their values."""
+        self.set_accepting(False, self.queue.nthreads)
+        self.leaving = True
+        for session in self.sessions.values():
+            session.outbox.append((m.LEAVING,))
+
+    @property
+    def keeps_values(self) -> bool:
+        """Whether values are kept here."""
+        return any(
+            entry.state == KEPT
+            for session in self.sessions.values()
+            for entry in session.entries.values()
+        )
+
+    def find_value(self, owner: str, key: Key, attempt: int) -> Entry | None:
+        """The entry of a value that is kept here, or None."""
+        session = self.sessions.get(owner)
+        entry = session.entries.get(key) if session is not None else None
+        if entry is None or entry.state != KEPT or entry.attempt != attempt:
+            return None
+        return entry
+
+    # ---- from the owner ----
+
+    def receive(self, session: Session, batch: Iterable[Message]) -> None:
+        """Messages of an owner, in the order in which it sent them."""
+        if session.closed:
+            return  # the owner was said to be gone while these were on their way
+        messages = iter(batch)
+        while not self._take_in(session, messages):
+            pass
+
+    def _take_in(self, session: Session, messages: Iterator[Message]) -> bool:
+        """Take messages in, up to one that cannot be; whether there was none."""
+        message: Message = ()
+        try:
+            for message in messages:
+                kind = message[0]
+                if kind == m.PUSH:  # most of them, and first for that
+                    self._on_push(session, message)
+                elif (handler := HANDLERS.get(kind)) is not None:
+                    handler(self, session, *message[1:])
+        except Exception as error:
+            self.effects.broken.append((session, message, error))
+            return False
+        return True
+
+    def _on_function(self, session: Session, number: int, pickled: bytes) -> None:
+        session.add_function(number, pickled)
+        while len(session.functions) > KNOWN_FUNCTIONS or (
+            session.function_bytes > FUNCTION_BYTES and len(session.functions) > 1
+        ):
+            # The owner sends it again when a task that needs it is bounced.
+            session.forget_function(next(iter(session.functions)))
+
+    def _on_forget(self, session: Session, number: int) -> None:
+        session.forget_function(number)
+
+    def _on_free(self, session: Session, keys: Iterable[Key], number: int) -> None:
+        for key in keys:
+            entry = session.entries.get(key)
+            if (
+                entry is not None
+                and entry.attempt <= number
+                and entry.state in (KEPT, COPIED, FETCHING)
+            ):
+                self._drop(entry)
+                self._give_back_waiters(entry)
+
+    def _on_copy(self, session: Session, key: Key, attempt: int, pickled: bytes) -> None:
+        before = session.entries.get(key)
+        if before is not None:
+            self._replace(before)
+        entry = session.entries[key] = Entry(session, key, attempt)
+        entry.value = pickled
+        entry.state = COPIED
+
+    def _on_go(self, session: Session, key: Key, attempt: int, yes: bool) -> None:
+        self.queue.exclusion.go(session, key, attempt, yes)
+
+    def _on_cancel(self, session: Session, key: Key, attempt: int) -> None:
+        entry = session.entries.get(key)
+        if entry is not None and entry.attempt == attempt:
+            self._cancel(entry)
+
+    def _on_seek(self, session: Session, key: Key, attempt: int, children: tuple[Key, ...]) -> None:
+        entry = session.entries.get(key)
+        if entry is not None and entry.attempt == attempt and not entry.has_value:
+            if entry.sought is None:
+                entry.sought = set()
+            entry.sought.update(children)
+            self.effects.sought.append((entry, children))
+
+    def _on_took(self, session: Session, name: Key, attempt: int) -> None:
+        """The owner has counted the futures that were kept under this name."""
+        entry = session.handed.pop((name, attempt), None)
+        if entry is not None:
+            entry.contains = None
+            self._let_go(entry)
+
+    def _on_checkpointed(
+        self,
+        session: Session,
+        key: Key,
+        attempt: int,
+        number: int,
+        problem: str | None,
+    ) -> None:
+        self.savings.answered(key, number, problem)
+
+    def _on_post(self, session: Session, *said: Any) -> None:
+        self.deliver((m.POST, *said))
+
+    def unsendable(self, session: Session, message: Message, error: bytes) -> None:
+        """An answer cannot be packed, or a push could not be taken in: the task that it is about
+        has failed with this pickled error."""
+        if len(message) < 3 or message[0] not in (m.PUSH, m.DONE, m.STORED, m.FAILED, m.DELEGATED):
+            return
+        _, key, attempt = message[:3]
+        session.handed.pop((key, attempt), None)
+        entry = session.entries.get(key)
+        if entry is not None and entry.attempt == attempt:
+            self._drop(entry)
+            self._give_back_waiters(entry)
+        session.outbox.append((m.FAILED, key, attempt, error, 0.0))
+
+    def made(self, entry: Entry, child: Key, origin: Origin, contains: Any) -> None:
+        """A task submitted this child: tell its owner, if that looks for it.
+
+        ``contains`` keeps the child until it is counted there.
+        """
+        if entry.sought is None or child not in entry.sought:
+            return
+        entry.sought.discard(child)
+        session = entry.session
+        if entry.cancelled or session.closed:
+            return
+        kept = Entry(session, m.made_name(child), entry.attempt)
+        kept.contains = contains
+        session.handed[kept.key, kept.attempt] = kept
+        session.outbox.append((m.MADE, entry.key, entry.attempt, child, origin))
+
+    def deliver(self, message: Message) -> None:
+        """Pass a post on: to the owner in this process, or over the link of another."""
+        to, address, _ = message[1]
+        if to == self.home:
+            self.effects.posts.append(message)
+            return
+        session = self.sessions.get(to)
+        if session is not None:
+            session.outbox.append(message)
+            self.effects.passed_on = True
+        elif address:
+            self.effects.posts.append(message)  # the owner here may have a link to that worker
+        else:
+            self.undelivered.setdefault(to, []).append(message)
+
+    def undeliverable(self, to: str) -> None:
+        """A receiver is gone for good: say so to those who posted to it."""
+        for message in self.undelivered.pop(to, ()):
+            sender = message[2]
+            if message[3] is not None:  # else both ends are gone
+                self.deliver((m.POST, sender, (to, "", "?"), None))
+
+    def acknowledged(self, session: Session, batch: int) -> None:
+        """The owner has our answers up to this batch and their values with them."""
+        waiting = session.unacknowledged
+        while waiting and waiting[0][0] <= batch:
+            for entry in waiting.popleft()[1]:
+                self._let_go(entry)
+
+    @staticmethod
+    def _let_go(entry: Entry) -> None:
+        """The owner has the value of an entry; tasks that are queued here hold both."""
+        entries = entry.session.entries
+        if entries.get(entry.key) is entry:
+            del entries[entry.key]
+
+    def packed(self, session: Session, batch: int, fresh: list[Entry]) -> None:
+        """The answers of these entries left, the last of them as this batch."""
+        if fresh:
+            session.unacknowledged.append((batch, fresh))
+
+    @property
+    def awaits_tasks(self) -> bool:
+        """Whether a task that somebody wants runs or is parked."""
+        return bool(self.queue.busy or len(self.queue.crowd)) and any(
+            entry.state == RUNNING and not entry.cancelled
+            for session in self.sessions.values()
+            for entry in session.entries.values()
+        )
+
+    # ---- outcomes ----
+
+    def succeeded(self, entry: Entry, message: Message, state: int, value: Any) -> bool:
+        """A task ended with a value, `HELD` or `KEPT`.
+
+        Returns
+        -------
+        bool
+            Whether anyone wants it.
+        """
+        if entry.limited:
+            self.queue.release_resources(entry)
+        session = entry.session
+        if entry.cancelled or session.closed:
+            self._forget(entry)
+            return False
+        entry.state = state
+        entry.dependencies = ()
+        entry.payload = b""
+        session.outbox.append(message)
+        if state == HELD:
+            entry.value = value
+            if len(message) > 5:
+                session.handed[entry.key, entry.attempt] = entry
+            else:
+                session.fresh.append(entry)
+        if entry.waiters is not None:
+            self._serve(entry)
+        return True
+
+    def failed(self, entry: Entry, message: Message) -> None:
+        """A task ended with an error."""
+        self.queue.release_resources(entry)
+        contains = entry.contains
+        heard = not entry.cancelled and not entry.session.closed
+        if heard:
+            entry.session.outbox.append(message)
+        self._forget(entry)
+        if heard and len(message) > 5:
+            entry.contains = contains
+            entry.session.handed[entry.key, entry.attempt] = entry
+        self._give_back_waiters(entry)
+
+    def expired(self, entry: Entry, message: Message) -> None:
+        """The time of a running task is up: it has failed, whatever becomes of it.
+
+        It keeps its slot and its resources until it really ends.
+        """
+        if entry.state == RUNNING and not entry.cancelled and not entry.session.closed:
+            entry.session.outbox.append(message)
+            self._cancel(entry)
+
+    def give_back(self, entry: Entry, reason: int, keys: tuple[Any, ...] = ()) -> None:
+        """A task could not be run here after all."""
+        self.queue.release_resources(entry)
+        if entry.state != GONE:
+            self._give_back(entry, reason, keys)
+
+    def fetched(self, entry: Entry) -> None:
+        """A value arrived in the store."""
+        if entry.state != FETCHING:
+            self._free(entry)
+            return
+        entry.state = KEPT
+        if entry.waiters is not None:
+            self._serve(entry)
+
+    def share(self, entry: Entry, there: Entry) -> bool:
+        """Have an entry keep the very value that another one keeps here; whether it is kept."""
+        if there.state != KEPT or there.stored is None:
+            return False
+        entry.stored = there.stored
+        entry.contains = there.contains
+        self.shared[there.stored] = self.shared.get(there.stored, 0) + 1
+        return True
+
+    def fetch_failed(self, entry: Entry, addresses: tuple[str, ...]) -> None:
+        """No address gave the value; ``addresses`` said that they do not have it.
+
+        One that did not answer is not among them: whether it is dead is for others to say.
+        """
+        if entry.state != FETCHING:
+            return
+        waiters = entry.waiters or []
+        entry.waiters = None
+        self._forget(entry)
+        for waiter in waiters:
+            if waiter.state == BLOCKED:
+                missing = ((entry.key, entry.attempt, tuple(addresses)),)
+                self._give_back(waiter, m.MISSING, missing)
+
+    def fetch_impossible(self, entry: Entry, pickled_error: bytes) -> None:
+        """A value cannot be pickled or unpickled: the tasks that need it fail."""
+        if entry.state != FETCHING:
+            return
+        waiters = entry.waiters or []
+        entry.waiters = None
+        self._forget(entry)
+        for waiter in waiters:
+            if waiter.state == BLOCKED:
+                self.failed(waiter, (m.FAILED, waiter.key, waiter.attempt, pickled_error, 0.0))
+
+    def keep(self, entry: Entry) -> None:
+        """A value was put in the store for its owner, who numbers it like an attempt.
+
+        It does not come over the link: what the link has still to say about an older
+        value of the same key must not touch it.
+        """
+        session = entry.session
+        before = session.entries.get(entry.key)
+        if before is entry:
+            return
+        if session.closed or (before is not None and before.attempt >= entry.attempt):
+            self._forget(entry)
+            return
+        if before is not None:
+            self._replace(before)
+        session.entries[entry.key] = entry
+        entry.state = KEPT
+
+    # ---- inside ----
+
+    def _on_push(self, session: Session, message: Message) -> None:
+        _, key, attempt, function, payload, order, dependencies, options = message
+        entries = session.entries
+        before = entries.get(key)
+        if before is not None:
+            if before.attempt >= attempt:
+                return  # it came twice
+            self._replace(before)
+        entry = entries[key] = Entry(session, key, attempt)
+        entry.function = function
+        entry.payload = payload
+        entry.order = order
+        entry.options = options
+        if options is not None:
+            entry.limited = "resources" in options or "executor" in options
+        missing: list[tuple[Key, int, tuple[str, ...]]] = []
+        if dependencies:
+            resolved: list[Any] = []
+            for reference in dependencies:
+                how, name, *rest = reference
+                if how == m.VALUE:
+                    resolved.append(name)
+                    continue
+                made_by, *where = rest
+                there = entries.get(name)
+                if there is None or there.attempt != made_by:
+                    if how == m.LOCAL:
+                        missing.append((name, made_by, ()))
+                        continue
+                    if there is not None:
+                        self._replace(there)
+                    # Also when the task is refused: the owner counts on this copy now.
+                    there = entries[name] = Entry(session, name, made_by)
+                    there.state = FETCHING
+                    there.nbytes, there.addresses, there.origin = where
+                    self.effects.fetches.append(there)
+                resolved.append(there)
+            entry.dependencies = resolved
+        if not self.queue.accepting:
+            self._give_back(entry, m.REFUSED)
+        elif entry.limited and not self.queue.resources.possible(options):
+            self._give_back(entry, m.REFUSED, (tuple(self.queue.resources.totals.items()),))
+        elif missing:
+            self._give_back(entry, m.MISSING, tuple(missing))
+        else:
+            for there in entry.dependencies:
+                if type(there) is Entry and not there.has_value:
+                    entry.missing += 1
+                    if there.waiters is None:
+                        there.waiters = [entry]
+                    else:
+                        there.waiters.append(entry)
+            if entry.missing == 0:
+                self._queue(entry)
+
+    def _queue(self, entry: Entry) -> None:
+        if entry.options and "alias" in entry.options:
+            there = next(iter(entry.dependencies), None)
+            if type(there) is Entry and self.share(entry, there):
+                # Nothing is to be run, and so no slot is waited for.
+                message = (m.STORED, entry.key, entry.attempt, None, None, 0.0)
+                self.succeeded(entry, message, KEPT, None)
+                return
+        self.queue.add(entry)
+
+    def _serve(self, entry: Entry) -> None:
+        waiters = entry.waiters or ()
+        entry.waiters = None
+        for waiter in waiters:
+            if waiter.state == BLOCKED:
+                waiter.missing -= 1
+                if waiter.missing == 0:
+                    self._queue(waiter)
+
+    def _replace(self, before: Entry) -> None:
+        """The key of an entry is that of another value from now on."""
+        if before.state in (HELD, COPIED):
+            # Tasks that are queued may have it; futures inside stay until they are counted.
+            self._let_go(before)
+        else:
+            self._cancel(before)
+
+    def _cancel(self, entry: Entry) -> None:
+        if entry.state == RUNNING:
+            if not entry.cancelled:
+                self._interrupt(entry)
+                if entry.session.entries.get(entry.key) is entry:
+                    del entry.session.entries[entry.key]
+        else:
+            self._drop(entry)
+        self._give_back_waiters(entry)
+
+    def _interrupt(self, entry: Entry) -> None:
+        """Nobody wants what a running task will give."""
+        entry.cancelled = True
+        self.queue.crowd.unwanted(entry)
+        self.effects.interrupted.append(entry)
+        self.savings.cancelled(entry)
+
+    def _drop(self, entry: Entry) -> None:
+        """Take an entry out, whatever it is."""
+        if entry.state == RUNNING:
+            if not entry.cancelled:
+                self._interrupt(entry)
+            return
+        if entry.state == QUEUED:
+            self.queue.leave()
+        self._forget(entry)
+
+    def _free(self, entry: Entry) -> None:
+        """Have the runtime delete the entry's value in the store, if it has one."""
+        name = entry.stored
+        if name is None:
+            return
+        entry.stored = None
+        others = self.shared.get(name, 0)
+        if not others:
+            self.effects.freed.append(name)
+        elif others == 1:
+            del self.shared[name]
+        else:
+            self.shared[name] = others - 1
+
+    def _forget(self, entry: Entry) -> None:
+        self._free(entry)
+        aside = entry.state == ASIDE
+        entry.state = GONE
+        entry.value = None
+        entry.contains = None
+        entry.dependencies = ()
+        entry.payload = b""
+        if entry.session.entries.get(entry.key) is entry:
+            del entry.session.entries[entry.key]
+        if aside:
+            self.queue.reconsider()  # others waited behind it
+
+    def _give_back(self, entry: Entry, reason: int, keys: tuple[Any, ...] = ()) -> None:
+        if entry.state == QUEUED:
+            self.queue.leave()
+        if not entry.cancelled and not entry.session.closed:
+            entry.session.outbox.append((m.RETURNED, entry.key, entry.attempt, reason, keys))
+        self._forget(entry)
+        self._give_back_waiters(entry)
+
+    def _give_back_waiters(self, entry: Entry) -> None:
+        """Tasks that wait for what will not come, and those that wait for them."""
+        stack = list(entry.waiters or ())
+        entry.waiters = None
+        while stack:
+            waiter = stack.pop()
+            if waiter.state != BLOCKED:
+                continue
+            stack.extend(waiter.waiters or ())
+            waiter.waiters = None
+            if not waiter.session.closed:
+                waiter.session.outbox.append(
+                    (m.RETURNED, waiter.key, waiter.attempt, m.BLOCKED, ())
+                )
+            self._forget(waiter)
+
+    def _on_recall(self, session: Session, count: int) -> None:
+        """Give unstarted tasks back, those that would start last first."""
+        candidates: list[Entry] = []
+        for queue in session.queues.values():
+            candidates.extend(entry for entry in queue.items() if entry.state == QUEUED)
+        candidates.extend(
+            entry
+            for entry in self.queue.resources.aside
+            if entry.session is session and entry.state == ASIDE
+        )
+        for entry in reversed(candidates):
+            if count <= 0:
+                break
+            if entry.waiters is None and not (entry.options and entry.options.get("moved")):
+                count -= 1
+                self._give_back(entry, m.RECALLED)
+        session.outbox.append((m.RETURNED, None, 0, m.RECALLED, ()))
+
+    # ---- resources ----
+
+    def resources_changed(self) -> None:
+        """The worker has more or less of them: what can never start here goes back."""
+        for session in self.sessions.values():
+            for entry in list(session.entries.values()):
+                waits = entry.state in (BLOCKED, QUEUED, ASIDE)
+                if waits and not self.queue.resources.possible(entry.options):
+                    self._give_back(entry, m.REFUSED, (tuple(self.queue.resources.totals.items()),))
+        self.queue.reconsider()
+
+
+HANDLERS: dict[int, Callable[..., None]] = {
+    m.FUNCTION: Executor._on_function,
+    m.FORGET: Executor._on_forget,
+    m.FREE: Executor._on_free,
+    m.COPY: Executor._on_copy,
+    m.GO: Executor._on_go,
+    m.CANCEL: Executor._on_cancel,
+    m.RECALL: Executor._on_recall,
+    m.SEEK: Executor._on_seek,
+    m.TOOK: Executor._on_took,
+    m.CHECKPOINTED: Executor._on_checkpointed,
+    m.POST: Executor._on_post,
+}
+"""What an executor does about each kind of message but `PUSH`. The items after the kind are the
+arguments, by name."""

@@ -1,0 +1,123 @@
+"""Workers that are gone: who is blamed for it, and what is tried again elsewhere."""
+
+from __future__ import annotations
+
+from dask_ownership.core.owner.references.posting import Posting
+from dask_ownership.core.owner.rows import restarts
+from dask_ownership.core.owner.rows.failure_counts import KILLED_WORKER, WORKERS_DIED
+from dask_ownership.core.owner.rows.lifecycle import Lifecycle
+from dask_ownership.core.owner.rows.limits import Limits
+from dask_ownership.core.owner.rows.row import Row
+from dask_ownership.core.owner.rows.worker_view import WorkerView
+from dask_ownership.core.owner.scheduling.placement import Placement
+from dask_ownership.core.owner.scheduling.suspension import Suspensions
+from dask_ownership.core.protocol import messages as m
+from dask_ownership.core.protocol.failure import Failure
+from dask_ownership.core.protocol.states import ERROR, PUSHED
+
+
+class Departures:
+    """Takes workers away from one owner.
+
+    Parameters
+    ----------
+    lifecycle : Lifecycle
+    placement : Placement
+    suspensions : Suspensions
+    posting : Posting
+    limits : Limits
+    """
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        placement: Placement,
+        suspensions: Suspensions,
+        posting: Posting,
+        limits: Limits,
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._placement = placement
+        self._suspensions = suspensions
+        self._posting = posting
+        self._limits = limits
+
+    def remove(self, view: WorkerView, reason: str, reached: bool) -> None:
+        """A worker is gone: what it was given is tried elsewhere, what only it had is lost.
+
+        ``reached`` is False when nothing that was sent to it can have arrived.
+        """
+        if not view.alive:
+            return
+        view.alive = False
+        view.accepting = False
+        self._placement.remove_worker(view)
+        self._suspensions.gone(view)
+        pushed = list(view.pushed.values())
+        if reached:
+            unsent = {message[2] for message in view.outbox if message[0] == m.PUSH}
+        else:
+            unsent = {row.attempt for row in pushed}
+        may_not_begin = any(message[0] == m.GO and message[3] for message in view.outbox)
+        view.pushed.clear()
+        view.outbox.clear()
+        self._posting.way_is_gone(view)
+        for row in self._lifecycle.table.all():
+            if view in row.holders:
+                self._lifecycle.drop_holders(row, {view}, reason)
+        alone = view.alone
+        suspects = self._suspects(view, pushed, unsent)
+        if suspects or alone is not None:
+            self._lifecycle.losses[WORKERS_DIED] += 1
+        if alone is not None:
+            suspects = {alone} if reached and not may_not_begin else set()
+        for row in pushed:
+            if row.state != PUSHED or row.worker is not view:
+                continue
+            death = f"{view.address} {reason}"
+            path = restarts.NEVER_SENT if row.attempt in unsent else restarts.WORKER_DIED
+            suspect = row in suspects and restarts.may(path, row.options)
+            if suspect and self._is_given_up(row, death, row is alone):
+                continue
+            ran = "it may have run there" if row in suspects else "it waited there"
+            ran = "nothing else ran there" if row in suspects and row is alone else ran
+            self._lifecycle.try_again(row, path, f"{death}; {ran}")
+
+    def _suspects(self, view: WorkerView, pushed: list[Row], unsent: set[int]) -> set[Row]:
+        """The rows that may have run as a worker died: the oldest, as many as there are slots.
+
+        What was not sent yet, or waits there for another, could not have; nor could a suspect of
+        which the worker said nothing; nor anything beside one that is alone, which began when it
+        heard `GO`.
+        """
+        could = [
+            row
+            for row in pushed
+            if row.attempt not in unsent
+            and not any(d.state == PUSHED for d in row.dependencies)
+            and (
+                not (tried := self._lifecycle.attempts.of(row)).died or tried.beside == row.attempt
+            )
+        ]
+        return set(could[: max(1, view.nthreads)])
+
+    def _is_given_up(self, row: Row, death: str, alone: bool) -> bool:
+        """A worker died under a task, and perhaps of it; whether the task has failed of that.
+
+        The first death says nothing: others ran there, too. It counts when all that are allowed
+        came while the task was alone.
+        """
+        record = self._lifecycle.attempts.change(row)
+        record.died += (death,)
+        record.deaths += alone
+        times = len(record.died)
+        allowed = self._limits.allowed_failures
+        if record.deaths < max(1, allowed) or times <= allowed:
+            return False
+        detail = (
+            f"{times} workers died while it ran there, {record.deaths} of them while nothing "
+            f"else of any owner ran there: {', '.join(record.died)}"
+        )
+        self._lifecycle.losses[KILLED_WORKER] += 1
+        self._lifecycle.fail(row, ERROR, Failure("killed-worker", row.key, detail))
+        return True

@@ -1,0 +1,1 @@
+"""What keeps values from being lost, or makes them again."""

@@ -1,0 +1,1 @@
+"""Rows, what counts them, and their life."""

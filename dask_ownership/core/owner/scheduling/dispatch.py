@@ -1,0 +1,270 @@
+"""Handing tasks to workers: what a push says, and chains of pushes.
+
+A task whose unfinished inputs are all on their way at one worker is pushed there behind
+them, so that a chain runs there without a round trip per link.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dask_ownership.core.owner.rows.attempts import UNTRIED
+from dask_ownership.core.owner.rows.lifecycle import Lifecycle
+from dask_ownership.core.owner.rows.limits import Limits
+from dask_ownership.core.owner.rows.options import NO_OPTIONS
+from dask_ownership.core.owner.rows.row import SOUGHT, TRIED, Borrowed, Row, version_of
+from dask_ownership.core.owner.rows.worker_view import WINDOW, WorkerView
+from dask_ownership.core.owner.scheduling.builtin import BuiltinFunctions
+from dask_ownership.core.owner.scheduling.placement import SHORTEST, UNKNOWN_DURATION, Placement
+from dask_ownership.core.protocol import messages as m
+from dask_ownership.core.protocol.messages import Message
+from dask_ownership.core.protocol.order import LOW
+from dask_ownership.core.protocol.states import ERROR, INLINE, PUSHED, STORED, WAITING
+
+REPEATED = 512
+"""Inline values longer than this are sent once per worker when several tasks use them."""
+
+KEPT_ABOVE = 1024
+"""Bytes of a pickled result above which it stays at its worker while the owner is full."""
+
+CHAIN_WIDTH = 8
+"""Tasks with more dependents, or more dependencies, are not chained."""
+
+
+class Dispatch:
+    """Writes pushes into the outboxes of workers.
+
+    Parameters
+    ----------
+    lifecycle : Lifecycle
+    placement : Placement
+    functions : BuiltinFunctions
+    seek : callable
+        Has a task that is at a worker now watched for children which are sought.
+    limits : Limits
+    """
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        placement: Placement,
+        functions: BuiltinFunctions,
+        seek: Callable[[Row], None],
+        limits: Limits,
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._placement = placement
+        self._alias = functions.identity
+        self._seek = seek
+        self._limits = limits
+
+    def push(self, row: Row, view: WorkerView, now: float) -> None:
+        """Hand a ready row to a worker, and chain rows behind it that wait for it."""
+        lifecycle = self._lifecycle
+        stack = [row]
+        while stack:
+            row = stack.pop()
+            dependencies: tuple[Any, ...] = ()
+            if row.dependencies:
+                failed = next((d for d in row.dependencies if d.state > STORED), None)
+                if failed is not None:
+                    lifecycle.inherit(row, failed)
+                    continue
+                if any(d.state < INLINE and d.worker is not view for d in row.dependencies):
+                    lifecycle.wait(row)  # one was lost and is made again
+                    continue
+                dependencies = tuple([self._reference(d, view) for d in row.dependencies])
+            function = row.function
+            assert function is not None
+            if function.id not in view.functions:
+                view.functions.add(function.id)
+                view.outbox.append((m.FUNCTION, function.id, function.pickled))
+            lifecycle.pushed(row, view)
+            duration = function.duration
+            if duration < 0:
+                duration = UNKNOWN_DURATION
+            elif duration < SHORTEST:
+                duration = SHORTEST
+            row.estimate = duration
+            if view.active <= 0:
+                view.heard = now
+                view.low = 0
+            order = row.order
+            if order >= LOW:
+                if order > view.low:
+                    view.low = order
+                self._placement.any_low = True
+            view.load += duration
+            view.active += 1
+            view.handed += 1
+            view.pushed[row.key] = row
+            options = row.options
+            extra = None
+            if options is not NO_OPTIONS or row.roles & TRIED:
+                extra = self._extra(row)
+            if function is self._alias:
+                extra = {"depth": 0, **(extra or {}), "alias": True}
+            if lifecycle.inline_bytes > self._limits.inline_bytes:
+                if extra is None:
+                    extra = {"depth": 0}
+                extra.setdefault("inline", KEPT_ABOVE)
+            view.outbox.append(
+                (
+                    m.PUSH,
+                    row.key,
+                    row.attempt,
+                    function.id,
+                    row.payload,
+                    order,
+                    dependencies,
+                    extra,
+                )
+            )
+            if row.roles & SOUGHT:
+                self._seek(row)
+            if row.dependents is not None and len(row.dependents) <= CHAIN_WIDTH:
+                for dependent in row.dependents:
+                    if dependent not in stack and self._chainable(dependent, view):
+                        stack.append(dependent)
+
+    def unsendable(self, view: WorkerView, message: Message, error: bytes) -> None:
+        """A message to a worker cannot be packed: what needs it fails, with a pickled error."""
+        kind, name = message[:2]
+        if kind == m.PUSH:
+            row = view.pushed.get(name)
+            failed = [row] if row is not None and row.attempt == message[2] else []
+        elif kind == m.FUNCTION:
+            view.functions.discard(name)
+            failed = [
+                row
+                for row in view.pushed.values()
+                if row.function is not None and row.function.id == name
+            ]
+        elif kind == m.COPY:
+            failed = []
+            for row in view.pushed.values():
+                for needed in row.dependencies:
+                    if needed.key == name:
+                        failed.append(row)
+                        needed.holders = tuple([one for one in needed.holders if one is not view])
+            view.copies.pop(name, None)
+        else:
+            failed = []  # it takes something back that never got there
+        for row in failed:
+            self._lifecycle.fail(row, ERROR, error)
+
+    def forget(self, function_id: int) -> None:
+        """No row needs a function any more, and none will: workers may let go of it."""
+        for view in self._placement.workers.values():
+            if function_id in view.functions:
+                view.functions.discard(function_id)
+                view.outbox.append((m.FORGET, function_id))
+
+    def _extra(self, row: Row) -> dict[str, Any] | None:
+        """What the worker has to know of a task beside its call; None when nothing."""
+        options = row.options
+        tried = self._lifecycle.attempts.of(row) if row.roles & TRIED else UNTRIED
+        timed = options.timeout is not None
+        again = options.repeats is not None
+        kept = tried.checkpoints
+        named = options.executor or options.span
+        plain = not (
+            options.depth or options.resources or tried.recalled or options.stays or tried.died
+        )
+        if plain and not (again or timed or kept or named):
+            return None
+        extra: dict[str, Any] = {"depth": options.depth}
+        if options.heir is not None:
+            extra["heir"] = options.heir
+            extra["within"] = options.within
+        if again:
+            extra["repeats"] = options.repeats
+        if options.resources:
+            extra["resources"] = options.resources
+        if tried.recalled:
+            extra["moved"] = True
+        if timed:
+            extra["timeout"] = options.timeout
+        if options.stays:
+            extra["inline"] = 0
+        if tried.died:
+            extra["alone"] = tried.seconds_alone
+        if options.executor:
+            extra["executor"] = options.executor
+        if options.span:
+            extra["span"] = options.span
+        if kept:
+            extra["checkpoints"] = {name: kept[name][2] for name in kept}
+        return extra
+
+    def chain(self, row: Row) -> None:
+        """Push a new row behind its unfinished dependencies when one worker has them all."""
+        for dependency in row.dependencies:
+            if dependency.state == PUSHED:
+                view = dependency.worker
+                waiting = dependency.dependents or ()
+                if len(waiting) <= CHAIN_WIDTH and self._chainable(row, view):
+                    self.push(row, view, view.heard)
+                return
+
+    def _chainable(self, row: Row, view: WorkerView) -> bool:
+        if (
+            row.state != WAITING
+            or len(row.dependencies) > CHAIN_WIDTH
+            or not view.accepting
+            or view.reserved
+            or view.load >= WINDOW * view.nthreads
+            or row.options.workers is not None
+            or row.options.resources
+            or row.options.at_most_once
+        ):
+            return False
+        for dependency in row.dependencies:
+            state = dependency.state
+            if state < INLINE:
+                # Not behind one that is parked, which takes no room.
+                if state != PUSHED or dependency.worker is not view or not dependency.estimate:
+                    return False
+            elif state > STORED:
+                return False
+        return True
+
+    def _reference(self, dependency: Row, view: WorkerView) -> tuple[Any, ...]:
+        """How a push names a dependency."""
+        lifecycle = self._lifecycle
+        state = dependency.state
+        if state == INLINE:
+            value = dependency.value
+            assert isinstance(value, bytes)
+            if view in dependency.holders:
+                return (m.LOCAL, dependency.key, version_of(dependency))
+            if len(value) <= REPEATED or dependency.uses <= 1:
+                return (m.VALUE, value)
+            if not version_of(dependency):  # no task made it
+                lifecycle.numbers += 1
+                dependency.attempt = lifecycle.numbers
+            dependency.holders += (view,)
+            view.copies[dependency.key] = lifecycle.numbers + 1
+            version = version_of(dependency)
+            view.outbox.append((m.COPY, dependency.key, version, value))
+            return (m.LOCAL, dependency.key, version)
+        if state == STORED and view not in dependency.holders:
+            if dependency.borrowed:
+                assert isinstance(dependency, Borrowed)
+                addresses = dependency.addresses
+                origin = lifecycle.table.value_name(dependency)
+            else:
+                addresses = tuple([holder.address for holder in dependency.holders])
+                origin = None
+            dependency.holders += (view,)
+            view.copies[dependency.key] = lifecycle.numbers + 1
+            return (
+                m.REMOTE,
+                dependency.key,
+                version_of(dependency),
+                dependency.nbytes,
+                addresses,
+                origin,
+            )
+        return (m.LOCAL, dependency.key, version_of(dependency))

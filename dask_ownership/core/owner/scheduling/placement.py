@@ -1,0 +1,327 @@
+"""Where a ready task goes.
+
+Binding is late: a ready task waits at the owner until a worker wants more. Each
+worker has a *window* of queued work, counted in measured time and not in tasks:
+about ten milliseconds per slot, which is one task when tasks are long and
+hundreds when they do nothing. A worker that has a free slot comes before one
+that only has room in its window, and a task goes to the worker that holds most
+of its large inputs when that one has room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from dask_ownership.core.owner.rows.options import NO_OPTIONS
+from dask_ownership.core.owner.rows.row import Borrowed, Row
+from dask_ownership.core.owner.rows.worker_view import WINDOW, WorkerView
+from dask_ownership.core.protocol.amounts import provides
+from dask_ownership.core.protocol.order import URGENT, urgency
+from dask_ownership.core.protocol.states import READY, STORED
+from dask_ownership.core.queue import OrderedQueue
+
+UNKNOWN_DURATION = 5_000.0
+"""Microseconds that a function is taken to run before it was measured."""
+
+SHORTEST = 12.0
+"""Microseconds below which a task costs its handling, not its running."""
+
+RUN_LENGTH = 16
+"""How many tasks in a row go to one worker, so that neighbours in a graph meet."""
+
+OVERTAKING = 16
+"""How many tasks beyond its slots a worker may have before nothing more overtakes others there."""
+
+BANDWIDTH = 200.0
+"""Bytes per microsecond between workers, as far as choosing needs it."""
+
+STALLED = 5_000.0
+"""Microseconds without an answer after which a worker's queue may be recalled."""
+
+HELD_UP = 300_000.0
+"""The same for a worker that has no more of an owner's tasks than it can run at once."""
+
+
+def _restriction(row: Row) -> tuple[Any, ...]:
+    options = row.options
+    resources = options.resources or {}
+    return (
+        options.workers,
+        options.loose,
+        tuple(sorted(resources.items())),
+        options.at_most_once,
+    )
+
+
+class Placement:
+    """Ready rows and the workers that may take them.
+
+    Parameters
+    ----------
+    home : str, optional
+        Address of the worker in this process, preferred for tasks without data
+        elsewhere (nested tasks stay near their parent).
+
+    Attributes
+    ----------
+    any_low : bool
+        Whether anything with a priority below the usual was pushed.
+    kept : list of WorkerView
+        Those that get nothing more until they have a free slot, see `keep_for_waiting`.
+    """
+
+    def __init__(self, home: str | None = None) -> None:
+        self.home = home
+        self.workers: dict[str, WorkerView] = {}
+        self._free: OrderedQueue[Row] = OrderedQueue()
+        self._restricted: dict[Any, OrderedQueue[Row]] = {}
+        self._rotation: list[WorkerView] = []
+        self.kept: list[WorkerView] = []
+        self.any_low = False
+        self._next = 0
+        self._run_worker: WorkerView | None = None
+        self._run_left = 0
+
+    # ---- members ----
+
+    def add_worker(self, view: WorkerView) -> None:
+        self.workers[view.address] = view
+        self._rotation.append(view)
+
+    def remove_worker(self, view: WorkerView) -> None:
+        self.workers.pop(view.address, None)
+        if view in self._rotation:
+            self._rotation.remove(view)
+        if self._run_worker is view:
+            self._run_worker = None
+
+    def matching(self, names: Iterable[str]) -> list[WorkerView]:
+        """Workers that answer to one of the names."""
+        names = tuple(names)
+        return [w for w in self.workers.values() if any(w.answers_to(n) for n in names)]
+
+    # ---- ready rows ----
+
+    def add_ready(self, row: Row) -> None:
+        options = row.options
+        if options is NO_OPTIONS:
+            self._free.push(row)
+            return
+        if options.workers is not None or options.resources or options.at_most_once:
+            kind = _restriction(row)
+            queue = self._restricted.get(kind)
+            if queue is None:
+                queue = self._restricted[kind] = OrderedQueue()
+            queue.push(row)
+            return
+        self._free.push(row)
+
+    @property
+    def ready_count(self) -> int:
+        """How many rows are queued, dead ones included."""
+        waiting = sum(map(len, self._restricted.values()))
+        return len(self._free) + waiting
+
+    def take_ready(self) -> tuple[Row, WorkerView] | None:
+        """Remove the first unrestricted row that is still ready, and say where it goes.
+
+        None when there is no such row, or no worker that wants it.
+        """
+        queue = self._free
+        while queue.size:
+            row = queue.pop()
+            if row.state != READY:
+                continue
+            view = self.choose(row) if row.dependencies else self._any_open()
+            if view is None and (row.order < URGENT or self.any_low):
+                view = self._overtaking(row, self.workers.values())
+            if view is None:
+                queue.put_back(row)
+                return None
+            return row, view
+        return None
+
+    @property
+    def any_ready(self) -> bool:
+        """Whether an unrestricted row waits for a worker."""
+        queue = self._free
+        while queue.size:
+            if queue.peek().state == READY:
+                return True
+            queue.pop()
+        return False
+
+    def restricted(self) -> list[tuple[Row, list[WorkerView]]]:
+        """For each kind of restriction its first ready row and the workers for it.
+
+        Rows that nobody takes stay; an empty list of workers means that no member
+        matches.
+        """
+        found = []
+        for kind, queue in list(self._restricted.items()):
+            while queue.size and queue.peek().state != READY:
+                queue.pop()
+            if not queue.size:
+                del self._restricted[kind]
+                continue
+            found.append((queue.peek(), self.allowed(queue.peek())))
+        return found
+
+    @property
+    def any_restricted(self) -> bool:
+        """Whether a row waits that not every worker may run."""
+        return bool(self._restricted)
+
+    def infeasible(self) -> list[Row]:
+        """Ready rows that no member may run."""
+        if not self.workers:
+            queues = [self._free, *self._restricted.values()]
+            return [row for queue in queues for row in queue.items() if row.state == READY]
+        return [
+            row
+            for first, views in self.restricted()
+            if not views
+            for row in self._restricted[_restriction(first)].items()
+            if row.state == READY
+        ]
+
+    def take_restricted(self, row: Row) -> None:
+        """Remove the row that `restricted` gave; one that is not the first any more when it is."""
+        queue = self._restricted[_restriction(row)]
+        if queue.peek() is row:
+            queue.pop()
+
+    def allowed(self, row: Row) -> list[WorkerView]:
+        """Members that the row's ``workers`` and ``resources`` allow."""
+        options = row.options
+        views = list(self.workers.values())
+        if options.workers is not None:
+            named = self.matching(options.workers)
+            if options.loose:
+                named = [view for view in named if not view.suspended]
+            if named or not options.loose:
+                views = named
+        if options.resources:
+            views = [w for w in views if provides(w.resources, options.resources)]
+        return views
+
+    def keep_for_waiting(self) -> None:
+        """Have tasks that run at most once get the next free slot when it is their turn.
+
+        Such a task goes to a free slot only, and there is none while the windows of all
+        workers are filled again and again. So what comes after it waits with it.
+        """
+        if not any(at_most_once for *_, at_most_once in self._restricted):
+            return
+        for row, views in self.restricted():
+            if row.options.at_most_once and not self._any_ready_before(row):
+                for view in views:
+                    if not view.reserved:
+                        view.reserved = True
+                        self.kept.append(view)
+
+    def _any_ready_before(self, row: Row) -> bool:
+        return self.any_ready and self._free.peek().order < row.order
+
+    def let_go_of_kept(self) -> None:
+        """Undo `keep_for_waiting`."""
+        for view in self.kept:
+            view.reserved = False
+        self.kept.clear()
+
+    # ---- choosing ----
+
+    def choose(self, row: Row, among: list[WorkerView] | None = None) -> WorkerView | None:
+        """The worker that should take the row now, or None while none wants more."""
+        best: WorkerView | None = None
+        if among is not None and row.options.at_most_once:
+            among = [view for view in among if view.idle]
+        if row.dependencies:
+            best = self._nearest(row, among)
+        if among is not None:
+            if best is not None:
+                return best
+            candidates = [w for w in among if w.open]
+            if not candidates:
+                return self._overtaking(row, among)
+            return min(candidates, key=lambda w: w.load)
+        other = self._any_open()
+        if best is None or other is None or best is other:
+            return best or other
+        if best.idle:
+            return best
+        # The holder is busy: moving the data may be faster than waiting for it.
+        nbytes = sum(
+            d.nbytes for d in row.dependencies if d.state == STORED and best in self.holders_of(d)
+        )
+        if other.idle and best.load / best.nthreads > nbytes / BANDWIDTH + 1000.0:
+            return other
+        return best
+
+    @staticmethod
+    def _overtaking(row: Row, among: Iterable[WorkerView]) -> WorkerView | None:
+        """A worker whose window is full of what has a lower priority: the row runs there first."""
+        mine = urgency(row.order)
+        found = [
+            view
+            for view in among
+            if view.accepting
+            and not view.reserved
+            and (mine < 0 or urgency(view.low) > mine)
+            and view.active < view.nthreads + OVERTAKING
+        ]
+        return min(found, key=lambda view: view.load, default=None)
+
+    def _nearest(self, row: Row, among: list[WorkerView] | None) -> WorkerView | None:
+        held: dict[WorkerView, int] = {}
+        for dependency in row.dependencies:
+            if dependency.state == STORED:
+                for holder in self.holders_of(dependency):
+                    held[holder] = held.get(holder, 0) + dependency.nbytes
+        best = None
+        most = 0
+        for view, nbytes in held.items():
+            if nbytes > most and view.open and (among is None or view in among):
+                best = view
+                most = nbytes
+        return best
+
+    def holders_of(self, row: Row) -> Iterable[WorkerView]:
+        """Workers that have a stored value, of this owner or borrowed."""
+        if not isinstance(row, Borrowed):
+            return row.holders
+        there = (self.workers.get(address) for address in row.addresses)
+        return dict.fromkeys(view for view in (*row.holders, *there) if view is not None)
+
+    def _any_open(self) -> WorkerView | None:
+        view = self._run_worker
+        if view is not None and self._run_left > 0 and view.accepting and not view.reserved:
+            nthreads = view.nthreads
+            if view.load < WINDOW * nthreads or view.active < nthreads:
+                self._run_left -= 1
+                return view
+        home = self.workers.get(self.home) if self.home is not None else None
+        if home is not None and home.open:
+            return home
+        rotation = self._rotation
+        count = len(rotation)
+        start = self._next
+        second = None
+        for step in range(count):
+            candidate = rotation[(start + step) % count]
+            if candidate.idle:
+                self._next = (start + step + 1) % count
+                return self._start_run(candidate)
+            if second is None and candidate.open:
+                second = step
+        if second is None:
+            return None
+        self._next = (start + second + 1) % count
+        return self._start_run(rotation[(start + second) % count])
+
+    def _start_run(self, view: WorkerView) -> WorkerView:
+        share = self.ready_count // (2 * len(self._rotation))
+        self._run_worker = view
+        self._run_left = min(RUN_LENGTH, share)
+        return view

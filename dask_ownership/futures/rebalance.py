@@ -1,0 +1,100 @@
+"""Evening out the bytes that a client has stored at workers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from time import perf_counter
+from typing import Any
+
+import dask
+
+from dask_ownership.core.owner.recovery.rebalance import moves
+from dask_ownership.core.owner.rows.row import Row
+from dask_ownership.core.owner.rows.worker_view import WorkerView
+from dask_ownership.core.protocol.states import INLINE, STORED
+from dask_ownership.futures.options import named_workers
+from dask_ownership.runtime.comm.link import OwnerLink
+from dask_ownership.runtime.owner.owner import Owner
+from dask_ownership.runtime.parking import await_without_slot
+from dask_ownership.runtime.serialize import loads_error
+
+TOLD_WITHIN = 1.0
+"""Seconds for which it is waited for that workers hear what they may free."""
+
+
+async def _told(views: Iterable[WorkerView]) -> None:
+    """Wait until workers have got what was sent to them by now; not long for one that is away."""
+    links = [view.link for view in views if isinstance(view.link, OwnerLink)]
+    waiting = [(link.state, link.state.sent) for link in links]
+    deadline = perf_counter() + TOLD_WITHIN
+    while any(state.acknowledged < sent for state, sent in waiting) and perf_counter() < deadline:
+        await asyncio.sleep(0.005)
+
+
+async def rebalance(owner: Owner, rows: Iterable[Row] | None, workers: Any = None) -> None:
+    """Move values of these rows, or of all, and wait until that is done. Loop thread.
+
+    Raises
+    ------
+    KeyError
+        For rows that ended without a value, and when ``workers`` names none.
+    NotSerializable
+        When a value cannot be copied.
+    """
+    core = owner.core
+    if rows is not None:
+        rows = list(dict.fromkeys(rows))
+        await owner.wait_async(rows)
+        missing = [row.key for row in rows if row.state not in (INLINE, STORED)]
+        if missing:
+            raise KeyError(f"Could not rebalance keys, which have no value: {missing}")
+    owner.process()
+    if workers is not None and not workers:
+        return
+    names = named_workers(workers)
+    places = {view.address: view for view in core.copies.places()}
+    if names is not None:
+        places = {a: v for a, v in places.items() if any(v.answers_to(name) for name in names)}
+        if not places:
+            there = ", ".join(core.placement.workers) or "none"
+            raise KeyError(f"workers={workers!r} names no worker; there are: {there}")
+    stored = dict.fromkeys(places, 0)
+    movable: list[Row] = []
+    wanted = None if rows is None else set(rows)
+    for row in core.table.all():
+        if row.state != STORED or row.borrowed:
+            continue
+        for view in row.holders:
+            if view.address in stored:
+                stored[view.address] += row.nbytes
+        chosen = row.options.replicas is not None and row.options.replicas.workers is not None
+        if (wanted is None or row in wanted) and not core.copies.going(row) and not chosen:
+            movable.append(row)
+    movable.sort(key=lambda row: row.order)
+    gap = float(dask.config.get("distributed.worker.memory.rebalance.sender-recipient-gap"))
+    values = [(row.nbytes, [v.address for v in row.holders]) for row in movable]
+    todo = moves(stored, values, gap)
+    if not todo:
+        return
+    left = len(todo)
+    errors: list[bytes] = []
+    settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def one_settled(task: Row) -> None:
+        nonlocal left
+        left -= 1
+        if isinstance(task.value, bytes) and task.state > STORED:
+            errors.append(task.value)
+        if not left and not settled.done():
+            settled.set_result(None)
+
+    for number, source, target in todo:
+        core.moves.to(movable[number], places[source], places[target], one_settled)
+    owner.step()
+    await await_without_slot(settled)
+    owner.step()
+    await _told([places[source] for source in {source for _, source, _ in todo}])
+    owner.check_open()
+    if errors:
+        raise loads_error(errors[0])

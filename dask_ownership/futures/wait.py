@@ -1,0 +1,332 @@
+"""`wait` and `as_completed` for owned futures.
+
+The stock functions work on owned futures too. These take constant time per
+completion, and give the slot up while they wait inside a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import distributed
+from dask.utils import parse_timedelta
+from distributed import futures_of
+from distributed.client import DoneAndNotDoneFutures, FuturesCancelledError
+from distributed.utils import Deadline
+
+from dask_ownership.core.owner.rows.row import Row
+from dask_ownership.core.protocol.states import INLINE, STORED
+from dask_ownership.futures.future import Future
+from dask_ownership.runtime.dask.client import complete_by, parse_timeout
+from dask_ownership.runtime.owner.waiting import Callback, Gate, hang
+from dask_ownership.runtime.parking import await_without_slot
+
+ALL_COMPLETED = "ALL_COMPLETED"
+FIRST_COMPLETED = "FIRST_COMPLETED"
+
+
+def wait(fs: Any, timeout: Any = None, return_when: str = ALL_COMPLETED) -> Any:
+    """Wait until all futures, or the first, ended; see `distributed.wait`.
+
+    Returns
+    -------
+    namedtuple
+        ``done`` and ``not_done``, two sets of futures.
+
+    Raises
+    ------
+    TimeoutError
+    FuturesCancelledError
+        When a future was cancelled.
+    """
+    if return_when not in (ALL_COMPLETED, FIRST_COMPLETED):
+        raise NotImplementedError(
+            "Only return_when='ALL_COMPLETED' and 'FIRST_COMPLETED' are supported"
+        )
+    if type(fs) in (list, tuple, set) and all(type(f) is Future for f in fs):
+        futures = list(fs)  # the usual case, without walking the whole structure
+    else:
+        futures = futures_of(fs)
+        for future in futures:
+            future._verify_initialized()
+    if not futures or any(type(f) is not Future for f in futures):
+        return distributed.wait(fs, timeout=timeout, return_when=return_when)
+    client = futures[0]._client
+    owner = client.owner
+    if any(f._owner is not owner for f in futures):
+        return distributed.wait(fs, timeout=timeout, return_when=return_when)
+    rows = [f._row for f in futures]
+    seconds = parse_timeout(timeout)
+    first = return_when == FIRST_COMPLETED
+    if client.asynchronous:
+        return _wait_async(client, futures, rows, seconds, first)
+    ended = client.owner.wait(rows, seconds, any_one=first)
+    return _outcome(futures, ended, timeout)
+
+
+async def _wait_async(client: Any, futures: Any, rows: Any, timeout: Any, first: bool) -> Any:
+    ended = await client.owner.wait_async(rows, timeout, any_one=first)
+    return _outcome(futures, ended, timeout)
+
+
+def _outcome(futures: list[Any], ended: bool, timeout: Any) -> Any:
+    if not ended:
+        raise asyncio.TimeoutError(f"the futures did not end within {timeout}")
+    done = {f for f in futures if f._row.state >= INLINE}
+    without_value = [f for f in done if f._cleared or f._row.state > STORED]
+    cancelled = defaultdict(list)
+    for future in without_value:
+        if future.cancelled():
+            error = future._error()
+            cancelled[getattr(error, "reason", "unknown")].append(error)
+    if cancelled:
+        from distributed.client import CancelledFuturesGroup
+
+        groups = [
+            CancelledFuturesGroup(errors=errors, reason=reason)
+            for reason, errors in cancelled.items()
+        ]
+        raise FuturesCancelledError(groups)
+    return DoneAndNotDoneFutures(done, set(futures) - done)
+
+
+class _Rows:
+    """Rows of the futures that have not come out, listed only for who looks."""
+
+    __slots__ = ("_waits",)
+
+    def __init__(self, waits: as_completed) -> None:
+        self._waits = waits
+
+    def __iter__(self) -> Iterator[Row]:
+        return (future._row for future in list(self._waits.futures))
+
+
+class as_completed(distributed.as_completed):
+    """Futures in the order in which they end; see `distributed.as_completed`.
+
+    Takes owned futures; for others use the stock class, which becomes this one when all that it
+    is given at first are owned.
+    """
+
+    _was_stock = False
+
+    def __init__(
+        self,
+        futures: Any = None,
+        loop: Any = None,
+        with_results: bool = False,
+        raise_errors: bool = True,
+        *,
+        timeout: Any = None,
+    ) -> None:
+        self.futures: Any = defaultdict(int)
+        self.lock = threading.Lock()
+        self.with_results = with_results
+        self.raise_errors = raise_errors
+        self._deadline = Deadline.after(parse_timedelta(timeout))
+        self._begin()
+        if futures:
+            self.update(futures)
+
+    def _begin(self) -> None:
+        self._ended: deque[Any] = deque()
+        self._gate: Any = None
+        self._owner: Any = None
+        self._client: Any = None
+        self._async_gate: asyncio.Event | None = None
+        self._async_loop: asyncio.AbstractEventLoop | None = None
+
+    def update(self, futures: Iterable[Any]) -> None:
+        """Add futures; they come out when they end."""
+        added: dict[Row, list[Any]] = defaultdict(list)
+        owners: dict[Any, list[Row]] = {}
+        futures = list(futures)
+        for future in futures:
+            if type(future) is not Future:
+                if self._was_stock:
+                    self._be_stock(futures)
+                    return
+                raise TypeError(
+                    f"Input must be a future of dask_ownership, got {future!r}; for others use "
+                    "distributed.as_completed"
+                )
+            if self._owner is None:
+                self._client = future._client
+                self._owner = future._owner
+            group = added[future._row]
+            if not group:
+                owners.setdefault(future._owner, []).append(future._row)
+            group.append(future)
+        with self.lock:
+            for group in added.values():
+                for future in group:
+                    self.futures[future] += 1
+
+        def ended(row: Row) -> None:
+            with self.lock:
+                self._ended.extend(added.pop(row, ()))
+                gate, self._gate = self._gate, None
+            if gate is not None:
+                gate.open()
+            if self._async_loop is not None and self._async_gate is not None:
+                self._async_loop.call_soon_threadsafe(self._async_gate.set)
+
+        for owner, rows in owners.items():
+            hang(Callback(rows, ended), rows, owner.lock)
+
+    def _be_stock(self, futures: list[Any]) -> None:
+        """Go on as Dask does: there are futures now that are not owned."""
+        with self.lock:
+            there = [future for future, times in self.futures.items() for _ in range(times)]
+            self.futures.clear()
+            self._ended.clear()
+            gate, self._gate = self._gate, None
+        self.__class__ = distributed.as_completed
+        distributed.as_completed.update(self, [*there, *futures])
+        if gate is not None:
+            gate.open()  # who waits goes on there
+        if self._async_loop is not None and self._async_gate is not None:
+            self._async_loop.call_soon_threadsafe(self._async_gate.set)
+
+    def add(self, future: Any) -> None:
+        """Add one future."""
+        self.update((future,))
+
+    def count(self) -> int:
+        """How many futures have not come out yet."""
+        with self.lock:
+            return sum(self.futures.values())
+
+    def is_empty(self) -> bool:
+        """Whether no future is left, ended or not."""
+        return not self.count()
+
+    def has_ready(self) -> bool:
+        """Whether a future that ended waits to come out."""
+        with self.lock:
+            self._skip_cleared()
+            return bool(self._ended)
+
+    def clear(self) -> None:
+        """Forget all futures."""
+        with self.lock:
+            self.futures.clear()
+            self._ended.clear()
+
+    def __repr__(self) -> str:
+        return f"<as_completed: waiting={self.count()} done={len(self._ended)}>"
+
+    def _skip_cleared(self) -> None:
+        while self._ended and self._ended[0] not in self.futures:
+            self._ended.popleft()
+
+    def _take(self) -> Any:
+        """The next future that ended, or None. The lock is held."""
+        self._skip_cleared()
+        if not self._ended:
+            return None
+        future = self._ended.popleft()
+        self.futures[future] -= 1
+        if not self.futures[future]:
+            del self.futures[future]
+        return future
+
+    def _with_result(self, future: Any) -> Any:
+        if not self.with_results:
+            return future
+        error = future._error()
+        if error is not None:
+            if self.raise_errors and future.status == "error":
+                try:
+                    raise error
+                finally:
+                    del error  # its traceback holds this frame, and so the future
+            return future, (
+                (type(error), error, error.__traceback__) if future.status == "error" else error
+            )
+        return future, future.result()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        while True:
+            if not isinstance(self, as_completed):
+                return next(self)  # it was given others meanwhile
+            with self.lock:
+                future = self._take()
+                if future is None:
+                    if not self.futures:
+                        raise StopIteration
+                    gate = self._gate = self._gate or Gate()
+            if future is not None:
+                return self._with_result(future)
+            left = self._deadline.remaining if self._deadline.expires else None
+            if left is not None and left <= 0:
+                raise asyncio.TimeoutError("no further future ended in time")
+            self._owner.wait_at(gate, left, _Rows(self))
+
+    next = __next__
+
+    def __aiter__(self) -> Any:
+        return self
+
+    async def __anext__(self) -> Any:
+        if not self._deadline.expires:
+            return await self._anext()
+        return await asyncio.wait_for(self._anext(), self._deadline.remaining)
+
+    async def _anext(self) -> Any:
+        if self._async_gate is None:
+            self._async_gate = asyncio.Event()
+            self._async_loop = asyncio.get_running_loop()
+        while True:
+            if not isinstance(self, as_completed):
+                return await anext(self)
+            self._async_gate.clear()
+            with self.lock:
+                future = self._take()
+                empty = not self.futures
+            if future is not None:
+                if not self.with_results:
+                    return future
+                result = await future._result(raiseit=self.raise_errors)
+                return future, result
+            if empty:
+                raise StopAsyncIteration
+            if self._owner.executor is not None:
+                waits = self._async_gate.wait()
+                await self._owner.executor.parking.wait_async(waits, _Rows(self))
+            else:
+                await await_without_slot(self._async_gate.wait())
+
+    def next_batch(self, block: bool = True) -> list[Any]:
+        """All futures that ended and did not come out; with ``block`` at least one."""
+        batch = [next(self)] if block else []
+        while True:
+            with self.lock:
+                future = self._take()
+            if future is None:
+                return batch
+            batch.append(self._with_result(future))
+
+
+def _takes(waits: Any, futures: list[Any]) -> bool:
+    """Have an empty `distributed.as_completed` be one for owned futures, if all are."""
+    if not futures or any(type(future) is not Future for future in futures):
+        return False
+    waits.__class__ = as_completed
+    waits._was_stock = True
+    waits._begin()
+    waits.update(futures)
+    return True
+
+
+complete_by(_takes)
+
+__all__ = ["ALL_COMPLETED", "FIRST_COMPLETED", "as_completed", "wait"]

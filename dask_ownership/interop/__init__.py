@@ -1,0 +1,1 @@
+"""Between owned tasks and tasks of the central scheduler."""

@@ -1,0 +1,119 @@
+"""What brings a value from one plane to the other, where it is needed: at a worker.
+
+`bring_owned` is a task of the central scheduler, `bring_central` an owned one. Both run as
+coroutines and give their slot up, so that what is not there yet blocks no worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from distributed import Reschedule, get_worker
+from distributed.actor import Actor
+from distributed.utils import offload
+from distributed.utils_comm import gather_from_workers
+
+from dask_ownership.core.protocol.messages import Key, Origin
+from dask_ownership.core.protocol.states import STORED
+from dask_ownership.errors import FutureCancelledError, NotHere
+from dask_ownership.futures.future import Future
+from dask_ownership.futures.gather import Gathering
+from dask_ownership.runtime.comm.scheduler_ops import WHERE
+from dask_ownership.runtime.comm.transfer import LARGE
+from dask_ownership.runtime.dask.scheduler import clean_exception
+from dask_ownership.runtime.dask.worker import runs_here, secede_coroutine
+from dask_ownership.runtime.owner.fetch import fetch
+from dask_ownership.runtime.parking import await_without_slot
+
+LOOK = 1.0
+"""Seconds between looks at whether anybody still wants what is waited for."""
+
+ASK_AGAIN = (0.05, 1.0)
+"""Seconds until the scheduler is first asked again for a value that was lost, and at most."""
+
+
+async def bring_owned(name: Key, origin: Origin) -> Any:
+    """The value of an owned object, as the result of the central task ``name``.
+
+    When that is computed again it is read again, and made again by its owner if need be.
+    """
+    worker = get_worker()
+    side = worker.extensions.get("dask-ownership")
+    if side is None:
+        raise NotHere(
+            f"the worker {worker.address} has no dask_ownership plugin and cannot read "
+            f"{origin[3]!r}, which {origin[2]} owns"
+        )
+    client = side.executor.task_client
+    owner = client.owner
+    future = Future(client, owner.arrive(origin))
+    try:
+        if not future.done():
+            secede_coroutine(worker, name)
+            while not await owner.wait_async((future._row,), LOOK):
+                if not runs_here(worker, name):
+                    raise Reschedule  # nobody waits here any more
+        error = future._error()
+        if error is None:
+            return await _read(client, future)
+        try:
+            raise error
+        finally:
+            del error
+    finally:
+        # An error stays here with its traceback, which refers to frames that refer to this.
+        future.release()
+
+
+async def _read(client: Any, future: Future) -> Any:
+    """The value of an owned future that ended with one."""
+    gathering = Gathering(client, [future], "raise")
+    remaining = gathering.read_here()
+    if remaining:
+        row = future._row
+        fetched = await fetch(client.owner, [row])
+        if row.state == STORED and row.nbytes > LARGE:
+            await offload(gathering.read_fetched, remaining, fetched)
+        else:
+            gathering.read_fetched(remaining, fetched)
+    return gathering.values[future]
+
+
+async def bring_central(key: Key) -> Any:
+    """The value of a key of the central scheduler, as the result of an owned task."""
+    return await await_without_slot(_bring_central(get_worker(), key))
+
+
+async def _bring_central(worker: Any, key: Key) -> Any:
+    pause, longest = ASK_AGAIN
+    while True:
+        if key in worker.state.actors:
+            return _loose(Actor(type(worker.state.actors[key]), worker.address, key, worker))
+        if key in worker.state.data:  # which has no owned value of the same key
+            return worker.state.data[key]
+        owner = worker.extensions["dask-ownership"].owner
+        (found,) = await getattr(worker.scheduler, WHERE)(
+            keys=[key], asker=owner.incarnation, token=owner.token
+        )
+        if found["who_has"]:
+            data, *_ = await gather_from_workers({key: found["who_has"]}, rpc=worker.rpc)
+            if key in data:
+                return _loose(data[key])
+        elif "exception" in found:
+            _, error, traceback = clean_exception(found["exception"], found["traceback"])
+            raise error.with_traceback(traceback)
+        elif found["state"] == "unknown":
+            raise FutureCancelledError(
+                key, "lost", "the central scheduler does not know it any more"
+            )
+        # It was lost, and is being computed again.
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, longest)
+
+
+def _loose(value: Any) -> Any:
+    """A handle on an actor that does not keep it: whoever imports it does that."""
+    if isinstance(value, Actor):
+        value._future = None
+    return value

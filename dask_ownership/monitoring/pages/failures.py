@@ -1,0 +1,162 @@
+"""What did not go smoothly: what was handed out again, recovered or lost, unusual events."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from dask_ownership.core.owner.rows.failure_counts import (
+    KILLED_WORKER,
+    KILLS,
+    LOSSES,
+    LOST_DATA,
+    ORPHANED,
+    OWNER_LOST,
+    OWNERS_GONE,
+    UNCERTAIN,
+    WORKERS_DIED,
+)
+from dask_ownership.core.owner.rows.history import AGAIN
+from dask_ownership.monitoring.pages.owners import CODE, WHOLE
+from dask_ownership.monitoring.pages.page import (
+    COLORS,
+    TEXT,
+    Page,
+    formatter,
+    hover,
+    milliseconds,
+    plot,
+    put,
+    table,
+    tabs,
+)
+
+MEANING = {
+    "worker-gone": "its worker left",
+    "worker-silent": "its worker did not answer",
+    "recovered": "its value was lost",
+    "repeated": "for what it submitted",
+    "recalled": "for an idle worker",
+    "returned": "the worker gave it back",
+    "retried": "it failed before",
+}
+"""Why a task is handed out once more."""
+
+COSTS = {
+    WORKERS_DIED: "workers died",
+    KILLED_WORKER: "tasks: KilledWorker",
+    UNCERTAIN: "tasks: uncertain",
+    LOST_DATA: "values lost",
+    OWNERS_GONE: "owners gone",
+    ORPHANED: "tasks orphaned",
+    OWNER_LOST: "borrowed futures lost",
+}
+"""What deaths cost, in the order in which it is shown."""
+
+
+def numbers(title: str, called: str, source: Any, name: str, color: str) -> Any:
+    """Bars, one below the other, of how often each of what a column names happened."""
+    from bokeh.models import BasicTicker
+
+    fig = plot(title, "times", called, y_range=list(source.data[name])[::-1])
+    fig.hbar(y=name, right="times", height=0.7, source=source, color=color)
+    fig.x_range.start = 0
+    fig.xaxis.ticker = BasicTicker(min_interval=1)
+    fig.ygrid.grid_line_color = None
+    return fig
+
+
+class Failures(Page):
+    """Bars by reason and by cost, recoveries over time, and lists of events and costs."""
+
+    def __init__(self, scheduler: Any, **kwargs: Any) -> None:
+        from bokeh.layouts import column, row
+        from bokeh.models import ColumnDataSource, Div
+
+        super().__init__(scheduler, **kwargs)
+        factors = [MEANING[reason] for reason in AGAIN]
+        self.source = ColumnDataSource({"reason": factors, "times": [0] * len(factors)})
+        again = numbers("Tasks handed out again", "because", self.source, "reason", COLORS[0])
+        hover(again, ("because", "@reason"), ("times", "@times"))
+        costs = [COSTS[kind] for kind in LOSSES]
+        self.losses_source = ColumnDataSource(
+            {
+                "kind": costs,
+                "times": [0] * len(costs),
+                "color": [COLORS[3] if kind in KILLS else COLORS[4] for kind in LOSSES],
+            }
+        )
+        title = "Kills (red) and owner losses (violet)"
+        losses = numbers(title, "what happened", self.losses_source, "kind", "color")
+        hover(losses, ("what", "@kind"), ("times", "@times"))
+        self.summary = Div(text="", styles={"color": TEXT})
+        self.recoveries_source = ColumnDataSource({"time": [], "seconds": [], "owner": []})
+        # Without any recoveries there is a time all the same.
+        self.time_source = ColumnDataSource({"time": [], "zero": []})
+        self.events_source, events = table(
+            {
+                "time": ("Time (UTC)", 90, partial(formatter, "DateFormatter", format="%H:%M:%S")),
+                "event": ("Event", 90, None),
+                "key": ("Key", 220, CODE),
+                "owner": ("Owner", 180, CODE),
+                "detail": ("What happened", 500, CODE),
+            }
+        )
+        self.processes_source, processes = table(
+            {
+                "who": ("Owner or worker", 220, CODE),
+                **{kind: (cost[0].upper() + cost[1:], 130, WHOLE) for kind, cost in COSTS.items()},
+            }
+        )
+        self.root = column(
+            self.summary,
+            row(again, losses, self._recoveries(), sizing_mode="stretch_both"),
+            tabs({"Events": events, "Kills and owner losses by process": processes}),
+            sizing_mode="stretch_both",
+        )
+
+    def _recoveries(self) -> Any:
+        """The plot of how long values that were lost took to be there again."""
+        recoveries = plot(
+            "Values made again after a loss",
+            "time of day (UTC)",
+            "seconds until it was there again",
+            x_axis_type="datetime",
+        )
+        recoveries.line("time", "zero", source=self.time_source, line_alpha=0)
+        recoveries.scatter(
+            "time", "seconds", source=self.recoveries_source, size=8, color=COLORS[1]
+        )
+        recoveries.y_range.start = 0
+        hover(recoveries, ("owner", "@owner"), ("seconds", "@seconds{0.000}"))
+        return recoveries
+
+    def show(self, told: dict[str, Any]) -> None:
+        owners = told["owners"]
+        counted = [
+            {"reason": MEANING[reason], "times": sum(owner["again"][reason] for owner in owners)}
+            for reason in AGAIN
+        ]
+        put(self.source, counted)
+        processes = [
+            {"who": who, **counts} for who, counts in told["losses"].items() if any(counts.values())
+        ]
+        put(self.processes_source, processes)
+        sums = {kind: sum(one[kind] for one in processes) for kind in LOSSES}
+        bars = [{"kind": COSTS[kind], "times": times} for kind, times in sums.items()]
+        put(self.losses_source, bars, ("kind", "times"))
+        failed = sum(owner["failed"] for owner in owners)
+        self.summary.text = (
+            f"Tasks of the {len(owners)} owners that are there that failed for good: {failed:,d}. "
+            f"Workers that left the cluster: {told['workers_gone']:,d}."
+        )
+        first = told["history"][:1] + told["history"][-1:]
+        put(self.time_source, [{"time": milliseconds(one["time"]), "zero": 0} for one in first])
+        recoveries = [
+            {"time": milliseconds(when), "seconds": seconds, "owner": owner["name"]}
+            for owner in owners
+            for when, seconds in owner["recoveries"]
+        ]
+        put(self.recoveries_source, recoveries)
+        events = [{**event, "time": milliseconds(event["time"])} for event in told["events"]]
+        put(self.events_source, events[::-1])

@@ -1,0 +1,89 @@
+"""Who sends what to whom: tasks from owners to workers, and bytes between all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dask_ownership.monitoring.pages.objects import unique
+from dask_ownership.monitoring.pages.page import TEXT, Page, hover, plot, put, short
+
+PALETTE = ["#3b4a5a", "#2f6690", "#3a7ca5", "#58a4b0", "#8fc0a9", "#d9b44a", "#e8893d", "#e2543c"]
+"""From little to much, none of it white or black."""
+
+BYTES = ("bytes per second", "0.0 b")
+"""Unit and format."""
+
+
+class Matrix:
+    """What goes from whom to whom, per second, as colours."""
+
+    def __init__(self, title: str, x: str, y: str, unit: str, form: str) -> None:
+        from bokeh.models import (
+            ColorBar,
+            ColumnDataSource,
+            FactorRange,
+            LinearColorMapper,
+            NumeralTickFormatter,
+        )
+
+        self.source = ColumnDataSource({"from": [], "to": [], "many": []})
+        self.fig = plot(title, x, y, x_range=FactorRange(), y_range=FactorRange())
+        self.mapper = LinearColorMapper(palette=PALETTE, low=0, high=1)
+        fill = {"field": "many", "transform": self.mapper}
+        self.fig.rect(
+            "to",
+            "from",
+            width=0.95,
+            height=0.95,
+            source=self.source,
+            fill_color=fill,
+            line_color=None,
+        )
+        self.fig.xaxis.major_label_orientation = 0.7
+        self.fig.grid.grid_line_color = None
+        bar = ColorBar(
+            color_mapper=self.mapper,
+            title=unit,
+            formatter=NumeralTickFormatter(format=form),
+            background_fill_alpha=0.0,
+            title_text_color=TEXT,
+            major_label_text_color=TEXT,
+        )
+        self.fig.add_layout(bar, "right")
+        hover(self.fig, ("from", "@from"), ("to", "@to"), (unit, f"@many{{{form}}}"))
+
+    def show(self, flow: list[list[Any]]) -> None:
+        """Pairs with how much goes per second."""
+        rows = [
+            {"from": short(source), "to": short(target), "many": many}
+            for source, target, many in flow
+        ]
+        put(self.source, rows)
+        self.fig.x_range.factors = unique(sorted(one["to"] for one in rows))
+        self.fig.y_range.factors = unique(sorted((one["from"] for one in rows), reverse=True))
+        self.mapper.high = max([1e-9, *(one["many"] for one in rows)])
+
+
+class Flow(Page):
+    """Matrices: tasks and bytes of owners above, bytes between owners and workers below."""
+
+    def __init__(self, scheduler: Any, **kwargs: Any) -> None:
+        from bokeh.layouts import column, row
+
+        super().__init__(scheduler, **kwargs)
+        self.tasks = Matrix(
+            "Tasks handed out", "to worker", "from owner", "tasks per second", "0,0.0"
+        )
+        self.sent = Matrix("Bytes to workers", "to worker", "from owner", *BYTES)
+        self.received = Matrix("Bytes to owners", "to owner", "from worker", *BYTES)
+        self.bytes = Matrix("Values between workers", "to worker", "from worker", *BYTES)
+        self.source = self.tasks.source
+        self.root = column(
+            row(self.tasks.fig, self.sent.fig, sizing_mode="stretch_both"),
+            row(self.bytes.fig, self.received.fig, sizing_mode="stretch_both"),
+            sizing_mode="stretch_both",
+        )
+
+    def show(self, told: dict[str, Any]) -> None:
+        for kind in ("tasks", "sent", "received", "bytes"):
+            getattr(self, kind).show(told["flow"][kind])

@@ -1,0 +1,70 @@
+"""How long tasks wait and run, how many do, and how many each slot has before it."""
+
+from __future__ import annotations
+
+from math import nan
+from typing import Any
+
+from dask_ownership.monitoring.pages.page import Page, append, later, milliseconds, over_time
+
+KINDS = {
+    "took": "Submit to done",
+    "waited": "Submit to start: inputs, queues, the way there and back",
+    "ran": "Start to done",
+}
+
+WHERE = {
+    "pending": "with owners",
+    "queued": "queued at workers",
+    "running": "running",
+    "threads": "threads",
+}
+"""Where tasks are that have not ended, and how many may run at once."""
+
+PERCENTILES = ("p50", "p90", "p99")
+
+
+class Latency(Page):
+    """Percentiles of a sample over time, where tasks are, and the depth of pipelining."""
+
+    def __init__(self, scheduler: Any, **kwargs: Any) -> None:
+        from bokeh.layouts import column, row
+        from bokeh.models import ColumnDataSource
+
+        super().__init__(scheduler, **kwargs)
+        columns = [f"{kind}_{part}" for kind in KINDS for part in PERCENTILES]
+        names = ["time", *columns, "depth", *WHERE]
+        self.source = ColumnDataSource({name: [] for name in names})
+        figures = {
+            kind: over_time(
+                title,
+                "seconds",
+                self.source,
+                {f"{kind}_{part}": f"{part[1:]} %" for part in PERCENTILES},
+                y_axis_type="log",
+            )
+            for kind, title in KINDS.items()
+        }
+        depth = over_time(
+            "Pipelining", "tasks handed out per slot", self.source, {"depth": "per slot"}
+        )
+        depth.y_range.start = 0
+        where = over_time("Queueing against running", "tasks", self.source, WHERE)
+        where.y_range.start = 0
+        self.root = column(
+            row(figures["took"], where, sizing_mode="stretch_both"),
+            row(figures["waited"], depth, sizing_mode="stretch_both"),
+            row(figures["ran"], sizing_mode="stretch_both"),
+            sizing_mode="stretch_both",
+        )
+
+    def show(self, told: dict[str, Any]) -> None:
+        rows = []
+        for one in later(self.source, told["history"]):
+            shown = {"time": milliseconds(one["time"]), **{name: one[name] for name in WHERE}}
+            shown["depth"] = one["pushed"] / one["threads"] if one["threads"] else 0.0
+            for kind in KINDS:
+                for part, seconds in zip(PERCENTILES, one[kind], strict=True):
+                    shown[f"{kind}_{part}"] = nan if seconds is None else seconds
+            rows.append(shown)
+        append(self.source, rows)

@@ -1,0 +1,121 @@
+"""What there is: objects by state and owner, bytes by worker, and what keeps the largest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dask_ownership.monitoring.pages.owners import BYTES, CODE, STATES, WHOLE
+from dask_ownership.monitoring.pages.page import (
+    COLORS,
+    Page,
+    hover,
+    plot,
+    put,
+    short,
+    table,
+    tabs,
+    with_legend,
+)
+
+BYTES_OF = {"owned": "of one owner", "shared": "shared", "spilled": "on disk"}
+
+COLUMNS: dict[str, tuple[str, int, Any]] = {
+    "key": ("Key", 260, CODE),
+    "owner": ("Owner", 170, CODE),
+    "state": ("State", 60, None),
+    "nbytes": ("Bytes", 70, BYTES),
+    "at": ("At", 150, CODE),
+    "age": ("Age", 70, None),
+    "attempt": ("Attempt", 60, WHOLE),
+    "handles": ("Futures", 60, WHOLE),
+    "uses": ("Uses", 50, WHOLE),
+    "borrowers": ("Borrowers", 70, WHOLE),
+    "descendants": ("Lineage of", 70, WHOLE),
+    "pinned": ("Pinned", 60, None),
+}
+
+
+def bars(title: str, x: str, y: str, names: list[str], labels: list[str]) -> tuple[Any, Any]:
+    """Stacked bars, one below the other; their source and the figure."""
+    from bokeh.models import ColumnDataSource, FactorRange
+
+    source = ColumnDataSource({"who": [], **{name: [] for name in names}})
+    fig = plot(title, x, y, y_range=FactorRange())
+    colors = [COLORS[n % len(COLORS)] for n in range(len(names))]
+    fig.hbar_stack(names, y="who", height=0.7, color=colors, source=source, legend_label=labels)
+    fig.x_range.start = 0
+    fig.ygrid.grid_line_color = None
+    with_legend(fig)
+    return source, fig
+
+
+class Objects(Page):
+    """Bars and lists of objects."""
+
+    def __init__(self, scheduler: Any, **kwargs: Any) -> None:
+        from bokeh.layouts import column, row
+        from bokeh.models import AdaptiveTicker, BasicTickFormatter, NumeralTickFormatter
+
+        super().__init__(scheduler, **kwargs)
+        self.source, self.states = bars("Objects by owner", "objects", "owner", STATES, STATES)
+        self.states.xaxis.formatter = BasicTickFormatter(use_scientific=False)
+        hover(self.states, ("owner", "@who"), *((state, f"@{state}") for state in STATES))
+        self.bytes_source, self.bytes = bars(
+            "Stored values by worker", "bytes", "worker", list(BYTES_OF), list(BYTES_OF.values())
+        )
+        self.bytes.xaxis.ticker = AdaptiveTicker(base=1024, mantissas=[1, 64, 128, 256, 512])
+        self.bytes.xaxis.formatter = NumeralTickFormatter(format="0.0 b")
+        hover(self.bytes, ("worker", "@who"), *((w, f"@{n}{{0.0 b}}") for n, w in BYTES_OF.items()))
+        self.largest_source, largest = table(COLUMNS)
+        self.oldest_source, oldest = table(COLUMNS)
+        self.root = column(
+            row(self.states, self.bytes, sizing_mode="stretch_both"),
+            tabs({"Largest, and what keeps them": largest, "Oldest, and what keeps them": oldest}),
+            sizing_mode="stretch_both",
+        )
+
+    def show(self, told: dict[str, Any]) -> None:
+        owners = [owner for owner in told["owners"] if owner["objects"]]
+        rows = [{"who": short(owner["name"]), **owner["states"]} for owner in owners]
+        put(self.source, rows)
+        self.states.y_range.factors = unique(row["who"] for row in reversed(rows))
+        stored = [
+            {
+                "who": short(worker["address"]),
+                "owned": max(0, sizes["nbytes"] - sizes["shared"] - sizes["spilled"]),
+                "shared": sizes["shared"],
+                "spilled": sizes["spilled"],
+            }
+            for worker in told["workers"]
+            for sizes in (worker["stored"],)
+        ]
+        put(self.bytes_source, stored)
+        self.bytes.y_range.factors = unique(row["who"] for row in reversed(stored))
+        for name, source in (("largest", self.largest_source), ("oldest", self.oldest_source)):
+            listed = [
+                {
+                    **one,
+                    "owner": owner["name"],
+                    "at": ", ".join(map(short, one["workers"])) or "its owner",
+                    "age": "" if one["since"] is None else age(told["time"] - one["since"]),
+                    "pinned": "yes" if one["pinned"] else "",
+                }
+                for owner in owners
+                for one in owner[name]
+            ]
+            if name == "largest":
+                listed.sort(key=lambda one: -one["nbytes"])
+            else:
+                listed.sort(key=lambda one: one["since"] or told["time"])
+            put(source, listed[:50])
+
+
+def age(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, rest = divmod(max(0, int(seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def unique(names: Any) -> list[str]:
+    """Each name once, as a range of factors has to be."""
+    return list(dict.fromkeys(names))

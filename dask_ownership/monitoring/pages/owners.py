@@ -1,0 +1,168 @@
+"""Who owns tasks, and how much: the tree of owners."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from dask_ownership.core.protocol.states import STATE_NAMES
+from dask_ownership.monitoring.census import COUNTED
+from dask_ownership.monitoring.pages.page import (
+    TEXT,
+    Page,
+    append,
+    formatter,
+    later,
+    milliseconds,
+    over_time,
+    put,
+    table,
+    tabs,
+)
+
+WHOLE = partial(formatter, "NumberFormatter", format="0,0")
+BYTES = partial(formatter, "NumberFormatter", format="0.0 b")
+RATE = partial(formatter, "NumberFormatter", format="0,0.0")
+CODE = partial(
+    formatter, "HTMLTemplateFormatter", template='<code title="<%- value %>"><%- value %></code>'
+)
+
+STATES = [STATE_NAMES[state] for state in COUNTED]
+
+
+def tree(owners: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+    """Owners with their depths, each behind the one whose tasks submit to it."""
+    names = {owner["name"] for owner in owners}
+    children: dict[str, list[dict[str, Any]]] = {}
+    for owner in owners:
+        above = owner["parent"] if owner["parent"] in names else ""
+        children.setdefault(above, []).append(owner)
+    found: list[tuple[int, dict[str, Any]]] = []
+    placed: set[str] = set()
+
+    def place(owner: dict[str, Any], depth: int) -> None:
+        if owner["id"] in placed:
+            return
+        placed.add(owner["id"])
+        found.append((depth, owner))
+        for child in sorted(children.get(owner["name"], ()), key=lambda one: one["name"]):
+            place(child, depth + 1)
+
+    for owner in sorted(children.get("", ()), key=lambda one: (one["kind"], one["name"])):
+        place(owner, 0)
+    for owner in owners:
+        place(owner, 0)  # two whose tasks submit to each other are below no other
+    return found
+
+
+class Owners(Page):
+    """A line for each owner; its tasks by name and its links, when it is clicked on."""
+
+    def __init__(self, scheduler: Any, **kwargs: Any) -> None:
+        from bokeh.layouts import column
+        from bokeh.models import ColumnDataSource, Div
+
+        super().__init__(scheduler, **kwargs)
+        self.source, shown = table(
+            {
+                "name": ("Owner", 280, CODE),
+                "kind": ("Kind", 70, None),
+                "rate": ("Tasks/s", 70, RATE),
+                "pending": ("Pending", 70, WHOLE),
+                "running": ("Handed out", 80, WHOLE),
+                "done": ("Done", 80, WHOLE),
+                "failed": ("Failed", 60, WHOLE),
+                "objects": ("Objects", 70, WHOLE),
+                "inline_nbytes": ("Inline", 75, BYTES),
+                "lineage_nbytes": ("Lineage", 75, BYTES),
+                "borrowed": ("Borrowed", 70, WHOLE),
+                "lent": ("Lent", 60, WHOLE),
+                "links": ("Links", 50, WHOLE),
+            }
+        )
+        self.source.data["id"] = []
+        self.source.selected.on_change("indices", self._clicked)
+        self.groups_source, groups = table(
+            {
+                "group": ("Tasks called", 200, CODE),
+                **{state: (state.title(), 70, WHOLE) for state in STATES},
+            }
+        )
+        self.links_source, links = table(
+            {
+                "owner": ("Owner", 200, CODE),
+                "worker": ("Worker", 200, CODE),
+                "pushed": ("Handed out", 80, WHOLE),
+                "given": ("Since it joined", 100, WHOLE),
+                "nthreads": ("Threads", 60, WHOLE),
+                "accepting": ("Takes tasks", 80, None),
+                "sent": ("Sent", 80, BYTES),
+                "received": ("Received", 80, BYTES),
+            }
+        )
+        self.title = Div(text="", styles={"color": TEXT, "font-weight": "bold"})
+        self.history_source = ColumnDataSource({"time": [], "rate": []})
+        rates = over_time(
+            "Tasks of all owners", "tasks done per second", self.history_source, {"rate": "done"}
+        )
+        rates.y_range.start = 0
+        self.chosen = ""
+        self._told: dict[str, Any] = {"owners": []}
+        self.root = column(
+            rates,
+            shown,
+            self.title,
+            tabs({"Objects by name of the task": groups, "Links": links}),
+            sizing_mode="stretch_both",
+        )
+
+    def _clicked(self, attribute: str, old: list[int], new: list[int]) -> None:
+        ids = list(self.source.data["id"])
+        self.chosen = ids[new[0]] if new and new[0] < len(ids) else ""
+        self._show_chosen()
+
+    def show(self, told: dict[str, Any]) -> None:
+        self._told = told
+        rows = [
+            {**owner, "name": "\u2003" * depth + owner["name"], "links": len(owner["links"])}
+            for depth, owner in tree(told["owners"])
+        ]
+        put(self.source, rows)
+        ids = [row["id"] for row in rows]
+        wanted = [ids.index(self.chosen)] if self.chosen in ids else []
+        if self.source.selected.indices != wanted:
+            self.source.selected.indices = wanted
+        new = later(self.history_source, told["history"])
+        append(self.history_source, [{**one, "time": milliseconds(one["time"])} for one in new])
+        self._show_chosen()
+
+    def _show_chosen(self) -> None:
+        owners = self._told["owners"]
+        chosen = [owner for owner in owners if owner["id"] == self.chosen]
+        self.title.text = (
+            f"Objects and links of {chosen[0]['name']}"
+            if chosen
+            else "Objects and links of all owners (click on one for its own)"
+        )
+        sums: dict[str, dict[str, int]] = {}
+        for owner in chosen or owners:
+            for name, states in owner["groups"].items():
+                there = sums.setdefault(name, dict.fromkeys(STATES, 0))
+                for state, number in states.items():
+                    there[state] += number
+        most = sorted(sums.items(), key=lambda item: -sum(item[1].values()))
+        put(self.groups_source, [{"group": name, **states} for name, states in most])
+        links = [
+            {
+                **link,
+                "owner": owner["name"],
+                "worker": address,
+                "accepting": "yes" if link["accepting"] else "no",
+                "sent": sent,
+                "received": received,
+            }
+            for owner in chosen or owners
+            for address, link in owner["links"].items()
+            for sent, received in (owner["traffic"].get(address, (0, 0)),)
+        ]
+        put(self.links_source, links)

@@ -1,0 +1,195 @@
+"""What the pages have in common: where their numbers come from, and how they look.
+
+Text and lines are of a grey that can be read on white and on black, as pages also appear in
+JupyterLab, on whatever is behind them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dask_ownership.monitoring.rounds import HISTORY
+
+INTERVAL = 500
+"""Milliseconds between two updates."""
+
+TEXT = "#808080"
+
+COLORS = ("#4c9be8", "#e8a33d", "#58b368", "#d9605a", "#a678d8", "#3fb6b2", "#c98a6b", "#9aa53b")
+"""Told apart on white and on black."""
+
+TABLE = """
+:host { color: #808080; z-index: 0; }
+.slick-header-column, .slick-row, .slick-cell {
+  background: transparent !important; color: #808080;
+}
+.slick-row:hover, .slick-cell.selected { background: rgba(128, 128, 128, 0.25) !important; }
+.slick-cell { border-color: rgba(128, 128, 128, 0.3) !important; }
+"""
+
+TABS = """
+.bk-tab { color: #808080; }
+.bk-tab.bk-active { background: rgba(128, 128, 128, 0.2); color: #808080; }
+"""
+
+
+class Page:
+    """One page: `root` is what is shown, `update` brings it up to date.
+
+    Parameters
+    ----------
+    scheduler : distributed.Scheduler
+    """
+
+    def __init__(self, scheduler: Any, **kwargs: Any) -> None:
+        self.feed = scheduler.extensions["dask-ownership"].feed
+        self.feed.looked()
+        self.root: Any = None
+        self._round = -1
+
+    def update(self) -> None:
+        """Show what was reported since the last call, if anything was."""
+        from bokeh.core.properties import validate
+
+        if self.feed.rounds.number != self._round:
+            self._round = self.feed.rounds.number
+            with validate(False):
+                self.show(self.feed.now())
+
+    def show(self, told: dict[str, Any]) -> None:
+        """Show what `Feed.activity` tells."""
+        raise NotImplementedError
+
+
+def plot(title: str, x: str, y: str, **options: Any) -> Any:
+    """A figure with labelled axes."""
+    from bokeh.plotting import figure
+
+    fig = figure(
+        title=title,
+        x_axis_label=x,
+        y_axis_label=y,
+        sizing_mode="stretch_both",
+        min_height=180,
+        **{"tools": "", "toolbar_location": None, **options},
+    )
+    fig.title.text_color = TEXT
+    for axis in fig.axis:
+        axis.axis_label_text_color = TEXT
+        axis.axis_label_text_font_style = "normal"
+        axis.major_label_text_color = TEXT
+        axis.axis_line_color = axis.major_tick_line_color = TEXT
+        axis.minor_tick_line_color = None
+    fig.grid.grid_line_color = TEXT
+    fig.grid.grid_line_alpha = 0.25
+    fig.outline_line_color = None
+    fig.background_fill_color = fig.border_fill_color = None
+    return fig
+
+
+def over_time(title: str, y: str, source: Any, lines: dict[str, str], **options: Any) -> Any:
+    """Lines over the time of day: names of columns to what they are called."""
+    from bokeh.models import LogTicker
+
+    options = {"y_range": None, **options}
+    if options["y_range"] is None:
+        del options["y_range"]
+    fig = plot(title, "time of day (UTC)", y, x_axis_type="datetime", **options)
+    if options.get("y_axis_type") == "log":
+        # Those of Bokeh, up to nine for each power of ten, are written over each other.
+        fig.yaxis.ticker = LogTicker(mantissas=[1, 2, 5], desired_num_ticks=4)
+    for (column, name), color in zip(lines.items(), COLORS, strict=False):
+        fig.line("time", column, source=source, color=color, line_width=2, legend_label=name)
+    with_legend(fig)
+    return fig
+
+
+def with_legend(fig: Any) -> None:
+    """A legend beside the plot, where it covers nothing."""
+    legend = fig.legend[0]
+    fig.add_layout(legend, "right")
+    legend.label_text_color = TEXT
+    legend.background_fill_alpha = 0.0
+    legend.border_line_color = None
+
+
+def hover(fig: Any, *tips: tuple[str, str]) -> None:
+    """What is told of what the pointer is at."""
+    from bokeh.models import HoverTool
+
+    fig.add_tools(HoverTool(tooltips=list(tips), point_policy="follow_mouse"))
+
+
+def formatter(kind: str, **options: Any) -> Any:
+    """How the cells of a column are written, by the name of one of Bokeh's formatters."""
+    import bokeh.models
+
+    return getattr(bokeh.models, kind)(**options)
+
+
+def table(columns: dict[str, tuple[str, int, Any]], **options: Any) -> tuple[Any, Any]:
+    """The source of a table, and the table.
+
+    ``columns`` has for each name a title, a width, and what makes a formatter or None.
+    """
+    from bokeh.models import ColumnDataSource, CustomJS, DataTable, TableColumn
+
+    source = ColumnDataSource({name: [] for name in columns})
+    shown = [
+        TableColumn(field=name, title=title, width=width, **({"formatter": form()} if form else {}))
+        for name, (title, width, form) in columns.items()
+    ]
+    made = DataTable(
+        source=source,
+        columns=shown,
+        index_position=None,
+        sizing_mode="stretch_both",
+        min_height=150,
+        stylesheets=[TABLE],
+        **options,
+    )
+    # Bokeh 3.9 writes a table anew only when it has more or fewer rows than before.
+    written = CustomJS(args={"view": made.view}, code="view.change.emit()")
+    source.js_on_change("data", written)
+    return source, made
+
+
+def tabs(named: dict[str, Any]) -> Any:
+    """Pages behind tabs."""
+    from bokeh.models import TabPanel, Tabs
+
+    panels = [TabPanel(child=child, title=title) for title, child in named.items()]
+    return Tabs(tabs=panels, sizing_mode="stretch_both", stylesheets=[TABS])
+
+
+def put(source: Any, rows: list[dict[str, Any]], names: Any = None) -> None:
+    """Have a source show these rows."""
+    from distributed.dashboard.utils import update
+
+    names = list(source.data) if names is None else names
+    update(source, {name: [row[name] for row in rows] for name in names})
+
+
+def later(source: Any, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rounds that a source does not show yet."""
+    times = source.data["time"]
+    last = times[-1] if len(times) else 0.0
+    return [one for one in history if milliseconds(one["time"]) > last]
+
+
+def append(source: Any, rows: list[dict[str, Any]]) -> None:
+    """Have a source show these rows as well; nothing but them is sent to the browser."""
+    if rows:
+        new = {name: [row[name] for row in rows] for name in source.data}
+        source.stream(new, rollover=HISTORY)
+
+
+def milliseconds(seconds: float) -> float:
+    """A time as Bokeh takes it."""
+    return seconds * 1000.0
+
+
+def short(name: str) -> str:
+    """The name of an owner or worker where there is little room."""
+    name = name.partition("://")[2] or name
+    return name if len(name) <= 24 else f"{name[:14]}…{name[-8:]}"

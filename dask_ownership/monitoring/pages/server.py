@@ -1,0 +1,132 @@
+"""Puts the pages into the dashboard of a scheduler that runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distributed.http.scheduler.info import IndividualPlots
+from tornado.ioloop import IOLoop
+
+from dask_ownership.monitoring.pages.failures import Failures
+from dask_ownership.monitoring.pages.flow import Flow
+from dask_ownership.monitoring.pages.latency import Latency
+from dask_ownership.monitoring.pages.objects import Objects
+from dask_ownership.monitoring.pages.owners import Owners
+from dask_ownership.monitoring.pages.page import INTERVAL, Page, tabs
+
+PAGES: dict[str, type[Page]] = {
+    "owners": Owners,
+    "objects": Objects,
+    "flow": Flow,
+    "failures": Failures,
+    "latency": Latency,
+}
+
+NAME = "ownership"
+"""Of the page with all of them, in the navigation bar."""
+
+TEMPLATE = """
+{% extends "simple.html" %}
+{% block extra_resources %}
+<style>
+  @media (prefers-color-scheme: dark) {
+    html { background: #1b1b1b; }
+    .navbar ul, .dropdown-content { background-color: #2d2d2d; }
+    .navbar li a { color: #dddddd; }
+  }
+</style>
+{% endblock %}
+"""
+
+
+class Together:
+    """All pages as tabs, each made when it is first to be seen and kept up to date while it is.
+
+    Making one holds the scheduler up for a tenth of a second.
+
+    Parameters
+    ----------
+    scheduler : distributed.Scheduler
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        from bokeh.layouts import column
+
+        self.scheduler = scheduler
+        self.pages: dict[str, Page] = {}
+        self.root = tabs({name.title(): column(sizing_mode="stretch_both") for name in PAGES})
+        self.root.on_change("active", lambda attribute, old, new: self.update())
+        self.update()
+
+    def update(self) -> None:
+        """Show what was reported since the last call."""
+        name = list(PAGES)[self.root.active]
+        new = name not in self.pages
+        if new:
+            self.pages[name] = PAGES[name](self.scheduler)
+        self.pages[name].update()
+        if new:
+            self.root.tabs[self.root.active].child.children = [self.pages[name].root]
+
+
+def ownership_doc(scheduler: Any, extra: dict[str, Any], doc: Any) -> None:
+    """The page with all pages as tabs."""
+    from distributed.dashboard.components import add_periodic_callback
+    from distributed.dashboard.components.scheduler import BOKEH_THEME, env
+
+    together = Together(scheduler)
+    add_periodic_callback(doc, together, INTERVAL)
+    doc.title = "Dask: Ownership"
+    doc.add_root(together.root)
+    doc.template = env.from_string(TEMPLATE)
+    doc.template_variables.update(extra)
+    doc.theme = BOKEH_THEME
+
+
+def path_of(name: str) -> str:
+    """Where one page is by itself."""
+    return f"/individual-{NAME}-{name}"
+
+
+class Plots(IndividualPlots):
+    """Names the pages for JupyterLab, with those that Dask names."""
+
+    def write(self, chunk: Any) -> None:
+        if isinstance(chunk, dict):
+            chunk = {**chunk, **{f"{NAME} {name}".title(): path_of(name) for name in PAGES}}
+        super().write(chunk)
+
+
+def add_pages(scheduler: Any) -> None:
+    """Serve the pages, and name them in the navigation bar and for JupyterLab.
+
+    Raises
+    ------
+    ImportError
+        When Bokeh is missing, or not one that Dask takes.
+    """
+    from distributed.dashboard.components.scheduler import individual_doc
+    from distributed.dashboard.core import BokehApplication
+    from distributed.dashboard.scheduler import template_variables
+
+    variables = template_variables(scheduler)  # shared by all pages
+    stock = next(a for a in scheduler.http_application.applications if hasattr(a, "get_sessions"))
+    docs = {path_of(name): individual_doc(page, INTERVAL) for name, page in PAGES.items()}
+    app = BokehApplication(
+        {f"/{NAME}": ownership_doc, **docs},
+        scheduler,
+        prefix=stock.prefix,
+        template_variables=variables,
+    )
+    scheduler.http_application.add_application(app)
+    app.initialize(IOLoop.current())
+    app.start()
+    scheduler.http_application.add_handlers(
+        ".*$", [(f"{stock.prefix}/individual-plots.json", Plots, {"dask_server": scheduler})]
+    )
+    if NAME not in variables["pages"]:
+        variables["pages"].insert(1, NAME)
+        variables["plots"].extend(
+            {"url": path_of(name).strip("/"), "name": f"{NAME} {name}".title()} for name in PAGES
+        )
+        variables["plots"].sort(key=lambda plot: plot["name"])

@@ -1,0 +1,112 @@
+"""How clients and futures look in a notebook and a terminal: what Dask shows, and what is owned.
+
+Nobody is asked: it is what this process knows. A notebook's table is counted from the rows, a
+tenth of a second for a million; the text of a client costs nothing.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from dask.utils import format_bytes, key_split, typename
+
+from dask_ownership.core.owner.rows.row import Borrowed, Row
+from dask_ownership.core.protocol.states import ERROR, INLINE, PUSHED, READY, STORED, WAITING
+from dask_ownership.monitoring.html import Section
+from dask_ownership.monitoring.lookup import holders_of
+from dask_ownership.runtime.owner.owner import Owner
+
+GREY = "color: var(--jp-ui-font-color2, gray)"
+RED = "color: var(--jp-error-color0, red)"
+
+NAMED = 2
+"""Workers that are named as holders of a value."""
+
+
+def owned(owner: Owner) -> dict[str, str]:
+    """What a process owns now, by what it is. Any thread."""
+    pending = running = finished = failed = borrowed = stored = 0
+    for row in owner.core.table.all():
+        state = row.state
+        if row.borrowed:
+            borrowed += 1
+        elif state in (WAITING, READY):
+            pending += 1
+        elif state == PUSHED:
+            running += 1
+        elif state == ERROR:
+            failed += 1
+        elif state in (INLINE, STORED):
+            finished += 1
+            stored += row.nbytes if state == STORED else 0
+    lineages = owner.core.lineages
+    allowed = lineages.limits.lineage_bytes
+    shown = {
+        "Pending": f"{pending:,d}",
+        "Running": f"{running:,d}",
+        "Finished": f"{finished:,d}",
+        "Failed": f"{failed:,d}",
+        "Borrowed": f"{borrowed:,d}",
+        "Inline": format_bytes(owner.core.lifecycle.inline_bytes),
+        "Stored": format_bytes(stored),
+        "Lineage": f"{format_bytes(lineages.nbytes)} of {format_bytes(allowed)}",
+    }
+    return shown
+
+
+def client_html(stock: str, owner: Owner) -> str:
+    """What Dask shows of a client, and below it what its process owns."""
+    section = Section("Owned by this process", [(k, v) for k, v in owned(owner).items()])
+    return f'<div>{stock}<div style="margin-left: 48px;">{section.html()}</div></div>'
+
+
+def client_text(stock: str, owner: Owner) -> str:
+    """What Dask says of a client, and how much its process has; costs nothing per object."""
+    objects = len(owner.core.table.rows)
+    if not objects or not stock.endswith(">"):
+        return stock
+    running = sum(len(view.pushed) for view in list(owner.core.placement.workers.values()))
+    return f"{stock[:-1]}, objects={objects} running={running}>"
+
+
+def whereabouts(row: Row) -> str:
+    """Whose it is, and where its task or value is."""
+    state = row.state
+    if isinstance(row, Borrowed):
+        whose = f"borrowed from {row.place[2]}"
+        if state < INLINE:
+            return whose
+    else:
+        whose = "owned here"
+    if state == PUSHED and row.worker is not None:
+        return f"{whose}, handed to {row.worker.address}"
+    if state == WAITING and row.waiting:
+        return f"{whose}, waits for {row.waiting:,d} of its inputs"
+    if state in (WAITING, READY):
+        return f"{whose}, not handed to a worker yet"
+    if state == INLINE:
+        return f"{whose}, {format_bytes(row.nbytes)} inline"
+    if state == STORED:
+        places = holders_of(row)
+        more = f" and {len(places) - NAMED} more" if len(places) > NAMED else ""
+        return f"{whose}, {format_bytes(row.nbytes)} at {', '.join(places[:NAMED])}{more}"
+    return whose
+
+
+def future_html(future: Any) -> str:
+    """A future in one line: what it is, how it is, and where."""
+    status, kind = future.status, future.type
+    words = {
+        "status": (status, RED if status in ("error", "lost") else ""),
+        "type": (typename(kind) if kind is not None else "", ""),
+        "key": (str(future.key), ""),
+        "where": ("" if status in ("cancelled", "lost") else whereabouts(future._row), ""),
+    }
+    parts = [
+        f'<span style="{GREY}">{name}:</span> <span style="{style}">{escape(text)}</span>'
+        for name, (text, style) in words.items()
+        if text
+    ]
+    name = escape(str(key_split(future.key)))
+    return f"<div><strong>Future: {name}</strong> {', '.join(parts)}</div>"

@@ -1,0 +1,292 @@
+"""Snapshots: what a process owns, borrows and lends at one moment, for people.
+
+They are plain data: a snapshot holds no row and keeps no value alive. The functions of
+`dask_ownership.monitoring.lookup` make them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+from dask.utils import format_bytes
+
+from dask_ownership.monitoring.html import SHOWN, Section, Shown, clock, counted, worded
+
+Event = tuple[Hashable, str, str, float]
+"""Key, what happened to it, how, and when."""
+
+
+@dataclass(frozen=True, repr=False)
+class Snapshot(Shown):
+    """What one process owned, borrowed and lent at one moment.
+
+    Made by `Client.ownership`. Plain dicts and numbers, which can be pickled and are not
+    updated.
+
+    Attributes
+    ----------
+    name : str
+        The client's id, or the address of the worker.
+    time : float
+        Seconds since the epoch.
+    objects : dict of str to int
+        How many objects this process owns, by state: ``waiting``, ``ready``, ``pushed``,
+        ``inline``, ``stored``, ``error``, ``dormant`` (only lineage needs it). Those that
+        were cancelled, lost or freed are in the table no more and not counted.
+    inline_nbytes : int
+        Bytes of the pickled values that are here.
+    stored_nbytes : dict of str to int
+        Bytes of stored values by the worker that has them; a copy counts at each worker.
+    references : dict of str to int
+        What keeps objects, by kind: ``handles`` (futures in this process), ``uses`` (see
+        `dask_ownership.core.owner.rows.row`), ``borrowers`` (processes, for each object),
+        ``descendants`` (lineage that has it as an input), ``pinned`` (its future was
+        pickled by hand) and ``fire_and_forget``. What is borrowed counts too. All
+        borrowers of an object together are one of its uses.
+    lineage : dict of str to int
+        ``kept`` (tasks), ``nbytes``, ``max_bytes``, ``pinned`` (inline values that only
+        lineage needs, whose bytes are part of ``nbytes``), ``evicted`` and ``recovered``
+        (both since the start).
+    borrowed : dict of str to dict
+        What this process borrows, by owner: ``objects``, ``pending`` (without an outcome
+        yet) and ``nbytes``.
+    lent : dict of str to int
+        How many objects each process borrows from this one.
+    links : dict of str to dict
+        By worker: ``connected``, ``unacknowledged`` (batches), ``pushed`` (tasks that it
+        was given and has not answered), ``nthreads`` and ``accepting``. The workers that
+        this process never had anything for are not connected.
+    refused : dict of str to str
+        Workers that do not take links, and why.
+    counts : dict of str to int
+        Since the start: ``submitted``, ``done``, ``failed``, ``attempts`` (numbers used up
+        for pushing and borrowing) and ``central_calls``.
+    handed_out_again : dict of str to int
+        Since the start, how often tasks were handed out once more, by why: ``worker_gone``
+        (it died under them, or while they waited there), ``recovered`` (from lineage, as the
+        value was lost, or for one that was), ``recalled`` (for a worker with nothing to do)
+        and ``returned`` (by a worker, which did not start them), ``retried`` (after they
+        failed). `Client.story` has each of them.
+    losses : dict of str to int
+        Since the start, what deaths of other processes cost this one: ``workers_died`` (under
+        its tasks), ``killed_worker`` and ``uncertain`` (tasks that ended so), ``lost_data``
+        (values), ``owners_gone`` (from which it borrowed), ``orphaned`` (tasks at this worker
+        whose owner died), ``owner_lost`` (borrowed futures); see `failure_counts`.
+    """
+
+    name: str
+    time: float
+    objects: dict[str, int]
+    inline_nbytes: int
+    stored_nbytes: dict[str, int]
+    references: dict[str, int]
+    lineage: dict[str, int]
+    borrowed: dict[str, dict[str, int]]
+    lent: dict[str, int]
+    links: dict[str, dict[str, Any]]
+    refused: dict[str, str]
+    counts: dict[str, int]
+    handed_out_again: dict[str, int]
+    losses: dict[str, int]
+
+    def _head(self) -> tuple[str, str]:
+        return "Ownership of", self.name
+
+    def _sections(self) -> list[Section]:
+        lineage = self.lineage
+        stored = sum(self.stored_nbytes.values())
+        return [
+            Section("Objects", counted({"owned": sum(self.objects.values()), **self.objects})),
+            Section(
+                "Bytes",
+                [("inline", format_bytes(self.inline_nbytes)), ("stored", format_bytes(stored))],
+            ),
+            Section(
+                "Stored at",
+                [(at, format_bytes(n)) for at, n in self.stored_nbytes.items()],
+                ("worker", "bytes"),
+            ),
+            Section("References", counted(self.references)),
+            Section(
+                "Lineage",
+                [
+                    ("tasks kept", f"{lineage['kept']:,d}"),
+                    ("used", format_bytes(lineage["nbytes"])),
+                    ("allowed", format_bytes(lineage["max_bytes"])),
+                    *counted({k: lineage[k] for k in ("pinned", "evicted", "recovered")}),
+                ],
+            ),
+            Section(
+                "Borrowed",
+                [
+                    (owner, f"{b['objects']:,d}", f"{b['pending']:,d}", format_bytes(b["nbytes"]))
+                    for owner, b in self.borrowed.items()
+                ],
+                ("owner", "objects", "pending", "bytes"),
+            ),
+            Section(
+                "Lent",
+                [(borrower, f"{n:,d}") for borrower, n in self.lent.items()],
+                ("borrower", "objects"),
+            ),
+            Section(
+                "Links",
+                [
+                    (
+                        address,
+                        "yes" if link["connected"] else "no",
+                        f"{link['unacknowledged']:,d}",
+                        f"{link['pushed']:,d}",
+                        f"{link['nthreads']:,d}",
+                        "yes" if link["accepting"] else "no",
+                    )
+                    for address, link in self.links.items()
+                ],
+                ("worker", "connected", "unacknowledged", "pushed", "threads", "accepting"),
+            ),
+            Section("Refused", [*self.refused.items()], ("worker", "reason")),
+            Section("Counts", counted(self.counts)),
+            Section("Handed out again", counted(self.handed_out_again)),
+            Section("Losses", counted(self.losses)),
+        ]
+
+
+@dataclass(frozen=True, repr=False)
+class ObjectSnapshot(Shown):
+    """All that one process knew of one object at one moment.
+
+    Made by ``Client.ownership(key)``. Rows are named by their keys. It has as many attributes as
+    there is to say of a row: they are flat, for those who type their names.
+
+    Attributes
+    ----------
+    key : hashable
+    time : float
+        Seconds since the epoch.
+    owner : str
+        Name of the process that owns it.
+    borrowed : bool
+        Whether that is another process; then only what this one knows is here.
+    state : str
+        One of `dask_ownership.core.owner.rows.table.STATE_NAMES`.
+    attempt : int
+        Number of the last hand-out, which is used once; 0 when it never was.
+    function : str or None
+        Name of the function, while the task has not ended with a value.
+    kind : str or None
+        Of the value: ``inline``, ``stored``, ``exception`` or ``failure``; None without one.
+    nbytes : int
+        Of the value, or of the pickled exception.
+    handles, uses, descendants : int
+        Counts that keep it, see `dask_ownership.core.owner.rows.row`.
+    pinned, fire_and_forget : bool
+        Kept because its future was pickled by hand, or until it ends. Part of ``handles``.
+    borrowers : list of str
+        Names of the processes that borrow it.
+    holders : list of str
+        Workers that have a copy, or are being given one.
+    worker : str or None
+        Where it was pushed.
+    dependencies : list of hashable
+        What it takes as arguments, while it has not ended with a value.
+    contains : list of hashable
+        Whose futures are inside its arguments or its value.
+    dependents : list of hashable
+        Which tasks take it as an argument, or have its future inside what they have.
+    lineage_of : list of hashable
+        Which stored values can be made again only with it.
+    waiting : int
+        How many dependencies have no value yet.
+    no_worker : str or None
+        Why no worker that is there may run it, if none may: it waits for one to join.
+    order : int
+        Its place; lower runs first.
+    options : dict
+        ``workers``, ``allow_other_workers``, ``retries`` (left), ``resources``, ``executor``,
+        ``timeout`` (seconds), ``at_most_once``, ``depth``, ``deaths`` (of workers under it)
+        and ``recalled``.
+    lineage : dict or None
+        How it can be made again: ``function``, ``payload_nbytes``, ``inputs``, ``contains``.
+    failure : dict or None
+        Why there is no value: ``kind``, ``key`` that it happened to, ``detail``.
+    history : list of tuple
+        As `Client.story`, without the present state.
+    """
+
+    key: Hashable
+    time: float
+    owner: str
+    borrowed: bool
+    state: str
+    attempt: int
+    function: str | None
+    kind: str | None
+    nbytes: int
+    handles: int
+    uses: int
+    descendants: int
+    pinned: bool
+    fire_and_forget: bool
+    borrowers: list[str]
+    holders: list[str]
+    worker: str | None
+    dependencies: list[Hashable]
+    contains: list[Hashable]
+    dependents: list[Hashable]
+    lineage_of: list[Hashable]
+    waiting: int
+    no_worker: str | None
+    order: int
+    options: dict[str, Any]
+    lineage: dict[str, Any] | None
+    failure: dict[str, Any] | None
+    history: list[Event]
+
+    def _head(self) -> tuple[str, str]:
+        return "Object", repr(self.key)
+
+    def _sections(self) -> list[Section]:
+        now = {
+            "state": self.state,
+            "attempt": self.attempt,
+            "function": self.function,
+            "pushed to": self.worker,
+            "waits for": self.waiting,
+            "no worker": self.no_worker,
+        }
+        value = {
+            "kind": self.kind or "none yet",
+            "bytes": format_bytes(self.nbytes) if self.nbytes else None,
+        }
+        references = {
+            "handles": self.handles,
+            "uses": self.uses,
+            "descendants": self.descendants,
+            "pinned": self.pinned,
+            "fire_and_forget": self.fire_and_forget,
+        }
+        lists: dict[str, list[Any]] = {
+            "Holders": self.holders,
+            "Borrowers": self.borrowers,
+            "Dependencies": self.dependencies,
+            "Contains": self.contains,
+            "Dependents": self.dependents,
+            "Needed to remake": self.lineage_of,
+        }
+        return [
+            Section("Owner", [(self.owner,), *[("borrowed",)] * self.borrowed]),
+            Section("State", worded(now)),
+            Section("Value", worded(value)),
+            Section("Failure", worded(self.failure)),
+            Section("References", worded(references)),
+            Section("Options", worded(self.options)),
+            Section("Lineage", worded(self.lineage)),
+            *(Section(title, [(str(word),) for word in words]) for title, words in lists.items()),
+            Section(
+                "History",
+                [(clock(when), event, detail) for _, event, detail, when in self.history[-SHOWN:]],
+                ("time", "event", "detail"),
+            ),
+        ]

@@ -1,0 +1,1 @@
+"""Links, requests and what they carry."""

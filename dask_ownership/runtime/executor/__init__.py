@@ -1,0 +1,1 @@
+"""The executor of a worker: its core on threads and an event loop."""

@@ -1,0 +1,136 @@
+"""What becomes of tasks that ran: their owners hear of it, and their slots are free."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from time import time
+from typing import Any
+
+from dask_ownership.core.executor import session as ex
+from dask_ownership.core.executor.executor import Executor as Core
+from dask_ownership.core.executor.session import Entry
+from dask_ownership.core.protocol import messages as m
+from dask_ownership.errors import TaskTimeout
+from dask_ownership.runtime.executor.flushing import Flushing
+from dask_ownership.runtime.executor.timeouts import Clocks
+from dask_ownership.runtime.owner.owner import Owner
+from dask_ownership.runtime.serialize import dumps_error
+from dask_ownership.runtime.task import Outcome
+
+FAILURES = 20
+"""Of how many tasks that failed it is remembered why."""
+
+
+class Endings:
+    """Takes the outcomes of the tasks of one worker.
+
+    Parameters
+    ----------
+    worker : distributed.Worker
+    core : dask_ownership.core.executor.executor.Executor
+    lock : threading.Lock
+        Covers the core.
+    owner : Owner
+        The one in this process.
+    flushing : Flushing
+        Has the loop send what there is.
+    provide : callable
+        Has what waits start, on the loop.
+
+    Attributes
+    ----------
+    clocks : Clocks
+        Of the tasks that may run for a limited time only.
+    counts : dict of str to int
+        How many tasks ran, were coroutines, failed, and were given back.
+    failures : deque of tuple
+        Number, key, time and pickled error of the last that failed.
+    """
+
+    def __init__(
+        self,
+        worker: Any,
+        core: Core,
+        lock: threading.Lock,
+        owner: Owner,
+        flushing: Flushing,
+        provide: Callable[[], None],
+    ) -> None:
+        self.clocks = Clocks(worker.loop.asyncio_loop, self._expired)
+        self.counts = {"run": 0, "coroutines": 0, "failed": 0, "returned": 0}
+        self.failures: deque[tuple[int, Any, float, bytes]] = deque(maxlen=FAILURES)
+        self._worker = worker
+        self._core = core
+        self._lock = lock
+        self._owner = owner
+        self._flushing = flushing
+        self._provide = provide
+
+    def ended(self, entry: Entry, outcome: Outcome, parked: bool) -> None:
+        """A task came to its end. The lock is held."""
+        queue = self._core.queue
+        self.counts["run"] += 1
+        if entry.options is not None and "timeout" in entry.options:
+            self.clocks.stop(entry)
+        entry.contains = outcome.contains
+        ran = outcome.gave_back is None or outcome.gave_back[0] == m.RESCHEDULED
+        if (entry.arrived is not None or entry.escaped) and ran:
+            # Its owner keeps what it sent until this is said: not before this process is
+            # counted itself for the futures that came. And it forgets how to run the task,
+            # unless it has heard before that it is to be kept.
+            rows, entry.arrived = entry.arrived or (), None
+            owner = self._owner
+            owner.call(
+                owner.core.borrowing.when_counted, rows, lambda: self._report(entry, outcome)
+            )
+        else:
+            self._tell(entry, outcome)
+        if parked:
+            queue.ended_parked(entry)
+        else:
+            queue.released_slot()
+        if not self._flushing.scheduled:
+            self._flushing.soon()
+
+    def _report(self, entry: Entry, outcome: Outcome) -> None:
+        """Say what became of a task whose slot is free already. Loop thread."""
+        if entry.escaped:
+            self._owner.post_now()
+            self._owner.core.retention.when_kept(
+                entry.session.owner, entry.task, lambda: self._say(entry, outcome)
+            )
+        else:
+            self._say(entry, outcome)
+
+    def _say(self, entry: Entry, outcome: Outcome) -> None:
+        with self._lock:
+            self._tell(entry, outcome)
+        self._provide()
+        self._flushing.soon()
+
+    def _tell(self, entry: Entry, outcome: Outcome) -> None:
+        """Have its owner hear of it. The lock is held."""
+        if outcome.gave_back is not None:
+            self.counts["returned"] += 1
+            self._core.give_back(entry, *outcome.gave_back)
+        elif outcome.state == ex.GONE:
+            if outcome.message[0] == m.FAILED:
+                self.counts["failed"] += 1
+                self.failures.append((self.counts["failed"], entry.key, time(), outcome.message[3]))
+            self._core.failed(entry, outcome.message)
+        else:
+            self._core.succeeded(entry, outcome.message, outcome.state, outcome.value)
+
+    def _expired(self, entry: Entry) -> None:
+        """A task ran for longer than it may. Loop thread."""
+        address = self._worker.address
+        seconds = entry.options["timeout"] if entry.options else 0.0
+        try:
+            raise TaskTimeout(entry.key, address, seconds)
+        except TaskTimeout as error:
+            pickled = dumps_error(error, entry.key, f"worker {address}")
+        with self._lock:
+            self._core.expired(entry, (m.FAILED, entry.key, entry.attempt, pickled, seconds * 1e6))
+        self._flushing.soon()

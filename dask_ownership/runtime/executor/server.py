@@ -1,0 +1,241 @@
+"""What peers and the scheduler may ask of a worker: links, values, and to get ready to leave."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from distributed.comm import Comm
+from distributed.core import Status
+from distributed.protocol import Serialize, Serialized
+
+from dask_ownership.core.protocol.names import worker_of
+from dask_ownership.runtime.comm.channel import Channel, channel, has_stream
+from dask_ownership.runtime.comm.link import BYE, PROTOCOL, ExecutorLink
+from dask_ownership.runtime.comm.operations import Refusals, operation, refusal
+from dask_ownership.runtime.comm.secret import SCHEDULER, proves
+from dask_ownership.runtime.comm.transfer import pack, unpack_off_loop
+from dask_ownership.runtime.executor.executor import Executor
+from dask_ownership.runtime.owner.owner import Handle
+
+logger = logging.getLogger("dask_ownership.executor")
+
+LEAVE_INTERVAL = 0.02
+"""Seconds between looks at whether a worker can leave."""
+
+STAY = 60.0
+"""Seconds after which a worker that was to leave and is still there works again."""
+
+
+class Server:
+    """The handlers of one worker. On the loop's thread.
+
+    Parameters
+    ----------
+    executor : Executor
+        Has what is asked for.
+    secret : str
+        The cluster's.
+    """
+
+    def __init__(self, executor: Executor, secret: str) -> None:
+        self.executor = executor
+        self.worker = executor.worker
+        self._secret = secret
+        self._refusals = Refusals()
+
+    def start(self) -> None:
+        """Register what peers call."""
+        handlers = self.worker.handlers
+        handlers["ownership_link"] = self.link
+        handlers["ownership_get"] = self._operation(self.get, "reader")
+        handlers["ownership_put"] = self._operation(self.put, "owner")
+        handlers["ownership_leave"] = self.scheduler_operation(self.leave)
+
+    def close(self) -> None:
+        """Take no more calls."""
+        for name in ("ownership_link", "ownership_get", "ownership_put", "ownership_leave"):
+            self.worker.handlers.pop(name, None)
+
+    # ---- who may ask ----
+
+    def stranger(self, name: Any, token: Any) -> str | None:
+        """Why somebody is none of this cluster, or None. What it says may be of any type."""
+        if proves(self._secret, name, token):
+            return None
+        return (
+            f"the worker {self.worker.address} does not know this owner's token: is it of this "
+            "cluster?"
+        )
+
+    def _operation(self, handler: Callable[..., Any], caller: str) -> Callable[..., Any]:
+        """A handler for the members of this cluster, who say who they are as ``caller``."""
+        check = lambda message: self.stranger(message.get(caller), message.get("token"))  # noqa: E731
+        return operation(handler, check, self._refusals)
+
+    def scheduler_operation(self, handler: Callable[..., Any]) -> Callable[..., Any]:
+        """A handler for the scheduler."""
+        check = lambda message: self.stranger(SCHEDULER, message.get("token"))  # noqa: E731
+        return operation(handler, check, self._refusals)
+
+    def _refuse(self, owner: Any, token: Any, protocol: Any, greeting: Any) -> str | None:
+        """Why a link is not taken, or None."""
+        address = self.worker.address
+        if protocol != PROTOCOL:
+            return (
+                f"the worker {address} speaks version {PROTOCOL} of the ownership protocol and "
+                f"the owner version {protocol!r:.20}: install the same dask_ownership in both "
+                "places"
+            )
+        reason = self.stranger(owner, token)
+        if reason is None and tuple(map(type, greeting)) != (int, str, str):
+            reason = f"the worker {address} does not understand this greeting"
+        if reason is None and self._closing:
+            reason = f"the worker {address} is closing"
+        if reason is None and owner in self.executor.dropped:
+            reason = f"the worker {address} was told that this owner is gone"
+        return reason
+
+    @property
+    def _closing(self) -> bool:
+        return self.executor.closed or self.worker.status in (Status.closing, Status.closed)
+
+    # ---- links ----
+
+    async def link(
+        self,
+        comm: Comm,
+        owner: Any = "",
+        protocol: Any = None,
+        token: Any = None,
+        received: Any = 0,
+        stream: Any = False,
+        name: Any = "",
+        address: Any = "",
+        to: Any = "",
+        **hello: Any,
+    ) -> Any:
+        """Handler of ``ownership_link``: take a connection over for good."""
+        reason = self._refuse(owner, token, protocol, (received, name, address))
+        if reason is not None:
+            gone = type(owner) is str and owner in self.executor.dropped
+            if not self._closing and not gone:
+                where = comm.peer_address.rpartition(":")[0]
+                self._refusals.say(f"an owner at {where}", reason)
+            return refusal(reason)
+        if to != worker_of(self.executor.incarnation):
+            return {"status": "another"}
+        link = self.executor.link_of(owner, (owner, address, name))
+        stream = bool(stream) and has_stream(comm)
+        made: Channel | None = None
+        try:
+            await comm.write(
+                {
+                    "status": "OK",
+                    "received": link.state.received,
+                    "stream": stream,
+                }
+            )
+            if link.channel is not None:
+                link.channel.abort()
+            # No await from here until the channel is there: a batch that is numbered
+            # meanwhile would be neither among those sent again nor written by itself.
+            made = channel(comm, stream)
+            for frame in link.packing.again(received):
+                made.write(frame)
+            link.channel = made
+            self.executor.flush()
+            await made.listen(lambda batch: self._arrived_on(link, batch))
+        except (OSError, ValueError) as error:
+            logger.debug("link of %s: %r", owner, error)
+        finally:
+            if link.channel is made:
+                link.channel = None
+            comm.abort()
+        return Status.dont_reply
+
+    def _arrived_on(self, link: ExecutorLink, batch: Any) -> bool:
+        """A batch came; whether it was the last."""
+        if batch == BYE:
+            self.executor.drop_owner(link.session.owner, died=False)
+            return True
+        self.executor.receive(link, batch)
+        return False
+
+    # ---- leaving ----
+
+    async def leave(self, timeout: float, move: bool = True, wait: bool = True) -> bool:
+        """Handler of ``ownership_leave``: get ready to be retired or restarted.
+
+        Starts nothing more, has owners move the values that are here, hands over what this
+        worker's own tasks left with others, and waits for that and for what runs; whether
+        all of it was done in time. Without ``move`` values stay, because no other worker is
+        there. Without ``wait`` what runs is not waited for. A worker that is not retired
+        after all goes on when a while has passed.
+        """
+        executor = self.executor
+        loop = asyncio.get_running_loop()
+        loop.call_later(timeout + STAY, executor.stay)
+        executor.leave()
+        deadline = loop.time() + timeout
+        while not (left := executor.can_leave(move, wait)) and loop.time() < deadline:
+            executor.flush()
+            await asyncio.sleep(LEAVE_INTERVAL)
+        return left
+
+    # ---- values ----
+
+    async def get(self, owner: str, names: Sequence[Any], reader: str) -> dict[str, Any]:
+        """Handler of ``ownership_get``: values of one owner, those that are here.
+
+        ``reader`` is the incarnation of who asks.
+        """
+        answer: dict[str, Any] = {"status": "OK"}
+        found: list[Any] = []
+        values: list[Serialized] = []
+        unserializable: list[Any] = []
+        reasons: list[str] = []
+        for name in names:
+            try:
+                value = self.executor.stored((owner, *name))
+            except (KeyError, TypeError):
+                continue
+            except Exception as error:
+                unserializable.append(name)
+                reasons.append(f"it could not be read back: {error!r}")
+                continue
+            try:
+                values.append(pack(value, self.worker.address))
+                found.append(name)
+            except Exception as error:
+                unserializable.append(name)
+                reasons.append(str(error))
+        answer.update(names=found, values=values, unserializable=unserializable, reasons=reasons)
+        return answer
+
+    async def put(self, owner: str, data: Sequence[Any]) -> dict[str, Any]:
+        """Handler of ``ownership_put``: values that an owner scatters here."""
+        if self._closing:
+            return refusal(f"the worker {self.worker.address} is closing")
+        if owner in self.executor.dropped:  # else nothing would ever free what it scatters
+            return refusal(f"the worker {self.worker.address} was told that this owner is gone")
+        if self.executor.leaving:
+            return {"status": "leaving"}
+        mine = self.executor.owner
+        sizes = []
+        arrived: list[Any] = []
+        for key, number, value in data:
+            sealed = value.data if isinstance(value, Serialize) else value  # within a process
+            packed = Serialized(sealed.header, sealed.frames)
+            value, rows = await unpack_off_loop(packed, self.executor.task_client)
+            arrived.extend(rows)
+            handles = [Handle(mine, row) for row in rows]
+            sizes.append(self.executor.hold(owner, key, number, value, handles))
+        if arrived:
+            # With the answer, whoever sent them may let go of the futures inside.
+            counted = asyncio.Event()
+            mine.core.borrowing.when_counted(arrived, counted.set)
+            await counted.wait()
+        return {"status": "OK", "nbytes": sizes}

@@ -1,0 +1,1 @@
+"""The owner in a process: its core on an event loop."""

@@ -1,0 +1,107 @@
+"""What an owner writes to its log: one line for each event that an operator cares about.
+
+A warning where work or values were lost, information where not; nothing per task. The loggers
+are ``dask_ownership.owner``, ``.link``, ``.executor``, ``.scheduler``, ``.worker``,
+``.transfer``, ``.serialize`` and ``.client``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from dask_ownership.core.owner.ownership import Ownership
+from dask_ownership.core.owner.rows.worker_view import WorkerView
+from dask_ownership.core.protocol.states import LOST
+
+logger = logging.getLogger("dask_ownership.owner")
+
+NAMED = 3
+"""Workers that one line names."""
+
+
+def named(addresses: list[str]) -> str:
+    """Some addresses, and how many more."""
+    more = f" and {len(addresses) - NAMED} more" if len(addresses) > NAMED else ""
+    return ", ".join(addresses[:NAMED]) + more
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things, with the plural."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+class Chronicle:
+    """Says what happens to one owner. On the loop's thread.
+
+    Parameters
+    ----------
+    core : Ownership
+    """
+
+    def __init__(self, core: Ownership) -> None:
+        self.core = core
+        self._lost_at = 0.0
+
+    def joined(self, addresses: list[str]) -> None:
+        """Workers came."""
+        if addresses:
+            many = counted(len(addresses), "worker")
+            logger.info("%s may use %s more: %s", self.core.name, many, named(addresses))
+
+    @contextmanager
+    def losing(self, view: WorkerView, reason: str) -> Iterator[None]:
+        """A worker goes, and in the block the core hears of it."""
+        core = self.core
+        before = len(core.effects.completed)
+        pushed = len(view.pushed)
+        tried, made = core.history.again["worker-gone"], core.lineages.recovered
+        yield
+        made = core.lineages.recovered - made
+        tried = core.history.again["worker-gone"] - tried
+        ended = core.effects.completed[before:]
+        lost = sum(1 for row in ended if row.state == LOST)
+        failed = len(ended) - lost
+        if not (pushed or made or lost):
+            logger.info("%s lost worker %s, which %s, and nothing with it",
+                        self.core.name, view.address, reason)  # fmt: skip
+            return
+        if made:
+            self._lost_at = core.history.clock()
+        logger.warning(
+            "%s lost worker %s, which %s: %s to run again elsewhere, %s to be made again, %s lost, "
+            "%s failed",
+            self.core.name,
+            view.address,
+            reason,
+            counted(tried, "task"),
+            counted(made, "value"),
+            counted(lost, "value"),
+            counted(failed, "task"),
+        )
+
+    @contextmanager
+    def burying(self, owners: Iterable[str], who: str) -> Iterator[None]:
+        """Owners are gone for good, and in the block the core hears of it."""
+        peers = self.core.peers.known
+        gone = [peers[one] for one in owners if one in peers]
+        borrowed = sum(len(peer.borrowed) for peer in gone)
+        yield
+        if borrowed:
+            logger.warning(
+                "%s borrowed %s of the owner %s, which is gone: each is what the task that "
+                "submitted it submits again, or lost",
+                self.core.name,
+                counted(borrowed, "object"),
+                who,
+            )
+
+    def look(self) -> None:
+        """Say so when all that was lost is there again."""
+        core = self.core
+        if self._lost_at and not core.lineages.making:
+            seconds = core.history.clock() - self._lost_at
+            self._lost_at = 0.0
+            logger.info("%s has the values again that it had lost, after %.3g s",
+                        self.core.name, seconds)  # fmt: skip
