@@ -20,7 +20,7 @@ from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.errors import NotSerializable
 from dask_ownership.futures.client_like import ClientLike
 from dask_ownership.futures.future import Future
-from dask_ownership.runtime.comm.scheduler_ops import HOLD, LET_GO
+from dask_ownership.runtime.comm.scheduler_ops import HOLD, RELEASE_HOLD
 from dask_ownership.runtime.importing import loads
 from dask_ownership.runtime.serialize import ATOMS, CALL, arriving, dumps, finding
 from dask_ownership.scheduler.detached import ENVELOPE, MARK
@@ -99,7 +99,7 @@ async def put(client: ClientLike, value: Any) -> tuple[str, Serialized] | None:
 
 def not_put(client: ClientLike, hold: str) -> None:
     """What was to be put somewhere is not there."""
-    client._send_to_scheduler({"op": LET_GO, "hold": hold})
+    client._send_to_scheduler({"op": RELEASE_HOLD, "hold": hold})
 
 
 async def closed(answer: Awaitable[Any]) -> Any:
@@ -128,7 +128,7 @@ async def take(client: ClientLike, hold: str | None, value: Any) -> Any:
         known.set()
         if client.status == "running":
             client._send_to_scheduler(
-                {"op": LET_GO, "hold": hold, "owner": client.owner.incarnation}
+                {"op": RELEASE_HOLD, "hold": hold, "owner": client.owner.incarnation}
             )
 
     owner = client.owner

@@ -19,7 +19,7 @@ from typing import Any
 from dask_ownership.core.owner.references.detached import Bequest
 from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.core.protocol.messages import is_origin
-from dask_ownership.runtime.comm.scheduler_ops import HOLD, LET_GO
+from dask_ownership.runtime.comm.scheduler_ops import HOLD, RELEASE_HOLD
 from dask_ownership.runtime.owner.owner import Owner
 
 logger = logging.getLogger("dask_ownership.scheduler")
@@ -105,7 +105,7 @@ class Holding:
         handlers = self.scheduler.handlers
         streams = self.scheduler.stream_handlers
         handlers[HOLD] = self._operation(self.hold, "asker")
-        streams[LET_GO] = self.taken
+        streams[RELEASE_HOLD] = self.taken
         for name, around in (
             ("queue_get", self._queue_get),
             ("variable_set", self._variable_set),
@@ -173,7 +173,8 @@ class Holding:
                 self.owner.drop(row)
 
     def taken(self, hold: Any = "", owner: Any = "", **kwargs: Any) -> None:
-        """Stream handler of `LET_GO`: a taker is counted; or nothing was put, without an owner."""
+        """Stream handler of `RELEASE_HOLD`: a taker is counted; or nothing was put, without an
+        owner."""
         if type(hold) is not str or type(owner) is not str:
             return
         if owner:

@@ -194,7 +194,7 @@ class Network:
                 entry = session.entries.get(key)
                 state = ENTRY_STATES[entry.state] if entry is not None else "none"
                 self.met["entry", state, kind] += 1
-        elif kind == "TOOK":
+        elif kind == "REFS_COUNTED":
             handed = (message[1], message[2]) in session.handed
             self.met["entry", "handed" if handed else "none", kind] += 1
 
@@ -205,8 +205,8 @@ class Network:
             return
         if kind in ("ACCEPTING", "LEAVING") or message[1] is None:
             return
-        if kind == "RETURNED":
-            kind = f"RETURNED {message[3]}"
+        if kind == "GIVEN_BACK":
+            kind = f"GIVEN_BACK {message[3]}"
         row = pipe.owner.core.table.rows.get(message[1])
         if row is None:
             state = "none"
@@ -234,9 +234,9 @@ class Network:
             if kind == "LEAVE":
                 self.met["lent", "any", kind] += 1
                 continue
-            if kind in ("LENT", "OUTCOME", "MOVED"):
+            if kind in ("BORROW_ACK", "VALUE_UPDATE", "MOVED"):
                 where, row = "borrowed", peer.borrowed.get(said[2])
-            elif kind == "RETURN":
+            elif kind == "BORROW_RELEASE":
                 where, row = "lent", peer.lent.get((said[1], said[2]))
             elif kind == "REQUEST":
                 where, kind = "lent", f"REQUEST:{said[1]}"

@@ -67,7 +67,7 @@ class Transcript(Watcher):
         keys = [self.key(said[2 if said[0] == pm.REQUEST else 1])] if len(said) > 1 else []
         if said[0] == pm.REQUEST:
             keys.insert(0, said[1])
-        if said[0] in (pm.LENT, pm.OUTCOME):
+        if said[0] in (pm.BORROW_ACK, pm.VALUE_UPDATE):
             outcome = said[3]
             keys.append("no value yet" if outcome is None else STATE_NAMES[outcome[0]])
         if said[0] == pm.MOVED:
@@ -79,9 +79,9 @@ class Transcript(Watcher):
             return " ".join(map(self.key, message[1]))
         if kind in (m.RECALL, m.LEAVING):
             return ""
-        if kind == m.SEEK:
+        if kind == m.WATCH_CHILDREN:
             return f"{self.key(message[1])}: {' '.join(map(self.key, message[3]))}"
-        if kind == m.MADE:
+        if kind == m.CHILD_SUBMITTED:
             return f"{self.key(message[1])}: {self.key(message[3])}"
         attempt = f" attempt {message[2]}" if kind in (m.PUSH, m.CANCEL) else ""
         return f"{self.key(message[1])}{attempt}"

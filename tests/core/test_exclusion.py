@@ -371,7 +371,7 @@ def test_it_is_given_back_when_the_worker_pauses(worker):
     worker.nothing()
     worker.said()
     worker.core.set_accepting(False, 2)
-    assert ("RETURNED", "s", entry.attempt, m.REFUSED, ()) in worker.said()
+    assert ("GIVEN_BACK", "s", entry.attempt, m.REFUSED, ()) in worker.said()
     worker.core.set_accepting(True, 2)
     worker.tell(push("x"), session=worker.other)
     worker.nothing()

@@ -160,11 +160,11 @@ def test_tasks_behind_one_that_ends_without_a_value_are_returned_with_it(bench, 
     else:
         bench.core.give_back(entry, m.UNKNOWN_FUNCTION)
         bench.core.queue.released_slot()
-        first = [("RETURNED", "x", 1001, m.UNKNOWN_FUNCTION, ())]
+        first = [("GIVEN_BACK", "x", 1001, m.UNKNOWN_FUNCTION, ())]
     assert bench.said() == [
         *first,
-        ("RETURNED", "y", 1002, m.BLOCKED, ()),
-        ("RETURNED", "z", 1003, m.BLOCKED, ()),
+        ("GIVEN_BACK", "y", 1002, m.BLOCKED, ()),
+        ("GIVEN_BACK", "z", 1003, m.BLOCKED, ()),
     ]
     assert bench.core.queue.next_work() is None
     if end == "cancel":
@@ -239,7 +239,7 @@ def test_a_copy_is_there_until_it_is_freed(bench):
 def test_a_dependency_that_is_not_here_returns_the_task_but_counts_its_fetches(bench):
     far = (m.REMOTE, "far", 7, 8, ("there",), None)
     bench.tell(push("x", [(m.LOCAL, "no", 6), far], 5000))
-    assert bench.said() == [("RETURNED", "x", 5000, m.MISSING, (("no", 6, ()),))]
+    assert bench.said() == [("GIVEN_BACK", "x", 5000, m.MISSING, (("no", 6, ()),))]
     # The owner now counts on the copy, and will free it.
     assert [entry.key for entry in bench.core.effects.fetches] == ["far"]
     bench.tell((m.FREE, ("far",), 5000))
@@ -283,7 +283,7 @@ def test_a_fetch_that_fails_says_who_does_not_have_the_value(bench):
     (entry,) = bench.core.effects.fetches
     for _ in range(2):
         bench.core.fetch_failed(entry, ("a",))
-    assert bench.said() == [("RETURNED", "x", 5200, m.MISSING, (("far", 7, ("a",)),))]
+    assert bench.said() == [("GIVEN_BACK", "x", 5200, m.MISSING, (("far", 7, ("a",)),))]
     check_executor_empty(bench.core)
 
 
@@ -296,7 +296,7 @@ def test_a_value_that_cannot_travel_fails_the_tasks_that_need_it(bench):
         bench.core.fetch_impossible(bench.core.effects.fetches[0], b"error")
     assert bench.said() == [
         ("FAILED", "x", 5300, b"error", 0.0),
-        ("RETURNED", "y", 5301, m.BLOCKED, ()),
+        ("GIVEN_BACK", "y", 5301, m.BLOCKED, ()),
     ]
     check_executor_empty(bench.core)
 
@@ -326,7 +326,7 @@ def test_what_waits_for_a_task_does_not_get_what_was_scattered_under_its_key(ben
     scattered = Entry(bench.session, "x", 3)
     bench.core.keep(scattered)
     assert running.cancelled and bench.session.entries["x"] is scattered
-    assert bench.said() == [("RETURNED", "y", 2, m.BLOCKED, ())]
+    assert bench.said() == [("GIVEN_BACK", "y", 2, m.BLOCKED, ())]
     assert bench.core.queue.next_work() is None
 
 
@@ -353,9 +353,9 @@ def test_pausing_gives_back_what_did_not_start_and_going_on_takes_again(bench):
     running = bench.start()
     for _ in range(2):
         bench.core.set_accepting(False, 1)
-    assert bench.said() == [("ACCEPTING", False, 1), ("RETURNED", "b", 6001, m.REFUSED, ())]
+    assert bench.said() == [("ACCEPTING", False, 1), ("GIVEN_BACK", "b", 6001, m.REFUSED, ())]
     bench.tell(push("c", attempt=6002))
-    assert bench.said() == [("RETURNED", "c", 6002, m.REFUSED, ())]
+    assert bench.said() == [("GIVEN_BACK", "c", 6002, m.REFUSED, ())]
     bench.inline(running)
     assert bench.core.queue.next_work() is None
     bench.core.set_accepting(True, 2)
@@ -418,7 +418,7 @@ def test_tasks_that_wait_for_resources_can_be_taken_back(how):
 
 def test_resources_that_are_not_here_are_said_and_other_tasks_go_on(bench):
     bench.tell(push("x", attempt=7000, resources={"gpu": 1}), push("y"))
-    assert bench.said() == [("RETURNED", "x", 7000, m.REFUSED, ((),))]
+    assert bench.said() == [("GIVEN_BACK", "x", 7000, m.REFUSED, ((),))]
     bench.inline(bench.start())
 
 
@@ -497,7 +497,7 @@ def test_a_task_whose_time_is_up_fails_then_and_keeps_its_slot_and_resources_unt
         )
     assert bench.said() == [
         ("FAILED", "x", 1, b"its time is up", 1.0),
-        ("RETURNED", "behind", 2, m.BLOCKED, ()),
+        ("GIVEN_BACK", "behind", 2, m.BLOCKED, ()),
     ]
     assert bench.core.effects.interrupted == [x]
     # Another attempt comes here while the first still runs.
@@ -616,7 +616,7 @@ def test_a_held_value_of_another_life_of_its_key_is_not_taken(bench):
         push("local", [(m.LOCAL, "x", 2)], attempt=3),
         push("remote", [(m.REMOTE, "x", 2, 8, ("there",), None)], attempt=4),
     )
-    assert bench.said()[1:] == [("RETURNED", "local", 3, m.MISSING, (("x", 2, ()),))]
+    assert bench.said()[1:] == [("GIVEN_BACK", "local", 3, m.MISSING, (("x", 2, ()),))]
     (fetched,) = bench.core.effects.fetches
     assert fetched.value_name == ("owner", "x", 2)
     fetched.stored = "new"
@@ -646,7 +646,7 @@ def test_futures_in_a_held_value_stay_until_they_are_counted_though_its_key_is_u
     bench.tell(push("x", attempt=2))
     assert old.contains == ["a future"]
     bench.inline(bench.start(), "new")
-    bench.tell((m.TOOK, "x", 1))
+    bench.tell((m.REFS_COUNTED, "x", 1))
     assert old.contains is None
     assert bench.session.entries["x"].value == "new"
 
@@ -671,7 +671,7 @@ def test_what_waits_for_a_fetch_of_another_life_is_returned(bench):
     old = (m.REMOTE, "x", 1, 8, ("there",), None)
     new = (m.REMOTE, "x", 5, 8, ("there",), None)
     bench.tell(push("y", [old], attempt=2), push("z", [new], attempt=6))
-    assert bench.said() == [("RETURNED", "y", 2, m.BLOCKED, ())]
+    assert bench.said() == [("GIVEN_BACK", "y", 2, m.BLOCKED, ())]
     first, second = bench.core.effects.fetches
     first.stored, second.stored = "old", "new"
     bench.core.fetched(first)
@@ -710,7 +710,7 @@ def test_an_answer_that_cannot_be_packed_is_an_error_of_its_task(bench, state):
 
 
 def test_messages_after_one_that_cannot_be_taken_in_are_taken_in(bench):
-    bad = [(m.PUSH, "bad", 2), (m.FUNCTION,), (m.COPY, "c"), (m.SEEK, "x"), (), (99, 1)]
+    bad = [(m.PUSH, "bad", 2), (m.FUNCTION,), (m.COPY, "c"), (m.WATCH_CHILDREN, "x"), (), (99, 1)]
     bench.tell(push("x", attempt=1), *bad, push("y", attempt=3))
     assert [bench.start().key for _ in range(1)] == ["x"]
     assert bench.core.queue.queued == 1

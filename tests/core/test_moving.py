@@ -151,7 +151,7 @@ def test_a_copy_of_what_is_looked_for_elsewhere_is_called_off(bench):
     bench.core.remove_worker(bench.views[holder], "died")
     [task] = bench.core.copies.under_way
     missing = ((row.key, row.attempt, ()),)
-    message = (m.RETURNED, task.key, task.attempt, m.MISSING, missing)
+    message = (m.GIVEN_BACK, task.key, task.attempt, m.MISSING, missing)
     bench.core.receive(task.worker, [message], 0.0)
     bench.step()
     assert row.state == WAITING and row in bench.core.reconstruction.questions

@@ -78,7 +78,7 @@ class Bench:
         self.answer(row.worker.address, message)
 
     def returned(self, row: Row, reason: int, keys=()) -> None:
-        message = (m.RETURNED, row.key, row.attempt, reason, keys)
+        message = (m.GIVEN_BACK, row.key, row.attempt, reason, keys)
         self.answer(row.worker.address, message)
 
     def release(self, *rows: Row) -> None:
@@ -109,9 +109,9 @@ def test_every_answer_counts_once(bench):
         (m.STORED, "x", attempt, 1, None, 1.0),
         (m.FAILED, "x", attempt, b"error", 1.0),
         (m.PARKED, "x", attempt),
-        (m.RETURNED, "x", attempt, m.RECALLED, ()),
-        (m.RETURNED, "x", attempt, m.MISSING, (("y", 0, ("a",)),)),
-        (m.RETURNED, None, 0, m.RECALLED, ()),
+        (m.GIVEN_BACK, "x", attempt, m.RECALLED, ()),
+        (m.GIVEN_BACK, "x", attempt, m.MISSING, (("y", 0, ("a",)),)),
+        (m.GIVEN_BACK, None, 0, m.RECALLED, ()),
     ]
     bench.answer("a", (m.DONE, "x", attempt - 1, b"of another attempt", 1.0))
     assert row.state == PUSHED
@@ -197,7 +197,7 @@ def test_a_chain_is_pushed_behind_its_dependency_and_comes_back_with_it():
     assert y.worker is home and z.worker is home
     for row, reason in ((x, m.RECALLED), (z, m.BLOCKED), (y, m.MISSING)):
         keys = (("x", x.attempt, ()),) if reason == m.MISSING else ()
-        bench.core.receive(home, [(m.RETURNED, row.key, row.attempt, reason, keys)], 0.0)
+        bench.core.receive(home, [(m.GIVEN_BACK, row.key, row.attempt, reason, keys)], 0.0)
         check_ownership(bench.core)
     assert (x.state, y.state, z.state) == (PUSHED, WAITING, WAITING)
     assert x.worker is not home  # it was recalled for the other
@@ -823,7 +823,7 @@ def test_recall_is_asked_for_once_until_it_is_over():
     for now in (1e6, 2e6):
         bench.core.tick(now)
     assert [s[0] for s in bench.sent("a")] == ["RECALL"]
-    bench.answer("a", (m.RETURNED, None, 0, m.RECALLED, ()))
+    bench.answer("a", (m.GIVEN_BACK, None, 0, m.RECALLED, ()))
     bench.core.tick(3e6)
     assert [s[0] for s in bench.sent("a")] == ["RECALL"]
     bench.release(*rows)
@@ -841,8 +841,8 @@ def test_what_waits_for_tasks_of_another_owner_is_recalled_for_an_idle_worker():
     assert [s[0] for s in bench.sent(held_up)] == ["RECALL"]
     bench.answer(
         held_up,
-        (m.RETURNED, "x", row.attempt, m.RECALLED, ()),
-        (m.RETURNED, None, 0, m.RECALLED, ()),
+        (m.GIVEN_BACK, "x", row.attempt, m.RECALLED, ()),
+        (m.GIVEN_BACK, None, 0, m.RECALLED, ()),
     )
     assert row.worker.address == idle
     bench.release(row)
@@ -1255,7 +1255,7 @@ def test_an_answer_that_cannot_be_taken_in_ends_its_task_and_no_other(bench):
     rows = [bench.row(f"x{i}") for i in range(4)]
     good = [(m.DONE, row.key, row.attempt, b"value", 1.0) for row in rows]
     bad = (m.DONE, "x1", rows[1].attempt)
-    nonsense = [(m.DONE,), (99, "x", 1), (), (m.RETURNED, "x3", rows[3].attempt, m.MISSING, 7)]
+    nonsense = [(m.DONE,), (99, "x", 1), (), (m.GIVEN_BACK, "x3", rows[3].attempt, m.MISSING, 7)]
     bench.core.receive(bench.views["a"], [good[0], bad, *nonsense[:3], good[2], nonsense[3]], 0.0)
     bench.step()
     assert [row.state for row in rows] == [INLINE, ERROR, INLINE, ERROR]

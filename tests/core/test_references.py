@@ -124,7 +124,7 @@ def counts(row):
     return (row.handles, row.uses, int(bool(row.roles & HAS_BORROWERS)))
 
 
-# ---- BORROW, LENT, RETURN ----
+# ---- BORROW, BORROW_ACK, BORROW_RELEASE ----
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -148,7 +148,7 @@ def test_the_same_borrowing_said_twice_counts_once(pair):
     pair.carry()
     assert counts(row) == (1, 1, 1)
     for _ in range(2):
-        pair.tell_owner(r.RETURN, "x", borrowed.attempt)
+        pair.tell_owner(r.BORROW_RELEASE, "x", borrowed.attempt)
         pair.carry()
         assert counts(row) == (1, 0, 0)
 
@@ -157,13 +157,13 @@ def test_a_return_of_an_earlier_borrowing_takes_nothing_from_a_later_one(pair):
     row = pair.owner.row("x")
     borrowed = pair.lent(row)
     pair.tell_owner(r.BORROW, "x", borrowed.attempt + 1)
-    pair.tell_owner(r.RETURN, "x", borrowed.attempt)
+    pair.tell_owner(r.BORROW_RELEASE, "x", borrowed.attempt)
     pair.carry()
     assert counts(row) == (1, 1, 1)
-    pair.tell_owner(r.RETURN, "x", borrowed.attempt + 7)
+    pair.tell_owner(r.BORROW_RELEASE, "x", borrowed.attempt + 7)
     pair.carry()
     assert counts(row) == (1, 1, 1)
-    pair.tell_owner(r.RETURN, "x", borrowed.attempt + 1)
+    pair.tell_owner(r.BORROW_RELEASE, "x", borrowed.attempt + 1)
     pair.carry()
     assert counts(row) == (1, 0, 0)
 
@@ -196,7 +196,7 @@ def test_borrowing_what_was_freed_loses_it(pair):
 def test_lent_and_outcome_of_another_borrowing_change_nothing(pair):
     row = pair.owner.row("x")
     borrowed = pair.borrower.borrow(pair.owner.core.table.origin_of(row))
-    for kind in (r.LENT, r.OUTCOME):
+    for kind in (r.BORROW_ACK, r.VALUE_UPDATE):
         pair.tell_borrower(kind, "x", borrowed.attempt + 1, (INLINE, b"not this", []))
         pair.tell_borrower(kind, "y", borrowed.attempt, (INLINE, b"nor this", []))
     for _, post in pair.owner.core.peers.flush():
@@ -204,7 +204,7 @@ def test_lent_and_outcome_of_another_borrowing_change_nothing(pair):
     assert borrowed.state == WAITING and not borrowed.counted
 
 
-# ---- OUTCOME ----
+# ---- VALUE_UPDATE ----
 
 
 @pytest.mark.parametrize("early", [True, False])
@@ -270,11 +270,13 @@ def test_a_worker_is_told_once_what_it_handed_over_is_counted(pair):
     row = pair.owner.row("x")
     pair.owner.view.outbox.clear()
     pair.owner.done(row, inside=[origin])
-    assert not [o for o in pair.owner.view.outbox if o[0] == m.TOOK]
+    assert not [o for o in pair.owner.view.outbox if o[0] == m.REFS_COUNTED]
     pair.owner.core.borrowing._counted(row.contains[0])
-    assert [o for o in pair.owner.view.outbox if o[0] == m.TOOK] == [(m.TOOK, "x", 1)]
+    assert [o for o in pair.owner.view.outbox if o[0] == m.REFS_COUNTED] == [
+        (m.REFS_COUNTED, "x", 1)
+    ]
     pair.owner.answer(row, m.DONE, b"late", 1.0, [origin])
-    assert len([o for o in pair.owner.view.outbox if o[0] == m.TOOK]) == 2
+    assert len([o for o in pair.owner.view.outbox if o[0] == m.REFS_COUNTED]) == 2
 
 
 def test_a_value_with_its_own_future_inside_is_freed(pair):
@@ -393,7 +395,7 @@ def test_an_error_that_is_tried_again_lets_go_of_the_futures_in_it(pair):
 
 
 def missing(side, task, row):
-    side.answer(task, m.RETURNED, m.MISSING, ((row.key, row.version, ()),))
+    side.answer(task, m.GIVEN_BACK, m.MISSING, ((row.key, row.version, ()),))
 
 
 def test_a_copy_that_many_tasks_missed_was_missed_once(pair):
@@ -405,7 +407,7 @@ def test_a_copy_that_many_tasks_missed_was_missed_once(pair):
     pushed = [(t, t.attempt) for t in tasks if t.state == PUSHED]
     lacks = ((borrowed.key, borrowed.version, ()),)
     for task, attempt in pushed:
-        message = (m.RETURNED, task.key, attempt, m.MISSING, lacks)
+        message = (m.GIVEN_BACK, task.key, attempt, m.MISSING, lacks)
         pair.borrower.core.receive(pair.borrower.view, [message], 0.0)
     assert borrowed.state == WAITING and borrowed.misses == 1
     pair.carry()  # its owner says again where it is
@@ -623,13 +625,13 @@ def test_what_was_inside_a_value_that_is_gone_is_kept_for_who_took_it_out(pair, 
 def test_what_comes_after_a_word_that_cannot_be_taken_in_is(pair):
     row = pair.owner.row("x")
     borrowed = pair.lent(row)
-    for word in ((r.BORROW,), (r.LENT, "x"), (99, "x"), (r.ADOPT, "x", 1), ()):
+    for word in ((r.BORROW,), (r.BORROW_ACK, "x"), (99, "x"), (r.ADOPT, "x", 1), ()):
         pair.tell_owner(*word)
     pair.borrower.release(borrowed)
     pair.carry()
     assert counts(row) == (1, 0, 0)
     said = [where.split(" of ")[0] for where, _ in pair.owner.core.effects.broken]
-    assert said == ["BORROW", "LENT", "ADOPT", "?"]
+    assert said == ["BORROW", "BORROW_ACK", "ADOPT", "?"]
 
 
 def test_what_is_said_in_place_of_what_cannot_be_sent(pair):
@@ -640,7 +642,7 @@ def test_what_is_said_in_place_of_what_cannot_be_sent(pair):
     peer.outbox = [r.instead_of(message, "it is too large") for message in peer.outbox]
     pair.carry()
     assert borrowed.state == LOST and "too large" in borrowed.value.detail
-    assert r.instead_of((r.RETURN, "x", 1), "it is too large") is None
+    assert r.instead_of((r.BORROW_RELEASE, "x", 1), "it is too large") is None
     moved = (r.MOVED, "x", 1, ("a", "b", "c", "x"), (INLINE, b"", ()), None)
     assert r.instead_of(moved, "why")[:5] == (*moved[:4], None)
 
@@ -662,7 +664,7 @@ def test_a_borrower_that_ends_counts_no_more(pair, how):
     assert [seconds for seconds, _, _ in pair.owner.core.effects.timers] == [HANDED_ON]
     pair.owner.pass_time()
     assert row.state == FORGOTTEN
-    late = (7, 0, [(r.BORROW, "x", 99), (r.RETURN, "x", borrowed.attempt)])
+    late = (7, 0, [(r.BORROW, "x", 99), (r.BORROW_RELEASE, "x", borrowed.attempt)])
     pair.owner.core.peers.receive(pair.borrower.process, late)
     assert not pair.owner.core.table.rows
 
@@ -713,7 +715,7 @@ def test_a_closed_owner_hears_nothing(pair):
     pair.owner.core.close("closed")
     for answer in (
         (m.DONE, "x", attempt, b"late", 1.0),
-        (m.RETURNED, "x", attempt, m.RECALLED, ()),
+        (m.GIVEN_BACK, "x", attempt, m.RECALLED, ()),
         (m.FAILED, "x", attempt, b"late", 1.0),
     ):
         pair.owner.core.receive(pair.owner.view, [answer], 0.0)
@@ -734,7 +736,7 @@ def test_one_that_asks_for_what_was_cancelled_hears_that(pair):
 def test_a_gap_in_the_stream_waits_for_what_is_missing(pair):
     row = pair.owner.row("x")
     missing = (1, 0, [(r.BORROW, "x", 1)])
-    after = (2, 0, [(r.RETURN, "x", 1)])
+    after = (2, 0, [(r.BORROW_RELEASE, "x", 1)])
     pair.owner.core.peers.receive(pair.borrower.process, after)
     assert counts(row) == (1, 0, 0)
     pair.owner.core.peers.receive(pair.borrower.process, missing)

@@ -51,7 +51,7 @@ def not_there(bench):
     """The copies that are being made do not find their value."""
     for task in list(bench.core.copies.under_way):
         (needed,) = task.dependencies
-        message = (m.RETURNED, task.key, task.attempt, m.MISSING, (("x", needed.attempt, ()),))
+        message = (m.GIVEN_BACK, task.key, task.attempt, m.MISSING, (("x", needed.attempt, ()),))
         bench.core.receive(task.worker, [message], 0.0)
     bench.step()
 

@@ -98,15 +98,15 @@ def failed(bench: Bench) -> None:
 
 
 def rescheduled(bench: Bench) -> None:
-    bench.says(bench.submit("task"), m.RETURNED, m.RESCHEDULED, ())
+    bench.says(bench.submit("task"), m.GIVEN_BACK, m.RESCHEDULED, ())
 
 
 def recalled(bench: Bench) -> None:
-    bench.says(bench.submit("task"), m.RETURNED, m.RECALLED, ())
+    bench.says(bench.submit("task"), m.GIVEN_BACK, m.RECALLED, ())
 
 
 def returned(bench: Bench) -> None:
-    bench.says(bench.submit("task"), m.RETURNED, m.UNKNOWN_FUNCTION, ())
+    bench.says(bench.submit("task"), m.GIVEN_BACK, m.UNKNOWN_FUNCTION, ())
 
 
 def recovered(bench: Bench) -> None:
@@ -134,7 +134,7 @@ SCENARIOS = {
     restarts.FAILED: failed,
     restarts.RESCHEDULED: rescheduled,
     restarts.RECALLED: recalled,
-    restarts.RETURNED: returned,
+    restarts.GIVEN_BACK: returned,
     restarts.RECOVERED: recovered,
     restarts.REPEATED: repeated,
 }

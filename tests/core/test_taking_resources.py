@@ -109,7 +109,7 @@ def test_what_became_impossible_goes_back():
     bench.said()
     totals["gpu"] = 1.0
     bench.core.resources_changed()
-    assert bench.said() == [("RETURNED", "b", 5000, m.REFUSED, ((("gpu", 1.0),),))]
+    assert bench.said() == [("GIVEN_BACK", "b", 5000, m.REFUSED, ((("gpu", 1.0),),))]
     bench.inline(a)
 
 

@@ -115,15 +115,15 @@ def test_a_post_arrives_whatever_is_in_it(end: End) -> None:
     """Its own batch is numbered: without it, nothing that one says to the other arrives."""
     said = [
         (r.REQUEST, "cancel", "x", 3, "could not read caf\udce9.csv"),
-        (r.LENT, "y", 4, (3, object(), ())),
-        (r.RETURN, "z", 5),
+        (r.BORROW_ACK, "y", 4, (3, object(), ())),
+        (r.BORROW_RELEASE, "z", 5),
     ]
     (arrived,) = end.send((m.POST, "them", SENDER, (7, 6, said)))
     number, acknowledged, heard = arrived[3]
     assert (number, acknowledged) == (7, 6)
     assert heard[0] == (r.REQUEST, "cancel", "x", 3, "could not read caf\\udce9.csv")
-    assert heard[1][:3] == (r.LENT, "y", 4) and heard[1][3][0] == LOST
-    assert heard[2] == (r.RETURN, "z", 5)
+    assert heard[1][:3] == (r.BORROW_ACK, "y", 4) and heard[1][3][0] == LOST
+    assert heard[2] == (r.BORROW_RELEASE, "z", 5)
     assert not end.refused
 
 

@@ -36,8 +36,8 @@ are cancelled, and clients that leave."""
 OF_TRAVELS = {"retires", "cancels", "leaves"}
 """Faults that the other programs have in any case."""
 
-RETURNED = {
-    str(reason): f"RETURNED:{name}"
+GIVEN_BACK = {
+    str(reason): f"GIVEN_BACK:{name}"
     for name, reason in (
         ("recalled", m.RECALLED),
         ("dropped", m.DROPPED),
@@ -53,19 +53,19 @@ row       DONE                       none pushed
 row       FAILED                     pushed
 row       STORED                     pushed
 row       PARKED                     pushed
-row       RETURNED:blocked           error pushed
-row       RETURNED:recalled          pushed
+row       GIVEN_BACK:blocked           error pushed
+row       GIVEN_BACK:recalled          pushed
 entry     PUSH                       none
 entry     COPY                       none
 entry     CANCEL                     none queued running held kept
 entry     FREE                       copied kept
-entry     TOOK                       handed
+entry     REFS_COUNTED                       handed
 lent      BORROW                     waiting pushed inline stored error
-lent      RETURN                     none pushed inline stored error
-lent      KEEP                       none pushed
-lent      LET_GO                     none dormant error
-borrowed  LENT                       none waiting
-borrowed  OUTCOME                    waiting
+lent      BORROW_RELEASE                     none pushed inline stored error
+lent      RETAIN_PARENT                       none pushed
+lent      RELEASE_PARENT                     none dormant error
+borrowed  BORROW_ACK                       none waiting
+borrowed  VALUE_UPDATE                    waiting
 """
 """What must have been met under every fault: who is told, the message, and the states in
 which it found the row or entry that it is about (``none`` when there was none)."""
@@ -73,80 +73,80 @@ which it found the row or entry that it is about (``none`` when there was none).
 ALSO = {
     "none": """
 row       FAILED STORED PARKED       none
-row       RETURNED:refused           none pushed
-row       RETURNED:unknown-function  pushed
-row       RETURNED:missing           pushed
+row       GIVEN_BACK:refused           none pushed
+row       GIVEN_BACK:unknown-function  pushed
+row       GIVEN_BACK:missing           pushed
 row       CHECKPOINT                 pushed
 entry     CANCEL                     blocked
 """,
     "repeated": """
 row       FAILED STORED PARKED       none
-row       RETURNED:refused           none pushed
-row       RETURNED:missing           pushed
+row       GIVEN_BACK:refused           none pushed
+row       GIVEN_BACK:missing           pushed
 entry     CANCEL                     blocked
 """,
     "broken": """
 row       FAILED STORED PARKED       none
-row       RETURNED:refused           none pushed
+row       GIVEN_BACK:refused           none pushed
 row       CHECKPOINT                 pushed
-lent      LET_GO                     inline pushed
+lent      RELEASE_PARENT                     inline pushed
 """,
     "slow": """
 row       FAILED STORED PARKED       none
-row       RETURNED:blocked           none
+row       GIVEN_BACK:blocked           none
 row       CHECKPOINT                 none pushed
-lent      LET_GO                     inline stored
+lent      RELEASE_PARENT                     inline stored
 """,
     "deaths": """
 row       FAILED                     none
-row       MADE                       pushed
-row       RETURNED:missing           pushed
+row       CHILD_SUBMITTED                       pushed
+row       GIVEN_BACK:missing           pushed
 entry     FREE                       none
 lent      BORROW                     none ready
-lent      KEEP                       inline
+lent      RETAIN_PARENT                       inline
 borrowed  MOVED                      waiting
 """,
     "frozen": """
-row       RETURNED:blocked           late-inline
+row       GIVEN_BACK:blocked           late-inline
 lent      BORROW                     ready
 """,
     "parted": """
-row       RETURNED:missing           pushed
+row       GIVEN_BACK:missing           pushed
 row       CHECKPOINT                 pushed
 """,
     "retired": """
 lent      ADOPT                      none
-borrowed  LENT                       inline stored
+borrowed  BORROW_ACK                       inline stored
 borrowed  MOVED                      inline stored error
-borrowed  OUTCOME                    stored
+borrowed  VALUE_UPDATE                    stored
 """,
     "cancelled": """
 lent      REQUEST:cancel             none pushed inline stored
-lent      RETURN                     cancelled
-borrowed  OUTCOME                    inline stored
+lent      BORROW_RELEASE                     cancelled
+borrowed  VALUE_UPDATE                    inline stored
 """,
     "left": """
 lent      LEAVE                      any
 lent      BORROW                     none
-borrowed  OUTCOME                    inline
+borrowed  VALUE_UPDATE                    inline
 """,
 }
 """What must have been met under one fault."""
 
 SOMEWHERE = """
 row       DONE STORED FAILED PARKED  none pushed
-row       RETURNED:blocked           none error pushed
-row       RETURNED:refused           none pushed
-row       RETURNED:missing           pushed
-row       RETURNED:unknown-function  pushed
-row       RETURNED:recalled          pushed late-inline
+row       GIVEN_BACK:blocked           none error pushed
+row       GIVEN_BACK:refused           none pushed
+row       GIVEN_BACK:missing           pushed
+row       GIVEN_BACK:unknown-function  pushed
+row       GIVEN_BACK:recalled          pushed late-inline
 entry     CANCEL                     none blocked queued running held kept
 entry     FREE                       none copied kept
 lent      BORROW                     none waiting ready pushed inline stored error
-lent      RETURN                     none waiting pushed inline stored error cancelled lost
+lent      BORROW_RELEASE                     none waiting pushed inline stored error cancelled lost
 lent      REQUEST:cancel             none pushed inline stored error
 lent      REQUEST:retry              error
-borrowed  OUTCOME                    none waiting inline stored error
+borrowed  VALUE_UPDATE                    none waiting inline stored error
 borrowed  MOVED                      none waiting inline stored error
 """
 """What must have been met under any."""
@@ -176,7 +176,7 @@ def meet(fault: dict[str, Any]) -> Counter[Met]:
         for cluster in clusters:
             for (where, state, kind), count in cluster.network.met.items():
                 name, _, reason = kind.partition(" ")
-                kind = RETURNED[reason] if reason else name
+                kind = GIVEN_BACK[reason] if reason else name
                 met[where, kind, state.replace(" ", "-")] += count
     return met
 

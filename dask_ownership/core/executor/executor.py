@@ -273,7 +273,7 @@ class Executor:
         kept = Entry(session, m.made_name(child), entry.attempt)
         kept.contains = contains
         session.handed[kept.key, kept.attempt] = kept
-        session.outbox.append((m.MADE, entry.key, entry.attempt, child, origin))
+        session.outbox.append((m.CHILD_SUBMITTED, entry.key, entry.attempt, child, origin))
 
     def deliver(self, message: Message) -> None:
         """Pass a post on: to the owner in this process, or over the link of another."""
@@ -587,7 +587,7 @@ class Executor:
         if entry.state == QUEUED:
             self.queue.leave()
         if not entry.cancelled and not entry.session.closed:
-            entry.session.outbox.append((m.RETURNED, entry.key, entry.attempt, reason, keys))
+            entry.session.outbox.append((m.GIVEN_BACK, entry.key, entry.attempt, reason, keys))
         self._forget(entry)
         self._give_back_waiters(entry)
 
@@ -603,7 +603,7 @@ class Executor:
             waiter.waiters = None
             if not waiter.session.closed:
                 waiter.session.outbox.append(
-                    (m.RETURNED, waiter.key, waiter.attempt, m.BLOCKED, ())
+                    (m.GIVEN_BACK, waiter.key, waiter.attempt, m.BLOCKED, ())
                 )
             self._forget(waiter)
 
@@ -623,7 +623,7 @@ class Executor:
             if entry.waiters is None and not (entry.options and entry.options.get("moved")):
                 count -= 1
                 self._give_back(entry, m.RECALLED)
-        session.outbox.append((m.RETURNED, None, 0, m.RECALLED, ()))
+        session.outbox.append((m.GIVEN_BACK, None, 0, m.RECALLED, ()))
 
     # ---- resources ----
 
@@ -645,8 +645,8 @@ HANDLERS: dict[int, Callable[..., None]] = {
     m.GO: Executor._on_go,
     m.CANCEL: Executor._on_cancel,
     m.RECALL: Executor._on_recall,
-    m.SEEK: Executor._on_seek,
-    m.TOOK: Executor._on_took,
+    m.WATCH_CHILDREN: Executor._on_seek,
+    m.REFS_COUNTED: Executor._on_took,
     m.CHECKPOINTED: Executor._on_checkpointed,
     m.POST: Executor._on_post,
 }

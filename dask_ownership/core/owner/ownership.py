@@ -317,9 +317,9 @@ class Ownership:
         )
         self.results.ends[m.DELEGATED] = self.delegations.on_delegated
         self.results.running[m.CHECKPOINT] = self.checkpoints.on_checkpoint
-        self.results.running[m.MADE] = self.reconstruction.on_made
+        self.results.running[m.CHILD_SUBMITTED] = self.reconstruction.on_made
         self.results.late[m.CHECKPOINT] = self.checkpoints.on_checkpoint_late
-        self.results.late[m.MADE] = self.reconstruction.on_made_late
+        self.results.late[m.CHILD_SUBMITTED] = self.reconstruction.on_made_late
         self.results.of_no_task[m.ACCEPTING] = self.moves.on_accepting
         self.results.of_no_task[m.LEAVING] = self.moves.on_leaving
         self.results.of_no_task[m.POST] = self.peers.on_post

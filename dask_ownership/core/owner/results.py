@@ -84,7 +84,7 @@ class Results:
             m.DONE: self._done,
             m.STORED: self._stored,
             m.FAILED: self._failed,
-            m.RETURNED: self._returned,
+            m.GIVEN_BACK: self._returned,
         }
         self.running: dict[int, Handler] = {m.ALONE: self._alone, m.PARKED: self._parked}
         self.late: dict[int, Handler] = {
@@ -92,7 +92,7 @@ class Results:
             m.DONE: self._inside_late,
             m.FAILED: self._inside_late,
             m.DELEGATED: self._inside_late,
-            m.RETURNED: self._returned_late,
+            m.GIVEN_BACK: self._returned_late,
         }
         self.of_no_task: dict[int, Handler] = {}
 
@@ -244,7 +244,7 @@ class Results:
                 if gone:
                     self._lifecycle.drop_holders(dependency, gone, "does not have it any more")
                 self._suspensions.unanswered(dependency)
-        path = restarts.OF_RETURN.get(reason, restarts.RETURNED)
+        path = restarts.OF_RETURN.get(reason, restarts.GIVEN_BACK)
         self._lifecycle.try_again(row, path, detail)
         if reason in (m.RECALLED, m.RESCHEDULED) and row.state == READY:
             others = [v for v in self._placement.allowed(row) if v is not view]
@@ -294,7 +294,7 @@ class Results:
         inside: Sequence[Origin] | None = None,
     ) -> None:
         if inside is not None:
-            view.outbox.append((m.TOOK, key, attempt))
+            view.outbox.append((m.REFS_COUNTED, key, attempt))
 
     @staticmethod
     def _returned_late(view: WorkerView, key: Key, attempt: int, reason: int, keys: Any) -> None:

@@ -73,11 +73,12 @@ CANCEL = 5
 RECALL = 6
 """``(RECALL, count)``: give back up to ``count`` tasks that did not start."""
 
-TOOK = 7
-"""``(TOOK, key, attempt)``: the futures inside that result are counted for its owner."""
+REFS_COUNTED = 7
+"""``(REFS_COUNTED, key, attempt)``: the futures inside that result are counted for its owner."""
 
-SEEK = 8
-"""``(SEEK, key, attempt, children)``: say `MADE` when the task submits one of these keys."""
+WATCH_CHILDREN = 8
+"""``(WATCH_CHILDREN, key, attempt, children)``: say `CHILD_SUBMITTED` when the task submits one of
+these keys."""
 
 FORGET = 21
 """``(FORGET, function_id)``: no task will call this function any more."""
@@ -105,7 +106,7 @@ addresses. ``origin`` is None, or the `ValueName` of another owner's value."""
 DONE = 10
 """``(DONE, key, attempt, pickled, microseconds, inside)``: the value, small enough to
 travel. ``inside`` lists the origins of the futures in it; it is left out when there are
-none. The worker keeps those until it hears `TOOK`."""
+none. The worker keeps those until it hears `REFS_COUNTED`."""
 
 DONE_ALONE = 5
 """Items of a `DONE` whose value has no futures inside."""
@@ -117,8 +118,8 @@ STORED = 11
 FAILED = 12
 """``(FAILED, key, attempt, pickled_error, microseconds, inside)``, as `DONE`."""
 
-RETURNED = 13
-"""``(RETURNED, key, attempt, reason, keys)``: to be run again; see the reasons below."""
+GIVEN_BACK = 13
+"""``(GIVEN_BACK, key, attempt, reason, keys)``: to be run again; see the reasons below."""
 
 PARKED = 14
 """``(PARKED, key, attempt)``: it waits for another task and gave its slot up."""
@@ -137,9 +138,9 @@ then begins waits for `GO`. See `executor.exclusion`."""
 LEAVING = 18
 """``(LEAVING,)``: the worker is about to leave; values that it has are to be moved."""
 
-MADE = 19
-"""``(MADE, key, attempt, child, origin)``: the task submitted a child that was sought. The
-worker keeps it until it hears `TOOK` of its `made_name`."""
+CHILD_SUBMITTED = 19
+"""``(CHILD_SUBMITTED, key, attempt, child, origin)``: the task submitted a child that was sought.
+The worker keeps it until it hears `REFS_COUNTED` of its `made_name`."""
 
 CHECKPOINT = 20
 """``(CHECKPOINT, key, attempt, number, name, pickled)``: keep this for later attempts of a
@@ -152,7 +153,7 @@ POST = 16
 worker passes on what is for another than itself. Without a batch: ``sender`` cannot be
 reached."""
 
-# ---- reasons of RETURNED ----
+# ---- reasons of GIVEN_BACK ----
 
 RECALLED = 0
 """Asked for by RECALL. One more with the key None says that the recall is over."""
@@ -173,7 +174,7 @@ RESCHEDULED = 6
 
 
 def made_name(child: Key) -> Key:
-    """Under which a worker keeps a child that was sought, for `TOOK`."""
+    """Under which a worker keeps a child that was sought, for `REFS_COUNTED`."""
     return ("made", child)
 
 
@@ -199,20 +200,20 @@ NAMES = {
     FREE: "FREE",
     CANCEL: "CANCEL",
     RECALL: "RECALL",
-    SEEK: "SEEK",
+    WATCH_CHILDREN: "WATCH_CHILDREN",
     GO: "GO",
     ALONE: "ALONE",
     DONE: "DONE",
     STORED: "STORED",
     FAILED: "FAILED",
-    RETURNED: "RETURNED",
+    GIVEN_BACK: "GIVEN_BACK",
     PARKED: "PARKED",
     ACCEPTING: "ACCEPTING",
-    TOOK: "TOOK",
+    REFS_COUNTED: "REFS_COUNTED",
     POST: "POST",
     DELEGATED: "DELEGATED",
     LEAVING: "LEAVING",
-    MADE: "MADE",
+    CHILD_SUBMITTED: "CHILD_SUBMITTED",
     CHECKPOINT: "CHECKPOINT",
     CHECKPOINTED: "CHECKPOINTED",
 }

@@ -16,16 +16,16 @@ object from others that had its key (0 for any). With a path: the receiver does 
 its task can make it (`references.reconstruction`); ``gone`` is the incarnation of the owner that
 died."""
 
-LENT = 1
-"""``(LENT, key, number, outcome)``, from the owner: you are counted. The outcome is None while
-there is none; see `Lending.outcome_of`."""
+BORROW_ACK = 1
+"""``(BORROW_ACK, key, number, outcome)``, from the owner: you are counted. The outcome is None
+while there is none; see `Lending.outcome_of`."""
 
-OUTCOME = 2
-"""``(OUTCOME, key, number, outcome)``, from the owner: it ended, or its holders changed; None when
-it is made or tried again."""
+VALUE_UPDATE = 2
+"""``(VALUE_UPDATE, key, number, outcome)``, from the owner: it ended, or its holders changed; None
+when it is made or tried again."""
 
-RETURN = 3
-"""``(RETURN, key, number)``, to the owner: nobody here has it any more."""
+BORROW_RELEASE = 3
+"""``(BORROW_RELEASE, key, number)``, to the owner: nobody here has it any more."""
 
 REQUEST = 4
 """``(REQUEST, what, key, number, detail)``, to the owner: ``cancel`` or ``retry`` it, or ``follow``
@@ -43,27 +43,28 @@ MOVED = 7
 """``(MOVED, key, number, place, outcome, path)``, from the owner: borrow it from its new owner, and
 return it to me then. ``path`` is None, or what to ask the new owner for."""
 
-KEEP = 8
-"""``(KEEP, key)``, to the owner of a task: what it submitted may be known elsewhere."""
+RETAIN_PARENT = 8
+"""``(RETAIN_PARENT, key)``, to the owner of a task: what it submitted may be known elsewhere."""
 
-LET_GO = 9
-"""``(LET_GO, key)``, to the owner of a task: that is so no more."""
+RELEASE_PARENT = 9
+"""``(RELEASE_PARENT, key)``, to the owner of a task: that is so no more."""
 
-KEPT = 10
-"""``(KEPT, key)``, from the owner of a task, if it is a worker: the `KEEP` has arrived."""
+PARENT_RETAINED = 10
+"""``(PARENT_RETAINED, key)``, from the owner of a task, if it is a worker: the `RETAIN_PARENT` has
+arrived."""
 
 NAMES = (
     "BORROW",
-    "LENT",
-    "OUTCOME",
-    "RETURN",
+    "BORROW_ACK",
+    "VALUE_UPDATE",
+    "BORROW_RELEASE",
     "REQUEST",
     "LEAVE",
     "ADOPT",
     "MOVED",
-    "KEEP",
-    "LET_GO",
-    "KEPT",
+    "RETAIN_PARENT",
+    "RELEASE_PARENT",
+    "PARENT_RETAINED",
 )
 """Kinds of messages by number, for people."""
 
@@ -77,7 +78,7 @@ LEAVES = "leaves"
 def instead_of(message: Message, why: str) -> Message | None:
     """What is said in place of something that cannot be sent to another process; None for
     nothing."""
-    if message[0] in (LENT, OUTCOME):
+    if message[0] in (BORROW_ACK, VALUE_UPDATE):
         return (*message[:3], (LOST, "lost-data", message[1], why, ()))
     if message[0] == MOVED:
         return (*message[:4], None, message[5])

@@ -44,7 +44,7 @@ wait for a worker, for adaptive scaling."""
 HOLD = "ownership_hold"
 """The scheduler's operation by which a client has the cluster hold objects."""
 
-LET_GO = "ownership-let-go"
+RELEASE_HOLD = "ownership-let-go"
 """The stream operation by which a client says that it has no need of a hold any more."""
 
 DIAL = "ownership_dial"

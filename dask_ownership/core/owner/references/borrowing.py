@@ -33,12 +33,12 @@ from dask_ownership.core.protocol.names import (
 from dask_ownership.core.protocol.peer_messages import (
     ADOPT,
     BORROW,
+    BORROW_ACK,
+    BORROW_RELEASE,
     FREED,
-    LENT,
     MOVED,
-    OUTCOME,
     REQUEST,
-    RETURN,
+    VALUE_UPDATE,
 )
 from dask_ownership.core.protocol.states import (
     CANCELLED,
@@ -109,8 +109,8 @@ class Borrowing(RowListener):
         self._hold_inside = hold_inside
         self._limits = limits
         handlers = peers.handlers
-        handlers[LENT] = self._on_lent
-        handlers[OUTCOME] = self._on_outcome
+        handlers[BORROW_ACK] = self._on_lent
+        handlers[VALUE_UPDATE] = self._on_outcome
         handlers[MOVED] = self._on_moved
         peers.when_gone.append(self._on_gone)
 
@@ -246,7 +246,7 @@ class Borrowing(RowListener):
         if peer is not None:
             peer.borrowed.pop(row.attempt, None)
             if row.attempt:
-                self._peers.say(peer, (RETURN, key, row.attempt))
+                self._peers.say(peer, (BORROW_RELEASE, key, row.attempt))
         self._counted(row)
 
     # ---- being counted ----
@@ -294,7 +294,7 @@ class Borrowing(RowListener):
         if row.returns is not None:
             returns, row.returns = row.returns, None
             for peer, key, number in returns:
-                self._peers.say(peer, (RETURN, key, number))
+                self._peers.say(peer, (BORROW_RELEASE, key, number))
         if row.handovers is not None:
             handovers, row.handovers = row.handovers, None
             handovers.one_counted()
@@ -539,6 +539,6 @@ def counted(view: WorkerView, name: Key, attempt: int) -> Callable[[], None]:
 
     def tell() -> None:
         if view.alive:
-            view.outbox.append((m.TOOK, name, attempt))
+            view.outbox.append((m.REFS_COUNTED, name, attempt))
 
     return tell

@@ -20,12 +20,12 @@ from dask_ownership.core.protocol.messages import Key, Place
 from dask_ownership.core.protocol.names import Path, is_adopted
 from dask_ownership.core.protocol.peer_messages import (
     BORROW,
+    BORROW_ACK,
+    BORROW_RELEASE,
     FREED,
-    LENT,
     MOVED,
-    OUTCOME,
     REQUEST,
-    RETURN,
+    VALUE_UPDATE,
 )
 from dask_ownership.core.protocol.states import (
     CANCELLED,
@@ -101,7 +101,7 @@ class Lending(RowListener):
         self.borrowers: dict[Row, dict[str, int]] = {}
         handlers = peers.handlers
         handlers[BORROW] = self.lend
-        handlers[RETURN] = self._on_return
+        handlers[BORROW_RELEASE] = self._on_return
         handlers[REQUEST] = self._on_request
         peers.when_buried.append(self._on_buried)
 
@@ -128,7 +128,7 @@ class Lending(RowListener):
             count = len(self.borrowers.get(row, NOBODY))
             self._lifecycle.log(row, "withdrawn", f"from {count} borrowers, which wait")
         for peer, number in self.borrowers_of(row):
-            self._peers.say(peer, (OUTCOME, row.key, number, None))
+            self._peers.say(peer, (VALUE_UPDATE, row.key, number, None))
 
     def outcome_of(self, row: Row) -> Outcome | None:
         """What a borrower is told of a row; None while it has not ended."""
@@ -165,7 +165,7 @@ class Lending(RowListener):
         """A row that is lent ended, or has other holders: say so."""
         outcome = self.outcome_of(row)
         for peer, number in self.borrowers_of(row):
-            self._peers.say(peer, (OUTCOME, row.key, number, outcome))
+            self._peers.say(peer, (VALUE_UPDATE, row.key, number, outcome))
 
     def say_moved(
         self,
@@ -199,7 +199,7 @@ class Lending(RowListener):
             if moved is not None:
                 self.say_moved(peer, key, number, moved, None)
                 return
-            self._peers.say(peer, (LENT, key, number, self._outcome_of_gone(key, life)))
+            self._peers.say(peer, (BORROW_ACK, key, number, self._outcome_of_gone(key, life)))
             return
         # All borrowers together are one use.
         borrowers = self.borrowers.get(row)
@@ -221,7 +221,7 @@ class Lending(RowListener):
             outcome: Outcome | None = (INLINE, row.value, ())
         else:
             outcome = self.outcome_of(row)
-        self._peers.say(peer, (LENT, key, number, outcome))
+        self._peers.say(peer, (BORROW_ACK, key, number, outcome))
         if row.roles & QUESTION:
             self._asked_again(peer, row, number, gone)
         # Only a task that has run can have delegated; others of this kind wait for others' values.
@@ -272,7 +272,7 @@ class Lending(RowListener):
             self.requests[what](row, detail)
             if what == "retry" and row.done:
                 # It cannot be tried again, or was already: who asked waits for an answer.
-                self._peers.say(peer, (OUTCOME, key, number, self.outcome_of(row)))
+                self._peers.say(peer, (VALUE_UPDATE, key, number, self.outcome_of(row)))
 
     def _on_missed(self, peer: Peer, key: Key, number: int, addresses: Iterable[str]) -> None:
         """A borrower asked those who have it, and these do not.
@@ -281,16 +281,16 @@ class Lending(RowListener):
         """
         row = peer.lent.get((key, number))
         if row is None:
-            self._peers.say(peer, (LENT, key, number, self._outcome_of_gone(key)))
+            self._peers.say(peer, (BORROW_ACK, key, number, self._outcome_of_gone(key)))
             return
         # Another place may be under way to it: then it asked those who had it before.
         unheard = [message for _, batch in peer.stream.unacknowledged for message in batch]
         for message in (*unheard, *peer.outbox):
-            if message[0] in (LENT, OUTCOME) and message[1:3] == (key, number):
+            if message[0] in (BORROW_ACK, VALUE_UPDATE) and message[1:3] == (key, number):
                 return
         self._missed(row, addresses)
         if row.done:
-            self._peers.say(peer, (OUTCOME, key, number, self.outcome_of(row)))
+            self._peers.say(peer, (VALUE_UPDATE, key, number, self.outcome_of(row)))
 
     def _on_buried(self, peer: Peer) -> None:
         """What a process that is gone handed on is counted by now."""

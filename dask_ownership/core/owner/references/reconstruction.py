@@ -5,11 +5,11 @@ Asking
     (`references.retention`), with the *path* from a task of the heir to the object (``BORROW``).
     The heir makes a *question* of it: a row that waits.
 Repeating
-    If the task runs at the moment, the worker is asked to look out for that child (``SEEK``);
-    else it is run once more in a row of its own, which changes nothing of the first. The
-    worker names the child when it is submitted (``MADE``), and the borrower is told to
-    borrow it there (``MOVED``), or to ask there for the rest of the path. When the
-    task has ended without making it, the question fails: ``owner-lost``.
+    If the task runs at the moment, the worker is asked to look out for that child
+    (``WATCH_CHILDREN``); else it is run once more in a row of its own, which changes nothing of
+    the first. The worker names the child when it is submitted (``CHILD_SUBMITTED``), and the
+    borrower is told to borrow it there (``MOVED``), or to ask there for the rest of the path. When
+    the task has ended without making it, the question fails: ``owner-lost``.
 """
 
 from __future__ import annotations
@@ -391,7 +391,7 @@ class Reconstruction(RowListener):
             if keys is None:
                 keys = tuple(self.searches[task].questions)
             if keys:
-                task.worker.outbox.append((m.SEEK, task.key, task.attempt, keys))
+                task.worker.outbox.append((m.WATCH_CHILDREN, task.key, task.attempt, keys))
 
     def on_made(self, view: WorkerView, task: Row, child: Key, origin: Origin) -> None:
         """A worker named a child that was sought."""
@@ -416,7 +416,7 @@ class Reconstruction(RowListener):
     @staticmethod
     def on_made_late(view: WorkerView, key: Key, attempt: int, child: Key, origin: Origin) -> None:
         """A worker named a child of an attempt that is over: nobody looks for it any more."""
-        view.outbox.append((m.TOOK, m.made_name(child), attempt))
+        view.outbox.append((m.REFS_COUNTED, m.made_name(child), attempt))
 
     def submits_no_more(self, task: Row) -> None:
         """A task has ended, or has delegated: no child that is sought of it comes any more."""

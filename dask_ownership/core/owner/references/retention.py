@@ -6,9 +6,10 @@ the submitting task (the *heir*) can have it made again (`references.reconstruct
 task that runs again submits the same tasks under the same keys (`protocol.names`).
 
 So when the future of a submitted task may leave its process, that process tells the heir to keep
-the submitting task (``KEEP``), and when it is forgotten to let it go (``LET_GO``). A task that is
-kept counts this as a descendant: how to run it is kept as lineage, its value need not be. The heir
-has whoever submitted that task keep it too, and so on to a client.
+the submitting task (``RETAIN_PARENT``), and when it is forgotten to let it go
+(``RELEASE_PARENT``). A task that is kept counts this as a descendant: how to run it is kept as
+lineage, its value need not be. The heir has whoever submitted that task keep it too, and so on to
+a client.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ from dask_ownership.core.owner.rows.row import ESCAPED, RETAINED, Function, Row
 from dask_ownership.core.owner.rows.table import Table
 from dask_ownership.core.protocol.messages import Heir, Key
 from dask_ownership.core.protocol.names import heir_of
-from dask_ownership.core.protocol.peer_messages import KEEP, KEPT, LET_GO
+from dask_ownership.core.protocol.peer_messages import (
+    PARENT_RETAINED,
+    RELEASE_PARENT,
+    RETAIN_PARENT,
+)
 from dask_ownership.core.protocol.states import ERROR, FORGOTTEN, INLINE
 
 KEPT_FOR = 30.0
@@ -86,10 +91,10 @@ class Retention(RowListener):
         self.kept: dict[Key, Row] = {}
         self.untold: dict[tuple[str, Key], list[Callable[[], None]]] = {}
         self.orphans: dict[str, list[Row]] = {}
-        peers.handlers[KEEP] = self._on_keep
-        peers.handlers[LET_GO] = self._on_let_go
-        peers.handlers[KEPT] = self._on_kept
-        peers.last_words[KEEP] = self._on_last_keep
+        peers.handlers[RETAIN_PARENT] = self._on_keep
+        peers.handlers[RELEASE_PARENT] = self._on_let_go
+        peers.handlers[PARENT_RETAINED] = self._on_kept
+        peers.last_words[RETAIN_PARENT] = self._on_last_keep
         peers.when_gone.append(self._on_gone)
 
     # ---- the process in which tasks submitted tasks ----
@@ -119,7 +124,7 @@ class Retention(RowListener):
         elif self._peers.peer(heir[:3]).gone:
             self._go_above(heir)
         else:
-            self._say(KEEP, heir)
+            self._say(RETAIN_PARENT, heir)
             if heir[1]:
                 self.untold.setdefault(task, [])
 
@@ -165,7 +170,7 @@ class Retention(RowListener):
             if above is not None:
                 self._led_to_less(above)
         elif heir[0] != self._peers.process[0]:
-            self._say(LET_GO, heir)
+            self._say(RELEASE_PARENT, heir)
         elif (parent := self.kept.pop(heir[3], None)) is not None:
             self.let_go(parent)
 
@@ -211,7 +216,7 @@ class Retention(RowListener):
         """Children of a task of this process may be known at another."""
         peers = self._peers
         if peers.process[1]:
-            peers.say(peer, (KEPT, key))
+            peers.say(peer, (PARENT_RETAINED, key))
         row = self._table.rows.get(key)
         if row is not None and key not in peer.kept and self.can_keep(row):
             peer.kept[key] = row

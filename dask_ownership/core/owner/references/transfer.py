@@ -35,7 +35,7 @@ from dask_ownership.core.owner.scheduling.builtin import BuiltinFunctions
 from dask_ownership.core.protocol.failure import Failure
 from dask_ownership.core.protocol.messages import Key, Origin, Process
 from dask_ownership.core.protocol.names import adopted_key, heir_of
-from dask_ownership.core.protocol.peer_messages import ADOPT, LEAVES, LENT
+from dask_ownership.core.protocol.peer_messages import ADOPT, BORROW_ACK, LEAVES
 from dask_ownership.core.protocol.states import ERROR, INLINE, LOST, STORED
 
 
@@ -224,7 +224,7 @@ class Adoption:
         peers = self._peers
         if self.refuses(peer.process[0], key):
             refusal = (LOST, LEAVES, key, f"{peers.process[2]} leaves, too", ())
-            peers.say(peer, (LENT, key, number, refusal))
+            peers.say(peer, (BORROW_ACK, key, number, refusal))
             return
         row = self.adopt(key, origin, pinned)
         self._lending.lend(peer, key, number)

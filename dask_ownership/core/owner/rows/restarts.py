@@ -52,7 +52,7 @@ RESCHEDULED = Path("rescheduled", "returned", ran=True)
 RECALLED = Path("recalled", "recalled", ran=False)
 """Its worker gave it back unstarted, for another that has nothing to do."""
 
-RETURNED = Path("returned", "returned", ran=False)
+GIVEN_BACK = Path("returned", "returned", ran=False)
 """Its worker gave it back unstarted: it does not take it, or lacks an input or the function."""
 
 RECOVERED = Path("recovered", "recovered", ran=True)
@@ -69,13 +69,13 @@ PATHS = (
     FAILED,
     RESCHEDULED,
     RECALLED,
-    RETURNED,
+    GIVEN_BACK,
     RECOVERED,
     REPEATED,
 )
 
 OF_RETURN = {m.RECALLED: RECALLED, m.RESCHEDULED: RESCHEDULED}
-"""Reasons of `RETURNED` that are no plain return."""
+"""Reasons of `GIVEN_BACK` that are no plain return."""
 
 
 def may(path: Path, options: Options) -> bool:
