@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from dask_ownership.core.owner.ownership import Ownership
+from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.rows.options import Options
 from dask_ownership.core.owner.rows.row import Function, Row
 from dask_ownership.core.protocol.states import INLINE, STORED, WAITING
@@ -13,8 +13,8 @@ from dask_ownership.monitoring import census as activity
 from dask_ownership.monitoring.census import Census, Events, Histogram, percentile
 
 
-def owner_of(rows: list[Row]) -> Ownership:
-    core = Ownership(threading.Lock())
+def owner_of(rows: list[Row]) -> OwnerCore:
+    core = OwnerCore(threading.Lock())
     for row in rows:
         core.table.adopt(row)
     return core
@@ -33,7 +33,7 @@ def name(key: Any) -> str:
     return str(key).partition("-")[0]
 
 
-def counted(core: Ownership, calls: int = 1 << 30) -> dict[str, Any]:
+def counted(core: OwnerCore, calls: int = 1 << 30) -> dict[str, Any]:
     """A census that stops after each so many shards."""
     census = Census(core, name)
     seen = [0]
@@ -97,7 +97,7 @@ def test_percentiles_of_a_histogram() -> None:
 
 def test_how_long_a_recovery_took() -> None:
     now = [10.0]
-    core = Ownership(threading.Lock(), clock=lambda: now[0])
+    core = OwnerCore(threading.Lock(), clock=lambda: now[0])
     row = make("a-1", STORED)
     core.table.adopt(row)
     core.lineages.keep(row, ())

@@ -1,6 +1,6 @@
 """What an owner tells those who look at it: what it counts anyway, and a census of its rows.
 
-Nothing is written per task for this. Totals are counted as things happen (`Ownership.counts`,
+Nothing is written per task for this. Totals are counted as things happen (`OwnerCore.counts`,
 `History.again`); how many rows there are of each kind is counted when somebody asks
 (`Census`), a few shards of the table at a time, so that a large table holds nobody up.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from dask_ownership.core.owner.ownership import Ownership
+from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.core.protocol.messages import Key
 from dask_ownership.core.protocol.states import DORMANT, ERROR, INLINE, STATE_NAMES, STORED
@@ -30,7 +30,7 @@ COUNTED = (*range(ERROR + 1), DORMANT)
 """States of rows that are in the table."""
 
 
-def totals(core: Ownership) -> dict[str, Any]:
+def totals(core: OwnerCore) -> dict[str, Any]:
     """What is counted anyway; the time it takes is that for the workers."""
     workers = core.placement.workers
     lineages = core.lineages
@@ -69,7 +69,7 @@ class Census:
 
     Parameters
     ----------
-    core : Ownership
+    core : OwnerCore
     name_of : callable
         The name of the group of tasks that a key belongs to.
 
@@ -88,7 +88,7 @@ class Census:
         Rows by the incarnation of the owner whose task submitted them.
     """
 
-    def __init__(self, core: Ownership, name_of: Callable[[Key], str]) -> None:
+    def __init__(self, core: OwnerCore, name_of: Callable[[Key], str]) -> None:
         self.core = core
         self.name_of = name_of
         self.states = [0] * len(STATE_NAMES)
@@ -188,7 +188,7 @@ class Census:
         }
 
 
-def signature(core: Ownership) -> tuple[Any, ...]:
+def signature(core: OwnerCore) -> tuple[Any, ...]:
     """What differs whenever a census could give something else; costs little."""
     return (
         *core.counts.values(),
@@ -204,7 +204,7 @@ def signature(core: Ownership) -> tuple[Any, ...]:
     )
 
 
-def exchanged(core: Ownership) -> int:
+def exchanged(core: OwnerCore) -> int:
     """Bytes that went to workers and came from them; reading a value changes nothing else."""
     views = core.placement.workers.values()
     return sum([view.traffic.sent + view.traffic.received for view in views])
@@ -213,7 +213,7 @@ def exchanged(core: Ownership) -> int:
 class Events:
     """The unusual events of one owner, each told of once, as far as not too many are new."""
 
-    def __init__(self, core: Ownership) -> None:
+    def __init__(self, core: OwnerCore) -> None:
         self.core = core
         self._last: object = core.history.events[-1] if core.history.events else None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterable
 from typing import Any
 
-from dask_ownership.core.owner.ownership import Ownership
+from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.rows.attempts import Attempts
 from dask_ownership.core.owner.rows.options import Options
 from dask_ownership.core.owner.rows.row import Borrowed, Lineage, Row
@@ -107,7 +107,7 @@ def look(owner: Owner, row: Row) -> ObjectSnapshot:
     )
 
 
-def _needing(core: Ownership, row: Row) -> tuple[list[Row], list[Row]]:
+def _needing(core: OwnerCore, row: Row) -> tuple[list[Row], list[Row]]:
     """The rows that need one as an input or inside, and those that can be made again with it."""
     dependents: list[Row] = []
     lineage_of: list[Row] = []
@@ -246,7 +246,7 @@ def take(owner: Owner, central_calls: int) -> Snapshot:
     )
 
 
-def _references(core: Ownership) -> dict[str, int]:
+def _references(core: OwnerCore) -> dict[str, int]:
     """What keeps objects, owned and borrowed, by kind."""
     kinds = ("handles", "uses", "borrowers", "descendants", "pinned", "fire_and_forget")
     counts = dict.fromkeys(kinds, 0)
@@ -262,7 +262,7 @@ def _references(core: Ownership) -> dict[str, int]:
     return counts
 
 
-def _borrowed(core: Ownership) -> dict[str, dict[str, int]]:
+def _borrowed(core: OwnerCore) -> dict[str, dict[str, int]]:
     """What is borrowed, by the name of its owner."""
     owners: dict[str, dict[str, int]] = {}
     for row in core.table.all():
@@ -275,7 +275,7 @@ def _borrowed(core: Ownership) -> dict[str, dict[str, int]]:
     return owners
 
 
-def _lent(core: Ownership) -> dict[str, int]:
+def _lent(core: OwnerCore) -> dict[str, int]:
     """How many objects each process borrows, by its name."""
     borrowers: dict[str, int] = {}
     for peer in core.peers.known.values():
@@ -285,7 +285,7 @@ def _lent(core: Ownership) -> dict[str, int]:
     return borrowers
 
 
-def _links(core: Ownership) -> dict[str, dict[str, Any]]:
+def _links(core: OwnerCore) -> dict[str, dict[str, Any]]:
     """The links to workers, by their addresses."""
     links = {}
     for address, view in core.placement.workers.items():

@@ -16,7 +16,7 @@ from itertools import chain, islice
 from time import perf_counter
 from typing import Any
 
-from dask_ownership.core.executor.executor import Executor as Core
+from dask_ownership.core.executor.executor import ExecutorCore
 from dask_ownership.core.executor.session import Entry
 from dask_ownership.core.owner.rows.row import Borrowed, Row
 from dask_ownership.core.protocol.messages import Key
@@ -116,7 +116,7 @@ class Parking:
     Parameters
     ----------
     worker : distributed.Worker
-    core : dask_ownership.core.executor.executor.Executor
+    core : dask_ownership.core.executor.executor.ExecutorCore
     lock : threading.Lock
         Covers the core.
     wake : callable
@@ -128,7 +128,7 @@ class Parking:
     def __init__(
         self,
         worker: Any,
-        core: Core,
+        core: ExecutorCore,
         lock: threading.Lock,
         wake: Callable[[], None],
         flush_soon: Callable[[], None],

@@ -16,7 +16,7 @@ from collections.abc import Callable, Container, Sequence
 from functools import wraps
 from typing import Any
 
-from dask_ownership.core.owner.references.detached import Bequest
+from dask_ownership.core.owner.references.detached import LineageSpec
 from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.core.protocol.messages import is_origin
 from dask_ownership.runtime.comm.scheduler_ops import HOLD, RELEASE_HOLD
@@ -150,7 +150,7 @@ class Holding:
         there = self.holds.get(hold)
         if there is None:
             there = self.holds[hold] = Hold()
-        rows = self.owner.hold(origins, Bequest(tuple(owner), known, tasks))
+        rows = self.owner.hold(origins, LineageSpec(tuple(owner), known, tasks))
         there.rows.extend(rows)
         if not self.scheduler.workers:
             return False  # what they say to each other goes through a worker

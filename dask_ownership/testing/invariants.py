@@ -8,19 +8,19 @@ from __future__ import annotations
 from collections import Counter
 
 from dask_ownership.core.executor import session as ex
-from dask_ownership.core.executor.executor import Executor
-from dask_ownership.core.owner.ownership import Ownership
+from dask_ownership.core.executor.executor import ExecutorCore
+from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.rows.row import HAS_BORROWERS, Borrowed, Row
 from dask_ownership.core.protocol.failure import Failure
 from dask_ownership.core.protocol.states import DORMANT, FORGOTTEN, INLINE, PUSHED, STORED, WAITING
 
 
-def rows_of(owner: Ownership) -> list[Row]:
+def rows_of(owner: OwnerCore) -> list[Row]:
     """Every row of an owner, as `Table.all` gives them; quick where most shards are empty."""
     return [row for shard in filter(None, owner.table.rows.shards) for row in shard.values()]
 
 
-def check_ownership(owner: Ownership) -> None:
+def check_ownership(owner: OwnerCore) -> None:
     """Rows, counts and workers of one owner agree with each other."""
     rows = rows_of(owner)
     uses: Counter[Row] = Counter()
@@ -85,7 +85,7 @@ def check_ownership(owner: Ownership) -> None:
         assert abs(view.load - sum(row.estimate for row in counted)) < 1e-3, view
 
 
-def check_executor(executor: Executor) -> None:
+def check_executor(executor: ExecutorCore) -> None:
     """Slots, queues and entries of one executor agree with each other."""
     assert executor.queue.busy >= 0, executor.queue.busy
     crowd = executor.queue.crowd
@@ -107,7 +107,7 @@ def check_executor(executor: Executor) -> None:
     assert queued == executor.queue.queued, (queued, executor.queue.queued)
 
 
-def check_empty(owner: Ownership) -> None:
+def check_empty(owner: OwnerCore) -> None:
     """Nothing is left over once nobody holds a future (rule R6)."""
     assert not owner.table.rows, list(owner.table.rows.values())[:5]
     assert not owner.desired.rows
@@ -129,7 +129,7 @@ def check_empty(owner: Ownership) -> None:
         assert view.active == 0 and view.load == 0, view
 
 
-def check_executor_empty(executor: Executor) -> None:
+def check_executor_empty(executor: ExecutorCore) -> None:
     """No task and no value is left at a worker."""
     assert executor.queue.queued == 0
     assert not executor.queue.crowd.waiting and not executor.queue.resuming

@@ -7,10 +7,10 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-from dask_ownership.core.executor.executor import Executor
+from dask_ownership.core.executor.executor import ExecutorCore
 from dask_ownership.core.executor.session import Entry
 from dask_ownership.core.owner.membership import Asked
-from dask_ownership.core.owner.ownership import Ownership
+from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.rows.effects import OwnerEffects
 from dask_ownership.core.owner.rows.options import Options
 from dask_ownership.core.owner.rows.row import Borrowed, Function, Row
@@ -60,7 +60,7 @@ class VirtualOwner(VirtualProcess):
             # Called for stored values only; aliases take inline ones over as they are.
             travel.dumps(Task(0, large=True, uses="return"))[0],
         )
-        self.core = Ownership(nullcontext(), home, process=self.process, functions=functions)
+        self.core = OwnerCore(nullcontext(), home, process=self.process, functions=functions)
         self.dropped: list[Row] = []
         self.posts: list[Message] = []
         self.function = Function(1, b"run", "run")
@@ -250,7 +250,7 @@ class VirtualOwner(VirtualProcess):
             function(*args)
             self.wants_step()
 
-    def carry_posts(self, executor: Executor) -> None:
+    def carry_posts(self, executor: ExecutorCore) -> None:
         """Have the executor in this process pass on what this owner has to say."""
         posts, self.posts = self.posts, []
         posts += self.core.effects.posts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from dask_ownership.core.executor.executor import Executor
+from dask_ownership.core.executor.executor import ExecutorCore
 from dask_ownership.core.executor.session import Entry
 from dask_ownership.core.owner.rows.row import Borrowed, Row
 from dask_ownership.core.protocol.messages import Key
@@ -39,7 +39,7 @@ class Parking:
     world : World
     owner : VirtualOwner
         The one in the worker's process.
-    core : Executor
+    core : ExecutorCore
     wants_step : callable
         Something happened to the worker.
 
@@ -53,7 +53,7 @@ class Parking:
         self,
         world: World,
         owner: VirtualOwner,
-        core: Executor,
+        core: ExecutorCore,
         wants_step: Callable[[], None],
     ) -> None:
         self.world = world

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from dask_ownership.core.executor.executor import Executor
+from dask_ownership.core.executor.executor import ExecutorCore
 from dask_ownership.core.executor.session import Session
 from dask_ownership.core.owner.membership import Asked
 from dask_ownership.core.owner.rows.worker_view import WorkerView
 from dask_ownership.core.protocol.heartbeat import Heartbeat
-from dask_ownership.core.protocol.stream import LinkState
+from dask_ownership.core.protocol.stream import NumberedStream
 from dask_ownership.testing.store import Store
 from dask_ownership.testing.travel import FutureOwner
 
@@ -52,7 +52,7 @@ class WorkerProcess(Protocol):
 
     address: str
     slots: int
-    core: Executor
+    core: ExecutorCore
     leaving: bool
     store: Store
 
@@ -84,8 +84,8 @@ class Pipe:
     view: WorkerView
     worker: WorkerProcess
     session: Session
-    there: LinkState = field(default_factory=LinkState)
-    here: LinkState = field(default_factory=LinkState)
+    there: NumberedStream = field(default_factory=NumberedStream)
+    here: NumberedStream = field(default_factory=NumberedStream)
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     heard: bool = False
     epoch: int = 0

@@ -10,7 +10,7 @@ from typing import Any
 
 from dask_ownership.core.executor import session as ex
 from dask_ownership.core.executor.checkpoints import restored
-from dask_ownership.core.executor.executor import Executor
+from dask_ownership.core.executor.executor import ExecutorCore
 from dask_ownership.core.executor.session import Entry
 from dask_ownership.core.owner.rows.options import Options
 from dask_ownership.core.owner.rows.row import Row
@@ -39,7 +39,7 @@ class Runner:
     world : World
     owner : VirtualOwner
         The one in the worker's process.
-    core : Executor
+    core : ExecutorCore
     parking : Parking
     store : Store
     wants_step : callable
@@ -50,7 +50,7 @@ class Runner:
         self,
         world: World,
         owner: VirtualOwner,
-        core: Executor,
+        core: ExecutorCore,
         parking: Parking,
         store: Store,
         wants_step: Callable[[], None],

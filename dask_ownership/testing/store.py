@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dask_ownership.core.executor.executor import Executor
+from dask_ownership.core.executor.executor import ExecutorCore
 from dask_ownership.core.executor.session import Entry
 from dask_ownership.core.protocol.messages import ValueName
 from dask_ownership.testing.clock import Clock
@@ -15,7 +15,7 @@ class Store:
 
     Parameters
     ----------
-    core : Executor
+    core : ExecutorCore
         Knows which value is which.
     clock : Clock
         Gives the names.
@@ -25,7 +25,7 @@ class Store:
     values : dict
     """
 
-    def __init__(self, core: Executor, clock: Clock) -> None:
+    def __init__(self, core: ExecutorCore, clock: Clock) -> None:
         self.core = core
         self.clock = clock
         self.values: dict[Any, bytes] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from typing import Any, Protocol
 
-from dask_ownership.core.owner.ownership import Ownership
+from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.core.protocol.messages import Origin
 
@@ -19,7 +19,7 @@ class FutureOwner(Protocol):
         Rows of which a handle was given up: the owner takes them in with its next step.
     """
 
-    core: Ownership
+    core: OwnerCore
     dropped: list[Row]
 
     def arrive(self, origin: Origin, wanted: bool = True) -> Row: ...

@@ -8,7 +8,7 @@ from typing import Any
 
 from dask_ownership.core.executor import session as ex
 from dask_ownership.core.executor.effects import ExecutorEffects
-from dask_ownership.core.executor.executor import Executor
+from dask_ownership.core.executor.executor import ExecutorCore
 from dask_ownership.core.executor.session import Entry
 from dask_ownership.testing import travel
 from dask_ownership.testing.network import packable
@@ -34,7 +34,7 @@ class VirtualWorker:
         self.world = world
         self.address = address
         self.slots = slots
-        self.core = Executor(slots, resources)
+        self.core = ExecutorCore(slots, resources)
         incarnation = f"owner-of-{address}" + (f".{life}" if life > 1 else "")
         self.core.home = incarnation
         self.store = Store(self.core, world.clock)

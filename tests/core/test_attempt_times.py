@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-from dask_ownership.core.owner.ownership import Ownership
+from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.rows import attempt_times as timeline
-from dask_ownership.core.owner.rows.attempt_times import Timeline
+from dask_ownership.core.owner.rows.attempt_times import AttemptTimes
 from dask_ownership.core.owner.rows.row import Function, Row
 from dask_ownership.core.owner.rows.worker_view import WorkerView
 from dask_ownership.core.protocol.states import INLINE
@@ -31,7 +31,7 @@ class Clocks:
 
 def test_numbers_of_one_second_have_one_mark() -> None:
     clock = Clocks()
-    marks = Timeline(clock)
+    marks = AttemptTimes(clock)
     assert marks.since(1) is None
     for number in range(1, 1001):
         marks.mark(number, clock.microseconds)
@@ -44,7 +44,7 @@ def test_numbers_of_one_second_have_one_mark() -> None:
 
 def test_what_is_given_out_after_a_pause_is_not_older() -> None:
     clock = Clocks()
-    marks = Timeline(clock)
+    marks = AttemptTimes(clock)
     marks.mark(5, clock.microseconds)
     clock.now += 3600
     marks.mark(5, clock.microseconds)
@@ -54,7 +54,7 @@ def test_what_is_given_out_after_a_pause_is_not_older() -> None:
 
 def test_few_marks_are_enough_for_days() -> None:
     clock = Clocks()
-    marks = Timeline(clock)
+    marks = AttemptTimes(clock)
     given: list[float] = []
     for _ in range(100_000):
         given.append(clock.now)
@@ -68,7 +68,7 @@ def test_few_marks_are_enough_for_days() -> None:
 
 def test_a_value_is_as_old_as_its_hand_out() -> None:
     clock = Clocks()
-    core = Ownership(nullcontext(), clock=clock)
+    core = OwnerCore(nullcontext(), clock=clock)
     core.add_worker(WorkerView("a", nthreads=100))
     rows = []
     for pause in (0, 0.2, 30, 3600):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from test_references import Side
 
-from dask_ownership.core.owner.references.detached import Bequest
+from dask_ownership.core.owner.references.detached import LineageSpec
 from dask_ownership.core.owner.rows.options import Options
 from dask_ownership.core.owner.rows.row import HAS_BORROWERS, Row
 from dask_ownership.core.protocol import messages as m
@@ -40,7 +40,7 @@ class Three:
     def put(self, *rows: Row) -> list[Row]:
         """What of the holder stands for these rows of the giver."""
         functions, tasks, also = self.giver.core.bequests.describe(rows)
-        bequest = Bequest(("giver", "", "giver"), functions, tasks)
+        bequest = LineageSpec(("giver", "", "giver"), functions, tasks)
         origins = [self.giver.core.table.origin_of(row) for row in rows]
         held = self.holder.core.bequests.hold([*origins, *also], bequest)
         self.carry()
@@ -286,9 +286,9 @@ def test_who_took_it_out_may_put_it_in_again(three):
     assert not functions and not tasks and not also
     origin = three.taker.core.table.origin_of(taken)
     assert place_held(origin) == ("holder", "", "holder", held.key)
-    assert three.holder.core.bequests.hold([origin], Bequest(("taker", "", "taker"), [], [])) == [
-        held
-    ]
+    assert three.holder.core.bequests.hold(
+        [origin], LineageSpec(("taker", "", "taker"), [], [])
+    ) == [held]
     assert held.handles == 2
 
 
@@ -365,7 +365,7 @@ def test_a_value_with_futures_of_what_is_held(three):
 
 def test_what_is_to_be_held_was_freed(three):
     origin = ("giver", "", "giver", "x", None, 0)
-    [held] = three.holder.core.bequests.hold([origin], Bequest(("giver", "", "giver"), [], []))
+    [held] = three.holder.core.bequests.hold([origin], LineageSpec(("giver", "", "giver"), [], []))
     three.carry()
     assert held.state == ERROR and held.value.kind == "lost-data"
     three.holder.release(held)
@@ -378,7 +378,7 @@ def test_whether_the_owner_may_go(three):
     functions, tasks, _ = three.giver.core.bequests.describe([row])
     origin = three.giver.core.table.origin_of(row)
     [held] = three.holder.core.bequests.hold(
-        [origin], Bequest(("giver", "", "giver"), functions, tasks)
+        [origin], LineageSpec(("giver", "", "giver"), functions, tasks)
     )
     settled = three.holder.core.bequests.settled
     assert not settled(held)

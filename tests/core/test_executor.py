@@ -4,7 +4,7 @@ import pytest
 
 from dask_ownership.core.executor import session as ex
 from dask_ownership.core.executor.crowd import WAITING_PER_THREAD
-from dask_ownership.core.executor.executor import Executor
+from dask_ownership.core.executor.executor import ExecutorCore
 from dask_ownership.core.executor.session import Entry, Session
 from dask_ownership.core.protocol import messages as m
 from dask_ownership.testing.invariants import check_executor, check_executor_empty
@@ -23,7 +23,7 @@ class Bench:
     """An executor, one owner, and what a runtime does for them."""
 
     def __init__(self, slots=1, resources=None):
-        self.core = Executor(slots, resources)
+        self.core = ExecutorCore(slots, resources)
         self.session = self.core.open("owner")
         self.said()
 
@@ -77,7 +77,7 @@ def bench():
 
 
 def test_a_session_is_opened_once_and_says_whether_it_takes_tasks():
-    core = Executor(2)
+    core = ExecutorCore(2)
     session = core.open("owner")
     assert core.open("owner") is session
     assert session.outbox == [(m.ACCEPTING, True, 2)]

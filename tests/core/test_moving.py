@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from dask_ownership.core.owner.ownership import Ownership
+from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.rows.options import Options
 from dask_ownership.core.owner.rows.row import Function, Row
 from dask_ownership.core.owner.rows.worker_view import WorkerView
@@ -19,7 +19,7 @@ class Bench:
     """An owner and workers that answer when the test says so."""
 
     def __init__(self, *addresses: str) -> None:
-        self.core = Ownership(nullcontext())
+        self.core = OwnerCore(nullcontext())
         self.views = {address: WorkerView(address) for address in addresses}
         for view in self.views.values():
             self.core.add_worker(view)

@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from dask_ownership.core.owner.ownership import Ownership
+from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.rows.attempts import ALONE, LONGER, Attempts
 from dask_ownership.core.owner.rows.failure_counts import LOSSES
 from dask_ownership.core.owner.rows.options import Options
@@ -34,7 +34,7 @@ class Bench:
     """An owner, its workers, and what a runtime does for them."""
 
     def __init__(self, *addresses: str, slots: int = 1) -> None:
-        self.core = Ownership(nullcontext())
+        self.core = OwnerCore(nullcontext())
         self.function = Function(1, b"function", "f")
         self.function.duration = 100.0
         self.views = {a: WorkerView(a, nthreads=slots) for a in addresses}
@@ -432,7 +432,7 @@ def test_how_long_a_function_takes_is_measured_whatever_it_gives(bench, kind):
 
 
 def test_what_parked_tasks_wait_for_goes_to_their_worker_though_its_window_is_full():
-    core = Ownership(nullcontext(), home="a")
+    core = OwnerCore(nullcontext(), home="a")
     view = WorkerView("a")
     core.add_worker(view)
     function = Function(1, b"function", "f")

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from dask_ownership.core.owner.ownership import Ownership
+from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.references.borrowing import MISSES
 from dask_ownership.core.owner.references.peers import HANDED_ON
 from dask_ownership.core.owner.rows.options import Options
@@ -33,7 +33,7 @@ class Side:
 
     def __init__(self, name: str) -> None:
         self.process = (name, "", name)
-        self.core = Ownership(nullcontext(), process=self.process)
+        self.core = OwnerCore(nullcontext(), process=self.process)
         self.function = Function(1, b"f", "f")
         self.view = WorkerView("w", nthreads=4)
         self.core.add_worker(self.view)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dask_ownership import core
-from dask_ownership.core.owner.ownership import Ownership
+from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.rows import restarts
 from dask_ownership.core.owner.rows.options import Options
 from dask_ownership.core.owner.rows.row import Function, Row
@@ -23,7 +23,7 @@ class Bench:
     """An owner with two workers, and one task, whose pushes are counted."""
 
     def __init__(self, *, once: bool, retries: int = 0) -> None:
-        self.core = Ownership(nullcontext(), process=("me", "", "me"))
+        self.core = OwnerCore(nullcontext(), process=("me", "", "me"))
         self.function = Function(1, b"f", "f")
         self.views = [WorkerView(address) for address in "ab"]
         for view in self.views:
@@ -180,7 +180,7 @@ def test_nothing_else_in_the_core_starts_a_task_again():
         "delegation.on_delegated: become",  # an alias, which runs nothing
         "results._failed: try_again",  # asks
         "results._returned: try_again",
-        "detached.instead: become",  # REPEATED, by `Bequests._source`
+        "detached.instead: become",  # REPEATED, by `DetachedObjects._source`
         "detached.recover: become",  # an alias
         "detached.recover: withdraw",
         "reconstruction.recover: withdraw",  # becomes a question

@@ -4,11 +4,11 @@ from random import Random
 
 import pytest
 
-from dask_ownership.core.protocol.stream import LinkState
+from dask_ownership.core.protocol.stream import NumberedStream
 
 
 def test_a_batch_that_arrives_twice_gives_nothing_the_second_time():
-    a, b = LinkState(), LinkState()
+    a, b = NumberedStream(), NumberedStream()
     batch = a.pack([(1,)])
     assert b.receive(batch) == [(1,)]
     assert b.receive(batch) == ()
@@ -16,7 +16,7 @@ def test_a_batch_that_arrives_twice_gives_nothing_the_second_time():
 
 
 def test_a_batch_is_kept_until_it_is_acknowledged():
-    a, b = LinkState(), LinkState()
+    a, b = NumberedStream(), NumberedStream()
     for number in range(3):
         b.receive(a.pack([(number,)]))
     assert len(a.unacknowledged) == 3
@@ -25,14 +25,14 @@ def test_a_batch_is_kept_until_it_is_acknowledged():
 
 
 def test_an_empty_batch_is_not_numbered_and_may_come_at_any_time():
-    a, b = LinkState(), LinkState()
+    a, b = NumberedStream(), NumberedStream()
     early = a.pack([])
     b.receive(a.pack([(1,)]))
     assert b.receive(early) == () and b.received == 1
 
 
 def test_a_late_acknowledgement_changes_nothing():
-    a, b = LinkState(), LinkState()
+    a, b = NumberedStream(), NumberedStream()
     old = b.pack([])
     b.receive(a.pack([(1,)]))
     a.receive(b.pack([]))
@@ -41,7 +41,7 @@ def test_a_late_acknowledgement_changes_nothing():
 
 
 def test_a_missing_batch_is_an_error_and_leaves_the_state():
-    a, b = LinkState(), LinkState()
+    a, b = NumberedStream(), NumberedStream()
     a.pack([(1,)])
     second = a.pack([(2,)])
     with pytest.raises(ValueError, match="batch 2 arrived after batch 0"):
@@ -50,7 +50,7 @@ def test_a_missing_batch_is_an_error_and_leaves_the_state():
 
 
 def test_resuming_sends_the_rest_again_as_often_as_asked():
-    a, b = LinkState(), LinkState()
+    a, b = NumberedStream(), NumberedStream()
     batches = [a.pack([(number,)]) for number in range(4)]
     b.receive(batches[0])
     for _ in range(2):
@@ -63,7 +63,7 @@ def test_resuming_sends_the_rest_again_as_often_as_asked():
 @pytest.mark.parametrize("seed", range(20))
 def test_everything_arrives_once_and_in_order_however_often_the_connection_breaks(seed):
     random = Random(seed)
-    ends = (LinkState(), LinkState())
+    ends = (NumberedStream(), NumberedStream())
     wires: tuple[list, list] = ([], [])
     sent: tuple[list, list] = ([], [])
     got: tuple[list, list] = ([], [])

@@ -4,7 +4,7 @@ import pytest
 from test_executor import Bench, push
 
 from dask_ownership.core.owner.rows.row import Row
-from dask_ownership.core.owner.scheduling.task_order import Places
+from dask_ownership.core.owner.scheduling.task_order import TaskOrder
 from dask_ownership.core.protocol.order import ordered, urgency
 
 
@@ -21,8 +21,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def places(clock: Clock) -> Places:
-    return Places(clock)
+def places(clock: Clock) -> TaskOrder:
+    return TaskOrder(clock)
 
 
 def at(place: int) -> Row:

@@ -7,7 +7,7 @@ from typing import Any
 
 from distributed.comm import CommClosedError, listen
 
-from dask_ownership.core.protocol.stream import LinkState
+from dask_ownership.core.protocol.stream import NumberedStream
 from dask_ownership.runtime.comm.link import OwnerLink
 from dask_ownership.runtime.comm.packing import unpack
 
@@ -16,7 +16,7 @@ class Peer:
     """An executor's end that breaks the connection after some batches."""
 
     def __init__(self, break_after: list[int], pause: float = 0.0) -> None:
-        self.state = LinkState()
+        self.state = NumberedStream()
         self.break_after = break_after
         self.pause = pause
         self.messages: list[Any] = []

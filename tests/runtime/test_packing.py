@@ -12,7 +12,7 @@ import pytest
 from dask_ownership.core.protocol import messages as m
 from dask_ownership.core.protocol import peer_messages as r
 from dask_ownership.core.protocol.states import LOST
-from dask_ownership.core.protocol.stream import LinkState
+from dask_ownership.core.protocol.stream import NumberedStream
 from dask_ownership.runtime.comm import packing
 from dask_ownership.runtime.comm.packing import Packing, packable, unpack
 
@@ -23,8 +23,8 @@ class End:
     """One end of a link, and the other one that takes its frames."""
 
     def __init__(self) -> None:
-        self.state = LinkState()
-        self.other = LinkState()
+        self.state = NumberedStream()
+        self.other = NumberedStream()
         self.refused: list[Any] = []
         self.packing = Packing(self.state, lambda message, _: self.refused.append(message))
         self.frames = 0

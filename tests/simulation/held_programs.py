@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from dask_ownership.core.owner.references.detached import Bequest
+from dask_ownership.core.owner.references.detached import LineageSpec
 from dask_ownership.core.owner.rows.row import Function, Row
 from dask_ownership.core.protocol.messages import Origin
 from dask_ownership.core.protocol.names import held_at
@@ -114,7 +114,7 @@ class Giver:
         origin = core.table.origin_of(future.row)
         stays = self.random.random() < 0.4
         keeps = [future]
-        bequest = Bequest(self.owner.process, shelf.functions(functions), tasks)
+        bequest = LineageSpec(self.owner.process, shelf.functions(functions), tasks)
 
         def arrive() -> None:
             rows = shelf.owner.core.bequests.hold([origin, *also], bequest)

@@ -39,7 +39,7 @@ FUNCTION_BYTES = 1 << 26
 """Bytes of one owner's functions above which the oldest go."""
 
 
-class Executor:
+class ExecutorCore:
     """Tasks and values of all owners at one worker.
 
     Parameters
@@ -638,17 +638,17 @@ class Executor:
 
 
 HANDLERS: dict[int, Callable[..., None]] = {
-    m.FUNCTION: Executor._on_function,
-    m.FORGET: Executor._on_forget,
-    m.FREE: Executor._on_free,
-    m.COPY: Executor._on_copy,
-    m.GO: Executor._on_go,
-    m.CANCEL: Executor._on_cancel,
-    m.RECALL: Executor._on_recall,
-    m.WATCH_CHILDREN: Executor._on_seek,
-    m.REFS_COUNTED: Executor._on_took,
-    m.CHECKPOINTED: Executor._on_checkpointed,
-    m.POST: Executor._on_post,
+    m.FUNCTION: ExecutorCore._on_function,
+    m.FORGET: ExecutorCore._on_forget,
+    m.FREE: ExecutorCore._on_free,
+    m.COPY: ExecutorCore._on_copy,
+    m.GO: ExecutorCore._on_go,
+    m.CANCEL: ExecutorCore._on_cancel,
+    m.RECALL: ExecutorCore._on_recall,
+    m.WATCH_CHILDREN: ExecutorCore._on_seek,
+    m.REFS_COUNTED: ExecutorCore._on_took,
+    m.CHECKPOINTED: ExecutorCore._on_checkpointed,
+    m.POST: ExecutorCore._on_post,
 }
 """What an executor does about each kind of message but `PUSH`. The items after the kind are the
 arguments, by name."""

@@ -21,15 +21,15 @@ from dask_ownership.core.owner.recovery.moving import Moves
 from dask_ownership.core.owner.recovery.replicas import Replicas
 from dask_ownership.core.owner.references.borrowing import Borrowing
 from dask_ownership.core.owner.references.delegation import Delegations
-from dask_ownership.core.owner.references.detached import Bequests
+from dask_ownership.core.owner.references.detached import DetachedObjects
 from dask_ownership.core.owner.references.lending import Lending
 from dask_ownership.core.owner.references.peers import Peers
 from dask_ownership.core.owner.references.posting import Posting
 from dask_ownership.core.owner.references.reconstruction import Reconstruction
 from dask_ownership.core.owner.references.retention import Retention
-from dask_ownership.core.owner.references.transfer import Adoption
+from dask_ownership.core.owner.references.transfer import OwnershipTransfer
 from dask_ownership.core.owner.results import Results
-from dask_ownership.core.owner.rows.attempt_times import Timeline
+from dask_ownership.core.owner.rows.attempt_times import AttemptTimes
 from dask_ownership.core.owner.rows.attempts import AttemptRecords
 from dask_ownership.core.owner.rows.desired import Desired
 from dask_ownership.core.owner.rows.effects import OwnerEffects
@@ -76,7 +76,7 @@ from dask_ownership.core.protocol.states import (
 )
 
 
-class Ownership:
+class OwnerCore:
     """The rows of one owner, and what becomes of them.
 
     Each part below decides one thing, gets what it needs when it is made here, and is told of
@@ -105,7 +105,7 @@ class Ownership:
         What happened that was unusual.
     losses : dict of str to int
         What deaths of other processes cost this one, by each of `rows.failure_counts.LOSSES`.
-    timeline : Timeline
+    timeline : AttemptTimes
         When attempts were numbered.
     table : Table
         The rows, and what counts them.
@@ -139,7 +139,7 @@ class Ownership:
         Tasks that are kept for what they submitted, and what dead owners lost and is made again.
     delegations : Delegations
         Tasks whose value is to be another's.
-    adoption, bequests : Adoption, Bequests
+    adoption, bequests : OwnershipTransfer, DetachedObjects
         Objects that change their owner: on their way from owners that leave, and held for the
         cluster.
     effects : OwnerEffects
@@ -160,7 +160,7 @@ class Ownership:
         self.effects = OwnerEffects()
         self.history = History(clock)
         self.losses = dict.fromkeys(LOSSES, 0)
-        self.timeline = Timeline(clock)
+        self.timeline = AttemptTimes(clock)
         self._marked = 0
         self.functions = functions
         self.limits = limits = limits or Limits()
@@ -275,7 +275,7 @@ class Ownership:
             functions,
             submits_no_more=self.reconstruction.submits_no_more,
         )
-        self.adoption = Adoption(
+        self.adoption = OwnershipTransfer(
             self.lifecycle,
             self.peers,
             retention=self.retention,
@@ -284,7 +284,7 @@ class Ownership:
             functions=functions,
             submit=self.submit,
         )
-        self.bequests = Bequests(self.lifecycle, self.borrowing, functions, self.submit)
+        self.bequests = DetachedObjects(self.lifecycle, self.borrowing, functions, self.submit)
         self.lending.requests.update(
             cancel=lambda row, detail: self.cancel([row], detail),
             retry=lambda row, _: self.retry([row]),

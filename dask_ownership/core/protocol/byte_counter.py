@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Traffic:
+class ByteCounter:
     """Bytes since the worker joined, before encryption.
 
     What links between TCP or TLS addresses carry, and values that were put there or read from

@@ -1,4 +1,4 @@
-"""Places of rows: one number that orders all tasks of an owner, lower first.
+"""TaskOrder of rows: one number that orders all tasks of an owner, lower first.
 
 It puts the user's priority before the nesting, and that before first come, first served::
 

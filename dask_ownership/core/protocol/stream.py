@@ -15,7 +15,7 @@ from dask_ownership.core.protocol.messages import Message
 Batch = tuple[int, int, list[Message]]
 
 
-class LinkState:
+class NumberedStream:
     """Sequence numbers of one end of a link.
 
     Attributes

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from distributed.comm import Comm, CommClosedError
 from tornado.iostream import IOStream, StreamClosedError
 
-from dask_ownership.core.protocol.byte_counter import Traffic
+from dask_ownership.core.protocol.byte_counter import ByteCounter
 from dask_ownership.runtime.comm.packing import unpack, unpacker
 from dask_ownership.runtime.dask.comm import moved_bytes
 
@@ -71,18 +71,18 @@ def has_stream(comm: Comm) -> bool:
     return isinstance(getattr(comm, "stream", None), IOStream)
 
 
-def channel(comm: Comm, streams: bool, traffic: Traffic | None = None) -> Channel:
+def channel(comm: Comm, streams: bool, traffic: ByteCounter | None = None) -> Channel:
     """The channel over a comm; ``streams`` when both ends have a stream.
 
     Bytes on a stream are counted in ``traffic``.
     """
-    return StreamChannel(comm, traffic or Traffic()) if streams else CommChannel(comm)
+    return StreamChannel(comm, traffic or ByteCounter()) if streams else CommChannel(comm)
 
 
 class StreamChannel:
     """Msgpack on the stream of a TCP or TLS comm."""
 
-    def __init__(self, comm: Comm, traffic: Traffic) -> None:
+    def __init__(self, comm: Comm, traffic: ByteCounter) -> None:
         self.comm = comm
         self.traffic = traffic
         self.arrivals = 0

@@ -18,10 +18,10 @@ import msgpack
 from distributed.comm import Comm, CommClosedError, connect
 
 from dask_ownership.core.executor.session import Session
-from dask_ownership.core.protocol.byte_counter import Traffic
+from dask_ownership.core.protocol.byte_counter import ByteCounter
 from dask_ownership.core.protocol.heartbeat import Heartbeat
 from dask_ownership.core.protocol.messages import Message
-from dask_ownership.core.protocol.stream import LinkState
+from dask_ownership.core.protocol.stream import NumberedStream
 from dask_ownership.runtime.comm.channel import Channel, channel, has_stream
 from dask_ownership.runtime.comm.packing import Packing, Unsendable
 from dask_ownership.runtime.comm.request import LONGEST
@@ -82,7 +82,7 @@ class OwnerLink:
     silence : float
         Seconds for which a worker may be silent. A connection that stalls for half of it is
         dialled again; for twice as long each time until something arrives.
-    traffic : Traffic, optional
+    traffic : ByteCounter, optional
         Where bytes are counted.
     unsendable : callable, optional
         Told of messages that cannot be packed.
@@ -103,7 +103,7 @@ class OwnerLink:
         unreachable: Callable[[str], None],
         reach: float = 30.0,
         silence: float = 5.0,
-        traffic: Traffic | None = None,
+        traffic: ByteCounter | None = None,
         unsendable: Unsendable = ignore,
     ) -> None:
         self.address = address
@@ -114,7 +114,7 @@ class OwnerLink:
         self.unreachable = unreachable
         self.reach = reach
         self.traffic = traffic
-        self.state = LinkState()
+        self.state = NumberedStream()
         self.closed = False
         self._packing = Packing(self.state, unsendable)
         self._channel: Channel | None = None
@@ -327,7 +327,7 @@ class LocalLink:
     closed = False
 
     def __init__(self, deliver: Callable[[Any], None]) -> None:
-        self.state = LinkState()
+        self.state = NumberedStream()
         self._deliver = deliver
 
     def start(self) -> None:
@@ -350,7 +350,7 @@ class ExecutorLink:
 
     def __init__(self, session: Session, unsendable: Unsendable = ignore) -> None:
         self.session = session
-        self.state = LinkState()
+        self.state = NumberedStream()
         self.packing = Packing(self.state, unsendable)
         self.channel: Channel | None = None
         self.local: Any = None

@@ -17,7 +17,7 @@ from dask.utils import format_bytes
 
 from dask_ownership.core.protocol.messages import POST, Message
 from dask_ownership.core.protocol.peer_messages import instead_of
-from dask_ownership.core.protocol.stream import Batch, LinkState
+from dask_ownership.core.protocol.stream import Batch, NumberedStream
 from dask_ownership.errors import NotSerializable
 from dask_ownership.runtime.serialize import dumps_error
 
@@ -51,11 +51,11 @@ class Packing:
 
     Parameters
     ----------
-    state : LinkState
+    state : NumberedStream
     unsendable : callable
     """
 
-    def __init__(self, state: LinkState, unsendable: Unsendable) -> None:
+    def __init__(self, state: NumberedStream, unsendable: Unsendable) -> None:
         self._state = state
         self._unsendable = unsendable
         self._pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True).pack
@@ -72,7 +72,7 @@ class Packing:
         messages : list
             An empty one only acknowledges.
         ask : bool
-            Ask for an acknowledgement, see `LinkState.pack`.
+            Ask for an acknowledgement, see `NumberedStream.pack`.
         """
         if not messages:
             return [self._pack(self._state.pack(messages, ask))]

@@ -29,7 +29,7 @@ class Stalled(OSError):
     """Nothing moved over a connection for as long as was waited."""
 
 
-class Patience:
+class Backoff:
     """How long a request may stall, by address: twice as long each time it did.
 
     Parameters
@@ -56,7 +56,7 @@ class Patience:
 
 
 async def request(
-    pool: ConnectionPool, address: str, patience: Patience, op: str, **message: Any
+    pool: ConnectionPool, address: str, patience: Backoff, op: str, **message: Any
 ) -> Any:
     """Ask a worker something over a connection of the pool.
 

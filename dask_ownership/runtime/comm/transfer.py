@@ -22,7 +22,7 @@ from distributed.utils import offload
 from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.errors import NotSerializable
 from dask_ownership.runtime import importing
-from dask_ownership.runtime.comm.request import Patience, request
+from dask_ownership.runtime.comm.request import Backoff, request
 from dask_ownership.runtime.serialize import arriving, finding
 
 logger = logging.getLogger("dask_ownership.transfer")
@@ -147,7 +147,7 @@ async def ask(
     names: list[Name],
     reader: str,
     token: str,
-    patience: Patience,
+    patience: Backoff,
 ) -> tuple[dict[Name, Serialized], dict[Name, str]]:
     """Ask one executor for values of one owner.
 

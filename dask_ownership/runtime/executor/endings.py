@@ -9,7 +9,7 @@ from time import time
 from typing import Any
 
 from dask_ownership.core.executor import session as ex
-from dask_ownership.core.executor.executor import Executor as Core
+from dask_ownership.core.executor.executor import ExecutorCore
 from dask_ownership.core.executor.session import Entry
 from dask_ownership.core.protocol import messages as m
 from dask_ownership.errors import TaskTimeout
@@ -29,7 +29,7 @@ class Endings:
     Parameters
     ----------
     worker : distributed.Worker
-    core : dask_ownership.core.executor.executor.Executor
+    core : dask_ownership.core.executor.executor.ExecutorCore
     lock : threading.Lock
         Covers the core.
     owner : Owner
@@ -52,7 +52,7 @@ class Endings:
     def __init__(
         self,
         worker: Any,
-        core: Core,
+        core: ExecutorCore,
         lock: threading.Lock,
         owner: Owner,
         flushing: Flushing,

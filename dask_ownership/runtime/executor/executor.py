@@ -22,7 +22,7 @@ from tornado.ioloop import PeriodicCallback
 
 from dask_ownership.core.executor import session as ex
 from dask_ownership.core.executor.effects import ExecutorEffects
-from dask_ownership.core.executor.executor import Executor as Core
+from dask_ownership.core.executor.executor import ExecutorCore
 from dask_ownership.core.executor.session import Entry
 from dask_ownership.core.owner.rows.failure_counts import ORPHANED
 from dask_ownership.core.protocol import messages as m
@@ -116,7 +116,7 @@ class Executor:
         self.lock = threading.Lock()
         self.slots = SlotLease(worker)
         self.resources = ResourceLease(worker)
-        self.core = Core(self.slots.nthreads, self.resources.totals, incarnation)
+        self.core = ExecutorCore(self.slots.nthreads, self.resources.totals, incarnation)
         self.core.queue.slots = 0
         self.core.queue.resources.available = {}
         self.core.queue.resources.threads = partial(threads_of, worker)

@@ -11,7 +11,7 @@ from distributed.core import ConnectionPool
 from distributed.protocol import Serialized
 
 from dask_ownership.core.executor.session import Entry
-from dask_ownership.runtime.comm.request import Patience, Stalled, silence
+from dask_ownership.runtime.comm.request import Backoff, Stalled, silence
 from dask_ownership.runtime.comm.transfer import Name, ask, size_of
 from dask_ownership.runtime.executor.watch import Watch
 
@@ -68,7 +68,7 @@ class Fetcher:
         self.pool = pool
         self.incarnation = incarnation
         self.token = token
-        self.patience = Patience(silence())
+        self.patience = Backoff(silence())
         self.here = here
         self.share = share
         self.arrived = arrived

@@ -9,7 +9,7 @@ from typing import Any
 from distributed.protocol import Serialized
 
 from dask_ownership.core.executor import session as ex
-from dask_ownership.core.executor.executor import Executor as Core
+from dask_ownership.core.executor.executor import ExecutorCore
 from dask_ownership.core.executor.session import Entry
 from dask_ownership.errors import NotSerializable
 from dask_ownership.runtime.comm.transfer import unpack_off_loop
@@ -23,7 +23,7 @@ class Inputs:
 
     Parameters
     ----------
-    core : dask_ownership.core.executor.executor.Executor
+    core : dask_ownership.core.executor.executor.ExecutorCore
     lock : threading.Lock
         Covers the core.
     store : Store
@@ -40,7 +40,7 @@ class Inputs:
 
     def __init__(
         self,
-        core: Core,
+        core: ExecutorCore,
         lock: threading.Lock,
         store: Store,
         owner: Owner,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from time import time
 from typing import Any
 
-from dask_ownership.core.executor.executor import Executor as Core
+from dask_ownership.core.executor.executor import ExecutorCore
 from dask_ownership.core.executor.session import Entry
 from dask_ownership.runtime.dask.client import current_client
 from dask_ownership.runtime.dask.worker import current_worker, pool_state, thread_state
@@ -34,7 +34,7 @@ class Threads:
     Parameters
     ----------
     worker : distributed.Worker
-    core : dask_ownership.core.executor.executor.Executor
+    core : dask_ownership.core.executor.executor.ExecutorCore
     lock : threading.Lock
         Covers the core.
     task_client : object
@@ -58,7 +58,7 @@ class Threads:
     def __init__(
         self,
         worker: Any,
-        core: Core,
+        core: ExecutorCore,
         lock: threading.Lock,
         *,
         task_client: Any,

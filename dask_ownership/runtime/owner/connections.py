@@ -10,7 +10,7 @@ import dask
 from dask.utils import parse_timedelta
 from distributed.core import ConnectionPool
 
-from dask_ownership.core.owner.ownership import Ownership
+from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.rows.worker_view import WorkerView
 from dask_ownership.core.protocol.messages import Message
 from dask_ownership.runtime.comm.link import LocalLink, OwnerLink
@@ -26,7 +26,7 @@ class Connections:
 
     Parameters
     ----------
-    core : Ownership
+    core : OwnerCore
     executor : Home or None
         The one in this process, to which no connection is needed.
     pool : ConnectionPool
@@ -45,7 +45,7 @@ class Connections:
 
     def __init__(
         self,
-        core: Ownership,
+        core: OwnerCore,
         executor: Home | None,
         pool: ConnectionPool,
         limit: float,

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from dask_ownership.core.owner.ownership import Ownership
+from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.rows.worker_view import WorkerView
 from dask_ownership.core.protocol.states import LOST
 
@@ -32,15 +32,15 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-class Chronicle:
+class EventLog:
     """Says what happens to one owner. On the loop's thread.
 
     Parameters
     ----------
-    core : Ownership
+    core : OwnerCore
     """
 
-    def __init__(self, core: Ownership) -> None:
+    def __init__(self, core: OwnerCore) -> None:
         self.core = core
         self._lost_at = 0.0
 

@@ -11,24 +11,24 @@ import asyncio
 from collections.abc import Callable
 from time import perf_counter
 
-from dask_ownership.core.owner.ownership import Ownership
+from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.runtime.comm.request import silence
 
 LOOKS = 10
 """Looks within the time for which a worker may be silent."""
 
 
-class Liveness:
+class FailureDetector:
     """Looks after the links of one owner.
 
     Parameters
     ----------
-    core : Ownership
+    core : OwnerCore
     step : callable
         Has the owner send what the core decided.
     """
 
-    def __init__(self, core: Ownership, step: Callable[[], None]) -> None:
+    def __init__(self, core: OwnerCore, step: Callable[[], None]) -> None:
         self.core = core
         self._step = step
         self.limit = silence()

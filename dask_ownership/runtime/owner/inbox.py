@@ -17,9 +17,9 @@ from typing import Any
 
 from dask.utils import parse_timedelta
 
-from dask_ownership.core.owner.ownership import Ownership
+from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.rows.row import Row
-from dask_ownership.core.owner.scheduling.task_order import Places
+from dask_ownership.core.owner.scheduling.task_order import TaskOrder
 from dask_ownership.core.protocol.messages import Origin
 from dask_ownership.core.protocol.order import ordered
 from dask_ownership.core.protocol.states import DORMANT, WAITING
@@ -43,7 +43,7 @@ class Inbox:
 
     Parameters
     ----------
-    core : Ownership
+    core : OwnerCore
     executor : Home or None
         The one in this process.
     step : callable
@@ -51,7 +51,7 @@ class Inbox:
 
     Attributes
     ----------
-    places : Places
+    places : TaskOrder
         Which task comes before which.
     gone : deque
         Rows, one for each handle that went away and is not counted off yet; and pairs of a row
@@ -61,11 +61,11 @@ class Inbox:
         Why the owner closed by itself: the scheduler is gone. What was here by then stays.
     """
 
-    def __init__(self, core: Ownership, executor: Home | None, step: Callable[[], None]) -> None:
+    def __init__(self, core: OwnerCore, executor: Home | None, step: Callable[[], None]) -> None:
         self.core = core
         self._executor = executor
         self._step = step
-        self.places = Places(time)
+        self.places = TaskOrder(time)
         self.gone: deque[Any] = deque()
         self.closed = False
         self.lost = ""

@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any
 
-from dask_ownership.core.owner.ownership import Ownership
+from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.rows.worker_view import WorkerView
 from dask_ownership.core.protocol.failure import Failure
 from dask_ownership.core.protocol.messages import Process
 from dask_ownership.core.protocol.states import READY
 from dask_ownership.runtime.comm.scheduler_ops import Member
-from dask_ownership.runtime.owner.event_log import Chronicle
+from dask_ownership.runtime.owner.event_log import EventLog
 
 logger = logging.getLogger("dask_ownership.owner")
 
@@ -44,8 +44,8 @@ class Members:
 
     Parameters
     ----------
-    core : Ownership
-    chronicle : Chronicle
+    core : OwnerCore
+    chronicle : EventLog
     ask : Ask
     token : str
         What proves who this owner is, if that is known before it joins.
@@ -67,8 +67,8 @@ class Members:
 
     def __init__(
         self,
-        core: Ownership,
-        chronicle: Chronicle,
+        core: OwnerCore,
+        chronicle: EventLog,
         ask: Ask,
         token: str,
         unlink: Callable[[WorkerView], bool],

@@ -21,21 +21,21 @@ from dask.utils import parse_bytes, parse_timedelta
 from distributed.core import ConnectionPool
 from distributed.system import MEMORY_LIMIT
 
-from dask_ownership.core.owner.ownership import Ownership
-from dask_ownership.core.owner.references.detached import Bequest
+from dask_ownership.core.owner.ownership import OwnerCore
+from dask_ownership.core.owner.references.detached import LineageSpec
 from dask_ownership.core.owner.rows.limits import Limits
 from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.core.owner.rows.worker_view import WorkerView
 from dask_ownership.core.owner.scheduling.builtin import BuiltinFunctions
 from dask_ownership.core.protocol.messages import Message, Origin, Process
 from dask_ownership.runtime.comm.link import UNSAID_BATCHES
-from dask_ownership.runtime.comm.request import Patience
+from dask_ownership.runtime.comm.request import Backoff
 from dask_ownership.runtime.comm.secret import proof
 from dask_ownership.runtime.functions import Functions
 from dask_ownership.runtime.owner.backlog import Backlog
 from dask_ownership.runtime.owner.connections import Connections
-from dask_ownership.runtime.owner.event_log import Chronicle
-from dask_ownership.runtime.owner.failure_detector import Liveness
+from dask_ownership.runtime.owner.event_log import EventLog
+from dask_ownership.runtime.owner.failure_detector import FailureDetector
 from dask_ownership.runtime.owner.home import Home
 from dask_ownership.runtime.owner.inbox import Inbox
 from dask_ownership.runtime.owner.members import Ask, Members
@@ -99,14 +99,14 @@ class Owner:
 
     Attributes
     ----------
-    core : Ownership
+    core : OwnerCore
     promoted : dict of str to Handle
         What the central scheduler may read, by its name there.
     functions : Functions
         Records of the functions that tasks call.
     pool : ConnectionPool
         For what is asked of workers beside the links, which leaves values packed.
-    patience : Patience
+    patience : Backoff
         For how long it is asked.
     """
 
@@ -125,7 +125,7 @@ class Owner:
         self.lock = threading.Lock()
         address = executor.worker.address if executor is not None else None
         self.functions = Functions(self._forget_function)
-        self.core = core = Ownership(
+        self.core = core = OwnerCore(
             self.lock,
             home=address,
             process=(self.incarnation, address or "", name),
@@ -151,9 +151,9 @@ class Owner:
         self.waiting = waiting = Waiting(self.lock, inbox.check_open, executor)
         self.wait, self.wait_at, self.wait_async = waiting.wait, waiting.wait_at, waiting.wait_async
         self.pool = ConnectionPool(deserialize=False, connection_args=connection_args)
-        self._liveness = Liveness(core, self.step)
-        self.patience = Patience(self._liveness.limit)
-        self._chronicle = Chronicle(core)
+        self._liveness = FailureDetector(core, self.step)
+        self.patience = Backoff(self._liveness.limit)
+        self._chronicle = EventLog(core)
         self.members = Members(
             core,
             self._chronicle,
@@ -226,7 +226,7 @@ class Owner:
         self.step()
         return result
 
-    def hold(self, origins: Iterable[Origin], bequest: Bequest) -> list[Row]:
+    def hold(self, origins: Iterable[Origin], bequest: LineageSpec) -> list[Row]:
         """Take over what others own; rows with one handle more each. Loop thread."""
         return self.call_now(self.core.bequests.hold, origins, bequest)
 

@@ -1,4 +1,4 @@
-"""Bequests: one process holds what others own, and goes on with it when those are gone.
+"""DetachedObjects: one process holds what others own, and goes on with it when those are gone.
 
 What lies in a queue, a variable or a dataset belongs to the cluster, whatever becomes of the
 client that put it there. So one process of the cluster, the *holder*, takes it over as an
@@ -38,7 +38,7 @@ types only. ``function`` is a number in the bequest's list; for a value that is 
 OPTIONS = ("workers", "loose", "retries", "resources", "timeout", "depth", "within")
 
 
-class Bequest:
+class LineageSpec:
     """How to make what one process owns.
 
     Parameters
@@ -63,10 +63,10 @@ class Bequest:
         return name if is_adopted(name) else ("adopted", self.owner[0], name, life)
 
 
-NOTHING = Bequest(("", "", ""), [], ())
+NOTHING = LineageSpec(("", "", ""), [], ())
 
 
-class Bequests(RowListener):
+class DetachedObjects(RowListener):
     """What one process tells of how its objects are made, and holds of others.
 
     Parameters
@@ -105,7 +105,7 @@ class Bequests(RowListener):
         Returns
         -------
         list of Function, list of Task
-            See `Bequest`.
+            See `LineageSpec`.
         list of Origin
             What cannot be made from those and unfinished tasks need: to be held as well.
         """
@@ -162,7 +162,7 @@ class Bequests(RowListener):
 
     # ---- the holder ----
 
-    def hold(self, origins: Iterable[Origin], bequest: Bequest) -> list[Row]:
+    def hold(self, origins: Iterable[Origin], bequest: LineageSpec) -> list[Row]:
         """Take objects over; their rows, with one handle more each."""
         rows: list[Row] = []
         for origin in origins:
@@ -251,7 +251,7 @@ class Bequests(RowListener):
         self._lifecycle.wait(row)
         return True
 
-    def _needed(self, bequest: Bequest, number: int) -> set[int]:
+    def _needed(self, bequest: LineageSpec, number: int) -> set[int]:
         """The tasks that make one, but for what is here already."""
         rows = self._table.rows
         needed: set[int] = set()
@@ -265,7 +265,7 @@ class Bequests(RowListener):
             stack.extend(r for r in (*dependencies, *contains) if isinstance(r, int))
         return needed
 
-    def _row(self, bequest: Bequest, number: int) -> Row:
+    def _row(self, bequest: LineageSpec, number: int) -> Row:
         """A new row for a task of a bequest, with one handle."""
         _, _, function, payload, order, dependencies, contains, options, value = bequest.tasks[
             number
@@ -283,7 +283,7 @@ class Bequests(RowListener):
         self._lifecycle.release_uses((*taken, *inside))  # the row has its own
         return row
 
-    def _rows(self, bequest: Bequest, references: Iterable[Reference]) -> tuple[Row, ...]:
+    def _rows(self, bequest: LineageSpec, references: Iterable[Reference]) -> tuple[Row, ...]:
         """What a task refers to, with one use more each."""
         rows: list[Row] = []
         for reference in references:

@@ -17,7 +17,7 @@ from dask_ownership.core.owner.rows.worker_view import WorkerView
 from dask_ownership.core.protocol import messages as m
 from dask_ownership.core.protocol.messages import Key, Message, Process
 from dask_ownership.core.protocol.peer_messages import LEAVE, NAMES
-from dask_ownership.core.protocol.stream import LinkState
+from dask_ownership.core.protocol.stream import NumberedStream
 
 HANDED_ON = 0.5
 """Seconds for which a borrower that is gone still counts: others may be about to be counted for
@@ -30,7 +30,7 @@ class Peer:
     Attributes
     ----------
     process : Process
-    stream : LinkState
+    stream : NumberedStream
         Numbers what is said to it and what it says.
     outbox : list
         What was not sent yet.
@@ -51,7 +51,7 @@ class Peer:
 
     def __init__(self, process: Process) -> None:
         self.process = process
-        self.stream = LinkState()
+        self.stream = NumberedStream()
         self.outbox: list[Message] = []
         self.borrowed: dict[int, Borrowed] = {}
         self.lent: dict[tuple[Key, int], Row] = {}

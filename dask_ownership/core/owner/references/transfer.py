@@ -1,4 +1,5 @@
-"""Adoption: what a worker owns lives on at another owner when the worker leaves in good order.
+"""Ownership transfer: what a worker owns lives on at another owner when the worker leaves in good
+order.
 
 Tasks submit tasks, and their futures may outlive them: in a value that was returned, or
 with any process that they were passed to. The process that leaves asks the *heir* of each
@@ -57,7 +58,7 @@ class Handover:
         self.told: set[tuple[Peer, int]] = set()
 
 
-class Adoption:
+class OwnershipTransfer:
     """What one process hands over, and takes over from others.
 
     Parameters

@@ -19,7 +19,7 @@ PART = 0.1
 """Of the age of a mark: for how long it lasts at most when it is joined with others."""
 
 
-class Timeline:
+class AttemptTimes:
     """Marks of how far a count had got when.
 
     Parameters

@@ -1,4 +1,4 @@
-"""What deaths cost one process: names of what `Ownership.losses` counts.
+"""What deaths cost one process: names of what `OwnerCore.losses` counts.
 
 Kills are about what this process owns, owner losses about what others own and this process
 needs. All are counted since the start of the process, when they happen and not per task.

@@ -53,7 +53,7 @@ class Options:
     repeats: Any = None
     #: Name (`protocol.messages.Origin`) of an object that another process owned and handed over.
     adopted: Any = None
-    #: Of an object that this process holds: how it is made (`references.detached.Bequest`).
+    #: Of an object that this process holds: how it is made (`references.detached.LineageSpec`).
     bequest: Any = None
     #: The copies that are kept of its value, when it is stored.
     replicas: Replication | None = None

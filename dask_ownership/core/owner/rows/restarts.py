@@ -2,7 +2,7 @@
 
 Every path on which the core starts a task a second time by itself is named here, and goes
 through `may`: a task that runs at most once takes none on which it may have begun to run. Only
-the user (`Ownership.retry`) runs such a task again.
+the user (`OwnerCore.retry`) runs such a task again.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from typing import Any
 
 from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.core.protocol import messages as m
-from dask_ownership.core.protocol.byte_counter import Traffic
+from dask_ownership.core.protocol.byte_counter import ByteCounter
 from dask_ownership.core.protocol.messages import Key, Message
 
 WINDOW = 10_000.0
@@ -56,7 +56,7 @@ class WorkerView:
         How many tasks it was given since it joined.
     suspended : bool
         It does not answer, see `scheduling.suspension`; ``would_accept`` is what it said before.
-    traffic : Traffic
+    traffic : ByteCounter
         Bytes to and from it.
     """
 
@@ -126,7 +126,7 @@ class WorkerView:
         self.heard = 0.0
         self.recalled = False
         self.link: Any = None
-        self.traffic = Traffic()
+        self.traffic = ByteCounter()
 
     def __repr__(self) -> str:
         return f"<WorkerView {self.address} pushed={len(self.pushed)} load={self.load:.0f}us>"

@@ -1,4 +1,4 @@
-"""Places of the rows of one owner, see `protocol.order`."""
+"""TaskOrder of the rows of one owner, see `protocol.order`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.core.protocol.order import DEEPEST, DEPTH
 
 
-class Places:
+class TaskOrder:
     """Gives the rows of one owner their places.
 
     Parameters
