@@ -711,7 +711,7 @@ def raise_no_utf8() -> None:
 
 
 def test_texts_that_are_no_utf8(client):
-    """A file name with surrogate escapes, in a reason, an error, an argument and a result."""
+    """A file name with surrogate export, in a reason, an error, an argument and a result."""
     waits = client.submit(slowinc, 1, 30, pure=False)
     holder = client.submit(open_box, Box(waits), pure=False)
     client.cancel([waits], msg=NO_UTF8)

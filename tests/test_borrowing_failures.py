@@ -126,7 +126,7 @@ def test_a_future_of_the_client_inside_a_spilled_value(spilling):
     time.sleep(0.3)
     assert "inner" in spilling.owner.core.table.rows
     # Read back by the other worker's request first, then used where it is.
-    home = outer._row.holders[0].address
+    home = outer._row.locations[0].address
     others = [a for a in wait_for_members(spilling, 2) if a != home]
     for address in [*others, home, *others, home]:
         got = spilling.submit(length_inside, outer, workers=[address], pure=False)

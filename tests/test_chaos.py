@@ -165,7 +165,7 @@ def length(box: Box) -> int:
     return len(box.content[0].result())
 
 
-def escaped(client: Client, random: Random) -> None:
+def exported(client: Client, random: Random) -> None:
     n = random.randint(2, 20)
     outer = client.submit(lets_escape, n, 100_000, pure=False)
     boxes = outer.result()
@@ -180,7 +180,7 @@ def escaped(client: Client, random: Random) -> None:
     assert [len(value) for value in got[n : 2 * n]] == client.gather(lengths) == sizes
 
 
-LOADS = [flat, chain, nested, reduction, escaped]
+LOADS = [flat, chain, nested, reduction, exported]
 
 
 def forgotten(client: Client) -> bool:

@@ -66,7 +66,7 @@ def parent(path: str, count: int, seconds: float, size: int = 0) -> tuple[str, B
 def opened(future: Any) -> tuple[str, tuple[Any, ...]]:
     """The worker whose process owns the children, and their futures."""
     _, box = future.result(timeout=20)
-    return box.content[0]._row.place[1], box.content
+    return box.content[0]._row.owner_ref[1], box.content
 
 
 def test_what_a_killed_owner_had_not_made_yet_is_made_again(client, tmp_path):
@@ -166,7 +166,7 @@ def only_once(path: str) -> Box:
 def test_what_is_not_made_again_is_lost_with_its_owner(client, tmp_path):
     outer = client.submit(only_once, str(tmp_path / "ran"), key="fickle", pure=False)
     (future,) = outer.result(timeout=20).content
-    owner = future._row.place[1]
+    owner = future._row.owner_ref[1]
     kill(client, owner)
     with pytest.raises(OwnerLost, match=r"fickle.*did not submit") as caught:
         future.result(timeout=20)
@@ -186,7 +186,7 @@ def fails_again(path: str) -> Box:
 def test_a_task_that_fails_when_it_runs_again_is_named(client, tmp_path):
     outer = client.submit(fails_again, str(tmp_path / "ran"), key="brittle", pure=False)
     (future,) = outer.result(timeout=20).content
-    kill(client, future._row.place[1])
+    kill(client, future._row.owner_ref[1])
     with pytest.raises(OwnerLost, match=r"brittle.*failed"):
         future.result(timeout=20)
     assert isinstance(outer.result(timeout=10), Box)  # its own value is what it was
@@ -206,7 +206,7 @@ def test_two_owners_one_above_the_other_are_killed(client, tmp_path):
     outer = client.submit(top, path, pure=False).result(timeout=20)
     inner = outer.content[0].result(timeout=20)
     leaf = inner.content[0]
-    above, below = outer.content[0]._row.place[1], leaf._row.place[1]
+    above, below = outer.content[0]._row.owner_ref[1], leaf._row.owner_ref[1]
     assert above != below
     kill(client, above)
     kill(client, below)
@@ -303,7 +303,9 @@ def test_owners_are_killed_again_and_again(client, tmp_path):
     for _ in range(3):
         owner = until(
             lambda: (
-                (a := futures[0]._row.place[1]) and a in client.owner.core.placement.workers and a
+                (a := futures[0]._row.owner_ref[1])
+                and a in client.owner.core.placement.workers
+                and a
             ),
             20,
         )
@@ -337,7 +339,7 @@ def adds_later(box: Box, number: int) -> int:
 def test_a_call_is_the_same_whatever_the_order_and_differs_by_its_inputs(client, tmp_path):
     outer = client.submit(in_another_order, str(tmp_path / "ran"), pure=False)
     made = outer.result(timeout=20)
-    kill(client, made[0][1].content[0]._row.place[1])
+    kill(client, made[0][1].content[0]._row.owner_ref[1])
     for expected, box in made:
         assert box.content[0].result(timeout=30) == expected
     assert noted(tmp_path / "ran") == ["ran", "ran"]
@@ -356,5 +358,5 @@ def test_a_pure_call_on_what_came_from_elsewhere_is_made_again(client):
     given = client.submit(inc, 1, pure=False)
     outer = client.submit(of_what_came, Box(given), pure=False)
     futures = outer.result(timeout=20).content
-    kill(client, futures[0]._row.place[1])
+    kill(client, futures[0]._row.owner_ref[1])
     assert [f.result(timeout=30) for f in futures] == [3, 2]

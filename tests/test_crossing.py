@@ -291,7 +291,7 @@ def test_workers_that_die_after_a_crossing(tmp_path: Path) -> None:
         imported = client.submit(bytes, central, **here)
         assert len(promoted.result(timeout=10)) == len(imported.result(timeout=10)) == LARGE
         assert set(stock.who_has([promoted])[promoted.key]) == {workers[0]}
-        assert [view.address for view in imported._row.holders] == [workers[0]]
+        assert [view.address for view in imported._row.locations] == [workers[0]]
         again = 1 + (stock.who_has([central])[central.key] == (workers[0],))
         del owned, central
         assert len(lines(path)) == 2

@@ -30,7 +30,7 @@ def marked(n: int, path: str) -> bytes:
 
 
 def places(future: Any) -> list[str]:
-    return [view.address for view in future._row.holders]
+    return [view.address for view in future._row.locations]
 
 
 def test_retiring_moves_scattered_values(client):

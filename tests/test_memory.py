@@ -331,7 +331,7 @@ def test_values_of_a_worker_that_the_nanny_ended_are_made_again(tmp_path: Any) -
             for i in range(5)
         ]
         distributed.wait(values)
-        assert {view.address for f in values for view in f._row.holders} == {first}
+        assert {view.address for f in values for view in f._row.locations} == {first}
         eater = client.submit(
             grow_once, str(tmp_path / "grown"), 50_000_000, workers=[first],
             allow_other_workers=True,

@@ -53,7 +53,7 @@ def test_a_value_that_died_with_its_worker_is_made_again(client, tmp_path):
     path = tmp_path / "runs"
     value = client.submit(ones, 100_000, str(path), pure=False)
     wait(value)
-    kill(client, value._row.holders[0].address)
+    kill(client, value._row.locations[0].address)
     assert value.result(timeout=30).sum() == 100_000
     assert runs(path) == 2
 
@@ -74,7 +74,7 @@ def test_only_what_is_missing_is_made_again_and_freed_inputs_with_it(client, tmp
     del a, b, c  # only d's lineage needs them now
     rows = client.owner.core.table.rows
     until(lambda: [row.state for row in rows.values()].count(DORMANT) == 3)
-    kill(client, d._row.holders[0].address)
+    kill(client, d._row.locations[0].address)
     assert d.result(timeout=30).sum() == 400_000
     assert [runs(path) for path in paths] == [2, 2]
     del d
@@ -84,7 +84,7 @@ def test_only_what_is_missing_is_made_again_and_freed_inputs_with_it(client, tmp
 def test_a_task_that_needs_a_lost_value_waits_for_it(client):
     value = client.submit(blob, 300_000, pure=False)
     wait(value)
-    kill(client, value._row.holders[0].address)
+    kill(client, value._row.locations[0].address)
     assert client.submit(length, value, pure=False).result(timeout=30) == 300_000
 
 
@@ -112,7 +112,7 @@ def test_workers_that_die_one_after_another(client, tmp_path):
 def test_a_borrowed_value_is_made_again(client):
     value = client.submit(blob, 300_000, pure=False)
     wait(value)
-    there = value._row.holders[0].address
+    there = value._row.locations[0].address
     other = next(a for a in wait_for_members(client, 2) if a != there)
     reader = client.submit(read_when_told, Box(value), pure=False, workers=[other])
     until(lambda: value._row.roles & HAS_BORROWERS)
@@ -156,14 +156,14 @@ def test_a_borrowed_value_that_its_holder_does_not_have_is_made_again(client):
     wait(value)
     reader = client.submit(read_when_told, Box(value), pure=False)
     until(lambda: value._row.roles & HAS_BORROWERS)
-    client.run(forget_values, workers=[value._row.holders[0].address], nanny=False)
+    client.run(forget_values, workers=[value._row.locations[0].address], nanny=False)
     assert client.submit(length, value, pure=False).result(timeout=20) == 300_000
     assert reader.status in ("pending", "finished", "cancelled")
 
 
 def test_a_scattered_value_has_no_lineage(client):
     value = client.scatter(b"x" * 100_000)
-    kill(client, value._row.holders[0].address)
+    kill(client, value._row.locations[0].address)
     with pytest.raises(LostData, match="it was scattered, not computed"):
         value.result(timeout=30)
 

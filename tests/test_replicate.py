@@ -88,7 +88,7 @@ def test_computed_values_are_not_made_again(client, tmp_path):
     path = str(tmp_path / "made")
     values = client.map(marked, range(8), path=path, pure=False)
     client.replicate(values, n=2)  # waits for them
-    victim = values[0]._row.holders[0].address
+    victim = values[0]._row.locations[0].address
     kill(client, victim)
     until(lambda: victim not in client.owner.core.placement.workers, 20)
     until(lambda: kept(client, values, 2), 20)
@@ -168,14 +168,14 @@ def replicates_inside() -> int:
     client = distributed.get_client()
     value = client.scatter(b"x" * SIZE)
     client.replicate(value, n=2)
-    return len(value._row.holders)
+    return len(value._row.locations)
 
 
 async def replicates_in_a_coroutine() -> int:
     client = distributed.get_client()
     value = await client.scatter(b"x" * SIZE)
     await client.replicate(value, n=2)
-    return len(value._row.holders)
+    return len(value._row.locations)
 
 
 @pytest.mark.parametrize("function", [replicates_inside, replicates_in_a_coroutine])

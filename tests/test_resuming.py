@@ -135,7 +135,7 @@ def test_a_value_that_is_made_again_is_made_without_checkpoints(fragile, tmp_pat
     future = fragile.submit(counts_starts, path)
     wait(future)
     assert fragile.owner.core.attempts.of(future._row).checkpoints is None
-    kill(fragile, future._row.holders[0].address)
+    kill(fragile, future._row.locations[0].address)
     until(lambda: len(lines(path)) == 2, 20)
     assert len(future.result(timeout=20)) == 200_000
     assert lines(path) == ["0", "0"]

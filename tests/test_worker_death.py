@@ -102,7 +102,7 @@ def test_lost_value(client):
     """A scattered one cannot be made again: it says which, where it was, and so do tasks."""
     victim, other = wait_for_members(client, 2)
     value = client.scatter({"only-copy": blob(200_000)}, workers=[victim])["only-copy"]
-    assert value._row.holders[0].address == victim
+    assert value._row.locations[0].address == victim
     blocker = client.submit(slowinc, 1, 0.5, workers=other, pure=False)
     waiting = client.submit(length, value, 5, workers=victim, allow_other_workers=True)
     small = client.submit(inc, 10, pure=False)

@@ -78,7 +78,7 @@ async def put(client: ClientLike, value: Any) -> tuple[str, Serialized] | None:
     for owner in owners.values():
         rows = list({f._row: None for f in found if f._owner is owner})
         functions, tasks, also = (
-            owner.core.bequests.describe(rows) if owner is client.owner else ([], [], [])
+            owner.core.detached.describe(rows) if owner is client.owner else ([], [], [])
         )
         origins = [owner.core.table.origin_of(row) for row in rows]
         counted = await getattr(client.scheduler, HOLD)(
@@ -132,7 +132,7 @@ async def take(client: ClientLike, hold: str | None, value: Any) -> Any:
             )
 
     owner = client.owner
-    owner.call(owner.core.borrowing.when_counted, rows, counted)
+    owner.call(owner.core.borrowing.when_acknowledged, rows, counted)
     if rows:
         try:
             await asyncio.wait_for(known.wait(), KNOWN_SOON)

@@ -24,7 +24,7 @@ def count_futures(client: ClientLike, key: Any) -> int:
 def _futures_of_row(client: ClientLike, row: Row) -> int:
     if row.state == CANCELLED:
         return 0
-    return row.handles - client.owner.dropped(row)
+    return row.local_refs - client.owner.dropped(row)
 
 
 class FuturesView(dict[Any, Any]):

@@ -225,7 +225,7 @@ def merged(answer: dict[str, Any], mine: dict[str, list[Any]]) -> dict[str, Any]
 def addresses(owner: Owner, row: Row) -> Collection[str]:
     """Where tasks find a value, see the module. Loop thread."""
     if row.state == STORED:
-        return row.addresses if isinstance(row, Borrowed) else [v.address for v in row.holders]
+        return row.addresses if isinstance(row, Borrowed) else [v.address for v in row.locations]
     workers = owner.core.placement.workers
     if row.state != INLINE or not workers:
         return ()

@@ -191,7 +191,7 @@ def local_task(client: Any, row: Row) -> LocalTask:
     """
     if isinstance(row, Borrowed):
         raise NotHere(
-            f"the task of {row.origin[3]!r} is with its owner {row.place[2]}, and can be run "
+            f"the task of {row.origin[3]!r} is with its owner {row.owner_ref[2]}, and can be run "
             "locally only there"
         )
     made = row if row.function is not None else row.lineage

@@ -134,7 +134,9 @@ class Future(distributed.Future):
             return None  # or not yet: it was lost, and is being made again
         value = row.value
         if isinstance(value, Failure):
-            return from_failure(self.key, value, row.place[2] if isinstance(row, Borrowed) else "")
+            return from_failure(
+                self.key, value, row.owner_ref[2] if isinstance(row, Borrowed) else ""
+            )
         if isinstance(value, bytes):
             if row.contains:
                 error: BaseException = self._owner.open(

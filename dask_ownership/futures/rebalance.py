@@ -65,7 +65,7 @@ async def rebalance(owner: Owner, rows: Iterable[Row] | None, workers: Any = Non
     for row in core.table.all():
         if row.state != STORED or row.borrowed:
             continue
-        for view in row.holders:
+        for view in row.locations:
             if view.address in stored:
                 stored[view.address] += row.nbytes
         chosen = row.options.replicas is not None and row.options.replicas.workers is not None
@@ -73,7 +73,7 @@ async def rebalance(owner: Owner, rows: Iterable[Row] | None, workers: Any = Non
             movable.append(row)
     movable.sort(key=lambda row: row.order)
     gap = float(dask.config.get("distributed.worker.memory.rebalance.sender-recipient-gap"))
-    values = [(row.nbytes, [v.address for v in row.holders]) for row in movable]
+    values = [(row.nbytes, [v.address for v in row.locations]) for row in movable]
     todo = moves(stored, values, gap)
     if not todo:
         return

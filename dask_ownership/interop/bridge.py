@@ -144,7 +144,7 @@ def _check_promotable(client: Any, future: Any) -> None:
 def _holders(row: Row) -> list[str]:
     if isinstance(row, Borrowed):
         return list(row.addresses)
-    return [view.address for view in row.holders]
+    return [view.address for view in row.locations]
 
 
 def owned_arguments(client: Any, args: Any, kwargs: Any) -> Any:
@@ -308,7 +308,7 @@ class Imports:
         future._owner.escapes(future._row)
         row = owner.arrive(future._owner.core.table.origin_of(future._row))
         kept = [future]
-        owner.call(owner.core.borrowing.when_counted, [row], kept.clear)
+        owner.call(owner.core.borrowing.when_acknowledged, [row], kept.clear)
         return row
 
     def _row_of_key(self, future: Any) -> Row:

@@ -137,7 +137,7 @@ class Census:
                 submitter = row.options.parent[0]
                 self.parents[submitter] = self.parents.get(submitter, 0) + 1
             if state == STORED:
-                for view in row.holders:
+                for view in row.locations:
                     self.stored[view.address] = self.stored.get(view.address, 0) + row.nbytes
             if state == INLINE or state == STORED:
                 self._list(row)
@@ -178,12 +178,12 @@ class Census:
             "state": STATE_NAMES[row.state],
             "nbytes": row.nbytes,
             "attempt": row.attempt,
-            "since": self.core.timeline.since(row.attempt),
-            "workers": [view.address for view in row.holders],
-            "handles": row.handles,
-            "uses": row.uses,
+            "since": self.core.attempt_times.since(row.attempt),
+            "workers": [view.address for view in row.locations],
+            "handles": row.local_refs,
+            "uses": row.task_refs,
             "borrowers": len(self.core.lending.borrowers.get(row, ())),
-            "descendants": row.descendants,
+            "descendants": row.lineage_refs,
             "pinned": row in self.core.table.pinned,
         }
 

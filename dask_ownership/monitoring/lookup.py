@@ -57,7 +57,7 @@ def named(rows: Iterable[Row]) -> list[Hashable]:
 
 def holders_of(row: Row) -> list[str]:
     """The workers that have a copy of a value, or are being given one."""
-    holders = [view.address for view in row.holders]
+    holders = [view.address for view in row.locations]
     if isinstance(row, Borrowed):
         holders = list(dict.fromkeys([*row.addresses, *holders]))
     return holders
@@ -78,16 +78,16 @@ def look(owner: Owner, row: Row) -> ObjectSnapshot:
     return ObjectSnapshot(
         key=key,
         time=core.history.clock(),
-        owner=row.place[2] if isinstance(row, Borrowed) else core.peers.process[2],
+        owner=row.owner_ref[2] if isinstance(row, Borrowed) else core.peers.process[2],
         borrowed=isinstance(row, Borrowed),
         state=STATE_NAMES[row.state],
         attempt=row.attempt,
         function=None if row.function is None else row.function.name,
         kind=kind,
         nbytes=nbytes,
-        handles=row.handles,
-        uses=row.uses,
-        descendants=row.descendants,
+        handles=row.local_refs,
+        uses=row.task_refs,
+        descendants=row.lineage_refs,
         pinned=row in core.table.pinned,
         fire_and_forget=row in core.desired.rows,
         borrowers=list(borrowers),
@@ -186,14 +186,14 @@ def present(owner: Owner, row: Row) -> Event:
     if row.state == PUSHED:
         words.append(f"at {row.worker.address}")
     elif row.state == STORED:
-        places = row.addresses if isinstance(row, Borrowed) else [v.address for v in row.holders]
+        places = row.addresses if isinstance(row, Borrowed) else [v.address for v in row.locations]
         words.append(f"at {', '.join(places)}")
     if why := owner.core.infeasible.why(row):
         words.append(why)
     if row.state in KINDS:
         words.append(f"{row.nbytes} bytes")
     if isinstance(row, Borrowed):
-        words.append(f"borrowed from {row.place[2]}")
+        words.append(f"borrowed from {row.owner_ref[2]}")
     return name_of(row.key), STATE_NAMES[row.state], ", ".join(words), owner.core.history.clock()
 
 
@@ -216,7 +216,7 @@ def take(owner: Owner, central_calls: int) -> Snapshot:
         if row.state == INLINE:
             inline += row.nbytes
         elif row.state == STORED:
-            for view in row.holders:
+            for view in row.locations:
                 stored[view.address] = stored.get(view.address, 0) + row.nbytes
     lineages = core.lineages
     return Snapshot(
@@ -253,10 +253,10 @@ def _references(core: OwnerCore) -> dict[str, int]:
     borrowers = core.lending.borrowers
     for row in core.table.all():
         pinned, desired = row in core.table.pinned, row in core.desired.rows
-        counts["handles"] += row.handles - pinned - desired
-        counts["uses"] += row.uses
+        counts["handles"] += row.local_refs - pinned - desired
+        counts["uses"] += row.task_refs
         counts["borrowers"] += len(borrowers.get(row, ()))
-        counts["descendants"] += row.descendants
+        counts["descendants"] += row.lineage_refs
         counts["pinned"] += pinned
         counts["fire_and_forget"] += desired
     return counts
@@ -268,7 +268,7 @@ def _borrowed(core: OwnerCore) -> dict[str, dict[str, int]]:
     for row in core.table.all():
         if isinstance(row, Borrowed):
             new = {"objects": 0, "pending": 0, "nbytes": 0}
-            counts = owners.setdefault(row.place[2], new)
+            counts = owners.setdefault(row.owner_ref[2], new)
             counts["objects"] += 1
             counts["pending"] += not row.done
             counts["nbytes"] += row.nbytes if row.state in KINDS else 0

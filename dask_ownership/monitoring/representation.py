@@ -74,7 +74,7 @@ def whereabouts(row: Row) -> str:
     """Whose it is, and where its task or value is."""
     state = row.state
     if isinstance(row, Borrowed):
-        whose = f"borrowed from {row.place[2]}"
+        whose = f"borrowed from {row.owner_ref[2]}"
         if state < INLINE:
             return whose
     else:

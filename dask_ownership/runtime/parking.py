@@ -191,7 +191,7 @@ class Parking:
         for row in rows:
             if row.state < INLINE:
                 if isinstance(row, Borrowed):
-                    yield row.place[0], row.place[3]
+                    yield row.owner_ref[0], row.owner_ref[3]
                 else:
                     yield self.core.home, row.key
 

@@ -285,7 +285,7 @@ def inline_limit_of(entry: Entry) -> int:
 def origins(futures: list[Any]) -> list[Origin]:
     """How others know these futures, which are about to be known to them."""
     for future in futures:
-        future._owner.escapes(future._row)
+        future._owner.export(future._row)
     return [future._owner.core.table.origin_of(future._row) for future in futures]
 
 

@@ -92,7 +92,7 @@ class Holding:
             return who_is_there()
 
         self.owner = Owner(args, f"the scheduler {scheduler.address}", ask, secret=secret)
-        self.owner.core.bequests.holds = True
+        self.owner.core.detached.holds = True
         self.holds: dict[str, Hold] = {}
         self.taking: dict[str, Counter[str]] = {}
         self.variables: dict[str, str] = {}

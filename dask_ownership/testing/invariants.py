@@ -44,23 +44,25 @@ def check_ownership(owner: OwnerCore) -> None:
     for row in rows:
         key = row.key
         assert owner.table.rows.get(key) is row and row.state != FORGOTTEN, row
-        assert row.handles > 0 or row.uses > 0 or row.descendants > 0, f"nobody counts {row}"
-        assert row.descendants == descendants[row], (row, row.descendants, descendants[row])
+        assert row.local_refs > 0 or row.task_refs > 0 or row.lineage_refs > 0, (
+            f"nobody counts {row}"
+        )
+        assert row.lineage_refs == descendants[row], (row, row.lineage_refs, descendants[row])
         if row.state == DORMANT:
-            assert row.lineage is not None and not row.holders, row
+            assert row.lineage is not None and not row.locations, row
         if row.lineage is not None:
             for needed in (*row.lineage.dependencies, *row.lineage.contains):
                 assert needed.state != FORGOTTEN, f"{needed} is lineage of {row}, freed early"
-        assert row.uses >= uses[row], f"{row} is used by {uses[row]}, counted {row.uses}"
+        assert row.task_refs >= uses[row], f"{row} is used by {uses[row]}, counted {row.task_refs}"
         if row.state == PUSHED:
             assert row.worker.alive, f"{row} is with a dead worker"
             assert row.worker.pushed.get(key) is row, f"{row} is not in its worker's list"
         elif row.state == INLINE:
             assert isinstance(row.value, bytes), row
         elif row.state == STORED:
-            places = row.addresses if isinstance(row, Borrowed) else row.holders
+            places = row.addresses if isinstance(row, Borrowed) else row.locations
             assert places, f"{row} is stored nowhere"
-            assert all(view.alive for view in row.holders), row
+            assert all(view.alive for view in row.locations), row
         elif row.state > STORED:
             assert isinstance(row.value, bytes | Failure), row
         if row.state == WAITING:
@@ -115,9 +117,9 @@ def check_empty(owner: OwnerCore) -> None:
     assert not owner.copies.under_way and not owner.copies._going, owner.copies.under_way
     assert not owner.moves.under_way and not owner.replicas.waiting, owner.replicas.waiting
     assert owner.lineages.nbytes == 0 and not owner.lineages.pinned, owner.lineages.nbytes
-    assert not owner.adoption.under_way, owner.adoption.under_way
+    assert not owner.transfer.under_way, owner.transfer.under_way
     retention, reconstruction = owner.retention, owner.reconstruction
-    assert not retention.keepers and not retention.escaped, (retention.keepers, retention.escaped)
+    assert not retention.keepers and not retention.exported, (retention.keepers, retention.exported)
     assert not retention.children and not reconstruction.repeats, retention.children
     assert not retention.untold, retention.untold
     assert not retention.heirs and not retention.above, (retention.heirs, retention.above)

@@ -18,13 +18,13 @@ class Locks:
     """Locks by name, each given to one holder at a time, in the order in which they ask."""
 
     def __init__(self) -> None:
-        self.holders: dict[str, Any] = {}
+        self.locations: dict[str, Any] = {}
         self._waiting: dict[str, deque[tuple[Any, Granted]]] = {}
 
     def acquire(self, name: str, holder: Any, granted: Granted) -> None:
         """Call ``granted`` when the holder has the lock, which may be at once."""
-        if name not in self.holders:
-            self.holders[name] = holder
+        if name not in self.locations:
+            self.locations[name] = holder
             granted()
         else:
             self._waiting.setdefault(name, deque()).append((holder, granted))
@@ -32,11 +32,11 @@ class Locks:
     def release(self, name: str, holder: Any) -> None:
         """Give a lock to the next; or stop waiting for it."""
         waiting = self._waiting.get(name, deque())
-        if self.holders.get(name) is not holder:
+        if self.locations.get(name) is not holder:
             self._waiting[name] = deque(one for one in waiting if one[0] is not holder)
             return
-        del self.holders[name]
+        del self.locations[name]
         if waiting:
             next_one, granted = waiting.popleft()
-            self.holders[name] = next_one
+            self.locations[name] = next_one
             granted()

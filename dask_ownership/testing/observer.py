@@ -69,13 +69,13 @@ class Observer:
             assert isinstance(row.value, bytes)
             return travel.number(travel.loads(owner, row.value)[0])
         copies = self.copies(owner, row)
-        assert copies, f"{row} is with none of {row.holders}"
+        assert copies, f"{row} is with none of {row.locations}"
         return travel.number(travel.loads(owner, copies[0])[0])
 
     def copies(self, owner: OwnerProcess, row: Row) -> list[bytes]:
         """What its holders have of a stored row; for one that dies soon, what the rest has."""
         found = []
-        places = [(view.address, (owner.name, row.key, version_of(row))) for view in row.holders]
+        places = [(view.address, (owner.name, row.key, version_of(row))) for view in row.locations]
         if isinstance(row, Borrowed):
             name = owner.core.table.value_name(row)
             places += [(address, name) for address in row.addresses]
@@ -109,7 +109,7 @@ class Observer:
 
     def has_moved(self, row: Row) -> bool:
         """Whether the owner of a borrowed row has, or makes, another copy; it says so soon."""
-        incarnation, _, _, key = row.place[:4]  # type: ignore[attr-defined]
+        incarnation, _, _, key = row.owner_ref[:4]  # type: ignore[attr-defined]
         if (incarnation, key) in self.record.lost or (incarnation, key) in self.record.remade:
             return True  # it finds out that there is no copy when somebody misses it
         for owner in self.scheduler.owners:
@@ -163,7 +163,7 @@ class Observer:
                 assert (
                     (
                         (self.record.retiring or self.record.watchful)
-                        and row.worker not in needed.holders
+                        and row.worker not in needed.locations
                     )
                     or needed.key != dependency.key
                     or needed.state not in (INLINE, STORED)
@@ -200,11 +200,11 @@ class Observer:
             return
         if row.borrowed:
             assert self.copies(owner, row) or self.has_moved(row), f"{row} was freed early"
-        elif not all(map(self.scheduler.is_there, row.holders)):
+        elif not all(map(self.scheduler.is_there, row.locations)):
             self.note_loss(owner, row)  # one was taken for dead
         else:
             assert self.copies(owner, row), f"{row} was freed early everywhere"
-            primary = self.workers.get(row.holders[0].address)
+            primary = self.workers.get(row.locations[0].address)
             # After one died or left the first holder may be one that still fetches.
             assert (
                 self.record.killed

@@ -373,7 +373,7 @@ class VirtualOwner(VirtualProcess):
             if isinstance(row, Borrowed):
                 addresses = list(row.addresses)
             else:
-                addresses = [view.address for view in row.holders]
+                addresses = [view.address for view in row.locations]
                 if row.lineage is None:
                     self.world.record.lost.add((self.name, row.key))
             workers = self.world.workers

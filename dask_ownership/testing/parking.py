@@ -25,7 +25,7 @@ LONG = 10_000.0
 def names_of(home: str, rows: Iterable[Row]) -> list[tuple[str, Key]]:
     """Owners and keys of the objects that rows stand for, of those that have not ended."""
     return [
-        (row.place[0], row.place[3]) if isinstance(row, Borrowed) else (home, row.key)
+        (row.owner_ref[0], row.owner_ref[3]) if isinstance(row, Borrowed) else (home, row.key)
         for row in rows
         if not row.done
     ]

@@ -205,7 +205,7 @@ class Runner:
         row = self.owner.core.table.find(key)
         if row is not None:
             future = VirtualFuture(self.owner, row)
-            self.owner.core.retention.escapes(row)
+            self.owner.core.retention.export(row)
             self.core.made(entry, key, self.owner.core.table.origin_of(row), [future])
             self.wants_step()
             self.owner.wants_step()
@@ -307,7 +307,7 @@ class Runner:
         if self.world.record.ran((entry.session.owner, entry.key)) <= task.fails:
             self._fail(entry, "it is meant to fail", arrived)
             return
-        self.owner.core.retention.escapes(future.row)
+        self.owner.core.retention.export(future.row)
         origins = (self.owner.core.table.origin_of(future.row),)
         entry.contains = [future]
         message = (m.DELEGATED, entry.key, entry.attempt, None, task.duration, origins)
@@ -349,7 +349,7 @@ class Runner:
                 self.wants_step()
                 self.owner.wants_step()
 
-        self.owner.core.borrowing.when_counted(arrived, say)
+        self.owner.core.borrowing.when_acknowledged(arrived, say)
 
     def _expire(self, entry: Entry) -> None:
         """The time of a task is up, if it still runs."""

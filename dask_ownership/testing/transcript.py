@@ -109,7 +109,7 @@ class Transcript(Watcher):
         state = STATE_NAMES[row.state]
         if row.worker is not None and state == "pushed":
             state += f" to {row.worker.address}"
-        holders = [view.address for view in row.holders]
+        holders = [view.address for view in row.locations]
         if isinstance(row, Borrowed) and state == "stored":
             holders = list(row.addresses)
         if holders and state == "stored":
@@ -117,7 +117,7 @@ class Transcript(Watcher):
         borrowers = owner.core.lending.borrowers_of(row)
         if borrowers:
             state += f", borrowed by {', '.join(peer.process[2] for peer, _ in borrowers)}"
-        if row.descendants:
+        if row.lineage_refs:
             state += ", kept for what came of it"
         return state
 

@@ -38,7 +38,7 @@ class VirtualFuture:
 
     def __reduce__(self) -> Any:
         _found.append(self)
-        self.owner.core.retention.escapes(self.row)
+        self.owner.core.retention.export(self.row)
         self.owner.wants_step()
         return _come_home, (self.owner.core.table.origin_of(self.row),)
 

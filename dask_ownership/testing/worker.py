@@ -163,7 +163,7 @@ class VirtualWorker:
         """Whether nothing is here any more that somebody needs; also hands over what is owned."""
         core = self.core
         unheard = any(p.there.unacknowledged or p.session.outbox for p in self.pipes.values())
-        handed_over = self.owner.core.adoption.hand_over()
+        handed_over = self.owner.core.transfer.hand_over()
         self.owner.wants_step()
         unfinished = core.queue.busy or core.queue.crowd or core.keeps_values or unheard
         return handed_over and not unfinished
@@ -206,7 +206,7 @@ class VirtualWorker:
             else:
                 _, entry.contains = travel.loads(self.owner, value)
                 rows = [future.row for future in entry.contains]
-                self.owner.core.borrowing.when_counted(rows, lambda: fetched(value))
+                self.owner.core.borrowing.when_acknowledged(rows, lambda: fetched(value))
             self.wants_step()
 
         def fetched(value: bytes) -> None:

@@ -130,7 +130,7 @@ def test_lost_values_are_made_again_and_freed():
     bench.run(rows)
     assert rows[-1].state == STORED
     assert {row.state for row in rows[:-1]} == {DORMANT}
-    view = rows[-1].holders[0]
+    view = rows[-1].locations[0]
     bench.dies(view)
     assert {row.state for row in rows[1:]} == {WAITING}
     bench.step()

@@ -108,7 +108,7 @@ def test_a_value_drops_them_and_is_made_again_without(bench):
     keep(bench, row, value=b"1")
     bench.stored(row)
     assert row.state == STORED and bench.core.attempts.of(row).checkpoints is None
-    bench.core.remove_worker(row.holders[0])
+    bench.core.remove_worker(row.locations[0])
     bench.step()
     assert row.state == PUSHED and pushed_with(bench, row) is None
     bench.done(row)

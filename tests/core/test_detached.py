@@ -21,7 +21,7 @@ class Three:
         self.giver, self.holder, self.taker = self.sides = [
             Side(name) for name in ("giver", "holder", "taker")
         ]
-        self.holder.core.bequests.holds = True
+        self.holder.core.detached.holds = True
 
     def carry(self, times: int = 1, without: Side | None = None) -> None:
         by_name = {side.process[0]: side for side in self.sides if side is not without}
@@ -39,10 +39,10 @@ class Three:
 
     def put(self, *rows: Row) -> list[Row]:
         """What of the holder stands for these rows of the giver."""
-        functions, tasks, also = self.giver.core.bequests.describe(rows)
+        functions, tasks, also = self.giver.core.detached.describe(rows)
         bequest = LineageSpec(("giver", "", "giver"), functions, tasks)
         origins = [self.giver.core.table.origin_of(row) for row in rows]
-        held = self.holder.core.bequests.hold([*origins, *also], bequest)
+        held = self.holder.core.detached.hold([*origins, *also], bequest)
         self.carry()
         return held
 
@@ -167,20 +167,20 @@ def test_a_lost_copy_is_asked_for_at_the_owner_and_made_here_without_it(three):
     stored(three.holder, held)
     three.carry()
     assert held.state == STORED and not row.roles & HAS_BORROWERS
-    three.holder.core.missed(held, [h.address for h in held.holders])
+    three.holder.core.missed(held, [h.address for h in held.locations])
     three.carry()
     assert list(three.giver.core.lending.borrowers[row]) == ["holder"] and held.state == PUSHED
     stored(three.holder, held)
     three.carry()
     three.gone(three.giver)
     assert held.state == STORED
-    three.holder.core.missed(held, [h.address for h in held.holders])
+    three.holder.core.missed(held, [h.address for h in held.locations])
     assert held.function.pickled == b"f"
     three.holder.core.schedule(0.0)
     stored(three.holder, held)
     # From here on it is as any other of the holder's.
     assert held.lineage.function.pickled == b"f"
-    three.holder.core.missed(held, [h.address for h in held.holders])
+    three.holder.core.missed(held, [h.address for h in held.locations])
     three.holder.core.schedule(0.0)
     assert held.state == PUSHED
     stored(three.holder, held)
@@ -196,7 +196,7 @@ def test_the_owner_may_have_freed_it_when_it_is_asked_again(three):
     three.carry()
     three.giver.release(row)
     check_empty(three.giver.core)
-    three.holder.core.missed(held, [h.address for h in held.holders])
+    three.holder.core.missed(held, [h.address for h in held.locations])
     three.carry()
     assert held.function.pickled == b"f" and held.state == PUSHED
 
@@ -265,7 +265,7 @@ def test_putting_it_twice_holds_it_once(three):
     row = three.giver.row("x")
     [one] = three.put(row)
     [two] = three.put(row)
-    assert one is two and one.handles == 2
+    assert one is two and one.local_refs == 2
     three.holder.release(one)
     three.carry()
     assert row.roles & HAS_BORROWERS
@@ -282,14 +282,14 @@ def test_who_took_it_out_may_put_it_in_again(three):
     [held] = three.put(row)
     taken = three.taker.borrow(three.name(row))
     three.carry()
-    functions, tasks, also = three.taker.core.bequests.describe([taken])
+    functions, tasks, also = three.taker.core.detached.describe([taken])
     assert not functions and not tasks and not also
     origin = three.taker.core.table.origin_of(taken)
     assert place_held(origin) == ("holder", "", "holder", held.key)
-    assert three.holder.core.bequests.hold(
+    assert three.holder.core.detached.hold(
         [origin], LineageSpec(("taker", "", "taker"), [], [])
     ) == [held]
-    assert held.handles == 2
+    assert held.local_refs == 2
 
 
 def test_its_owner_finds_its_own_while_that_is_there_and_the_held_one_later(three):
@@ -316,7 +316,7 @@ def test_one_that_had_it_from_its_owner_learns_that_it_is_held(three):
     [again] = three.taker.core.borrowing.rows_of([three.name(row)])
     assert again is taken
     three.carry()
-    assert taken.place[0] == "holder" and not row.roles & HAS_BORROWERS
+    assert taken.owner_ref[0] == "holder" and not row.roles & HAS_BORROWERS
     three.gone(three.giver)
     assert taken.state == STORED
     three.taker.core.lifecycle.release_uses([taken])
@@ -365,7 +365,7 @@ def test_a_value_with_futures_of_what_is_held(three):
 
 def test_what_is_to_be_held_was_freed(three):
     origin = ("giver", "", "giver", "x", None, 0)
-    [held] = three.holder.core.bequests.hold([origin], LineageSpec(("giver", "", "giver"), [], []))
+    [held] = three.holder.core.detached.hold([origin], LineageSpec(("giver", "", "giver"), [], []))
     three.carry()
     assert held.state == ERROR and held.value.kind == "lost-data"
     three.holder.release(held)
@@ -375,12 +375,12 @@ def test_what_is_to_be_held_was_freed(three):
 
 def test_whether_the_owner_may_go(three):
     row = three.giver.row("x")
-    functions, tasks, _ = three.giver.core.bequests.describe([row])
+    functions, tasks, _ = three.giver.core.detached.describe([row])
     origin = three.giver.core.table.origin_of(row)
-    [held] = three.holder.core.bequests.hold(
+    [held] = three.holder.core.detached.hold(
         [origin], LineageSpec(("giver", "", "giver"), functions, tasks)
     )
-    settled = three.holder.core.bequests.settled
+    settled = three.holder.core.detached.settled
     assert not settled(held)
     three.carry()
     assert settled(held)  # all is known of it that there is

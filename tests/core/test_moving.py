@@ -53,7 +53,7 @@ def bench() -> Bench:
 
 
 def places(row: Row) -> list[str]:
-    return [view.address for view in row.holders]
+    return [view.address for view in row.locations]
 
 
 def test_a_value_is_freed_where_it_was_when_it_has_arrived(bench):
@@ -122,7 +122,7 @@ def test_a_copy_of_an_inline_value_stays_for_tasks_that_are_on_their_way(bench):
         bench.core.table.adopt(row)
     bench.core.submit(users)
     bench.step()
-    (there, *_) = value.holders
+    (there, *_) = value.locations
     there.outbox.clear()
     bench.leave(there.address)
     assert not any(message[0] == m.FREE for message in there.outbox)

@@ -227,7 +227,7 @@ def test_a_future_of_what_was_cancelled_keeps_nothing_that_it_needed(bench, stat
     needed = bench.row("needed")
     row = bench.row("row", needed) if state == WAITING else needed
     bench.core.cancel([row], "by a user")
-    assert row.state == CANCELLED and row.handles == 1
+    assert row.state == CANCELLED and row.local_refs == 1
     assert (row.payload, row.function, row.dependencies, row.contains) == (None, None, (), ())
 
 
@@ -528,7 +528,7 @@ def two_copies():
     x = bench.row("x", workers=("a",))
     bench.stored(x)
     y = bench.row("y", x, workers=("b",))
-    assert [view.address for view in x.holders] == ["a", "b"]
+    assert [view.address for view in x.locations] == ["a", "b"]
     bench.sent("b")
     return bench, x, y
 
@@ -551,10 +551,10 @@ def test_an_old_answer_does_not_undo_a_newer_copy():
         bench.views["b"].nthreads = 2
         bench.step()
     bench.returned(y, m.MISSING, (("x", x.attempt, ()),))  # y is pushed again, with a new fetch
-    assert len(x.holders) == 2
+    assert len(x.locations) == 2
     bench.sent("b")
     bench.returned(z, m.MISSING, (("x", x.attempt, ()),))  # said before that
-    assert len(x.holders) == 2 and x.state == STORED
+    assert len(x.locations) == 2 and x.state == STORED
     assert ("FREE", ("x",)) not in bench.kinds("b")
 
 
@@ -592,7 +592,7 @@ def test_a_dead_worker_takes_its_values_and_gives_its_tasks_back():
         bench.step()
     assert y.state == PUSHED and y.worker.address == "a"
     assert bench.tried(y).died == ("b left the cluster",)
-    assert [view.address for view in x.holders] == ["a"]
+    assert [view.address for view in x.locations] == ["a"]
     old = y.attempt
     bench.core.receive(b, [(m.DONE, "y", old - 1, b"late", 1.0)], 0.0)
     assert y.state == PUSHED
@@ -918,12 +918,12 @@ def test_a_value_that_nobody_gives_is_made_again_however_often_that_is_said(benc
     row = bench.row("x")
     bench.stored(row)
     for _ in range(2):
-        bench.core.missed(row, [h.address for h in row.holders])
+        bench.core.missed(row, [h.address for h in row.locations])
         bench.step()
     assert row.state == PUSHED
     bench.stored(row)
     bench.release(row)
-    bench.core.missed(row, [h.address for h in row.holders])
+    bench.core.missed(row, [h.address for h in row.locations])
     check_empty(bench.core)
 
 
@@ -961,7 +961,7 @@ def test_what_is_handed_out_again_is_counted_by_why():
     bench.core.remove_worker(row.worker)
     bench.step()
     bench.stored(row)
-    bench.core.remove_worker(row.holders[0])
+    bench.core.remove_worker(row.locations[0])
     bench.step()
     assert bench.core.history.again == {
         "recalled": 1,
@@ -1161,8 +1161,8 @@ def test_a_stored_value_of_such_a_task_that_is_lost_is_not_made_again():
     assert once.lineage is None
     after = bench.row("after", once)
     bench.stored(after)
-    view = once.holders[0]
-    for holder in {view, after.holders[0]}:
+    view = once.locations[0]
+    for holder in {view, after.locations[0]}:
         if holder.alive:
             bench.core.remove_worker(holder, "died")
     bench.core.add_worker(WorkerView("c"))
@@ -1243,7 +1243,7 @@ def test_a_copy_that_cannot_be_packed_fails_the_tasks_that_need_it():
     bench.core.unsendable(bench.views["a"], copy, b"too large")
     bench.step()
     assert [row.state for row in rows] == [ERROR, ERROR]
-    assert (x.state, x.holders, other.state) == (INLINE, (), PUSHED)
+    assert (x.state, x.locations, other.state) == (INLINE, (), PUSHED)
     bench.core.unsendable(bench.views["a"], (m.CANCEL, "p", 1), b"")
     bench.done(other)
     bench.release(x, other, *rows)

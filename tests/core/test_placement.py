@@ -22,7 +22,7 @@ def ready(key, order=0, dependencies=(), **options):
 
 def stored(key, nbytes, *holders):
     row = Row(key, None, None, (), 0)
-    row.state, row.nbytes, row.holders = STORED, nbytes, holders
+    row.state, row.nbytes, row.locations = STORED, nbytes, holders
     return row
 
 

@@ -16,7 +16,7 @@ ROUGH = Faults(0.2, 0.1)
 
 def owner_of(future):
     """The worker whose process owns what a future that was opened stands for."""
-    return future.row.place[1]
+    return future.row.owner_ref[1]
 
 
 class Family:
@@ -94,7 +94,7 @@ def test_another_client_climbs(seed):
     other = family.cluster.clients[1]
     data, found = travel.dumps((0, (family.children[0],)))
     futures = travel.loads(other, data)[1]
-    other.core.borrowing.when_counted([f.row for f in futures], found.clear)
+    other.core.borrowing.when_acknowledged([f.row for f in futures], found.clear)
     family.cluster.run_for(20_000.0)
     family.kill_owner()
     family.children = futures
@@ -123,7 +123,7 @@ def test_what_was_taken_over_is_made_again_too(seed):
     assert family.client.core.history.again["repeated"] == 0
     for _ in range(2):
         row = family.children[0].row
-        holders = [view.address for view in row.holders] + list(row.addresses)
+        holders = [view.address for view in row.locations] + list(row.addresses)
         for address in set(holders) & set(family.cluster.workers):
             family.cluster.add_worker(f"{address}+", 4)
             family.cluster.kill(address)
@@ -253,7 +253,7 @@ def test_a_child_is_asked_for_when_the_repeat_ends(wait, monkeypatch):
     cluster, other = family.cluster, family.cluster.clients[1]
     data, found = travel.dumps((0, (family.children.pop(),)))
     theirs = travel.loads(other, data)[1]
-    other.core.borrowing.when_counted([f.row for f in theirs], found.clear)
+    other.core.borrowing.when_acknowledged([f.row for f in theirs], found.clear)
     family.parent = None
     cluster.run_for(20_000.0)
     hear = hears_late(other, monkeypatch)
@@ -337,7 +337,7 @@ def test_an_heir_that_hears_late_of_a_death_is_not_asked_again_and_again(monkeyp
     cluster, other = family.cluster, family.cluster.clients[1]
     data, found = travel.dumps((0, (family.children[0],)))
     theirs = travel.loads(other, data)[1]
-    other.core.borrowing.when_counted([f.row for f in theirs], found.clear)
+    other.core.borrowing.when_acknowledged([f.row for f in theirs], found.clear)
     cluster.run_for(20_000.0)
     family.kill_owner()
     family.until(lambda: owner_of(family.children[0]) in cluster.workers)
@@ -425,7 +425,7 @@ def test_owners_die_one_after_the_other_under_a_task_that_delegated(seed):
     row = client.submit("t", Task(children=(child,), uses="delegate"))
     for number in range(3):
         cluster.run_for(200_000.0)
-        cluster.kill(row.dependencies[0].place[1])
+        cluster.kill(row.dependencies[0].owner_ref[1])
         cluster.add_worker(f"new-{number}", 1)
     cluster.run()
     assert cluster.outcome(client, row) == 5

@@ -121,7 +121,7 @@ def pair():
 
 
 def counts(row):
-    return (row.handles, row.uses, int(bool(row.roles & HAS_BORROWERS)))
+    return (row.local_refs, row.task_refs, int(bool(row.roles & HAS_BORROWERS)))
 
 
 # ---- BORROW, BORROW_ACK, BORROW_RELEASE ----
@@ -132,7 +132,7 @@ def test_a_borrower_counts_once_until_it_gives_back(pair, times):
     row = pair.owner.row("x")
     borrowed = pair.borrower.borrow(pair.owner.core.table.origin_of(row))
     pair.carry(times=times)
-    assert borrowed.counted and borrowed.state == WAITING
+    assert borrowed.acknowledged and borrowed.state == WAITING
     assert counts(row) == (1, 1, 1)
     pair.owner.release(row)
     assert row.state == PUSHED and counts(row) == (0, 1, 1)
@@ -173,7 +173,7 @@ def test_returned_before_it_was_lent(pair):
     row = pair.owner.row("x")
     borrowed = pair.borrower.borrow(pair.owner.core.table.origin_of(row))
     pair.borrower.release(borrowed)
-    assert borrowed.state == FORGOTTEN and borrowed.counted
+    assert borrowed.state == FORGOTTEN and borrowed.acknowledged
     pair.carry()
     assert counts(row) == (1, 0, 0)
     again = pair.lent(row)
@@ -186,7 +186,7 @@ def test_borrowing_what_was_freed_loses_it(pair):
     pair.owner.release(row)
     borrowed = pair.borrower.borrow(origin)
     pair.carry(times=2)
-    assert borrowed.state == LOST and borrowed.counted
+    assert borrowed.state == LOST and borrowed.acknowledged
     assert "freed" in borrowed.value.detail
     pair.borrower.release(borrowed)
     pair.carry()
@@ -201,7 +201,7 @@ def test_lent_and_outcome_of_another_borrowing_change_nothing(pair):
         pair.tell_borrower(kind, "y", borrowed.attempt, (INLINE, b"nor this", []))
     for _, post in pair.owner.core.peers.flush():
         pair.borrower.core.peers.receive(post[2], post[3])
-    assert borrowed.state == WAITING and not borrowed.counted
+    assert borrowed.state == WAITING and not borrowed.acknowledged
 
 
 # ---- VALUE_UPDATE ----
@@ -253,15 +253,15 @@ def test_a_value_is_kept_until_the_futures_inside_are_counted(pair):
     (kept,) = row.contains
     borrowed = pair.lent(row)
     (mine,) = borrowed.contains
-    assert not mine.counted
-    handles = borrowed.uses
+    assert not mine.acknowledged
+    handles = borrowed.task_refs
     assert handles == 1
     pair.borrower.release(borrowed)
     assert borrowed.state == INLINE, "its owner must keep y until y's owner counts this one"
     pair.borrower.core.borrowing._counted(mine)
     assert borrowed.state == FORGOTTEN and mine.state == FORGOTTEN
     pair.carry()
-    assert counts(row) == (1, 0, 0) and kept.uses == 1
+    assert counts(row) == (1, 0, 0) and kept.task_refs == 1
 
 
 def test_a_worker_is_told_once_what_it_handed_over_is_counted(pair):
@@ -492,12 +492,12 @@ def test_a_worker_that_leaves_keeps_no_copy_of_a_value_that_is_looked_for(pair):
     pair.carry()
     reader = pair.borrower.row("reader", borrowed)
     view = pair.borrower.view
-    assert view in borrowed.holders
+    assert view in borrowed.locations
     pair.borrower.done(reader)
     pair.borrower.core.missed(borrowed, ["elsewhere"])
     pair.borrower.core.receive(view, [(m.LEAVING,)], 0.0)
     pair.carry()
-    assert borrowed.state == STORED and view not in borrowed.holders
+    assert borrowed.state == STORED and view not in borrowed.locations
     freed = [message[1] for message in view.outbox if message[0] == m.FREE]
     assert (borrowed.key,) in freed, "else the worker never leaves"
 
@@ -676,7 +676,7 @@ def test_what_an_owner_that_ends_owned_is_lost(pair, how):
     waits = pair.borrower.row("t", borrowed)
     uncounted = pair.borrower.borrow((*pair.owner.process, "y", None, 0))
     called = []
-    pair.borrower.core.borrowing.when_counted([uncounted], lambda: called.append(1))
+    pair.borrower.core.borrowing.when_acknowledged([uncounted], lambda: called.append(1))
     if how == "leaves":
         pair.owner.core.close("closed")
         pair.carry()
@@ -689,7 +689,7 @@ def test_what_an_owner_that_ends_owned_is_lost(pair, how):
     assert {name: n for name, n in losses.items() if n} == {"owners-gone": 1, "owner-lost": 2}
     assert called == [1]
     late = pair.borrower.borrow((*pair.owner.process, "z", None, 0))
-    assert late.state == LOST and late.counted
+    assert late.state == LOST and late.acknowledged
     pair.borrower.core.retry([borrowed, late])
     pair.borrower.core.cancel([borrowed, late], "late")
     pair.borrower.release(borrowed, uncounted, late, waits)

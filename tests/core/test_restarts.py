@@ -112,7 +112,7 @@ def returned(bench: Bench) -> None:
 def recovered(bench: Bench) -> None:
     task = bench.submit("task")
     bench.stored(task)
-    bench.dies(task.holders[0])
+    bench.dies(task.locations[0])
 
 
 def repeated(bench: Bench) -> None:
@@ -205,7 +205,7 @@ def test_a_task_that_came_to_its_end_is_no_suspect_when_its_value_is_made_again(
     assert bench.core.attempts.of(row).died
     bench.says(row, m.ALONE, False)
     bench.stored(row)
-    bench.core.missed(row, [row.holders[0].address])
+    bench.core.missed(row, [row.locations[0].address])
     bench.step()
     assert row.state == PUSHED
     assert not bench.core.attempts.of(row).died

@@ -176,7 +176,7 @@ def test_what_is_private_to_distributed_is_imported_in_one_place():
 WRITES = re.compile(
     r"""\b(?!self\b|entry\b|alone\b|there\b)\w+\.(
         (state|value)\s=\s
-        | (handles|uses|descendants)\s[-+]?=\s
+        | (local_refs|task_refs|lineage_refs)\s[-+]?=\s
     )""",
     re.VERBOSE,
 )

@@ -16,9 +16,9 @@ def make(key, *dependencies, **options):
 def test_a_key_has_one_row_and_each_adoption_one_handle():
     table = Table(nullcontext(), ("me", "", "me"))
     first = make("x")
-    assert table.adopt(first) is first and first.handles == 1
-    assert table.adopt(make("x")) is first and first.handles == 2
-    assert table.find("x") is first and first.handles == 3
+    assert table.adopt(first) is first and first.local_refs == 1
+    assert table.adopt(make("x")) is first and first.local_refs == 2
+    assert table.find("x") is first and first.local_refs == 3
     assert table.find("y") is None
 
 
@@ -30,13 +30,13 @@ def test_only_the_row_that_got_in_counts_its_dependencies():
         y = make("y", x)
         y.contains = (inner,)
         table.adopt(y)
-    assert (x.uses, inner.uses) == (1, 1)
+    assert (x.task_refs, inner.task_refs) == (1, 1)
 
 
 def test_a_row_goes_out_when_nothing_counts_it_and_only_once():
     table = Table(nullcontext(), ("me", "", "me"))
     x = table.adopt(make("x"))
-    x.handles, x.uses = 2, 1
+    x.local_refs, x.task_refs = 2, 1
     assert table.release([x]) == []
     assert table.release([x]) == []
     assert table.release_uses([x]) == [x]

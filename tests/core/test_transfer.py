@@ -49,7 +49,7 @@ class Three:
     def hand_over(self, times: int = 1) -> bool:
         done = False
         for _ in range(5):
-            done = self.leaver.core.adoption.hand_over()
+            done = self.leaver.core.transfer.hand_over()
             self.carry(times)
         return done
 
@@ -75,7 +75,7 @@ def test_a_value_lives_on_at_the_heir_and_nothing_is_left(three, times):
     three.leaver.release(row)
     assert three.hand_over(times)
     check_empty(three.leaver.core)
-    assert borrowed.place[0] == "heir" and borrowed.origin[0] == "leaver"
+    assert borrowed.owner_ref[0] == "heir" and borrowed.origin[0] == "leaver"
     three.gone(three.leaver)
     assert borrowed.state == INLINE and borrowed.value == b"value"
     kept = three.heir.core.table.rows[adopted_key(borrowed.origin)]
@@ -91,11 +91,11 @@ def test_what_has_not_ended_is_waited_for(three):
     row = three.child("x")
     borrowed = three.borrower.borrow(three.leaver.core.table.origin_of(row))
     three.carry()
-    assert not three.hand_over() and not three.leaver.core.adoption.under_way
+    assert not three.hand_over() and not three.leaver.core.transfer.under_way
     three.leaver.done(row, b"late")
     three.leaver.release(row)
     assert three.hand_over()
-    assert borrowed.value == b"late" and borrowed.place[0] == "heir"
+    assert borrowed.value == b"late" and borrowed.owner_ref[0] == "heir"
     three.borrower.release(borrowed)
     three.carry()
 
@@ -108,7 +108,7 @@ def test_the_heir_itself_borrowed_it(three):
     three.leaver.release(row)
     assert three.hand_over()
     three.gone(three.leaver)
-    assert borrowed.place[0] == "heir" and borrowed.value == b"value"
+    assert borrowed.owner_ref[0] == "heir" and borrowed.value == b"value"
     three.heir.release(borrowed)
     three.carry()
     check_empty(three.heir.core)
@@ -136,10 +136,10 @@ def test_an_heir_that_dies_is_replaced_by_who_borrows(three):
     borrowed = three.borrower.borrow(three.leaver.core.table.origin_of(row))
     three.carry()
     three.leaver.release(row)
-    assert not three.leaver.core.adoption.hand_over()
+    assert not three.leaver.core.transfer.hand_over()
     three.gone(three.heir)
     assert three.hand_over()
-    assert borrowed.place[0] == "borrower" and borrowed.value == b"value"
+    assert borrowed.owner_ref[0] == "borrower" and borrowed.value == b"value"
     three.gone(three.leaver)
     three.borrower.release(borrowed)
     three.carry(without=three.heir)
@@ -152,7 +152,7 @@ def test_who_dies_in_the_middle_of_handing_over_leaves_what_arrived(three):
     borrowed = three.borrower.borrow(three.leaver.core.table.origin_of(row))
     waits = three.borrower.row("y", borrowed)
     three.carry()
-    three.leaver.core.adoption.hand_over()
+    three.leaver.core.transfer.hand_over()
     three.carry()
     three.gone(three.leaver)  # before it told the borrower
     assert borrowed.value == b"value"
@@ -173,7 +173,7 @@ def test_a_pinned_row_is_pinned_at_the_heir_and_found_there_later(three):
     # While the leaver is still there it says where; afterwards the origin does.
     early = three.borrower.borrow(origin)
     three.carry()
-    assert early.value == b"value" and early.place[0] == "heir"
+    assert early.value == b"value" and early.owner_ref[0] == "heir"
     three.borrower.release(early)
     three.carry()
     three.gone(three.leaver)
@@ -220,33 +220,33 @@ def test_an_owner_that_is_gone_without_a_word_is_an_error_that_names_it(three):
 
 def test_stored_values_are_not_handed_over_when_no_worker_stays(three):
     row = three.child("x")
-    row.state, row.holders = STORED, (three.leaver.view,)
+    row.state, row.locations = STORED, (three.leaver.view,)
     row.nbytes, row.worker, row.function = 1000, None, None
     three.leaver.view.pushed.clear()
     three.leaver.view.active, three.leaver.view.load = 0, 0.0
     three.borrower.borrow(three.leaver.core.table.origin_of(row))
     three.carry()
-    assert three.leaver.core.adoption.hand_over(stored=False)
-    assert not three.leaver.core.adoption.hand_over(stored=True)
+    assert three.leaver.core.transfer.hand_over(stored=False)
+    assert not three.leaver.core.transfer.hand_over(stored=True)
 
 
 def test_a_value_that_the_heir_cannot_take_stays_with_those_who_have_it(three):
     row = three.child("x")
     row.worker.pushed.clear()
     three.leaver.view.active, three.leaver.view.load = 0, 0.0
-    row.state, row.holders, row.nbytes = STORED, (three.leaver.view,), 1000
+    row.state, row.locations, row.nbytes = STORED, (three.leaver.view,), 1000
     row.worker, row.function = None, None
     borrowed = three.borrower.borrow(three.leaver.core.table.origin_of(row))
     three.carry()
     three.leaver.release(row)
-    three.leaver.core.adoption.hand_over()
+    three.leaver.core.transfer.hand_over()
     three.carry()
     three.heir.core.schedule(0.0)
     taking = three.heir.core.table.rows[adopted_key(borrowed.origin)]
     three.heir.answer(taking, m.FAILED, b"it cannot be pickled", 1.0)
     three.carry()
     assert three.hand_over()
-    assert borrowed.state == STORED and borrowed.place[0] == "leaver"
+    assert borrowed.state == STORED and borrowed.owner_ref[0] == "leaver"
     three.borrower.release(borrowed)
     three.carry()
     check_empty(three.leaver.core)
@@ -260,7 +260,7 @@ def leave_together(three: Three, *sides: Side, times: int = 1) -> bool:
     """Whether all of them have handed over what they own, within some rounds."""
     done = [False]
     for _ in range(20):
-        done = [side.core.adoption.hand_over() for side in sides]
+        done = [side.core.transfer.hand_over() for side in sides]
         three.carry(times)
         for side in three.sides:
             side.core.schedule(0.0)
@@ -277,7 +277,7 @@ def test_an_heir_that_leaves_too_takes_nothing_over(three, times):
     three.leaver.release(row)
     assert leave_together(three, three.heir, three.leaver, times=times)
     assert not three.heir.core.table.rows
-    assert borrowed.place[0] == "borrower"
+    assert borrowed.owner_ref[0] == "borrower"
     for side in (three.leaver, three.heir):
         check_empty(side.core)
         three.gone(side)
@@ -294,15 +294,15 @@ def test_an_heir_that_leaves_later_hands_it_on_and_not_back(three, times):
     borrowed = three.borrower.borrow(three.leaver.core.table.origin_of(row))
     three.carry(times)
     three.leaver.release(row)
-    three.leaver.core.adoption.hand_over()
+    three.leaver.core.transfer.hand_over()
     three.carry(times, without=three.borrower)  # which has not heard that it moved
     assert list(three.heir.core.table.rows) == [adopted_key(borrowed.origin)]
-    three.heir.core.adoption.hand_over()
+    three.heir.core.transfer.hand_over()
     three.carry(times, without=three.borrower)
     assert "x" in three.leaver.core.table.rows
     assert adopted_key(borrowed.origin) not in three.leaver.core.table.rows, "not back"
     assert leave_together(three, three.heir, three.leaver, times=times)
-    assert borrowed.place[0] == "borrower"
+    assert borrowed.owner_ref[0] == "borrower"
     for side in (three.leaver, three.heir):
         check_empty(side.core)
         three.gone(side)
@@ -315,11 +315,11 @@ def test_one_that_stays_after_all_keeps_what_nobody_was_told_to_borrow_elsewhere
     borrowed = three.borrower.borrow(three.leaver.core.table.origin_of(row))
     three.carry()
     three.leaver.release(row)
-    three.leaver.core.adoption.hand_over()
-    three.leaver.core.adoption.stay()
+    three.leaver.core.transfer.hand_over()
+    three.leaver.core.transfer.stay()
     three.carry()
-    assert borrowed.place[0] == "leaver" and borrowed.value == b"value"
-    assert not three.leaver.core.adoption.refuses("other", "x"), "it takes over what others leave"
+    assert borrowed.owner_ref[0] == "leaver" and borrowed.value == b"value"
+    assert not three.leaver.core.transfer.refuses("other", "x"), "it takes over what others leave"
     check_empty(three.heir.core)
     three.borrower.release(borrowed)
     three.carry()

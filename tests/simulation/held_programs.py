@@ -45,7 +45,7 @@ class Shelf:
     def __init__(self, cluster: VirtualCluster) -> None:
         self.cluster = cluster
         self.owner = VirtualOwner(cluster.world, "holder")
-        self.owner.core.bequests.holds = True
+        self.owner.core.detached.holds = True
         cluster.clients.append(self.owner)
         for worker in cluster.workers.values():
             self.owner.meet(worker)
@@ -110,14 +110,14 @@ class Giver:
         if future.row.function is None and future.row.state < INLINE and not future.row.borrowed:
             return  # it is still being scattered: nobody has a future of that yet
         core, shelf = self.owner.core, self.shelf
-        functions, tasks, also = core.bequests.describe([future.row])
+        functions, tasks, also = core.detached.describe([future.row])
         origin = core.table.origin_of(future.row)
         stays = self.random.random() < 0.4
         keeps = [future]
         bequest = LineageSpec(self.owner.process, shelf.functions(functions), tasks)
 
         def arrive() -> None:
-            rows = shelf.owner.core.bequests.hold([origin, *also], bequest)
+            rows = shelf.owner.core.detached.hold([origin, *also], bequest)
             self.cluster.dirty.add(shelf.owner)
             item = Item(held_at(origin, shelf.owner.process), value, rows, stays)
             look(item)
@@ -126,7 +126,7 @@ class Giver:
             """Answer when its owner may go."""
             if self.left:
                 shelf.let_go(item.rows)  # the answer has nowhere to go: it was not put
-            elif all(map(shelf.owner.core.bequests.settled, item.rows)):
+            elif all(map(shelf.owner.core.detached.settled, item.rows)):
                 shelf.items.append(item)
                 self.cluster.later(self.cluster.delay(), keeps.clear)
             else:
@@ -145,7 +145,7 @@ class Giver:
         else:
             with shelf.owner.core.table.lock:
                 for row in item.rows:
-                    row.handles += 1
+                    row.local_refs += 1
 
         def arrive() -> None:
             if self.left:
@@ -154,7 +154,7 @@ class Giver:
             row = self.owner.arrive(item.name)
             self.held.append((VirtualFuture(self.owner, row), item.value))
             self.taking.append(item.rows)
-            self.owner.core.borrowing.when_counted([row], lambda: self.taken(item.rows))
+            self.owner.core.borrowing.when_acknowledged([row], lambda: self.taken(item.rows))
 
         self.cluster.later(self.cluster.delay(), arrive)
 

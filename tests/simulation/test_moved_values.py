@@ -28,7 +28,7 @@ def run_moves(seed: int, kill: bool) -> VirtualCluster:
         uses = [owner.submit(f"u{i}", Task(i, large=False), [row]) for i, row in enumerate(rows)]
     settled = []
     for row in rows:
-        source = row.holders[0]
+        source = row.locations[0]
         if source.address != target:
             settled.append(row)
             core.moves.to(row, source, views[target], lambda task: settled.pop())
@@ -40,7 +40,7 @@ def run_moves(seed: int, kill: bool) -> VirtualCluster:
     assert not settled
     assert values == [cluster.read(owner, row) for row in rows]
     if not kill and not uses:
-        assert all([v.address for v in row.holders] == [target] for row in rows)
+        assert all([v.address for v in row.locations] == [target] for row in rows)
         assert all(len(cluster.copies(owner, row)) == 1 for row in rows)
         # And back again, as evenly as can be.
         stored = dict.fromkeys(views, 0)
@@ -51,7 +51,7 @@ def run_moves(seed: int, kill: bool) -> VirtualCluster:
             core.moves.to(rows[number], views[source], views[there], lambda task: None)
         cluster.dirty.add(owner)
         cluster.run()
-        held = [view.address for row in rows for view in row.holders]
+        held = [view.address for row in rows for view in row.locations]
         assert sorted(map(held.count, views)) == [3, 3, 3]
     assert all(row.state == STORED for row in rows)
     core.release([*rows, *uses])

@@ -16,9 +16,10 @@ def seen(owner) -> Any:
     """What the invariants look at, of an owner and of the worker in its process."""
     core = owner.core
     rows = [
-        (row, row.state, row.handles, row.uses, row.descendants, row.roles, row.attempt, row.value,
+        (row, row.state, row.local_refs, row.task_refs, row.lineage_refs, row.roles, row.attempt,
+        row.value,
          row.worker, row.estimate, row.waiting, row.dependencies, row.contains, row.lineage,
-         tuple(row.holders), tuple(row.dependents or ()))
+         tuple(row.locations), tuple(row.dependents or ()))
         for row in rows_of(core)
     ]  # fmt: skip
     views = [
@@ -62,7 +63,7 @@ def test_what_changed_unseen_is_found_a_little_later():
         busy.submit(f"y{number}", Task(1))
 
     def spoil() -> None:
-        row.descendants += 1
+        row.lineage_refs += 1
 
     cluster.later(0.0, spoil)
     with pytest.raises(AssertionError, match="x"):

@@ -121,7 +121,7 @@ def a_worker_dies() -> Transcript:
     t.note("a client submits x, whose value is large and stays at its worker")
     x = client.submit("x", Task(5, large=True))
     t.run()
-    [holder] = x.holders
+    [holder] = x.locations
     t.note(f"{holder.address} dies; the scheduler tells everyone")
     t.cluster.kill(holder.address)
     t.run()
@@ -149,7 +149,7 @@ def an_owner_dies() -> Transcript:
     t = begin()
     client, parent, children = children_that_escaped(t, large=True)
     [child] = [child.row for child in children]
-    owner = child.place[1]
+    owner = child.owner_ref[1]
     t.note(f"{owner} dies, and with it the owner of the child")
     t.cluster.kill(owner)
     t.run()
@@ -164,7 +164,7 @@ def an_owner_leaves() -> Transcript:
     t = begin()
     client, parent, children = children_that_escaped(t, large=False)
     [child] = [child.row for child in children]
-    owner = child.place[1]
+    owner = child.owner_ref[1]
     t.note(f"{owner} is retired")
     t.cluster.retire(owner)
     t.run()

@@ -97,7 +97,7 @@ def test_what_waiting_tasks_wait_for_starts_however_many_wait(seed):
     cluster.run()  # now it is known how long such tasks take, and all are pushed at once
     rows = [owner.submit("last", Task(1, 10.0), priority=-1)]
     for i in range(40):
-        rows[-1].handles += 1
+        rows[-1].local_refs += 1
         carried = VirtualFuture(owner, rows[-1])
         rows.append(owner.submit(f"t{i}", Task(1, 10.0, carries=(carried,), uses="read")))
     del carried

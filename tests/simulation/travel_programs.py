@@ -253,7 +253,7 @@ class Traveller:
             for future in futures:
                 other.held.append(Held(future, what))
             other.arriving.append(counted)
-            other.owner.core.borrowing.when_counted([f.row for f in futures], counted)
+            other.owner.core.borrowing.when_acknowledged([f.row for f in futures], counted)
 
         self.cluster.later(self.cluster.delay(), arrive)
 

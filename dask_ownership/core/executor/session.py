@@ -94,7 +94,7 @@ class Entry:
         What `heir` gives, once it was asked for.
     known : bytes or None
         What `identity` gives, once it was asked for.
-    escaped : bool
+    exported : bool
         Futures of what it submitted may be in other processes; written by the runtime.
     sought : set or None
         Keys of children that its owner looks for, see `references.reconstruction`.
@@ -111,7 +111,7 @@ class Entry:
         "cancelled",
         "contains",
         "dependencies",
-        "escaped",
+        "exported",
         "function",
         "key",
         "known",
@@ -162,7 +162,7 @@ class Entry:
         self.origin: ValueName | None = None
         self.named: Heir | None = None
         self.known: bytes | None = None
-        self.escaped = False
+        self.exported = False
         self.sought: set[Key] | None = None
 
     def __repr__(self) -> str:

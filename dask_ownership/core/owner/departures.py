@@ -63,8 +63,8 @@ class Departures:
         view.outbox.clear()
         self._posting.way_is_gone(view)
         for row in self._lifecycle.table.all():
-            if view in row.holders:
-                self._lifecycle.drop_holders(row, {view}, reason)
+            if view in row.locations:
+                self._lifecycle.drop_locations(row, {view}, reason)
         alone = view.alone
         suspects = self._suspects(view, pushed, unsent)
         if suspects or alone is not None:

@@ -42,7 +42,7 @@ from dask_ownership.core.owner.rows.row import (
     BORROWED,
     COPY,
     DESIRED,
-    ESCAPED,
+    EXPORTED,
     HAS_BORROWERS,
     QUESTION,
     REPLICATED,
@@ -160,7 +160,7 @@ class OwnerCore:
         self.effects = OwnerEffects()
         self.history = History(clock)
         self.losses = dict.fromkeys(LOSSES, 0)
-        self.timeline = AttemptTimes(clock)
+        self.attempt_times = AttemptTimes(clock)
         self._marked = 0
         self.functions = functions
         self.limits = limits = limits or Limits()
@@ -243,7 +243,7 @@ class OwnerCore:
         self.borrowing = Borrowing(
             self.lifecycle,
             self.peers,
-            hold_inside=lambda origins: self.bequests.hold_inside(origins),
+            hold_inside=lambda origins: self.detached.hold_inside(origins),
             limits=limits,
         )
         self.lending = Lending(
@@ -275,7 +275,7 @@ class OwnerCore:
             functions,
             submits_no_more=self.reconstruction.submits_no_more,
         )
-        self.adoption = OwnershipTransfer(
+        self.transfer = OwnershipTransfer(
             self.lifecycle,
             self.peers,
             retention=self.retention,
@@ -284,7 +284,7 @@ class OwnerCore:
             functions=functions,
             submit=self.submit,
         )
-        self.bequests = DetachedObjects(self.lifecycle, self.borrowing, functions, self.submit)
+        self.detached = DetachedObjects(self.lifecycle, self.borrowing, functions, self.submit)
         self.lending.requests.update(
             cancel=lambda row, detail: self.cancel([row], detail),
             retry=lambda row, _: self.retry([row]),
@@ -300,9 +300,9 @@ class OwnerCore:
         listen(self.desired, DESIRED)
         listen(self.copies, COPY)
         listen(self.replicas, REPLICATED)
-        listen(self.retention, ESCAPED)
+        listen(self.retention, EXPORTED)
         listen(self.reconstruction, QUESTION | SOUGHT)
-        listen(self.bequests)
+        listen(self.detached)
         listen(self.attempts, TRIED)
 
         # Who takes in what workers say.
@@ -373,7 +373,7 @@ class OwnerCore:
             self.lifecycle.lose(row, detail)
             return
         self.lifecycle.finish_stored(row, nbytes, row.type_name, there, row.contains)
-        for view in row.holders:
+        for view in row.locations:
             if view.leaving:
                 self.moves.away(row, view)
 
@@ -385,9 +385,9 @@ class OwnerCore:
         if isinstance(row, Borrowed):
             self.borrowing.missed(row, addresses)
         elif row.state == STORED:
-            gone = {holder for holder in row.holders if holder.address in addresses}
+            gone = {holder for holder in row.locations if holder.address in addresses}
             if gone:
-                self.lifecycle.drop_holders(row, gone, "does not have it")
+                self.lifecycle.drop_locations(row, gone, "does not have it")
 
     def settle(self, row: Row, failure: Failure | bytes) -> None:
         """End a row that cannot go on, or that failed elsewhere with a pickled error."""
@@ -488,7 +488,7 @@ class OwnerCore:
         attempts = self.lifecycle.numbers
         if attempts != self._marked:
             self._marked = attempts
-            self.timeline.mark(attempts, now)
+            self.attempt_times.mark(attempts, now)
 
     def hurry(self, rows: Iterable[Row], now: float) -> None:
         """Have rows run at the worker in this process, whose parked tasks wait for them."""
@@ -509,6 +509,6 @@ class OwnerCore:
 
     def _where(self, row: Row) -> str:
         """Who owns a row and where it is, for one who asks what became of it."""
-        views = (row.worker,) if row.state == PUSHED else row.holders
+        views = (row.worker,) if row.state == PUSHED else row.locations
         at = ", ".join([view.address for view in views])
         return f"owned by {self.name}" + (f", at {at}" if at else ", not at any worker")

@@ -234,15 +234,15 @@ class Results:
                     continue
                 if version_of(dependency) != made_by:
                     continue  # it was made again since
-                gone = {h for h in dependency.holders if h.address in addresses}
+                gone = {h for h in dependency.locations if h.address in addresses}
                 # It may have been given another copy since it said this.
-                if view in dependency.holders and view.copies.get(key, 0) <= row.attempt:
+                if view in dependency.locations and view.copies.get(key, 0) <= row.attempt:
                     gone.add(view)
                     # Once for all the tasks that waited for one copy.
                     if isinstance(dependency, Borrowed) and dependency.state == STORED:
                         self._borrowing.missed(dependency, addresses)
                 if gone:
-                    self._lifecycle.drop_holders(dependency, gone, "does not have it any more")
+                    self._lifecycle.drop_locations(dependency, gone, "does not have it any more")
                 self._suspensions.unanswered(dependency)
         path = restarts.OF_RETURN.get(reason, restarts.GIVEN_BACK)
         self._lifecycle.try_again(row, path, detail)

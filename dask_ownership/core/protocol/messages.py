@@ -33,7 +33,7 @@ Origin: TypeAlias = tuple[str, str, str, Key, Any, int]
 submitted it (its `Heir`: whoever owns that task is asked for the object when the first owner is
 gone), and which *life* of that key it is: a key may be used again for something else."""
 
-Place: TypeAlias = tuple[str, str, str, Key]
+OwnerRef: TypeAlias = tuple[str, str, str, Key]
 """Where an object is owned now: the process, and the key there."""
 
 ValueName: TypeAlias = tuple[str, Key, int]

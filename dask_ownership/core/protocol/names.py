@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from hashlib import blake2b
 from typing import Any, TypeAlias
 
-from dask_ownership.core.protocol.messages import Heir, Key, Origin, Place, Process
+from dask_ownership.core.protocol.messages import Heir, Key, Origin, OwnerRef, Process
 
 
 def task_identity(owner: str, key: Key, within: bytes | None) -> bytes:
@@ -109,11 +109,11 @@ def held_at(origin: Origin, process: Process) -> Origin:
     return (*origin[:4], (*process, adopted_key(origin), None), origin[5])
 
 
-def place_held(origin: Origin) -> Place | None:
+def place_held(origin: Origin) -> OwnerRef | None:
     """Where an object of this name is held; None when it is not."""
     heir = origin[4]
     if heir is not None and heir[3] == ("adopted", origin[0], origin[3], origin[5]):
-        place: Place = tuple(heir[:4])
+        place: OwnerRef = tuple(heir[:4])
         return place
     return None
 

@@ -151,7 +151,7 @@ def not_sendable(message: Message, where: str, error: Exception) -> bytes:
 
 def packable(value: Any) -> Any:
     """A value that can be packed, and means the same to people: text that is no UTF-8 with
-    escapes, numbers of other libraries as plain ones."""
+    export, numbers of other libraries as plain ones."""
     kind = type(value)
     if kind in (int, float, bool, bytes, type(None)):
         return value

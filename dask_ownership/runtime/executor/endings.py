@@ -76,14 +76,14 @@ class Endings:
             self.clocks.stop(entry)
         entry.contains = outcome.contains
         ran = outcome.gave_back is None or outcome.gave_back[0] == m.RESCHEDULED
-        if (entry.arrived is not None or entry.escaped) and ran:
+        if (entry.arrived is not None or entry.exported) and ran:
             # Its owner keeps what it sent until this is said: not before this process is
             # counted itself for the futures that came. And it forgets how to run the task,
             # unless it has heard before that it is to be kept.
             rows, entry.arrived = entry.arrived or (), None
             owner = self._owner
             owner.call(
-                owner.core.borrowing.when_counted, rows, lambda: self._report(entry, outcome)
+                owner.core.borrowing.when_acknowledged, rows, lambda: self._report(entry, outcome)
             )
         else:
             self._tell(entry, outcome)
@@ -96,7 +96,7 @@ class Endings:
 
     def _report(self, entry: Entry, outcome: Outcome) -> None:
         """Say what became of a task whose slot is free already. Loop thread."""
-        if entry.escaped:
+        if entry.exported:
             self._owner.post_now()
             self._owner.core.retention.when_kept(
                 entry.session.owner, entry.task, lambda: self._say(entry, outcome)

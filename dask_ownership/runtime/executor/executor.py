@@ -326,7 +326,7 @@ class Executor:
             return
         handle = Handle(self.owner, row)
         self.owner.drop(row)  # the one that looking it up took
-        self.owner.escapes(row)
+        self.owner.export(row)
         origin = self.owner.core.table.origin_of(row)
         with self.lock:
             self.core.made(entry, child, origin, handle)
@@ -339,7 +339,7 @@ class Executor:
             session = self.core.sessions.get(heir[0])
             entry = session.entries.get(heir[3]) if session is not None else None
         if entry is not None:
-            entry.escaped = True
+            entry.exported = True
 
     def _look_for(self, entry: Entry, children: Iterable[Any]) -> None:
         """Name those children that are sought and there, however they were made."""
@@ -489,7 +489,7 @@ class Executor:
     def stay(self) -> None:
         """Go on: the worker is not retired after all. Loop thread."""
         self.leaving = False
-        self.owner.core.adoption.stay()
+        self.owner.core.transfer.stay()
 
     def can_leave(self, move: bool, wait: bool) -> bool:
         """Whether nothing runs that is waited for, nothing has to be moved, and every answer

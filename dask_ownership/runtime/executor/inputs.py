@@ -72,7 +72,9 @@ class Inputs:
         handles = [Handle(self._owner, row) for row in rows]
         # Whoever sent it keeps the futures inside until this one uses it: not before this
         # process is counted for them itself.
-        self._owner.core.borrowing.when_counted(rows, lambda: self._keep(entry, value, handles))
+        self._owner.core.borrowing.when_acknowledged(
+            rows, lambda: self._keep(entry, value, handles)
+        )
 
     def _keep(self, entry: Entry, value: Any, contains: Any = None) -> None:
         try:

@@ -236,6 +236,6 @@ class Server:
         if arrived:
             # With the answer, whoever sent them may let go of the futures inside.
             counted = asyncio.Event()
-            mine.core.borrowing.when_counted(arrived, counted.set)
+            mine.core.borrowing.when_acknowledged(arrived, counted.set)
             await counted.wait()
         return {"status": "OK", "nbytes": sizes}

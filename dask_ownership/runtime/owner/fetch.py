@@ -79,14 +79,14 @@ async def fetch(owner: Owner, rows: Iterable[Row]) -> dict[Row, Any]:
 
 
 def _owner_of(owner: Owner, row: Row) -> str:
-    return row.place[2] if isinstance(row, Borrowed) else owner.name
+    return row.owner_ref[2] if isinstance(row, Borrowed) else owner.name
 
 
 def _addresses(row: Row) -> list[str]:
     """Workers that have a stored value."""
     if isinstance(row, Borrowed):
         return list(row.addresses)
-    return [view.address for view in row.holders]
+    return [view.address for view in row.locations]
 
 
 async def _fetch_from(

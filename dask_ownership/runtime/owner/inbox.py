@@ -238,18 +238,18 @@ class Inbox:
             unpickling.arrived.append(row)
         return row
 
-    def escapes(self, row: Row) -> None:
+    def export(self, row: Row) -> None:
         """A future of this row may be in another process soon. Any thread."""
         heir = row.options.heir
-        if heir is not None and row not in self.core.retention.escaped:
+        if heir is not None and row not in self.core.retention.exported:
             if self._executor is not None:
                 self._executor.say_escaped(heir)
-            self.call(self.core.retention.escapes, row)
+            self.call(self.core.retention.export, row)
 
     def pin(self, row: Row) -> None:
         """Keep a row for whoever reads what of it is pickled somewhere. Any thread."""
         self.core.table.pin(row)
-        self.escapes(row)
+        self.export(row)
 
     def open(self, client: Any, row: Row, load: Callable[[], Any]) -> Any:
         """Unpickle the value of a row, which is kept until the futures inside are counted."""

@@ -146,7 +146,7 @@ class Owner:
         self.submit, self.expect, self.begin = inbox.submit, inbox.expect, inbox.begin
         self.drop, self.drop_all, self.dropped = inbox.drop, inbox.drop_all, inbox.dropped
         self.find, self.known = inbox.find, inbox.known
-        self.arrive, self.escapes, self.pin = inbox.arrive, inbox.escapes, inbox.pin
+        self.arrive, self.export, self.pin = inbox.arrive, inbox.export, inbox.pin
         self.open, self.call, self.check_open = inbox.open, inbox.call, inbox.check_open
         self.waiting = waiting = Waiting(self.lock, inbox.check_open, executor)
         self.wait, self.wait_at, self.wait_async = waiting.wait, waiting.wait_at, waiting.wait_async
@@ -228,15 +228,15 @@ class Owner:
 
     def hold(self, origins: Iterable[Origin], bequest: LineageSpec) -> list[Row]:
         """Take over what others own; rows with one handle more each. Loop thread."""
-        return self.call_now(self.core.bequests.hold, origins, bequest)
+        return self.call_now(self.core.detached.hold, origins, bequest)
 
     async def held(self, rows: Sequence[Row]) -> None:
         """Wait until their owners may go: what there is of them by now is taken over."""
         counted = asyncio.Event()
         sources = [source for row in rows for source in row.dependencies]
-        self.core.borrowing.when_counted(sources, counted.set)
+        self.core.borrowing.when_acknowledged(sources, counted.set)
         await counted.wait()
-        await self.wait_async([row for row in rows if not self.core.bequests.settled(row)])
+        await self.wait_async([row for row in rows if not self.core.detached.settled(row)])
 
     def cancel(self, rows: Iterable[Row], detail: str) -> None:
         """End rows and what depends on them. Loop thread."""
@@ -333,7 +333,7 @@ class Owner:
 
         Whether all of it is done; call it again until it is.
         """
-        done = self.core.adoption.hand_over(stored)
+        done = self.core.transfer.hand_over(stored)
         self.step()
         return done
 

@@ -86,7 +86,7 @@ class Copies(RowListener):
     def there(row: Row) -> list[WorkerView]:
         """Holders that have a value for certain; others were only told to fetch it."""
         key = row.key
-        return [v for v in row.holders if key not in v.copies or key in v.arrived]
+        return [v for v in row.locations if key not in v.copies or key in v.arrived]
 
     @staticmethod
     def best(row: Row, among: Iterable[WorkerView]) -> list[WorkerView]:
@@ -94,7 +94,7 @@ class Copies(RowListener):
         were given the least."""
         return sorted(
             among,
-            key=lambda v: (v not in row.holders, v.given, v.load / v.nthreads, v.address),
+            key=lambda v: (v not in row.locations, v.given, v.load / v.nthreads, v.address),
         )
 
     def make(
@@ -131,7 +131,7 @@ class Copies(RowListener):
             del going[target]
         if not going:
             self._going.pop(row, None)
-        if made and row.state == STORED and target in row.holders:
+        if made and row.state == STORED and target in row.locations:
             target.arrived.add(row.key)
         if copy.ended is not None:
             copy.ended(task, made)

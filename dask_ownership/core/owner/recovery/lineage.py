@@ -2,7 +2,7 @@
 
 A value that travelled to its owner is safe there. One that stays at a worker goes with
 that worker, so its row keeps the task that made it (`Lineage`) for as long as someone may
-ask for the value, and with it the rows of that task's inputs (`Row.descendants` counts
+ask for the value, and with it the rows of that task's inputs (`Row.lineage_refs` counts
 who keeps a row so). Rows only, not values: a value that only lineage needs is freed, and
 its row is `DORMANT` until it has to be made again.
 
@@ -167,10 +167,10 @@ class Lineages(RowListener):
         """Each of these has one descendant less."""
         for row in rows:
             self._table.unretain(row)
-            if row in self.pinned and (row.descendants <= 0 or self._only_kept(row)):
+            if row in self.pinned and (row.lineage_refs <= 0 or self._only_kept(row)):
                 self.pinned.discard(row)
                 self.nbytes -= row.nbytes
-                if row.descendants:
+                if row.lineage_refs:
                     self.unheld(row)
         self._lifecycle.forget_unneeded(rows)
 

@@ -69,7 +69,7 @@ class Moves:
     def all_away(self, view: WorkerView) -> None:
         """Move every value away that is not being moved already."""
         for row in self._lifecycle.table.all():
-            if view in row.holders:
+            if view in row.locations:
                 self.away(row, view)
 
     def away(self, row: Row, view: WorkerView) -> None:
@@ -77,7 +77,7 @@ class Moves:
         if row.state != STORED:
             return  # a copy of what is safe here, which tasks on their way there may name
         if row.borrowed:
-            self._lifecycle.drop_holders(row, {view}, "leaves")
+            self._lifecycle.drop_locations(row, {view}, "leaves")
             return
         places = self._copies.places()
         if (row, view) in self.under_way or not places:
@@ -88,9 +88,9 @@ class Moves:
 
     def _ended(self, row: Row, view: WorkerView, task: Row, made: bool) -> None:
         self.under_way.discard((row, view))
-        if view.leaving and view in row.holders:
-            if made and len(row.holders) > 1:
-                self._lifecycle.drop_holders(row, {view}, "left")
+        if view.leaving and view in row.locations:
+            if made and len(row.locations) > 1:
+                self._lifecycle.drop_locations(row, {view}, "left")
             elif made or not isinstance(task.value, bytes):
                 self.away(row, view)  # where it was to go is gone; else it cannot be moved
 
@@ -103,10 +103,10 @@ class Moves:
         """
 
         def ended(task: Row, made: bool) -> None:
-            if made and row.state == STORED and source in row.holders:
+            if made and row.state == STORED and source in row.locations:
                 needed = any(row in other.dependencies for other in source.pushed.values())
                 if target in self._copies.there(row) and not needed:
-                    self._lifecycle.drop_holders(row, {source}, "has given it to another worker")
+                    self._lifecycle.drop_locations(row, {source}, "has given it to another worker")
             settled(task)
 
         self._copies.make(row, target, ended)

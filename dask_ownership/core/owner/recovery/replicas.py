@@ -64,14 +64,14 @@ class Replicas(RowListener):
             # Tasks on their way there may name it.
             spare = {v for v in more if not any(row in t.dependencies for t in v.pushed.values())}
             if spare:
-                self._lifecycle.drop_holders(row, spare, "is one more than was asked for")
+                self._lifecycle.drop_locations(row, spare, "is one more than was asked for")
         self.look(row)
 
     def finished(self, row: Row) -> None:
         """A value of which copies are kept was made, perhaps again."""
         self.look(row)
 
-    def holders_changed(self, row: Row) -> None:
+    def locations_changed(self, row: Row) -> None:
         """A copy may be missing."""
         self.look(row)
 

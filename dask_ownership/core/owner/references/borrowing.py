@@ -20,7 +20,7 @@ from dask_ownership.core.owner.rows.row import Borrowed, Row
 from dask_ownership.core.owner.rows.worker_view import WorkerView
 from dask_ownership.core.protocol import messages as m
 from dask_ownership.core.protocol.failure import Failure
-from dask_ownership.core.protocol.messages import Key, Origin, Place, Process
+from dask_ownership.core.protocol.messages import Key, Origin, OwnerRef, Process
 from dask_ownership.core.protocol.names import (
     Path,
     adopted_key,
@@ -150,15 +150,15 @@ class Borrowing(RowListener):
         made = Borrowed(origin)
         held = place_held(origin)
         if held is not None:
-            made.place = held
+            made.owner_ref = held
         elif origin[0] == self._peers.process[0]:
-            made.place = self._table.moved[origin[3]]
+            made.owner_ref = self._table.moved[origin[3]]
         return made
 
-    def held_elsewhere(self, row: Row, origin: Origin) -> Place | None:
+    def held_elsewhere(self, row: Row, origin: Origin) -> OwnerRef | None:
         """Where a row should be borrowed, now that one knows that it is held there."""
         held = place_held(origin)
-        if held is None or not isinstance(row, Borrowed) or row.place[:4] == held:
+        if held is None or not isinstance(row, Borrowed) or row.owner_ref[:4] == held:
             return None
         return held
 
@@ -182,7 +182,9 @@ class Borrowing(RowListener):
                 if origin[3] not in self._table.moved and place_held(origin) is None:
                     continue
             made = self._borrowed(origin)
-            if made.place[0] == self._peers.process[0] and (row := table.use(made.place[3])):
+            if made.owner_ref[0] == self._peers.process[0] and (
+                row := table.use(made.owner_ref[3])
+            ):
                 rows.append(row)  # held here
                 continue
             adopted = table.adopt_for_use(made)
@@ -198,7 +200,7 @@ class Borrowing(RowListener):
 
     def borrow(self, row: Borrowed) -> None:
         """A row that was just adopted: have its owner count it."""
-        place = row.place
+        place = row.owner_ref
         peer = self._peers.known.get(place[0]) or self._peers.peer(place[:3])
         if peer.gone:
             self._climb(row)
@@ -222,16 +224,16 @@ class Borrowing(RowListener):
 
     def adopt_at_heir(self, row: Borrowed, origin: Origin, pinned: bool) -> None:
         """Have the owner of a row that is new there make it, taking ``origin`` over."""
-        peer = self._peers.peer(row.place[:3])
+        peer = self._peers.peer(row.owner_ref[:3])
         self._borrow_from(peer, row)
-        self._peers.say(peer, (ADOPT, row.place[3], row.attempt, origin, pinned))
+        self._peers.say(peer, (ADOPT, row.owner_ref[3], row.attempt, origin, pinned))
 
-    def borrow_at(self, row: Borrowed, place: Place) -> None:
+    def borrow_at(self, row: Borrowed, place: OwnerRef) -> None:
         """It is there for certain: also when its owner freed it once, and has it again."""
-        if row.place[:4] != place:
-            peer = self._peers.peer(row.place[:3])
+        if row.owner_ref[:4] != place:
+            peer = self._peers.peer(row.owner_ref[:3])
             if peer.borrowed.get(row.attempt) is row:
-                row.counted = False
+                row.acknowledged = False
                 self._moved(peer, row, place, None, None)
 
     def forgotten(self, row: Row) -> None:
@@ -241,8 +243,8 @@ class Borrowing(RowListener):
 
     def give_back(self, row: Borrowed) -> None:
         """Nobody here has it any more."""
-        peer = self._peers.known.get(row.place[0])
-        key = row.place[3]
+        peer = self._peers.known.get(row.owner_ref[0])
+        key = row.owner_ref[3]
         if peer is not None:
             peer.borrowed.pop(row.attempt, None)
             if row.attempt:
@@ -251,12 +253,12 @@ class Borrowing(RowListener):
 
     # ---- being counted ----
 
-    def when_counted(self, rows: Iterable[Row], call: Callable[[], None]) -> None:
+    def when_acknowledged(self, rows: Iterable[Row], call: Callable[[], None]) -> None:
         """Call once the owner of each row counts this process, or there is nothing to count."""
         waiting = [
             row
             for row in rows
-            if row.borrowed and isinstance(row, Borrowed) and not row.counted
+            if row.borrowed and isinstance(row, Borrowed) and not row.acknowledged
             and row.state != FORGOTTEN
         ]  # fmt: skip
         if not waiting:
@@ -273,7 +275,7 @@ class Borrowing(RowListener):
         if outer.state == FORGOTTEN:
             return
         self._table.use_all((outer,))
-        self.when_counted(rows, lambda: self._lifecycle.release_uses((outer,)))
+        self.when_acknowledged(rows, lambda: self._lifecycle.release_uses((outer,)))
 
     def inside_result(
         self, view: WorkerView, row: Row, inside: Iterable[Origin]
@@ -283,14 +285,14 @@ class Borrowing(RowListener):
         The worker keeps them too until they are counted for this process.
         """
         inner = self.rows_of(inside)
-        self.when_counted(inner, counted(view, row.key, row.attempt))
+        self.when_acknowledged(inner, counted(view, row.key, row.attempt))
         if row in inner:  # else nothing would ever free it
             self._lifecycle.release_uses([r for r in inner if r is row])
             inner = tuple([r for r in inner if r is not row])
         return inner
 
     def _counted(self, row: Borrowed) -> None:
-        row.counted = True
+        row.acknowledged = True
         if row.returns is not None:
             returns, row.returns = row.returns, None
             for peer, key, number in returns:
@@ -307,13 +309,14 @@ class Borrowing(RowListener):
         if not row.attempt and row.state == WAITING:
             self.borrow(row)  # it was to be soon, and only what was lent can be asked about
         self._peers.say(
-            self._peers.peer(row.place[:3]), (REQUEST, what, row.place[3], row.attempt, detail)
+            self._peers.peer(row.owner_ref[:3]),
+            (REQUEST, what, row.owner_ref[3], row.attempt, detail),
         )
 
     def retry(self, row: Borrowed) -> None:
         """Have the owner try a failed row again, which waits for that here."""
         self.request(row, "retry", "")
-        if row.state == ERROR and not self._peers.peer(row.place[:3]).gone:
+        if row.state == ERROR and not self._peers.peer(row.owner_ref[:3]).gone:
             self._waits_again(row)
 
     def _waits_again(self, row: Borrowed) -> None:
@@ -339,12 +342,12 @@ class Borrowing(RowListener):
 
     def _on_lent(self, peer: Peer, key: Key, number: int, outcome: Outcome | None) -> None:
         row = peer.borrowed.get(number)
-        if row is not None and row.place[3] == key:
+        if row is not None and row.owner_ref[3] == key:
             self._told(peer, row, outcome, True)
 
     def _on_outcome(self, peer: Peer, key: Key, number: int, outcome: Outcome | None) -> None:
         row = peer.borrowed.get(number)
-        if row is not None and row.place[3] == key:
+        if row is not None and row.owner_ref[3] == key:
             self._told(peer, row, outcome, False)
 
     def _on_moved(
@@ -352,7 +355,7 @@ class Borrowing(RowListener):
         peer: Peer,
         key: Key,
         number: int,
-        place: Place,
+        place: OwnerRef,
         outcome: Outcome | None,
         path: Path | None,
     ) -> None:
@@ -373,7 +376,7 @@ class Borrowing(RowListener):
             row.addresses = ()
         elif row.state == ERROR and not lent:
             self._waits_again(row)
-        if lent and (row.returns or not row.counted):
+        if lent and (row.returns or not row.acknowledged):
             self._counted(row)
 
     def _take_in(self, row: Borrowed, outcome: Outcome) -> None:
@@ -420,8 +423,8 @@ class Borrowing(RowListener):
                 lifecycle.losses[OWNER_LOST] += 1
                 if not chain:
                     chain = owners_of(row.origin)
-                    if row.place[0] != row.origin[0]:
-                        detail = f"{row.place[2]} says: {detail}"
+                    if row.owner_ref[0] != row.origin[0]:
+                        detail = f"{row.owner_ref[2]} says: {detail}"
             failure = Failure(kind, name, detail, chain=tuple(chain))
             lifecycle.end_with_dependents(row, state, failure)
 
@@ -442,12 +445,12 @@ class Borrowing(RowListener):
         return inner
 
     def _moved(
-        self, peer: Peer, row: Borrowed, place: Place, outcome: Outcome | None, path: Path | None
+        self, peer: Peer, row: Borrowed, place: OwnerRef, outcome: Outcome | None, path: Path | None
     ) -> None:
         """Another owns it now; the old borrowing is given back when that one counts this."""
         del peer.borrowed[row.attempt]
-        row.returns = [*(row.returns or ()), (peer, row.place[3], row.attempt)]
-        row.place = place
+        row.returns = [*(row.returns or ()), (peer, row.owner_ref[3], row.attempt)]
+        row.owner_ref = place
         row.path = path
         row.freed = None
         if outcome is not None:
@@ -461,7 +464,7 @@ class Borrowing(RowListener):
 
         Its failure cannot be tried again: the task that failed is not here.
         """
-        own = self._table.rows.get(row.place[3])
+        own = self._table.rows.get(row.owner_ref[3])
         if own is None or own.options.adopted is None:
             return
         if own.state == ERROR and own.function is not None:
@@ -482,7 +485,7 @@ class Borrowing(RowListener):
         level = None
         if row.state < INLINE:
             # Also when it is the same one again: whoever says that it is there has not heard yet.
-            row.survived += (row.place[2],)
+            row.survived += (row.owner_ref[2],)
             # It may be what they die of: as for a task that is never alone when one dies.
             if len(row.survived) > 4 * (self._limits.allowed_failures + 1):
                 names = ", ".join(row.survived)
@@ -496,12 +499,12 @@ class Borrowing(RowListener):
             self._lose(row, "owner-lost", "no process lives that led to it")
             self._counted(row)
             return
-        gone = row.place[0]
+        gone = row.owner_ref[0]
         heir = level[:3]
         key = adopted_key(row.origin)
         if self._is_made_of(row, heir):
             key = ("asked", *key[1:])  # type: ignore[index]
-        row.place = (*heir, key)
+        row.owner_ref = (*heir, key)
         row.path = path_from(row.origin, level)
         self._lifecycle.wait_for_owner(row)
         row.addresses = ()
@@ -522,7 +525,7 @@ class Borrowing(RowListener):
         Whoever passed it on kept it until then, but for one that was frozen meanwhile and
         whose value was made again elsewhere.
         """
-        if row.counted or row.place is not row.origin or row.origin[4] is None:
+        if row.acknowledged or row.owner_ref is not row.origin or row.origin[4] is None:
             return False
         del peer.borrowed[row.attempt]
         row.freed = Failure("lost-data", row.origin[3], detail)

@@ -169,14 +169,14 @@ class DetachedObjects(RowListener):
             key = adopted_key(origin)
             known = self._table.find(key)
             if known is not None:
-                if known.options.bequest is not None and key in bequest.numbers:
-                    known.options = replace(known.options, bequest=bequest)
+                if known.options.lineage_spec is not None and key in bequest.numbers:
+                    known.options = replace(known.options, lineage_spec=bequest)
                 rows.append(known)
                 continue
             if place_held(origin) is not None:
                 origin = (*origin[:4], None, origin[5])  # it was held once
             taken = self._borrowing.rows_of([origin])
-            options = Options(adopted=origin, bequest=bequest)
+            options = Options(adopted=origin, lineage_spec=bequest)
             row = self._functions.alias(key, taken, options)
             self._table.adopt(row)
             self._submit([row])
@@ -200,13 +200,13 @@ class DetachedObjects(RowListener):
         if row.state >= INLINE:
             return True
         return all(
-            source.state < INLINE and (not source.borrowed or source.counted)  # type: ignore[attr-defined]
+            source.state < INLINE and (not source.borrowed or source.acknowledged)  # type: ignore[attr-defined]
             for source in row.dependencies
         )
 
     def recover(self, row: Row) -> bool:
         """The last copy of what is held is gone: take it over anew; whether that can be."""
-        if row.options.bequest is None:
+        if row.options.lineage_spec is None:
             return False
         self._lifecycle.withdraw(row)
         source = self._borrowing.rows_of([row.options.adopted])
@@ -222,7 +222,7 @@ class DetachedObjects(RowListener):
 
         False when it has another end, or nobody said how.
         """
-        bequest = row.options.bequest
+        bequest = row.options.lineage_spec
         taken_over = row.function is self._functions.identity
         if bequest is None or not taken_over or state not in (LOST, CANCELLED):
             return False
@@ -319,4 +319,4 @@ def _give_options(row: Row, told: dict[str, Any], adopted: Any, bequest: Any) ->
         number, workers, branching = given["replicas"]
         given["replicas"] = Replication(number, workers and tuple(workers), branching)
         row.roles |= REPLICATED
-    row.options = Options(adopted=adopted, bequest=bequest, **given)
+    row.options = Options(adopted=adopted, lineage_spec=bequest, **given)

@@ -2,7 +2,7 @@
 
 The rule that keeps values from being freed early: **nobody lets go of what it holds for
 another until the owner has counted that other.** Whoever sends a value with futures in
-it keeps them until the receiver says that it is counted everywhere (`Borrowing.when_counted`).
+it keeps them until the receiver says that it is counted everywhere (`Borrowing.when_acknowledged`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dask_ownership.core.owner.rows.lifecycle import Lifecycle
 from dask_ownership.core.owner.rows.listener import RowListener
 from dask_ownership.core.owner.rows.row import HAS_BORROWERS, QUESTION, Borrowed, Function, Row
 from dask_ownership.core.protocol.failure import Failure
-from dask_ownership.core.protocol.messages import Key, Place
+from dask_ownership.core.protocol.messages import Key, OwnerRef
 from dask_ownership.core.protocol.names import Path, is_adopted
 from dask_ownership.core.protocol.peer_messages import (
     BORROW,
@@ -117,7 +117,7 @@ class Lending(RowListener):
         if row in self.borrowers:
             self.tell(row)
 
-    def holders_changed(self, row: Row) -> None:
+    def locations_changed(self, row: Row) -> None:
         """Other workers have the value of a row that is lent."""
         if row in self.borrowers:
             self.tell(row)
@@ -142,7 +142,7 @@ class Lending(RowListener):
                 assert isinstance(row, Borrowed)
                 addresses, made_by = row.addresses, row.made_by
             else:
-                addresses = tuple([view.address for view in row.holders])
+                addresses = tuple([view.address for view in row.locations])
                 made_by = row.attempt
             return (STORED, row.nbytes, row.type_name, addresses, made_by)
         value = row.value
@@ -172,7 +172,7 @@ class Lending(RowListener):
         peer: Peer,
         key: Key,
         number: int,
-        place: Place,
+        place: OwnerRef,
         outcome: Outcome | None,
         path: Path | None = None,
     ) -> None:

@@ -30,7 +30,7 @@ from dask_ownership.core.owner.rows.row import QUESTION, SOUGHT, Borrowed, Funct
 from dask_ownership.core.owner.rows.worker_view import WorkerView
 from dask_ownership.core.protocol import messages as m
 from dask_ownership.core.protocol.failure import Failure
-from dask_ownership.core.protocol.messages import Key, Origin, Place, Process
+from dask_ownership.core.protocol.messages import Key, Origin, OwnerRef, Process
 from dask_ownership.core.protocol.names import Path, path_from, same_task
 from dask_ownership.core.protocol.states import (
     DORMANT,
@@ -76,7 +76,7 @@ class Question:
     ----------
     path : Path
         From a task here to the object.
-    place : Place or None
+    place : OwnerRef or None
         Where it, or the next task on the path, was found.
     rest : Path or None
         The path from there, when that is a task.
@@ -84,11 +84,11 @@ class Question:
         The one that runs, or will, of which the child is sought.
     """
 
-    __slots__ = ("path", "place", "rest", "task")
+    __slots__ = ("owner_ref", "path", "rest", "task")
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.place: Place | None = None
+        self.owner_ref: OwnerRef | None = None
         self.rest: Path | None = None
         self.task: Row | None = None
 
@@ -176,7 +176,7 @@ class Reconstruction(RowListener):
         incarnation = peer.process[0]
         self.doubted.discard(incarnation)
         for row, question in list(self.questions.items()):
-            if question.place is not None and question.place[0] == incarnation:
+            if question.owner_ref is not None and question.owner_ref[0] == incarnation:
                 self._look_again(row, question)
 
     # ---- asking ----
@@ -214,9 +214,9 @@ class Reconstruction(RowListener):
         if gone and not self._is_gone(gone):
             self.doubted.add(gone)  # this process has not heard of it yet
         question = self.questions[row]
-        if question.place is None:
+        if question.owner_ref is None:
             return
-        if question.place[0] == gone:
+        if question.owner_ref[0] == gone:
             self._look_again(row, question)
         else:
             self._answer_one(peer, row, number, question)
@@ -229,23 +229,23 @@ class Reconstruction(RowListener):
         row.contains += (child,)
         below = question.path[2:]
         if isinstance(child, Borrowed):
-            question.place = child.place[:4]
+            question.owner_ref = child.owner_ref[:4]
             question.rest = child.path
             if below:
-                question.rest = (*(child.path or (child.place[3],)), *below)
-                question.place = (*child.place[:3], row.key)
+                question.rest = (*(child.path or (child.owner_ref[3],)), *below)
+                question.owner_ref = (*child.owner_ref[:3], row.key)
         elif below:
             question.path = (child.key, *below)
             self._look(row, question)
             return
         else:
-            question.place = (*self._peers.process, child.key)
+            question.owner_ref = (*self._peers.process, child.key)
         for peer, number in self._lending.borrowers_of(row):
             self._answer_one(peer, row, number, question)
 
     def _answer_one(self, peer: Peer, row: Row, number: int, question: Question) -> None:
-        assert question.place is not None
-        self._lending.say_moved(peer, row.key, number, question.place, None, question.rest)
+        assert question.owner_ref is not None
+        self._lending.say_moved(peer, row.key, number, question.owner_ref, None, question.rest)
 
     def _fail(self, row: Row, reason: str) -> None:
         key = self.questions[row].path[-1]
@@ -313,7 +313,7 @@ class Reconstruction(RowListener):
             self.seek(task, (path[1],))
 
     def _look_again(self, row: Row, question: Question) -> None:
-        question.place = question.rest = None
+        question.owner_ref = question.rest = None
         found, row.contains = row.contains, ()
         self._lifecycle.release_uses(found)
         self._look(row, question)
@@ -339,7 +339,7 @@ class Reconstruction(RowListener):
         """Whether a child that was made is still with its owner."""
         if not isinstance(row, Borrowed):
             return row.state != FORGOTTEN
-        owner: Process = row.place[:3]
+        owner: Process = row.owner_ref[:3]
         if owner[0] == self._peers.process[0] or owner[0] in self.doubted:
             return False
         return not self._peers.peer(owner).gone
@@ -404,7 +404,7 @@ class Reconstruction(RowListener):
         for row in rows:
             if isinstance(row, Borrowed) and row.state < INLINE:
                 self._borrowing.borrow_at(row, origin[:4])
-        self._borrowing.when_counted(rows, took)
+        self._borrowing.when_acknowledged(rows, took)
         if not rows:
             return
         search.made[child] = rows[0]

@@ -1,7 +1,7 @@
 """Retention: parents are kept for the children whose futures left this process.
 
 A task that submits tasks makes the process that it runs in their owner. When that dies, what
-it owned dies with it; futures of it may have escaped to other processes by then. The owner of
+it owned dies with it; futures of it may have exported to other processes by then. The owner of
 the submitting task (the *heir*) can have it made again (`references.reconstruction`), because a
 task that runs again submits the same tasks under the same keys (`protocol.names`).
 
@@ -21,7 +21,7 @@ from dask_ownership.core.owner.recovery.lineage import Lineages
 from dask_ownership.core.owner.references.peers import Peer, Peers
 from dask_ownership.core.owner.rows.effects import OwnerEffects
 from dask_ownership.core.owner.rows.listener import RowListener
-from dask_ownership.core.owner.rows.row import ESCAPED, RETAINED, Function, Row
+from dask_ownership.core.owner.rows.row import EXPORTED, RETAINED, Function, Row
 from dask_ownership.core.owner.rows.table import Table
 from dask_ownership.core.protocol.messages import Heir, Key
 from dask_ownership.core.protocol.names import heir_of
@@ -53,7 +53,7 @@ class Retention(RowListener):
     ----------
     keepers : dict
         Rows that are kept to how many processes keep them.
-    escaped : set of Row
+    exported : set of Row
         Those that tasks submitted here and whose futures may be in other processes.
     children : dict
         The submitting task, as its owner's incarnation and its key there, to how many of
@@ -84,7 +84,7 @@ class Retention(RowListener):
         self._alias = alias
         self._effects = effects
         self.keepers: dict[Row, int] = {}
-        self.escaped: set[Row] = set()
+        self.exported: set[Row] = set()
         self.children: dict[tuple[str, Key], int] = {}
         self.heirs: dict[tuple[str, Key], Heir] = {}
         self.above: dict[tuple[str, Key], Heir | None] = {}
@@ -99,13 +99,13 @@ class Retention(RowListener):
 
     # ---- the process in which tasks submitted tasks ----
 
-    def escapes(self, row: Row) -> None:
+    def export(self, row: Row) -> None:
         """The future of a row may be in other processes from now on. Again is nothing."""
         heir: Heir | None = row.options.heir
-        if heir is None or row in self.escaped or row.state == FORGOTTEN:
+        if heir is None or row in self.exported or row.state == FORGOTTEN:
             return
-        self.escaped.add(row)
-        row.roles |= ESCAPED
+        self.exported.add(row)
+        row.roles |= EXPORTED
         self._led_to(heir)
 
     def _led_to(self, heir: Heir) -> None:
@@ -153,9 +153,9 @@ class Retention(RowListener):
             self._led_to(above)
 
     def forgotten(self, row: Row) -> None:
-        """What had escaped is gone."""
-        if row in self.escaped:
-            self.escaped.discard(row)
+        """What had exported is gone."""
+        if row in self.exported:
+            self.exported.discard(row)
             self._led_to_less(row.options.heir)
 
     def _led_to_less(self, heir: Heir) -> None:
@@ -186,8 +186,8 @@ class Retention(RowListener):
         self._table.retain((row,))
         self.keepers[row] = self.keepers.get(row, 0) + 1
         row.roles |= RETAINED
-        self.escapes(row)
-        if row.handles <= 0 and row.uses <= 0:
+        self.export(row)
+        if row.local_refs <= 0 and row.task_refs <= 0:
             self._lineages.unheld(row)  # only another's lineage had it
 
     def let_go(self, row: Row) -> None:
@@ -210,7 +210,7 @@ class Retention(RowListener):
     def only_kept(self, row: Row) -> bool:
         """Whether a row is there for its children alone."""
         keepers = self.keepers.get(row)
-        return keepers == row.descendants and row.handles <= 0 and row.uses <= 0
+        return keepers == row.lineage_refs and row.local_refs <= 0 and row.task_refs <= 0
 
     def _on_keep(self, peer: Peer, key: Key) -> None:
         """Children of a task of this process may be known at another."""

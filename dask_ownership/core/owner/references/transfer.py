@@ -197,20 +197,20 @@ class OwnershipTransfer:
         """Whether the heir is gone, or does not take it over."""
         made = handover.made
         if isinstance(made.value, Failure) and made.value.kind == LEAVES:
-            self.refused.add(made.place[0])
+            self.refused.add(made.owner_ref[0])
             return True
-        return self._peers.peer(made.place[:3]).gone
+        return self._peers.peer(made.owner_ref[:3]).gone
 
     def _tell(self, row: Row, handover: Handover) -> None:
         made = handover.made
-        if made.state < INLINE or not made.counted:
+        if made.state < INLINE or not made.acknowledged:
             return
         outcome = self._lending.outcome_of(made)
         for peer, number in self._lending.borrowers_of(row):
             if (peer, number) not in handover.told:
                 handover.told.add((peer, number))
-                self._lending.say_moved(peer, row.key, number, made.place, outcome)
-        self._table.moved[row.key] = made.place
+                self._lending.say_moved(peer, row.key, number, made.owner_ref, outcome)
+        self._table.moved[row.key] = made.owner_ref
         if row in self._table.pinned:
             self._table.pinned.discard(row)
             self._lifecycle.release([row])
@@ -236,7 +236,7 @@ class OwnershipTransfer:
         """Whether this process leaves as well, and takes nothing over from that one."""
         if not self.leaving:
             return False
-        places = [handover.made.place for handover in self.under_way.values()]
+        places = [handover.made.owner_ref for handover in self.under_way.values()]
         handed_to_it = any(place[0] == sender and place[3] == key for place in places)
         return handed_to_it or sender > self._peers.process[0]
 
@@ -255,6 +255,6 @@ class OwnershipTransfer:
         self._lifecycle.release_uses(taken)  # the row has its own
         if pinned:
             self._table.pin(row)
-        self._retention.escapes(row)
+        self._retention.export(row)
         self._lifecycle.log(row, "adopted", f"from {origin[2]}, which leaves")
         return row

@@ -249,7 +249,7 @@ class Lifecycle:
 
         What workers of this process have copied may be another value than that, and is freed.
         """
-        if row.holders:
+        if row.locations:
             self.unhold(row)
         row.state = WAITING
 
@@ -339,7 +339,7 @@ class Lifecycle:
         """The value of a row is at workers."""
         row.nbytes = nbytes
         row.type_name = type_name
-        row.holders = holders
+        row.locations = holders
         row.roles |= TRACED
         self._finish(row, STORED, inside)
 
@@ -441,7 +441,7 @@ class Lifecycle:
     def lose(self, row: Row, detail: str) -> None:
         """The value of a row is gone for good."""
         detail = f"{detail}; it was owned by {self.name}"
-        if row.handles > 0 or row.uses > 0:
+        if row.local_refs > 0 or row.task_refs > 0:
             self.losses[LOST_DATA] += 1
         self.end_with_dependents(row, LOST, Failure("lost-data", row.key, detail))
 
@@ -467,7 +467,7 @@ class Lifecycle:
             row.worker.take_back(row)
         elif row.state == INLINE:
             self.inline_bytes -= row.nbytes
-        if row.holders:
+        if row.locations:
             self.unhold(row)  # copies of what was borrowed
         row.value = value  # first: another thread looks at it once the state is final
         row.state = state
@@ -507,18 +507,18 @@ class Lifecycle:
 
     # ---- where a stored value is ----
 
-    def drop_holders(self, row: Row, gone: set[WorkerView], reason: str) -> None:
+    def drop_locations(self, row: Row, gone: set[WorkerView], reason: str) -> None:
         """Workers do not have a value any more. It is made again when no other has it."""
         addresses = ", ".join(sorted(view.address for view in gone))
-        row.holders = tuple([view for view in row.holders if view not in gone])
+        row.locations = tuple([view for view in row.locations if view not in gone])
         # One that only did not have it yet must not be left with it.
         self._free(row, sorted(gone, key=lambda view: view.address))
         if row.state != STORED or row.borrowed:
             return
-        if row.holders:
+        if row.locations:
             if row.roles:
                 for listener in self._who_listens(row.roles):
-                    listener.holders_changed(row)
+                    listener.locations_changed(row)
             return
         self.log(row, "copy-gone", f"the only one was at {addresses}, which {reason}")
         if not self._recover(row):
@@ -527,8 +527,8 @@ class Lifecycle:
 
     def unhold(self, row: Row) -> None:
         """Free every copy of a value."""
-        self._free(row, row.holders)
-        row.holders = ()
+        self._free(row, row.locations)
+        row.locations = ()
 
     def _free(self, row: Row, views: Iterable[WorkerView]) -> None:
         for view in views:
@@ -555,7 +555,7 @@ class Lifecycle:
         row.dependencies = lineage.dependencies
         row.contains = lineage.contains
         row.options = lineage.options
-        row.holders = ()
+        row.locations = ()
         row.value = None
         row.state = WAITING
         self.table.use_all((*row.dependencies, *row.contains))
@@ -624,7 +624,7 @@ class Lifecycle:
                 state = row.state
                 if state == FORGOTTEN:
                     continue
-                if row.descendants:
+                if row.lineage_refs:
                     for _, listener in self._listeners:
                         listener.unheld(row)
                     continue
@@ -632,7 +632,7 @@ class Lifecycle:
                     self.inline_bytes -= row.nbytes
                 elif state == PUSHED:
                     row.worker.take_back(row)
-                if row.holders:
+                if row.locations:
                     self.unhold(row)
                 row.state = FORGOTTEN
                 roles = row.roles

@@ -38,7 +38,7 @@ class RowListener:
     def withdrawn(self, row: Row) -> None:
         """The value of a row is gone and is made again, or its error is tried again."""
 
-    def holders_changed(self, row: Row) -> None:
+    def locations_changed(self, row: Row) -> None:
         """Other workers have a stored value than before."""
 
     def instead(self, row: Row, state: int) -> bool:

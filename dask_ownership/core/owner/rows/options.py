@@ -54,7 +54,7 @@ class Options:
     #: Name (`protocol.messages.Origin`) of an object that another process owned and handed over.
     adopted: Any = None
     #: Of an object that this process holds: how it is made (`references.detached.LineageSpec`).
-    bequest: Any = None
+    lineage_spec: Any = None
     #: The copies that are kept of its value, when it is stored.
     replicas: Replication | None = None
     #: Its value belongs to the worker that makes it, however small it is.

@@ -23,7 +23,7 @@ BORROWED = 2
 """Another process owns it."""
 TRACED = 4
 """It has, or is about to have, a lineage."""
-ESCAPED = 8
+EXPORTED = 8
 """A task submitted it, and its future may be in other processes."""
 RETAINED = 16
 """It is kept for what it submitted."""
@@ -106,7 +106,7 @@ class Row:
     payload: bytes | None
     #: What the slots stand for, in order.
     dependencies: tuple[Row, ...]
-    #: Place among all rows of this owner, the user's priority included; lower first.
+    #: OwnerRef among all rows of this owner, the user's priority included; lower first.
     order: int
     #: Shared with other rows, and not written to.
     options: Options = NO_OPTIONS
@@ -130,16 +130,16 @@ class Row:
     #: Of the value.
     nbytes: int = field(default=0, init=False)
     #: Workers (`WorkerView`) that have a copy, the one that made it first.
-    holders: tuple[Any, ...] = field(default=(), init=False)
+    locations: tuple[Any, ...] = field(default=(), init=False)
     #: Pickled type of a stored value.
     type_name: bytes | None = field(default=None, init=False)
     #: How many futures in this process hold it, see `rows.table`.
-    handles: int = field(default=1, init=False)
+    local_refs: int = field(default=1, init=False)
     #: How many rows that have not ended need it, and how many values contain it; all borrowers
     #: together are one.
-    uses: int = field(default=0, init=False)
+    task_refs: int = field(default=0, init=False)
     #: How many lineages need it, and how many processes keep it for its children.
-    descendants: int = field(default=0, init=False)
+    lineage_refs: int = field(default=0, init=False)
     #: Tells it from other rows of this process that had its key, or will: a number that it gets
     #: when others hear of it, 0 until then.
     life: int = field(default=0, init=False)
@@ -185,7 +185,7 @@ class Row:
 class Borrowed(Row):
     """An object that another process owns, in the table of one that borrows it.
 
-    Its state is what the owner said last: `WAITING` until then. Its ``holders`` are workers that
+    Its state is what the owner said last: `WAITING` until then. Its ``locations`` are workers that
     fetched it for tasks of this process.
 
     Parameters
@@ -196,15 +196,15 @@ class Borrowed(Row):
     borrowed = True
 
     __slots__ = (
+        "acknowledged",
         "addresses",
-        "counted",
         "freed",
         "handovers",
         "made_by",
         "misses",
         "origin",
+        "owner_ref",
         "path",
-        "place",
         "returns",
         "survived",
         "version",
@@ -216,7 +216,7 @@ class Borrowed(Row):
         self.origin = origin
         #: Where it is owned now, the first four of an origin: another process may have taken it
         #: over from the first.
-        self.place: Any = origin
+        self.owner_ref: Any = origin
         #: Where it is not owned but can be made: the keys of the task there that leads to it, of
         #: the task that this one submitted, and so on, its own last.
         self.path: Any = None
@@ -225,15 +225,15 @@ class Borrowed(Row):
         #: Workers that have the value, when it is `STORED`.
         self.addresses: tuple[str, ...] = ()
         #: The owner counts this process, or there is nothing to count any more.
-        self.counted = False
+        self.acknowledged = False
         #: Told when it is counted.
         self.handovers: Any = None
         #: Number of the value that it has, among the attempts of this process.
         self.version = 0
         #: The attempt of its owner that made it, when it is `STORED`.
         self.made_by = 0
-        #: How often in a row its holders did not have it: since it was last found, or since its
-        #: owner last named other holders.
+        #: How often in a row its locations did not have it: since it was last found, or since its
+        #: owner last named other locations.
         self.misses = 0
         #: Names of owners that died before it ended.
         self.survived: tuple[str, ...] = ()

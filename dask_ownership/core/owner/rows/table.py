@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from dask_ownership.core.owner.rows.row import Borrowed, Row
-from dask_ownership.core.protocol.messages import Key, Origin, Place, Process, ValueName
+from dask_ownership.core.protocol.messages import Key, Origin, OwnerRef, Process, ValueName
 from dask_ownership.core.protocol.names import held_at
 from dask_ownership.core.protocol.states import FORGOTTEN
 
@@ -97,7 +97,7 @@ class Table:
         self.lives = 0
         self.lock = lock
         self.rows = Rows()
-        self.moved: dict[Key, Place] = {}
+        self.moved: dict[Key, OwnerRef] = {}
         self.pinned: set[Row] = set()
 
     def pin(self, row: Row) -> None:
@@ -105,7 +105,7 @@ class Table:
         with self.lock:
             if row not in self.pinned:
                 self.pinned.add(row)
-                row.handles += 1
+                row.local_refs += 1
 
     def all(self) -> list[Row]:
         """Every row, while other threads go on adding some."""
@@ -118,26 +118,26 @@ class Table:
         with self.lock:
             known = shard.get(row.key)
             if known is not None:
-                known.handles += 1
+                known.local_refs += 1
                 known.shared_with(row.options.parent)
                 return known
             if row.dependencies:
                 for dependency in row.dependencies:
-                    dependency.uses += 1
+                    dependency.task_refs += 1
             if row.contains:
                 for inner in row.contains:
-                    inner.uses += 1
-            # At last: one that is in the table has all its uses, also when Ctrl-C comes.
+                    inner.task_refs += 1
+            # At last: one that is in the table has all its references, also when Ctrl-C comes.
             shard[row.key] = row
         return row
 
     def adopt_for_use(self, row: Row) -> Row:
         """As `adopt`, with one use in place of a handle."""
-        row.handles = 0
+        row.local_refs = 0
         shard = self.rows.shards[hash(row.key) % SHARDS]
         with self.lock:
             known = shard.setdefault(row.key, row)
-            known.uses += 1
+            known.task_refs += 1
         return known
 
     def remove(self, row: Row) -> None:
@@ -148,36 +148,36 @@ class Table:
     def hold(self, row: Row) -> None:
         """Count one handle more."""
         with self.lock:
-            row.handles += 1
+            row.local_refs += 1
 
     def use_all(self, rows: Iterable[Row]) -> None:
         """Count one use more of each row."""
         with self.lock:
             for row in rows:
-                row.uses += 1
+                row.task_refs += 1
 
     def handles_to_uses(self, rows: Iterable[Row]) -> None:
         """Count one use in place of one handle of each row."""
         with self.lock:
             for row in rows:
-                row.handles -= 1
-                row.uses += 1
+                row.local_refs -= 1
+                row.task_refs += 1
 
     def retain(self, rows: Iterable[Row]) -> None:
         """Count one descendant more of each row."""
         with self.lock:
             for row in rows:
-                row.descendants += 1
+                row.lineage_refs += 1
 
     def unretain(self, row: Row) -> None:
         """Count one descendant less; `unneeded` takes out what nothing counts then."""
         with self.lock:
-            row.descendants -= 1
+            row.lineage_refs -= 1
 
     def is_held(self, row: Row) -> bool:
         """Whether anything but descendants counts a row."""
         with self.lock:
-            return row.handles > 0 or row.uses > 0
+            return row.local_refs > 0 or row.task_refs > 0
 
     def named(self, row: Row) -> int:
         """The life of a row that others are about to hear of."""
@@ -197,7 +197,7 @@ class Table:
         with self.lock:
             row = self.living(key, life)
             if row is not None:
-                row.uses += 1
+                row.task_refs += 1
         return row
 
     def find(self, key: Key, parent: Any = None, life: int = 0) -> Row | None:
@@ -208,7 +208,7 @@ class Table:
         with self.lock:
             row = self.living(key, life)
             if row is not None:
-                row.handles += 1
+                row.local_refs += 1
                 row.shared_with(parent)
         return row
 
@@ -223,9 +223,9 @@ class Table:
         dead = []
         with self.lock:
             for row in rows:
-                row.handles -= 1
-                if row.handles <= 0 and row.uses <= 0 and row.state != FORGOTTEN:
-                    if not row.descendants:
+                row.local_refs -= 1
+                if row.local_refs <= 0 and row.task_refs <= 0 and row.state != FORGOTTEN:
+                    if not row.lineage_refs:
                         self.rows.remove(row)
                     dead.append(row)
         return dead
@@ -236,9 +236,9 @@ class Table:
         with self.lock:
             for row in rows:
                 if (
-                    row.handles <= 0
-                    and row.uses <= 0
-                    and row.descendants <= 0
+                    row.local_refs <= 0
+                    and row.task_refs <= 0
+                    and row.lineage_refs <= 0
                     and row.state != FORGOTTEN
                 ):
                     self.rows.remove(row)
@@ -250,9 +250,9 @@ class Table:
         dead = []
         with self.lock:
             for row in rows:
-                row.uses -= 1
-                if row.uses <= 0 and row.handles <= 0 and row.state != FORGOTTEN:
-                    if not row.descendants:
+                row.task_refs -= 1
+                if row.task_refs <= 0 and row.local_refs <= 0 and row.state != FORGOTTEN:
+                    if not row.lineage_refs:
                         self.rows.remove(row)
                     dead.append(row)
         return dead
@@ -267,11 +267,11 @@ class Table:
         options = row.options
         if options.adopted is not None:
             adopted: Origin = options.adopted
-            return adopted if options.bequest is None else held_at(adopted, self.process)
+            return adopted if options.lineage_spec is None else held_at(adopted, self.process)
         return (*self.process, row.key, options.heir, row.life or self.named(row))
 
     def value_name(self, row: Row) -> ValueName:
         """What workers that have its value, for its owner, know it by."""
         if isinstance(row, Borrowed):
-            return row.place[0], row.place[3], row.made_by
+            return row.owner_ref[0], row.owner_ref[3], row.made_by
         return self.process[0], row.key, row.attempt

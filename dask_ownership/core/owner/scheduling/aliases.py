@@ -74,5 +74,5 @@ class Aliases:
         """A worker that has a stored value and takes tasks."""
         workers = self._placement.workers
         addresses = source.addresses if isinstance(source, Borrowed) else ()
-        views = [workers.get(address) for address in addresses] or source.holders
+        views = [workers.get(address) for address in addresses] or source.locations
         return next((v for v in views if v is not None and v.accepting and not v.suspended), None)

@@ -147,7 +147,9 @@ class Dispatch:
                 for needed in row.dependencies:
                     if needed.key == name:
                         failed.append(row)
-                        needed.holders = tuple([one for one in needed.holders if one is not view])
+                        needed.locations = tuple(
+                            [one for one in needed.locations if one is not view]
+                        )
             view.copies.pop(name, None)
         else:
             failed = []  # it takes something back that never got there
@@ -237,27 +239,27 @@ class Dispatch:
         if state == INLINE:
             value = dependency.value
             assert isinstance(value, bytes)
-            if view in dependency.holders:
+            if view in dependency.locations:
                 return (m.LOCAL, dependency.key, version_of(dependency))
-            if len(value) <= REPEATED or dependency.uses <= 1:
+            if len(value) <= REPEATED or dependency.task_refs <= 1:
                 return (m.VALUE, value)
             if not version_of(dependency):  # no task made it
                 lifecycle.numbers += 1
                 dependency.attempt = lifecycle.numbers
-            dependency.holders += (view,)
+            dependency.locations += (view,)
             view.copies[dependency.key] = lifecycle.numbers + 1
             version = version_of(dependency)
             view.outbox.append((m.COPY, dependency.key, version, value))
             return (m.LOCAL, dependency.key, version)
-        if state == STORED and view not in dependency.holders:
+        if state == STORED and view not in dependency.locations:
             if dependency.borrowed:
                 assert isinstance(dependency, Borrowed)
                 addresses = dependency.addresses
                 origin = lifecycle.table.value_name(dependency)
             else:
-                addresses = tuple([holder.address for holder in dependency.holders])
+                addresses = tuple([holder.address for holder in dependency.locations])
                 origin = None
-            dependency.holders += (view,)
+            dependency.locations += (view,)
             view.copies[dependency.key] = lifecycle.numbers + 1
             return (
                 m.REMOTE,

@@ -290,9 +290,9 @@ class Placement:
     def holders_of(self, row: Row) -> Iterable[WorkerView]:
         """Workers that have a stored value, of this owner or borrowed."""
         if not isinstance(row, Borrowed):
-            return row.holders
+            return row.locations
         there = (self.workers.get(address) for address in row.addresses)
-        return dict.fromkeys(view for view in (*row.holders, *there) if view is not None)
+        return dict.fromkeys(view for view in (*row.locations, *there) if view is not None)
 
     def _any_open(self) -> WorkerView | None:
         view = self._run_worker

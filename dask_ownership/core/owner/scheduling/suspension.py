@@ -116,6 +116,6 @@ class Suspensions:
         """
         if row.state != STORED or row.lineage is None:
             return
-        holders = set(row.holders)
+        holders = set(row.locations)
         if holders <= self.suspended:
-            self._lifecycle.drop_holders(row, holders, "does not answer")
+            self._lifecycle.drop_locations(row, holders, "does not answer")
