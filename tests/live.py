@@ -15,6 +15,8 @@ import distributed
 import psutil
 
 from dask_ownership import Client
+from dask_ownership.core.row import PUSHED
+from dask_ownership.core.session import STATE_NAMES
 
 
 def until(condition: Callable[[], Any], seconds: float = 10, what: str = "") -> Any:
@@ -69,6 +71,46 @@ def held_at_worker(dask_worker: Any) -> dict[str, Any]:
     if side.executor.slots.leased:
         held["leased"] = side.executor.slots.leased
     return held
+
+
+def tasks_at_worker(owner: str, dask_worker: Any) -> dict[Any, str]:
+    """What a worker has of an owner, by key: the name of its state, or ``parked``."""
+    core = dask_worker.extensions["dask-ownership"].executor.core
+    session = core.sessions.get(owner)
+    return {
+        key: "parked" if entry in core.queue.crowd.waiting else STATE_NAMES[entry.state]
+        for key, entry in (session.entries.items() if session is not None else ())
+    }
+
+
+def tasks_of(client: Client) -> dict[Any, str]:
+    """What all workers have of a client, as `tasks_at_worker`."""
+    found: dict[Any, str] = {}
+    for tasks in client.run(tasks_at_worker, client.owner.incarnation).values():
+        found.update(tasks)
+    return found
+
+
+def until_there(client: Client, state: str, *futures: Any) -> None:
+    """Wait until these tasks are ``running`` or ``parked`` at their workers."""
+
+    def there() -> bool:
+        found = tasks_of(client)
+        return all(found.get(future.key) == state for future in futures)
+
+    until(there, what=f"{[future.key for future in futures]} are {state}")
+
+
+def until_handed_out(client: Client) -> None:
+    """Wait until the workers have all tasks of a client that may go to them."""
+
+    def handed_out() -> bool:
+        rows = client.owner.core.table.all()
+        pushed = {row.key for row in rows if row.state == PUSHED}
+        taken_in = all(row.state or row.dependencies for row in rows)
+        return taken_in and pushed <= tasks_of(client).keys()
+
+    until(handed_out)
 
 
 def sessions_at_worker(dask_worker: Any) -> list[str]:

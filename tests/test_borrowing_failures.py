@@ -24,6 +24,7 @@ from live import (
     slowinc,
     small_cluster,
     until,
+    until_there,
     wait_for_members,
 )
 from test_borrowing import Box, add, give_back, here, length, make
@@ -365,7 +366,7 @@ def test_a_task_with_a_future_is_tried_again_after_its_worker_was_killed(mortal)
     slow = mortal.submit(slowinc, 1, 1.0, workers=[other], pure=False)
     task = mortal.submit(add, Box(slow), workers=[victim], allow_other_workers=True, pure=False)
     del slow
-    time.sleep(0.3)
+    until_there(mortal, "parked", task)
     kill(mortal, victim)
     assert task.result(timeout=20) == 2
 
@@ -395,7 +396,7 @@ def test_a_value_with_futures_is_made_again_when_its_worker_dies(mortal):
 def test_a_task_is_cancelled_that_waits_for_its_future(mortal):
     slow = mortal.submit(slowinc, 1, 0.7, pure=False)
     task = mortal.submit(add, Box(slow), pure=False)
-    time.sleep(0.2)
+    until_there(mortal, "parked", task)
     task.cancel()
     del slow
     until(lambda: not rows_of(mortal), 5)

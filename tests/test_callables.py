@@ -19,6 +19,7 @@ import programs
 import psutil
 import pytest
 from distributed import LocalCluster
+from live import until
 
 from dask_ownership import Client
 from dask_ownership.core.protocol.messages import NAMES
@@ -404,9 +405,8 @@ def test_what_functions_carry_is_let_go_of(client, way):
     here, there = used(), sum(client.run(used).values())
     for i in range(40):
         once(i)
-    time.sleep(0.1)
-    assert used() - here < 40
-    assert sum(client.run(used).values()) - there < 50
+    until(lambda: used() - here < 40)
+    until(lambda: sum(client.run(used).values()) - there < 50)
 
 
 class Holder:

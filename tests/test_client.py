@@ -6,6 +6,7 @@ import distributed
 import numpy as np
 import pytest
 from distributed import LocalCluster
+from live import until
 from programs import Oops, inc, keywords, oops, same, sleep, total, where
 
 import dask_ownership
@@ -161,7 +162,6 @@ def test_use_after_close(cluster: LocalCluster) -> None:
 
 def test_close_ends_those_who_wait(cluster: LocalCluster) -> None:
     import threading
-    import time
 
     client = Client(cluster)
     future = client.submit(sleep, 1, pure=False)
@@ -175,7 +175,7 @@ def test_close_ends_those_who_wait(cluster: LocalCluster) -> None:
 
     thread = threading.Thread(target=ask)
     thread.start()
-    time.sleep(0.1)
+    until(lambda: future._row.waiters)
     client.close()
     thread.join(2)
     assert not thread.is_alive()

@@ -13,7 +13,7 @@ import distributed
 import pytest
 from conftest import FAILED, check_nothing_left
 from dask import delayed
-from live import blob, inc, kill, slowinc, small_cluster, until
+from live import blob, inc, kill, slowinc, small_cluster, until, until_there
 from test_borrowing import Box, add, here
 from test_borrowing_failures import load_at, unpin_here
 
@@ -117,7 +117,7 @@ def test_a_task_elsewhere_that_waits_for_them_goes_on(client, tmp_path):
     owner, futures = opened(outer)
     staying = [a for a in client.owner.core.placement.workers if a != owner]
     waits = [client.submit(add, Box(f), workers=staying, pure=False) for f in futures]
-    time.sleep(0.5)
+    until_there(client, "parked", *waits)
     kill(client, owner)
     assert client.gather(waits) == [1, 2]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 
 import dask
 import distributed
@@ -272,8 +271,7 @@ def test_many_clients_leave_no_threads(local):
     for _ in range(5):
         with Client(local.scheduler_address, set_as_default=False) as client:
             assert client.submit(inc, 1).result() == 2
-    time.sleep(0.05)
-    assert threading.active_count() <= before + 1
+    until(lambda: threading.active_count() <= before + 1)
 
 
 def test_idle_timeout_spares_a_cluster_with_owned_tasks():

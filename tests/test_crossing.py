@@ -16,7 +16,7 @@ import dask.array as da
 import distributed
 import pytest
 from distributed import LocalCluster
-from live import kill, small_cluster, until, wait_for_members
+from live import kill, small_cluster, until, until_there, wait_for_members
 from programs import (
     Adder,
     Box,
@@ -400,7 +400,7 @@ def test_waiting_for_a_semaphore_takes_no_slot(client: Client, workers: list[str
 
     semaphore.acquire()
     taking = [client.submit(take, semaphore, workers=workers[0], pure=False) for _ in range(2)]
-    time.sleep(0.1)
+    until_there(client, "parked", *taking)
     assert client.submit(inc, 1, workers=workers[0], pure=False).result(timeout=10) == 2
     semaphore.release()
     assert client.gather(taking) == [True, True]

@@ -15,6 +15,7 @@ import distributed
 import numpy as np
 import pytest
 from distributed import CancelledError
+from live import until, until_there
 from programs import (
     Box,
     Oops,
@@ -197,7 +198,7 @@ def test_release_ends_those_who_wait(client: Client) -> None:
 
     thread = threading.Thread(target=ask)
     thread.start()
-    time.sleep(0.05)
+    until(lambda: future._row.waiters)
     future.release()
     thread.join(5)
     assert isinstance(caught[0], CancelledError)
@@ -216,9 +217,9 @@ def test_argument_stays_while_it_is_needed(client: Client, tmp_path: Path) -> No
     gate = client.submit(wait_for_file, str(go))
     x = client.submit(ones, 100_000)
     y = client.submit(lambda a, _: float(a.sum()), x, gate)
+    row = x._row
     del x, gate
-    gc.collect()
-    time.sleep(0.1)
+    until(lambda: row.handles == 0)
     go.touch()
     assert y.result() == 100_000
 
@@ -246,7 +247,7 @@ def test_cancelled_before_it_ran_does_not_run(
 ) -> None:
     go, mark = tmp_path / "go", tmp_path / "mark"
     running = [client.submit(wait_for_file, str(go), workers=w, pure=False) for w in workers]
-    time.sleep(0.1)
+    until_there(client, "running", *running)
     futures = [client.submit(fails_at_first, str(mark), 0, pure=False) for _ in range(20)]
     client.cancel(futures)
     assert {f.status for f in futures} == {"cancelled"}
@@ -258,7 +259,7 @@ def test_cancelled_before_it_ran_does_not_run(
 
 def test_cancel_a_running_task(client: Client) -> None:
     future = client.submit(sleep, 0.3, pure=False)
-    time.sleep(0.1)
+    until_there(client, "running", future)
     start = time.time()
     future.cancel()
     with pytest.raises(CancelledError):

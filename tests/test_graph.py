@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from operator import add
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from dask import delayed
 from dask._task_spec import Alias, DataNode, List, Task, TaskRef
 from distributed import CancelledError, LocalCluster
+from live import until
 from programs import (
     Oops,
     append_line,
@@ -31,6 +31,7 @@ from programs import (
 )
 
 from dask_ownership import Client, Future
+from dask_ownership.core.row import PUSHED
 
 # ---- get ----
 
@@ -308,7 +309,7 @@ def test_cancel_a_graph(client: Client, tmp_path: Path) -> None:
     go = tmp_path / "go"
     first = delayed(wait_for_file)(str(go))
     future = client.compute(delayed(same)([delayed(same)(first), first]))
-    time.sleep(0.05)
+    until(lambda: any(row.state == PUSHED for row in client.owner.core.table.all()))
     future.cancel()
     with pytest.raises(CancelledError):
         future.result(timeout=1)

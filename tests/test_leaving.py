@@ -259,6 +259,10 @@ class Holder:
         self.futures = futures
 
 
+def rows_at(dask_worker: Any) -> int:
+    return len(dask_worker.extensions["dask-ownership"].owner.core.table.rows)
+
+
 def hold_later(holder: Holder, seconds: float) -> list[Any]:
     time.sleep(seconds)
     return [len(f.result()) if n != "small" else f.result() for n, f in holder.futures.items()]
@@ -271,7 +275,7 @@ def test_borrowers_elsewhere_are_told_of_the_new_owner(client, tmp_path):
     holder = Holder(small=made["small"], large=made["large"], scattered=made["scattered"])
     readers = [client.submit(hold_later, holder, 2.0, workers=[a], pure=False) for a in others]
     del holder, made
-    time.sleep(1.0)  # they wait in their tasks by now
+    until(lambda: set(client.run(rows_at, workers=others).values()) == {3})
     client.retire_workers([owner])
     assert client.gather(readers) == [[2, 200_000, 100_000]] * 2
     del readers

@@ -11,6 +11,7 @@ import dask
 import distributed
 import pytest
 from distributed import LocalCluster
+from live import until
 from programs import (
     Oops,
     chain_inside,
@@ -249,7 +250,7 @@ def test_child_keys_are_the_same_each_time(client: Client) -> None:
     assert len(set(keys)) == 5
     first.release()
     del first
-    time.sleep(0.1)
+    until(lambda: "parent" not in client.owner.core.table.rows)
     assert client.submit(child_keys, 5, key="parent").result() == keys
     assert client.submit(child_keys, 5, key="another").result() != keys
 
@@ -257,9 +258,7 @@ def test_child_keys_are_the_same_each_time(client: Client) -> None:
 def test_children_are_cancelled_with_their_parent(client: Client, tmp_path: Path) -> None:
     mark, started = tmp_path / "mark", tmp_path / "started"
     parent = client.submit(children_leave_marks, str(mark), str(started), 20, pure=False)
-    deadline = time.time() + 5
-    while not started.exists() and time.time() < deadline:
-        time.sleep(0.01)
+    until(started.exists)
     parent.cancel()
     time.sleep(0.3)
     ran = len(lines(mark))

@@ -9,6 +9,7 @@ from pathlib import Path
 import dask
 import pytest
 from distributed import LocalCluster, Worker
+from live import until, until_handed_out, until_there
 from programs import (
     Oops,
     append_line,
@@ -96,9 +97,7 @@ def test_key_is_free_again_after_release(client: Client) -> None:
     assert a.result() == 2
     a.release()
     del a
-    deadline = time.time() + 2
-    while client.owner.core.table.rows and time.time() < deadline:
-        time.sleep(0.01)
+    until(lambda: not client.owner.core.table.rows)
     assert client.submit(inc, 100, key="free").result() == 101
 
 
@@ -247,11 +246,11 @@ def test_priority(client: Client, workers: list[str], tmp_path: Path) -> None:
     """What is urgent runs first, also among what was handed out already."""
     go, mark = tmp_path / "go", str(tmp_path / "mark")
     first = client.submit(wait_for_file, str(go), workers=workers[0])
-    time.sleep(0.1)
+    until_there(client, "running", first)
     low = client.submit(append_line, mark, "low", workers=workers[0], priority=-5)
     usual = client.submit(append_line, mark, "usual", workers=workers[0])
     high = client.submit(append_line, mark, "high", workers=workers[0], priority=5)
-    time.sleep(0.1)
+    until_handed_out(client)
     go.touch()
     client.gather([first, low, usual, high])
     assert lines(mark) == ["high", "usual", "low"]
@@ -260,7 +259,7 @@ def test_priority(client: Client, workers: list[str], tmp_path: Path) -> None:
 def test_priority_of_an_annotation(client: Client, workers: list[str], tmp_path: Path) -> None:
     go, mark = tmp_path / "go", str(tmp_path / "mark")
     first = client.submit(wait_for_file, str(go), workers=workers[0])
-    time.sleep(0.1)
+    until_there(client, "running", first)
     usual = client.submit(append_line, mark, "usual", workers=workers[0])
     with dask.annotate(priority=5):
         high = client.submit(append_line, mark, "high", workers=workers[0])
@@ -270,7 +269,7 @@ def test_priority_of_an_annotation(client: Client, workers: list[str], tmp_path:
     ]
     a = client.compute(graph[0], priority=-9, workers=workers[0])
     b = client.compute(graph[1], priority=9, workers=workers[0])
-    time.sleep(0.1)
+    until_handed_out(client)
     go.touch()
     client.gather([first, usual, high, a, b])
     assert lines(mark) == ["graph-high", "high", "usual", "graph-low"]

@@ -11,7 +11,7 @@ import dask
 import numpy
 import pytest
 from distributed import LocalCluster, futures_of, get_client
-from live import assert_nothing_left, small_cluster, until
+from live import assert_nothing_left, small_cluster, until, until_handed_out
 from programs import append_line, lines, wait_for_file
 
 from dask_ownership import Client, as_completed
@@ -45,9 +45,7 @@ class Held:
         return self
 
     def __exit__(self, *args: Any) -> None:
-        core = self.client.owner.core
-        until(lambda: all(row.state or row.dependencies for row in core.table.all()))
-        time.sleep(0.15)  # what was pushed is there
+        until_handed_out(self.client)
         self.go.touch()
         self.first.result()
 
@@ -90,7 +88,7 @@ def test_two_owners_at_one_worker(owner: Client, single: LocalCluster, tmp_path:
             usual = other.map(append_line, [held.mark] * 2, ["b0", "b1"])
             low = other.submit(append_line, held.mark, "low", priority=-1)
             until(lambda: len(other.owner.core.placement.workers) == 1)
-            time.sleep(0.05)
+            until_handed_out(other)
         owner.gather(futures)
         other.gather([high, usual, low])
     found = lines(held.mark)

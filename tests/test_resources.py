@@ -13,7 +13,7 @@ import dask
 import distributed
 import pytest
 from distributed import LocalCluster, Worker, get_client
-from live import held_at_worker, inc, small_cluster, until
+from live import held_at_worker, inc, small_cluster, until, until_there
 from programs import Oops, oops, wait_for_file
 
 from dask_ownership import Client
@@ -236,7 +236,7 @@ def test_a_worker_gets_other_resources(tmp_path: Path) -> None:
         go = tmp_path / "go"
         first = client.submit(wait_for_file, str(go), resources={"disk": 2}, pure=False)
         second = client.submit(inc, 3, resources={"disk": 2})
-        time.sleep(0.1)
+        until_there(client, "running", first)
         client.run(set_resources, disk=1, workers=[address])
         time.sleep(0.2)
         go.touch()
