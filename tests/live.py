@@ -13,10 +13,10 @@ from typing import Any
 
 import distributed
 import psutil
-from dask_ownership.core.row import PUSHED
-from dask_ownership.core.session import STATE_NAMES
 
 from dask_ownership import Client
+from dask_ownership.core.executor.session import STATE_NAMES
+from dask_ownership.core.protocol.states import PUSHED
 
 
 def until(condition: Callable[[], Any], seconds: float = 10, what: str = "") -> Any:

@@ -10,7 +10,6 @@ import dask
 import pytest
 from dask import delayed
 from dask._task_spec import Alias, DataNode, List, Task, TaskRef
-from dask_ownership.core.row import PUSHED
 from distributed import CancelledError, LocalCluster
 from live import until
 from programs import (
@@ -32,6 +31,7 @@ from programs import (
 )
 
 from dask_ownership import Client, Future
+from dask_ownership.core.protocol.states import PUSHED
 
 # ---- get ----
 
