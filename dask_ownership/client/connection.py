@@ -230,7 +230,7 @@ class ClusterConnection(distributed.Client):
             self.scheduler,
             owner=owner.incarnation,
             client=self.id,
-            known=sorted(owner.core.membership.ask().clients),
+            known=sorted(owner.core.members_in_doubt().clients),
         )
 
     def _tell_backlog(self, tasks: int) -> None:
@@ -292,7 +292,7 @@ class ClusterConnection(distributed.Client):
 
     def _handle_restart(self) -> None:
         super()._handle_restart()
-        self.owner.cancel(self.owner.core.table.all(), "the cluster restarted")
+        self.owner.cancel(self.owner.core.rows(), "the cluster restarted")
 
     def _check_open(self) -> None:
         if self.status in ("closed", "closing"):

@@ -240,7 +240,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             "status": "OK",
             "members": [self._member(state) for state in self.scheduler.workers.values()],
             "clients": self.roster.clients,
-            "holder": self.holding.owner.core.peers.process,
+            "holder": self.holding.owner.core.process,
         }
 
     # ---- what owners ask ----
