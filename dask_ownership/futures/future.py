@@ -284,7 +284,7 @@ class Future(distributed.Future):
             return named, tuple([intern(repr(part)) for part in self.__dask_tokenize__()])
         if pickling.found is not None:
             pickling.found.append(self)
-            owner.escapes(self._row)
+            owner.export(self._row)
         else:
             owner.pin(self._row)
         origin = owner.core.origin_of(self._row)

@@ -99,7 +99,7 @@ def promote(client: Any, futures: Iterable[Any]) -> dict[Any, Any]:
         if owner.incarnation in owned_clients:
             owned_clients[owner.incarnation].central_calls += 1
         owner.promoted[name] = Handle(owner, row)
-        owner.escapes(row)
+        owner.export(row)
         new[name] = future
         nodes[name] = Task(name, bring_owned, name, owner.core.origin_of(row))
         if row.state == STORED:
@@ -305,7 +305,7 @@ class Imports:
         """What another client of this process owns, as if it came in a message."""
         _check_promotable(self.client, future)
         owner = self.client.owner
-        future._owner.escapes(future._row)
+        future._owner.export(future._row)
         row = owner.arrive(future._owner.core.origin_of(future._row))
         kept = [future]
         owner.call(owner.core.when_acknowledged, [row], kept.clear)
