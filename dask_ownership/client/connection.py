@@ -95,6 +95,7 @@ class ClusterConnection(distributed.Client):
                     self.connection_args,
                     self.id,
                     self._ask_who_is_there,
+                    scheduler=lambda: self.scheduler.address,
                     tell_backlog=self._tell_backlog,
                 )
                 self._stream_handlers[MEMBERS] = self.owner.members.changed
