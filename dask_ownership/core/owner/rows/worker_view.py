@@ -59,8 +59,8 @@ class WorkerView:
     functions : set of int
         Functions that were sent to the worker.
     copies : dict
-        Key of each value of which the worker was given a copy, or was told to fetch one, to the
-        number of the attempt whose push says so.
+        Key of each value of which the worker was given a copy, or was told to fetch one, to an
+        attempt number: answers about attempts with a lower number say nothing of the copy.
     arrived : set
         Keys among ``copies`` whose values are at the worker for certain.
     given : int
