@@ -82,7 +82,7 @@ class Departures:
             suspects = {alone} if reached and not may_not_begin else set()
         for row in pushed:
             if row.state != PUSHED or row.worker is not view:
-                continue  # the row has ended or moved while earlier rows were dealt with
+                continue  # the row has ended or moved meanwhile
             death = f"{view.address} {reason}"
             path = restarts.NEVER_SENT if row.attempt in unsent else restarts.WORKER_DIED
             suspect = row in suspects and restarts.may(path, row.options)

@@ -233,8 +233,8 @@ class Borrowed(Row):
         #: The present owner and the key there (the first four items are an `OwnerRef`): another
         #: process may have taken the object over from its first owner.
         self.owner_ref: Any = origin
-        #: Set when the process in ``owner_ref`` is an heir that has to have the object made: the
-        #: keys from a task of the heir down to the object, whose own key comes last.
+        #: Set when the process in ``owner_ref`` does not own the object but can have it made: the
+        #: keys from a task of that process down to the object, whose own key comes last.
         self.path: Any = None
         #: Earlier borrowings (peer, key and number), each given back when the present owner counts
         #: this process.

@@ -84,7 +84,7 @@ class Table:
     Attributes
     ----------
     lock : context manager
-        Held for each lookup with a count, and for each count.
+        Held for each change of a count, and for each lookup that counts.
     process : Process
     rows : Rows
     lives : int
@@ -92,8 +92,8 @@ class Table:
     moved : dict
         Key of each object that was handed over to the `OwnerRef` of its present owner.
     pinned : set of Row
-        Rows that stay as long as this process: no process knows who reads a pickle of their
-        futures, or when.
+        Rows that stay as long as this process, or until another owner takes them over: no process
+        knows who reads a pickle of their futures, or when.
     """
 
     __slots__ = ("lives", "lock", "moved", "pinned", "process", "rows")
@@ -107,7 +107,7 @@ class Table:
         self.pinned: set[Row] = set()
 
     def pin(self, row: Row) -> None:
-        """Keep a row until this process ends, with one handle however often the row is pinned."""
+        """Keep a row as in ``pinned``, with one handle however often the row is pinned."""
         with self.lock:
             if row not in self.pinned:
                 self.pinned.add(row)
