@@ -116,7 +116,7 @@ class Table:
     def all(self) -> list[Row]:
         """Return all rows in a new list, because other threads go on adding rows."""
         with self.lock:
-            return [row for shard in self.rows.shards for row in shard.values()]
+            return [row for shard in filter(None, self.rows.shards) for row in shard.values()]
 
     def adopt(self, row: Row) -> Row:
         """Add a row with one handle, or take a handle on the row that has the key already.
