@@ -100,6 +100,7 @@ class OwnerCore:
         user how each value was made.
     limits : Limits, optional
     functions : BuiltinFunctions
+        The functions that workers call for the owner itself.
 
     Attributes
     ----------
@@ -112,10 +113,8 @@ class OwnerCore:
         `rows.failure_counts.LOSSES`.
     attempt_times : AttemptTimes
         When the owner gave out the numbers of attempts.
-    functions : BuiltinFunctions
-        The functions that workers call for the owner itself.
-    limits : Limits
-        How much is kept, and how often a task is tried.
+    functions, limits : BuiltinFunctions, Limits
+        As given.
     attempts : AttemptRecords
         What attempts of tasks left behind.
     table : Table
@@ -156,6 +155,13 @@ class OwnerCore:
     transfer, detached : OwnershipTransfer, DetachedObjects
         Objects that change their owner: objects of leaving owners, and objects that are held for
         the cluster.
+    workers : dict of str to WorkerView
+        The workers that this owner uses, by address.
+    process, home, traces_inline
+        As given.
+    row, rows, hold, origin_of, value_name, when_acknowledged, keep_copies : callable
+    copy_targets, is_copied, move, describe, why_not, members_in_doubt, workers_named : callable
+        Methods of the parts, for other layers of the package.
     """
 
     def __init__(
@@ -336,7 +342,7 @@ class OwnerCore:
         self.results.of_no_task[m.LEAVING] = self.moves.on_leaving
         self.results.of_no_task[m.POST] = self.peers.on_post
 
-        # What other layers of the package use of the parts, without a call in between.
+        # The face for other layers of the package, without a call in between.
         self.row = self.table.rows.get
         self.rows = self.table.all
         self.hold = self.table.hold
@@ -394,16 +400,7 @@ class OwnerCore:
                 self.broke(row, error, "it could not be submitted")
 
     def put(self, row: Row, holders: Iterable[WorkerView], nbytes: int) -> None:
-        """End the row of a scattered value, which has holders and no task.
-
-        Parameters
-        ----------
-        row : Row
-        holders : iterable of WorkerView
-            The workers that took the value.
-        nbytes : int
-            Bytes of the value.
-        """
+        """End the row of a scattered value, of ``nbytes``, which has holders and no task."""
         if row.state > STORED:
             # The row was cancelled or forgotten while the value was on its way to the holders.
             for view in holders:
@@ -426,14 +423,14 @@ class OwnerCore:
                 self.moves.away(row, view)
 
     def expect(self, key: Key, options: Options) -> Row:
-        """Add a row, with one handle, for a value that is about to be at workers; see `put`."""
+        """Add and return a row with one handle, for a value on its way to workers; see `put`."""
         row = self.table.adopt(Row(key, None, None, (), 0, options))
         self.lifecycle.numbers += 1
         row.attempt = self.lifecycle.numbers
         return row
 
     def hold_for_cluster(self) -> None:
-        """This process holds detached objects from now on, on behalf of the cluster."""
+        """Have this process hold detached objects from now on, on behalf of the cluster."""
         self.detached.holds = True
 
     def missed(self, row: Row, addresses: Iterable[str]) -> None:
@@ -480,14 +477,8 @@ class OwnerCore:
     def cancel_children(self, parent: Any, detail: str, among: Iterable[Row] | None = None) -> None:
         """Cancel the unfinished children of a task, but none that another task or process has.
 
-        Parameters
-        ----------
-        parent : tuple
-            The task, as in `Options.parent`.
-        detail : str
-            Why, for people.
-        among : iterable of Row, optional
-            The rows to look at, in place of all rows.
+        ``parent`` is the task as in `Options.parent`, ``detail`` says why, for people, and
+        ``among`` are the rows to look at, in place of all rows.
         """
         rows = self.table.all() if among is None else among
         self.cancel([r for r in rows if r.options.parent == parent and not r.done], detail)
@@ -548,13 +539,7 @@ class OwnerCore:
     def broke(self, row: Row | None, error: Exception, where: str) -> None:
         """Contain an unexpected error of this core: only the row of the failed step ends.
 
-        Parameters
-        ----------
-        row : Row or None
-            The row of the failed step; None when the step concerns no row.
-        error : Exception
-        where : str
-            The step, for the log.
+        ``where`` names the step, for the log; ``row`` is None when the step concerns no row.
         """
         if row is not None and row.state < INLINE:
             failure = Failure("internal", row.key, f"{where}: {error!r}")
