@@ -21,7 +21,7 @@ class Failure:
     kind: str
     #: The key of the row that failed first; rows that depend on it name this key, too.
     key: Key
-    #: What happened, where, and what was tried; for people.
+    #: What happened, where, and what the owner tried; for people.
     detail: str
     #: Owner and locations of the row, when ``detail`` is a text of the user.
     where: str = ""

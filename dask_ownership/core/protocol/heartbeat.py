@@ -37,6 +37,7 @@ class Heartbeat:
         ask_after : float or None
             Seconds of quiet after which to ask a peer that owes nothing; None for never.
         """
+        # Any sign of life ends both counts, also when an answer is still owed.
         if heard:
             self.owed = self.idle = 0.0
             return False
@@ -45,4 +46,5 @@ class Heartbeat:
             return False  # the batch that is not acknowledged is question enough
         self.owed = 0.0
         self.idle += passed
+        # Once asked, the peer owes an acknowledgement, and is not asked again before it comes.
         return ask_after is not None and self.idle >= ask_after

@@ -22,6 +22,7 @@ def task_identity(owner: str, key: Key, within: bytes | None) -> bytes:
     within : bytes or None
         The identity of the submitting task; None for a task that a client submitted.
     """
+    # The chain of keys down from the client, folded into one digest level by level.
     digest = blake2b(within or owner.encode(), digest_size=16)
     digest.update(repr(key).encode())
     return digest.digest()
@@ -71,7 +72,7 @@ def task_origin(process: Process, key: Key, heir: Heir | None) -> Heir:
     levels on, a level is left out that can never be asked. A level is asked when its process and
     all processes above live, and the process below does not. So a level is never asked when one
     process is both below and above the level; such a level is left out, unless no other level
-    names the same process. In this way a recursion of any depth between the same workers ends in
+    names its own process. In this way a recursion of any depth between the same workers ends in
     `HEIRS` levels, and its client is still named.
     """
     # Nearest level first: the submitting task, then the task that submitted the submitting task.
@@ -80,7 +81,7 @@ def task_origin(process: Process, key: Key, heir: Heir | None) -> Heir:
         levels.append(heir[:4])
         heir = heir[4]
     if len(levels) >= HEIRS - 1:
-        # Only the nearest level is new: the others were judged when that level got its name.
+        # Only the nearest level is new: all levels above were judged when it got its name.
         names = [level[0] for level in levels]
         head = names[0]
         if head == process[0] or (process[0] in names and head in names[1:]):
@@ -112,6 +113,7 @@ def adopted_key(origin: Origin) -> Key:
 
     The key is the same in all tables, however often the object is taken over.
     """
+    # An object that is taken over from an heir keeps the key of the first time.
     key = origin[3]
     return key if is_adopted(key) else ("adopted", origin[0], key, origin[5])
 
@@ -132,6 +134,7 @@ def held_at(origin: Origin, process: Process) -> Origin:
 def place_held(origin: Origin) -> OwnerRef | None:
     """Return where an object is held for the cluster; None unless `held_at` made the name."""
     heir = origin[4]
+    # Only an object's own row has this key: the task that submitted the object has another.
     if heir is not None and heir[3] == ("adopted", origin[0], origin[3], origin[5]):
         place: OwnerRef = tuple(heir[:4])
         return place
@@ -162,6 +165,7 @@ def heir_of(origin: Origin | Heir, gone: Callable[[Process], bool]) -> Heir | No
         levels.append(heir)
         heir = heir[4]
     nearest = None
+    # From the client's task downwards, up to the first process that is gone.
     for level in reversed(levels):
         if gone(level[:3]):
             break
@@ -179,6 +183,7 @@ def path_from(origin: Origin, heir: Origin | Heir) -> Path:
     while level is not heir:
         level = level[4]
         keys.append(level[3])
+    # The levels lead upwards, the path leads downwards.
     return tuple(reversed(keys))
 
 

@@ -59,6 +59,7 @@ def ordered(place: int, priority: Any = 0, depth: int = 0) -> int:
     TypeError
         When the priority is no number.
     """
+    # Without a priority and at no depth, as most tasks are, an order is the place itself.
     if depth:
         place -= min(depth, DEEPEST) * DEPTH
     if priority:

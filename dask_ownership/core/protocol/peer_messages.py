@@ -96,8 +96,10 @@ def instead_of(message: Message, why: str) -> Message | None:
     tuple or None
         None when nothing is sent in its place.
     """
+    # The borrower must hear an outcome, or would wait for ever.
     if message[0] in (BORROW_ACK, VALUE_UPDATE):
         return (*message[:3], (LOST, "lost-data", message[1], why, ()))
+    # Without the outcome the borrower asks the new owner for the value.
     if message[0] == MOVED:
         return (*message[:4], None, message[5])
     return None

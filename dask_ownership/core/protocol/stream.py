@@ -77,6 +77,7 @@ class NumberedStream:
             waiting = self.unacknowledged
             while waiting and waiting[0][0] <= acknowledged:
                 waiting.popleft()
+        # Number 0 only acknowledges; a number up to the last one arrived before.
         if number == 0 or number <= self.received:
             return ()
         if number != self.received + 1:
@@ -87,6 +88,7 @@ class NumberedStream:
 
     def resume(self, received: int) -> list[Batch]:
         """Return the batches to send again to a peer that has received up to ``received``."""
+        # The peer has these batches; the acknowledgement may have been lost with the connection.
         while self.unacknowledged and self.unacknowledged[0][0] <= received:
             self.unacknowledged.popleft()
         self.acknowledged = max(self.acknowledged, received)
