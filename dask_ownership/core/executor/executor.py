@@ -65,11 +65,10 @@ class ExecutorCore:
     effects : ExecutorEffects
         Work for the runtime.
     shared : dict
-        Name of each value that several entries have to how many entries there are beyond the
-        first.
+        Name of a value that several entries have to how many entries there are beyond one.
     savings : Savings
         Checkpoints on their way to owners.
-    home : str
+    home
         As above.
     undelivered : dict
         Posts by the incarnation of a receiver that has no session here.
@@ -102,9 +101,7 @@ class ExecutorCore:
         return session
 
     def close(self, owner: str) -> int:
-        """Drop the tasks and values of an owner that is gone.
-
-        Running tasks are cancelled, and no process hears of their ends.
+        """Drop the tasks and values of an owner that is gone; cancel running tasks unheard.
 
         Returns
         -------
@@ -130,10 +127,7 @@ class ExecutorCore:
         return unended
 
     def set_accepting(self, yes: bool, nthreads: int) -> None:
-        """Take in that the worker pauses, goes on, or has another number of threads.
-
-        A paused worker gives all tasks back that have not begun.
-        """
+        """Take in that the worker pauses, goes on, or has another number of threads."""
         if yes == self.queue.accepting and nthreads == self.queue.nthreads:
             return
         self.queue.accepting = yes
@@ -144,7 +138,7 @@ class ExecutorCore:
         for session in self.sessions.values():
             session.outbox.append((m.ACCEPTING, yes, nthreads))
             if not yes:
-                # A copy, because giving back takes entries out of the dict; also in `close`.
+                # A copy, because giving tasks back takes entries out.
                 for entry in list(session.entries.values()):
                     if entry.state in (QUEUED, BLOCKED, ASIDE):
                         self._give_back(entry, m.REFUSED)
@@ -184,10 +178,7 @@ class ExecutorCore:
             pass
 
     def _take_in(self, session: Session, messages: Iterator[Message]) -> bool:
-        """Take messages in up to a broken one; return whether no message was broken.
-
-        The iterator then stands behind the broken message, and the caller goes on from there.
-        """
+        """Take messages in up to and with a broken one; return whether no message was broken."""
         message: Message = ()
         try:
             for message in messages:
@@ -250,7 +241,7 @@ class ExecutorCore:
             self.effects.sought.append((entry, children))
 
     def _on_took(self, session: Session, name: Key, attempt: int) -> None:
-        """Let go of futures that were kept under a name: their owners count them now."""
+        """Let go of futures that were kept under a name: the owner is counted for them now."""
         entry = session.handed.pop((name, attempt), None)
         if entry is not None:
             entry.contains = None
@@ -272,13 +263,7 @@ class ExecutorCore:
     def unsendable(self, session: Session, message: Message, error: bytes) -> None:
         """Fail the task of an answer that cannot be packed, or of a push that was not taken in.
 
-        Parameters
-        ----------
-        session : Session
-        message : tuple
-            The answer or push. Messages of other kinds fail no task.
-        error : bytes
-            The pickled error.
+        Messages of other kinds fail no task. ``error`` is pickled.
         """
         if len(message) < 3 or message[0] not in (m.PUSH, m.DONE, m.STORED, m.FAILED, m.DELEGATED):
             return
@@ -293,15 +278,7 @@ class ExecutorCore:
     def made(self, entry: Entry, child: Key, origin: Origin, contains: Any) -> None:
         """Tell the owner of a task that the task submitted a child, if the owner looks for it.
 
-        Parameters
-        ----------
-        entry : Entry
-            Of the task.
-        child : hashable
-            Key of the child at the owner in this process.
-        origin : Origin
-        contains : object
-            Keeps the child alive until `REFS_COUNTED`.
+        ``contains`` keeps the child alive until `REFS_COUNTED`.
         """
         if entry.sought is None or child not in entry.sought:
             return
@@ -372,15 +349,8 @@ class ExecutorCore:
     def succeeded(self, entry: Entry, message: Message, state: int, value: Any) -> bool:
         """End a task with a value, and have waiting tasks go on.
 
-        Parameters
-        ----------
-        entry : Entry
-        message : tuple
-            The answer for the owner.
-        state : int
-            `HELD` for a value that travels, `KEPT` for a value in the store.
-        value : object
-            The live value (`HELD`), or None.
+        ``message`` is the answer for the owner. The state is `HELD` for a live value that
+        travels, `KEPT` for a value in the store.
 
         Returns
         -------
@@ -451,13 +421,7 @@ class ExecutorCore:
             self._serve(entry)
 
     def share(self, entry: Entry, there: Entry) -> bool:
-        """Have an entry keep the very value that another entry keeps, without a copy.
-
-        Returns
-        -------
-        bool
-            False when the other entry keeps no value in the store.
-        """
+        """Have an entry keep the very value of another entry; return False when none is stored."""
         if there.state != KEPT or there.stored is None:
             return False
         entry.stored = there.stored
@@ -468,13 +432,8 @@ class ExecutorCore:
     def fetch_failed(self, entry: Entry, addresses: tuple[str, ...]) -> None:
         """Give tasks back that wait for a value which no address gave.
 
-        Parameters
-        ----------
-        entry : Entry
-            Of the value.
-        addresses : tuple of str
-            Workers that said that they do not have the value. A worker that did not answer is
-            not among them: only membership says that a worker is dead.
+        The workers at ``addresses`` said that they do not have the value. A worker that did not
+        answer is not among these: only membership says that a worker is dead.
         """
         if entry.state != FETCHING:
             return
@@ -546,12 +505,10 @@ class ExecutorCore:
                 there = entries.get(name)
                 # Another attempt of the key made another value, which may differ.
                 if there is None or there.attempt != made_by:
-                    # The owner counts on a value that is not here, as after a fetch that failed.
-                    # One answer names all missing values.
+                    # The owner counts on a value that is not here, as after a failed fetch.
                     if how == m.LOCAL:
                         missing.append((name, made_by, ()))
                         continue
-                    # An older value of the key makes way.
                     if there is not None:
                         self._replace(there)
                     # Also when the task is refused: the owner counts on the copy from now on.

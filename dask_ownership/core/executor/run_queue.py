@@ -132,7 +132,7 @@ class RunQueue:
             self.crowd.awaited.append(entry)
 
     def leave(self) -> None:
-        """Count a queued task that was cancelled or given back; its entry stays in the queue."""
+        """Count a queued task no more that was cancelled or given back; its entry may stay."""
         self.queued -= 1
         self._passed_over = bool(self.queued)
         if not self.queued:
