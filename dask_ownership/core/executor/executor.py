@@ -53,7 +53,7 @@ class ExecutorCore:
     resources : dict, optional
         Abstract resources of the worker and how much of each, see `executor.resources`.
     home : str
-        Incarnation of the owner in this process.
+        Incarnation of the owner in this process; also an attribute.
 
     Attributes
     ----------
@@ -69,8 +69,6 @@ class ExecutorCore:
         Name of a value that several entries have to how many entries there are beyond one.
     savings : Savings
         Checkpoints on their way to owners.
-    home
-        As above.
     undelivered : dict
         Posts by the incarnation of a receiver that has no session here.
     """
@@ -89,7 +87,7 @@ class ExecutorCore:
 
     @property
     def unfinished(self) -> int:
-        """How many tasks could run, run or are parked."""
+        """How many tasks are queued, run or are parked."""
         return self.queue.unfinished
 
     @property
@@ -98,7 +96,7 @@ class ExecutorCore:
         return self.queue.busy
 
     def checkpoint_size(self, entry: Entry, name: str, pickled: bytes) -> int:
-        """Bytes of all checkpoints that the owner of a task would keep, with this one."""
+        """Return the bytes of all checkpoints that the owner of a task would keep with one more."""
         return self.savings.size(entry, name, pickled)
 
     def save_checkpoint(
@@ -114,7 +112,6 @@ class ExecutorCore:
         session = self.sessions.get(owner)
         if session is None:
             session = self.sessions[owner] = Session(owner)
-            # The first answers say how the worker stands, and carry the posts that waited.
             session.outbox.append((m.ACCEPTING, self.queue.accepting, self.queue.nthreads))
             if self.leaving:
                 session.outbox.append((m.LEAVING,))
@@ -124,10 +121,7 @@ class ExecutorCore:
     def close(self, owner: str) -> int:
         """Drop the tasks and values of an owner that is gone; cancel running tasks unheard.
 
-        Returns
-        -------
-        int
-            How many tasks had not ended and were not cancelled before.
+        Return how many tasks had not ended and were not cancelled before.
         """
         session = self.sessions.pop(owner, None)
         if session is None:
@@ -159,7 +153,6 @@ class ExecutorCore:
         for session in self.sessions.values():
             session.outbox.append((m.ACCEPTING, yes, nthreads))
             if not yes:
-                # A copy, because giving tasks back takes entries out.
                 for entry in list(session.entries.values()):
                     if entry.state in (QUEUED, BLOCKED, ASIDE):
                         self._give_back(entry, m.REFUSED)
@@ -282,10 +275,7 @@ class ExecutorCore:
         self.deliver((m.POST, *said))
 
     def unsendable(self, session: Session, message: Message, error: bytes) -> None:
-        """Fail the task of an answer that cannot be packed, or of a push that was not taken in.
-
-        Messages of other kinds fail no task. ``error`` is pickled.
-        """
+        """Fail the task of an answer that cannot be packed, or of a push that was not taken in."""
         if len(message) < 3 or message[0] not in (m.PUSH, m.DONE, m.STORED, m.FAILED, m.DELEGATED):
             return
         _, key, attempt = message[:3]
@@ -370,13 +360,8 @@ class ExecutorCore:
     def succeeded(self, entry: Entry, message: Message, state: int, value: Any) -> bool:
         """End a task with a value, and have waiting tasks go on.
 
-        ``message`` is the answer for the owner. The state is `HELD` for a live value that
-        travels, `KEPT` for a value in the store.
-
-        Returns
-        -------
-        bool
-            False when the task was cancelled, or its owner is gone.
+        ``message`` is the answer for the owner. A `HELD` value travels, a `KEPT` one is in the
+        store. Return False when the task was cancelled or its owner is gone: the value is freed.
         """
         if entry.limited:
             self.queue.release_resources(entry)
@@ -385,7 +370,6 @@ class ExecutorCore:
             self._forget(entry)
             return False
         entry.state = state
-        # The call is over: its inputs and arguments need not stay in memory.
         entry.dependencies = ()
         entry.payload = b""
         session.outbox.append(message)
@@ -401,17 +385,14 @@ class ExecutorCore:
         return True
 
     def failed(self, entry: Entry, message: Message) -> None:
-        """End a task without a value here: the task failed, or delegated to another task.
-
-        ``message``, `FAILED` or `DELEGATED`, is the answer for the owner.
-        """
+        """End a task with an error or as delegated; ``message`` is the answer for the owner."""
         self.queue.release_resources(entry)
         contains = entry.contains  # `_forget` takes it away
         heard = not entry.cancelled and not entry.session.closed
         if heard:
             entry.session.outbox.append(message)
         self._forget(entry)
-        # The entry is `GONE`, and keeps the futures inside the answer until REFS_COUNTED.
+        # The entry, `GONE`, keeps the futures inside the answer until REFS_COUNTED.
         if heard and len(message) > 5:
             entry.contains = contains
             entry.session.handed[entry.key, entry.attempt] = entry
@@ -481,8 +462,8 @@ class ExecutorCore:
     def keep(self, entry: Entry) -> None:
         """Take in a value that an owner put into the store (scattered), numbered like an attempt.
 
-        The value does not come over the link. So messages on the link about an older value of
-        the same key may arrive later, and must not touch the new value: the number tells.
+        The value does not come over the link, so messages about an older value of the key may
+        arrive later, and must not touch the new value: the number tells.
         """
         session = entry.session
         before = session.entries.get(entry.key)
@@ -568,7 +549,6 @@ class ExecutorCore:
         self.queue.add(entry)
 
     def _serve(self, entry: Entry) -> None:
-        """Have the tasks that wait for an entry's value go on."""
         waiters = entry.waiters or ()
         entry.waiters = None
         for waiter in waiters:
@@ -673,7 +653,6 @@ class ExecutorCore:
     def _on_recall(self, session: Session, count: int) -> None:
         """Give up to ``count`` unstarted tasks of an owner back, of each level the last first."""
         candidates: list[Entry] = []
-        # Suspects that wait for their turn, and their children, are in no such queue.
         for queue in session.queues.values():
             candidates.extend(entry for entry in queue.items() if entry.state == QUEUED)
         candidates.extend(
