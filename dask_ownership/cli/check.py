@@ -252,7 +252,15 @@ async def reach(address: str, ask: Asking, token: Joined | None) -> Reached:
         "to": incarnations.get(address, ""),
     }
     ignore: Callable[[Any], None] = lambda _: None  # noqa: E731
-    link = OwnerLink(address, hello, ask.arguments, ignore, ignore, ignore, route=ways.route)
+    link = OwnerLink(
+        address,
+        hello,
+        ask.arguments,
+        received=ignore,
+        refused=ignore,
+        unreachable=ignore,
+        route=ways.route,
+    )
     try:
         await asyncio.wait_for(link.probe(), seconds)
     except LinkRefused as error:
