@@ -64,8 +64,7 @@ WATCH_INTERVAL = 100
 class Executor:
     """Runs owned tasks at one worker, and has an owner for the tasks that these submit.
 
-    All parts of an executor meet in this class, which has an attribute for each: hence their
-    number.
+    All parts of an executor meet here, hence the number of attributes.
 
     Parameters
     ----------
@@ -84,14 +83,11 @@ class Executor:
 
     Attributes
     ----------
-    worker : distributed.Worker
-    incarnation : str
-    task_client : object
-    lock : threading.Lock
-        Covers the core.
-    core : ExecutorCore
-    slots : SlotLease
-    resources : ResourceLease
+    worker, incarnation, task_client
+        As given.
+    core, lock : ExecutorCore, threading.Lock
+        The lock covers the core.
+    slots, resources : SlotLease, ResourceLease
     store : Store
         Values that are kept here.
     owner : Owner
@@ -100,20 +96,14 @@ class Executor:
         Incarnation of an owner to the link from that owner.
     dropped : dict
         Incarnations of owners that are gone for good, the latest `DROPPED_OWNERS` of them.
-    endings : Endings
-        Takes the outcomes of tasks.
-    flushing : Flushing
-        Has the loop call `flush`.
-    threads : Threads
-    coroutines : Coroutines
-    parking : Parking
-        The tasks that wait without a slot.
-    pool : ConnectionPool
-        Connections for fetching values; leaves the values packed.
-    fetcher : Fetcher
-    closed : bool
-    leaving : bool
-        Whether the worker is about to leave.
+    endings, flushing : Endings, Flushing
+        Takes the outcomes of tasks; has the loop call `flush`.
+    threads, coroutines, parking : Threads, Coroutines, Parking
+        Where tasks run, and where they wait without a slot.
+    fetcher, pool : Fetcher, ConnectionPool
+        Fetches inputs, over connections that leave values packed.
+    closed, leaving : bool
+        Whether this executor has ended, and whether the worker is about to leave.
     watch : Watch
         Has the observer of tasks, if there is one.
     inline_limit : int
@@ -249,10 +239,9 @@ class Executor:
     # ---- links ----
 
     def link_of(self, owner: str, process: Process | None = None) -> ExecutorLink:
-        """The link from an owner, made with the session of that owner when it is new.
+        """The link from an owner, made with the session of the owner when it is new.
 
-        ``process`` is the owner as the greeting of its link names it; None when only an
-        incarnation is known, as of an owner that scatters values before it links.
+        ``process`` is None for an owner that scatters values before it links.
         """
         link = self.links.get(owner)
         if link is None:
@@ -269,17 +258,7 @@ class Executor:
     def local_link(self, process: Process, deliver: Any) -> Any:
         """Make the link to the owner in this process, which needs no connection.
 
-        Parameters
-        ----------
-        process : Process
-            The owner.
-        deliver : callable
-            Takes the batches for the owner.
-
-        Returns
-        -------
-        callable
-            Takes the batches of the owner.
+        ``deliver`` takes batches for the owner; the returned function takes batches of the owner.
         """
         owner = process[0]
         link = self.link_of(owner, process)
@@ -300,15 +279,8 @@ class Executor:
     def drop_owner(self, owner: str, died: bool = True) -> None:
         """Drop the tasks, values and link of an owner that is gone for good.
 
-        Should the owner live all the same, `dropped` has the worker refuse its link with the
-        reason.
-
-        Parameters
-        ----------
-        owner : str
-            The incarnation of the owner.
-        died : bool
-            False for an owner that closed, and so gave its tasks up itself: those are no losses.
+        Should the owner live all the same, its links are refused with the reason. ``died`` is
+        False for an owner that closed, and so gave its tasks up itself: they are no losses.
         """
         self.dropped[owner] = None
         if len(self.dropped) > DROPPED_OWNERS:
@@ -372,10 +344,7 @@ class Executor:
             self._unsendable(session, message, error)
 
     def made(self, entry: Entry, child: Any) -> None:
-        """Name a child of a task to the owner of the task, if the owner seeks it. Any thread.
-
-        Nothing happens when the owner in this process has no row of the key ``child``.
-        """
+        """Name a child of a task to the owner of the task, if the owner seeks it. Any thread."""
         row = self.owner.core.table.find(child)
         if row is None:
             return
@@ -426,10 +395,8 @@ class Executor:
             self.threads.wake()
 
     def _stock_went_on(self) -> None:
-        """Flush soon when the worker's state machine may have freed what owned tasks wait for.
-
-        Called after each stimulus of the state machine, which says nothing of slots or resources.
-        """
+        """Flush soon after a stimulus of the worker's state machine, which may have freed a slot
+        or a resource for which an owned task waits."""
         core = self.core
         if (
             core.queue.resources.aside
@@ -564,30 +531,16 @@ class Executor:
             self.core.leave()
 
     def stay(self) -> None:
-        """Start tasks again, because the worker was not retired after all. Loop thread.
-
-        The next `_look` tells owners of it.
-        """
+        """Start tasks again, because the worker was not retired after all. Loop thread."""
         self.leaving = False
         self.owner.core.transfer.stay()
 
     def can_leave(self, move: bool, wait: bool) -> bool:
         """Whether this worker can leave without a loss. Loop thread.
 
-        Each call goes on with handing over objects of the owner in this process.
-
-        Parameters
-        ----------
-        move : bool
-            Values have to be moved away first.
-        wait : bool
-            Running and parked tasks have to end first, unless they were cancelled.
-
-        Returns
-        -------
-        bool
-            True when all objects are handed over, the tasks and values as asked for are gone, and
-            owners with a connection have acknowledged every answer.
+        Each call has the owner in this process go on with handing its objects over. With ``wait``
+        no wanted task may run, with ``move`` no value may be left, and connected owners must have
+        acknowledged every answer.
         """
         core = self.core
         return (
@@ -616,23 +569,9 @@ class Executor:
         return self.store.get(entry)
 
     def hold(self, owner: str, key: Any, number: int, value: Any, contains: Any = None) -> int:
-        """Keep a scattered value for its owner.
+        """Keep a scattered value for its owner, who numbers it like an attempt; its bytes.
 
-        Parameters
-        ----------
-        owner : str
-            The incarnation of the owner.
-        key : hashable
-        number : int
-            The number of the value, given by its owner in place of an attempt.
-        value : object
-        contains : list, optional
-            Handles of the futures inside. When it is None, the value is searched for futures.
-
-        Returns
-        -------
-        int
-            The size of the value in bytes.
+        ``contains`` has handles of the futures inside; None has the value searched for futures.
         """
         entry = Entry(self.link_of(owner).session, key, number)
         if contains is None and type(value) not in ATOMS:
