@@ -106,9 +106,9 @@ def promote(client: Any, futures: Iterable[Any]) -> dict[Any, Any]:
         if owner.incarnation in owned_clients:
             owned_clients[owner.incarnation].central_calls += 1
         owner.promoted[name] = Handle(owner, row)  # until `PROMOTION_OVER` names it
-        owner.escapes(row)
+        owner.export(row)
         new[name] = future
-        nodes[name] = Task(name, bring_owned, name, owner.core.table.origin_of(row))
+        nodes[name] = Task(name, bring_owned, name, owner.core.origin_of(row))
         if row.state == STORED:
             places[name] = _holders(row)
     if not new:
@@ -193,7 +193,7 @@ def owned_inputs(client: Any, expr: Any, keys: Any) -> Any:
     """
     # A client of this package has promoted them before, and empty tables have no futures.
     here = [*owned_clients.values(), *task_clients.values()]
-    if hasattr(client, "imports") or not any(each.owner.core.table.rows for each in here):
+    if hasattr(client, "imports") or not any(each.owner.core.has_rows for each in here):
         return expr, ()
     if isinstance(expr, CentralGraph):
         return expr, ()
@@ -341,11 +341,11 @@ class Imports:
         """Borrow an object of another owner in this process, as if its future came in a message."""
         _check_promotable(self.client, future)
         owner = self.client.owner
-        future._owner.escapes(future._row)
-        row = owner.arrive(future._owner.core.table.origin_of(future._row))
+        future._owner.export(future._row)
+        row = owner.arrive(future._owner.core.origin_of(future._row))
         # The future keeps the object until the object's owner counts this client as a borrower.
         kept = [future]
-        owner.call(owner.core.borrowing.when_acknowledged, [row], kept.clear)
+        owner.call(owner.core.when_acknowledged, [row], kept.clear)
         return row
 
     def _row_of_key(self, future: Any) -> Row:

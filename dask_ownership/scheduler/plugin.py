@@ -30,6 +30,7 @@ from dask_ownership.runtime.comm.scheduler_ops import (
     OWNER_GONE,
     PROMOTED,
     PROMOTION_OVER,
+    RELAY,
     REPORT,
     WHERE,
     WORD,
@@ -48,6 +49,7 @@ from dask_ownership.runtime.dask.scheduler import (
     name_senders,
 )
 from dask_ownership.scheduler.detached import Holding
+from dask_ownership.scheduler.relay import Relays
 from dask_ownership.worker.plugin import OwnershipWorkerPlugin
 
 logger = logging.getLogger("dask_ownership.scheduler")
@@ -84,6 +86,8 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         The holder, and the holds of items in queues, variables and datasets.
     roster : Roster
         The workers and the owners that take part.
+    relays : Relays or None
+        Connections that the scheduler passes on to workers which owners cannot dial.
     feed : Feed or None
         The activity of all owners and workers, collected while a page or a client looks.
     """
@@ -104,6 +108,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         self._awake = False
         self._watch: PeriodicCallback | None = None
         self.feed: Feed | None = None
+        self.relays: Relays | None = None
 
     async def start(self, scheduler: Any) -> None:
         """Install the plugin at the scheduler and its workers, once, for the first client."""
@@ -138,10 +143,16 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         scheduler.handlers[JOIN] = operation(self.join, lambda message: None, self._refusals)
         scheduler.handlers[DIAL] = self._operation(self.dial, "dialler")
         scheduler.handlers[WHERE] = self._operation(self.where, "asker")
+        self.relays = Relays(
+            scheduler.connection_args, self.roster.workers, self._stranger, self._refusals
+        )
+        scheduler.handlers[RELAY] = self.relays.relay
         name_senders(scheduler, (WORD, BACKLOG, REPORT))
         scheduler.stream_handlers[WORD] = self.word
         token = proof(self.secret, SCHEDULER)  # shown to workers, whose handlers check it
-        self.feed = Feed(scheduler, self.roster.owners, self.holding.owner, token)
+        self.feed = Feed(
+            scheduler, self.roster.owners, self.holding.owner, token, self.relays.counts
+        )
         pages.install(scheduler)
         before_retirement(scheduler, self.leave)
         before_workers_restart(scheduler, partial(self.leave, wait=False))
@@ -185,11 +196,15 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         """Wrap a handler for owners of this cluster; the argument ``caller`` names the caller."""
 
         def check(message: dict[str, Any]) -> str | None:
-            if proves(self.secret, message.get(caller), message.get("token")):
-                return None
-            return "the scheduler does not know this owner's token: has it joined?"
+            return self._stranger(message.get(caller), message.get("token"))
 
         return operation(handler, check, self._refusals)
+
+    def _stranger(self, owner: Any, token: Any) -> str | None:
+        """Why a caller is none of this cluster, or None. What it says may be of any type."""
+        if proves(self.secret, owner, token):
+            return None
+        return "the scheduler does not know this owner's token: has it joined?"
 
     def word(self, sender: Any = None, word: Any = None, **kwargs: Any) -> None:
         """Stream handler of `WORD`: remember the word of a client until the client is gone.
@@ -266,7 +281,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             "status": "OK",
             "members": [self._member(state) for state in self.scheduler.workers.values()],
             "clients": self.roster.clients,
-            "holder": self.holding.owner.core.peers.process,
+            "holder": self.holding.owner.core.process,
         }
 
     # ---- what owners ask ----
@@ -365,6 +380,8 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         self._tell_members([], [(worker, incarnation)])
         if self.feed is not None:
             self.feed.worker_gone(worker)
+        if self.relays is not None:
+            self.relays.worker_gone(worker)
         self._owners_gone(owners)
 
     def remove_client(self, scheduler: Any, client: str) -> None:
@@ -389,6 +406,8 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             self._watch.stop()
         if self.feed is not None:
             self.feed.close()
+        if self.relays is not None:
+            self.relays.close()
         await self.holding.close()
 
     def _tell(self, owner: str, message: dict[str, Any]) -> bool:
@@ -420,6 +439,8 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             self.holding.gone(owner)
             if self.feed is not None:
                 self.feed.owner_gone(owner)
+            if self.relays is not None:
+                self.relays.owner_gone(owner)
 
     def _member(self, state: Any) -> Member:
         """A worker as owners hear of it, from its state at the scheduler."""

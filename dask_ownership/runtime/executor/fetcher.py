@@ -7,10 +7,10 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from time import perf_counter
 
-from distributed.core import ConnectionPool
 from distributed.protocol import Serialized
 
 from dask_ownership.core.executor.session import Entry
+from dask_ownership.runtime.comm.reach import RoutedPool
 from dask_ownership.runtime.comm.request import Backoff, Stalled, silence
 from dask_ownership.runtime.comm.transfer import Name, ask, size_of
 from dask_ownership.runtime.executor.watch import Watch
@@ -32,7 +32,7 @@ class Fetcher:
 
     Parameters
     ----------
-    pool : ConnectionPool
+    pool : RoutedPool
         A pool that leaves values packed.
     incarnation, token : str
         The incarnation of the owner at this worker, and the proof of that name.
@@ -63,7 +63,7 @@ class Fetcher:
 
     def __init__(
         self,
-        pool: ConnectionPool,
+        pool: RoutedPool,
         incarnation: str,
         token: str,
         here: str,
