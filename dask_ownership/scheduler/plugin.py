@@ -201,7 +201,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         return operation(handler, check, self._refusals)
 
     def _stranger(self, owner: Any, token: Any) -> str | None:
-        """Why a caller is none of this cluster, or None. What it says may be of any type."""
+        """Why a caller is no owner of this cluster, or None; arguments may be of any type."""
         if proves(self.secret, owner, token):
             return None
         return "the scheduler does not know this owner's token: has it joined?"

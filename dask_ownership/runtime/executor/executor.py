@@ -100,7 +100,7 @@ class Executor:
         Takes the outcomes of tasks; has the loop call `flush`.
     threads, coroutines, parking : Threads, Coroutines, Parking
         Where tasks run, and where they wait without a slot.
-    fetcher, pool : Fetcher, ConnectionPool
+    fetcher, pool : Fetcher, RoutedPool
         Fetches inputs, over connections that leave values packed.
     closed, leaving : bool
         Whether this executor has ended, and whether the worker is about to leave.
