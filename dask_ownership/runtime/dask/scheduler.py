@@ -135,7 +135,7 @@ def name_senders(scheduler: Any, operations: Iterable[str]) -> None:
     ours = frozenset(operations)
 
     def watch(comm: Any, client: str) -> None:
-        """Name the sender in what arrives over the connection of one client."""
+        """Name the sender in messages that arrive over the connection of one client."""
         stock = comm.read
 
         @wraps(stock)
