@@ -148,6 +148,7 @@ class Copies(RowListener):
             self._ended(row, False)
 
     def _ended(self, task: Row, made: bool) -> None:
+        """Forget a copy whose task has ended, and call what waits for the copy."""
         copy = self.under_way.pop(task)
         row, target = copy.row, copy.target
         going = self._going.get(row, {})

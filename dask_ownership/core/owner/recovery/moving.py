@@ -99,6 +99,7 @@ class Moves:
         self._copies.make(row, target, partial(self._ended, row, view))
 
     def _ended(self, row: Row, view: WorkerView, task: Row, made: bool) -> None:
+        """Free the copy at a leaving worker when another copy is there, or try another worker."""
         self.under_way.discard((row, view))
         if view.leaving and view in row.locations:
             if made and len(row.locations) > 1:

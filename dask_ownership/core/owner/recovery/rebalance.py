@@ -56,7 +56,7 @@ def moves(
             break
         chosen = _nearest(at[fullest], difference, there, emptiest)
         if chosen is None:
-            del loads[fullest]  # each value there is too large for every other worker
+            del loads[fullest]  # no value there evens anything out: the worker takes part no more
             continue
         nbytes, number = chosen
         at[fullest].remove(chosen)

@@ -132,10 +132,12 @@ class Replicas(RowListener):
         self.look(row)
 
     def _settled(self, row: Row, error: bytes | None) -> None:
+        """Call what waits for the copies of a row."""
         for settled in self.waiting.pop(row, ()):
             settled(row, error)
 
     def _places(self, wanted: Replication) -> list[WorkerView]:
+        """Return the workers that accept copies and that ``wanted`` allows."""
         places = self._copies.places()
         if wanted.workers is None:
             return places

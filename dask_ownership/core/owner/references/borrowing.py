@@ -51,20 +51,11 @@ from dask_ownership.core.protocol.states import (
 )
 
 MISSES = 20
-"""How often in succession the locations that the owner names may not have a borrowed value. After
-one time more the value counts as lost."""
+"""How often in succession all locations of a borrowed value may fail, before the value is lost."""
 
 
 class _Handover:
-    """Calls a function when the owners of several rows have acknowledged the borrowings.
-
-    Attributes
-    ----------
-    left : int
-        How many rows are not acknowledged yet.
-    call : callable
-        Called when none is left.
-    """
+    """Calls ``call`` when the owners of all ``left`` rows have acknowledged the borrowings."""
 
     __slots__ = ("call", "left")
 
@@ -73,20 +64,13 @@ class _Handover:
         self.call = call
 
     def one_counted(self) -> None:
-        """Count one acknowledged row."""
         self.left -= 1
         if self.left == 0:
             self.call()
 
 
 class _Both:
-    """Two handovers that wait for the same row.
-
-    Attributes
-    ----------
-    one, other
-        Each may itself be a pair, so any number of handovers can wait.
-    """
+    """Two handovers that wait for one row: ``one``, which may be a pair itself, and ``other``."""
 
     __slots__ = ("one", "other")
 
@@ -95,7 +79,6 @@ class _Both:
         self.other = other
 
     def one_counted(self) -> None:
-        """Take note that the row is acknowledged."""
         self.one.one_counted()
         self.other.one_counted()
 
@@ -106,15 +89,11 @@ class Borrowing(RowListener):
     Parameters
     ----------
     lifecycle : Lifecycle
-        Ends borrowed rows, and counts references.
     peers : Peers
-        The owners that this process borrows from.
     hold_inside : callable
-        Called with the origins of futures inside a borrowed value. In the process that holds
-        detached objects, takes these objects over too and returns their rows; elsewhere returns
-        None.
+        Takes over the objects of futures inside a borrowed value, when this process is the
+        detached owner, and returns their rows; else returns None.
     limits : Limits
-        ``allowed_failures`` bounds how many owners of one object may die.
     """
 
     def __init__(
@@ -140,8 +119,8 @@ class Borrowing(RowListener):
     def arrive(self, origin: Origin) -> tuple[Row, bool]:
         """Return the row of a future that was unpickled here, with one local reference more.
 
-        Any thread may call this. A future that came back to the owner after the object was freed
-        gets a row outside the table, which is `LOST`.
+        Any thread. When this process owned the object and freed it, the row is `LOST` and not in
+        the table.
 
         Returns
         -------
@@ -168,11 +147,7 @@ class Borrowing(RowListener):
         return row, row is made
 
     def _borrowed(self, origin: Origin) -> Borrowed:
-        """Return a new row for an object that another process owns.
-
-        The object may be at another process than its origin says: held for the cluster, or
-        handed over by this very process.
-        """
+        """Return a new row for a borrowed object, which may be held or have been handed over."""
         made = Borrowed(origin)
         held = place_held(origin)
         if held is not None:
@@ -182,10 +157,9 @@ class Borrowing(RowListener):
         return made
 
     def held_elsewhere(self, row: Row, origin: Origin) -> OwnerRef | None:
-        """Return where the object of a row is held, when the row is borrowed elsewhere; else None.
+        """Return where an object is held, as ``origin`` says, if the row is borrowed elsewhere.
 
-        ``origin`` is a name of the object. A name that says where a detached object is held may
-        arrive after this process borrowed the object from its first owner.
+        A row may have been borrowed from the first owner before the object was held.
         """
         held = place_held(origin)
         if held is None or not isinstance(row, Borrowed) or row.owner_ref[:4] == held:
@@ -195,8 +169,7 @@ class Borrowing(RowListener):
     def rows_of(self, origins: Iterable[Origin]) -> tuple[Row, ...]:
         """Return rows of futures that arrived inside a value, each with one task reference more.
 
-        Objects that this process owns and has freed are left out; a future of such an object gets
-        a row that says so (`arrive`).
+        Objects that this process owned and freed are left out; `arrive` says so to their futures.
         """
         table = self._table
         rows: list[Row] = []
@@ -229,10 +202,7 @@ class Borrowing(RowListener):
         return tuple(rows)
 
     def borrow(self, row: Borrowed) -> None:
-        """Have the owner of a row count this process as a borrower (`BORROW`).
-
-        The row is new in the table, or has just moved to another owner.
-        """
+        """Have the owner of a new or moved row count this process as a borrower (`BORROW`)."""
         place = row.owner_ref
         peer = self._peers.known.get(place[0]) or self._peers.peer(place[:3])
         if peer.gone:
@@ -259,19 +229,15 @@ class Borrowing(RowListener):
         peer.borrowed[row.attempt] = row
 
     def adopt_at_heir(self, row: Borrowed, origin: Origin, pinned: bool) -> None:
-        """Ask an heir to take over the object ``origin`` (`ADOPT`), and borrow from the heir.
-
-        ``row`` is the row of the heir's object, whose owner is the heir. ``pinned`` says whether
-        the heir has to pin the object.
-        """
+        """Ask an heir to take ``origin`` over (`ADOPT`); ``row`` borrows the heir's object."""
         peer = self._peers.peer(row.owner_ref[:3])
         self._borrow_from(peer, row)
         self._peers.say(peer, (ADOPT, row.owner_ref[3], row.attempt, origin, pinned))
 
     def borrow_at(self, row: Borrowed, place: OwnerRef) -> None:
-        """Borrow a row from ``place``, where the object certainly is, and no more from elsewhere.
+        """Borrow a row from ``place``, where the object is for certain.
 
-        ``place`` may name a process that freed the object once and has it again.
+        The process at ``place`` may have freed the object once, and have it again.
         """
         if row.owner_ref[:4] != place:
             peer = self._peers.peer(row.owner_ref[:3])
@@ -297,10 +263,9 @@ class Borrowing(RowListener):
     # ---- acknowledged borrowings ----
 
     def when_acknowledged(self, rows: Iterable[Row], call: Callable[[], None]) -> None:
-        """Call ``call`` when the owner of each row counts this process as a borrower.
+        """Call ``call`` when the owner of each borrowed row counts this process as a borrower.
 
-        Rows of this process itself, and forgotten rows, need no acknowledgement. With nothing to
-        wait for, the call comes at once.
+        Forgotten rows do not matter. With nothing to wait for, the call comes at once.
         """
         waiting = [
             row
@@ -319,10 +284,9 @@ class Borrowing(RowListener):
             row.handovers = handover if before is None else _Both(before, handover)
 
     def hold_until_counted(self, outer: Row, rows: Iterable[Row]) -> None:
-        """Keep the row ``outer`` until the owners of ``rows`` count this process as a borrower.
+        """Keep ``outer``, whose value contained ``rows``, until their owners count this process.
 
-        The futures of ``rows`` came inside the value of ``outer``. The owner of ``outer`` keeps
-        the futures inside as long as ``outer`` is kept.
+        The futures inside a value are kept as long as a process has the value.
         """
         if outer.state == FORGOTTEN:
             return
@@ -334,8 +298,8 @@ class Borrowing(RowListener):
     ) -> tuple[Row, ...]:
         """Return the rows of the futures inside a result, for the row of the result to keep.
 
-        The worker keeps the futures too, until this process says that their owners count it
-        (`REFS_COUNTED`).
+        The worker keeps the futures too, until this process says that it is counted for all of
+        them (`REFS_COUNTED`).
         """
         inner = self.rows_of(inside)
         self.when_acknowledged(inner, counted(view, row.key, row.attempt))
@@ -359,14 +323,10 @@ class Borrowing(RowListener):
     # ---- requests to owners ----
 
     def request(self, row: Borrowed, what: str, detail: Any) -> None:
-        """Send a `REQUEST` about a borrowed row to its owner.
-
-        ``what`` is ``cancel``, ``retry``, ``missed`` (find the value elsewhere) or ``follow``
-        (follow the rows that the row waits for).
-        """
+        """Ask the owner of a row to ``cancel`` or ``retry`` the row, to find a ``missed`` value
+        elsewhere, or to ``follow`` what the row waits for (`REQUEST`)."""
         if not row.attempt and row.state == WAITING:
-            # The row is new and not submitted yet. An owner takes requests of borrowers only.
-            self.borrow(row)
+            self.borrow(row)  # the row is not submitted yet, and owners listen to borrowers only
         self._peers.say(
             self._peers.peer(row.owner_ref[:3]),
             (REQUEST, what, row.owner_ref[3], row.attempt, detail),
@@ -379,20 +339,13 @@ class Borrowing(RowListener):
             self._waits_again(row)
 
     def _waits_again(self, row: Borrowed) -> None:
-        """Have a failed row wait again, because its owner tries the task again.
-
-        Rows of this process that failed with the error of the row wait again, too.
-        """
+        """Have a failed row, and all rows that failed with it, wait for the owner's next try."""
         inside, row.contains = row.contains, ()
         revive(self._lifecycle, [row])
         self._lifecycle.release_uses(inside)
 
     def missed(self, row: Borrowed, addresses: Iterable[str]) -> None:
-        """Ask the owner of a stored value for other locations (`REQUEST` ``missed``).
-
-        Workers at ``addresses`` say that they do not have the value. After more than `MISSES`
-        times in succession the value is lost.
-        """
+        """Ask the owner for other locations: workers at ``addresses`` do not have the value."""
         if row.state != STORED:
             return
         row.misses += 1
@@ -433,11 +386,9 @@ class Borrowing(RowListener):
             self._moved(peer, row, place, outcome, path)
 
     def _told(self, peer: Peer, row: Borrowed, outcome: Outcome | None, lent: bool) -> None:
-        """Take in an outcome from the owner of a borrowed row.
+        """Take in an outcome from the owner of a borrowed row; None while there is no value.
 
-        ``outcome`` is None while the object has no value, also because the value is made or the
-        task is tried again. ``lent`` says that the owner counts this process from now on
-        (`BORROW_ACK`).
+        ``lent`` says that the owner counts this process from now on (`BORROW_ACK`).
         """
         if outcome is not None:
             # The second item of a failure is its kind.
@@ -456,10 +407,7 @@ class Borrowing(RowListener):
             self._counted(row)
 
     def _take_in(self, row: Borrowed, outcome: Outcome) -> None:
-        """Bring a borrowed row to the state of an outcome, unless the row has a later one.
-
-        `Lending.outcome_of` describes outcomes.
-        """
+        """Bring a row to the state of an outcome (see `Lending.outcome_of`), if that is later."""
         lifecycle = self._lifecycle
         state = outcome[0]
         if state == STORED and row.state == STORED and row.made_by == outcome[4]:
@@ -467,8 +415,7 @@ class Borrowing(RowListener):
             return
         if state == STORED and row.state == STORED:
             lifecycle.wait_for_owner(row)  # the value was made again, and may be another value
-        # A value or an error that is here stays, except that a stored value may be lost, and a
-        # cancelled object loses its value in all processes.
+        # An end stays, but for a stored value that is lost, and an inline value that is cancelled.
         had = row.state
         ends = (had == STORED and state > STORED) or (had == INLINE and state == CANCELLED)
         if had >= INLINE and not ends:
@@ -534,14 +481,12 @@ class Borrowing(RowListener):
     def _moved(
         self, peer: Peer, row: Borrowed, place: OwnerRef, outcome: Outcome | None, path: Path | None
     ) -> None:
-        """Borrow a row from its new owner at ``place``.
+        """Borrow a row from its new owner at ``place``, which looks for the object along ``path``.
 
-        The old borrowing is given back when the new owner has counted this process (`_counted`).
-        ``path`` leads from a task of the new owner to the object, when the object has to be
-        looked for.
+        Without a path the new owner has the object already.
         """
         del peer.borrowed[row.attempt]
-        # The old owner goes on counting this process, until the new owner does.
+        # The old owner goes on counting this process, until the new owner does (`_counted`).
         row.returns = [*(row.returns or ()), (peer, row.owner_ref[3], row.attempt)]
         row.owner_ref = place
         row.path = path
@@ -553,10 +498,9 @@ class Borrowing(RowListener):
             self._is_own_now(row)
 
     def _is_own_now(self, row: Borrowed) -> None:
-        """Handle a borrowed row whose object this process itself owns now, by taking it over.
+        """Handle a borrowed row whose object this process itself has taken over.
 
-        The failure of such an object cannot be tried again, because the task that failed is not
-        here. The object's own row is an alias of the borrowed row: a retry would wait for itself.
+        The failed task is not here: a retry of the own row, an alias, would wait for itself.
         """
         own = self._table.rows.get(row.owner_ref[3])
         if own is None or own.options.adopted is None:
@@ -614,10 +558,7 @@ class Borrowing(RowListener):
         self._peers.say(peer, (BORROW, key, row.attempt, 0, row.path, gone))
 
     def _is_made_of(self, row: Borrowed, heir: Process) -> bool:
-        """Return whether this process is the heir, and its own row for the object has no value yet.
-
-        The own row is an alias of ``row`` then.
-        """
+        """Return whether this process is the heir, and its own row still waits for ``row``."""
         if heir[0] != self._peers.process[0]:
             return False
         own = self._table.rows.get(adopted_key(row.origin))
@@ -627,8 +568,8 @@ class Borrowing(RowListener):
         """Handle FREED: the owner dropped the object before the BORROW of this process arrived.
 
         Return True if an heir is asked instead. This happens only when the process that passed
-        the future on was frozen meanwhile, so that its value was made again elsewhere: any other
-        process keeps the object until the owner counts the borrower.
+        the future on was frozen, so that its value was made again elsewhere: any other process
+        keeps the object until the owner counts the borrower.
         """
         if row.acknowledged or row.owner_ref is not row.origin or row.origin[4] is None:
             return False
@@ -644,10 +585,7 @@ class Borrowing(RowListener):
 
 
 def counted(view: WorkerView, name: Key, attempt: int) -> Callable[[], None]:
-    """Return a function that sends `REFS_COUNTED` for the futures that a worker keeps.
-
-    The worker keeps the futures under a name and the number of an attempt.
-    """
+    """Return a function that tells a worker that the futures kept under a name are counted."""
 
     def tell() -> None:
         if view.alive:

@@ -283,6 +283,10 @@ class Lending(RowListener):
         return (LOST, "lost-data", key, detail, ())
 
     def _on_return(self, peer: Peer, key: Key, number: int) -> None:
+        """Handle BORROW_RELEASE: end one borrowing of a peer.
+
+        With the last borrowing of a row, the task reference of its borrowers goes.
+        """
         row = peer.lent.pop((key, number), None)
         borrowers = self.borrowers.get(row) if row is not None else None
         if row is None or borrowers is None:
@@ -299,6 +303,7 @@ class Lending(RowListener):
             self._lifecycle.release_uses((row,))
 
     def _on_request(self, peer: Peer, what: str, key: Key, number: int, detail: Any) -> None:
+        """Handle REQUEST: do for a borrower what ``what`` says, see ``requests``."""
         row = peer.lent.get((key, number))
         if what == "missed":
             self._on_missed(peer, key, number, detail)

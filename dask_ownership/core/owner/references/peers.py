@@ -99,7 +99,7 @@ class Peers:
     last_words : dict of int to Handler
         The same for messages of a mourned peer, sent before its death. Other kinds are ignored.
     when_gone, when_buried : list of callable
-        Called with a peer that is gone, and again when the peer stops to count as a borrower.
+        Called with a peer that is gone, and again when the peer no longer counts as a borrower.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class Peers:
                     self.last_words[message[0]](mourned, *message[1:])
             return
         if batch[0] and batch[0] <= before:
-            # The peer repeats the batch until it hears the acknowledgement, so say that once more.
+            # A peer repeats a batch until the acknowledgement arrives, so send that once more.
             peer.stream.unsaid += 1
             self._unheard(peer)
         if peer.stream.unsaid:
@@ -227,6 +227,7 @@ class Peers:
     # ---- ends ----
 
     def _on_leave(self, peer: Peer) -> None:
+        """Handle LEAVE: a peer ends by itself."""
         self._process_gone(peer.process[0])
 
     def process_gone(self, incarnation: str) -> None:

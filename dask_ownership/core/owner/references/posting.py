@@ -128,11 +128,13 @@ class Posting:
         return None
 
     def _wait(self, worker: str, peer: Peer) -> None:
+        """Have the posts of a peer wait for a worker to join; ``""`` is any worker."""
         waiting = self.waiting.setdefault(worker, [])
         if peer not in waiting:
             waiting.append(peer)
 
     def _put(self, way: str, message: Message) -> None:
+        """Give a post to its carrier."""
         if way == HOME:
             self._effects.posts.append(message)
         else:
@@ -146,6 +148,7 @@ class Posting:
             self._send(peer, unacknowledged[-1])  # with another way, `_send` sends all of them
 
     def _look_later(self, peer: Peer) -> None:
+        """Set a timer that looks whether a peer has acknowledged its oldest post by then."""
         batches = peer.stream.unacknowledged
         oldest = batches[0][0] if batches else 0
         seconds = CARRIED * (1 << min(peer.turn, DOUBLED))

@@ -60,7 +60,7 @@ class Retention(RowListener):
     Attributes
     ----------
     keepers : dict of Row to int
-        Kept rows of this process, and how many processes keep each.
+        Kept rows of this process, and how many processes and searches for children keep each.
     exported : set of Row
         Children that this process owns and whose futures may be in other processes.
     children : dict of tuple to int
@@ -156,7 +156,7 @@ class Retention(RowListener):
             waiting.append(call)
 
     def told(self, owner: str, key: Key) -> None:
-        """Let answers go that waited: the owner of a parent knows that it keeps it, or is gone."""
+        """Call what waits in ``untold``: the owner of a parent has heard to keep it, or is gone."""
         for call in self.untold.pop((owner, key), ()):
             call()
 
@@ -210,14 +210,14 @@ class Retention(RowListener):
             self._lineages.unheld(row)
 
     def let_go(self, row: Row) -> None:
-        """Count one keeping process less of a task, and drop lineage that no child needs then."""
+        """Count one keeper less of a task, and drop a lineage that only the children needed."""
         count = self.keepers.pop(row) - 1
         if count:
             self.keepers[row] = count
         else:
             row.roles &= ~RETAINED
             if row.state in (INLINE, ERROR) and row.lineage is not None:
-                self._lineages.drop(row)  # only the children needed the lineage
+                self._lineages.drop(row)
         self._lineages.let_go((row,))
 
     def can_keep(self, row: Row) -> bool:
@@ -227,7 +227,7 @@ class Retention(RowListener):
         return function is not None and function is not self._alias
 
     def only_kept(self, row: Row) -> bool:
-        """Return whether nothing but keeping processes counts a row."""
+        """Return whether nothing but keepers counts a row: no future, no task and no lineage."""
         keepers = self.keepers.get(row)
         return keepers == row.lineage_refs and row.local_refs <= 0 and row.task_refs <= 0
 

@@ -290,7 +290,7 @@ class OwnershipTransfer:
         row = self._functions.alias(key, taken, options)
         self._table.adopt(row)
         self._submit([row])
-        self._lifecycle.release_uses(taken)  # the row has its own
+        self._lifecycle.release_uses(taken)  # the row has its own references
         if pinned:
             self._table.pin(row)
         self._retention.export(row)
