@@ -1,1 +1,1 @@
-"""What keeps values from being lost, or makes them again."""
+"""Recovery: keeps values from being lost, and makes lost values again."""

@@ -1,9 +1,10 @@
 """Checkpoints: small state of a running task that its owner keeps.
 
-An attempt says what is to be kept (`CHECKPOINT`). Its owner keeps it beside the row, if
-that attempt is the current one, and answers (`CHECKPOINTED`). The next attempt gets all of
-it with its push, so that reading it asks nobody. It is dropped when the task has a value;
-an error keeps it, because an error may be retried.
+An attempt sends a checkpoint to the owner of the task (`CHECKPOINT`). If the attempt is the
+current one, the owner keeps the checkpoint beside the row and answers (`CHECKPOINTED`). The push
+of the next attempt carries all checkpoints of the row, so a task reads them without a message.
+The owner drops the checkpoints when the task has a value. After an error the owner keeps them,
+because an error may be retried.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from dask_ownership.core.protocol.states import ERROR, STATE_NAMES
 
 
 class Checkpoints(RowListener):
-    """Checkpoints that one owner keeps, beside its rows.
+    """Keeps the checkpoints of one owner's tasks, in the attempt records of the rows.
 
     Parameters
     ----------
     table : Table
+        The rows of the owner.
     attempts : AttemptRecords
+        The records with the checkpoints.
     """
 
     def __init__(self, table: Table, attempts: AttemptRecords) -> None:
@@ -34,10 +37,16 @@ class Checkpoints(RowListener):
     def on_checkpoint(
         self, view: WorkerView, row: Row, number: int, name: str, pickled: bytes
     ) -> None:
-        """The current attempt of a row wants something kept: it is, and that is said."""
+        """Handle CHECKPOINT of the current attempt of a row: keep the checkpoint and answer.
+
+        ``number`` counts the checkpoints of the executor, so the highest number of an attempt is
+        the latest.
+        """
         attempt = row.attempt
         kept = self._attempts.of(row).checkpoints or {}
         known = kept.get(name)
+        # Each executor counts for itself, so attempts are compared before numbers. A message
+        # that comes twice changes nothing.
         if known is None or known[:2] < (attempt, number):
             kept = {**kept, name: (attempt, number, pickled)}
             self._attempts.change(row).checkpoints = kept
@@ -57,11 +66,11 @@ class Checkpoints(RowListener):
         view.outbox.append((m.CHECKPOINTED, key, attempt, number, why))
 
     def finishing(self, row: Row, arguments: tuple[Row, ...]) -> None:
-        """The next time, if there is one, it starts anew."""
+        """Drop the checkpoints of a row with a value: a later run of the task starts anew."""
         self._drop(row)
 
     def ended(self, row: Row) -> None:
-        """Only an error may be retried."""
+        """Drop the checkpoints of a row without a value, unless an error may be retried."""
         if row.state != ERROR:
             self._drop(row)
 

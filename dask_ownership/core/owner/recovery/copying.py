@@ -1,8 +1,8 @@
 """Copies of stored values, made at other workers.
 
-A copy is made by running a task there that needs the value and returns nothing: when that
-has ended the worker has the value for certain. `recovery.moving` and `recovery.replicas` say what
-is copied where.
+To copy a value, the owner runs a task at the target worker. The task needs the value and returns
+nothing; when the task has ended, the worker certainly has the value. `recovery.moving` and
+`recovery.replicas` decide which values are copied, and to which workers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,17 @@ from dask_ownership.core.protocol.states import CANCELLED, STORED
 
 
 class Copy:
-    """One copy that is being made."""
+    """One copy on its way to a worker.
+
+    Attributes
+    ----------
+    row : Row
+        The row of the copied value.
+    target : WorkerView
+        The worker that gets the copy.
+    ended : callable or None
+        Called with the task and whether the copy was made, when the task has ended.
+    """
 
     __slots__ = ("ended", "row", "target")
 
@@ -35,24 +45,27 @@ class Copy:
 
 
 class Copies(RowListener):
-    """Copies of one owner's values that are being made.
+    """Copies one owner's stored values to other workers.
 
     Parameters
     ----------
     lifecycle : Lifecycle
+        Adopts, fails and releases the tasks that copy.
     placement : Placement
+        Knows the workers.
     functions : BuiltinFunctions
+        Has the function of the tasks that copy.
     submit : callable
         Has new rows run.
 
     Attributes
     ----------
     closed : bool
-        The owner ends: no copy is made any more.
-    under_way : dict
-        The task that makes a copy to that `Copy`.
+        Whether the owner has ended: then nothing is copied any more.
+    under_way : dict of Row to Copy
+        The task of each copy on its way, and the copy.
     when_copied : list of callable
-        Told of a row and of the task that was to copy it, when that has ended.
+        Each is called with a row and the task that copied the row, when the task has ended.
     """
 
     def __init__(
@@ -69,29 +82,35 @@ class Copies(RowListener):
         self.closed = False
         self.when_copied: list[Callable[[Row, Row], None]] = []
         self.under_way: dict[Row, Copy] = {}
+        # By row and target: the task of the latest copy on its way there.
         self._going: dict[Row, dict[WorkerView, Row]] = {}
 
     def places(self) -> list[WorkerView]:
-        """Workers that take a copy and stay."""
+        """Return the workers that accept copies: they accept tasks and do not leave."""
         if self.closed:
             return []
         workers = self._placement.workers.values()
         return [view for view in workers if view.accepting and not view.leaving]
 
     def going(self, row: Row) -> Collection[WorkerView]:
-        """Where copies of a value are about to be."""
+        """Return the workers to which a copy of the row's value is on its way."""
         return self._going.get(row, ())
 
     @staticmethod
     def there(row: Row) -> list[WorkerView]:
-        """Holders that have a value for certain; others were only told to fetch it."""
+        """Return the locations of a row where the value has arrived for certain."""
         key = row.key
+        # A worker with the key in ``copies`` was only told to fetch the value, until the key is in
+        # ``arrived`` too. All other locations made the value, or had the value scattered to them.
         return [v for v in row.locations if key not in v.copies or key in v.arrived]
 
     @staticmethod
     def best(row: Row, among: Iterable[WorkerView]) -> list[WorkerView]:
-        """The best places for a copy first: those that fetch it already, then those that
-        were given the least."""
+        """Sort workers by how well each suits a copy of the row's value, the best first.
+
+        First come workers that fetch the value already, then workers that got the fewest bytes of
+        copies, then the least loaded workers.
+        """
         return sorted(
             among,
             key=lambda v: (v not in row.locations, v.given, v.load / v.nthreads, v.address),
@@ -100,8 +119,13 @@ class Copies(RowListener):
     def make(
         self, row: Row, target: WorkerView, ended: Callable[[Row, bool], None] | None = None
     ) -> None:
-        """Copy a stored value to a worker; ``ended(task, made)`` is called when that ended."""
+        """Copy a stored value to a worker.
+
+        ``ended(task, made)`` is called when the task that copies has ended; ``made`` says whether
+        the task succeeded.
+        """
         self._lifecycle.numbers += 1
+        # With the number, the key of each copy is used once.
         key = ("copied", row.key, self._lifecycle.numbers)
         functions = self._functions
         options = Options(workers=(target.address,))
@@ -114,23 +138,25 @@ class Copies(RowListener):
         self._submit([task])
 
     def finished(self, row: Row) -> None:
-        """A task that makes a copy has made it."""
+        """Take note that a task has made its copy."""
         if row in self.under_way:
             self._ended(row, True)
 
     def ended(self, row: Row) -> None:
-        """A task that makes a copy has not made it."""
+        """Take note that a task has ended without its copy."""
         if row in self.under_way:
             self._ended(row, False)
 
     def _ended(self, task: Row, made: bool) -> None:
+        """Forget a copy whose task has ended, and call what waits for the copy."""
         copy = self.under_way.pop(task)
         row, target = copy.row, copy.target
         going = self._going.get(row, {})
-        if going.get(target) is task:  # else another was begun since
+        if going.get(target) is task:  # else a later copy is on its way there
             del going[target]
         if not going:
             self._going.pop(row, None)
+        # Meanwhile the value may have been freed, or the target may have lost its copy.
         if made and row.state == STORED and target in row.locations:
             target.arrived.add(row.key)
         if copy.ended is not None:
@@ -140,13 +166,19 @@ class Copies(RowListener):
         self._lifecycle.release([task])
 
     def call_off(self, row: Row) -> None:
-        """A value is not made here again: what was to copy it would wait for ever."""
+        """Cancel all copies of a row that waits for another process.
+
+        The value is not made here again, so the tasks that copy the row would wait for ever.
+        """
         for task in list(self._going.get(row, {}).values()):
             detail = f"{row.key!r} is looked for at other processes"
             self._lifecycle.fail(task, CANCELLED, Failure("cancelled", task.key, detail))
 
     def not_to(self, view: WorkerView) -> None:
-        """A worker takes nothing any more: what was to go there goes elsewhere."""
+        """Cancel all copies to a worker that accepts no more tasks.
+
+        `Moves.away` and `Replicas` then choose other workers.
+        """
         for task, copy in list(self.under_way.items()):
             if copy.target is view:
                 detail = f"{view.address} takes no more tasks"

@@ -1,8 +1,8 @@
-"""Which values to move, so that workers have about as many bytes each.
+"""Rebalancing: which values to move, so that all workers have about as many bytes.
 
-The fullest worker gives to the emptiest, again and again, the value that comes nearest to
-half of what they differ by. That makes the fullest less full with each move, and ends when
-they differ by little or no value is small enough.
+Again and again the fullest worker gives a value to the emptiest worker: the value whose size is
+nearest to half of the difference between the two workers. Each move makes the fullest worker less
+full. The moves end when the two workers differ by little, or no value is small enough.
 """
 
 from __future__ import annotations
@@ -12,24 +12,31 @@ from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 Move: TypeAlias = tuple[int, str, str]
-"""Number of a value, from where, to where."""
+"""Number of a value, the worker that gives the value, and the worker that gets the value."""
 
 
 def moves(
     stored: Mapping[str, int], values: Iterable[tuple[int, Iterable[str]]], gap: float = 0.1
 ) -> list[Move]:
-    """What to move.
+    """Return the moves that even out the bytes at workers.
 
     Parameters
     ----------
     stored : dict of str to int
-        Bytes at each worker that takes part, of all values there.
+        Bytes of all values at each worker that takes part, by address.
     values : iterable of tuple
-        Bytes of each value that may move, and all workers that have it.
+        For each value that may move: its bytes, and the addresses of all workers with a copy.
     gap : float
-        Part of the mean by which the fullest and the emptiest may differ.
+        Part of the mean bytes by which the fullest and the emptiest worker may differ.
+
+    Returns
+    -------
+    list of Move
+        Each value is named by its place in ``values``.
     """
     loads = dict(stored)
+    # ``there`` has the workers of each value, by number. ``at`` has the bytes and number of each
+    # value, by worker and in ascending order, so that `_nearest` can bisect.
     there: list[set[str]] = []
     at: dict[str, list[tuple[int, int]]] = {worker: [] for worker in loads}
     for number, (nbytes, holders) in enumerate(values):
@@ -49,7 +56,7 @@ def moves(
             break
         chosen = _nearest(at[fullest], difference, there, emptiest)
         if chosen is None:
-            del loads[fullest]  # what it has is too large to go anywhere
+            del loads[fullest]  # no value there evens anything out: the worker takes part no more
             continue
         nbytes, number = chosen
         at[fullest].remove(chosen)
@@ -64,18 +71,23 @@ def moves(
 def _nearest(
     values: list[tuple[int, int]], difference: int, there: list[set[str]], target: str
 ) -> tuple[int, int] | None:
-    """The value that evens a difference out best, and is not at the target."""
+    """Return bytes and number of the value that evens out a difference best.
+
+    Values that the target has already do not count, nor do values of 0 bytes. Return None when no
+    value is left.
+    """
     half = bisect_left(values, (difference // 2 + 1, -1))
     below = next(((b, n) for b, n in reversed(values[:half]) if b and target not in there[n]), None)
     above = next(((b, n) for b, n in values[half:] if target not in there[n]), None)
+    # A value as large as the difference would only swap the roles of the two workers.
     fit = [one for one in (below, above) if one is not None and one[0] < difference]
     return min(fit, key=lambda one: abs(difference - 2 * one[0]), default=None)
 
 
 def _once_each(made: list[Move]) -> list[Move]:
-    """The moves without detours: each copy goes straight to where one is wanted in the end.
+    """Return the moves without detours: each copy goes straight to the last worker of its way.
 
-    A worker that gave its copy away and got another one keeps the one that it has.
+    A worker that gives a copy of a value away and gets another copy of it keeps the first copy.
     """
     lost: dict[int, list[str]] = {}
     gained: dict[int, list[str]] = {}
@@ -84,7 +96,7 @@ def _once_each(made: list[Move]) -> list[Move]:
         takes = gained.setdefault(number, [])
         for worker, before, after in ((source, takes, gives), (target, gives, takes)):
             if worker in before:
-                before.remove(worker)
+                before.remove(worker)  # one of the two moves undoes the other
             else:
                 after.append(worker)
     return [

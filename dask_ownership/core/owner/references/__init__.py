@@ -1,1 +1,1 @@
-"""Objects that several processes know."""
+"""References: objects whose futures are in several processes."""

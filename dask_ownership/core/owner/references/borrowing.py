@@ -1,7 +1,7 @@
-"""What others own and one process borrows.
+"""Borrowing: a process has futures of objects that other processes own.
 
-A borrowed object has a row (`Borrowed`), which looks like any other to whoever waits for it or uses
-it in a task. Its state is what its owner said last.
+A borrowed object has a row (`Borrowed`) in the borrower's table. Futures wait for the row, and
+tasks use the row, as any other row. The state of a borrowed row is what the owner said last.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ from dask_ownership.core.protocol.states import (
 )
 
 MISSES = 20
-"""How often in a row the same holders may not have a borrowed value before it counts as lost."""
+"""How often in succession all locations of a borrowed value may fail, before the value is lost."""
 
 
 class _Handover:
-    """Calls once all rows are counted by their owners."""
+    """Calls ``call`` when the owners of all ``left`` rows have acknowledged the borrowings."""
 
     __slots__ = ("call", "left")
 
@@ -70,7 +70,7 @@ class _Handover:
 
 
 class _Both:
-    """Two handovers that wait for one row."""
+    """Two handovers that wait for one row: ``one``, which may be a pair itself, and ``other``."""
 
     __slots__ = ("one", "other")
 
@@ -84,15 +84,15 @@ class _Both:
 
 
 class Borrowing(RowListener):
-    """What one process borrows.
+    """Borrows objects for one process, and takes in what their owners say.
 
     Parameters
     ----------
     lifecycle : Lifecycle
     peers : Peers
     hold_inside : callable
-        Takes over what is inside a value when this process holds for others; None when it does
-        not.
+        Takes over the objects of futures inside a borrowed value, when this process is the
+        detached owner, and returns their rows; else returns None.
     limits : Limits
     """
 
@@ -114,18 +114,18 @@ class Borrowing(RowListener):
         handlers[MOVED] = self._on_moved
         peers.when_gone.append(self._on_gone)
 
-    # ---- having it ----
+    # ---- borrowing and giving back ----
 
     def arrive(self, origin: Origin) -> tuple[Row, bool]:
-        """The row of a future that was unpickled here, with one handle more. Any thread.
+        """Return the row of a future that was unpickled here, with one local reference more.
 
-        One that came back to its owner and was freed is made again outside the table, as
-        one that is lost.
+        Any thread. When this process owned the object and freed it, the row is `LOST` and not in
+        the table.
 
         Returns
         -------
         Row, bool
-            The second says that it is new, and is to be submitted.
+            The second says whether the row is new: then the caller submits the row.
         """
         key = origin[3]
         table = self._table
@@ -133,6 +133,7 @@ class Borrowing(RowListener):
             row = table.find(key, life=origin[5])
             if row is not None:
                 return row, False
+            # Not here, not handed over and not held elsewhere: the object was freed.
             if key not in self._table.moved and place_held(origin) is None:
                 name = self._peers.process[2]
                 if self._peers.left:
@@ -146,7 +147,7 @@ class Borrowing(RowListener):
         return row, row is made
 
     def _borrowed(self, origin: Origin) -> Borrowed:
-        """A new row for what another owns; this process may have owned it before."""
+        """Return a new row for a borrowed object, which may be held or have been handed over."""
         made = Borrowed(origin)
         held = place_held(origin)
         if held is not None:
@@ -156,17 +157,19 @@ class Borrowing(RowListener):
         return made
 
     def held_elsewhere(self, row: Row, origin: Origin) -> OwnerRef | None:
-        """Where a row should be borrowed, now that one knows that it is held there."""
+        """Return where an object is held, as ``origin`` says, if the row is borrowed elsewhere.
+
+        A row may have been borrowed from the first owner before the object was held.
+        """
         held = place_held(origin)
         if held is None or not isinstance(row, Borrowed) or row.owner_ref[:4] == held:
             return None
         return held
 
     def rows_of(self, origins: Iterable[Origin]) -> tuple[Row, ...]:
-        """Rows of futures that arrived inside something, each with one use more.
+        """Return rows of futures that arrived inside a value, each with one task reference more.
 
-        What this process owns and has freed already is left out: whoever looks for it
-        hears that.
+        Objects that this process owned and freed are left out; `arrive` says so to their futures.
         """
         table = self._table
         rows: list[Row] = []
@@ -175,7 +178,7 @@ class Borrowing(RowListener):
             if origin[0] == self._peers.process[0]:
                 row = table.use(origin[3], origin[5])
                 if row is not None:
-                    row.shared_with(None)
+                    row.shared_with(None)  # cancelling the parent does not cancel the row any more
                     self._lifecycle.wake(row)
                     rows.append(row)
                     continue
@@ -185,7 +188,7 @@ class Borrowing(RowListener):
             if made.owner_ref[0] == self._peers.process[0] and (
                 row := table.use(made.owner_ref[3])
             ):
-                rows.append(row)  # held here
+                rows.append(row)  # this process holds the object, as a row of its own
                 continue
             adopted = table.adopt_for_use(made)
             if adopted is made:
@@ -199,18 +202,20 @@ class Borrowing(RowListener):
         return tuple(rows)
 
     def borrow(self, row: Borrowed) -> None:
-        """A row that was just adopted: have its owner count it."""
+        """Have the owner of a new or moved row count this process as a borrower (`BORROW`)."""
         place = row.owner_ref
         peer = self._peers.known.get(place[0]) or self._peers.peer(place[:3])
         if peer.gone:
             self._climb(row)
             return
-        # As `_borrow_from` and `Peers.say`: there may be very many in one object.
+        # The same as `_borrow_from` and `Peers.say`, without the calls: one value may contain very
+        # many futures.
         lifecycle = self._lifecycle
         lifecycle.numbers += 1
         row.attempt = lifecycle.numbers
         peer.borrowed[row.attempt] = row
         if row.path is None:
+            # A life is a number of the first owner. A new owner does not know the number.
             life = row.origin[5] if place is row.origin else 0
             peer.outbox.append((BORROW, place[3], row.attempt, life))
         else:
@@ -218,43 +223,50 @@ class Borrowing(RowListener):
         self._peers.talking[place[0]] = peer
 
     def _borrow_from(self, peer: Peer, row: Borrowed) -> None:
+        """Give a row the number of a new borrowing from a peer."""
         self._lifecycle.numbers += 1
         row.attempt = self._lifecycle.numbers
         peer.borrowed[row.attempt] = row
 
     def adopt_at_heir(self, row: Borrowed, origin: Origin, pinned: bool) -> None:
-        """Have the owner of a row that is new there make it, taking ``origin`` over."""
+        """Ask an heir to take ``origin`` over (`ADOPT`); ``row`` borrows the heir's object."""
         peer = self._peers.peer(row.owner_ref[:3])
         self._borrow_from(peer, row)
         self._peers.say(peer, (ADOPT, row.owner_ref[3], row.attempt, origin, pinned))
 
     def borrow_at(self, row: Borrowed, place: OwnerRef) -> None:
-        """It is there for certain: also when its owner freed it once, and has it again."""
+        """Borrow a row from ``place``, where the object is for certain.
+
+        The process at ``place`` may have freed the object once, and have it again.
+        """
         if row.owner_ref[:4] != place:
             peer = self._peers.peer(row.owner_ref[:3])
             if peer.borrowed.get(row.attempt) is row:
-                row.acknowledged = False
+                row.acknowledged = False  # until the process at ``place`` counts this process
                 self._moved(peer, row, place, None, None)
 
     def forgotten(self, row: Row) -> None:
-        """Nobody here has what another process owns."""
+        """Give back a borrowed row that nothing in this process needs any more."""
         if isinstance(row, Borrowed):
             self.give_back(row)
 
     def give_back(self, row: Borrowed) -> None:
-        """Nobody here has it any more."""
+        """Tell the owner of a row that the borrowing has ended (`BORROW_RELEASE`)."""
         peer = self._peers.known.get(row.owner_ref[0])
         key = row.owner_ref[3]
         if peer is not None:
             peer.borrowed.pop(row.attempt, None)
             if row.attempt:
                 self._peers.say(peer, (BORROW_RELEASE, key, row.attempt))
-        self._counted(row)
+        self._counted(row)  # an acknowledgement does not come any more: nothing has to wait for it
 
-    # ---- being counted ----
+    # ---- acknowledged borrowings ----
 
     def when_acknowledged(self, rows: Iterable[Row], call: Callable[[], None]) -> None:
-        """Call once the owner of each row counts this process, or there is nothing to count."""
+        """Call ``call`` when the owner of each borrowed row counts this process as a borrower.
+
+        Forgotten rows do not matter. With nothing to wait for, the call comes at once.
+        """
         waiting = [
             row
             for row in rows
@@ -266,12 +278,16 @@ class Borrowing(RowListener):
             return
         handover = _Handover(len(waiting), call)
         for row in waiting:
-            # Hardly ever more than one, and there may be very many rows: no list for one.
+            # There may be very many rows, each with hardly ever more than one handover. So there is
+            # no list per row.
             before = row.handovers
             row.handovers = handover if before is None else _Both(before, handover)
 
     def hold_until_counted(self, outer: Row, rows: Iterable[Row]) -> None:
-        """Keep ``outer``, from whose value these came, until their owners count them."""
+        """Keep ``outer``, whose value contained ``rows``, until their owners count this process.
+
+        The futures inside a value are kept as long as a process has the value.
+        """
         if outer.state == FORGOTTEN:
             return
         self._table.use_all((outer,))
@@ -280,18 +296,21 @@ class Borrowing(RowListener):
     def inside_result(
         self, view: WorkerView, row: Row, inside: Iterable[Origin]
     ) -> tuple[Row, ...]:
-        """Rows of the futures that came inside a result, to be kept with it.
+        """Return the rows of the futures inside a result, for the row of the result to keep.
 
-        The worker keeps them too until they are counted for this process.
+        The worker keeps the futures too, until this process says that it is counted for all of
+        them (`REFS_COUNTED`).
         """
         inner = self.rows_of(inside)
         self.when_acknowledged(inner, counted(view, row.key, row.attempt))
-        if row in inner:  # else nothing would ever free it
+        # A row that contains its own future would never be freed.
+        if row in inner:
             self._lifecycle.release_uses([r for r in inner if r is row])
             inner = tuple([r for r in inner if r is not row])
         return inner
 
     def _counted(self, row: Borrowed) -> None:
+        """Mark a row as acknowledged: release the borrowings before, and call what waits."""
         row.acknowledged = True
         if row.returns is not None:
             returns, row.returns = row.returns, None
@@ -301,32 +320,32 @@ class Borrowing(RowListener):
             handovers, row.handovers = row.handovers, None
             handovers.one_counted()
 
-    # ---- asking its owner ----
+    # ---- requests to owners ----
 
     def request(self, row: Borrowed, what: str, detail: Any) -> None:
-        """Have the owner ``cancel`` or ``retry`` it, look where it is, or ``follow`` what it
-        waits for."""
+        """Ask the owner of a row to ``cancel`` or ``retry`` the row, to find a ``missed`` value
+        elsewhere, or to ``follow`` what the row waits for (`REQUEST`)."""
         if not row.attempt and row.state == WAITING:
-            self.borrow(row)  # it was to be soon, and only what was lent can be asked about
+            self.borrow(row)  # the row is not submitted yet, and owners listen to borrowers only
         self._peers.say(
             self._peers.peer(row.owner_ref[:3]),
             (REQUEST, what, row.owner_ref[3], row.attempt, detail),
         )
 
     def retry(self, row: Borrowed) -> None:
-        """Have the owner try a failed row again, which waits for that here."""
+        """Ask the owner of a failed row to try the task again, and have the row wait here."""
         self.request(row, "retry", "")
         if row.state == ERROR and not self._peers.peer(row.owner_ref[:3]).gone:
             self._waits_again(row)
 
     def _waits_again(self, row: Borrowed) -> None:
-        """A failed row is tried again at its owner: what failed here because of it is, too."""
+        """Have a failed row, and all rows that failed with it, wait for the owner's next try."""
         inside, row.contains = row.contains, ()
         revive(self._lifecycle, [row])
         self._lifecycle.release_uses(inside)
 
     def missed(self, row: Borrowed, addresses: Iterable[str]) -> None:
-        """Those said to have it do not, as those at these addresses say: ask its owner."""
+        """Ask the owner for other locations: workers at ``addresses`` do not have the value."""
         if row.state != STORED:
             return
         row.misses += 1
@@ -338,14 +357,16 @@ class Borrowing(RowListener):
         self._lifecycle.wait_for_owner(row)
         self.request(row, "missed", tuple(addresses))
 
-    # ---- what its owner says ----
+    # ---- messages of owners ----
 
     def _on_lent(self, peer: Peer, key: Key, number: int, outcome: Outcome | None) -> None:
+        """Handle BORROW_ACK: the owner counts this process, and tells the outcome."""
         row = peer.borrowed.get(number)
         if row is not None and row.owner_ref[3] == key:
             self._told(peer, row, outcome, True)
 
     def _on_outcome(self, peer: Peer, key: Key, number: int, outcome: Outcome | None) -> None:
+        """Handle VALUE_UPDATE: the outcome of a borrowed row changed."""
         row = peer.borrowed.get(number)
         if row is not None and row.owner_ref[3] == key:
             self._told(peer, row, outcome, False)
@@ -359,19 +380,25 @@ class Borrowing(RowListener):
         outcome: Outcome | None,
         path: Path | None,
     ) -> None:
+        """Handle MOVED: the object of a borrowed row has another owner."""
         row = peer.borrowed.get(number)
         if row is not None:
             self._moved(peer, row, place, outcome, path)
 
     def _told(self, peer: Peer, row: Borrowed, outcome: Outcome | None, lent: bool) -> None:
-        """The owner of a borrowed row says how it stands; when ``lent``, that this is counted."""
+        """Take in an outcome from the owner of a borrowed row; None while there is no value.
+
+        ``lent`` says that the owner counts this process from now on (`BORROW_ACK`).
+        """
         if outcome is not None:
+            # The second item of a failure is its kind.
             if outcome[1] == FREED and self._freed(peer, row, outcome[3]):
                 return
             if row.state == ERROR and not lent:
-                self._waits_again(row)  # it was tried again, or cancelled
+                self._waits_again(row)  # the owner tried the task again, or cancelled it
             self._take_in(row, outcome)
         elif row.state == STORED:
+            # The value was lost, and is made again.
             self._lifecycle.wait_for_owner(row)
             row.addresses = ()
         elif row.state == ERROR and not lent:
@@ -380,14 +407,15 @@ class Borrowing(RowListener):
             self._counted(row)
 
     def _take_in(self, row: Borrowed, outcome: Outcome) -> None:
-        """What became of a borrowed value, or where it is now."""
+        """Bring a row to the state of an outcome (see `Lending.outcome_of`), if that is later."""
         lifecycle = self._lifecycle
         state = outcome[0]
         if state == STORED and row.state == STORED and row.made_by == outcome[4]:
-            row.addresses = tuple(outcome[3])
+            row.addresses = tuple(outcome[3])  # the same value, at other locations
             return
         if state == STORED and row.state == STORED:
-            lifecycle.wait_for_owner(row)  # it was made again
+            lifecycle.wait_for_owner(row)  # the value was made again, and may be another value
+        # An end stays, but for a stored value that is lost, and an inline value that is cancelled.
         had = row.state
         ends = (had == STORED and state > STORED) or (had == INLINE and state == CANCELLED)
         if had >= INLINE and not ends:
@@ -399,7 +427,7 @@ class Borrowing(RowListener):
             lifecycle.finish_borrowed(row, INLINE, outcome[1], len(outcome[1]))
         elif state == STORED:
             if outcome[4] != row.made_by or tuple(outcome[3]) != row.addresses:
-                row.misses = 0  # its owner found it elsewhere, or made it again
+                row.misses = 0  # the owner found the value elsewhere, or made it again
             row.survived = ()
             row.freed = None
             row.type_name = outcome[2]
@@ -413,11 +441,12 @@ class Borrowing(RowListener):
         else:
             _, kind, name, detail, chain = outcome
             if row.freed is not None:
-                # Those who led to it could not make it again.
+                # The heirs could not make the object again: the row ends for the first reason.
                 lifecycle.end_with_dependents(row, state, row.freed)
                 return
             kind = "lost-data" if kind == FREED else kind
             if is_adopted(name):
+                # The key at the heir means nothing to people, and the first key does.
                 name, detail = row.origin[3], f"its owner {row.origin[2]} is gone; {detail}"
             if kind == "owner-lost":
                 lifecycle.losses[OWNER_LOST] += 1
@@ -429,15 +458,20 @@ class Borrowing(RowListener):
             lifecycle.end_with_dependents(row, state, failure)
 
     def _next_version(self) -> int:
+        """Return a number by which workers of this process tell a new value from older ones."""
         self._lifecycle.numbers += 1
         return self._lifecycle.numbers
 
     def _came_with(self, row: Borrowed, origins: Iterable[Origin]) -> tuple[Row, ...]:
-        """Rows of the futures inside a value or an error that was borrowed."""
+        """Return the rows of the futures inside a borrowed value or error.
+
+        ``row``, whose value or error came, is kept until the futures are acknowledged.
+        """
         held = self._hold_inside(origins)
         if held is None:
             inner = borrowed = self.rows_of(origins)
         else:
+            # The detached owner has rows of its own, each of which waits for a borrowed row.
             inner = held
             borrowed = tuple(source for one in held for source in one.dependencies)
         if borrowed:
@@ -447,8 +481,12 @@ class Borrowing(RowListener):
     def _moved(
         self, peer: Peer, row: Borrowed, place: OwnerRef, outcome: Outcome | None, path: Path | None
     ) -> None:
-        """Another owns it now; the old borrowing is given back when that one counts this."""
+        """Borrow a row from its new owner at ``place``, which looks for the object along ``path``.
+
+        Without a path the new owner has the object already.
+        """
         del peer.borrowed[row.attempt]
+        # The old owner goes on counting this process, until the new owner does (`_counted`).
         row.returns = [*(row.returns or ()), (peer, row.owner_ref[3], row.attempt)]
         row.owner_ref = place
         row.path = path
@@ -460,9 +498,9 @@ class Borrowing(RowListener):
             self._is_own_now(row)
 
     def _is_own_now(self, row: Borrowed) -> None:
-        """A borrowed row is owned by this process itself, which took it over.
+        """Handle a borrowed row whose object this process itself has taken over.
 
-        Its failure cannot be tried again: the task that failed is not here.
+        The failed task is not here: a retry of the own row, an alias, would wait for itself.
         """
         own = self._table.rows.get(row.owner_ref[3])
         if own is None or own.options.adopted is None:
@@ -470,9 +508,10 @@ class Borrowing(RowListener):
         if own.state == ERROR and own.function is not None:
             self._lifecycle.cannot_be_retried(own)
 
-    # ---- its owner is gone ----
+    # ---- owners that are gone ----
 
     def _on_gone(self, peer: Peer) -> None:
+        """Ask heirs for all objects that were borrowed from a dead peer."""
         borrowed = list(peer.borrowed.values())
         if borrowed:
             self._lifecycle.losses[OWNERS_GONE] += 1
@@ -481,12 +520,17 @@ class Borrowing(RowListener):
             self._climb(row)
 
     def _climb(self, row: Borrowed) -> None:
-        """Its owner is gone: ask the owner of the task that submitted it, or of that one's."""
+        """Borrow a row from the nearest living heir, because the owner is gone.
+
+        Without an heir the row ends as ``owner-lost``, unless the row has a final outcome.
+        """
         level = None
         if row.state < INLINE:
-            # Also when it is the same one again: whoever says that it is there has not heard yet.
+            # The same owner may come twice: a process that has not heard of the death named the
+            # dead owner once more.
             row.survived += (row.owner_ref[2],)
-            # It may be what they die of: as for a task that is never alone when one dies.
+            # The task that makes the object may be the cause of the deaths. No process can tell, as
+            # with a task that is never alone when its worker dies: four times as many may die.
             if len(row.survived) > 4 * (self._limits.allowed_failures + 1):
                 names = ", ".join(row.survived)
                 self._lose(row, "owner-lost", f"those who owned it died before it ended: {names}")
@@ -495,7 +539,7 @@ class Borrowing(RowListener):
         if row.state < INLINE or row.state == STORED:
             level = heir_of(row.origin, lambda process: self._peers.peer(process).gone)
         if level is None:
-            # Unless it has what there is to have.
+            # A row with an inline value or an error keeps it (`_take_in`).
             self._lose(row, "owner-lost", "no process lives that led to it")
             self._counted(row)
             return
@@ -503,6 +547,7 @@ class Borrowing(RowListener):
         heir = level[:3]
         key = adopted_key(row.origin)
         if self._is_made_of(row, heir):
+            # Under another key, or the own object and this row would wait for each other.
             key = ("asked", *key[1:])  # type: ignore[index]
         row.owner_ref = (*heir, key)
         row.path = path_from(row.origin, level)
@@ -513,17 +558,18 @@ class Borrowing(RowListener):
         self._peers.say(peer, (BORROW, key, row.attempt, 0, row.path, gone))
 
     def _is_made_of(self, row: Borrowed, heir: Process) -> bool:
-        """Whether this process is the heir, and its own object is still to be made from this."""
+        """Return whether this process is the heir, and its own row still waits for ``row``."""
         if heir[0] != self._peers.process[0]:
             return False
         own = self._table.rows.get(adopted_key(row.origin))
         return own is not None and own.state < INLINE
 
     def _freed(self, peer: Peer, row: Borrowed, detail: str) -> bool:
-        """Its owner freed it before it heard of this borrower; whether others are asked.
+        """Handle FREED: the owner dropped the object before the BORROW of this process arrived.
 
-        Whoever passed it on kept it until then, but for one that was frozen meanwhile and
-        whose value was made again elsewhere.
+        Return True if an heir is asked instead. This happens only when the process that passed
+        the future on was frozen, so that its value was made again elsewhere: any other process
+        keeps the object until the owner counts the borrower.
         """
         if row.acknowledged or row.owner_ref is not row.origin or row.origin[4] is None:
             return False
@@ -533,12 +579,13 @@ class Borrowing(RowListener):
         return True
 
     def _lose(self, row: Borrowed, kind: str, reason: str) -> None:
+        """End a row as lost, for a reason that this process has found itself."""
         detail = f"{reason}; it was borrowed from {row.origin[2]}"
         self._take_in(row, (LOST, kind, row.origin[3], detail, ()))
 
 
 def counted(view: WorkerView, name: Key, attempt: int) -> Callable[[], None]:
-    """Tells a worker that the futures which it keeps under a name of an attempt are counted."""
+    """Return a function that tells a worker that the futures kept under a name are counted."""
 
     def tell() -> None:
         if view.alive:

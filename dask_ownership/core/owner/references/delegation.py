@@ -1,13 +1,13 @@
-"""Delegation: a task ends, and its value is to be that of another.
+"""Delegation: a task ends, and its value is to be the value of another task.
 
-Tasks may delegate to each other, so that none of them can ever have a value. Only a task that
-delegates comes to wait for something after others wait for it: only there a
-cycle can close. So its owner follows what the new source waits for. Where that is another
-owner's, that owner is asked to go on from there, on behalf of the task that delegated: the
-edge-chasing of Chandy, Misra and Haas (1983). A search begins when a task delegates, and when
-an owner hears that somebody waits for one that did: whichever of a cycle is last finds all of it
-there. When a search comes back to its task, that one ends with an error, and with it all that
-wait for it.
+Tasks may delegate to each other in a cycle, and then none of them can ever have a value. A cycle
+closes only at a task that delegates: every other task has all of its dependencies before another
+task can wait for it. So the owner of a task that delegates follows the rows that the new source
+waits for. At a row of another owner, the owner asks the other owner to go on from there, on behalf
+of the task that delegated: the edge-chasing of Chandy, Misra and Haas (1983). A search begins when
+a task delegates, and when an owner hears that a row waits for a task that delegated. So the last
+search of a cycle finds the whole cycle. When a search comes back to its task, the task ends with an
+error, and with the task all rows that wait for it.
 """
 
 from __future__ import annotations
@@ -26,23 +26,27 @@ from dask_ownership.core.protocol.messages import Key, Origin
 from dask_ownership.core.protocol.states import ERROR, INLINE
 
 Delegation = tuple[str, Key, int]
-"""A task that delegated: the incarnation of its owner, its key and its attempt."""
+"""Names a task that delegated: the incarnation of the owner, the key and the attempt."""
 
 FOLLOWED = 10_000
-"""How many searches of others are remembered, each of which goes on from a row once."""
+"""How many searches of other owners are remembered. A search goes on from each row once."""
 
 
 class Delegations:
-    """Tasks of one owner that delegate.
+    """Has tasks of one owner delegate, and ends tasks that delegate in a cycle.
 
     Parameters
     ----------
     lifecycle : Lifecycle
+        Turns the row of a task into an alias.
     lineages : Lineages
+        Keeps how to run tasks that are kept for their children.
     borrowing : Borrowing
+        Borrows the future that a task delegates to, and sends requests to its owner.
     functions : BuiltinFunctions
+        Has the function of aliases.
     submits_no_more : callable
-        Told of a task that has delegated.
+        Called with the row of a task that has delegated, and so submits no more children.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Delegations:
         self._borrowing = borrowing
         self._functions = functions
         self._submits_no_more = submits_no_more
+        # Searches with the key and attempt of a row that each has passed, the oldest first.
         self._followed: dict[tuple[Delegation, Key, int], None] = {}
 
     def on_delegated(
@@ -69,13 +74,17 @@ class Delegations:
         microseconds: float,
         inside: Sequence[Origin],
     ) -> None:
-        """The value of a row is to be another's: wait for that one, without a slot."""
+        """Handle DELEGATED: turn a row into an alias of the future in ``inside``.
+
+        The row waits for the future's value without a slot at any worker.
+        """
         lifecycle = self._lifecycle
         measured(row, microseconds)
         inner = self._borrowing.inside_result(view, row, inside)
         if row.roles & RETAINED and row.lineage is None:
-            self._lineages.keep(row, row.contains)  # before it becomes another's value
+            self._lineages.keep(row, row.contains)  # before the task becomes an alias
         lifecycle.attempts.forget(row)
+        # The alias keeps the options of the object. Options for running the task have no more use.
         was = row.options
         row.options = Options(
             depth=was.depth,
@@ -89,6 +98,7 @@ class Delegations:
         lifecycle.release_uses(needed)
         if self.waits_for_itself(row):
             return
+        # `inside_result` leaves out the row itself, and an object that this owner has freed.
         if inner:
             lifecycle.wait(row)
             self._submits_no_more(row)
@@ -103,9 +113,13 @@ class Delegations:
     # ---- cycles ----
 
     def waits_for_itself(self, row: Row) -> bool:
-        """Whether a row that delegated waits for itself; it has ended then."""
+        """Return whether a row that delegated waits for itself, and end the row then.
+
+        When the cycle leads through other owners, the result is False, and the row ends when the
+        search comes back (`follow`).
+        """
         if row.dependents is None and not row.roles & HAS_BORROWERS:
-            return False  # nobody waits for it
+            return False  # nothing waits for the row, so no cycle leads through it
         begun = (self._table.process[0], row.key, row.attempt)
         if not self._leads_back(row.dependencies, begun):
             return False
@@ -113,8 +127,12 @@ class Delegations:
         return True
 
     def follow(self, row: Row, begun: Delegation) -> None:
-        """Go on with a search that came from another process to a row of this one."""
-        begun = (begun[0], begun[1], begun[2])
+        """Go on with a search of another process, from a row of this process.
+
+        ``begun`` is the task that delegated. When the search comes back to this task, the task
+        ends.
+        """
+        begun = (begun[0], begun[1], begun[2])  # a list when it comes over a link
         seen = (begun, row.key, row.attempt)
         if seen in self._followed:
             return
@@ -127,14 +145,17 @@ class Delegations:
                 self._end(found)
 
     def _leads_back(self, rows: Iterable[Row], begun: Delegation) -> bool:
-        """Whether what these wait for is the delegation; other owners are asked to go on."""
+        """Return whether rows lead back to the task ``begun`` by rows that this process knows.
+
+        Owners of borrowed rows on the way are asked to go on with the search.
+        """
         owner, key, attempt = begun
         mine = owner == self._table.process[0]
         stack = list(rows)
         seen: set[Row] = set()
         while stack:
             row = stack.pop()
-            # What failed keeps what it needs, and may be tried again.
+            # A failed row keeps its dependencies for a retry, so it may be part of a cycle.
             if row in seen or (row.state >= INLINE and row.state != ERROR):
                 continue
             seen.add(row)
@@ -146,10 +167,11 @@ class Delegations:
         return False
 
     def _end(self, row: Row) -> None:
+        """End a row that waits for itself with an error that names what it delegated to."""
         sources = ", ".join([repr(source.key) for source in row.dependencies])
         detail = (
             f"it delegated to {sources}, which waits for it: none of them can ever have a value; "
             f"it was owned by {self._lifecycle.name}"
         )
         self._lifecycle.fail(row, ERROR, Failure("lost-data", row.key, detail))
-        self._lifecycle.cannot_be_retried(row)  # it would make the same cycle
+        self._lifecycle.cannot_be_retried(row)  # a retry would close the same cycle

@@ -1,14 +1,15 @@
-"""DetachedObjects: one process holds what others own, and goes on with it when those are gone.
+"""Detached objects: one process holds objects for the cluster, which outlive their owners.
 
-What lies in a queue, a variable or a dataset belongs to the cluster, whatever becomes of the
-client that put it there. So one process of the cluster, the *holder*, takes it over as an
-heir does (`references.transfer`), at once and not when its owner leaves. It also takes the owner's
-*bequest*: the tasks that make it and what they need. While the owner lives it waits for the
-owner's value and takes that over where it lies. When the owner is gone before that, or
-the last copy is lost later and the owner cannot help, it runs the tasks itself.
+An object in a queue, a variable or a dataset belongs to the cluster, also when the client that put
+the object there is gone. So one process of the cluster, the *detached owner*, takes the object
+over as an heir does (`references.transfer`): at once, and not when the owner leaves. The detached
+owner also gets a `LineageSpec` from the owner (the *bequest*): the tasks that make the object, and
+what the tasks need. While the owner lives, the detached owner waits for the owner's value and
+takes the value over where it lies. The owner may be gone before, or the last copy may be lost
+later when the owner cannot help: then the detached owner runs the tasks itself.
 
-The name of an object that is held says so: its heir is the object's own place at the
-holder (`held_at`), and whoever meets the name borrows there.
+The name of a detached object says where the object is held: the heir in the name is the object's
+own key at the detached owner (`held_at`). A process that meets the name borrows there.
 """
 
 from __future__ import annotations
@@ -29,24 +30,34 @@ from dask_ownership.core.protocol.names import adopted_key, is_adopted, place_he
 from dask_ownership.core.protocol.states import CANCELLED, INLINE, LOST, STORED
 
 Reference: TypeAlias = "int | Origin"
-"""Another task of the same bequest by its number, or what is owned elsewhere."""
+"""An input of a task: another task of the same `LineageSpec` by number, or the name of an object
+with an owner of its own."""
 
 Task: TypeAlias = tuple[Any, ...]
-"""``(key, life, function, payload, order, dependencies, contains, options, value)``: of msgpack
-types only. ``function`` is a number in the bequest's list; for a value that is there it is -1."""
+"""``(key, life, function, payload, order, dependencies, contains, options, value)``, of msgpack
+types only. ``function`` is a number in the list of functions; -1 says that ``value`` is the task's
+inline value."""
 
 OPTIONS = ("workers", "loose", "retries", "resources", "timeout", "depth", "within")
+"""Options of a task that another owner needs to run the task, beside ``replicas``."""
 
 
 class LineageSpec:
-    """How to make what one process owns.
+    """How to make some objects of one owner: their tasks, and the tasks' inputs.
 
     Parameters
     ----------
     owner : Process
+        The owner of the tasks.
     functions : list of Function
+        The functions that the tasks call.
     tasks : sequence of Task
-        Each after those that it refers to by number.
+        Each task comes after the tasks that it refers to by number.
+
+    Attributes
+    ----------
+    numbers : dict of Key to int
+        The number of each task, by its key at the detached owner.
     """
 
     __slots__ = ("functions", "numbers", "owner", "tasks")
@@ -58,29 +69,33 @@ class LineageSpec:
         self.numbers: dict[Key, int] = {self.key(n): n for n in range(len(tasks))}
 
     def key(self, number: int) -> Key:
-        """The key of a task in the table of whoever takes it over, as by `adopted_key`."""
+        """Return the key of a task at the detached owner, as `adopted_key` makes it."""
         name, life = self.tasks[number][:2]
         return name if is_adopted(name) else ("adopted", self.owner[0], name, life)
 
 
 NOTHING = LineageSpec(("", "", ""), [], ())
+"""The spec of an object whose tasks are not known."""
 
 
 class DetachedObjects(RowListener):
-    """What one process tells of how its objects are made, and holds of others.
+    """Describes how objects of an owner are made, and holds objects in the detached owner.
 
     Parameters
     ----------
     lifecycle : Lifecycle
+        Turns rows into other tasks, and counts references.
     borrowing : Borrowing
+        Borrows the objects to hold from their owners.
     functions : BuiltinFunctions
+        Makes the alias that takes a value over.
     submit : callable
         Has new rows run.
 
     Attributes
     ----------
     holds : bool
-        Whether this process is the holder.
+        Whether this process is the detached owner.
     """
 
     def __init__(
@@ -100,20 +115,23 @@ class DetachedObjects(RowListener):
     # ---- the owner ----
 
     def describe(self, rows: Iterable[Row]) -> tuple[list[Function], list[Task], list[Origin]]:
-        """How these rows are made.
+        """Return how rows of this owner are made, and which objects are to be held with them.
 
         Returns
         -------
         list of Function, list of Task
-            See `LineageSpec`.
+            The parts of a `LineageSpec`.
         list of Origin
-            What cannot be made from those and unfinished tasks need: to be held as well.
+            Objects that unfinished tasks among these need and that none of these tasks makes. They
+            have to be held as well.
         """
         functions: dict[Function, int] = {}
         tasks: list[Task] = []
         numbers: dict[Row, int] = {}
         also: dict[Row, None] = {}
         seen: set[Row] = set()
+        # The detached owner borrows an inline value at once, so nothing has to make it. Each row is
+        # looked at twice: inputs come between, so that they get lower numbers.
         stack = [(row, False) for row in rows if row.state != INLINE]
         while stack:
             row, complete = stack.pop()
@@ -135,6 +153,7 @@ class DetachedObjects(RowListener):
             count = len(source.dependencies)
             parts = tuple(refer[:count]), tuple(refer[count:])
             numbers[row] = len(tasks)
+            # The life is part of the key at the detached owner, see `LineageSpec.key`.
             life = self._table.named(row)
             if row.state == INLINE:
                 tasks.append((row.key, life, -1, None, 0, *parts, None, row.value))
@@ -147,7 +166,10 @@ class DetachedObjects(RowListener):
 
     @staticmethod
     def _source(row: Row) -> Any:
-        """What knows how a row is made: itself, its lineage, or None."""
+        """Return what says how a row is made: the row itself, its lineage, or None.
+
+        The row of an inline input is its own source, because its value is sent.
+        """
         if row.borrowed:
             return None
         if row.state == INLINE:
@@ -157,13 +179,17 @@ class DetachedObjects(RowListener):
         return row if row.function is not None else row.lineage
 
     def _no_more(self, row: Row) -> bool:
-        """Whether it has a value, or will have, and nothing that could make it again."""
+        """Return whether a row has a value, or will have one, that no task can make again."""
         return row.state <= STORED and self._source(row) is None
 
-    # ---- the holder ----
+    # ---- the detached owner ----
 
     def hold(self, origins: Iterable[Origin], bequest: LineageSpec) -> list[Row]:
-        """Take objects over; their rows, with one handle more each."""
+        """Take objects over for the cluster. Return their rows, with one local reference more each.
+
+        ``bequest`` says how the objects are made. A later bequest for an object replaces an
+        earlier one.
+        """
         rows: list[Row] = []
         for origin in origins:
             key = adopted_key(origin)
@@ -174,20 +200,22 @@ class DetachedObjects(RowListener):
                 rows.append(known)
                 continue
             if place_held(origin) is not None:
-                origin = (*origin[:4], None, origin[5])  # it was held once
+                # This process held the object once and has let go. Only the first owner is asked.
+                origin = (*origin[:4], None, origin[5])
             taken = self._borrowing.rows_of([origin])
             options = Options(adopted=origin, lineage_spec=bequest)
             row = self._functions.alias(key, taken, options)
             self._table.adopt(row)
             self._submit([row])
-            self._lifecycle.release_uses(taken)  # the row has its own
+            self._lifecycle.release_uses(taken)  # the row has its own references
             rows.append(row)
         return rows
 
     def hold_inside(self, origins: Iterable[Origin]) -> tuple[Row, ...] | None:
-        """As `hold`, for what is inside of a value that is taken over; one use each.
+        """Take over objects whose futures are inside a value that is taken over, as `hold` does.
 
-        None when this process is not the holder.
+        Return their rows with one task reference more each; None when this process is not the
+        detached owner.
         """
         if not self.holds:
             return None
@@ -196,7 +224,10 @@ class DetachedObjects(RowListener):
         return tuple(rows)
 
     def settled(self, row: Row) -> bool:
-        """Whether all is taken over that there is by now, so that the owner may go."""
+        """Return whether the owner of a held object may go: what there is by now is taken over.
+
+        That is the value, or else the acknowledged borrowing of an object that has no value yet.
+        """
         if row.state >= INLINE:
             return True
         return all(
@@ -205,7 +236,10 @@ class DetachedObjects(RowListener):
         )
 
     def recover(self, row: Row) -> bool:
-        """The last copy of what is held is gone: take it over anew; whether that can be."""
+        """Take a held object over anew from the process that owned it, after its last copy is gone.
+
+        Return False for a row of another kind.
+        """
         if row.options.lineage_spec is None:
             return False
         self._lifecycle.withdraw(row)
@@ -218,9 +252,10 @@ class DetachedObjects(RowListener):
         return True
 
     def instead(self, row: Row, state: int) -> bool:
-        """What a row was to be taken over from has ended so: run its tasks here instead.
+        """Run the tasks of a held object here, because its owner's object has ended in ``state``.
 
-        False when it has another end, or nobody said how.
+        Return False when the object is not lost or cancelled, or when the bequest does not say how
+        to make the object.
         """
         bequest = row.options.lineage_spec
         taken_over = row.function is self._functions.identity
@@ -228,8 +263,10 @@ class DetachedObjects(RowListener):
             return False
         origin = row.options.adopted
         number = bequest.numbers.get(adopted_key(origin))
+        # A bequest knows the tasks of one owner only.
         if number is None or bequest.owner[0] != origin[0]:
             return False
+        # In ascending order, because tasks refer to tasks with lower numbers.
         made = []
         for one in sorted(self._needed(bequest, number)):
             if one != number:
@@ -245,14 +282,17 @@ class DetachedObjects(RowListener):
         row.order = order
         _give_options(row, options, origin, bequest)
         self._submit(made)
-        self._lifecycle.release(made)  # those that need them count them
+        self._lifecycle.release(made)  # the rows that need them have references of their own
         self._lifecycle.release_uses(old)
         self._lifecycle.log(row, "repeated", f"{origin[2]}, which owned it, is gone or freed it")
         self._lifecycle.wait(row)
         return True
 
     def _needed(self, bequest: LineageSpec, number: int) -> set[int]:
-        """The tasks that make one, but for what is here already."""
+        """Return the numbers of the tasks that make a value, but for rows that are here already.
+
+        ``number`` itself is always among them.
+        """
         rows = self._table.rows
         needed: set[int] = set()
         stack = [number]
@@ -266,7 +306,7 @@ class DetachedObjects(RowListener):
         return needed
 
     def _row(self, bequest: LineageSpec, number: int) -> Row:
-        """A new row for a task of a bequest, with one handle."""
+        """Return a new row for a task of a bequest, with one local reference."""
         _, _, function, payload, order, dependencies, contains, options, value = bequest.tasks[
             number
         ]
@@ -280,11 +320,14 @@ class DetachedObjects(RowListener):
             _give_options(row, options, None, None)
         row.contains = inside
         self._table.adopt(row)
-        self._lifecycle.release_uses((*taken, *inside))  # the row has its own
+        self._lifecycle.release_uses((*taken, *inside))  # the row has its own references
         return row
 
     def _rows(self, bequest: LineageSpec, references: Iterable[Reference]) -> tuple[Row, ...]:
-        """What a task refers to, with one use more each."""
+        """Return the rows that a task of a bequest refers to, with one task reference more each.
+
+        A name of an object is borrowed, unless this process holds the object.
+        """
         rows: list[Row] = []
         for reference in references:
             if isinstance(reference, int):
@@ -303,7 +346,7 @@ class DetachedObjects(RowListener):
 
 
 def _options_of(options: Options) -> dict[str, Any]:
-    """What of a task's options matters at another owner."""
+    """Return the options of a task that another owner needs, as a dict of msgpack types."""
     told = {name: value for name in OPTIONS if (value := getattr(options, name))}
     if options.replicas is not None:
         told["replicas"] = tuple(options.replicas)
@@ -311,7 +354,11 @@ def _options_of(options: Options) -> dict[str, Any]:
 
 
 def _give_options(row: Row, told: dict[str, Any], adopted: Any, bequest: Any) -> None:
-    """Give a row that the holder makes its options."""
+    """Give a row of the detached owner its options.
+
+    ``told`` comes from `_options_of`. ``adopted`` and ``bequest`` are those of a held object; None
+    for an input.
+    """
     given = dict(told)
     if given.get("workers"):
         given["workers"] = tuple(given["workers"])

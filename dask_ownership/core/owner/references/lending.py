@@ -1,8 +1,9 @@
-"""What one process owns and others borrow.
+"""Lending: an owner counts the borrowers of its objects, and tells them what becomes of values.
 
-The rule that keeps values from being freed early: **nobody lets go of what it holds for
-another until the owner has counted that other.** Whoever sends a value with futures in
-it keeps them until the receiver says that it is counted everywhere (`Borrowing.when_acknowledged`).
+One rule keeps values from being freed early: **a process that passes a future on to another
+process keeps the object until the owner has counted the other process.** The sender of a value
+with futures inside keeps the futures until the receiver says that the owner of each future counts
+the receiver (`Borrowing.when_acknowledged`).
 """
 
 from __future__ import annotations
@@ -39,40 +40,46 @@ from dask_ownership.core.protocol.states import (
 )
 
 SECOND = "\0"
-"""Between a process and the number of a borrowing, in the name of its second one of a row."""
+"""Separates incarnation and number in a name in ``Lending.borrowers``, when one process borrows a
+row more than once."""
 
 NOBODY: dict[str, int] = {}
+"""The borrowers of a row without borrowers. Never written to."""
 
 Outcome: TypeAlias = tuple[Any, ...]
-"""State, and what belongs to it: see `Lending.outcome_of`."""
+"""A final state, and the items that belong to the state: see `Lending.outcome_of`."""
 
 
 class Lending(RowListener):
-    """The borrowers of one owner's objects.
+    """Counts the borrowers of one owner's objects, and answers their messages.
 
     Parameters
     ----------
     lifecycle : Lifecycle
+        Wakes rows and releases their references.
     peers : Peers
+        The processes that borrow.
     history : History
+        Tells whether a missing object was cancelled.
     missed : callable
-        Told of a stored row and of addresses that do not have it.
+        Called with a stored row and with addresses of workers that do not have the value.
     ask : callable
-        Has what is not in the table looked for: a key, and the path to it. Returns its row.
+        Has an object reconstructed that is not in the table: called with a key and the path to
+        the object, returns the row of the question with one task reference more.
     asked_again : callable
-        Told of a peer that borrows a row which is looked for: also the number of the borrowing,
-        and the incarnation that the peer says is gone.
+        Called when a peer borrows a question: with the peer, the row, the number of the
+        borrowing, and the incarnation of the dead owner as the peer names it.
     delegated : callable
-        Told of a row that waits for the task to which it delegated, and that is lent.
+        Called with a row that delegated, still waits and has got a borrower.
     alias : Function
-        The function of such rows.
+        The function of rows that take over the value of another row.
 
     Attributes
     ----------
-    borrowers : dict
-        Row to the incarnations of processes that borrow it and the numbers of those borrowings.
+    borrowers : dict of Row to dict
+        By row: the incarnation of each borrower and the number of its borrowing.
     requests : dict of str to callable
-        What a borrower may request, to what does it: a row and a detail.
+        By kind of `REQUEST`: called with the row and the detail of the request.
     """
 
     def __init__(
@@ -97,7 +104,7 @@ class Lending(RowListener):
         self._delegated = delegated
         self._alias = alias
         self.requests: dict[str, Callable[[Row, Any], None]] = {}
-        # Of strings and numbers only: the cyclic collector need not walk it.
+        # The inner dicts have strings and numbers only, so the cyclic collector need not walk them.
         self.borrowers: dict[Row, dict[str, int]] = {}
         handlers = peers.handlers
         handlers[BORROW] = self.lend
@@ -108,22 +115,25 @@ class Lending(RowListener):
     # ---- what becomes of a row ----
 
     def finished(self, row: Row) -> None:
-        """A row that is lent has a value."""
+        """Tell borrowers that a row has a value."""
         if row in self.borrowers:
             self.tell(row)
 
     def ended(self, row: Row) -> None:
-        """A row that is lent has no value."""
+        """Tell borrowers that a row has ended without a value."""
         if row in self.borrowers:
             self.tell(row)
 
     def locations_changed(self, row: Row) -> None:
-        """Other workers have the value of a row that is lent."""
+        """Tell borrowers that the value of a row is at other workers."""
         if row in self.borrowers:
             self.tell(row)
 
     def withdrawn(self, row: Row) -> None:
-        """A row that is lent lost its value, which is made again: borrowers wait for it."""
+        """Tell borrowers to wait again for the value of a row.
+
+        The value was lost and is made again, or the task failed and is tried again.
+        """
         if row.state == STORED:
             count = len(self.borrowers.get(row, NOBODY))
             self._lifecycle.log(row, "withdrawn", f"from {count} borrowers, which wait")
@@ -131,7 +141,17 @@ class Lending(RowListener):
             self._peers.say(peer, (VALUE_UPDATE, row.key, number, None))
 
     def outcome_of(self, row: Row) -> Outcome | None:
-        """What a borrower is told of a row; None while it has not ended."""
+        """Return what a borrower is told of a row; None while the row has not ended.
+
+        Returns
+        -------
+        tuple or None
+            One of ``(INLINE, value, origins)``, ``(STORED, nbytes, type_name, addresses,
+            made_by)``, ``(ERROR, pickled_error, origins)`` and ``(state, kind, key, detail,
+            chain)``. ``origins`` name the futures inside the value or the error; ``made_by`` is
+            the attempt of the owner that made the value; the items after the last ``state`` are
+            of a `Failure`.
+        """
         state = row.state
         if state < INLINE:
             return None
@@ -139,6 +159,7 @@ class Lending(RowListener):
             return (INLINE, row.value, tuple([self._table.origin_of(r) for r in row.contains]))
         if state == STORED:
             if row.borrowed:
+                # The heir's object, as this process sees it during an ownership transfer.
                 assert isinstance(row, Borrowed)
                 addresses, made_by = row.addresses, row.made_by
             else:
@@ -153,7 +174,7 @@ class Lending(RowListener):
         return (LOST, "lost-data", row.key, "it was freed", ())
 
     def borrowers_of(self, row: Row) -> list[tuple[Peer, int]]:
-        """Who borrows a row of this process, with the numbers of those borrowings."""
+        """Return the borrowers of a row, each with the number of its borrowing."""
         peers = self._peers.known
         return [
             (peers[incarnation], number)
@@ -162,7 +183,7 @@ class Lending(RowListener):
         ]
 
     def tell(self, row: Row) -> None:
-        """A row that is lent ended, or has other holders: say so."""
+        """Send the outcome of a row to all of its borrowers (`VALUE_UPDATE`)."""
         outcome = self.outcome_of(row)
         for peer, number in self.borrowers_of(row):
             self._peers.say(peer, (VALUE_UPDATE, row.key, number, outcome))
@@ -176,7 +197,10 @@ class Lending(RowListener):
         outcome: Outcome | None,
         path: Path | None = None,
     ) -> None:
-        """Tell a borrower who owns it now."""
+        """Tell a borrower where the object is owned now (`MOVED`).
+
+        ``path`` leads from ``place`` to the object, when the new owner has to look for the object.
+        """
         self._peers.say(peer, (MOVED, key, number, place, outcome, path))
 
     # ---- borrowers ----
@@ -190,7 +214,13 @@ class Lending(RowListener):
         path: Path | None = None,
         gone: str = "",
     ) -> None:
-        """A process borrows an object: count it, and say how the object stands."""
+        """Handle BORROW: count the peer as a borrower, and answer with the outcome of the object.
+
+        An object that is not in the table is reconstructed when ``path`` leads to it; a borrower of
+        an object that was handed over is sent on to the new owner; else the answer says that the
+        object was cancelled or freed. ``gone`` is the incarnation of the owner whose death made
+        the peer borrow here.
+        """
         row = self._table.use(key, life)
         if row is None and path is not None:
             row = self._ask(key, tuple(path))
@@ -201,19 +231,21 @@ class Lending(RowListener):
                 return
             self._peers.say(peer, (BORROW_ACK, key, number, self._outcome_of_gone(key, life)))
             return
-        # All borrowers together are one use.
+        # All borrowers of a row together are one task reference, which `use` or `ask` has just
+        # counted. It is released at the end when the row had borrowers before.
         borrowers = self.borrowers.get(row)
         had_some = borrowers is not None
         if borrowers is None:
             borrowers = self.borrowers[row] = {}
             row.roles |= HAS_BORROWERS
+        # The same BORROW may arrive twice.
         if (key, number) not in peer.lent:
             name = peer.process[0]
             if name in borrowers:
                 name = f"{name}{SECOND}{number}"
             borrowers[name] = number
         if row.options.parent is not None:
-            row.shared_with(None)
+            row.shared_with(None)  # cancelling the parent does not cancel the row any more
         if row.state == DORMANT:
             self._lifecycle.wake(row)
         peer.lent[key, number] = row
@@ -224,18 +256,20 @@ class Lending(RowListener):
         self._peers.say(peer, (BORROW_ACK, key, number, outcome))
         if row.roles & QUESTION:
             self._asked_again(peer, row, number, gone)
-        # Only a task that has run can have delegated; others of this kind wait for others' values.
+        # An alias that has run is a task that delegated. An alias without an attempt only takes
+        # over a value. A cycle can close now that a borrower waits for the row.
         if row.attempt and row.state == WAITING and row.function is self._alias:
-            self._delegated(row)  # now that somebody waits for it
+            self._delegated(row)
         if had_some:
             self._lifecycle.release_uses((row,))
 
     def _outcome_of_gone(self, key: Key, life: int = 0) -> Outcome:
-        """What is told to one that asks for what is not in the table any more.
+        """Return the outcome to tell a borrower of an object that is not in the table any more.
 
-        Of a key that was used again, that of this life of it; of any when that is 0.
+        ``life`` tells the object from other objects that had its key; 0 stands for any life.
         """
         name = self._peers.process[2]
+        # The history knows keys and no lives: an event may be about another life of the key.
         another = life and (key, life) not in self._lifecycle.cancelled_lives
         for event, detail in () if another else self._history.of(key):
             if event == "cancelled":
@@ -249,41 +283,52 @@ class Lending(RowListener):
         return (LOST, "lost-data", key, detail, ())
 
     def _on_return(self, peer: Peer, key: Key, number: int) -> None:
+        """Handle BORROW_RELEASE: end one borrowing of a peer.
+
+        With the last borrowing of a row, the task reference of its borrowers goes.
+        """
         row = peer.lent.pop((key, number), None)
         borrowers = self.borrowers.get(row) if row is not None else None
         if row is None or borrowers is None:
             return
+        # A second borrowing of one process has a longer name, see `SECOND`.
         name = peer.process[0]
         if borrowers.get(name) != number:
             name = f"{name}{SECOND}{number}"
         if borrowers.pop(name, None) is not None and not borrowers:
             del self.borrowers[row]
             row.roles &= ~HAS_BORROWERS
+            # A row that lost its value kept the futures inside for borrowers, see `Lifecycle.end`.
             self._lifecycle.let_go_of_inside(row)
             self._lifecycle.release_uses((row,))
 
     def _on_request(self, peer: Peer, what: str, key: Key, number: int, detail: Any) -> None:
+        """Handle REQUEST: do for a borrower what ``what`` says, see ``requests``."""
         row = peer.lent.get((key, number))
         if what == "missed":
             self._on_missed(peer, key, number, detail)
         elif row is None or row.state == FORGOTTEN:
-            pass  # it gave it back since, or it is gone
+            pass  # the borrower has given the object back since, or the object is gone
         elif what in self.requests:
             self.requests[what](row, detail)
+            # A row that is tried again waits, and its outcome is told when there is one.
             if what == "retry" and row.done:
-                # It cannot be tried again, or was already: who asked waits for an answer.
+                # The row cannot be tried again, or has ended once more already. The borrower waits
+                # for an answer.
                 self._peers.say(peer, (VALUE_UPDATE, key, number, self.outcome_of(row)))
 
     def _on_missed(self, peer: Peer, key: Key, number: int, addresses: Iterable[str]) -> None:
-        """A borrower asked those who have it, and these do not.
+        """Handle a request ``missed``: workers at these addresses do not have the value.
 
-        What a task was to fetch counts as there; when it ends before it has, nobody says so.
+        That happens because a worker that was told to fetch a value for a task counts as a
+        location, and does not say so when the task ends before the value is there.
         """
         row = peer.lent.get((key, number))
         if row is None:
             self._peers.say(peer, (BORROW_ACK, key, number, self._outcome_of_gone(key)))
             return
-        # Another place may be under way to it: then it asked those who had it before.
+        # An answer may be on its way to the borrower: then the borrower has asked the locations
+        # before, and asks again when the answer arrives.
         unheard = [message for _, batch in peer.stream.unacknowledged for message in batch]
         for message in (*unheard, *peer.outbox):
             if message[0] in (BORROW_ACK, VALUE_UPDATE) and message[1:3] == (key, number):
@@ -293,6 +338,6 @@ class Lending(RowListener):
             self._peers.say(peer, (VALUE_UPDATE, key, number, self.outcome_of(row)))
 
     def _on_buried(self, peer: Peer) -> None:
-        """What a process that is gone handed on is counted by now."""
+        """End all borrowings of a dead peer."""
         for key, number in list(peer.lent):
             self._on_return(peer, key, number)

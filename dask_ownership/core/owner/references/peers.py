@@ -1,9 +1,9 @@
-"""Other processes, and what this one has to say to them.
+"""Peers: the other processes that this process exchanges references with.
 
-Processes correspond in one ordered stream per pair, carried over the links that are there anyway; a
-worker passes on what is for another process (`references.posting`). What is said is described in
-`protocol.peer_messages`. Each feature registers what it does about a kind of message, and about the
-death of a process.
+Each pair of processes exchanges messages in one ordered stream. The links between owners and
+executors carry the stream; a worker passes on batches for other processes
+(`references.posting`). `protocol.peer_messages` describes the messages. Each feature registers a
+handler for its kinds of messages, and a function for the death of a process.
 """
 
 from __future__ import annotations
@@ -20,31 +20,34 @@ from dask_ownership.core.protocol.peer_messages import LEAVE, NAMES
 from dask_ownership.core.protocol.stream import NumberedStream
 
 HANDED_ON = 0.5
-"""Seconds for which a borrower that is gone still counts: others may be about to be counted for
-what it sent them."""
+"""Seconds for which a dead borrower still counts. Other processes to which the borrower sent
+futures may be about to borrow the objects themselves."""
 
 
 class Peer:
-    """Another process, as references need it.
+    """What one process knows of another process with which it exchanges references.
 
     Attributes
     ----------
     process : Process
+        Incarnation, address and name of the peer.
     stream : NumberedStream
-        Numbers what is said to it and what it says.
-    outbox : list
-        What was not sent yet.
-    borrowed : dict
-        Number to our row, for what we borrow from it.
+        Numbers the batches of both directions.
+    outbox : list of Message
+        Messages to the peer that have not left yet.
+    borrowed : dict of int to Borrowed
+        Objects that this process borrows from the peer, by the number of the borrowing.
     lent : dict
-        ``(key, number)`` to the row, for what it borrows from us.
-    kept : dict
-        Key to the row, for our tasks that it has us keep.
+        Objects that the peer borrows from this process: ``(key, number)`` to row.
+    kept : dict of Key to Row
+        Tasks of this process that are kept at the peer's request, see `references.retention`.
     gone : bool
+        Whether the peer has left or died.
     way : str
-        The worker over whose link posts to it go, see `references.posting`; ``""`` when none did.
+        The address of the worker whose link carries posts to the peer, see `references.posting`;
+        ``""`` when no worker was chosen.
     turn : int
-        How many could not carry them.
+        How often the carrier was changed, because posts or acknowledgements may not have arrived.
     """
 
     __slots__ = ("borrowed", "gone", "kept", "lent", "outbox", "process", "stream", "turn", "way")
@@ -68,34 +71,35 @@ Handler: TypeAlias = Callable[..., None]
 
 
 class Peers:
-    """All processes that this one corresponds with.
+    """Exchanges messages about references with all other processes.
 
     Parameters
     ----------
     process : Process
-        This one: incarnation, address (of a worker, else empty) and name.
+        This process: incarnation, address (of a worker, else empty) and name.
     is_gone, process_gone : callable
-        Whether an incarnation is gone; says that it is.
+        Whether an incarnation is gone; take note that an incarnation is gone.
     unheard : callable
-        Told of a peer that sends again what has arrived here.
+        Called with a peer that repeats a batch which has arrived here before.
     effects : OwnerEffects
+        Takes timers, and errors of handlers.
 
     Attributes
     ----------
     known : dict of str to Peer
-        By incarnation, but for those that are gone.
+        All peers by incarnation, but for processes that `process_gone` has named.
     talking : dict of str to Peer
-        Those to whom there is something to say.
+        Peers with messages or acknowledgements to send.
     mourned : dict of str to Peer
-        Those that are gone, and still count for a while.
+        Dead peers that still count as borrowers, for `HANDED_ON` seconds.
     left : bool
         Whether this process has ended.
-    handlers : dict
-        Kind of a message to what takes it: a peer, and the items of the message after the kind.
-    last_words : dict
-        The same, for what a process said before it went.
+    handlers : dict of int to Handler
+        By kind of message: called with the peer and the items of the message after the kind.
+    last_words : dict of int to Handler
+        The same for messages of a mourned peer, sent before its death. Other kinds are ignored.
     when_gone, when_buried : list of callable
-        Told of a peer that is gone, and again when it does not count any more.
+        Called with a peer that is gone, and again when the peer no longer counts as a borrower.
     """
 
     def __init__(
@@ -122,7 +126,7 @@ class Peers:
         self.when_buried: list[Callable[[Peer], None]] = []
 
     def peer(self, process: Process) -> Peer:
-        """The peer of a process, made when it is new."""
+        """Return the peer of a process; a new peer is added."""
         peer = self.known.get(process[0])
         if peer is None:
             peer = self.known[process[0]] = Peer(process)
@@ -130,32 +134,39 @@ class Peers:
         return peer
 
     def say(self, peer: Peer, message: Message) -> None:
-        """Have something said to another process, unless that is gone."""
+        """Queue a message to a peer, unless the peer is gone."""
         if not peer.gone:
             peer.outbox.append(message)
             self.talking[peer.process[0]] = peer
 
     def receive(self, sender: Process, batch: Any) -> None:
-        """What another process says. None when it cannot be reached and never will be."""
+        """Take in a batch of another process.
+
+        No batch (None) says that the process cannot be reached and never will be. A batch that
+        arrives twice or late changes nothing. An error in one handler is logged and leaves the
+        other messages alone.
+        """
         if batch is None:
             self._process_gone(sender[0])
             return
         mourned = self.mourned.get(sender[0])
         if mourned is None and self._is_gone(sender[0]):
-            return
+            return  # too late: the process does not count any more
         peer = mourned or self.peer(sender)
         before = peer.stream.received
         try:
             messages = peer.stream.receive(batch)
         except ValueError:
-            return  # what is missing in between is on its way again
+            return  # a batch is missing in between, and is sent again
         if mourned is not None:
+            # The batch left before the process died, and was slow on its way.
             for message in messages:
                 if message and message[0] in self.last_words:
                     self.last_words[message[0]](mourned, *message[1:])
             return
         if batch[0] and batch[0] <= before:
-            peer.stream.unsaid += 1  # it is sent until this is said
+            # A peer repeats a batch until the acknowledgement arrives, so send that once more.
+            peer.stream.unsaid += 1
             self._unheard(peer)
         if peer.stream.unsaid:
             self.talking[sender[0]] = peer
@@ -170,12 +181,19 @@ class Peers:
                 self._effects.broken.append((where, error))
 
     def on_post(self, view: WorkerView, receiver: Process, sender: Process, batch: Any) -> None:
-        """A worker passed on what another process says, perhaps to one that was here before."""
+        """Handle POST: a worker passes on a batch of another process.
+
+        A batch for an earlier process at this address is ignored.
+        """
         if receiver[0] == self.process[0]:
             self.receive(sender, batch)
 
     def say_to_itself(self) -> None:
-        """Hear what this process has to say to itself, which may be to run a task."""
+        """Take in the messages of this process to itself, which may lead to more of them.
+
+        A process is its own peer when it borrows from itself: after an ownership transfer, or
+        when a task of its own has to run again (`references.reconstruction`).
+        """
         myself = self.process[0]
         while myself in self.talking:
             peer = self.talking.pop(myself)
@@ -184,9 +202,10 @@ class Peers:
                 self.receive(self.process, peer.stream.pack(messages))
 
     def flush(self, acknowledge: bool = False) -> list[tuple[Peer, Message]]:
-        """What is to be posted now, by receiver.
+        """Return the posts to send now, each with the peer that is to receive the post.
 
-        ``acknowledge`` also says what arrived to those to whom there is nothing to say.
+        With ``acknowledge``, peers to whom there is nothing else to say get an acknowledgement
+        of what has arrived; without, acknowledgements only travel with messages.
         """
         posts: list[tuple[Peer, Message]] = []
         self.say_to_itself()
@@ -195,25 +214,27 @@ class Peers:
                 messages, peer.outbox = peer.outbox, []
                 batch = peer.stream.pack(messages)
                 posts.append((peer, (m.POST, peer.process, self.process, batch)))
+            # A peer that only awaits an acknowledgement stays, for the next message or call.
             if not peer.stream.unsaid:
                 del self.talking[incarnation]
         return posts
 
     def unacknowledged(self, peer: Peer) -> list[Message]:
-        """What it may not have got of what was posted."""
+        """Return posts with all batches that a peer has not acknowledged."""
         batches = peer.stream.resume(peer.stream.acknowledged)
         return [(m.POST, peer.process, self.process, batch) for batch in batches]
 
     # ---- ends ----
 
     def _on_leave(self, peer: Peer) -> None:
+        """Handle LEAVE: a peer ends by itself."""
         self._process_gone(peer.process[0])
 
     def process_gone(self, incarnation: str) -> None:
-        """A process is gone for good, as `Membership` says: as an owner, and as a borrower.
+        """Take note that a process is gone for good, as `Membership` says.
 
-        It still counts as a borrower for a while, because others may be about to be counted
-        for what it sent them.
+        As an owner the process is gone at once. As a borrower the process counts for `HANDED_ON`
+        seconds more.
         """
         peer = self.known.pop(incarnation, None)
         self.talking.pop(incarnation, None)
@@ -223,17 +244,21 @@ class Peers:
         peer.outbox.clear()
         self.mourned[incarnation] = peer
         self._effects.later(HANDED_ON, self._bury, incarnation)
+        # Last, when `say` sends the peer nothing any more: listeners send messages to heirs.
         for gone in self.when_gone:
             gone(peer)
 
     def _bury(self, incarnation: str) -> None:
-        """What a process that is gone handed on is counted by now."""
+        """Stop counting a dead peer as a borrower.
+
+        By now other processes borrow the objects whose futures the peer sent on.
+        """
         peer = self.mourned.pop(incarnation)
         for buried in self.when_buried:
             buried(peer)
 
     def leave(self) -> None:
-        """This process ends: tell everyone it corresponds with."""
+        """Tell all peers that this process ends."""
         self.left = True
         for peer in list(self.known.values()):
             self.say(peer, (LEAVE,))

@@ -1,15 +1,16 @@
-"""Reconstruction: what a dead process owned is made again by the tasks that submitted it.
+"""Reconstruction: objects of a dead owner are made again by the tasks that submitted them.
 
 Asking
-    A borrower whose owner is gone borrows from the nearest heir that lives
+    A borrower whose owner is gone borrows the object from the nearest living heir
     (`references.retention`), with the *path* from a task of the heir to the object (``BORROW``).
-    The heir makes a *question* of it: a row that waits.
+    For the path the heir makes a *question*: a row that waits for the object.
 Repeating
-    If the task runs at the moment, the worker is asked to look out for that child
-    (``WATCH_CHILDREN``); else it is run once more in a row of its own, which changes nothing of
-    the first. The worker names the child when it is submitted (``CHILD_SUBMITTED``), and the
-    borrower is told to borrow it there (``MOVED``), or to ask there for the rest of the path. When
-    the task has ended without making it, the question fails: ``owner-lost``.
+    If the heir's task runs at the moment, the heir asks the worker to look out for the child on
+    the path (``WATCH_CHILDREN``). Else the heir runs the task once more, in a row of its own (the
+    *repeat*), which leaves the task's first row alone. The worker names the child when the task
+    submits it (``CHILD_SUBMITTED``). Then the heir tells the borrower to borrow the child from its
+    new owner, or to ask there for the rest of the path (``MOVED``). When the task has ended without
+    submitting the child, the question fails as ``owner-lost``.
 """
 
 from __future__ import annotations
@@ -46,18 +47,19 @@ NOTHING: tuple[Row | None, tuple[Row, ...], dict[Key, Row]] = (None, (), {})
 
 
 class Search:
-    """The children that are sought of one task while it runs.
+    """The sought children of one task, while the task runs or waits to run.
 
     Attributes
     ----------
-    questions : dict
-        Key of each child to the rows that wait for it.
-    made : dict
-        Those that it has made, which stay until it ends.
-    late : set
-        Those that were asked for when it was at a worker already, which may hear of it too late.
+    questions : dict of Key to list of Row
+        By key of a child: the questions that wait for the child.
+    made : dict of Key to Row
+        Children that the task has submitted. They are kept until the task ends.
+    late : set of Key
+        Children that were asked for when the task was at a worker already. The worker may hear of
+        them after the task has submitted them.
     repeats : Row or None
-        The task that it runs again; None when it runs for its own value.
+        The row whose task runs again; None when the task runs for its own value.
     """
 
     __slots__ = ("late", "made", "questions", "repeats")
@@ -70,18 +72,19 @@ class Search:
 
 
 class Question:
-    """One object that is looked for.
+    """One object that borrowers ask for, and how far the search for it has come.
 
     Attributes
     ----------
+    owner_ref : OwnerRef or None
+        Where the object is owned now, or where to ask for the rest of the path; None until a
+        child is found.
     path : Path
-        From a task here to the object.
-    place : OwnerRef or None
-        Where it, or the next task on the path, was found.
+        The keys from a task of this process to the object.
     rest : Path or None
-        The path from there, when that is a task.
+        The path to ask for at ``owner_ref``; None when ``owner_ref`` is the object itself.
     task : Row or None
-        The one that runs, or will, of which the child is sought.
+        The row whose task runs, or will run, and is to submit the child.
     """
 
     __slots__ = ("owner_ref", "path", "rest", "task")
@@ -94,35 +97,42 @@ class Question:
 
 
 class Reconstruction(RowListener):
-    """What one process looks for again, on behalf of borrowers whose owners are gone.
+    """Finds or remakes objects of dead owners, for the borrowers that ask this process.
 
     Parameters
     ----------
     lifecycle : Lifecycle
+        Ends questions, and counts references.
     peers : Peers
+        Tells of processes that are gone.
     lineages : Lineages
+        Says why a task cannot run again.
     retention : Retention
+        Keeps tasks while children of theirs are sought.
     borrowing : Borrowing
+        Borrows the children that are found at other processes.
     lending : Lending
+        Knows the borrowers of questions.
     alias : Function
-        The function of rows whose value is that of another: running one makes nothing.
+        The function of rows that take over the value of another row. Such a row has no task that
+        could submit a child.
     submit : callable
         Has new rows run.
     is_gone : callable
         Whether an incarnation is gone.
     call_off_copies : callable
-        Ends what was to copy a row, whose value is not made here again.
+        Cancels the copies of a row whose value is not made here again.
 
     Attributes
     ----------
-    searches : dict
-        Tasks that run, or will, to what is sought of them.
-    questions : dict
-        Rows that stand for what is looked for.
-    repeats : dict
-        Tasks to those that run them again.
+    searches : dict of Row to Search
+        By task that runs or will run: the children that are sought.
+    questions : dict of Row to Question
+        By row that borrowers wait for: the question.
+    repeats : dict of Row to Row
+        By row: the repeat, in which its task runs again.
     doubted : set of str
-        Incarnations of processes that others say are gone.
+        Incarnations of processes that borrowers say are gone, before this process has heard so.
     """
 
     def __init__(
@@ -154,25 +164,26 @@ class Reconstruction(RowListener):
         self.questions: dict[Row, Question] = {}
         self.repeats: dict[Row, Row] = {}
         self.doubted: set[str] = set()
+        # The latest result of `_inside`: a task, rows, and the children among them by key.
         self._children: tuple[Row | None, tuple[Row, ...], dict[Key, Row]] = NOTHING
         peers.when_gone.append(self._on_gone)
 
     def finished(self, row: Row) -> None:
-        """A task of which children are sought may have ended."""
+        """End the search for children of a task that has a value."""
         self.submits_no_more(row)
 
     def ended(self, row: Row) -> None:
-        """A question may have ended, or a task of which children are sought."""
+        """Drop a question that has ended, or end the search for children of an ended task."""
         if row in self.questions:
             self._dropped(row)
         self.submits_no_more(row)
 
     def forgotten(self, row: Row) -> None:
-        """Nobody asks a question any more, perhaps."""
+        """Drop a question without borrowers, or end the search for children of a forgotten task."""
         self.ended(row)
 
     def _on_gone(self, peer: Peer) -> None:
-        """A process died: what was found there is looked for again."""
+        """Look again for all objects that were found at a dead peer."""
         incarnation = peer.process[0]
         self.doubted.discard(incarnation)
         for row, question in list(self.questions.items()):
@@ -182,7 +193,10 @@ class Reconstruction(RowListener):
     # ---- asking ----
 
     def ask(self, key: Key, path: Path) -> Row:
-        """Somebody asks for what a dead process owned: the row that waits for it, with one use."""
+        """Look for an object of a dead owner along ``path``.
+
+        Return the row of the question, which stands under ``key`` and has one task reference.
+        """
         row = Row(key, None, None, (), 0)
         self._table.adopt_for_use(row)
         question = self._ask(row, path)
@@ -190,17 +204,22 @@ class Reconstruction(RowListener):
         return row
 
     def _ask(self, row: Row, path: Path) -> Question:
+        """Make a row the row of a question."""
         row.roles |= QUESTION
         question = self.questions[row] = Question(path)
         return question
 
     def recover(self, row: Row) -> bool:
-        """The last copy of what was taken over is gone: look for it as for what a dead owner
-        had. False when no task here led to it."""
+        """Look for an object that this process took over and whose last copy is gone.
+
+        Return False when no task of this process led to the object.
+        """
         origin: Origin | None = row.options.adopted
+        # The levels of an origin are the tasks that led to the object, the nearest first.
         level = origin
         while level is not None and level[0] != self._peers.process[0]:
             level = level[4]
+        # A row in ``questions`` is looked for already.
         if origin is None or level is None or row in self.questions:
             return False
         self._lifecycle.withdraw(row)
@@ -210,9 +229,13 @@ class Reconstruction(RowListener):
         return True
 
     def asked_again(self, peer: Peer, row: Row, number: int, gone: str) -> None:
-        """A question was asked that may be answered: say so, unless what was said is gone."""
+        """Answer a peer that borrows a question, if the object is found already.
+
+        ``gone`` is the incarnation of the owner that the peer found dead. If the object was found
+        at that owner, the search starts again.
+        """
         if gone and not self._is_gone(gone):
-            self.doubted.add(gone)  # this process has not heard of it yet
+            self.doubted.add(gone)  # this process has not heard of the death yet
         question = self.questions[row]
         if question.owner_ref is None:
             return
@@ -222,16 +245,22 @@ class Reconstruction(RowListener):
             self._answer_one(peer, row, number, question)
 
     def _found(self, row: Row, question: Question, child: Row) -> None:
-        """The child of the task is there: tell who asked, or go on along the path."""
+        """Take note that the child of a question's task is there.
+
+        Tell the borrowers where to ask next, or go on along the path when the child is a task of
+        this process.
+        """
         if row.state != WAITING:
             return
         self._table.use_all((child,))
         row.contains += (child,)
+        # The path is (task, child, ...): the keys below the child are still to be found.
         below = question.path[2:]
         if isinstance(child, Borrowed):
             question.owner_ref = child.owner_ref[:4]
             question.rest = child.path
             if below:
+                # The child's owner has to look for the rest, as a question under the same key.
                 question.rest = (*(child.path or (child.owner_ref[3],)), *below)
                 question.owner_ref = (*child.owner_ref[:3], row.key)
         elif below:
@@ -244,15 +273,17 @@ class Reconstruction(RowListener):
             self._answer_one(peer, row, number, question)
 
     def _answer_one(self, peer: Peer, row: Row, number: int, question: Question) -> None:
+        """Tell one borrower of a question where to ask next (`MOVED`)."""
         assert question.owner_ref is not None
         self._lending.say_moved(peer, row.key, number, question.owner_ref, None, question.rest)
 
     def _fail(self, row: Row, reason: str) -> None:
+        """End a question as ``owner-lost``, with all rows that wait for it."""
         key = self.questions[row].path[-1]
         self._lifecycle.end_with_dependents(row, LOST, Failure("owner-lost", key, reason))
 
     def _dropped(self, row: Row) -> None:
-        """A question ended, or nobody asks any more; a task that runs for it alone ends too."""
+        """Remove a question; a repeat that runs for no other question ends, too."""
         question = self.questions.pop(row)
         row.roles &= ~QUESTION
         if not self.questions:
@@ -272,14 +303,18 @@ class Reconstruction(RowListener):
     # ---- looking ----
 
     def _look(self, row: Row, question: Question) -> None:
-        """Find the child, have it looked out for, or run the task again."""
+        """Find the child of a question, have a worker look out for it, or run the task again.
+
+        When the task cannot run again, the question fails.
+        """
         path = question.path
         task = self._table.rows.get(path[0])
         if task is None:
             self._fail(row, f"the task {path[0]!r} that led to it is not known there any more")
             return
         new = False
-        # Also one that was to take its value over from a worker that died as it was told to.
+        # A task that delegated is an alias, and submits no more children. This includes an alias
+        # at the worker that is to pass the value on: when the worker dies, the alias waits again.
         delegated = WAITING <= task.state < INLINE and task.function is self._alias
         if task.done or task.state == DORMANT or delegated:
             there = self._inside(task, path[1], delegated)
@@ -301,34 +336,41 @@ class Reconstruction(RowListener):
             if self._lives(made):
                 self._found(row, question, made)
                 return
-            del search.made[path[1]]  # made at a worker that died since
+            del search.made[path[1]]  # the worker that owned the child has died since
             self._lifecycle.release_uses((made,))
         asked = search.questions.setdefault(path[1], [])
         asked.append(row)
         question.task = task
         if new:
-            self._submit([task])  # last, because it may end at once
+            self._submit([task])  # last, because the repeat may end at once
         elif len(asked) == 1 and task.state == PUSHED:
+            # The task runs: a child submitted before may be gone when the worker hears of this.
             search.late.add(path[1])
             self.seek(task, (path[1],))
 
     def _look_again(self, row: Row, question: Question) -> None:
+        """Forget where the object of a question was found, and look for it anew."""
         question.owner_ref = question.rest = None
         found, row.contains = row.contains, ()
         self._lifecycle.release_uses(found)
         self._look(row, question)
 
     def _inside(self, task: Row, key: Key, delegated: bool) -> Row | None:
-        """A child whose future is in the value of a task, unless its owner is gone."""
+        """Return the child of a task whose future is in the task's value; None if there is none.
+
+        A child whose owner is gone does not count. ``delegated`` says that the task delegated, so
+        that the future is its dependency.
+        """
         rows = task.dependencies if delegated else task.contains
         if self._children[0] is not task or self._children[1] is not rows:
-            # There may be very many, and each of them is asked for when their owner is gone.
+            # There may be very many children, and when their owner dies each is asked for. So the
+            # dict is made once and serves all questions.
             name = self._table.origin_of(task)
             children = {}
             for row in rows:
                 origin = self._table.origin_of(row)
                 heir = origin[4]
-                # One that came from elsewhere may have the same key.
+                # A future of another task's child may have the same key.
                 if same_task(heir, name):
                     children[origin[3]] = row
             self._children = (task, rows, children)
@@ -336,7 +378,7 @@ class Reconstruction(RowListener):
         return child if child is not None and self._lives(child) else None
 
     def _lives(self, row: Row) -> bool:
-        """Whether a child that was made is still with its owner."""
+        """Return whether a child's owner lives and has the child, as far as this process knows."""
         if not isinstance(row, Borrowed):
             return row.state != FORGOTTEN
         owner: Process = row.owner_ref[:3]
@@ -347,7 +389,10 @@ class Reconstruction(RowListener):
     # ---- repeating ----
 
     def _repeat(self, row: Row, task: Row) -> Row | None:
-        """A row that runs a task once more, not submitted yet; None when that cannot be."""
+        """Return the repeat of a task, which is not submitted yet.
+
+        When the task cannot run again, fail the question of ``row`` and return None.
+        """
         lifecycle = self._lifecycle
         lineage = task.lineage
         source: Any = lineage if lineage is not None else task
@@ -369,7 +414,7 @@ class Reconstruction(RowListener):
             repeats=task.key,
             parent=None,
             retries=0,
-            replicas=None,  # all of its children, and no value
+            replicas=None,  # a repeat is for all children and has no use for its value
         )
         lifecycle.numbers += 1
         key = ("repeat", task.key, lifecycle.numbers)
@@ -377,7 +422,7 @@ class Reconstruction(RowListener):
         repeat.contains = source.contains
         self._table.adopt(repeat)
         tried = lifecycle.attempts.of(task)
-        if tried.died:  # it is a suspect here, too
+        if tried.died:  # a suspect is a suspect in its repeat, too
             record = lifecycle.attempts.change(repeat)
             record.died, record.deaths = tried.died, tried.deaths
         self._search(repeat, task)
@@ -386,7 +431,10 @@ class Reconstruction(RowListener):
         return repeat
 
     def seek(self, task: Row, keys: tuple[Key, ...] | None = None) -> None:
-        """Have the worker that runs a task look out for children of it."""
+        """Have the worker that runs a task look out for children of the task (`WATCH_CHILDREN`).
+
+        ``keys`` are the keys of the children; None stands for all that are sought.
+        """
         if task.state == PUSHED:
             if keys is None:
                 keys = tuple(self.searches[task].questions)
@@ -394,14 +442,18 @@ class Reconstruction(RowListener):
                 task.worker.outbox.append((m.WATCH_CHILDREN, task.key, task.attempt, keys))
 
     def on_made(self, view: WorkerView, task: Row, child: Key, origin: Origin) -> None:
-        """A worker named a child that was sought."""
+        """Handle CHILD_SUBMITTED: borrow a sought child from its new owner.
+
+        The questions that wait for the child are answered.
+        """
         took = counted(view, m.made_name(child), task.attempt)
         search = self.searches.get(task)
         if search is None or child in search.made:
-            took()
+            took()  # the child is not sought any more, or was named before
             return
         rows = self._borrowing.rows_of((origin,))
         for row in rows:
+            # A row may still be borrowed from the dead owner, or from an heir.
             if isinstance(row, Borrowed) and row.state < INLINE:
                 self._borrowing.borrow_at(row, origin[:4])
         self._borrowing.when_acknowledged(rows, took)
@@ -415,11 +467,15 @@ class Reconstruction(RowListener):
 
     @staticmethod
     def on_made_late(view: WorkerView, key: Key, attempt: int, child: Key, origin: Origin) -> None:
-        """A worker named a child of an attempt that is over: nobody looks for it any more."""
+        """Handle CHILD_SUBMITTED of an attempt that is over: the worker may release the child."""
         view.outbox.append((m.REFS_COUNTED, m.made_name(child), attempt))
 
     def submits_no_more(self, task: Row) -> None:
-        """A task has ended, or has delegated: no child that is sought of it comes any more."""
+        """End the search for children of a task that has ended or has delegated.
+
+        Questions that wait for a child of a repeat fail, unless the worker may have heard of the
+        child too late; all other questions look again.
+        """
         if task not in self.searches:
             return
         search = self._end_search(task)
@@ -440,18 +496,24 @@ class Reconstruction(RowListener):
         self._leave(task, search)
 
     def _search(self, task: Row, repeats: Row | None = None) -> Search:
-        """Look for children of a task, which does not end before it must."""
+        """Begin a search for children of a task, which keeps the task until the search ends.
+
+        ``repeats`` is the first row when ``task`` is a repeat.
+        """
         if repeats is None:
             self._table.use_all((task,))
         else:
+            # No future has a repeat: its one local reference becomes that of the search.
             self._table.handles_to_uses((task,))
             self.repeats[repeats] = task
         task.roles |= SOUGHT
+        # A task that is kept does not lose its lineage when it ends: another search may follow.
         self._retention.keep(repeats or task)
         search = self.searches[task] = Search(repeats)
         return search
 
     def _end_search(self, task: Row) -> Search:
+        """Remove the search for children of a task and return it; `_leave` comes next."""
         search = self.searches.pop(task)
         task.roles &= ~SOUGHT
         if search.repeats is not None:
@@ -459,6 +521,6 @@ class Reconstruction(RowListener):
         return search
 
     def _leave(self, task: Row, search: Search) -> None:
-        """Nothing is sought of a task any more; one that runs for that alone is let go of."""
+        """Release a task and the children it has submitted, so that a repeat is forgotten."""
         self._retention.let_go(search.repeats or task)
         self._lifecycle.release_uses((*search.made.values(), task))

@@ -1,15 +1,16 @@
 """Retention: parents are kept for the children whose futures left this process.
 
-A task that submits tasks makes the process that it runs in their owner. When that dies, what
-it owned dies with it; futures of it may have exported to other processes by then. The owner of
-the submitting task (the *heir*) can have it made again (`references.reconstruction`), because a
-task that runs again submits the same tasks under the same keys (`protocol.names`).
+A task that submits tasks is their *parent*, and the tasks are its *children*. The process in which
+the parent runs owns the children. When the process dies, the children's objects die too; but
+their futures may be in other processes by then. The owner of the parent is the *heir*. The heir
+can have the objects made again (`references.reconstruction`), because a parent that runs again
+submits the same children under the same keys (`protocol.names`).
 
-So when the future of a submitted task may leave its process, that process tells the heir to keep
-the submitting task (``RETAIN_PARENT``), and when it is forgotten to let it go
-(``RELEASE_PARENT``). A task that is kept counts this as a descendant: how to run it is kept as
-lineage, its value need not be. The heir has whoever submitted that task keep it too, and so on to
-a client.
+So when the future of a child may leave the process for the first time, the process has the heir
+keep the parent (``RETAIN_PARENT``). When the last such child is forgotten, the process has the heir
+release the parent (``RELEASE_PARENT``). A kept parent has one lineage reference more for each
+process that keeps it: its lineage stays, its value need not. The heir has the owner of the
+parent's own parent keep the latter, and so on up to a client.
 """
 
 from __future__ import annotations
@@ -33,41 +34,48 @@ from dask_ownership.core.protocol.peer_messages import (
 from dask_ownership.core.protocol.states import ERROR, FORGOTTEN, INLINE
 
 KEPT_FOR = 30.0
-"""Seconds for which tasks are kept for a process that is gone: others may hear of it late, and
-ask."""
+"""Seconds for which parents are kept for a dead process. Borrowers may hear of the death late, and
+then ask for the objects."""
 
 
 class Retention(RowListener):
-    """What one process keeps for the children of its tasks, and has others keep for its own.
+    """Keeps tasks of one process for their children, and has heirs keep parents elsewhere.
+
+    A parent is named by the incarnation of its owner and its key there.
 
     Parameters
     ----------
     table : Table
+        Counts the lineage references.
     peers : Peers
+        The heirs, and the processes that have this process keep tasks.
     lineages : Lineages
+        Keeps how to run the kept tasks.
     alias : Function
-        The function of tasks whose value is that of another: it tells nothing of how they ran.
+        The function of rows that take over the value of another row. The function says nothing
+        of how the task behind such a row ran.
     effects : OwnerEffects
+        Takes timers.
 
     Attributes
     ----------
-    keepers : dict
-        Rows that are kept to how many processes keep them.
+    keepers : dict of Row to int
+        Kept rows of this process, and how many processes and searches for children keep each.
     exported : set of Row
-        Those that tasks submitted here and whose futures may be in other processes.
-    children : dict
-        The submitting task, as its owner's incarnation and its key there, to how many of
-        those are its.
-    heirs : dict
-        Those tasks to their origins.
-    above : dict
-        Those whose owners died to the task above that is kept in their place.
-    kept : dict
-        Key to row, for the tasks of this process that are kept for what they submitted here.
-    untold : dict
-        Tasks whose owner may not know yet that it is to keep them to what waits for that.
-    orphans : dict
-        Incarnation of a process that died to the rows that are still kept for it.
+        Children that this process owns and whose futures may be in other processes.
+    children : dict of tuple to int
+        By parent: how many exported children are left. A parent below whose owner died counts as
+        one child.
+    heirs : dict of tuple to Heir
+        By parent: its origin.
+    above : dict of tuple to Heir or None
+        By parent whose owner died: the nearest living parent above, which is kept in its place.
+    kept : dict of Key to Row
+        Parents that this process owns itself, kept for children that it owns as well.
+    untold : dict of tuple to list of callable
+        By parent: what waits until the owner knows that it has to keep the parent.
+    orphans : dict of str to list of Row
+        By incarnation of a dead process: the rows that are still kept for the process.
     """
 
     def __init__(
@@ -97,10 +105,13 @@ class Retention(RowListener):
         peers.last_words[RETAIN_PARENT] = self._on_last_keep
         peers.when_gone.append(self._on_gone)
 
-    # ---- the process in which tasks submitted tasks ----
+    # ---- the process in which parents ran ----
 
     def export(self, row: Row) -> None:
-        """The future of a row may be in other processes from now on. Again is nothing."""
+        """Have the parent of a row kept: the row's future may be in other processes from now on.
+
+        A second call for the same row changes nothing.
+        """
         heir: Heir | None = row.options.heir
         if heir is None or row in self.exported or row.state == FORGOTTEN:
             return
@@ -109,8 +120,10 @@ class Retention(RowListener):
         self._led_to(heir)
 
     def _led_to(self, heir: Heir) -> None:
-        """One thing more that a task led to is to be made again by its owner, or by an heir
-        above that when it is gone."""
+        """Count one more child of a parent; with the first, have the owner keep the parent.
+
+        When the owner is gone, the nearest living parent above is kept in its place.
+        """
         task = (heir[0], heir[3])
         count = self.children[task] = self.children.get(task, 0) + 1
         if count > 1:
@@ -118,6 +131,7 @@ class Retention(RowListener):
         self.heirs[task] = heir
         if heir[0] == self._peers.process[0]:
             parent = self._table.rows.get(heir[3])
+            # A parent that cannot run again is of no use to its children.
             if parent is not None and self.can_keep(parent):
                 self.kept[heir[3]] = parent
                 self.keep(parent)
@@ -125,14 +139,15 @@ class Retention(RowListener):
             self._go_above(heir)
         else:
             self._say(RETAIN_PARENT, heir)
-            if heir[1]:
+            if heir[1]:  # the owner is at a worker, see `when_kept`
                 self.untold.setdefault(task, [])
 
     def when_kept(self, owner: str, key: Key, call: Callable[[], None]) -> None:
-        """Call once the owner of a task that ended here knows that it is to keep it.
+        """Call ``call`` when the owner of a parent that ended here has heard to keep the parent.
 
-        It forgets how to run the task when that has ended. What is said to a client goes
-        the same way as the answer, and so arrives first; to a worker it goes another way.
+        The owner forgets how to run a task when the answer of the task arrives, so the
+        RETAIN_PARENT has to arrive first. To a client both go over the same link, in order. To
+        the owner at a worker the RETAIN_PARENT goes over another link, so the answer has to wait.
         """
         waiting = self.untold.get((owner, key))
         if waiting is None:
@@ -141,30 +156,32 @@ class Retention(RowListener):
             waiting.append(call)
 
     def told(self, owner: str, key: Key) -> None:
-        """The owner of a task has heard that it is to keep it, or is gone."""
+        """Call what waits in ``untold``: the owner of a parent has heard to keep it, or is gone."""
         for call in self.untold.pop((owner, key), ()):
             call()
 
     def _go_above(self, heir: Heir) -> None:
-        """The owner of a task that is kept is gone."""
+        """Have the nearest living parent above kept, in place of a parent whose owner is gone."""
         above = heir_of(heir, lambda process: self._peers.peer(process).gone)
         self.above[heir[0], heir[3]] = above
         if above is not None:
             self._led_to(above)
 
     def forgotten(self, row: Row) -> None:
-        """What had exported is gone."""
+        """Release the parent of a forgotten row that was exported."""
         if row in self.exported:
             self.exported.discard(row)
             self._led_to_less(row.options.heir)
 
     def _led_to_less(self, heir: Heir) -> None:
+        """Count one child less of a parent; with the last, release the parent."""
         task = (heir[0], heir[3])
         count = self.children.pop(task) - 1
         if count:
             self.children[task] = count
             return
         del self.heirs[task]
+        # Where the parent is kept depends on its owner: dead, another process, or this process.
         if task in self.above:
             above = self.above.pop(task)
             if above is not None:
@@ -175,65 +192,74 @@ class Retention(RowListener):
             self.let_go(parent)
 
     def _say(self, kind: int, heir: Heir) -> None:
-        """Have the owner of a task keep it for what it submitted here, or let it go."""
+        """Send RETAIN_PARENT or RELEASE_PARENT to the owner of a parent."""
         peers = self._peers
         peers.say(peers.peer(heir[:3]), (kind, heir[3]))
 
     # ---- the heir ----
 
     def keep(self, row: Row) -> None:
-        """Children of this task may be known elsewhere: keep how to run it."""
+        """Keep a task of this process, because other processes may have futures of its children."""
         self._table.retain((row,))
         self.keepers[row] = self.keepers.get(row, 0) + 1
         row.roles |= RETAINED
+        # The task's own parent is kept, too: the owner of this task may die as well.
         self.export(row)
         if row.local_refs <= 0 and row.task_refs <= 0:
-            self._lineages.unheld(row)  # only another's lineage had it
+            # So far only lineage of other rows kept the row. Its value may be freed.
+            self._lineages.unheld(row)
 
     def let_go(self, row: Row) -> None:
-        """One process keeps a task no more."""
+        """Count one keeper less of a task, and drop a lineage that only the children needed."""
         count = self.keepers.pop(row) - 1
         if count:
             self.keepers[row] = count
         else:
             row.roles &= ~RETAINED
             if row.state in (INLINE, ERROR) and row.lineage is not None:
-                self._lineages.drop(row)  # only its children needed that
+                self._lineages.drop(row)
         self._lineages.let_go((row,))
 
     def can_keep(self, row: Row) -> bool:
-        """Whether it is known how to run a task, or will be until it ends."""
+        """Return whether the owner knows how to run a row's task, at least until the task ends."""
         source: Any = row.lineage or row
         function = source.function
         return function is not None and function is not self._alias
 
     def only_kept(self, row: Row) -> bool:
-        """Whether a row is there for its children alone."""
+        """Return whether nothing but keepers counts a row: no future, no task and no lineage."""
         keepers = self.keepers.get(row)
         return keepers == row.lineage_refs and row.local_refs <= 0 and row.task_refs <= 0
 
     def _on_keep(self, peer: Peer, key: Key) -> None:
-        """Children of a task of this process may be known at another."""
+        """Handle RETAIN_PARENT: keep a task of this process, because a peer exported a child."""
         peers = self._peers
-        if peers.process[1]:
+        if peers.process[1]:  # an owner at a worker acknowledges, see `when_kept`
             peers.say(peer, (PARENT_RETAINED, key))
         row = self._table.rows.get(key)
+        # The same message may arrive twice.
         if row is not None and key not in peer.kept and self.can_keep(row):
             peer.kept[key] = row
             self.keep(row)
 
     def _on_let_go(self, peer: Peer, key: Key) -> None:
+        """Handle RELEASE_PARENT: no exported child of the task is left at a peer."""
         row = peer.kept.pop(key, None)
         if row is not None:
             self.let_go(row)
 
     def _on_kept(self, peer: Peer, key: Key) -> None:
+        """Handle PARENT_RETAINED: the owner of a parent has got the RETAIN_PARENT."""
         self.told(peer.process[0], key)
 
     # ---- a process that is gone ----
 
     def _on_gone(self, peer: Peer) -> None:
-        """A process died: keep for a while what it kept, for those who ask for its objects."""
+        """Handle the death of a peer, both as a process that keeps tasks and as an heir.
+
+        What the peer had kept here stays for a while, for borrowers that ask for its objects. What
+        the peer kept for this process is kept by owners above.
+        """
         incarnation = peer.process[0]
         kept = list(peer.kept.values())
         peer.kept.clear()
@@ -245,13 +271,19 @@ class Retention(RowListener):
                 self._go_above(heir)
 
     def _on_last_keep(self, peer: Peer, key: Key) -> None:
-        """A process that is gone had said so: keep the task for those who will ask."""
+        """Handle RETAIN_PARENT of a dead peer, which arrives late: keep the task for a while.
+
+        Borrowers of the child will ask for it.
+        """
         self._on_keep(peer, key)
         self.orphan(peer.process[0], list(peer.kept.values()))
         peer.kept.clear()
 
     def orphan(self, incarnation: str, kept: list[Row]) -> None:
-        """Keep tasks for a process that died, until whoever lost something with it has asked."""
+        """Keep tasks for `KEPT_FOR` seconds on behalf of a dead process.
+
+        By then all borrowers of its objects have asked for them.
+        """
         if not kept:
             return
         if incarnation not in self.orphans:
@@ -260,6 +292,6 @@ class Retention(RowListener):
         self.orphans[incarnation].extend(kept)
 
     def expire(self, incarnation: str) -> None:
-        """Whoever lost something with a process has asked by now."""
+        """Release the tasks that were kept on behalf of a dead process."""
         for row in self.orphans.pop(incarnation, ()):
             self.let_go(row)

@@ -1,24 +1,24 @@
-"""Ownership transfer: what a worker owns lives on at another owner when the worker leaves in good
-order.
+"""Ownership transfer: another owner takes over the objects of a worker that leaves in good order.
 
-Tasks submit tasks, and their futures may outlive them: in a value that was returned, or
-with any process that they were passed to. The process that leaves asks the *heir* of each
-such object, the owner of the task that submitted it, to take it over:
+Tasks submit tasks, and the futures of the submitted tasks may outlive the worker: inside a value
+that was returned, or at any process that got the futures. The owner at the worker, which leaves,
+asks the *heir* of each such object to take the object over. The heir is the owner of the task that
+submitted the object.
 
-1. ``ADOPT``: the heir borrows the object, and makes an object of its own that takes the
-   value over (a call of the identity, as for `delegate`). The process that leaves borrows
-   that one from the heir.
-2. When it has ended, ``MOVED`` tells every borrower to borrow from the heir. Each gives the
-   old borrowing back when the heir counts it.
-3. When all have, nothing is left to lose.
+1. ``ADOPT``: the heir borrows the object, and makes an object of its own, which takes over the
+   value (an alias, as for `delegate`). The leaving process borrows the heir's object.
+2. When the heir's object has ended, ``MOVED`` tells every borrower to borrow from the heir. Each
+   borrower gives the old borrowing back when the heir counts the borrower.
+3. When all borrowers have, nothing can be lost when the process goes.
 
-An heir may be leaving as well. So that no object goes round among processes that leave
-together, one that leaves takes over only from those whose incarnation comes before its own,
-and nothing that it has just handed to the one that asks: to all others it says that it
-leaves. They ask the next, or wait until it has let go of what it borrows.
+An heir may be leaving as well. No object may go round among processes that leave together. So a
+leaving process takes over objects only from owners whose incarnation comes before its own, and no
+object that it has just offered to the asking owner. It refuses all other objects with ``leaves``.
+A refused owner asks the next heir, or waits until the refusing process has given back the
+borrowing.
 
-Who meets the object later, when its first owner is gone, asks the heirs that its origin
-names (`references.borrowing`).
+A process that meets a future of the object later, when the first owner is gone, asks the heirs
+named in the object's origin (`references.borrowing`).
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from dask_ownership.core.protocol.states import ERROR, INLINE, LOST, STORED
 
 
 class Handover:
-    """One object that this process hands over.
+    """One object on its way from this process to an heir.
 
     Attributes
     ----------
     made : Borrowed
-        What the heir made of it, as this process sees it.
-    told : set
-        Borrowers, with the numbers of their borrowings, that were told to go there.
+        The heir's object, which this process borrows.
+    told : set of tuple
+        Borrowers, each with the number of its borrowing, that were told to borrow from the heir.
     """
 
     __slots__ = ("made", "told")
@@ -59,29 +59,35 @@ class Handover:
 
 
 class OwnershipTransfer:
-    """What one process hands over, and takes over from others.
+    """Hands objects of one process over to heirs, and takes objects over from leaving owners.
 
     Parameters
     ----------
     lifecycle : Lifecycle
+        Releases references of rows.
     peers : Peers
+        Tells of processes that are gone.
     retention : Retention
+        Has the parents of adopted objects kept.
     borrowing : Borrowing
+        Borrows the heirs' objects, and the objects to adopt.
     lending : Lending
+        Knows the borrowers of the objects.
     functions : BuiltinFunctions
+        Makes the alias that takes a value over.
     submit : callable
         Has new rows run.
 
     Attributes
     ----------
-    under_way : dict
+    under_way : dict of Row to Handover
         Rows that are being handed over.
     stuck : set of Row
-        Those that could not be handed over.
+        Rows that could not be handed over, because the heir could not take the value.
     leaving : bool
-        Whether this process hands over what it owns.
+        Whether this process hands over its objects.
     refused : set of str
-        Incarnations of heirs that leave too.
+        Incarnations of heirs that refused an object because they leave, too.
     """
 
     def __init__(
@@ -109,23 +115,30 @@ class OwnershipTransfer:
         self.stuck: set[Row] = set()
         peers.handlers[ADOPT] = self._on_adopt
 
-    # ---- the process that leaves ----
+    # ---- the leaving process ----
 
     def hand_over(self, stored: bool = True) -> bool:
-        """Go on handing over what others have of this process; whether all of it is done.
+        """Hand over, as far as possible now, all objects that other processes need.
 
-        Call it again until it is. What has not ended yet is handed over when it has.
+        The caller calls this again until the result is True. An object that has not ended yet is
+        handed over when it has.
 
         Parameters
         ----------
         stored : bool
-            Also what is stored at workers; there must be one that stays.
+            Whether to hand over values at workers, too. For these a worker has to stay.
+
+        Returns
+        -------
+        bool
+            Whether nothing is left to wait for.
         """
         self.leaving = True
         waits = False
         for row in self._table.all():
             if row.borrowed or not self._is_wanted(row):
                 continue
+            # Cancelled and lost objects have nothing to hand over.
             if row.state > ERROR or (row.state == STORED and not stored) or row in self.stuck:
                 continue
             handover = self.under_way.get(row)
@@ -133,7 +146,7 @@ class OwnershipTransfer:
                 self._end(row)
                 handover = None
             elif handover is not None and row.state <= STORED < handover.made.state:
-                # The heir could not take the value: it stays here while this process does.
+                # The heir could not take the value: the object stays here as long as this process.
                 self._end(row)
                 self.stuck.add(row)
                 continue
@@ -146,19 +159,22 @@ class OwnershipTransfer:
                 waits = True
                 self._offer(row, heir)
             elif any(peer.process[0] in self.refused for peer in self._borrowers_of(row)):
-                waits = True  # until those, which leave too, give it back
+                waits = True  # until the borrowers that leave, too, give the object back
         for row in list(self.under_way):
-            # Nobody else has it any more, or it was cancelled meanwhile.
+            # Meanwhile no other process needs the object any more, or a user cancelled the task.
             if row.state > ERROR or not self._is_wanted(row):
                 self._end(row)
         return not waits and not self.under_way
 
     def _is_wanted(self, row: Row) -> bool:
-        """Whether others have a row, or may have it."""
+        """Return whether other processes have a row's object, or may have it (a pin)."""
         return bool(row.roles & HAS_BORROWERS) or row in self._table.pinned
 
     def stay(self) -> None:
-        """This process does not leave after all: what nobody was told to borrow elsewhere stays."""
+        """Stop handing over: this process does not leave after all.
+
+        An object that no borrower was told to borrow elsewhere stays here.
+        """
         self.leaving = False
         self.refused.clear()
         for row, handover in list(self.under_way.items()):
@@ -166,7 +182,11 @@ class OwnershipTransfer:
                 self._end(row)
 
     def _heir_of(self, row: Row) -> Process | None:
-        """Who takes a row over: the owner of the task that submitted it, or who borrows it."""
+        """Return the process that is to take a row over; None when no process can.
+
+        First comes the nearest living owner of the tasks that led to the row, then any borrower.
+        Processes that refused are passed over.
+        """
         passed_over = {self._peers.process[0], *self.refused}
         heir = heir_of(
             self._table.origin_of(row),
@@ -184,17 +204,19 @@ class OwnershipTransfer:
         return [peer for peer, _ in self._lending.borrowers_of(row) if not peer.gone]
 
     def _offer(self, row: Row, heir: Process) -> None:
+        """Begin to hand a row over: borrow the heir's object, which the heir makes from the row."""
         origin = self._table.origin_of(row)
         made = Borrowed((*heir, adopted_key(origin), None, 0))
         known = self._table.adopt_for_use(made)
         assert isinstance(known, Borrowed)
         self.under_way[row] = Handover(known)
+        # Else this process borrows the heir's object already.
         if known is made:
             self._borrowing.adopt_at_heir(made, origin, row in self._table.pinned)
         self._lifecycle.log(row, "handed-over", f"to {heir[2]}, because this process leaves")
 
     def _has_no_heir(self, handover: Handover) -> bool:
-        """Whether the heir is gone, or does not take it over."""
+        """Return whether the heir is gone, or refuses the object because it leaves, too."""
         made = handover.made
         if isinstance(made.value, Failure) and made.value.kind == LEAVES:
             self.refused.add(made.owner_ref[0])
@@ -202,6 +224,8 @@ class OwnershipTransfer:
         return self._peers.peer(made.owner_ref[:3]).gone
 
     def _tell(self, row: Row, handover: Handover) -> None:
+        """Send the borrowers of a row to the heir, when the heir's object has ended."""
+        # Until a borrower is told, the handover can still be ended: by `stay`, or for another heir.
         made = handover.made
         if made.state < INLINE or not made.acknowledged:
             return
@@ -210,18 +234,24 @@ class OwnershipTransfer:
             if (peer, number) not in handover.told:
                 handover.told.add((peer, number))
                 self._lending.say_moved(peer, row.key, number, made.owner_ref, outcome)
+        # Processes that borrow the key later are sent to the heir as well. The heir has pinned its
+        # own object, so the pin of this row goes.
         self._table.moved[row.key] = made.owner_ref
         if row in self._table.pinned:
             self._table.pinned.discard(row)
             self._lifecycle.release([row])
 
     def _end(self, row: Row) -> None:
+        """End a handover, and release the heir's object."""
         self._lifecycle.release_uses([self.under_way.pop(row).made])
 
     # ---- the heir ----
 
     def _on_adopt(self, peer: Peer, key: Key, number: int, origin: Origin, pinned: bool) -> None:
-        """Another process leaves, and asks this one to take an object over."""
+        """Handle ADOPT: take over an object of a leaving peer, or refuse.
+
+        The peer borrows the new object as ``number``.
+        """
         peers = self._peers
         if self.refuses(peer.process[0], key):
             refusal = (LOST, LEAVES, key, f"{peers.process[2]} leaves, too", ())
@@ -230,10 +260,14 @@ class OwnershipTransfer:
         row = self.adopt(key, origin, pinned)
         self._lending.lend(peer, key, number)
         if row is not None:
-            self._lifecycle.release([row])
+            self._lifecycle.release([row])  # the borrowing keeps the row from now on
 
     def refuses(self, sender: str, key: Key) -> bool:
-        """Whether this process leaves as well, and takes nothing over from that one."""
+        """Return whether this process refuses to take over the object ``key`` from ``sender``.
+
+        Only a leaving process refuses. Of two leaving processes, only one takes objects over from
+        the other.
+        """
         if not self.leaving:
             return False
         places = [handover.made.owner_ref for handover in self.under_way.values()]
@@ -241,18 +275,22 @@ class OwnershipTransfer:
         return handed_to_it or sender > self._peers.process[0]
 
     def adopt(self, key: Key, origin: Origin, pinned: bool) -> Row | None:
-        """Take an object over; its row, with one handle more. Twice is once."""
+        """Take an object over: make an alias of it under ``key``.
+
+        Return the row of the alias, with one local reference more, or None when this process owned
+        the object itself and has freed it. A second call for the same object changes nothing.
+        """
         known = self._table.find(key)
         if known is not None:
             return known
         taken = self._borrowing.rows_of([origin])
         if not taken:
-            return None  # it was this process's own, and freed
+            return None
         options = Options(heir=origin[4], adopted=origin)
         row = self._functions.alias(key, taken, options)
         self._table.adopt(row)
         self._submit([row])
-        self._lifecycle.release_uses(taken)  # the row has its own
+        self._lifecycle.release_uses(taken)  # the row has its own references
         if pinned:
             self._table.pin(row)
         self._retention.export(row)
