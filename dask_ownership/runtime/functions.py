@@ -166,7 +166,7 @@ class Functions:
             name = funcname(function)
             pickled, _ = dumps_function(function, name)
             if len(pickled) > KEPT_EACH:
-                return None  # `_plain` would keep a record for which `KEPT_BYTES` has no room
+                return None  # `_plain` keeps its records alive, so it takes small records only
             record = self.by_value(pickled, name)
             record.token = blake2b(pickled, digest_size=32).digest()
         with self._lock:
