@@ -75,10 +75,15 @@ class Functions:
 
     def __init__(self, forgotten: Callable[[int], None] | None = None) -> None:
         self._forgotten = forgotten
+        # Named functions by id, each with its module, its path and its record; and ids by name.
         self._named: dict[int, tuple[Any, str, tuple[str, ...], Function]] = {}
         self._ids: dict[Name, int] = {}
+        # Codes of functions by id, each with its parts and, for a plain function, its record. And
+        # the ids of codes by the numbers of records.
         self._plain: dict[int, tuple[CodeType, list[Part], Function | None]] = {}
         self._codes: dict[int, int] = {}
+        # Records by a hash of the pickle: weakly all records in use, and the records that are kept,
+        # the least recently used first.
         self._by_pickle: dict[bytes, weakref.ref[Function]] = {}
         self._kept: OrderedDict[bytes, Function] = OrderedDict()
         self._kept_bytes = 0
@@ -100,7 +105,8 @@ class Functions:
         if known is not None and known[0] is function:
             _, module, path, record = known
             found: Any = sys.modules.get(module)
-            # The loop repeats `is_at` without a call, because each `submit` comes here.
+            # The loop repeats `is_at` without a call, because each `submit` comes here. A reloaded
+            # or patched module has another object at this name.
             for attribute in path:
                 found = getattr(found, attribute, None)
             if found is function and not is_by_value(module):
@@ -131,6 +137,7 @@ class Functions:
             # Workers keep functions for a long time, and would keep the futures inside as long.
             return self._with_the_call(function)
         record = self.by_value(pickled, name)
+        # Pure calls with the same token and arguments have the same key.
         record.token = blake2b(pickled, digest_size=32).digest()
         return record
 
@@ -154,6 +161,7 @@ class Functions:
 
     def _get_plain(self, function: FunctionType) -> Function | None:
         """Return the record of a plain function; None for any other function."""
+        # Looked up by the code: functions made from one code are often the same plain function.
         code = function.__code__
         known = self._plain.get(id(code))
         if known is not None:
@@ -199,6 +207,7 @@ class Functions:
 
     def _watched(self, record: Function, digest: bytes) -> weakref.ref[Function]:
         """Return a weak reference to a record; the end of the record calls `forgotten`."""
+        # Without `record` in the callback, which would keep the record alive.
         number = record.id
         forgotten = self._forgotten
         by_pickle = self._by_pickle

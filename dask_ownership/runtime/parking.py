@@ -175,6 +175,7 @@ class Parking:
         entry = here.entry
         if entry is None or here.parked:
             return False
+        # Only this thread reads and writes `here`, so no lock is needed for it.
         here.parked = True
         with self.lock:
             self._park(entry, rows, counts)
@@ -233,6 +234,7 @@ class Parking:
         with self.lock:
             self.core.queue.wants_slot(token, entry)
             self._wake()
+        # No slot was free: the loop may lease one more from the worker.
         if self.core.queue.resuming:
             self._flush_soon()
 
@@ -348,6 +350,7 @@ class Parking:
             yield
             return
         since = perf_counter()
+        # A timer of the loop parks the task, because the thread itself is blocked in the body.
         waits = _Wait(entry)
         loop = self.worker.loop.asyncio_loop
         loop.call_soon_threadsafe(loop.call_later, LONG, self._lasts, waits)
@@ -424,12 +427,13 @@ class Parking:
             wants = entry.parks == 0
         if wants:
             entry.awaits = ()
+            # The last of several waits takes the slot again.
             token = LoopToken()
             self.want_slot(token, entry)
             try:
                 if not await token.wait(patience) and not self._stops_waiting(token, entry):
                     await token.wait()
-            except BaseException:
+            except BaseException:  # cancelled while it waits for a slot
                 self._stops_waiting(token, entry)
                 raise
             entry.parked_for += perf_counter() - since
@@ -437,6 +441,7 @@ class Parking:
 
     async def wait_async_if_long(self, awaitable: Any) -> Any:
         """Await something; give the slot of the calling coroutine task up after `LONG` seconds."""
+        # As a task, so the first `LONG` seconds and the rest are two waits for one awaitable.
         waits = asyncio.ensure_future(awaitable)
         try:
             done, _ = await asyncio.wait([waits], timeout=LONG)

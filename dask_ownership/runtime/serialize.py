@@ -213,6 +213,7 @@ def dumps_call(
                 break
         else:
             return pickle.dumps((args, kwargs), 5), (), ()
+    # A row has one slot, however often its future is among the arguments.
     slots: dict[Row, Slot] = {}
     given = args, kwargs
 
@@ -257,6 +258,7 @@ def dumps_call(
         # A container contains itself, or is very deep. The futures inside travel as futures.
         args, kwargs = given
         slots.clear()
+    # As `finding`, without a generator for each call.
     outer = pickling.found
     found: list[Any] = []
     try:
@@ -331,6 +333,7 @@ def loads_call(payload: bytes, values: list[Any] | tuple[()]) -> tuple[Any, dict
     """Unpickle the arguments of a call, with the values of dependencies in place of the slots."""
     if not values:
         return pickle.loads(payload)
+    # Slots unpickle themselves as values from this list (`_slot_value`).
     unpickling.values = values
     try:
         return pickle.loads(payload)
@@ -413,6 +416,7 @@ def dumps_error(error: BaseException, key: Any, where: str) -> bytes:
             )
         parts = (pickled, None if traceback is None else bytes(traceback.data), text)
     except BaseException as problem:
+        # Even the `repr` or the pickling of an exception may fail, in any way.
         text = (
             f"the task {key!r} at {where} raised {type(error).__name__}, which itself could not "
             f"be shown: {type(problem).__name__}"

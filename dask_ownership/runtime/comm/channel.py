@@ -117,7 +117,7 @@ class StreamChannel:
             while True:
                 data = await read(CHUNK, partial=True)
                 unpacker.feed(data)
-                self.arrivals += 1
+                self.arrivals += 1  # also for a part of a large batch: the other end is alive
                 self.traffic.received += len(data)
                 for message in unpacker:
                     if received(message):
@@ -161,7 +161,7 @@ class CommChannel:
         try:
             waited_for = coroutine.send(None)
         except StopIteration:
-            return
+            return  # the frame is written, as nearly always
         self._task = asyncio.ensure_future(self._finish(coroutine, waited_for))
 
     async def _finish(self, coroutine: Any, waited_for: Any) -> None:
@@ -183,6 +183,7 @@ class CommChannel:
                         waited_for = coroutine.send(None)
                 except StopIteration:
                     break
+            # Frames may come during each of these writes, and are written in the next round.
             while self._queue:
                 queue, self._queue = self._queue, []
                 for frame in queue:
@@ -203,6 +204,7 @@ class CommChannel:
                 return
 
     async def close(self) -> None:
+        # Each `_finish` sets `_task` to None at its end.
         while self._task is not None:
             await asyncio.wait([self._task])
         await self.comm.close()

@@ -130,11 +130,14 @@ class OwnerLink:
         self._packing = Packing(self.state, unsendable)
         self._channel: Channel | None = None
         self.reached = False
+        # The worker's answer to the last dial.
         self._greeting: dict[str, Any] = {}
         self._task: asyncio.Task[None] | None = None
         self._pulse = Heartbeat()
+        # Seconds for which a connection may stall: at the beginning, and now.
         self._shortest = self._patience = silence / 2
         self._stalled = 0.0
+        # The channel, its arrivals and its written bytes at the last look.
         self._seen: tuple[Channel | None, int, int] = (None, 0, 0)
 
     @property
@@ -158,7 +161,7 @@ class OwnerLink:
                 for frame in frames:
                     self._channel.write(frame)
             except CommClosedError:
-                self._channel = None
+                self._channel = None  # `_run` notices the end, too, and dials again
         elif self._task is None:
             self.start()
 
@@ -183,20 +186,21 @@ class OwnerLink:
         # Bytes that leave are a sign of life, too: a large batch takes long on a slow network.
         heard = made is not None and now != self._seen
         self._seen = now
+        # Only bytes that arrive reset the patience: bytes may leave for a while to a frozen worker.
         if made is not None and made is before and made.arrivals != arrivals:
             self._patience = self._shortest
         # A worker owes an acknowledgement, or the answer to a dial.
         owes = bool(self.state.unacknowledged) or (made is None and self._task is not None)
         if self._pulse.look(passed, heard, owes, ask_after):
             self._write(self._packing.number([], ask=True))
-        if made is None or heard or not owes:
+        if made is None or heard or not owes:  # without a connection `_run` limits the dial
             self._stalled = 0.0
             return self._pulse.owed
         self._stalled += passed
         if self._stalled >= self._patience:
             logger.info("%s sent nothing for %.3g s: dialling again", self.address, self._stalled)
             self._disappointed()
-            made.abort()
+            made.abort()  # this ends `listen` in `_run`, which dials again
         return self._pulse.owed
 
     def _disappointed(self) -> None:
@@ -221,7 +225,7 @@ class OwnerLink:
                 if self.closed:
                     break  # `asyncio.wait_for` loses a cancellation that comes just as it ends
                 greeted = self._channel = self._resume(comm)
-                pause = 0.02
+                pause = 0.02  # after a connection that worked, the next dial is not delayed
                 if opened:
                     took = perf_counter() - lost_at
                     logger.info("the link to %s is open again after %.3g s", self.address, took)
@@ -301,7 +305,7 @@ class OwnerLink:
             }
         )
         answer = await comm.read()
-        if not isinstance(answer, dict):
+        if not isinstance(answer, dict):  # Dask answers None to an unknown operation
             raise LinkRefused(
                 f"the worker {self.address} does not know dask_ownership: install the package "
                 "there, and start it again so that the worker plugin is set up"
@@ -366,7 +370,7 @@ class LocalLink:
     closed = False
 
     def __init__(self, deliver: Callable[[Any], None]) -> None:
-        self.state = NumberedStream()
+        self.state = NumberedStream()  # the executor drops held values by acknowledgements
         self._deliver = deliver
 
     def start(self) -> None:
@@ -441,5 +445,5 @@ class ExecutorLink:
                 for frame in frames:
                     self.channel.write(frame)
             except CommClosedError:
-                self.channel = None
+                self.channel = None  # the owner dials again, and gets the batches then
         return self.state.sent

@@ -42,6 +42,7 @@ class Refusals:
     def say(self, what: str, reason: str) -> None:
         """Log a refusal, unless a refusal of the same ``what`` was logged before."""
         what = what[:LONGEST_REASON]
+        # The number is limited because a stranger may send ever new kinds of calls.
         if what not in self._said and len(self._said) < STRANGERS:
             self._said.add(what)
             logger.warning("%s is refused: %s", what, reason[:LONGEST_REASON])
@@ -67,7 +68,8 @@ def operation(handler: Callable[..., Any], check: Check, refusals: Refusals) -> 
     async def guarded(**message: Any) -> Any:
         reason = check(message)
         if reason is None:
-            message.pop("token", None)
+            message.pop("token", None)  # the check has seen the token, and handlers do not take it
+            # Wrong are arguments without a parameter, values of other types, and missing arguments.
             wrong = [key for key in message if key not in parameters]
             wrong += [
                 key
@@ -102,6 +104,7 @@ def fits(value: Any, hint: Any) -> bool:
     kind = origin or hint
     if kind in (list, tuple, Sequence):
         return isinstance(value, list | tuple)  # the transport decides which of the two arrives
+    # In Python a bool is an int; in a message the two are different.
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int:

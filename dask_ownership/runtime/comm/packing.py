@@ -103,7 +103,7 @@ class Packing:
         else:
             if len(body) <= FRAME or len(messages) == 1:
                 return [(messages, body)]
-            del body
+            del body  # not kept in memory beside the packed halves
         half = len(messages) // 2
         return [*self._parts(messages[:half]), *self._parts(messages[half:])]
 
@@ -140,6 +140,7 @@ class Packing:
         sayable = []
         for one in said:
             clean = self._clean(one)
+            # The other owner has to hear of the loss, where a message can say so.
             if clean is None:
                 clean = instead_of(one, "it cannot be sent to another process in one message")
                 logger.error("%r of %s cannot be packed", one[:2], sender[2])

@@ -83,7 +83,7 @@ async def request(
         try:
             answer = await _while_moving(comm, send_recv(comm, op=op, **message), limit)
         finally:
-            pool.reuse(address, comm)
+            pool.reuse(address, comm)  # the pool drops a connection that was aborted
     except (TimeoutError, asyncio.TimeoutError, Stalled) as error:
         patience.stalled(address)
         # Idle connections lead the same way, and may be half-open as well: dial anew next time.
@@ -114,7 +114,7 @@ async def _while_moving(comm: Comm, coroutine: Any, limit: float) -> Any:
             now = moved_bytes(comm)
             quiet = 0 if now is None or now != before else quiet + 1
             before = now
-            if quiet >= 4:
+            if quiet >= 4:  # four quarters of the limit
                 raise Stalled
     finally:
         if not task.done():

@@ -31,6 +31,7 @@ FIRST_PAUSE = 0.01
 
 def proof(secret: str, name: str) -> str:
     """Return the proof that its bearer has a name, for processes with the secret to check."""
+    # A name from a stranger may not be valid UTF-8: encoding must not raise an error.
     return hmac.new(secret.encode(), name.encode("utf-8", "replace"), "sha256").hexdigest()
 
 
@@ -38,6 +39,7 @@ def proves(secret: str, name: Any, token: Any) -> bool:
     """Whether a token is the proof of a name. A message may bring values of any type for both."""
     if type(name) is not str or type(token) is not str or not secret or not token:
         return False
+    # The comparison takes the same time for any token, so the time tells a stranger nothing.
     return hmac.compare_digest(proof(secret, name).encode(), token.encode("utf-8", "replace"))
 
 

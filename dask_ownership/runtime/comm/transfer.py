@@ -111,6 +111,7 @@ class Sealed:
         self.frames = frames
 
     def __reduce__(self) -> Any:
+        # Pickle buffers travel out of band: the frames are not copied into the pickle.
         return Sealed, (self.header, [PickleBuffer(frame) for frame in self.frames])
 
 

@@ -130,10 +130,10 @@ class Connections:
             Whether any message may have arrived at the worker. If not, its tasks never began there.
         """
         link, view.link = view.link, None
-        self._pool.remove(view.address)
+        self._pool.remove(view.address)  # requests to the worker end
         if link is None:
             return False
-        link.closed = True
+        link.closed = True  # at once: `close` below runs in a task of its own
         closing = asyncio.ensure_future(link.close(say_bye=False))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
@@ -152,5 +152,6 @@ class Connections:
             *(view.link.close() for view in views if view.link is not None),
             return_exceptions=True,
         )
+        # A later step of the closed owner finds no workers, and makes no links.
         for view in views:
             self.core.placement.remove_worker(view)

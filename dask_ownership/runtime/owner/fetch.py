@@ -48,10 +48,12 @@ async def fetch(owner: Owner, rows: Iterable[Row]) -> dict[Row, Any]:
         again: list[Row] = []
         for row in todo:
             index = tried.get(row, 0)
+            # Inline values were read above, and rows without a value are left out.
             if row.state != STORED:
                 continue
             incarnation = owner.core.table.value_name(row)[0]
             addresses = _addresses(row)
+            # After all holders, the first holder is asked once more.
             if index > len(addresses):
                 tried[row] = 0
                 said = absent.pop(row, None)
@@ -73,6 +75,7 @@ async def fetch(owner: Owner, rows: Iterable[Row]) -> dict[Row, Any]:
                 )
                 result[row] = LostData(row.key, detail)
                 continue
+            # Rows of one owner at one worker share requests.
             place = (addresses[index % len(addresses)], incarnation)
             places.setdefault(place, []).append(row)
             tried[row] = index + 1
@@ -82,6 +85,7 @@ async def fetch(owner: Owner, rows: Iterable[Row]) -> dict[Row, Any]:
             for place, group in places.items()
             for start in range(0, len(group), GATHER_BATCH)
         ]
+        # Rows without a value so far are tried again, at their next holders.
         for missing in await asyncio.gather(*requests):
             todo.extend(missing)
     return result
@@ -126,6 +130,7 @@ async def _fetch_from(
         The rows without a value or an error so far.
     """
     address, incarnation = place
+    # Workers know a value by the key at its owner and the attempt that made it.
     by_name = {owner.core.table.value_name(row)[1:]: row for row in rows}
     try:
         values, reasons = await ask(
@@ -148,7 +153,7 @@ async def _fetch_from(
         row = by_name.pop(name)
         result[row] = value
         if isinstance(row, Borrowed):
-            row.misses = 0
+            row.misses = 0  # a holder had the value: misses count in a row only
     for name, reason in reasons.items():
         result[by_name.pop(name)] = NotSerializable(
             f"the value of {name[0]!r} is at worker {address} and cannot be sent: {reason}"

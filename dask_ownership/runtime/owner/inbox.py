@@ -116,11 +116,12 @@ class Inbox:
             As the option of this name in Dask: a time such as ``"100ms"``.
         """
         places = self.places
+        # A task that goes on with recent work comes next to it, any other task behind all tasks.
         place = places.behind(dependencies, depth) if dependencies else None
         if place is None:
-            if places.shared:
+            if places.shared:  # a graph came just before, and the task may belong beside it
                 place = places.beside(parse_timedelta(fifo_timeout))
-            else:
+            else:  # `places.one` without a call
                 place = places.next
                 places.next += 1
         return ordered(place, 0, depth) if depth else place
@@ -147,7 +148,7 @@ class Inbox:
             if adopted is row:
                 untrack(row)
                 self._items.append(row)
-                if not self._awake:
+                if not self._awake:  # one wake of the loop serves all rows until it runs
                     self._wake()
             elif adopted.state == DORMANT:
                 self.call(self.core.lifecycle.wake, adopted)  # its value was freed: make it again
@@ -224,7 +225,7 @@ class Inbox:
         self.gone.append(row)  # the handle that `known` took
         if threading.get_ident() == self._loop_thread:
             self._release_gone()
-        else:
+        else:  # only the loop may change the core
             gate = Gate()
             self.call(self._release_gone, gate)
             gate.lock.acquire(True, FIND_TIMEOUT)
@@ -321,6 +322,7 @@ class Inbox:
             return  # not started yet: `start` takes in the items
         try:
             self._awake = True
+            # In the context of the loop: the caller's may be that of a task.
             self._loop.call_soon_threadsafe(self.process, context=self._context)
         except RuntimeError:
             pass  # the loop is closed: nothing of this owner lives any more
@@ -355,7 +357,7 @@ class Inbox:
             core.submit(rows)
         self._release_gone()
         if self.closed:
-            self._settle_all()  # a thread was about to submit while this owner closed
+            self._settle_all()  # a thread was in the middle of `submit` while this owner closed
         self._step()
 
     def _release_gone(self, gate: Gate | None = None) -> None:
@@ -367,6 +369,7 @@ class Inbox:
             if type(item) is not tuple:
                 rows.append(item)
                 continue
+            # A pair of `open`: handles dropped before are released before, and later ones later.
             self.core.release(rows)
             rows = []
             self.core.borrowing.hold_until_counted(*item)

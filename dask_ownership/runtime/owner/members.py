@@ -111,6 +111,7 @@ class Members:
         """
         if not self._began or self._closed:
             return
+        # Removed workers first: a new worker may have the address of one of them.
         for _, incarnation in removed:
             self._left(incarnation)
         joined = []
@@ -165,6 +166,8 @@ class Members:
         OSError
             When the scheduler does not answer; `NotJoined` when the scheduler refuses the owner.
         """
+        # Before the answer: changes that arrive in between must not be ignored. The incarnations to
+        # ask about are noted before as well, because the answer may be older than later joins.
         self._began = True
         asked = self.core.membership.ask()
         answer = await self._ask()
@@ -213,6 +216,7 @@ class Members:
         """Go on without a worker that refuses the link, and log the reason."""
         if not self.cut_off:
             logger.warning("tasks are not sent to %s: %s", view.address, reason)
+        # The link has closed itself. Tasks may have begun there if an earlier dial has succeeded.
         link, view.link = view.link, None
         self.core.membership.refuse(view, reason, link is not None and link.reached)
         self._step()
@@ -238,6 +242,7 @@ class Members:
 
     def settle_refused(self) -> None:
         """End the ready rows when all workers of the cluster refuse owned tasks."""
+        # While the scheduler is lost, workers refuse links because they are about to close.
         if not self.core.refused or self.core.placement.workers or self.cut_off:
             return
         reasons = "; ".join(self.core.refused.values())

@@ -79,6 +79,7 @@ class Handle:
         self.row = row
 
     def __del__(self) -> None:
+        # A finalizer may run in any thread, at any moment: `drop` only appends to a deque.
         self.owner.drop(self.row)
 
 
@@ -164,6 +165,7 @@ class Owner:
                 inline_bytes=max_bytes("inline"),
                 lineage_bytes=max_bytes("lineage"),
             ),
+            # Functions that the core calls on its own account are pickled as those of users.
             functions=BuiltinFunctions(
                 self.functions.get(identity), self.functions.get(nothing), dumps(((Slot(0),), {}))
             ),
@@ -182,6 +184,8 @@ class Owner:
         self._liveness = FailureDetector(core, self.step)
         self.patience = Backoff(self._liveness.limit)
         self._chronicle = EventLog(core)
+        # `Members` and `Connections` need each other: `Members` gets a function that finds the
+        # links.
         self.members = Members(
             core,
             self._chronicle,
@@ -195,13 +199,14 @@ class Owner:
             executor,
             self.pool,
             self._liveness.limit,
-            token=lambda: self.token,
+            token=lambda: self.token,  # not known yet, when a client has still to join
             received=self.received,
             call=inbox.call,
             refused=self.members.refused,
             unreachable=self.members.unreachable,
         )
         self.promoted: dict[str, Handle] = {}
+        # `_ticking` and `_sweeping` say whether a timer is running already.
         self._backlog = Backlog(core.placement, tell_backlog)
         self._ticking = False
         self._sweeping = False
@@ -242,6 +247,7 @@ class Owner:
 
     def _forget_function(self, number: int) -> None:
         """Have workers forget a function when its record is gone. Any thread, at any moment."""
+        # Through the inbox: the record may go in any thread, in the middle of any code.
         if not self.inbox.closed:
             self.call(self.core.dispatch.forget, number)
 
@@ -267,6 +273,7 @@ class Owner:
     async def held(self, rows: Sequence[Row]) -> None:
         """Wait until the owners of held rows may leave: all there is by now is taken over."""
         counted = asyncio.Event()
+        # A held row is an alias: its dependency is the borrowed row of the object at the old owner.
         sources = [source for row in rows for source in row.dependencies]
         self.core.borrowing.when_acknowledged(sources, counted.set)
         await counted.wait()
@@ -302,9 +309,11 @@ class Owner:
         Loop thread; after each change to the core.
         """
         core = self.core
+        # First messages of this process to itself: they may make rows ready.
         if core.peers.talking:
             core.peers.say_to_itself()
         core.schedule(perf_counter() * 1e6)
+        # Posts go into the outboxes of workers or into the effects, and both are emptied below.
         if core.peers.talking or core.posting.waiting:
             self._post()
         if core.refused:
@@ -313,6 +322,8 @@ class Owner:
         # Busy: a worker may have tasks to recall, or has batches here that are to be acknowledged.
         busy = False
         for view in list(core.placement.workers.values()):
+            # Each batch acknowledges the batches received. Without messages, an empty batch does so
+            # when there are many.
             if view.outbox:
                 messages, view.outbox = view.outbox, []
                 self.connections.to(view).send(messages)
@@ -330,6 +341,7 @@ class Owner:
         if busy and not self._ticking:
             self._ticking = True
             loop.call_later(TICK, self._tick)
+        # Both timers run only while there is work for them.
         if (
             not self._sweeping
             and (core.table.rows or self.inbox.gone or self._backlog.size)
@@ -359,7 +371,7 @@ class Owner:
         """Send the messages for other owners."""
         posting = self.core.posting
         posting.flush(acknowledge)
-        if posting.waiting:
+        if posting.waiting:  # posts for a worker that no message of the scheduler has named yet
             self.members.ask_soon()
 
     def _due(self, function: Callable[..., None], args: tuple[Any, ...]) -> None:
@@ -369,7 +381,11 @@ class Owner:
             self.step()
 
     def post_now(self) -> None:
-        """Send the messages for other owners before anything that is sent later. Loop thread."""
+        """Send the messages for other owners before any later message. Loop thread.
+
+        For the end of a task whose children's futures have left this process: the owner of the task
+        is asked to retain the task before it hears of the end.
+        """
         if self.core.peers.talking:
             self._post()
 
@@ -406,6 +422,7 @@ class Owner:
                 # behind tasks of other owners, and are recalled for idle workers then.
                 self.core.tick(perf_counter() * 1e6)
             self.inbox.process()
+            # Rows are infeasible only when there is no worker at all, or when they are restricted.
             if not self.core.placement.workers or self.core.placement.any_restricted:
                 self._look_at_unmatched()
             self._backlog.look()
@@ -419,6 +436,7 @@ class Owner:
 
     def _tell(self, completed: list[Row]) -> None:
         """Tell the waiters of rows that ended, once."""
+        # Waiters are called without the lock, which they may take themselves.
         with self.lock:
             told = [(row, row.waiters) for row in completed]
             for row in completed:
@@ -438,6 +456,7 @@ class Owner:
             return
         self.core.tick(perf_counter() * 1e6)
         self._post(acknowledge=True)
+        # Batches that no batch in the other direction has acknowledged by now.
         for view in self.core.placement.workers.values():
             if view.link is not None and view.link.state.unsaid and not view.outbox:
                 view.link.send([])
@@ -458,6 +477,8 @@ class Owner:
             return
         self._liveness.stop()
         self.inbox.close(lost)
+        # Other owners hear that this owner leaves, and workers get the rest of their outboxes,
+        # before the links say that the owner closes.
         self.core.posting.flush()
         self._carry_out_effects()
         for view in list(self.core.placement.workers.values()):

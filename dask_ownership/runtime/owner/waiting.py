@@ -40,7 +40,7 @@ def hang(waiter: Waiter, rows: Iterable[Row], lock: AbstractContextManager[Any])
             row.waiters = (waiter,) if waiters is None else (*waiters, waiter)
             # Checked when the waiter is there: a row that ends from now on finds the waiter.
             if row.done:
-                row.waiters = waiters
+                row.waiters = waiters  # nothing would ever take the waiter off an ended row
                 ended.append(row)
     for row in ended:
         waiter.row_done(row)
@@ -265,12 +265,13 @@ class Waiting:
         RuntimeError
             In the event loop's own thread: blocking the loop would block the rows, too.
         """
+        # The usual case costs no waiter: all rows have ended, or enough of the rows.
         pending = [row for row in rows if row.state < INLINE]
         if not pending or (any_one and len(pending) < len(rows)):
             return True
         if stop_at_error and any(row.state > STORED for row in rows):
             return True
-        self._check_open()
+        self._check_open()  # after the rows that have ended, which a closed owner still has
         if threading.get_ident() == self._loop_thread:
             raise RuntimeError(
                 "a future was waited for on the thread of the event loop that must bring its "
@@ -284,7 +285,7 @@ class Waiting:
         try:
             return self.wait_at(gate, timeout, pending)
         finally:
-            if waiter._pending:
+            if waiter._pending:  # else each row has dropped its waiters at its end
                 unhang(waiter, pending, self._lock)
 
     def wait_at(self, gate: Gate, timeout: float | None, rows: Iterable[Row] = ()) -> bool:
@@ -324,6 +325,7 @@ class Waiting:
         if stop_at_error and any(row.state > STORED for row in rows):
             return True
         self._check_open()
+        # The coroutine may run on another loop than the owner's: `LoopGate` crosses over.
         gate = LoopGate()
         waiter = AllDone(pending, gate.open, stop_at_error, any_one)
         hang(waiter, pending, self._lock)
@@ -379,5 +381,5 @@ class Waiting:
             if not hung and waiter is self._first:
                 self._first = None  # Ctrl-C came while the waiter hung on some of its rows only
             waiter.busy = False
-            if waiter is not self._first:
+            if waiter is not self._first:  # the kept waiter stays hung for the next call
                 unhang(waiter, list(waiter.pending), self._lock)
