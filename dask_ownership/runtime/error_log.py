@@ -32,8 +32,8 @@ class ErrorLog:
         Failures to log in one second.
     """
 
-    # Any thread may log, without a lock: when two threads meet, the second may get one record too
-    # many, or the count of omitted failures may be one too low.
+    # Any thread may log, without a lock: when two threads meet, one record more than allowed may be
+    # logged, or one omitted failure not counted.
 
     def __init__(self, at_once: int = AT_ONCE) -> None:
         self._at_once = at_once
