@@ -93,6 +93,9 @@ class OwnerLink:
         Counts the bytes sent and received.
     unsendable : callable, optional
         Told of messages that cannot be packed.
+    route : callable, optional
+        ``route(address)`` returns the address to connect to, by which the connection may go by a
+        relay, see `comm.reach`.
 
     Attributes
     ----------
@@ -109,6 +112,7 @@ class OwnerLink:
         address: str,
         hello: dict[str, Any],
         connection_args: dict[str, Any],
+        *,
         received: Callable[[Any], None],
         refused: Callable[[str], None],
         unreachable: Callable[[str], None],
@@ -116,8 +120,10 @@ class OwnerLink:
         silence: float = 5.0,
         traffic: ByteCounter | None = None,
         unsendable: Unsendable = ignore,
+        route: Callable[[str], str] = str,
     ) -> None:
         self.address = address
+        self._route = route
         self.hello = hello
         self.connection_args = connection_args
         self.received = received
@@ -203,6 +209,11 @@ class OwnerLink:
             made.abort()  # this ends `listen` in `_run`, which dials again
         return self._pulse.owed
 
+    def dial_again(self) -> None:
+        """End the connection and dial again, because there is a better way to the worker now."""
+        if self._channel is not None:
+            self._channel.abort()
+
     def _disappointed(self) -> None:
         """Double the patience with the worker, after a connection or a dial that stalled."""
         self._stalled = 0.0
@@ -279,7 +290,7 @@ class OwnerLink:
 
     async def _dial(self) -> Comm:
         """Open a connection, greet the worker, and return the connection after the answer."""
-        comm = await connect(self.address, **self.connection_args)
+        comm = await connect(self._route(self.address), **self.connection_args)
         try:
             comm.name = "Owner->Executor"
             await self._greet(comm)

@@ -12,8 +12,9 @@ from typing import Any
 import dask
 from dask.utils import parse_timedelta
 from distributed.comm import Comm
-from distributed.core import ConnectionPool, send_recv
+from distributed.core import send_recv
 
+from dask_ownership.runtime.comm.reach import RoutedPool
 from dask_ownership.runtime.dask.comm import moved_bytes
 
 LONGEST = 60.0
@@ -58,13 +59,13 @@ class Backoff:
 
 
 async def request(
-    pool: ConnectionPool, address: str, patience: Backoff, op: str, **message: Any
+    pool: RoutedPool, address: str, patience: Backoff, op: str, **message: Any
 ) -> Any:
     """Send a request to a worker over a connection of the pool, and return the answer.
 
     Parameters
     ----------
-    pool : ConnectionPool
+    pool : RoutedPool
     address : str
     patience : Backoff
     op : str
@@ -87,8 +88,7 @@ async def request(
     except (TimeoutError, asyncio.TimeoutError, Stalled) as error:
         patience.stalled(address)
         # Idle connections lead the same way, and may be half-open as well: dial anew next time.
-        for idle in list(pool.available[address]):
-            idle.abort()
+        pool.end_idle(address)
         raise Stalled(f"{address} sent nothing for {limit:.3g} s") from error
     patience.answered(address)
     return answer

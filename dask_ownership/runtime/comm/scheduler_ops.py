@@ -64,6 +64,10 @@ DIAL = "ownership_dial"
 """Operation of the scheduler: a worker with a message for a client asks that the client link to the
 worker. Also the stream operation by which the scheduler tells the client."""
 
+RELAY = "ownership_relay"
+"""Operation of the scheduler: an owner asks the scheduler to take the connection over and to splice
+it to a connection to a worker, see `scheduler.relay`."""
+
 WHERE = "ownership_where"
 """Operation of the scheduler: a process asks where the values of the scheduler's keys are."""
 

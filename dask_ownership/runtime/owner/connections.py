@@ -8,13 +8,13 @@ from typing import Any
 
 import dask
 from dask.utils import parse_timedelta
-from distributed.core import ConnectionPool
 
 from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.rows.worker_view import WorkerView
 from dask_ownership.core.protocol.messages import Message
 from dask_ownership.runtime.comm.link import LocalLink, OwnerLink
 from dask_ownership.runtime.comm.packing import not_sendable
+from dask_ownership.runtime.comm.reach import Reach, RoutedPool
 from dask_ownership.runtime.owner.home import Home
 
 Lost = Callable[[WorkerView, str], None]
@@ -31,7 +31,9 @@ class Connections:
     core : OwnerCore
     executor : Home or None
         The executor in this process, which needs no connection.
-    pool : ConnectionPool
+    reach : Reach
+        Gives each link its route to the worker: direct, or by a relay.
+    pool : RoutedPool
         The owner's pool for requests beside the links. Links are opened with the same arguments for
         connections.
     limit : float
@@ -50,7 +52,8 @@ class Connections:
         self,
         core: OwnerCore,
         executor: Home | None,
-        pool: ConnectionPool,
+        reach: Reach,
+        pool: RoutedPool,
         limit: float,
         *,
         token: Callable[[], str],
@@ -61,6 +64,7 @@ class Connections:
     ) -> None:
         self.core = core
         self._executor = executor
+        self._reach = reach
         self._pool = pool
         self._limit = limit
         self._token = token
@@ -100,13 +104,14 @@ class Connections:
                 "to": view.incarnation,
             },
             self._pool.connection_args,
-            lambda messages: self._received(view, messages),
-            lambda reason: self._refused(view, reason),
-            lambda reason: self._unreachable(view, reason),
-            parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")),
-            self._limit,
-            view.traffic,
-            lambda message, error: self._unsendable(view, message, error),
+            received=lambda messages: self._received(view, messages),
+            refused=lambda reason: self._refused(view, reason),
+            unreachable=lambda reason: self._unreachable(view, reason),
+            reach=parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")),
+            silence=self._limit,
+            traffic=view.traffic,
+            unsendable=lambda message, error: self._unsendable(view, message, error),
+            route=self._reach.route,
         )
 
     def _local_batch(self, view: WorkerView, batch: Any) -> None:
@@ -131,6 +136,7 @@ class Connections:
         """
         link, view.link = view.link, None
         self._pool.remove(view.address)  # requests to the worker end
+        self._reach.forget(view.address)
         if link is None:
             return False
         link.closed = True  # at once: `close` below runs in a task of its own
@@ -138,6 +144,13 @@ class Connections:
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
         return bool(link.reached)
+
+    def now_direct(self, address: str) -> None:
+        """Leave the relay to a worker that can be dialled now."""
+        self._pool.remove(address)
+        view = self.core.placement.workers.get(address)
+        if view is not None and isinstance(view.link, OwnerLink):
+            view.link.dial_again()
 
     def dial(self, address: str) -> None:
         """Dial a worker that has a post for this process and no link. Stream handler."""

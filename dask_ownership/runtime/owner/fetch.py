@@ -138,9 +138,9 @@ async def _fetch_from(
             address,
             incarnation,
             list(by_name),
-            owner.incarnation,
-            owner.token,
-            owner.patience,
+            reader=owner.incarnation,
+            token=owner.token,
+            patience=owner.patience,
         )
     except OSError:
         # The worker may be gone: membership will say so, and the locations of the rows change then.

@@ -18,7 +18,6 @@ from uuid import uuid4
 
 import dask
 from dask.utils import parse_bytes, parse_timedelta
-from distributed.core import ConnectionPool
 from distributed.system import MEMORY_LIMIT
 
 from dask_ownership.core.owner.ownership import OwnerCore
@@ -29,6 +28,7 @@ from dask_ownership.core.owner.rows.worker_view import WorkerView
 from dask_ownership.core.owner.scheduling.builtin import BuiltinFunctions
 from dask_ownership.core.protocol.messages import Message, Origin, Process
 from dask_ownership.runtime.comm.link import UNSAID_BATCHES
+from dask_ownership.runtime.comm.reach import Reach, RoutedPool
 from dask_ownership.runtime.comm.request import Backoff
 from dask_ownership.runtime.comm.secret import proof
 from dask_ownership.runtime.functions import Functions
@@ -103,6 +103,8 @@ class Owner:
     secret : str
         The secret of the cluster, where known. The owner of a client has none, and gets its token
         when it joins.
+    scheduler : callable, optional
+        Returns the address of the scheduler, which relays to workers that cannot be dialled.
     tell_backlog : callable, optional
         ``tell_backlog(tasks)`` tells the scheduler how many tasks wait for a worker.
 
@@ -127,7 +129,9 @@ class Owner:
         Threads and coroutines that wait for rows.
     wait, wait_at, wait_async
         As in `Waiting`.
-    pool : ConnectionPool
+    reach : Reach
+        The ways to workers: direct connections, and relays.
+    pool : RoutedPool
         Connections for requests to workers beside the links; leaves values packed.
     patience : Backoff
         How long such a request may stall.
@@ -145,7 +149,9 @@ class Owner:
         name: str,
         ask: Ask,
         executor: Home | None = None,
+        *,
         secret: str = "",
+        scheduler: Callable[[], str] | None = None,
         tell_backlog: Callable[[int], None] | None = None,
     ) -> None:
         self.incarnation = executor.incarnation if executor is not None else uuid4().hex
@@ -180,12 +186,18 @@ class Owner:
         self.open, self.call, self.check_open = inbox.open, inbox.call, inbox.check_open
         self.waiting = waiting = Waiting(self.lock, inbox.check_open, executor)
         self.wait, self.wait_at, self.wait_async = waiting.wait, waiting.wait_at, waiting.wait_async
-        self.pool = ConnectionPool(deserialize=False, connection_args=connection_args)
+        # `Reach` and `Members` need `Connections`, which is made after them: functions find it.
+        self.reach = Reach(
+            connection_args,
+            scheduler,
+            asker=lambda: self.incarnation,
+            token=lambda: self.token,
+            now_direct=lambda address: self.connections.now_direct(address),
+        )
+        self.pool = RoutedPool(self.reach, deserialize=False, connection_args=connection_args)
         self._liveness = FailureDetector(core, self.step)
         self.patience = Backoff(self._liveness.limit)
         self._chronicle = EventLog(core)
-        # `Members` and `Connections` need each other: `Members` gets a function that finds the
-        # links.
         self.members = Members(
             core,
             self._chronicle,
@@ -197,6 +209,7 @@ class Owner:
         self.connections = Connections(
             core,
             executor,
+            self.reach,
             self.pool,
             self._liveness.limit,
             token=lambda: self.token,  # not known yet, when a client has still to join
@@ -358,8 +371,7 @@ class Owner:
         for where, error in effects.broken:
             logger.error("%s: %s", self.name, where, exc_info=error)
         if effects.posts:
-            assert self.executor is not None  # only an owner at a worker posts by itself
-            self.executor.deliver(effects.posts)
+            self._deliver(effects.posts)
         if effects.completed:
             self._tell(effects.completed)
         loop = self._loop
@@ -367,10 +379,20 @@ class Owner:
             assert loop is not None
             loop.call_later(seconds, self._due, function, args)
 
+    def _deliver(self, posts: list[Message]) -> None:
+        """Have the executor in this process pass posts on to other processes."""
+        assert self.executor is not None  # only an owner at a worker posts by itself
+        self.executor.deliver(posts)
+
     def _post(self, acknowledge: bool = False) -> None:
         """Send the messages for other owners."""
         posting = self.core.posting
         posting.flush(acknowledge)
+        effects = self.core.effects
+        # Posts by way of the executor leave before later answers of the executor, see `post_now`.
+        if effects.posts:
+            posts, effects.posts = effects.posts, []
+            self._deliver(posts)
         if posting.waiting:  # posts for a worker that no message of the scheduler has named yet
             self.members.ask_soon()
 
@@ -488,4 +510,5 @@ class Owner:
         self.members.close()
         await self.connections.close()
         self.promoted.clear()
+        await self.reach.close()
         await self.pool.close()
