@@ -347,7 +347,7 @@ class RoutedPool(ConnectionPool):
         super().remove(self._reach.route(addr), **reason)
 
     def end_idle(self, addr: str) -> None:
-        """End the idle connections to a worker, which lead the same way as one that stalled."""
+        """End the idle connections to a worker, which lead the same way as a stalled connection."""
         for idle in list(self.available[self._reach.route(addr)]):
             idle.abort()
 
