@@ -1,8 +1,9 @@
-"""What a worker logs of tasks that fail.
+"""The log of failed tasks of one worker.
 
-Where nobody asks for the result (``fire_and_forget``), and where a retry hides the failure,
-this is all that a user learns. It goes to the logger of Dask's workers, so that
-``client.get_worker_logs()`` and what filters logs for it find both kinds of tasks.
+A failure reaches its user in no other way when no process asks for the result
+(``fire_and_forget``) or when a retry hides the failure. The records go to the logger of Dask's
+workers: so ``client.get_worker_logs()``, and filters on the name of this logger, find failures
+of owned tasks and of ordinary Dask tasks alike.
 """
 
 from __future__ import annotations
@@ -19,19 +20,20 @@ from dask_ownership.core.executor.session import Entry
 logger = logging.getLogger("distributed.worker")
 
 AT_ONCE = 20
-"""Failures that are logged in any second; of the others only how many there were."""
+"""Failures to log in one second; of further failures in this second only the number is logged."""
 
 
 class ErrorLog:
-    """Logs failures, and not all of them when there are very many.
-
-    Any thread may call it: two that meet may log one more or count one less.
+    """Log failed tasks, at most a given number of them in a second.
 
     Parameters
     ----------
     at_once : int
-        How many in a second.
+        Failures to log in one second.
     """
+
+    # Any thread may log, without a lock: when two threads meet, one record more than allowed may be
+    # logged, or one omitted failure not counted.
 
     def __init__(self, at_once: int = AT_ONCE) -> None:
         self._at_once = at_once
@@ -40,7 +42,7 @@ class ErrorLog:
         self._more = 0
 
     def failed(self, entry: Entry, error: BaseException) -> None:
-        """A task raised an error. Nothing is logged when nobody wants its outcome any more."""
+        """Log the error of a task; do nothing for a task that was cancelled or ended before."""
         if entry.cancelled or entry.state != ex.RUNNING:
             return
         now = monotonic()
@@ -60,18 +62,20 @@ class ErrorLog:
             getattr(function, "name", None) or key_split(entry.key),
             entry.attempt,
             entry.session.owner,
-            # Text: the worker keeps records, and an error keeps what its frames have.
+            # As text: the worker keeps log records, and an exception object would keep the local
+            # variables of its frames alive.
             _text(error),
             "".join(traceback.format_tb(error.__traceback__)),
         )
 
 
 def _text(error: BaseException) -> str:
+    """Return the ``repr`` of an error, or a substitute when its ``__repr__`` fails."""
     try:
         return repr(error)
-    except Exception as second:  # of its own __repr__
+    except Exception as second:
         return f"{type(error).__name__}, which cannot be shown: {type(second).__name__}"
 
 
 error_log = ErrorLog()
-"""That of this process."""
+"""The log of failed tasks of this process."""

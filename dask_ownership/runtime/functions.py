@@ -1,11 +1,11 @@
-"""Functions of tasks: how owners send them, and what workers call.
+"""Functions of tasks: how owners send functions, and what workers call.
 
-There are three kinds. *Named* functions can be imported: their name is sent once, and looked up
-for each task, so that a module that was reloaded or patched is seen. *Plain* functions
-(`runtime.plain`) are pickled once for as long as they do not change, and each task gets a new
-copy of the code. All others carry state: they are pickled with the arguments of each call, or
-once for many calls that are made at one moment (a `map`, a graph), and each task unpickles its
-own.
+There are three kinds. *Named* functions can be imported: the name is sent once, and the worker
+looks the name up for each task, so a task sees a module as last reloaded or patched. *Plain*
+functions (`runtime.plain`) are pickled once for as long as they do not change, and each task gets
+a new copy made from the code. *Stateful* functions are all the rest: they are pickled with the
+arguments of each call, or once for many calls made at one moment (a `map`, a graph), and each
+task unpickles a copy of its own.
 """
 
 from __future__ import annotations
@@ -48,35 +48,42 @@ from dask_ownership.runtime.serialize import (
 )
 
 KEPT_BYTES = 1 << 24
-"""Pickled functions that an owner keeps although no task needs them at the moment."""
+"""Bytes of pickled functions that an owner keeps although no task needs them at the moment."""
 
 KEPT_EACH = 1 << 20
-"""Larger ones are not kept."""
+"""Bytes of one pickle above which an owner keeps the function no longer than tasks need it."""
 
 KEPT_NUMBER = 10_000
+"""Number of functions that an owner keeps although no task needs them at the moment, and number of
+named functions that an owner remembers by their names."""
 
 LOOKED_AT = 1_000
-"""Of how many functions an owner remembers whether they are plain."""
+"""Number of functions of which an owner remembers whether they are plain."""
 
 
 class Functions:
-    """The functions that one owner sends, each under a number.
+    """The functions of one owner, as sent to workers: each under a number.
 
-    What nobody calls any more goes: its record with the last task that needs it, unless it
-    is among the small ones that were used last.
+    The record of a function (`Function`) goes with the last task that needs the function, but the
+    most recently used small records are kept (`KEPT_BYTES`, `KEPT_EACH`, `KEPT_NUMBER`).
 
     Parameters
     ----------
     forgotten : callable, optional
-        ``forgotten(number)`` when a record is gone. Any thread, at any moment.
+        ``forgotten(number)`` is called when a record is gone, in any thread, at any moment.
     """
 
     def __init__(self, forgotten: Callable[[int], None] | None = None) -> None:
         self._forgotten = forgotten
+        # Named functions by id, each with its module, its path and its record; and ids by name.
         self._named: dict[int, tuple[Any, str, tuple[str, ...], Function]] = {}
         self._ids: dict[Name, int] = {}
+        # Codes of functions by id, each with its parts and, for a plain function, its record. And
+        # the ids of codes by the numbers of records.
         self._plain: dict[int, tuple[CodeType, list[Part], Function | None]] = {}
         self._codes: dict[int, int] = {}
+        # Records by a hash of the pickle: weakly all records in use, and the records that are kept,
+        # the least recently used first.
         self._by_pickle: dict[bytes, weakref.ref[Function]] = {}
         self._kept: OrderedDict[bytes, Function] = OrderedDict()
         self._kept_bytes = 0
@@ -84,32 +91,37 @@ class Functions:
         self._lock = threading.Lock()
 
     def get(self, function: Callable[..., Any]) -> Function:
-        """The owner's record of a function, as it is now.
+        """Return the owner's record of a function, as the function is now.
 
-        When its ``pickled`` is `CALL`, the function is to be the first argument of the call,
-        and travels with the others.
+        When ``pickled`` of the record is `CALL`, the caller has to put the function before the
+        arguments of the call: the function travels with the arguments.
 
         Raises
         ------
         NotSerializable
-            When it cannot be pickled.
+            When the function cannot be pickled.
         """
         known = self._named.get(id(function))
         if known is not None and known[0] is function:
             _, module, path, record = known
             found: Any = sys.modules.get(module)
-            for attribute in path:  # as `is_at`; each submit comes here
+            # The loop repeats `is_at` without a call, because each `submit` comes here. A reloaded
+            # or patched module has another object at this name.
+            for attribute in path:
                 found = getattr(found, attribute, None)
             if found is function and not is_by_value(module):
                 return record
         return self.stateless(function) or self._with_the_call(function)
 
     def _with_the_call(self, function: Callable[..., Any]) -> Function:
+        """Return the record for a function that travels with the arguments of each call."""
+        # `kind` separates the records by name: all of them have the same pickle, and a record also
+        # has the measured duration of its function.
         name = funcname(function)
         return self.by_value(CALL, name, kind=name)
 
     def stateless(self, function: Callable[..., Any]) -> Function | None:
-        """The record of a named or a plain function; None for one that carries state."""
+        """Return the record of a named or a plain function; None for a stateful function."""
         if isinstance(function, NAMED_TYPES):
             if (name := name_of(function)) is not None:
                 return self._get_named(function, name)
@@ -118,16 +130,19 @@ class Functions:
         return None
 
     def stateful(self, function: Callable[..., Any]) -> Function:
-        """The record of a function that carries state, pickled once as it is now."""
+        """Return the record of a stateful function, pickled as the function is now."""
         name = funcname(function)
         pickled, found = dumps_function(function, name)
-        if found:  # workers would keep the futures inside for as long as the function
+        if found:
+            # Workers keep functions for a long time, and would keep the futures inside as long.
             return self._with_the_call(function)
         record = self.by_value(pickled, name)
+        # Pure calls with the same token and arguments have the same key.
         record.token = blake2b(pickled, digest_size=32).digest()
         return record
 
     def _get_named(self, function: Any, name: Name) -> Function:
+        """Return the record of a named function, and remember the record for `get`."""
         called_by_people = funcname(function)
         pickled, _ = dumps_function(function, called_by_people)
         record = self.by_value(pickled, called_by_people)
@@ -135,7 +150,8 @@ class Functions:
         record.token = blake2b(repr(called).encode(), digest_size=32).digest()
         record.named = True
         with self._lock:
-            # One for each name: what had it before is not kept.
+            # A name has one record at a time: a reloaded module replaces its functions, and the
+            # functions from before are not kept alive.
             self._named.pop(self._ids.pop(name, 0), None)
             self._ids[name] = id(function)
             self._named[id(function)] = (function, *name, record)
@@ -144,7 +160,8 @@ class Functions:
         return record
 
     def _get_plain(self, function: FunctionType) -> Function | None:
-        """The record of a function that carries no state; None for any other."""
+        """Return the record of a plain function; None for any other function."""
+        # Looked up by the code: functions made from one code are often the same plain function.
         code = function.__code__
         known = self._plain.get(id(code))
         if known is not None:
@@ -157,7 +174,7 @@ class Functions:
             name = funcname(function)
             pickled, _ = dumps_function(function, name)
             if len(pickled) > KEPT_EACH:
-                return None
+                return None  # `_plain` keeps its records alive, so it takes small records only
             record = self.by_value(pickled, name)
             record.token = blake2b(pickled, digest_size=32).digest()
         with self._lock:
@@ -169,7 +186,10 @@ class Functions:
         return record
 
     def by_value(self, pickled: bytes, name: str, kind: str = "") -> Function:
-        """The record of a pickled function; ``kind`` keeps durations of one apart."""
+        """Return the record of a pickled function, a known record when the bytes are the same.
+
+        A ``kind`` tells calls with the same pickle apart whose durations are measured apart.
+        """
         digest = blake2b(pickled, digest_size=16, person=kind.encode()[:16]).digest()
         with self._lock:
             reference = self._by_pickle.get(digest)
@@ -186,11 +206,14 @@ class Functions:
         return record
 
     def _watched(self, record: Function, digest: bytes) -> weakref.ref[Function]:
+        """Return a weak reference to a record; the end of the record calls `forgotten`."""
+        # Without `record` in the callback, which would keep the record alive.
         number = record.id
         forgotten = self._forgotten
         by_pickle = self._by_pickle
 
         def gone(reference: weakref.ref[Function]) -> None:
+            # A newer record of the same pickle may have taken the place of this record.
             if by_pickle.get(digest) is reference:
                 by_pickle.pop(digest, None)
             if forgotten is not None:
@@ -199,7 +222,7 @@ class Functions:
         return weakref.ref(record, gone)
 
     def _drop_oldest(self) -> None:
-        """Keep no more than is allowed. The lock is held."""
+        """Let go of the least recently used records above the limits. The lock is held."""
         while self._kept_bytes > KEPT_BYTES or len(self._kept) > KEPT_NUMBER:
             _, record = self._kept.popitem(last=False)
             self._kept_bytes -= len(record.pickled)
@@ -207,17 +230,23 @@ class Functions:
 
 
 class ManyCalls:
-    """A function that is called many times at one moment: by a `map`, or in a graph.
+    """A function with many calls at one moment: in a `map`, or in a graph.
 
-    One that carries state is pickled once for all of them, but with the arguments where it
-    shares an object with those: the task is to find it shared.
+    A stateful function is pickled once for all its calls. The exception are calls in which the
+    function shares an object with an argument: there the function is pickled with the arguments,
+    so the task finds the object shared as well.
 
     Parameters
     ----------
     functions : Functions
     function : callable
     futures : tuple of type
-        What stands for a value that is made elsewhere.
+        Types of arguments that stand for a value made elsewhere.
+
+    Attributes
+    ----------
+    record : Function
+        The record for calls in which nothing is shared.
     """
 
     def __init__(
@@ -232,9 +261,11 @@ class ManyCalls:
         self._state: dict[int, Any] | None = None
 
     def record_for(self, args: Iterable[Any], kwargs: dict[str, Any]) -> Function:
-        """The record for a call with these arguments."""
+        """Return the record for a call with these arguments."""
         if not self._carries:
             return self.record
+        # Atoms and futures share no object with a function: a call with no other arguments needs no
+        # search for shared objects.
         for value in (*args, *kwargs.values()):
             if type(value) not in ATOMS and not isinstance(value, self._futures):
                 break
@@ -248,11 +279,12 @@ class ManyCalls:
 
 
 def dumps_function(function: Callable[..., Any], name: str) -> tuple[bytes, list[Any]]:
-    """Pickle a function; also the futures inside.
+    """Pickle a function; return the pickle and the futures inside.
 
     Raises
     ------
     NotSerializable
+        When the function cannot be pickled.
     """
     try:
         with finding() as found:
@@ -267,17 +299,22 @@ def dumps_function(function: Callable[..., Any], name: str) -> tuple[bytes, list
 
 
 class Loaded(Protocol):
-    """A function that arrived at a worker."""
+    """A function that arrived at a worker.
+
+    Attributes
+    ----------
+    name : str
+        The name of the function in log messages.
+    """
 
     name: str
-    """For people."""
 
     def get(self) -> tuple[Callable[..., Any], bool]:
-        """What one task calls, and whether it is a coroutine function."""
+        """Return the function for one task to call, and whether it is a coroutine function."""
 
 
 class NamedFunction:
-    """One that is found under its name, each time it is called."""
+    """A named function, looked up under its name for each task."""
 
     __slots__ = ("_known", "_module", "_name", "_path", "name")
 
@@ -289,6 +326,7 @@ class NamedFunction:
         self._known = (sys.modules[name.module], function, iscoroutinefunction(function))
 
     def get(self) -> tuple[Callable[..., Any], bool]:
+        # While the name leads to the same function, the answer is that of the last call.
         there, function, is_coroutine = self._known
         module = sys.modules.get(self._module)
         if module is there:
@@ -304,7 +342,7 @@ class NamedFunction:
 
 
 class PlainFunction:
-    """One of which each task gets a copy that is made of its code."""
+    """A plain function: each task gets a copy made from the code."""
 
     __slots__ = ("_is_coroutine", "_make", "name")
 
@@ -318,7 +356,7 @@ class PlainFunction:
 
 
 class StatefulFunction:
-    """One that each task unpickles."""
+    """A stateful function: each task unpickles a copy of its own."""
 
     __slots__ = ("_pickled", "name")
 
@@ -332,7 +370,7 @@ class StatefulFunction:
 
 
 class CalledFunction:
-    """One that travels with the arguments of each call, as the first of them."""
+    """A function that travels with each call, before the arguments (`CALL`)."""
 
     name = ""
 
@@ -341,12 +379,12 @@ class CalledFunction:
 
 
 def load(pickled: bytes) -> Loaded:
-    """A function that arrived; call it within `importing.unpickle`.
+    """Load the pickle of a function that an owner sent. Call `load` within `importing.unpickle`.
 
     Raises
     ------
     Exception
-        Whatever its unpickling raises.
+        Any error that unpickling the function raises.
     """
     if pickled == CALL:
         return CalledFunction()
@@ -359,11 +397,12 @@ def load(pickled: bytes) -> Loaded:
 
 
 def find(name: Name) -> Any:
-    """What is at a name now; its module is imported when it is not there.
+    """Return the object at a name as of now, importing its module when needed.
 
     Raises
     ------
     ImportError, AttributeError
+        When the module cannot be imported, or lacks the name.
     """
     found: Any = sys.modules.get(name.module)
     if found is None:

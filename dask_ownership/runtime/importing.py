@@ -1,13 +1,14 @@
-"""Unpickling in several threads, when it has modules to import.
+"""Unpickling in several threads, when pickles import modules.
 
-Two threads that import modules which import each other meet in Python's deadlock avoidance, and
-one of them gets a module that is half there. So only one thread at a time may unpickle what
-imports. Nothing is known of a pickle before it is loaded, and a lock for each task would cost
-too much. So a thread unpickles without the lock, and a finder of modules has it take the lock where
-it is about to import one that is not there yet. It must not wait for it there: it has Python's
-own lock of that module, which the thread that has the lock may need. So while another has it,
-the finder stops the thread, before anything of that module has run; it then waits for the lock
-and unpickles from the beginning.
+When two threads import two modules which import each other, Python's deadlock avoidance hands one
+of the threads a half-initialised module. So only one thread at a time may load a pickle with
+imports. A pickle does not tell its imports before the load, and taking a lock for each task would
+cost too much. So a thread begins to unpickle without the lock, and a module finder (`_Gate`) makes
+the thread take the lock at the first import of a missing module. The thread must not wait for the
+lock inside the finder: the thread holds Python's own lock of the module, and the thread with our
+lock may need exactly this module. So while another thread has our lock, the finder stops the
+thread, before any code of the module has run; the thread then waits for our lock and unpickles
+from the beginning.
 """
 
 from __future__ import annotations
@@ -22,29 +23,29 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 LONGEST = 30.0
-"""Seconds for which a thread waits for others that import. One of those may wait for this very
-thread: a module may do anything while it is imported."""
+"""Seconds for which a thread waits for another importing thread. The limit avoids a deadlock: code
+of a module may do anything during the import, also wait for the first thread."""
 
 
 class ImportNeeded(BaseException):
-    """Something that is unpickled without the lock needs a module that is not there yet.
+    """An unpickling without the lock needs a module that is not imported yet.
 
-    Not an `Exception`, because code that looks whether a module can be imported must not
-    take this for an answer.
+    The class is no `Exception`: code that tries an import, and catches `Exception`, must not take
+    the stop of the thread for a missing module.
     """
 
 
 class Attempt:
-    """One time that something is unpickled without the lock at first.
+    """One attempt to unpickle, which begins without the lock.
 
     Attributes
     ----------
     took : bool
-        It took the lock where it imported something.
+        Whether the attempt took the lock, at its first import.
     stopped : bool
-        It was stopped there, whatever became of that.
+        Whether the finder stopped the attempt, also when the loaded code caught `ImportNeeded`.
     may_take : bool
-        Whether it may take the lock.
+        Whether the attempt may take the lock; if not, any import of a missing module is a stop.
     """
 
     took = stopped = False
@@ -52,12 +53,12 @@ class Attempt:
 
 
 class _Here(threading.local):
-    """This thread's unpickling.
+    """The unpickling of the current thread.
 
     Attributes
     ----------
     attempt : Attempt or None
-        None when it does not unpickle, or with the lock.
+        None while the thread does not unpickle, and while the thread unpickles with the lock.
     """
 
     attempt: Attempt | None = None
@@ -65,11 +66,15 @@ class _Here(threading.local):
 
 here = _Here()
 
+#: Held by the one thread that may load pickles with imports.
 _lock = threading.RLock()
 
 
 class _Gate(importlib.abc.MetaPathFinder):
-    """Finds nothing; has threads that unpickle without the lock take it, or stops them."""
+    """A module finder without modules: makes an unpickling thread take the lock, or stops it.
+
+    Python asks the finders only for modules that are not imported yet.
+    """
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         attempt = here.attempt
@@ -81,7 +86,8 @@ class _Gate(importlib.abc.MetaPathFinder):
 
 
 def install() -> None:
-    """Put the gate before all other finders of this process. Twice is once."""
+    """Put the gate before all other finders of this process; a second call does nothing."""
+    # Compared by name, because `_Gate` is another class after a reload of this module.
     if not any(type(finder).__name__ == "_Gate" for finder in sys.meta_path):
         sys.meta_path.insert(0, _Gate())
 
@@ -90,7 +96,10 @@ install()
 
 
 def one_at_a_time(load: Callable[..., T], *args: Any) -> T:
-    """Call what unpickles something and may import, while no other thread does so."""
+    """Call ``load``, which unpickles and may import, while no other thread does so.
+
+    When the lock does not come free for `LONGEST`, ``load`` is called all the same.
+    """
     before, here.attempt = here.attempt, None
     held = _lock.acquire(timeout=LONGEST)
     try:
@@ -102,16 +111,16 @@ def one_at_a_time(load: Callable[..., T], *args: Any) -> T:
 
 
 def unpickle(load: Callable[..., T], *args: Any) -> T:
-    """Call what unpickles something; one thread at a time when that imports a module.
+    """Call ``load``, which unpickles; loads with imports run in one thread at a time.
 
-    ``load`` is called a second time when another thread is importing something.
+    When another thread is importing at the same time, ``load`` is called a second time.
     """
     before = here.attempt
     attempt = here.attempt = Attempt()
     value: T | None = None
     try:
         value = load(*args)
-        if not attempt.stopped:  # else it took that for an answer
+        if not attempt.stopped:  # else the loaded code caught `ImportNeeded` and went on without
             return value
     except ImportNeeded:
         pass
@@ -119,7 +128,7 @@ def unpickle(load: Callable[..., T], *args: Any) -> T:
         if not attempt.stopped:
             raise
     finally:
-        value = None  # a traceback that was unpickled refers to this frame
+        value = None  # an unpickled traceback refers to this frame, and would keep the value
         here.attempt = before
         if attempt.took:
             _lock.release()
@@ -127,12 +136,12 @@ def unpickle(load: Callable[..., T], *args: Any) -> T:
 
 
 def without_imports(load: Callable[..., T], *args: Any) -> T:
-    """Call what unpickles something, where a module must not be imported: on a loop.
+    """Call ``load``, which unpickles, on an event loop, which an import could block.
 
     Raises
     ------
     ImportNeeded
-        When it would import one.
+        When ``load`` needs a module that is not imported yet.
     """
     before = here.attempt
     attempt = here.attempt = Attempt()
@@ -146,17 +155,17 @@ def without_imports(load: Callable[..., T], *args: Any) -> T:
         if not attempt.stopped:
             raise
     finally:
-        value = None  # as above
+        value = None  # as in `unpickle`
         here.attempt = before
     raise ImportNeeded
 
 
 STACK_GLOBAL = b"\x93"
-"""The instruction of a pickle that looks a name up. Without it nothing is imported."""
+"""The pickle instruction for looking a name up. A pickle without this byte imports nothing."""
 
 
 def loads(pickled: bytes) -> Any:
-    """As `pickle.loads`, in any thread, for pickles of protocol 4 and above."""
+    """Unpickle in any thread, as `pickle.loads`; for pickles of protocol 4 and above."""
     if STACK_GLOBAL not in pickled:
         return pickle.loads(pickled)
     return unpickle(pickle.loads, pickled)

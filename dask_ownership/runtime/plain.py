@@ -1,14 +1,14 @@
-"""Plain functions: a copy of one costs nothing, because it carries no state.
+"""Plain functions: functions without state, of which a copy costs next to nothing.
 
-What a task calls is its own copy, as it was pickled when the task was submitted. For most
-functions of scripts and notebooks a copy is cheap: besides its arguments such a *plain* function
-reaches code and constants, which nobody can change, and what other processes find by its name:
-modules, their functions and classes, and other plain functions. So it is pickled once, for as
-long as nothing of that changed, and a worker makes a new function for each task from the same
-code. Names are looked up anew for each task.
+A task calls a copy of its own, as the function was when the task was submitted. For most
+functions of scripts and notebooks a copy is cheap: besides its arguments, such a *plain* function
+reaches only code and constants, which cannot change, and objects that other processes find by
+name: modules, functions and classes of modules, and other plain functions. So a plain function is
+pickled once, for as long as none of these parts changes, and a worker makes a new function for
+each task from the same code. Names are looked up anew for each task.
 
-Not plain are closures, bound methods, and functions with attributes, or with defaults or globals
-that can be changed in place. These are pickled, and unpickled, for each task.
+Not plain are closures, bound methods, functions with attributes, and functions with defaults or
+globals that can be changed in place. These are pickled, and unpickled, for each task.
 """
 
 from __future__ import annotations
@@ -31,34 +31,37 @@ from typing import Any, NamedTuple
 import cloudpickle
 
 NAMED_TYPES = (FunctionType, BuiltinFunctionType, type)
-"""Types of what can be pickled as its name."""
+"""Types of the objects that can be pickled by name."""
 
 CONSTANTS = frozenset({int, float, bool, NoneType, str, bytes, complex, range, EllipsisType})
+"""Types whose instances cannot change."""
 
 MISSING = object()
+"""In place of the value of a name that is not set."""
 
 GLOBAL_NAMES = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME"})
+"""Instructions of byte code with the name of a global."""
 
-# How a global of a function is made for each task.
-CONSTANT = 0
-MODULE = 1
-NAMED = 2
-PLAIN = 3
-ABSENT = 4
+# Kinds of globals: how a worker makes the global of a function for each task.
+CONSTANT = 0  # the value itself
+MODULE = 1  # the module that is imported under its name at the time of the task
+NAMED = 2  # the object that is found under its name at the time of the task
+PLAIN = 3  # a new copy of the plain function
+ABSENT = 4  # not among the globals of the function: a builtin, or a name that is not set yet
 
 MOST_PARTS = 100
-"""Functions that call each other, above which none of them counts as plain."""
+"""Number of plain functions referring to each other above which none of them counts as plain."""
 
 
 class Name(NamedTuple):
-    """Where other processes find an object: a module, and names of attributes from there."""
+    """The place where other processes find an object: a module, and attribute names from there."""
 
     module: str
     path: tuple[str, ...]
 
 
 def name_of(value: Any) -> Name | None:
-    """The name under which other processes find this very object, or None."""
+    """Return the name under which other processes find this very object, or None."""
     module, qualified = value.__module__, value.__qualname__
     if module is None or module == "__main__" or "<" in qualified or is_by_value(module):
         return None
@@ -67,7 +70,7 @@ def name_of(value: Any) -> Name | None:
 
 
 def is_at(name: Name, value: Any) -> bool:
-    """Whether an object is the one of this name now."""
+    """Whether the name leads to this very object now."""
     found: Any = sys.modules.get(name.module)
     for attribute in name.path:
         found = getattr(found, attribute, None)
@@ -75,7 +78,7 @@ def is_at(name: Name, value: Any) -> bool:
 
 
 def is_by_value(module: str) -> bool:
-    """Whether the user wants what a module has to be pickled by value."""
+    """Whether the user has registered a module with cloudpickle for pickling by value."""
     registered = cloudpickle.list_registry_pickle_by_value()
     return bool(registered) and any(
         module == name or module.startswith(f"{name}.") for name in registered
@@ -83,13 +86,13 @@ def is_by_value(module: str) -> bool:
 
 
 def is_constant(value: Any) -> bool:
-    """Whether nobody can change an object, nor what it has."""
+    """Whether neither an object nor any object inside can change."""
     kind = type(value)
     return kind in CONSTANTS or (kind in (tuple, frozenset) and all(map(is_constant, value)))
 
 
 def _is_annotation(value: Any) -> bool:
-    """Whether an annotation is one of those that nobody changes."""
+    """Whether an annotation is of a kind that is never changed in place."""
     kind = type(value)
     return (
         kind in (NoneType, str, GenericAlias, UnionType)
@@ -99,7 +102,7 @@ def _is_annotation(value: Any) -> bool:
 
 
 class Global(NamedTuple):
-    """A global that a function refers to.
+    """A global that a plain function refers to.
 
     Attributes
     ----------
@@ -107,9 +110,10 @@ class Global(NamedTuple):
     kind : int
         `CONSTANT`, `MODULE`, `NAMED`, `PLAIN` or `ABSENT`.
     value : object
-        What it is now. Of a plain function: its number, so that nothing of it is kept.
+        The value of the global now. For a plain function the number of its `Part` instead, so the
+        record does not keep the function alive.
     where : Name or None
-        Of what is `NAMED`.
+        The place of a `NAMED` object.
     """
 
     name: str
@@ -119,7 +123,17 @@ class Global(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One of the plain functions that refer to each other."""
+    """The parts of one plain function, from which a worker makes copies of the function.
+
+    Attributes
+    ----------
+    code, name, qualname, module, doc, defaults
+        The attributes of the function with these names.
+    keywords, annotations : tuple of pairs
+        Defaults of keyword-only arguments, and annotations.
+    globals : tuple of Global
+        The globals that the function refers to.
+    """
 
     code: CodeType
     name: str
@@ -133,17 +147,18 @@ class Part(NamedTuple):
 
 
 def parts_of(function: FunctionType) -> list[Part] | None:
-    """A function and all plain functions that it refers to, itself first.
+    """Take a function apart, together with all plain functions that the function refers to.
 
     Returns
     -------
     list of Part or None
-        None when one of them is not plain.
+        One `Part` for each function, the given function first; None when any of the functions is
+        not plain.
     """
     functions = [function]
     numbers = {id(function): 0}
     parts = []
-    for one in functions:  # which grows meanwhile
+    for one in functions:  # `_part_of` appends the functions that `one` refers to
         part = _part_of(one, functions, numbers)
         if part is None or len(functions) > MOST_PARTS:
             return None
@@ -154,10 +169,15 @@ def parts_of(function: FunctionType) -> list[Part] | None:
 def _part_of(
     function: FunctionType, functions: list[FunctionType], numbers: dict[int, int]
 ) -> Part | None:
+    """Take one function apart; None when the function is not plain.
+
+    Functions met for the first time are appended to ``functions``, and their numbers noted in
+    ``numbers``.
+    """
     if function.__closure__ is not None or function.__dict__:
         return None
     if getattr(function, "__type_params__", ()) or getattr(function, "__annotate__", None):
-        return None  # these are functions of their own
+        return None  # type parameters and lazy annotations are computed by further functions
     if function.__defaults__ is not None and not is_constant(function.__defaults__):
         return None
     keywords = tuple((function.__kwdefaults__ or {}).items())
@@ -200,11 +220,12 @@ def _part_of(
 
 
 def _is_module(value: ModuleType) -> bool:
+    """Whether a module object is the module that is imported under its name now."""
     return sys.modules.get(value.__name__) is value
 
 
 def global_names(code: CodeType) -> set[str]:
-    """Names of the globals that code refers to, also in functions that it defines."""
+    """Return the names of all globals in a code object, also in functions defined inside."""
     names = {one.argval for one in dis.get_instructions(code) if one.opname in GLOBAL_NAMES}
     for constant in code.co_consts:
         if type(constant) is CodeType:
@@ -213,11 +234,11 @@ def global_names(code: CodeType) -> set[str]:
 
 
 def unchanged(parts: list[Part], function: FunctionType) -> bool:
-    """Whether a function, and what it refers to, is as the parts say that it was."""
+    """Whether a function, and all it refers to, is as it was when `parts_of` took it apart."""
     functions: list[Any] = [None] * len(parts)
     functions[0] = function
     todo = [0]
-    for number in todo:  # which grows meanwhile
+    for number in todo:  # the list grows with each plain function met for the first time
         part = parts[number]
         one = functions[number]
         if (
@@ -237,6 +258,7 @@ def unchanged(parts: list[Part], function: FunctionType) -> bool:
             if kind == PLAIN:
                 if type(value) is not FunctionType:
                     return False
+                # Two globals with the same number were one function before, and still have to be.
                 before = functions[known]
                 if before is None:
                     functions[known] = value
@@ -256,6 +278,7 @@ def unchanged(parts: list[Part], function: FunctionType) -> bool:
 
 
 def _same_items(now: dict[str, Any] | None, before: tuple[tuple[str, Any], ...]) -> bool:
+    """Whether a dict has the very same values under the same names as before, in any order."""
     if not now:
         return not before
     return len(now) == len(before) and all(
@@ -264,15 +287,16 @@ def _same_items(now: dict[str, Any] | None, before: tuple[tuple[str, Any], ...])
 
 
 class Template:
-    """Makes copies of a plain function that was unpickled.
+    """A template for copies of a plain function, at a worker.
 
     Parameters
     ----------
     function : function
+        The function as unpickled.
     parts : list of Part
-        What `parts_of` gives for it.
+        The result of `parts_of` for the function.
     find : callable
-        ``find(name)`` gives what is at a `Name`.
+        ``find(name)`` returns the object at a `Name`.
     """
 
     def __init__(
@@ -280,6 +304,8 @@ class Template:
     ) -> None:
         self._find = find
         self._parts = parts
+        # Functions that shared a namespace of globals share one in each copy, too. The three lists
+        # have the globals to be made anew for each copy, each with the number of its namespace.
         functions: list[Any] = [function, *[None] * (len(parts) - 1)]
         spaces: dict[int, int] = {}
         self._spaces: list[dict[str, Any]] = []
@@ -301,6 +327,7 @@ class Template:
                     self._modules.append((at, name, value))
                 elif where is not None:
                     self._named.append((at, name, where))
+        # The fast way, when one call of `FunctionType` makes a complete copy.
         self._alone = (
             None
             if len(parts) > 1 or not self._is_bare(parts[0])
@@ -308,7 +335,7 @@ class Template:
         )
 
     def _is_bare(self, part: Part) -> bool:
-        """Whether making a function of its code and globals alone gives all of it."""
+        """Whether one call of ``FunctionType`` makes a complete copy of a part."""
         made = FunctionType(part.code, dict(self._spaces[0]), part.name, part.defaults)
         return (
             made.__qualname__ == part.qualname
@@ -318,7 +345,7 @@ class Template:
         )
 
     def make(self) -> Callable[..., Any]:
-        """A new function with globals of its own."""
+        """Return a new copy of the function, with globals of its own."""
         spaces = [dict(space) for space in self._spaces]
         for at, name, module in self._modules:
             spaces[at][name] = sys.modules.get(module.__name__, module)
@@ -327,7 +354,7 @@ class Template:
         if self._alone is not None:
             code, _, name, defaults = self._alone
             made = FunctionType(code, spaces[0], name, defaults)
-            for _, inner, _ in self._inner:  # itself
+            for _, inner, _ in self._inner:  # with one part, these are references to itself
                 spaces[0][inner] = made
             return made
         functions = [
@@ -340,6 +367,7 @@ class Template:
 
     @staticmethod
     def _function(part: Part, space: dict[str, Any]) -> FunctionType:
+        """Return a new function made from a part and a namespace of globals."""
         made = FunctionType(part.code, space, part.name, part.defaults)
         made.__qualname__ = part.qualname
         made.__module__ = part.module  # type: ignore[assignment]

@@ -1,8 +1,8 @@
 """Pickling of calls, results and errors.
 
-All of it happens in the thread that submits or runs the task, never on an event
-loop. Plain pickle first, because it is the fastest; cloudpickle for what pickle
-cannot do or would do by reference to a ``__main__`` that the other side lacks.
+Pickling happens in the thread that submits or runs the task, never on an event loop. Plain pickle
+comes first, because it is the fastest; cloudpickle takes over for objects that pickle refuses, or
+pickles by reference to a ``__main__`` which the other process lacks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ from dask_ownership.runtime.importing import loads
 logger = logging.getLogger("dask_ownership.serialize")
 
 ATOMS = frozenset({int, float, bool, type(None), str, bytes, complex})
+"""Types whose instances have no futures inside and are pickled at once."""
+
 CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
+"""Types in which futures are dependencies of a call, as in Dask; subclasses are not among them."""
 
 
 def dumps(value: Any) -> bytes:
@@ -38,8 +41,9 @@ def dumps(value: Any) -> bytes:
     Raises
     ------
     Exception
-        Whatever the value's pickling raises.
+        Any error that pickling the value raises.
     """
+    # Plain pickle knows nothing of modules that the user registered for pickling by value.
     if not cloudpickle.list_registry_pickle_by_value():
         try:
             pickled = pickle.dumps(value, 5)
@@ -51,11 +55,14 @@ def dumps(value: Any) -> bytes:
 
 
 UNKNOWN_SIZE = 1_000_000
-"""Bytes of a value whose size cannot be told, as in Dask."""
+"""Bytes assumed for a value whose size cannot be computed, as in Dask."""
 
 
 def sizeof(value: Any) -> int:
-    """Bytes of a value as Dask estimates them: a whole number, whatever a ``sizeof`` gives."""
+    """Return the bytes of a value as Dask estimates them, always as a whole number.
+
+    The ``sizeof`` of a user's type may return anything.
+    """
     try:
         return max(0, int(safe_sizeof(value)))
     except (TypeError, ValueError, OverflowError):
@@ -64,13 +71,14 @@ def sizeof(value: Any) -> int:
 
 @contextmanager
 def finding(holder: Process | None = None) -> Iterator[list[Any]]:
-    """Collect the futures that are pickled in the body, each once.
+    """Collect the futures pickled in the body, each once.
 
-    With a ``holder`` they are named as what that process holds.
+    With a ``holder`` the futures are pickled under the names of the objects that this process
+    holds, see `references.detached`.
     """
     outer = pickling.found, pickling.holder
     found: list[Any] = []
-    try:  # an interrupt may come between any two lines
+    try:  # before the assignment: an interrupt may come between any two lines
         pickling.found, pickling.holder = found, holder
         yield found
     finally:
@@ -79,7 +87,7 @@ def finding(holder: Process | None = None) -> Iterator[list[Any]]:
 
 @contextmanager
 def arriving(client: Any) -> Iterator[list[Row]]:
-    """Have futures that are unpickled in the body be this client's; collects their rows."""
+    """Make futures unpickled in the body futures of a client, and collect their rows."""
     before = unpickling.client, unpickling.arrived
     arrived: list[Row] = []
     try:
@@ -90,13 +98,14 @@ def arriving(client: Any) -> Iterator[list[Row]]:
 
 
 def futures_in(value: Any) -> list[Any]:
-    """The futures inside a value that is not going to be pickled now.
+    """Return the futures inside a value, without a pickle of the value.
 
-    Buffers that pickle protocol 5 passes on out of band, such as those of arrays, are
-    not copied.
+    A value that cannot be pickled gives the futures met until the error.
     """
     with finding() as found:
         try:
+            # Buffers that pickle protocol 5 takes out of band, such as those of arrays, go to the
+            # callback and are not copied.
             cloudpickle.dumps(value, 5, buffer_callback=lambda buffer: False)
         except Exception:
             logger.debug("looking for futures in a %s", type(value).__name__, exc_info=True)
@@ -107,16 +116,16 @@ def futures_in(value: Any) -> list[Any]:
 
 
 class _Unpickling(threading.local):
-    """What this thread is unpickling.
+    """Settings of the current thread for unpickling.
 
     Attributes
     ----------
     values : list
-        What the slots of a payload stand for.
+        The values of the dependencies that the slots of a payload stand for.
     client : Client or None
-        The client whose futures those become that arrive.
+        The client that arriving futures are made for.
     arrived : list of Row or None
-        Rows of futures that arrived, when somebody asks.
+        A list to which the rows of arriving futures are appended, if any.
     """
 
     values: list[Any] | tuple[()] = ()
@@ -125,16 +134,16 @@ class _Unpickling(threading.local):
 
 
 class _Pickling(threading.local):
-    """What this thread pickles.
+    """Settings of the current thread for pickling.
 
     Attributes
     ----------
     found : list or None
-        Futures that were met, when somebody asks.
+        A list to which the pickled futures are appended, if any.
     holder : Process or None
-        Who is about to hold what they stand for.
+        The process that is about to hold the objects of the futures.
     names : bool
-        Futures are pickled as their names, for a pickle that nobody loads.
+        Futures are pickled as their names, for a pickle that is never loaded.
     """
 
     found: list[Any] | None = None
@@ -147,11 +156,12 @@ pickling = _Pickling()
 
 
 def _slot_value(index: int) -> Any:
+    """Return the value for a slot, when the payload is unpickled."""
     return unpickling.values[index]
 
 
 class Slot:
-    """Stands in a payload for the value of a dependency."""
+    """A place in a payload for the value of one dependency, given by the number of the latter."""
 
     __slots__ = ("index",)
 
@@ -171,38 +181,45 @@ def dumps_call(
 ) -> tuple[bytes, tuple[Row, ...], tuple[Row, ...]]:
     """Pickle the arguments of a call.
 
-    Futures at any depth of lists, tuples, sets and dicts become dependencies, as
-    in Dask; those deeper inside other objects travel as futures.
+    Futures at any depth of lists, tuples, sets and dicts become dependencies, as in Dask; futures
+    inside other objects travel as futures.
 
     Parameters
     ----------
+    args, kwargs
+        The arguments.
+    name : str
+        The name of the function, for error messages.
     row_of : callable
-        Gives the row of a future that this owner owns, None for another's. Its second
-        argument is true for those that travel.
-    future_type : type
-        What counts as a future.
+        ``row_of(future, inside)`` returns the row of a future of this owner, and None for a future
+        to leave where it is; ``inside`` is true for a future that travels inside an object.
+    future_type : type or tuple of type
+        Types of futures.
 
     Returns
     -------
     tuple
-        The payload, the rows that its slots stand for, and the rows whose futures
-        travel inside it.
+        The payload, the rows of its slots, and the rows of the futures travelling inside.
 
     Raises
     ------
     NotSerializable
         When an argument cannot be pickled.
     """
+    # The fast way for calls with atoms only: no future to look for, and no object of `__main__`.
     if not kwargs:
         for value in args:
             if type(value) not in ATOMS:
                 break
         else:
             return pickle.dumps((args, kwargs), 5), (), ()
+    # A row has one slot, however often its future is among the arguments.
     slots: dict[Row, Slot] = {}
     given = args, kwargs
 
     def replace(value: Any) -> Any:
+        """Return a value with slots in place of futures; the very value when there are none."""
+        # Containers without futures are kept, so objects that arguments share stay shared.
         kind = type(value)
         if kind in ATOMS:
             return value
@@ -231,16 +248,17 @@ def dumps_call(
             made = [replace(item) for item in value]
             if all(a is b for a, b in zip(made, value, strict=False)):
                 return value
-            return kind._make(made)  # whatever its own constructor takes
+            return kind._make(made)  # a named tuple may have a constructor with other parameters
         return value
 
     try:
         args = tuple([replace(value) for value in args])
         kwargs = {key: replace(value) for key, value in kwargs.items()}
     except RecursionError:
-        # Something contains itself, or is very deep. Futures in it travel as futures.
+        # A container contains itself, or is very deep. The futures inside travel as futures.
         args, kwargs = given
         slots.clear()
+    # As `finding`, without a generator for each call.
     outer = pickling.found
     found: list[Any] = []
     try:
@@ -259,7 +277,10 @@ def dumps_call(
 
 
 def dumps_names(value: Any) -> bytes:
-    """A pickle that is the same whoever owns the futures inside; nobody loads it."""
+    """Pickle a value for hashing: equal values give equal pickles, whichever process owns futures.
+
+    The pickle has the names of the futures inside, and is never loaded.
+    """
     try:
         pickling.names = True
         return dumps(value)
@@ -275,11 +296,12 @@ class _Nowhere:
 
 
 FIXED = (str, bytes, tuple, frozenset, type, BuiltinFunctionType, ModuleType)
-"""Types of which an object is as good as an equal one, and those that are pickled by name."""
+"""Types of objects that may be replaced by an equal object, or that are pickled by name."""
 
 
 def _is_fixed(value: Any) -> bool:
-    if isinstance(value, FIXED) or type(value).__name__.endswith("DType"):  # of NumPy
+    """Whether sharing an object between a function and its arguments makes no difference."""
+    if isinstance(value, FIXED) or type(value).__name__.endswith("DType"):  # the latter of NumPy
         return True
     try:
         return getattr(sys.modules.get(value.__module__), value.__qualname__, None) is value
@@ -288,16 +310,18 @@ def _is_fixed(value: Any) -> bool:
 
 
 def objects_of(value: Any) -> dict[int, Any]:
-    """The objects that are pickled with a value and may change, by their ids.
+    """Return the changeable objects that are pickled with a value, by their ids.
 
-    They are kept, so that the ids stay theirs. Nothing when the value cannot be pickled.
+    The dict keeps the objects alive, so no other object gets one of the ids. The dict is empty for
+    a value that cannot be pickled.
     """
+    # The memo of a pickler has each object that may be referred to a second time.
     pickler = cloudpickle.Pickler(_Nowhere(), 5, buffer_callback=lambda buffer: None)
     try:
         pickling.names = True
         pickler.dump(value)
     except Exception:
-        return {}  # whoever pickles it says why
+        return {}  # pickling the value for a worker raises the same error, and reports it
     finally:
         pickling.names = False
     return {
@@ -306,9 +330,10 @@ def objects_of(value: Any) -> dict[int, Any]:
 
 
 def loads_call(payload: bytes, values: list[Any] | tuple[()]) -> tuple[Any, dict[str, Any]]:
-    """Unpickle a call, with the values in place of its slots."""
+    """Unpickle the arguments of a call, with the values of dependencies in place of the slots."""
     if not values:
         return pickle.loads(payload)
+    # Slots unpickle themselves as values from this list (`_slot_value`).
     unpickling.values = values
     try:
         return pickle.loads(payload)
@@ -317,12 +342,12 @@ def loads_call(payload: bytes, values: list[Any] | tuple[()]) -> tuple[Any, dict
 
 
 def loads_value(key: Any, pickled: bytes) -> Any:
-    """The value of an inline row.
+    """Unpickle the value of an inline row.
 
     Raises
     ------
     NotSerializable
-        When it cannot be unpickled here.
+        When the value cannot be unpickled in this process.
     """
     try:
         return loads(pickled)
@@ -334,45 +359,47 @@ def loads_value(key: Any, pickled: bytes) -> Any:
 
 
 def run_node(node: Any, values: dict[Any, Any]) -> Any:
-    """What a worker calls for a task of a graph: the node on its inputs."""
+    """Run a task of a graph that contains other tasks: call the graph node on its inputs."""
     return node(values)
 
 
 def identity(value: Any) -> Any:
-    """What a worker calls for an alias."""
+    """Run an alias: return the value of another row."""
     return value
 
 
 def literal(value: Any) -> Any:
-    """What a worker calls for a block of data that a graph has in it."""
+    """Run a task for a block of data inside a graph: return the block."""
     return value
 
 
 def nothing(value: Any) -> None:
-    """What a worker calls to have a value and make nothing of it."""
+    """Run a task that only brings a value to a worker: drop the value."""
 
 
 def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """What a worker calls for a function with futures inside."""
+    """Run a task whose function travels with the arguments: call the function."""
     return function(*args, **kwargs)
 
 
 CALL = pickle.dumps(call, 5)
+"""The pickle sent as function of a task whose function travels with the arguments."""
 
 
 # ---- errors ----
 
 
 RUNTIME = os.path.join("dask_ownership", "runtime")
-"""In the names of files whose frames say nothing about a task."""
+"""Part of the names of this project's files, whose frames say nothing about a task."""
 
 
 def dumps_error(error: BaseException, key: Any, where: str) -> bytes:
-    """Pickle an exception with its traceback, so that it can be rebuilt for certain.
+    """Pickle an exception with its traceback, making sure that the exception can be unpickled.
 
-    Must be called while the exception is being handled. What cannot be rebuilt
-    travels as a `NotSerializable` with its text.
+    Call `dumps_error` while the exception is being handled. An exception that cannot be rebuilt
+    travels as a `NotSerializable` with the text of the exception.
     """
+    # `SystemExit` and the like end the task only, and reach the user as an error of the task.
     if not isinstance(error, Exception):
         error = TaskExit(
             f"the task {key!r} at {where} raised {error!r}; it failed, and the worker goes on"
@@ -382,12 +409,14 @@ def dumps_error(error: BaseException, key: Any, where: str) -> bytes:
         traceback = message["traceback"]
         pickled = bytes(message["exception"].data)
         text = f"the task {key!r} at {where} raised {message['exception_text']}"
+        # Dask puts another exception in place of an exception that it cannot pickle.
         if type(pickle.loads(pickled)) is not type(error):
             pickled = _dumps_bare(error) or pickle.dumps(
                 NotSerializable(f"{text}, which cannot be pickled")
             )
         parts = (pickled, None if traceback is None else bytes(traceback.data), text)
     except BaseException as problem:
+        # Even the `repr` or the pickling of an exception may fail, in any way.
         text = (
             f"the task {key!r} at {where} raised {type(error).__name__}, which itself could not "
             f"be shown: {type(problem).__name__}"
@@ -397,7 +426,10 @@ def dumps_error(error: BaseException, key: Any, where: str) -> bytes:
 
 
 def _dumps_bare(error: BaseException) -> bytes | None:
-    """Pickle an exception without its traceback, which is too deep after a recursion."""
+    """Pickle an exception without its traceback, which may be too deep after a recursion.
+
+    Return None when the pickle does not load as the same type.
+    """
     error.__traceback__ = error.__context__ = error.__cause__ = None
     try:
         pickled = dumps(error)
@@ -407,11 +439,9 @@ def _dumps_bare(error: BaseException) -> bytes | None:
 
 
 def loads_error(pickled: bytes) -> BaseException:
-    """The exception with its traceback, if that could travel.
-
-    A traceback that arrives refers to the frames in which it was unpickled, so none of
-    them may refer to the exception when it is returned: that would be a cycle.
-    """
+    """Unpickle an exception, with its traceback when the traceback could travel."""
+    # An unpickled traceback refers to the frames in which the unpickling ran. None of these frames
+    # may still refer to the exception at the return: this would be a reference cycle.
     exception, traceback, text = pickle.loads(pickled)
     try:
         error = loads(exception)
@@ -424,7 +454,7 @@ def loads_error(pickled: bytes) -> BaseException:
     try:
         if not isinstance(frames, TracebackType):
             return error
-        # The first frames are this project's own, up to the task's function.
+        # The first frames, down to the task's function, are of this project.
         while frames.tb_next and RUNTIME in frames.tb_frame.f_code.co_filename:
             frames = frames.tb_next
         return error.with_traceback(frames)

@@ -1,7 +1,7 @@
 """Running one task: in a thread of this worker, or as a coroutine on its loop.
 
-Everything that costs time per task is here: unpickling the call, running it,
-pickling what came out. The bookkeeping is `dask_ownership.core.executor.executor`'s.
+This module has all the steps that cost time per task: unpickling the call, running the function,
+pickling the result. The bookkeeping is the job of `dask_ownership.core.executor.executor`.
 """
 
 from __future__ import annotations
@@ -44,11 +44,20 @@ from dask_ownership.runtime.serialize import (
 )
 
 SEEN = 0.005
-"""Seconds from which reading from disk, writing there and unpickling are told of, as in Dask."""
+"""Seconds above which a step of a task besides computing (reading from disk, writing to disk,
+unpickling) is reported to the observer, as in Dask."""
 
 
 class _Here(threading.local):
-    """The owned task that this thread runs."""
+    """The owned task of the current thread.
+
+    Attributes
+    ----------
+    entry : Entry or None
+        The task that the thread runs.
+    parked : bool
+        Whether the task has given its slot up.
+    """
 
     entry: Entry | None = None
     parked = False
@@ -59,31 +68,32 @@ here = _Here()
 coroutine_entry: contextvars.ContextVar[Entry | None] = contextvars.ContextVar(
     "dask_ownership_task", default=None
 )
-"""The owned coroutine task that runs in this context."""
+"""The owned coroutine task of the current context."""
 
 
 def current_entry() -> Entry | None:
-    """The owned task that the caller is in, or None.
+    """Return the owned task of the caller, or None.
 
-    Threads that a task starts by itself are in no task.
+    A thread that a task has started itself is in no task.
     """
     return here.entry or coroutine_entry.get()
 
 
 def cancelled() -> bool:
-    """Whether nobody wants the outcome of the owned task that the caller is in any more.
+    """Whether the owned task of the caller was cancelled: its outcome is not wanted any more.
 
-    Its future was cancelled or dropped, the task that submitted it was cancelled, its owner
-    is gone, its ``timeout=`` is up, or it was handed out anew. What it returns or raises from
-    then on is dropped. A coroutine task gets `asyncio.CancelledError` instead where it
-    awaits; a function in a thread cannot be stopped and may ask here, as often as it likes:
-    a call takes well under a microsecond.
+    The reason may be that the future of the task was cancelled or dropped, that the parent task
+    was cancelled, that the owner is gone, that the ``timeout=`` of the task is up, or that the task
+    was handed out anew. A result or an error of the task from then on is dropped. A coroutine task
+    gets `asyncio.CancelledError` instead at its next ``await``; a function in a thread cannot be
+    stopped and may call ``cancelled()`` as often as it likes: a call takes well under a
+    microsecond.
 
     Returns
     -------
     bool
-        False where there is no owned task: in a client, in an ordinary Dask task, and in
-        threads that a task started itself.
+        False outside of owned tasks: in a client, in an ordinary Dask task, and in a thread that a
+        task has started itself.
 
     Examples
     --------
@@ -97,7 +107,7 @@ def cancelled() -> bool:
 
 
 class Delegated:
-    """What `delegate` gives to return."""
+    """The result of ``delegate(future)``, for a task to return."""
 
     __slots__ = ("future",)
 
@@ -109,28 +119,29 @@ class Delegated:
 
 
 class MissingInput(Exception):
-    """A stored dependency is not here any more; its key and attempt are in ``args``."""
+    """A stored dependency is no longer at this worker; ``args`` has its key and attempt."""
 
 
 class UnknownFunction(Exception):
-    """The function was forgotten here and must be sent again."""
+    """The executor has forgotten the function of a task: the owner has to send it again."""
 
 
 def load_function(entry: Entry) -> tuple[Callable[..., Any], bool]:
-    """What a task calls, and whether it is a coroutine function.
+    """Return the function of a task, and whether it is a coroutine function.
 
     Raises
     ------
     UnknownFunction
+        When the executor does not have the function.
     NotUnpickled
-        When it cannot be unpickled here.
+        When the function cannot be unpickled at this worker.
     """
     functions = entry.session.functions
     function = functions.get(entry.function)
     if function is None:
         raise UnknownFunction
     try:
-        if type(function) is bytes:
+        if type(function) is bytes:  # the first task here that calls this function
             function = functions[entry.function] = load(function)
         found: tuple[Callable[..., Any], bool] = function.get()
         return found
@@ -143,11 +154,17 @@ def load_function(entry: Entry) -> tuple[Callable[..., Any], bool]:
 
 
 def load_inputs(entry: Entry) -> list[Any]:
-    """Values of a task's dependencies, in the order of its slots."""
+    """Return the values of a task's dependencies, in the order of the slots.
+
+    Raises
+    ------
+    MissingInput
+        When the store no longer has a value.
+    """
     values = []
     store = entry.session.runtime.store
     for dependency in entry.dependencies:
-        if type(dependency) is bytes:
+        if type(dependency) is bytes:  # an inline value that came with the push
             values.append(pickle.loads(dependency))
             continue
         state = dependency.state
@@ -166,19 +183,25 @@ def load_inputs(entry: Entry) -> list[Any]:
 
 
 def step(entry: Entry, action: str, began: float) -> None:
-    """Tell who looks what a task did from then until now besides computing, if it took long."""
-    observer = entry.session.runtime.watch.observer  # once: the loop takes it away at any time
+    """Report a step of a task besides computing to the observer, if the step took long.
+
+    ``began`` is the time at which the step began; the step ends now.
+    """
+    # Read once: the loop may remove the observer at any time.
+    observer = entry.session.runtime.watch.observer
     if observer is not None and time() - began > SEEN:
         observer.step(entry, action, began)
 
 
 def load_arguments(entry: Entry) -> tuple[Any, dict[str, Any]]:
-    """What a task is called with.
+    """Return the arguments of a task.
 
     Raises
     ------
+    MissingInput
+        When the store no longer has an input.
     NotUnpickled
-        When something of it cannot be unpickled here.
+        When an argument or an input cannot be unpickled at this worker.
     """
     try:
         return loads_call(entry.payload, load_inputs(entry) if entry.dependencies else ())
@@ -193,17 +216,20 @@ def load_arguments(entry: Entry) -> tuple[Any, dict[str, Any]]:
 
 
 def load_call(entry: Entry) -> tuple[Callable[..., Any], Any, dict[str, Any], bool]:
-    """The function of a task, its arguments, and whether it is a coroutine function."""
+    """Return the function of a task, its arguments, and whether it is a coroutine function."""
     function, is_coroutine = load_function(entry)
     args, kwargs = load_arguments(entry)
-    if function is call:  # it came with its arguments
+    if function is call:  # the function came before the arguments, see `serialize.CALL`
         function, *args = args
         is_coroutine = iscoroutinefunction(function)
     return function, args, kwargs, is_coroutine
 
 
 def imports_nothing(entry: Entry) -> bool:
-    """Whether loading the call of a task unpickles no name, as far as that is quickly told."""
+    """Whether loading the call of a task looks up no name in a pickle, by a quick test.
+
+    When the answer is False the load may import a module, and needs `importing.unpickle`.
+    """
     return (
         not entry.dependencies
         and importing.STACK_GLOBAL not in entry.payload
@@ -212,7 +238,21 @@ def imports_nothing(entry: Entry) -> bool:
 
 
 class Outcome:
-    """What became of a task: a message for its owner and how to keep the value."""
+    """The outcome of one run of a task: a message for the owner, and how to keep the value.
+
+    Attributes
+    ----------
+    message : Message or None
+        The answer for the owner; None when the task is given back.
+    state : int
+        The new state of the entry, see `executor.session`.
+    value : object
+        The value to keep in the entry, when the state is `HELD`.
+    gave_back : tuple or None
+        The reason and the keys for giving the task back to its owner.
+    contains : list or None
+        The futures inside the value or the error, to be kept.
+    """
 
     __slots__ = ("contains", "gave_back", "message", "state", "value")
 
@@ -232,7 +272,12 @@ class Outcome:
 
 
 def keep_result(entry: Entry, result: Any, started: float) -> Outcome:
-    """Decide whether a result travels or stays, and do it."""
+    """Keep the result of a task: small results travel in the answer, large results stay here.
+
+    Returns
+    -------
+    Outcome
+    """
     message: m.Message
     if type(result) is Delegated:
         future = result.future
@@ -241,6 +286,7 @@ def keep_result(entry: Entry, result: Any, started: float) -> Outcome:
         return Outcome(message, ex.GONE, contains=[future])
     found: list[Any] = []
     limit = inline_limit_of(entry)
+    # Atoms but text and bytes are small, and pickled at once: no size and no futures to look for.
     if (limit or result is None) and type(result) in ATOMS and type(result) not in (str, bytes):
         pickled: bytes | None = pickle.dumps(result, 5)
     elif not limit or sizeof(result) > limit:
@@ -250,7 +296,9 @@ def keep_result(entry: Entry, result: Any, started: float) -> Outcome:
             with finding() as found:
                 pickled = dumps(result)
         except Exception:
-            pickled = None  # it stays here, for tasks here; fetching it says why it cannot travel
+            # A result that cannot be pickled stays here, for tasks at this worker. A process that
+            # fetches the value learns why it cannot travel.
+            pickled = None
         else:
             if len(pickled) > limit:
                 pickled = None
@@ -262,7 +310,7 @@ def keep_result(entry: Entry, result: Any, started: float) -> Outcome:
         return Outcome(message, ex.HELD, result)
     if not found and may_contain_futures(entry):
         found = futures_in(result)
-    entry.contains = found or None
+    entry.contains = found or None  # before `put`, which wraps values with futures inside
     began = time()
     nbytes = entry.session.runtime.store.put(entry, result)
     step(entry, "disk-write", began)
@@ -276,21 +324,28 @@ def keep_result(entry: Entry, result: Any, started: float) -> Outcome:
 
 
 def inline_limit_of(entry: Entry) -> int:
-    """Bytes of a pickled result that may travel: less while its owner has too many."""
+    """Return the bytes up to which the pickled result of a task may travel to its owner.
+
+    An owner with too many inline values asks for a smaller limit in the push.
+    """
     limit: int = entry.session.runtime.inline_limit
     options = entry.options
     return limit if options is None else min(limit, int(options.get("inline", limit)))
 
 
 def origins(futures: list[Any]) -> list[Origin]:
-    """How others know these futures, which are about to be known to them."""
+    """Return the origins of futures that are about to travel, and tell their owner so."""
     for future in futures:
         future._owner.export(future._row)
     return [future._owner.core.table.origin_of(future._row) for future in futures]
 
 
 def may_contain_futures(entry: Entry) -> bool:
-    """Whether a task met futures: they came to it, or it made some."""
+    """Whether the result of a task may contain futures.
+
+    A task can have futures from its arguments, from its inputs, and by submitting tasks. For any
+    other task the result need not be searched.
+    """
     return (
         entry.arrived is not None
         or entry.occurrences is not None
@@ -299,7 +354,7 @@ def may_contain_futures(entry: Entry) -> bool:
 
 
 def keep_error(entry: Entry, error: BaseException, started: float) -> Outcome:
-    """What a task's exception becomes. Call it while the exception is handled."""
+    """Return the outcome for an exception. Call `keep_error` while the exception is handled."""
     if isinstance(error, UnknownFunction):
         return Outcome(None, ex.GONE, gave_back=(m.UNKNOWN_FUNCTION, ()))
     if isinstance(error, Reschedule):
@@ -318,7 +373,7 @@ def keep_error(entry: Entry, error: BaseException, started: float) -> Outcome:
 
 
 def span_of(entry: Entry) -> AbstractContextManager[None]:
-    """Has what a task submits belong to its span."""
+    """Return a context manager in which submitted tasks belong to the span of a task."""
     if entry.options is None or "span" not in entry.options:
         return nullcontext()
     annotated: AbstractContextManager[None] = dask.annotate(
@@ -328,7 +383,7 @@ def span_of(entry: Entry) -> AbstractContextManager[None]:
 
 
 def call_in_span(entry: Entry, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Call a function in the span of its task."""
+    """Call the function of a task in the span of the task."""
     with span_of(entry):
         return function(*args, **kwargs)
 
@@ -336,12 +391,25 @@ def call_in_span(entry: Entry, function: Callable[..., Any], args: Any, kwargs: 
 def run_in_thread(
     entry: Entry, base: contextvars.Context, through: Callable[..., Any] | None = None
 ) -> Outcome | None:
-    """Run a task here, or have ``through`` call its function with args and kwargs.
+    """Run a task in the current thread.
 
-    None when it is a coroutine, which goes on on the loop.
+    Parameters
+    ----------
+    entry : Entry
+    base : contextvars.Context
+        The context of the runner thread, of which each task gets a copy.
+    through : callable, optional
+        ``through(function, args, kwargs)`` calls the function elsewhere, in a process of a pool.
+
+    Returns
+    -------
+    Outcome or None
+        None for a coroutine task, which goes on on the loop.
     """
     runtime = entry.session.runtime
     started = perf_counter()
+    # Dask finds the task of a thread here: `secede()` in `thread_state`, the profiler in
+    # `active_threads`.
     thread_state.key = entry.key
     thread_state.start_time = time()
     active = runtime.worker.active_threads
@@ -349,7 +417,8 @@ def run_in_thread(
     if ident in active:
         active[ident] = entry.key
     else:
-        with runtime.worker.active_threads_lock:  # others may be reading who is there
+        # A new item changes the size of the dict, which another thread may be iterating over.
+        with runtime.worker.active_threads_lock:
             active[ident] = entry.key
     here.entry = entry
     here.parked = False
@@ -363,13 +432,14 @@ def run_in_thread(
                 function, args, kwargs, is_coroutine = importing.unpickle(load_call, entry)
         finally:
             unpickling.arrived = None
+            # The task has these futures also when loading the call failed half-way.
             if arrived:
                 entry.arrived = arrived
         step(entry, "deserialize", thread_state.start_time)
         if is_coroutine:
             runtime.coroutines.run(entry, function, args, kwargs, started)
             return None
-        # A context of its own, so that what a task sets is not seen by the next.
+        # A context of its own for each task: the next task must not see variables of this task.
         context = base.copy()
         if through is not None:
             result = through(function, args, kwargs)
@@ -377,7 +447,7 @@ def run_in_thread(
             result = context.run(call_in_span, entry, function, args, kwargs)
         else:
             result = context.run(function, *args, **kwargs)
-        del args, kwargs
+        del args, kwargs  # the inputs are not needed while the result is pickled
         return keep_result(entry, result, started)
     except BaseException as error:
         return keep_error(entry, error, started)
@@ -388,11 +458,12 @@ def run_in_thread(
 async def run_on_loop(
     entry: Entry, function: Any, args: Any, kwargs: Any, started: float
 ) -> Outcome:
-    """Run a coroutine task."""
+    """Run a coroutine task on the event loop, and return its outcome."""
     coroutine_entry.set(entry)
     try:
+        # The task was cancelled before there was a coroutine that could be cancelled.
         if entry.cancelled:
-            raise asyncio.CancelledError  # before there was anything to cancel
+            raise asyncio.CancelledError
         with span_of(entry):
             result = await function(*args, **kwargs)
         return keep_result(entry, result, started)

@@ -1,9 +1,9 @@
-"""The connection under a link: batches in, batches out.
+"""Channels: the connection under a link, with batches in and batches out.
 
-A link takes over a comm of distributed. Between two TCP comms it then writes packed batches
-to the comm's stream itself: framing them as general messages costs as much as all the rest of a
-round trip (measured: 143 µs for an echo through ``Comm.read`` and ``Comm.write``, 73 µs
-through the stream). Other comms (``inproc``, ``ws``) carry them as bytes.
+A link takes over a comm of distributed. Between two TCP comms the channel writes packed batches
+to the stream of the comm directly: framing batches as general messages costs as much as all the
+rest of a round trip (measured: 143 µs for an echo through ``Comm.read`` and ``Comm.write``, 73 µs
+through the stream). Other comms (``inproc``, ``ws``) carry packed batches as bytes.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from dask_ownership.runtime.dask.comm import moved_bytes
 logger = logging.getLogger("dask_ownership.link")
 
 CHUNK = 1 << 20
-"""Bytes that are taken from a stream at once."""
+"""Bytes to take from a stream at once, at most."""
 
 
 class Channel(Protocol):
-    """What a link needs of its connection.
+    """The interface of a connection, as links need it.
 
     Attributes
     ----------
     arrivals : int
-        How often something arrived.
+        The number of reads that brought bytes: grows with each sign of life from the other end.
     """
 
     arrivals: int
 
     @property
     def written(self) -> int:
-        """Bytes that have left, as far as that is known."""
+        """Bytes that have left this process; 0 when the comm does not tell."""
 
     def write(self, frame: bytes) -> None:
-        """Send a packed message after those before it, without waiting.
+        """Send a packed batch, in order, without waiting.
 
         Raises
         ------
@@ -51,7 +51,7 @@ class Channel(Protocol):
         """
 
     async def listen(self, received: Callable[[Any], bool | None]) -> None:
-        """Hand over what arrives, until ``received`` answers True.
+        """Call ``received`` with each batch that arrives, until ``received`` returns True.
 
         Raises
         ------
@@ -60,27 +60,36 @@ class Channel(Protocol):
         """
 
     async def close(self) -> None:
-        """End the connection when what was written has left."""
+        """End the connection when all written bytes have left."""
 
     def abort(self) -> None:
         """End the connection now."""
 
 
 def has_stream(comm: Comm) -> bool:
-    """Whether this end of a connection can be a `StreamChannel`."""
+    """Whether a `StreamChannel` is possible at this end of a connection."""
     return isinstance(getattr(comm, "stream", None), IOStream)
 
 
 def channel(comm: Comm, streams: bool, traffic: ByteCounter | None = None) -> Channel:
-    """The channel over a comm; ``streams`` when both ends have a stream.
+    """Return a channel over a comm.
 
-    Bytes on a stream are counted in ``traffic``.
+    Parameters
+    ----------
+    comm : Comm
+    streams : bool
+        Whether both ends have a stream (`has_stream`).
+    traffic : ByteCounter, optional
+        Counts the bytes on a stream; other comms are not counted.
     """
     return StreamChannel(comm, traffic or ByteCounter()) if streams else CommChannel(comm)
 
 
 class StreamChannel:
-    """Msgpack on the stream of a TCP or TLS comm."""
+    """A channel that writes msgpack to the stream of a TCP or TLS comm.
+
+    Msgpack says where each batch ends, so the batches need no frames.
+    """
 
     def __init__(self, comm: Comm, traffic: ByteCounter) -> None:
         self.comm = comm
@@ -108,7 +117,7 @@ class StreamChannel:
             while True:
                 data = await read(CHUNK, partial=True)
                 unpacker.feed(data)
-                self.arrivals += 1
+                self.arrivals += 1  # also for a part of a large batch: the other end is alive
                 self.traffic.received += len(data)
                 for message in unpacker:
                     if received(message):
@@ -124,18 +133,19 @@ class StreamChannel:
 
 
 class CommChannel:
-    """Any comm, through its own ``read`` and ``write``.
+    """A channel over any comm, through the comm's own ``read`` and ``write``.
 
-    ``Comm.write`` of a small message completes without waiting, so the coroutine is
-    stepped in place; only what does wait becomes a task.
+    ``Comm.write`` of a small message completes without waiting, so `write` steps the coroutine in
+    place. Only a coroutine that does wait becomes a task.
     """
 
     def __init__(self, comm: Comm) -> None:
         self.comm = comm
         self.arrivals = 0
-        # Frames are bytes already: measuring each to see whether a thread should
-        # serialize it costs more than serializing it.
+        # Frames are bytes already. Dask would measure each frame to decide whether a thread should
+        # serialize the frame, and measuring costs more than serializing.
         comm.allow_offload = False
+        # Frames that came while an earlier frame is being written.
         self._queue: list[bytes] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -151,17 +161,21 @@ class CommChannel:
         try:
             waited_for = coroutine.send(None)
         except StopIteration:
-            return
+            return  # the frame is written, as nearly always
         self._task = asyncio.ensure_future(self._finish(coroutine, waited_for))
 
     async def _finish(self, coroutine: Any, waited_for: Any) -> None:
+        """Drive a write to its end that has to wait, then write the queued frames."""
         try:
+            # The coroutine is half run, and cannot become a task any more. So this loop does the
+            # work of a task: wait for each future that the coroutine yields, and go on.
             while True:
                 try:
-                    if waited_for is None:
+                    if waited_for is None:  # a bare yield, as of `asyncio.sleep(0)`
                         await asyncio.sleep(0)
                         waited_for = coroutine.send(None)
                         continue
+                    # A task clears this flag, which says that a coroutine awaits the future.
                     waited_for._asyncio_future_blocking = False
                     try:
                         await asyncio.wait([waited_for])
@@ -169,12 +183,13 @@ class CommChannel:
                         waited_for = coroutine.send(None)
                 except StopIteration:
                     break
+            # Frames may come during each of these writes, and are written in the next round.
             while self._queue:
                 queue, self._queue = self._queue, []
                 for frame in queue:
                     await self.comm.write(frame)
         except CommClosedError:
-            self._queue.clear()
+            self._queue.clear()  # the link sends unacknowledged batches again when it is dialled
         except Exception:
             logger.exception("a link could not be written to; it is dialled again")
             self.comm.abort()
@@ -189,6 +204,7 @@ class CommChannel:
                 return
 
     async def close(self) -> None:
+        # Each `_finish` sets `_task` to None at its end.
         while self._task is not None:
             await asyncio.wait([self._task])
         await self.comm.close()

@@ -1,9 +1,8 @@
 """Links: one ordered, numbered stream of batches between an owner and an executor.
 
-The owner dials with a replied, versioned operation on the worker's own listening
-address, so security, ports and protocols are those of the cluster. The
-connection may break; the link lives on and is dialled again until membership
-says that the worker is gone.
+The owner dials the worker's own listening address, with a replied, versioned operation; so a link
+uses the security, ports and protocols of the cluster. When the connection breaks the link lives on:
+the owner dials again, until membership says that the worker is gone.
 """
 
 from __future__ import annotations
@@ -29,70 +28,83 @@ from dask_ownership.runtime.comm.request import LONGEST
 logger = logging.getLogger("dask_ownership.link")
 
 PROTOCOL = 6
-"""Version of the messages; both ends must have the same."""
+"""Version of the messages; both ends of a link must have the same version."""
 
 BYE = "bye"
-"""Sent instead of a batch by an owner that closes."""
+"""Sent in place of a batch by an owner that closes."""
 
 BYE_FRAME: bytes = msgpack.packb(BYE)
 
 UNSAID_BATCHES = 16
-"""Batches after which an acknowledgement is sent of its own."""
+"""Number of batches received without a batch to send, after which an end of a link sends an empty
+batch to acknowledge them."""
 
 
 CANCELLED_AGAIN = 0.5
-"""Seconds after which a dial that outlived its cancellation is cancelled once more."""
+"""Seconds after which a dial is cancelled once more that goes on after its cancellation."""
 
 LONGEST_DIAL = 10.0
-"""Seconds above which a dial takes no longer before it is tried anew."""
+"""Seconds that one dial may take at most, before the next dial."""
 
 
 def ignore(message: Message, error: Exception) -> None:
-    """What a link does with what cannot be packed, unless it is told."""
+    """Log a message that cannot be packed: the default of a link."""
     logger.error("a message cannot be packed: %r", error)
 
 
 class LinkRefused(Exception):
-    """The worker answered, and does not take this link."""
+    """The worker answered, and refuses the link."""
 
 
 class AnotherWorker(Exception):
-    """Another worker answers at this address by now: the one that is meant is gone, or about to
-    be. That is for the scheduler to say."""
+    """Another worker answers at the address of the worker to be dialled.
+
+    The latter is gone, or about to be. The link goes on dialling, because only the scheduler says
+    so.
+    """
 
 
 class OwnerLink:
-    """The owner's end.
+    """The owner's end of a link to a worker in another process.
 
     Parameters
     ----------
     address : str
-        The worker's.
+        The address of the worker.
     hello : dict
-        Who dials, and whom: ``owner``, ``address``, ``name``, ``token`` and ``to``, the incarnation
-        of the worker.
+        The dialling owner, and the worker to be dialled: ``owner``, ``address``, ``name``,
+        ``token`` and ``to``, the incarnation of the worker.
+    connection_args : dict
+        Arguments of ``distributed.comm.connect``.
     received : callable
-        ``received(messages)`` on the event loop.
+        ``received(messages)`` is called on the event loop with each batch.
     refused : callable
-        ``refused(reason)``, once, when the worker will not take the link.
+        ``refused(reason)`` is called once, when the worker refuses the link. The link is closed
+        then.
     unreachable : callable
-        ``unreachable(reason)``, once, when no dial ever came there. That ends the link, too.
+        ``unreachable(reason)`` is called once, when no dial has reached the worker within ``reach``
+        seconds. The link is closed then.
     reach : float
-        Seconds after which that is so.
+        Seconds.
     silence : float
-        Seconds for which a worker may be silent. A connection that stalls for half of it is
-        dialled again; for twice as long each time until something arrives.
+        Seconds for which a worker may be silent. A connection that stalls for half of this time is
+        dialled again; the time doubles with each such dial until the worker sends something.
     traffic : ByteCounter, optional
-        Where bytes are counted.
+        Counts the bytes sent and received.
     unsendable : callable, optional
         Told of messages that cannot be packed.
     route : callable, optional
-        Gives the address to connect to, see `comm.reach`.
+        ``route(address)`` returns the address to connect to, by which the connection may go by a
+        relay, see `comm.reach`.
 
     Attributes
     ----------
+    state : NumberedStream
+        Numbers of the batches sent and received.
+    closed : bool
+        Whether the link has ended, and does not dial any more.
     reached : bool
-        Whether anything that was sent may have arrived.
+        Whether any sent message may have arrived at the worker.
     """
 
     def __init__(
@@ -124,81 +136,91 @@ class OwnerLink:
         self._packing = Packing(self.state, unsendable)
         self._channel: Channel | None = None
         self.reached = False
+        # The worker's answer to the last dial.
         self._greeting: dict[str, Any] = {}
         self._task: asyncio.Task[None] | None = None
         self._pulse = Heartbeat()
+        # Seconds for which a connection may stall: at the beginning, and now.
         self._shortest = self._patience = silence / 2
         self._stalled = 0.0
+        # The channel, its arrivals and its written bytes at the last look.
         self._seen: tuple[Channel | None, int, int] = (None, 0, 0)
 
     @property
     def connected(self) -> bool:
+        """Whether the link has a connection at the moment."""
         return self._channel is not None
 
     def start(self) -> None:
-        """Dial, and keep dialling while the link is wanted."""
+        """Dial the worker, and dial again after each break until the link is closed."""
         if self._task is None and not self.closed:
             self._task = asyncio.ensure_future(self._run())
 
     def send(self, messages: list[Message]) -> None:
-        """Number a batch and send it, now or when the connection is there."""
+        """Number a batch and send it, now or as soon as there is a connection."""
         self._write(self._packing.number(messages))
 
     def _write(self, frames: list[bytes]) -> None:
+        """Write numbered frames, or leave them to the next connection (`_resume`)."""
         if self._channel is not None:
             try:
                 for frame in frames:
                     self._channel.write(frame)
             except CommClosedError:
-                self._channel = None
+                self._channel = None  # `_run` notices the end, too, and dials again
         elif self._task is None:
             self.start()
 
     def look(self, passed: float, ask_after: float | None) -> float:
-        """Look for signs of life, and dial again when there are none on this connection.
+        """Look for signs of life of the worker, and end a connection without any.
 
         Parameters
         ----------
         passed : float
             Seconds since the last look for which this process was awake.
         ask_after : float or None
-            Seconds of quiet after which the worker is asked for a sign of life.
+            Seconds of quiet after which the worker is asked for a sign of life; None for never.
 
         Returns
         -------
         float
-            Seconds for which it has owed an answer and given none.
+            Seconds for which the worker has owed an answer without a sign of life.
         """
         made = self._channel
         before, arrivals, _ = self._seen
         now = (made, made.arrivals, made.written) if made is not None else (None, 0, 0)
+        # Bytes that leave are a sign of life, too: a large batch takes long on a slow network.
         heard = made is not None and now != self._seen
         self._seen = now
+        # Only bytes that arrive reset the patience: bytes may leave for a while to a frozen worker.
         if made is not None and made is before and made.arrivals != arrivals:
             self._patience = self._shortest
+        # A worker owes an acknowledgement, or the answer to a dial.
         owes = bool(self.state.unacknowledged) or (made is None and self._task is not None)
         if self._pulse.look(passed, heard, owes, ask_after):
             self._write(self._packing.number([], ask=True))
-        if made is None or heard or not owes:
+        if made is None or heard or not owes:  # without a connection `_run` limits the dial
             self._stalled = 0.0
             return self._pulse.owed
         self._stalled += passed
         if self._stalled >= self._patience:
             logger.info("%s sent nothing for %.3g s: dialling again", self.address, self._stalled)
             self._disappointed()
-            made.abort()
+            made.abort()  # this ends `listen` in `_run`, which dials again
         return self._pulse.owed
 
     def dial_again(self) -> None:
-        """There is a better way to the worker: end the connection, and go on over another one."""
+        """End the connection and dial again, because there is a better way to the worker now."""
         if self._channel is not None:
             self._channel.abort()
 
     def _disappointed(self) -> None:
+        """Double the patience with the worker, after a connection or a dial that stalled."""
         self._stalled = 0.0
         self._patience = min(2 * self._patience, max(LONGEST, self._shortest))
 
     async def _run(self) -> None:
+        """Dial, listen until the connection ends, and dial again, until the link is closed."""
         pause = 0.02
         began = lost_at = perf_counter()
         opened = False
@@ -212,9 +234,9 @@ class OwnerLink:
                     self._disappointed()
                     raise
                 if self.closed:
-                    break  # a wait that ends just as it is cancelled goes on as if it was not
+                    break  # `asyncio.wait_for` loses a cancellation that comes just as it ends
                 greeted = self._channel = self._resume(comm)
-                pause = 0.02
+                pause = 0.02  # after a connection that worked, the next dial is not delayed
                 if opened:
                     took = perf_counter() - lost_at
                     logger.info("the link to %s is open again after %.3g s", self.address, took)
@@ -231,6 +253,7 @@ class OwnerLink:
                     )
                 else:
                     logger.debug("link to %s: %r", self.address, error)
+                # An answer of another worker proves that there is a route to the address.
                 answered = isinstance(error, AnotherWorker)
                 if not (self.reached or answered) and perf_counter() - began >= self.reach:
                     self.closed = True
@@ -255,14 +278,18 @@ class OwnerLink:
         Raises
         ------
         LinkRefused
+            When the worker refuses the link.
+        AnotherWorker
+            When another worker answers at the address.
         OSError
+            When the address does not answer.
         """
         made = self._resume(await self._dial())
         made.write(BYE_FRAME)
         await made.close()
 
     async def _dial(self) -> Comm:
-        """A connection whose other end has answered to the greeting."""
+        """Open a connection, greet the worker, and return the connection after the answer."""
         comm = await connect(self._route(self.address), **self.connection_args)
         try:
             comm.name = "Owner->Executor"
@@ -273,6 +300,12 @@ class OwnerLink:
         return comm
 
     async def _greet(self, comm: Comm) -> None:
+        """Tell the worker which owner dials and which batches arrived here, and read the answer.
+
+        Raises
+        ------
+        LinkRefused, AnotherWorker
+        """
         await comm.write(
             {
                 "op": "ownership_link",
@@ -283,7 +316,7 @@ class OwnerLink:
             }
         )
         answer = await comm.read()
-        if not isinstance(answer, dict):
+        if not isinstance(answer, dict):  # Dask answers None to an unknown operation
             raise LinkRefused(
                 f"the worker {self.address} does not know dask_ownership: install the package "
                 "there, and start it again so that the worker plugin is set up"
@@ -296,24 +329,29 @@ class OwnerLink:
         self._greeting = answer
 
     def _resume(self, comm: Comm) -> Channel:
-        """Go on over a new connection, with what the worker has not got."""
-        # No await in between: a batch that is numbered meanwhile would be in neither.
+        """Go on over a new connection, beginning with the batches that the worker has not got."""
+        # No await before the caller sets the channel: a batch numbered meanwhile would be neither
+        # among the batches to send again nor written to the new channel.
         made = channel(comm, self._greeting.get("stream", False), self.traffic)
         for frame in self._packing.again(self._greeting["received"]):
             made.write(frame)
         return made
 
     def _arrived(self, batch: Any) -> None:
+        """Take in a batch of answers; nothing happens for a batch that arrived before."""
         messages = self.state.receive(batch)
         if messages:
             try:
                 self.received(messages)
             except Exception:
-                # The link goes on: the next batches are numbered after this one.
+                # The link goes on. The numbers of the next batches count this batch as received.
                 logger.exception("answers of %s were not taken in", self.address)
 
     async def close(self, say_bye: bool = True) -> None:
-        """End the link; the worker drops what the owner had there."""
+        """End the link.
+
+        With ``say_bye`` the worker hears that the owner closes, and drops everything of this owner.
+        """
         self.closed = True
         channel, self._channel = self._channel, None
         if say_bye and channel is not None:
@@ -324,39 +362,67 @@ class OwnerLink:
                 pass
         if self._task is not None and self._task is not asyncio.current_task():
             while not self._task.done():
-                # Again, because `asyncio.wait_for` loses a cancellation that comes as it ends.
+                # In a loop, because `asyncio.wait_for` loses a cancellation that comes as it ends.
                 self._task.cancel()
                 await asyncio.wait([self._task], timeout=CANCELLED_AGAIN)
 
 
 class LocalLink:
-    """The owner's end of a link to the executor in the same process: no connection."""
+    """The owner's end of a link to the executor in the same process, without a connection.
+
+    Parameters
+    ----------
+    deliver : callable
+        ``deliver(batch)`` hands a batch to the executor, see `Executor.local_link`.
+    """
 
     connected = True
     reached = True
     closed = False
 
     def __init__(self, deliver: Callable[[Any], None]) -> None:
-        self.state = NumberedStream()
+        self.state = NumberedStream()  # the executor drops held values by acknowledgements
         self._deliver = deliver
 
     def start(self) -> None:
-        pass
+        pass  # there is nothing to dial
 
     def look(self, passed: float, ask_after: float | None) -> float:
+        """Return 0: an executor in the same process is never silent."""
         return 0.0
 
     def send(self, messages: list[Message]) -> None:
+        """Number a batch and hand it to the executor, unpacked."""
         self._deliver(self.state.pack(messages))
 
     async def close(self, say_bye: bool = True) -> None:
+        """End the link, as `OwnerLink.close`."""
         self.closed = True
         if say_bye:
             self._deliver(BYE)
 
 
 class ExecutorLink:
-    """The executor's end of a link."""
+    """The executor's end of a link. The executor never dials.
+
+    Parameters
+    ----------
+    session : Session
+        The session of the owner.
+    unsendable : callable
+        Told of messages that cannot be packed.
+
+    Attributes
+    ----------
+    state : NumberedStream
+        Numbers of the batches sent and received.
+    packing : Packing
+        Packs the batches to send.
+    channel : Channel or None
+        The connection that the owner has opened last; None when the connection is lost.
+    local : callable or None
+        Takes the batches in place of a channel, when the owner is in the same process.
+    """
 
     def __init__(self, session: Session, unsendable: Unsendable = ignore) -> None:
         self.session = session
@@ -367,11 +433,20 @@ class ExecutorLink:
 
     @property
     def waits_for_first(self) -> bool:
-        """Whether the owner never spoke here: nothing makes it connect but to ask for it."""
+        """Whether the owner has never linked to this worker.
+
+        Such an owner links only when the executor has the scheduler ask for it.
+        """
         return self.channel is None and self.local is None and not self.state.received
 
     def send(self, messages: list[Any]) -> int:
-        """Number messages and send them when there is a connection; the number of the last."""
+        """Number messages, and send them when there is a connection.
+
+        Returns
+        -------
+        int
+            The number of the last batch: its acknowledgement says that the owner has all of them.
+        """
         if self.local is not None:
             self.local(self.state.pack(messages))
             return self.state.sent
@@ -381,5 +456,5 @@ class ExecutorLink:
                 for frame in frames:
                     self.channel.write(frame)
             except CommClosedError:
-                self.channel = None
+                self.channel = None  # the owner dials again, and gets the batches then
         return self.state.sent

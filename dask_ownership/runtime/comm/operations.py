@@ -1,9 +1,9 @@
-"""Operations that this project adds to Dask's servers: who may call them, and with what.
+"""Operations that this project adds to Dask's servers: checks of callers and arguments.
 
-Whoever can connect to a scheduler or worker can send it anything. So each operation first checks
-that the caller is one of the cluster, then that its arguments are of the types that its handler
-names, and only then looks at what they say. What is refused gets one short line, and leaves
-nothing behind.
+Any process that can connect to a scheduler or worker can send any message. So each operation first
+checks that the caller is a member of the cluster, then that the arguments have the types that the
+handler names, and only then looks at their contents. A refused call gets one short line as its
+answer, and leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -18,43 +18,46 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 logger = logging.getLogger("dask_ownership.operations")
 
 Check = Callable[[dict[str, Any]], "str | None"]
-"""Why a message is refused, or None. It may have anything in it."""
+"""Takes the arguments of a message, which may be of any type, and returns the reason for refusing
+the message, or None."""
 
 LONGEST_REASON = 300
-"""Characters of a reason, at most: strangers choose what is in it."""
+"""Characters of a reason, at most: a stranger may have chosen parts of the text."""
 
 STRANGERS = 100
-"""Refusals that are logged, of one server; the others are only answered."""
+"""Refusals that one server logs; further refusals are only answered."""
 
 
 def refusal(reason: str) -> dict[str, Any]:
-    """The answer to what is refused."""
+    """Return the answer to a refused call."""
     return {"status": "refused", "reason": reason[:LONGEST_REASON]}
 
 
 class Refusals:
-    """Logs the first refusal of each kind, and not too many."""
+    """The log of refused calls of one server: the first refusal of each kind, up to `STRANGERS`."""
 
     def __init__(self) -> None:
         self._said: set[str] = set()
 
     def say(self, what: str, reason: str) -> None:
+        """Log a refusal, unless a refusal of the same ``what`` was logged before."""
         what = what[:LONGEST_REASON]
+        # The number is limited because a stranger may send ever new kinds of calls.
         if what not in self._said and len(self._said) < STRANGERS:
             self._said.add(what)
             logger.warning("%s is refused: %s", what, reason[:LONGEST_REASON])
 
 
 def operation(handler: Callable[..., Any], check: Check, refusals: Refusals) -> Callable[..., Any]:
-    """A handler for a server that calls another one when it may.
+    """Return a handler for a server that calls ``handler`` after checking the message.
 
     Parameters
     ----------
     handler : callable
-        With types for all of its parameters; it may be a coroutine function.
+        A function or coroutine function, with types for all of its parameters. An argument that
+        ``handler`` does not name is refused; only ``token`` is taken away before the call.
     check : Check
-        Of the arguments, with ``token`` and whatever else they have, which is taken away from
-        those that the handler does not name.
+        Checks the caller, by all arguments of the message.
     refusals : Refusals
     """
     parameters = inspect.signature(handler).parameters
@@ -65,7 +68,8 @@ def operation(handler: Callable[..., Any], check: Check, refusals: Refusals) -> 
     async def guarded(**message: Any) -> Any:
         reason = check(message)
         if reason is None:
-            message.pop("token", None)
+            message.pop("token", None)  # the check has seen the token, and handlers do not take it
+            # Wrong are arguments without a parameter, values of other types, and missing arguments.
             wrong = [key for key in message if key not in parameters]
             wrong += [
                 key
@@ -85,12 +89,13 @@ def operation(handler: Callable[..., Any], check: Check, refusals: Refusals) -> 
         result = handler(**message)
         return await result if inspect.isawaitable(result) else result
 
-    del guarded.__wrapped__  # Dask looks at the signature
+    # Dask inspects signatures of handlers, and has to see that of `guarded`, which takes anything.
+    del guarded.__wrapped__
     return guarded
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type, as far as what is on its outside."""
+    """Whether a value is of a type; items inside of containers are not checked."""
     if hint is Any:
         return True
     origin = get_origin(hint)
@@ -98,7 +103,8 @@ def fits(value: Any, hint: Any) -> bool:
         return any(fits(value, one) for one in get_args(hint))
     kind = origin or hint
     if kind in (list, tuple, Sequence):
-        return isinstance(value, list | tuple)  # which of the two the way here decides
+        return isinstance(value, list | tuple)  # the transport decides which of the two arrives
+    # In Python a bool is an int; in a message the two are different.
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int:

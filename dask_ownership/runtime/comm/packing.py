@@ -1,8 +1,8 @@
-"""Messages of a link as bytes: each is packed before it is numbered.
+"""Messages of a link as bytes: each message is packed before its batch is numbered.
 
-A batch that is numbered must arrive, or nothing after it does. So what cannot be packed is found
-out before, one message at a time: it is said of its own task (`Unsendable`), and the others go on
-their way. A batch of many bytes is sent in parts.
+A numbered batch must arrive, or no later batch does. So messages that cannot be packed are found
+before the numbering, one by one: the task of such a message fails (`Unsendable`), and all other
+messages are sent. A batch of many bytes is sent in parts.
 """
 
 from __future__ import annotations
@@ -24,35 +24,38 @@ from dask_ownership.runtime.serialize import dumps_error
 logger = logging.getLogger("dask_ownership.link")
 
 FRAME = 1 << 26
-"""Bytes of a batch above which it is sent in parts."""
+"""Bytes of a batch above which the batch is sent in parts."""
 
 LARGEST = 1 << 33
-"""Bytes of a frame that the other end takes: one message of as much as msgpack can say."""
+"""Bytes of a frame that the other end accepts: enough for one message with the largest value that
+msgpack can express."""
 
 MOST = 1 << 32
-"""Bytes of one value in a message, for which there are four bytes to say how many there are."""
+"""Bytes of one value in a message: msgpack has four bytes for the length of a value."""
 
 Unsendable: TypeAlias = Callable[[Message, Exception], None]
-"""Told of a message that cannot be packed, and why."""
+"""Told of a message that cannot be packed, and of the error."""
 
 
 def unpacker() -> Any:
-    """What takes frames apart; tuples in place of lists."""
+    """Return a msgpack unpacker for a stream of batches, which makes tuples in place of lists."""
     return msgpack.Unpacker(use_list=False, strict_map_key=False, max_buffer_size=LARGEST)
 
 
 def unpack(frame: bytes) -> Any:
-    """The message in one frame."""
+    """Return the batch in one frame, with tuples in place of lists."""
     return msgpack.unpackb(frame, use_list=False, strict_map_key=False)
 
 
 class Packing:
-    """Packs the batches of one end of a link.
+    """The packing of batches at one end of a link.
 
     Parameters
     ----------
     state : NumberedStream
+        Numbers the batches.
     unsendable : callable
+        Told of messages that cannot be packed.
     """
 
     def __init__(self, state: NumberedStream, unsendable: Unsendable) -> None:
@@ -61,28 +64,37 @@ class Packing:
         self._pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True).pack
 
     def again(self, received: int) -> Iterator[bytes]:
-        """Frames of what a peer has not got that has received so much."""
+        """Pack the batches again that a peer lacks.
+
+        ``received`` is the number of the last batch that the peer has received.
+        """
         return (self._pack(batch) for batch in self._state.resume(received))
 
     def number(self, messages: list[Message], ask: bool = False) -> list[bytes]:
-        """Number messages; their frames, usually one.
+        """Number messages and pack them; return the frames, usually one.
 
         Parameters
         ----------
         messages : list
-            An empty one only acknowledges.
+            An empty list makes a frame that only acknowledges.
         ask : bool
-            Ask for an acknowledgement, see `NumberedStream.pack`.
+            Whether a frame without messages asks the peer for an acknowledgement, see
+            `NumberedStream.pack`.
         """
         if not messages:
             return [self._pack(self._state.pack(messages, ask))]
         return [self._frame(self._state.pack(part), body) for part, body in self._parts(messages)]
 
     def _frame(self, batch: Batch, body: bytes) -> bytes:
-        """A batch whose messages are packed already."""
+        """Return the frame of a batch whose messages are packed already, as ``body``."""
+        # 0x93 begins an array of three items in msgpack: number, acknowledged, messages.
         return b"\x93" + self._pack(batch[0]) + self._pack(batch[1]) + body
 
     def _parts(self, messages: list[Message]) -> Iterable[tuple[list[Message], bytes]]:
+        """Pack messages into one or more parts, and leave out messages that cannot be packed.
+
+        Halving a batch again and again finds its bad messages, and cuts a large batch into parts.
+        """
         try:
             body = self._pack(messages)
         except Exception as error:
@@ -91,12 +103,12 @@ class Packing:
         else:
             if len(body) <= FRAME or len(messages) == 1:
                 return [(messages, body)]
-            del body
+            del body  # not kept in memory beside the packed halves
         half = len(messages) // 2
         return [*self._parts(messages[:half]), *self._parts(messages[half:])]
 
     def _alone(self, message: Message, error: Exception) -> list[tuple[list[Message], bytes]]:
-        """A message that cannot be packed as it is."""
+        """Deal with a message that cannot be packed: repair it, or report it and leave it out."""
         if message[0] == POST:
             cleaned = self._clean_post(message)
             return [([cleaned], self._pack([cleaned]))]
@@ -107,10 +119,11 @@ class Packing:
         return []
 
     def _clean(self, message: Message) -> Message | None:
-        """A message with what can be packed and means the same, if there is that."""
+        """Return a message of the same meaning that can be packed, or None."""
         try:
             cleaned: Message = packable(message)
-            if cleaned[:3] == tuple(message[:3]):  # what it is about is what it was
+            # A changed key or attempt would name another task.
+            if cleaned[:3] == tuple(message[:3]):
                 self._pack(cleaned)
                 return cleaned
         except Exception as error:
@@ -118,11 +131,16 @@ class Packing:
         return None
 
     def _clean_post(self, message: Message) -> Message:
-        """A post: its own batch is numbered, and so has to arrive."""
+        """Return a post with a substitute for each inner message that cannot be packed.
+
+        The batch inside a post is numbered already, by the stream between two owners, and so has to
+        arrive.
+        """
         kind, to, sender, (number, acknowledged, said) = message
         sayable = []
         for one in said:
             clean = self._clean(one)
+            # The other owner has to hear of the loss, where a message can say so.
             if clean is None:
                 clean = instead_of(one, "it cannot be sent to another process in one message")
                 logger.error("%r of %s cannot be packed", one[:2], sender[2])
@@ -132,7 +150,16 @@ class Packing:
 
 
 def not_sendable(message: Message, where: str, error: Exception) -> bytes:
-    """The pickled error of a task about which this message cannot be sent."""
+    """Return the pickled error for the task of a message that cannot be sent.
+
+    Parameters
+    ----------
+    message : tuple
+    where : str
+        The receiver of the message, for the text of the error.
+    error : Exception
+        The error of packing the message.
+    """
     key = message[1] if len(message) > 2 else None
     size = max((len(part) for part in message if type(part) is bytes), default=0)
     if size >= MOST:
@@ -143,15 +170,23 @@ def not_sendable(message: Message, where: str, error: Exception) -> bytes:
         )
     else:
         why = f"{error!r}"
-    try:
+    try:  # `dumps_error` needs an error that is being handled
         raise NotSerializable(f"{key!r} cannot be sent to {where}: {why}")
     except NotSerializable as raised:
         return dumps_error(raised, key, where)
 
 
 def packable(value: Any) -> Any:
-    """A value that can be packed, and means the same to people: text that is no UTF-8 with
-    export, numbers of other libraries as plain ones."""
+    """Return a value with the same meaning to people that can be packed.
+
+    Text that cannot be encoded in UTF-8 gets escape sequences, and numbers of other libraries
+    become plain numbers.
+
+    Raises
+    ------
+    TypeError
+        When there is no such value.
+    """
     kind = type(value)
     if kind in (int, float, bool, bytes, type(None)):
         return value

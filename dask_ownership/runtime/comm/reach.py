@@ -1,19 +1,20 @@
-"""How a process reaches workers: it dials them, or has the scheduler pass bytes on.
+"""The ways from a process to workers: direct connections, and relays of the scheduler.
 
 In many clusters only the scheduler can be dialled from outside, and some workers cannot dial each
-other. The scheduler can reach all workers. So when a worker cannot be dialled, its plugin is asked
-for a *relay* (`scheduler.relay`): a connection to the scheduler, of the same kind as all others,
-which it splices to a connection of its own to the worker. What travels over it is the same as over
-a direct connection, from the first handshake on, and so are links and requests.
+other. The scheduler can reach all workers. So for a worker that cannot be dialled, a process asks
+the scheduler plugin for a *relay* (`scheduler.relay`): an ordinary connection to the scheduler,
+which the scheduler splices to a connection of its own to the worker. The same bytes travel over a
+relay as over a direct connection, from the first handshake on; so links and requests need not know
+of relays.
 
-The dial begins first. When it takes longer than `HEAD_START`, a relay is asked for as well, and the
-connection that is there first is taken. A worker that was reached by a relay is asked for another
-one at once from then on, and dialled in the background now and then; when a dial gets through, the
-relay is given up for it.
+The dial begins first. When the dial takes longer than `HEAD_START`, the process asks for a relay as
+well, and takes the connection that is there first. For a worker that was reached by a relay, the
+process asks for a relay at once from then on, and dials the worker in the background now and then;
+when a dial succeeds, the process leaves the relay.
 
-Reach is a comm backend of distributed, so that whatever connects to addresses connects through it:
-the address ``reach://N/tcp/host:port`` is that of the worker ``tcp://host:port``, by the `Reach`
-with the number N of this process.
+The module registers a comm backend of distributed, so all code that connects to addresses can
+connect this way: the address ``reach://N/tcp/host:port`` stands for the worker ``tcp://host:port``,
+reached by the `Reach` with the number N in this process.
 """
 
 from __future__ import annotations
@@ -37,41 +38,47 @@ from dask_ownership.runtime.comm.scheduler_ops import RELAY
 logger = logging.getLogger("dask_ownership.link")
 
 SCHEME = "reach"
+"""The scheme of addresses that this module's comm backend connects to."""
 
 HEAD_START = 0.5
-"""Seconds for which a worker is dialled before a relay to it is asked for."""
+"""Seconds for which a process dials a worker before it asks for a relay."""
 
 SHORT_START = 0.05
-"""The same, when another worker of the cluster was reached by a relay only."""
+"""Seconds in place of `HEAD_START`, when the process reaches any other worker by a relay."""
 
 TRIED_AGAIN = 30.0
-"""Seconds after which a worker that is reached by a relay is dialled again; twice as long each
-time until `SELDOM`."""
+"""Seconds after which a process dials a worker with a relay again; doubled each time, up to
+`SELDOM`."""
 
 SELDOM = 600.0
+"""Seconds between two dials of a worker with a relay, at most."""
 
 RELAY_TIMEOUT = 10.0
-"""Seconds for which the scheduler may take to open a relay."""
+"""Seconds that the scheduler may take to open a relay."""
 
 RELAYED = ("tcp", "tls", "ws", "wss")
-"""Schemes of workers to which there are relays. Workers of one process are reached at once."""
+"""Schemes of addresses for which there are relays. Workers in the same process (``inproc``) are
+reached without."""
 
 MODES = ("auto", "direct", "relay")
+"""Values of ``ownership.reach``: dial and ask for relays, only dial, or only ask for relays."""
 
 _numbers = itertools.count()
+# The `Reach` objects of this process by number, for the comm backend to find.
 _reaches: WeakValueDictionary[int, Reach] = WeakValueDictionary()
 
 
 class NoRelay(OSError):
-    """The scheduler opens no relay to a worker."""
+    """The scheduler refuses to open a relay to a worker."""
 
 
 def mode_of(value: Any) -> str:
-    """What ``ownership.reach`` says.
+    """Check and return a value of ``ownership.reach``.
 
     Raises
     ------
     ValueError
+        When the value is none of `MODES`.
     """
     if value not in MODES:
         raise ValueError(f"ownership.reach is one of {', '.join(MODES)}, not {value!r}")
@@ -84,19 +91,21 @@ class Reach:
     Parameters
     ----------
     connection_args : dict
-        Of the cluster's security, for the role of this process.
-    scheduler : callable, optional
-        Gives the address of the scheduler. Without it there are no relays.
+        Arguments for connections, from the cluster's security, for the role of this process.
+    scheduler : callable or None
+        Returns the address of the scheduler. With None there are no relays.
     asker, token : callable
-        The incarnation of the owner in this process, and what proves it.
+        Return the incarnation of the owner in this process, and its token.
     now_direct : callable
-        Told of the address of a worker which was reached by a relay, and can be dialled now.
+        Told of the address of a worker that was reached by a relay and can be dialled now.
 
     Attributes
     ----------
+    mode : str
+        One of `MODES`.
     relayed : dict of str to float
-        Addresses of the workers that are reached by relays, to the seconds after which each is
-        dialled again.
+        Addresses of the workers reached by relays, with the seconds after which the process dials
+        the worker again.
     """
 
     def __init__(
@@ -114,6 +123,8 @@ class Reach:
         self._now_direct = now_direct
         self.mode = mode_of(dask.config.get("ownership.reach", "auto"))
         self.relayed: dict[str, float] = {}
+        # Timers of the next dials of workers with a relay; and connections on their way that are
+        # not needed, or are tried in the background.
         self._trying: dict[str, asyncio.TimerHandle] = {}
         self._background: set[asyncio.Future[Any]] = set()
         self._closed = False
@@ -121,23 +132,35 @@ class Reach:
         _reaches[self._number] = self
 
     def route(self, address: str) -> str:
-        """The address by which `distributed.comm.connect` takes the way to a worker."""
+        """Return the address by which `distributed.comm.connect` connects by way of this object.
+
+        Return the worker's own address where there are no relays.
+        """
         scheme, _, location = address.rpartition("://")
         if self._scheduler is None or self.mode == "direct" or scheme not in RELAYED:
             return address
         return f"{SCHEME}://{self._number}/{scheme}/{location}"
 
     def way_to(self, address: str) -> str:
-        """``"relayed"`` or ``"direct"``, as far as is known."""
+        """Return ``"relayed"`` for a worker reached by a relay, and ``"direct"`` for any other."""
         return "relayed" if address in self.relayed else "direct"
 
     async def open(self, address: str, deserialize: bool, arguments: dict[str, Any]) -> Comm:
-        """A connection to a worker before the first handshake, directly or by a relay.
+        """Connect to a worker, directly or by a relay, without the first handshake.
+
+        Parameters
+        ----------
+        address : str
+            The worker's own address.
+        deserialize : bool
+            Whether the comm deserializes messages.
+        arguments : dict
+            Further arguments of the connector of a direct connection.
 
         Raises
         ------
         OSError
-            When neither can be had: why it could not be dialled, and why there is no relay.
+            When neither way leads to the worker. The text tells both reasons.
         """
         if self.mode == "relay":
             comm = await self._relay(address, deserialize, arguments)
@@ -146,6 +169,7 @@ class Reach:
         dial = asyncio.ensure_future(dial_raw(address, deserialize, arguments))
         relay: asyncio.Future[Comm] | None = None
         try:
+            # The dial of a worker without a relay has a head start: a direct way is the better one.
             if address not in self.relayed:
                 start = SHORT_START if self.relayed else HEAD_START
                 await asyncio.wait([dial], timeout=start)
@@ -162,7 +186,10 @@ class Reach:
     async def _first(
         self, address: str, dial: asyncio.Future[Comm], relay: asyncio.Future[Comm]
     ) -> Comm:
-        """The connection that is there first; the other one is closed when it comes."""
+        """Return the connection that is there first; the other connection is closed when it comes.
+
+        When one of the two fails, the other is waited for.
+        """
         waiting = {dial, relay}
         while waiting:
             _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -179,18 +206,25 @@ class Reach:
         raise OSError(f"{error}; and by way of the scheduler: {refusal}") from error
 
     def _let_go(self, opening: asyncio.Future[Comm]) -> None:
-        """Close a connection that is not needed, when it is there."""
+        """Cancel a connection on its way, or close the connection if it came all the same."""
         if opening.done():
             if _succeeded(opening):
                 opening.result().abort()
             return
+        # A cancelled task may still succeed, when the cancellation comes as it ends.
         opening.add_done_callback(lambda done: _succeeded(done) and done.result().abort())
         opening.cancel()
         self._background.add(opening)
         opening.add_done_callback(self._background.discard)
 
     async def _relay(self, address: str, deserialize: bool, arguments: dict[str, Any]) -> Comm:
-        """A connection to the scheduler that it has spliced to one to the worker."""
+        """Connect to the scheduler, and have it splice the connection to one to the worker.
+
+        Raises
+        ------
+        OSError
+            When the scheduler does not answer; `NoRelay` when the scheduler refuses.
+        """
         assert self._scheduler is not None
         comm = await asyncio.wait_for(
             connect(self._scheduler(), deserialize=deserialize, **self._connection_args),
@@ -219,24 +253,28 @@ class Reach:
     # ---- leaving a relay for a direct connection ----
 
     def _is_direct(self, address: str) -> None:
+        """Note that a worker was reached directly, or needs no relay any more."""
         self.relayed.pop(address, None)
         trying = self._trying.pop(address, None)
         if trying is not None:
             trying.cancel()
 
     def _is_relayed(self, address: str) -> None:
+        """Note that a worker was reached by a relay, and dial the worker again later."""
         if address not in self.relayed:
             logger.info("%s cannot be dialled from here: the scheduler relays to it", address)
             self.relayed[address] = TRIED_AGAIN
         self._try_later(address)
 
     def _try_later(self, address: str) -> None:
+        """Start the timer for the next dial of a worker with a relay, unless one is running."""
         if address not in self._trying and not self._closed:
             loop = asyncio.get_running_loop()
             pause = self.relayed[address]
             self._trying[address] = loop.call_later(pause, self._try_direct, address)
 
     def _try_direct(self, address: str) -> None:
+        """Dial a worker with a relay in the background. Called by the timer."""
         self._trying.pop(address, None)
         if not self._closed and address in self.relayed:
             trying = asyncio.ensure_future(self._try_once(address))
@@ -244,6 +282,7 @@ class Reach:
             trying.add_done_callback(self._background.discard)
 
     async def _try_once(self, address: str) -> None:
+        """Dial a worker with a relay once; when the dial succeeds, tell `now_direct`."""
         try:
             comm = await connect(address, timeout=HEAD_START, **self._connection_args)
         except Exception:
@@ -251,17 +290,17 @@ class Reach:
                 self.relayed[address] = min(2 * self.relayed[address], SELDOM)
                 self._try_later(address)
             return
-        comm.abort()
+        comm.abort()  # the connection was for the test only: links and requests open their own
         self._is_direct(address)
         logger.info("%s can be dialled from here: it is relayed to no more", address)
         self._now_direct(address)
 
     def forget(self, address: str) -> None:
-        """A worker is gone."""
+        """Forget the way to a worker that is gone."""
         self._is_direct(address)
 
     async def close(self) -> None:
-        """End what goes on in the background."""
+        """End all timers and all connections on their way."""
         self._closed = True
         for trying in self._trying.values():
             trying.cancel()
@@ -273,43 +312,51 @@ class Reach:
 
 
 def _succeeded(opening: asyncio.Future[Comm]) -> bool:
+    """Whether a connection is there."""
     return opening.done() and not opening.cancelled() and opening.exception() is None
 
 
 async def dial_raw(address: str, deserialize: bool, arguments: dict[str, Any]) -> Comm:
-    """A connection to an address, before the first handshake."""
+    """Connect to an address, without the first handshake."""
+    # The handshake is done by `distributed.comm.connect`, which called the backend below.
     scheme, _, location = address.rpartition("://")
     connector = get_backend(scheme).get_connector()
     return await connector.connect(location, deserialize=deserialize, **arguments)
 
 
 class RoutedPool(ConnectionPool):
-    """A pool of connections to workers, by the ways of a `Reach`."""
+    """A pool of connections to workers, by the ways of a `Reach`.
+
+    Callers use the workers' own addresses; the pool keeps connections under their routes.
+    """
 
     def __init__(self, reach: Reach, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._reach = reach
 
     async def connect(self, addr: str, timeout: float | None = None) -> Comm:
-        """A connection to a worker, which is given back by `reuse`."""
+        """Return a connection to a worker, for the caller to give back by `reuse`."""
         return await super().connect(self._reach.route(addr), timeout)
 
     def reuse(self, addr: str, comm: Comm) -> None:
-        """Give a connection back."""
+        """Take a connection back from its caller."""
         super().reuse(self._reach.route(addr), comm)
 
     def remove(self, addr: str, **reason: Any) -> None:
-        """A worker is gone, or is reached in another way: end all connections to it."""
+        """End all connections to a worker that is gone, or is reached in another way now."""
         super().remove(self._reach.route(addr), **reason)
 
     def end_idle(self, addr: str) -> None:
-        """End the connections to a worker that nobody uses now: they lead the same way."""
+        """End the idle connections to a worker, which lead the same way as a stalled connection."""
         for idle in list(self.available[self._reach.route(addr)]):
             idle.abort()
 
 
 class _Connector(Connector):
+    """A connector for ``reach://`` addresses."""
+
     async def connect(self, address: str, deserialize: bool = True, **arguments: Any) -> Comm:
+        """Connect to the worker of a location ``N/scheme/location`` by the `Reach` number N."""
         number, scheme, location = address.split("/", 2)
         reach = _reaches.get(int(number))
         if reach is None:
@@ -318,7 +365,7 @@ class _Connector(Connector):
 
 
 class _Backend(Backend):
-    """Lets `distributed.comm.connect` dial ``reach://`` addresses; nothing listens there."""
+    """The comm backend for ``reach://`` addresses, to which processes connect and never listen."""
 
     def get_connector(self) -> Connector:
         return _Connector()

@@ -1,7 +1,7 @@
-"""Requests to workers that are given up when nothing moves.
+"""Requests to workers, given up when no byte moves for a while.
 
-Such a request is asked elsewhere, or over a new connection. Each patience doubles with every
-disappointment, so that what is only slow gets there in the end.
+The caller repeats a request at another worker, or over a new connection. The patience with an
+address doubles with every request given up, so a worker that is only slow answers in the end.
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ from dask_ownership.runtime.comm.reach import RoutedPool
 from dask_ownership.runtime.dask.comm import moved_bytes
 
 LONGEST = 60.0
-"""Seconds above which patience does not grow."""
+"""Seconds above which the patience with a worker does not grow."""
 
 
 def silence() -> float:
-    """Seconds of ``ownership.silence``."""
+    """Return the seconds for which a worker may be silent: ``ownership.silence``."""
     return float(parse_timedelta(dask.config.get("ownership.silence", "5s")))
 
 
 class Stalled(OSError):
-    """Nothing moved over a connection for as long as was waited."""
+    """No byte moved over a connection for as long as the patience with the address."""
 
 
 class Backoff:
-    """How long a request may stall, by address: twice as long each time it did.
+    """The patience with workers: how long a request may stall, by address.
+
+    The patience with an address doubles with each stalled request and starts anew with an answer.
 
     Parameters
     ----------
     limit : float
-        Seconds, at first.
+        Seconds of the first patience.
     """
 
     def __init__(self, limit: float) -> None:
@@ -44,27 +46,37 @@ class Backoff:
         self._longer: dict[str, float] = {}
 
     def with_(self, address: str) -> float:
-        """Seconds without progress after which a request there is given up."""
+        """Return the seconds without progress after which a request to an address is given up."""
         return self._longer.get(address, self.limit)
 
     def stalled(self, address: str) -> None:
-        """One was given up."""
+        """Double the patience with an address: a request was given up."""
         self._longer[address] = min(2 * self.with_(address), max(LONGEST, self.limit))
 
     def answered(self, address: str) -> None:
-        """One was answered."""
+        """Reset the patience with an address: a request was answered."""
         self._longer.pop(address, None)
 
 
 async def request(
     pool: RoutedPool, address: str, patience: Backoff, op: str, **message: Any
 ) -> Any:
-    """Ask a worker something over a connection of the pool.
+    """Send a request to a worker over a connection of the pool, and return the answer.
+
+    Parameters
+    ----------
+    pool : RoutedPool
+    address : str
+    patience : Backoff
+    op : str
+        The operation.
+    message
+        Arguments of the operation.
 
     Raises
     ------
     OSError
-        When it cannot be reached; `Stalled` when nothing moved for too long.
+        When the worker cannot be reached; `Stalled` when no byte moved for too long.
     """
     limit = patience.with_(address)
     try:
@@ -72,18 +84,26 @@ async def request(
         try:
             answer = await _while_moving(comm, send_recv(comm, op=op, **message), limit)
         finally:
-            pool.reuse(address, comm)
+            pool.reuse(address, comm)  # the pool drops a connection that was aborted
     except (TimeoutError, asyncio.TimeoutError, Stalled) as error:
         patience.stalled(address)
-        pool.end_idle(address)  # the next request dials anew
+        # Idle connections lead the same way, and may be half-open as well: dial anew next time.
+        pool.end_idle(address)
         raise Stalled(f"{address} sent nothing for {limit:.3g} s") from error
     patience.answered(address)
     return answer
 
 
 async def _while_moving(comm: Comm, coroutine: Any, limit: float) -> Any:
-    """The outcome of a request, unless nothing moves over its connection for a while."""
+    """Return the result of a request, or end the request when no byte moves for a while.
+
+    Raises
+    ------
+    Stalled
+        When no byte has moved over the connection for ``limit`` seconds.
+    """
     task = asyncio.ensure_future(coroutine)
+    # Looks in a row that found no progress; a comm that does not count its bytes never stalls.
     quiet = 0
     before = None
     try:
@@ -94,7 +114,7 @@ async def _while_moving(comm: Comm, coroutine: Any, limit: float) -> Any:
             now = moved_bytes(comm)
             quiet = 0 if now is None or now != before else quiet + 1
             before = now
-            if quiet >= 4:
+            if quiet >= 4:  # four quarters of the limit
                 raise Stalled
     finally:
         if not task.done():
@@ -102,4 +122,4 @@ async def _while_moving(comm: Comm, coroutine: Any, limit: float) -> Any:
             task.cancel()
             await asyncio.wait([task])
             if not task.cancelled():
-                task.exception()
+                task.exception()  # else asyncio logs that the error was never retrieved

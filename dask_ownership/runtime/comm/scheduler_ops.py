@@ -1,4 +1,7 @@
-"""Who is in the cluster, as the scheduler plugin tells it."""
+"""Names of the operations between the scheduler plugin, clients and workers, and what they carry.
+
+By these operations owners learn from the scheduler plugin who is in the cluster.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,19 @@ from typing import Any, TypedDict
 
 
 class Member(TypedDict):
-    """One worker, as it travels from the scheduler to owners."""
+    """One worker, as the scheduler describes the worker to owners.
+
+    Attributes
+    ----------
+    address : str
+    incarnation : str
+    nthreads : int
+    name : object
+        The worker's name in Dask: text or a number.
+    host : str
+    resources : dict
+        Abstract resources, and how much of each.
+    """
 
     address: str
     incarnation: str
@@ -17,69 +32,78 @@ class Member(TypedDict):
 
 
 def incarnation_of(server_id: str) -> str:
-    """The incarnation of a worker, from the id that Dask gave its process."""
+    """Return the incarnation of a worker, made from the id that Dask gave its process."""
     return server_id.replace("-", "")
 
 
 JOIN = "ownership_join"
-"""The scheduler's operation by which an owner asks for the token and the members. It has to
-prove who it is."""
+"""Operation of the scheduler: an owner proves who it is, and asks for its token and the members."""
 
 WORD = "ownership-word"
-"""The stream operation by which a client says its word: over the connection that is registered
-for it, so that only the client itself can join as that client."""
+"""Stream operation: a client says its word to the scheduler, over the connection registered for the
+client. So only the client itself can join as this client, see `comm.secret`."""
 
 MEMBERS = "ownership-members"
-"""The stream operation by which the scheduler tells owners of changes: members that were added,
-and the address and the incarnation of each that is gone."""
+"""Stream operation: the scheduler tells owners of changes, with the members added, and the address
+and incarnation of each worker gone."""
 
 OWNER_GONE = "ownership-owner-gone"
-"""The stream operation by which the scheduler tells workers and clients that an owner is
-gone."""
+"""Stream operation: the scheduler tells workers and clients that an owner is gone."""
 
 BACKLOG = "ownership-backlog"
-"""The stream operation by which a client tells the scheduler about how many of its tasks
-wait for a worker, for adaptive scaling."""
+"""Stream operation: a client tells the scheduler about how many of its tasks wait for a worker, for
+adaptive scaling."""
 
 HOLD = "ownership_hold"
-"""The scheduler's operation by which a client has the cluster hold objects."""
+"""Operation of the scheduler: a client asks the holder to hold objects."""
 
 RELEASE_HOLD = "ownership-let-go"
-"""The stream operation by which a client says that it has no need of a hold any more."""
+"""Stream operation: a client tells the scheduler that it does not need a hold any more."""
 
 DIAL = "ownership_dial"
-"""The operation by which a worker that has something for a client asks the scheduler to
-have that client link to it, and the stream operation by which the client hears of it."""
+"""Operation of the scheduler: a worker with a message for a client asks that the client link to the
+worker. Also the stream operation by which the scheduler tells the client."""
 
 RELAY = "ownership_relay"
-"""The scheduler's operation by which it takes a connection over and splices it to one to a worker,
-see `scheduler.relay`."""
+"""Operation of the scheduler: an owner asks the scheduler to take the connection over and to splice
+it to a connection to a worker, see `scheduler.relay`."""
 
 WHERE = "ownership_where"
-"""The scheduler's operation that says where the values of its own keys are."""
+"""Operation of the scheduler: a process asks where the values of the scheduler's keys are."""
 
 PROMOTED = "promoted-"
-"""What the names of owned objects at the scheduler begin with; the incarnation of the process
-that keeps the object for it follows."""
+"""Prefix of the names of owned objects at the scheduler. The incarnation of the process that keeps
+the object for the scheduler follows."""
 
 PROMOTION_OVER = "ownership-promotion-over"
-"""The stream operation by which the scheduler tells that process that a name is forgotten."""
+"""Stream operation: the scheduler tells the process that keeps a promoted object that the name is
+forgotten."""
 
 
 WATCH = "ownership-watch"
-"""The stream operation by which the scheduler tells clients that somebody looks at what they
-own, or that nobody does any more."""
+"""Stream operation: the scheduler tells clients to begin with reports of what they own (a dashboard
+page or another observer looks), or to end them."""
 
 REPORT = "ownership_report"
-"""The stream operation by which clients tell what they own, while somebody looks; and the
-operation by which the scheduler asks a worker for the same and for what ran there."""
+"""Stream operation: a client reports to the scheduler what it owns, between two `WATCH`. Also the
+operation of a worker by which the scheduler asks for the same, and for the tasks that ran there."""
 
 ACTIVITY = "ownership_activity"
-"""The scheduler's operation that tells what all of them do."""
+"""Operation of the scheduler: a process asks for the activity of all owners and workers."""
 
 
 class Found(TypedDict, total=False):
-    """What the scheduler knows of one of its keys, as `WHERE` answers."""
+    """The scheduler's knowledge of one of its keys, as an answer to `WHERE`.
+
+    Attributes
+    ----------
+    state : str
+        The state of the scheduler's task, or ``"unknown"``.
+    who_has : list of str
+        Addresses of the workers with the value.
+    exception, traceback : object
+        Set for a task that failed.
+    """
 
     state: str
     who_has: list[str]

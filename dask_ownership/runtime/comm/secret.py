@@ -1,10 +1,10 @@
-"""Who may take part: the secret of a cluster, and what proves that somebody is who they say.
+"""The secret of a cluster, and proofs of identity made from the secret.
 
-The scheduler plugin makes a secret. Workers get it with their plugin, over the connection that
-they registered. From it comes a *proof* for each name, which only those can make or check who
-have the secret. A client says a *word* of its own over the connection that is registered for it,
-and says it again when it joins: so nobody can join in another's name. Who joined gets the proof
-of its owner's incarnation, the *token* that links and requests between processes show.
+The scheduler plugin makes a secret. Workers get the secret with their plugin, over their registered
+connection. The secret gives a *proof* for each name; only a process with the secret can make or
+check a proof. A client says a *word* of its own over its registered connection, and repeats the
+word when it joins; so no process can join in the name of another client. An owner that has joined
+gets the proof of its incarnation: the *token* shown by links and requests between processes.
 """
 
 from __future__ import annotations
@@ -19,34 +19,37 @@ from dask_ownership.runtime.comm.link import PROTOCOL
 from dask_ownership.runtime.comm.scheduler_ops import JOIN, WORD
 
 SCHEDULER = "scheduler"
-"""The name that the scheduler itself has at workers."""
+"""The name of the scheduler itself in proofs."""
 
 TRIES = 10
-"""How often a client says its word: it may come after the question that shows it."""
+"""Attempts of a client to join. In the first ones the scheduler may not have read the word yet,
+which travels on another connection than the request to join."""
 
 FIRST_PAUSE = 0.01
-"""Seconds between the first two of these times; doubled each time."""
+"""Seconds between the first two attempts; doubled each time."""
 
 
 def proof(secret: str, name: str) -> str:
-    """What shows that one has this name, to those who have the secret."""
+    """Return the proof that its bearer has a name, for processes with the secret to check."""
+    # A name from a stranger may not be valid UTF-8: encoding must not raise an error.
     return hmac.new(secret.encode(), name.encode("utf-8", "replace"), "sha256").hexdigest()
 
 
 def proves(secret: str, name: Any, token: Any) -> bool:
-    """Whether a token is the proof of a name; both may be anything."""
+    """Whether a token is the proof of a name. A message may bring values of any type for both."""
     if type(name) is not str or type(token) is not str or not secret or not token:
         return False
+    # The comparison takes the same time for any token, so the time tells a stranger nothing.
     return hmac.compare_digest(proof(secret, name).encode(), token.encode("utf-8", "replace"))
 
 
 class Joining:
-    """How one client joins.
+    """The way by which one client joins: says its word, and shows the word with `JOIN`.
 
     Parameters
     ----------
     send : callable
-        ``send(message)`` over its registered connection to the scheduler.
+        ``send(message)`` sends over the client's registered connection to the scheduler.
     """
 
     def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
@@ -54,18 +57,18 @@ class Joining:
         self._word = uuid4().hex
 
     async def __call__(self, scheduler: Any, **request: Any) -> Any:
-        """The scheduler's answer to `JOIN`.
+        """Join, and return the scheduler's answer to `JOIN`.
 
         Parameters
         ----------
         scheduler : rpc
         request
-            ``owner``, ``client``, and what else belongs to it.
+            ``owner``, ``client`` and further arguments of `JOIN`.
 
         Raises
         ------
         OSError
-            When it cannot be reached.
+            When the scheduler cannot be reached.
         """
         answer: Any = None
         pause = FIRST_PAUSE
@@ -73,18 +76,18 @@ class Joining:
             self._send({"op": WORD, "word": self._word})
             answer = await join(scheduler, secret=self._word, **request)
             if not isinstance(answer, dict) or answer.get("status") != "prove":
-                break
+                break  # any other answer is final
             await asyncio.sleep(pause)
             pause *= 2
         return answer
 
 
 async def join(scheduler: Any, **request: Any) -> Any:
-    """The scheduler's answer to `JOIN`, asked once.
+    """Send `JOIN` once, and return the scheduler's answer.
 
     Raises
     ------
     OSError
-        When it cannot be reached.
+        When the scheduler cannot be reached.
     """
     return await getattr(scheduler, JOIN)(protocol=PROTOCOL, **request)

@@ -1,8 +1,8 @@
-"""Values between processes: asking the executor that has them.
+"""Transfer of values between processes: packing, unpacking, and asking an executor for values.
 
-A request names several keys. Values travel in distributed's own families, arrays
-without a copy, and stay opaque until the receiver wants them, so that one that
-cannot be unpickled harms its own key only.
+A request names several values. Values travel in distributed's own serialization families, arrays
+without a copy. A value stays packed until its receiver unpacks it, so a value that cannot be
+unpickled harms only its own key.
 """
 
 from __future__ import annotations
@@ -31,40 +31,43 @@ LARGE = 1_000_000
 """Bytes above which a value is unpickled off the event loop."""
 
 SAME_PROCESS = "inproc://"
-"""Addresses of workers that only their own process reaches."""
+"""Prefix of addresses of workers that only their own process reaches."""
 
 ITSELF = "dask-ownership-itself"
-"""In the header of a packed value that is the one frame itself."""
+"""Key in the header of a packed value whose only frame is the value itself, not pickled."""
 
 
 def pack(value: Any, address: str = "") -> Serialized:
-    """A value for the wire.
+    """Pack a value for sending it to another process.
 
-    Within a process what cannot be pickled goes as the object that it is, as in Dask.
+    Within a process, a value that cannot be pickled is passed on as the object itself, as in Dask.
 
     Parameters
     ----------
     value : object
     address : str
-        Of the worker that gives or takes it.
+        The address of the worker that sends or receives the value.
 
     Raises
     ------
     NotSerializable
-        When it cannot be pickled.
+        When the value cannot be pickled.
     """
     try:
-        with finding():  # whoever sends it keeps the futures inside
+        # The futures found are not used: the sender of the value keeps the futures inside.
+        with finding():
             try:
                 header, frames = serialize(value, on_error="raise")
-            except RecursionError:  # which looks for arrays in lists, and does not find an end
+            except RecursionError:
+                # `serialize` looks for arrays inside of lists, without end in a list that contains
+                # itself.
                 header, frames = serialize(
                     value, serializers=["pickle"], on_error="raise", iterate_collection=False
                 )
     except Exception as error:
         if address.startswith(SAME_PROCESS):
             return Serialized({ITSELF: True}, [value])
-        # Not in a variable: the error's traceback holds this frame.
+        # The error is not kept in a variable: its traceback keeps this frame.
         raise NotSerializable(
             f"could not pickle a {type(value).__name__}: {error.__cause__ or error}"
         ) from error
@@ -72,12 +75,12 @@ def pack(value: Any, address: str = "") -> Serialized:
 
 
 def unpack(packed: Serialized) -> Any:
-    """The value of what `pack` made.
+    """Unpack a value that `pack` packed.
 
     Raises
     ------
     NotSerializable
-        When it cannot be unpickled here.
+        When the value cannot be unpickled in this process.
     """
     header, frames = packed.header, packed.frames
     if ITSELF in header:
@@ -93,7 +96,13 @@ def unpack(packed: Serialized) -> Any:
 
 
 class Sealed:
-    """A packed value that stays packed where the comm unpacks what arrives."""
+    """A packed value that stays packed when a comm unpacks the message around it.
+
+    Attributes
+    ----------
+    header, frames
+        As in the `Serialized` that `pack` returns.
+    """
 
     __slots__ = ("frames", "header")
 
@@ -102,35 +111,50 @@ class Sealed:
         self.frames = frames
 
     def __reduce__(self) -> Any:
+        # Pickle buffers travel out of band: the frames are not copied into the pickle.
         return Sealed, (self.header, [PickleBuffer(frame) for frame in self.frames])
 
 
 def seal(value: Any, address: str) -> Serialize:
-    """As `pack`, for a handler that unpacks the value itself."""
+    """Pack a value, as `pack`, for a handler that unpacks the value itself."""
     packed = pack(value, address)
     return Serialize(Sealed(packed.header, packed.frames))
 
 
 def size_of(packed: Serialized | Sealed) -> int:
-    """Bytes of a packed value."""
+    """Return the bytes of a packed value; 0 for a value passed on as the object itself."""
     if ITSELF in packed.header:
         return 0
     return sum(memoryview(frame).nbytes for frame in packed.frames)
 
 
 def _unpack_for(packed: Serialized, client: Any) -> tuple[Any, list[Row]]:
+    """Unpack a value; return the value, and the rows of the futures inside, made for a client."""
     with arriving(client) as arrived:
         return unpack(packed), arrived
 
 
 async def unpack_off_loop(packed: Serialized, client: Any) -> tuple[Any, list[Row]]:
-    """As `unpack`, in a thread when the value is large or imports a module; also rows of the
-    futures inside.
+    """Unpack a value on the event loop, or in a thread when the value is large or imports a module.
 
-    Those become futures of ``client``.
+    Parameters
+    ----------
+    packed : Serialized
+    client : object
+        The client that the futures inside are made for.
+
+    Returns
+    -------
+    object, list of Row
+        The value, and the rows of the futures inside.
+
+    Raises
+    ------
+    NotSerializable
+        When the value cannot be unpickled in this process.
     """
     if size_of(packed) <= LARGE:
-        with suppress(importing.ImportNeeded):
+        with suppress(importing.ImportNeeded):  # then the thread below imports
             return importing.without_imports(_unpack_for, packed, client)
     made: tuple[Any, list[Row]] = await offload(importing.unpickle, _unpack_for, packed, client)
     return made
@@ -154,21 +178,27 @@ async def ask(
 
     Parameters
     ----------
+    pool : RoutedPool
+    address : str
+        The address of the executor's worker.
+    owner : str
+        The incarnation of the owner.
     names : list of tuple
         Keys, each with the attempt that made the value.
     reader, token : str
-        The incarnation of who asks, and its proof.
+        The incarnation of the asking process, and its token.
+    patience : Backoff
 
     Returns
     -------
     dict, dict
-        Packed values by name, and reasons for those that cannot be pickled there. A
-        name in neither is not there.
+        Packed values by name, and by name the reasons why the executor cannot pickle a value. A
+        name in neither dict means that the executor does not have the value.
 
     Raises
     ------
     OSError
-        When the address does not answer; `Stalled` when nothing moved for too long.
+        When the address does not answer; `Stalled` when no byte moved for too long.
     """
     answer = await request(
         pool, address, patience, "ownership_get",

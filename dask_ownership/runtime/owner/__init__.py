@@ -1,1 +1,1 @@
-"""The owner in a process: its core on an event loop."""
+"""The owner in a process: the core of an owner on an event loop."""

@@ -18,30 +18,34 @@ from dask_ownership.runtime.comm.reach import Reach, RoutedPool
 from dask_ownership.runtime.owner.home import Home
 
 Lost = Callable[[WorkerView, str], None]
-"""Is told that a worker takes no link, and why."""
+"""Told of a worker that takes no link, and of the reason."""
 
 
 class Connections:
-    """Makes the links and ends them. On the loop's thread.
+    """The links of one owner, each made at the first message and ended with its worker.
+
+    All methods run in the loop's thread.
 
     Parameters
     ----------
     core : OwnerCore
     executor : Home or None
-        The one in this process, to which no connection is needed.
+        The executor in this process, which needs no connection.
     reach : Reach
+        Gives each link its route to the worker: direct, or by a relay.
     pool : RoutedPool
-        What is asked of workers beside the links; also how they are connected to.
+        The owner's pool for requests beside the links. Links are opened with the same arguments for
+        connections.
     limit : float
         Seconds for which a worker may be silent.
     token : callable
-        Gives what proves at workers who this owner is.
+        Returns the token of this owner.
     received : callable
-        ``received(view, messages)`` for each batch of answers.
+        ``received(view, messages)`` is called for each batch of answers.
     call : callable
-        ``call(function, *arguments)`` does something to the core, later.
+        ``call(function, *arguments)`` calls a function of the core later.
     refused, unreachable : callable
-        Called with the worker and the reason when there will be no link.
+        Called with the worker and the reason, when a worker refuses its link or no dial reaches it.
     """
 
     def __init__(
@@ -71,11 +75,13 @@ class Connections:
         self._closing: set[asyncio.Future[None]] = set()
 
     def to(self, view: WorkerView) -> Any:
-        """The link to a worker, made when it is new."""
+        """Return the link to a worker; make the link at the first call."""
         if view.link is None:
             executor = self._executor
             if executor is not None and view.address == executor.worker.address:
                 loop = asyncio.get_running_loop()
+                # By `call_soon`, because the executor delivers in the middle of its own work, and
+                # already before `view.link` is set.
                 deliver = executor.local_link(
                     self.core.peers.process,
                     lambda batch: loop.call_soon(self._local_batch, view, batch),
@@ -86,6 +92,7 @@ class Connections:
         return view.link
 
     def _owner_link(self, view: WorkerView) -> OwnerLink:
+        """Make a link to a worker in another process."""
         incarnation, address, name = self.core.peers.process
         return OwnerLink(
             view.address,
@@ -108,48 +115,56 @@ class Connections:
         )
 
     def _local_batch(self, view: WorkerView, batch: Any) -> None:
+        """Take in a batch of the executor in this process."""
         if view.link is not None:
             messages = view.link.state.receive(batch)
             if messages:
                 self._received(view, messages)
 
     def _unsendable(self, view: WorkerView, message: Message, error: Exception) -> None:
-        """A message to a worker cannot be packed: the task that needs it fails."""
+        """Let the task fail that needs a message which cannot be packed."""
         pickled = not_sendable(message, f"the worker {view.address}", error)
         self._call(self.core.unsendable, view, message, pickled)
 
     def end(self, view: WorkerView) -> bool:
-        """End the link to a worker that is gone; whether anything can have arrived there."""
+        """End the link to a worker that is gone.
+
+        Returns
+        -------
+        bool
+            Whether any message may have arrived at the worker. If not, its tasks never began there.
+        """
         link, view.link = view.link, None
-        self._pool.remove(view.address)
+        self._pool.remove(view.address)  # requests to the worker end
         self._reach.forget(view.address)
         if link is None:
             return False
-        link.closed = True
+        link.closed = True  # at once: `close` below runs in a task of its own
         closing = asyncio.ensure_future(link.close(say_bye=False))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
         return bool(link.reached)
 
     def now_direct(self, address: str) -> None:
-        """A worker that was reached by a relay can be dialled: leave the relay."""
+        """Leave the relay to a worker that can be dialled now."""
         self._pool.remove(address)
         view = self.core.placement.workers.get(address)
         if view is not None and isinstance(view.link, OwnerLink):
             view.link.dial_again()
 
     def dial(self, address: str) -> None:
-        """A worker has a post for this process and no link. Stream handler."""
+        """Dial a worker that has a post for this process and no link. Stream handler."""
         view = self.core.placement.workers.get(address)
         if view is not None:
             self.to(view).start()
 
     async def close(self) -> None:
-        """End all links, saying so there."""
+        """End all links, and tell the workers that this owner closes."""
         views = list(self.core.placement.workers.values())
         await asyncio.gather(
             *(view.link.close() for view in views if view.link is not None),
             return_exceptions=True,
         )
+        # A later step of the closed owner finds no workers, and makes no links.
         for view in views:
             self.core.placement.remove_worker(view)

@@ -1,8 +1,8 @@
-"""What an owner writes to its log: one line for each event that an operator cares about.
+"""The event log of an owner: one line for each event that an operator cares about.
 
-A warning where work or values were lost, information where not; nothing per task. The loggers
-are ``dask_ownership.owner``, ``.link``, ``.executor``, ``.scheduler``, ``.worker``,
-``.transfer``, ``.serialize`` and ``.client``.
+An event with lost work or lost values is a warning, any other event is information; nothing is
+logged per task. The loggers of the package are ``dask_ownership.owner``, ``.link``, ``.executor``,
+``.scheduler``, ``.worker``, ``.transfer``, ``.serialize`` and ``.client``.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from dask_ownership.core.protocol.states import LOST
 logger = logging.getLogger("dask_ownership.owner")
 
 NAMED = 3
-"""Workers that one line names."""
+"""Number of workers that one line names."""
 
 
 def named(addresses: list[str]) -> str:
-    """Some addresses, and how many more."""
+    """Return the first `NAMED` addresses as text, and how many more there are."""
     more = f" and {len(addresses) - NAMED} more" if len(addresses) > NAMED else ""
     return ", ".join(addresses[:NAMED]) + more
 
 
 def counted(number: int, what: str) -> str:
-    """A number of things, with the plural."""
+    """Return a number of things as text, with the plural."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 class EventLog:
-    """Says what happens to one owner. On the loop's thread.
+    """The event log of one owner. All methods run in the loop's thread.
 
     Parameters
     ----------
@@ -42,18 +42,20 @@ class EventLog:
 
     def __init__(self, core: OwnerCore) -> None:
         self.core = core
+        # The time of the last loss of values that are being made again; 0 when there are none.
         self._lost_at = 0.0
 
     def joined(self, addresses: list[str]) -> None:
-        """Workers came."""
+        """Log workers that joined the cluster."""
         if addresses:
             many = counted(len(addresses), "worker")
             logger.info("%s may use %s more: %s", self.core.name, many, named(addresses))
 
     @contextmanager
     def losing(self, view: WorkerView, reason: str) -> Iterator[None]:
-        """A worker goes, and in the block the core hears of it."""
+        """Log the loss of a worker, of which the core is told in the body of the ``with``."""
         core = self.core
+        # The numbers are differences between the counts of the core before and after the body.
         before = len(core.effects.completed)
         pushed = len(view.pushed)
         tried, made = core.history.again["worker-gone"], core.lineages.recovered
@@ -83,7 +85,10 @@ class EventLog:
 
     @contextmanager
     def burying(self, owners: Iterable[str], who: str) -> Iterator[None]:
-        """Owners are gone for good, and in the block the core hears of it."""
+        """Log the loss of owners, of which the core is told in the body of the ``with``.
+
+        Only owners of which this process borrows are logged. The text ``who`` names the owners.
+        """
         peers = self.core.peers.known
         gone = [peers[one] for one in owners if one in peers]
         borrowed = sum(len(peer.borrowed) for peer in gone)
@@ -98,7 +103,7 @@ class EventLog:
             )
 
     def look(self) -> None:
-        """Say so when all that was lost is there again."""
+        """Log the recovery when all lost values are there again."""
         core = self.core
         if self._lost_at and not core.lineages.making:
             seconds = core.history.clock() - self._lost_at

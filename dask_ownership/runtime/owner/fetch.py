@@ -1,4 +1,4 @@
-"""Reading values: an owner asks the workers that have them."""
+"""Reading values: an owner asks the holders of its rows."""
 
 from __future__ import annotations
 
@@ -15,39 +15,50 @@ from dask_ownership.runtime.owner.owner import Owner
 from dask_ownership.runtime.serialize import loads_value
 
 ROUNDS = 6
-"""How often all holders of a value are asked, being found anew when none of them has it."""
+"""Rounds in which all holders of a value are asked, at most. Between two rounds the owner finds the
+holders anew."""
 
 GATHER_BATCH = 500
-"""Values asked for in one request when gathering."""
+"""Number of values in one request, at most."""
 
 
 async def fetch(owner: Owner, rows: Iterable[Row]) -> dict[Row, Any]:
-    """Bring values here, still packed; for each row the value or why not.
+    """Bring the values of rows to this process, still packed.
 
-    A row that ended without a value meanwhile is left out.
+    Returns
+    -------
+    dict of Row to object
+        The packed value of each row: bytes for an inline value, `Serialized` for a stored value; or
+        an exception saying why there is none, see `unpacked`. A row that ended without a value
+        meanwhile is left out.
     """
     result: dict[Row, Any] = {}
+    # How many holders of a row were asked in this round.
     tried: dict[Row, int] = {}
+    # Holders that have answered, in this round, that they do not have the value.
     absent: dict[Row, set[str]] = {}
+    # How many rounds ended with such answers.
     rounds: dict[Row, int] = {}
     todo = [row for row in rows if row.state <= STORED]
     while todo:
-        # One that was lost meanwhile is being made again.
+        # A value that was lost meanwhile is being made again.
         await owner.wait_async(todo)
         result.update((row, row.value) for row in todo if row.state == INLINE)
         places: dict[tuple[str, str], list[Row]] = {}
         again: list[Row] = []
         for row in todo:
             index = tried.get(row, 0)
+            # Inline values were read above, and rows without a value are left out.
             if row.state != STORED:
                 continue
             incarnation = owner.core.table.value_name(row)[0]
             addresses = _addresses(row)
+            # After all holders, the first holder is asked once more.
             if index > len(addresses):
                 tried[row] = 0
                 said = absent.pop(row, None)
                 if said is None:
-                    # Nobody answered: whether they are dead is for membership to say.
+                    # No holder answered. Only membership says whether the holders are gone.
                     owner.core.suspensions.unanswered(row)
                     owner.step()
                     again.append(row)
@@ -64,6 +75,7 @@ async def fetch(owner: Owner, rows: Iterable[Row]) -> dict[Row, Any]:
                 )
                 result[row] = LostData(row.key, detail)
                 continue
+            # Rows of one owner at one worker share requests.
             place = (addresses[index % len(addresses)], incarnation)
             places.setdefault(place, []).append(row)
             tried[row] = index + 1
@@ -73,17 +85,19 @@ async def fetch(owner: Owner, rows: Iterable[Row]) -> dict[Row, Any]:
             for place, group in places.items()
             for start in range(0, len(group), GATHER_BATCH)
         ]
+        # Rows without a value so far are tried again, at their next holders.
         for missing in await asyncio.gather(*requests):
             todo.extend(missing)
     return result
 
 
 def _owner_of(owner: Owner, row: Row) -> str:
+    """Return the name of the owner of a row, for error messages."""
     return row.owner_ref[2] if isinstance(row, Borrowed) else owner.name
 
 
 def _addresses(row: Row) -> list[str]:
-    """Workers that have a stored value."""
+    """Return the addresses of the holders of a stored value."""
     if isinstance(row, Borrowed):
         return list(row.addresses)
     return [view.address for view in row.locations]
@@ -96,8 +110,27 @@ async def _fetch_from(
     result: dict[Row, Any],
     absent: dict[Row, set[str]],
 ) -> list[Row]:
-    """Ask one worker for values of one owner; the rows that it did not give."""
+    """Ask one worker for values of one owner.
+
+    Parameters
+    ----------
+    owner : Owner
+        The owner in this process.
+    place : tuple
+        The address of the worker, and the incarnation of the owner of the rows.
+    rows : list of Row
+    result : dict
+        Values and errors are put here.
+    absent : dict
+        The address is put here for rows of which the worker does not have the value.
+
+    Returns
+    -------
+    list of Row
+        The rows without a value or an error so far.
+    """
     address, incarnation = place
+    # Workers know a value by the key at its owner and the attempt that made it.
     by_name = {owner.core.table.value_name(row)[1:]: row for row in rows}
     try:
         values, reasons = await ask(
@@ -110,7 +143,7 @@ async def _fetch_from(
             patience=owner.patience,
         )
     except OSError:
-        # It may be dead: membership will say so, and then the rows change.
+        # The worker may be gone: membership will say so, and the locations of the rows change then.
         await asyncio.sleep(0.1)
         return rows
     view = owner.core.placement.workers.get(address)
@@ -120,7 +153,7 @@ async def _fetch_from(
         row = by_name.pop(name)
         result[row] = value
         if isinstance(row, Borrowed):
-            row.misses = 0
+            row.misses = 0  # a holder had the value: misses count in a row only
     for name, reason in reasons.items():
         result[by_name.pop(name)] = NotSerializable(
             f"the value of {name[0]!r} is at worker {address} and cannot be sent: {reason}"
@@ -131,12 +164,13 @@ async def _fetch_from(
 
 
 def unpacked(key: Hashable, value: Any) -> Any:
-    """The value that `fetch` brought.
+    """Unpack the value of a row that `fetch` brought.
 
     Raises
     ------
     OwnershipError
-        What `fetch` found instead, or that it cannot be unpickled here.
+        The error that `fetch` brought in place of a value, or `NotSerializable` when the value
+        cannot be unpickled in this process.
     """
     if isinstance(value, Exception):
         raise value

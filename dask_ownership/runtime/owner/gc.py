@@ -1,8 +1,8 @@
-"""Rows and futures without the cyclic garbage collector.
+"""Rows and futures outside of the cyclic garbage collector.
 
-A full collection over a million rows and futures takes half a second, and it
-happens in the middle of some `submit`. Neither needs it: whoever refers to a row
-lets go of it by the protocol, so reference counting frees them.
+A full collection over a million rows and futures takes half a second, and happens in the middle of
+some `submit`. Rows and futures do not need the collector: the protocol drops every reference to a
+row, so reference counting frees both.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Any
 
 
 def _nothing(thing: Any) -> None:
-    """Where there is no such collector, nothing is to be done."""
+    """Do nothing: the interpreter has no such collector, or one with small steps."""
 
 
 def _find() -> Callable[[Any], None]:
+    """Return the function that takes an object out of the collector's lists."""
     if sys.implementation.name != "cpython" or sys.version_info >= (3, 14):
-        return _nothing  # 3.14 collects in small steps
+        return _nothing  # Python 3.14 collects in small steps
     try:
         function = ctypes.pythonapi.PyObject_GC_UnTrack
     except AttributeError:
@@ -30,4 +31,4 @@ def _find() -> Callable[[Any], None]:
 
 
 untrack = _find()
-"""Take an object out of the cyclic collector's lists; once per object."""
+"""Take an object out of the cyclic collector's lists. Call it once per object."""

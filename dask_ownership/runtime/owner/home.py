@@ -1,4 +1,4 @@
-"""The executor in an owner's own process, as far as the owner and its clients use it."""
+"""The executor in an owner's own process, as its owner and clients see it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from dask_ownership.runtime.parking import Parking
 
 
 class Home(Protocol):
-    """What an owner at a worker needs of the executor there.
+    """The interface of an executor for the owner at the same worker.
+
+    The protocol keeps this package free of an import of the executor, which imports the owner.
 
     Attributes
     ----------
     worker : distributed.Worker
     incarnation : str
-        Of the worker, and so of its owner.
+        The incarnation of the owner at the worker.
     parking : Parking
-        Tasks that wait are parked there.
+        Parks tasks of the worker while they wait.
     """
 
     worker: Any
@@ -27,22 +29,40 @@ class Home(Protocol):
     parking: Parking
 
     def deliver(self, posts: Iterable[Message]) -> None:
-        """Pass on what the owner posts to others. Loop thread."""
+        """Pass posts of the owner on to other processes. Loop thread."""
 
     def local_link(
         self, process: Process, deliver: Callable[[Any], object]
     ) -> Callable[[Any], None]:
-        """A link to this executor: takes the batches to call ``deliver`` with, gives what
-        takes those of the owner."""
+        """Make a link between the owner and this executor, without a connection.
+
+        Parameters
+        ----------
+        process : Process
+            The owner.
+        deliver : callable
+            Called with each batch for the owner.
+
+        Returns
+        -------
+        callable
+            Takes each batch of the owner.
+        """
 
     def say_escaped(self, heir: Origin) -> None:
-        """Futures of what the task ``heir`` submitted may be elsewhere. Any thread."""
+        """Note that futures of children of the task ``heir`` may be elsewhere. Any thread."""
 
     def made(self, entry: Entry, child: Key) -> None:
-        """A task submitted a child that may be sought. Any thread."""
+        """Report a child to the owner of its parent task, if the owner seeks it. Any thread."""
 
     def stored(self, name: ValueName) -> Any:
-        """A value that is kept here; KeyError when it is not."""
+        """Return a value kept at this worker.
+
+        Raises
+        ------
+        KeyError
+            When the worker does not have the value.
+        """
 
     def hold(self, owner: str, key: Key, number: int, value: Any) -> int:
-        """Keep a scattered value; its size in bytes. Loop thread."""
+        """Keep a scattered value, and return its size in bytes. Loop thread."""

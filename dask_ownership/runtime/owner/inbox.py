@@ -1,7 +1,7 @@
-"""What threads leave for an owner: rows to run, handles that went away, things to do.
+"""The inbox of an owner, filled by any thread: rows to run, dropped handles, calls to the core.
 
-A thread that submits makes a row, adds it to the table and appends it to the inbox; it never
-blocks. The event loop, which is woken for the first of them, takes in what is there.
+A submitting thread makes a row, adds the row to the table and appends it to the inbox, and never
+blocks. The first item wakes the event loop, which then takes in all items at once.
 """
 
 from __future__ import annotations
@@ -32,33 +32,36 @@ from dask_ownership.runtime.serialize import arriving, unpickling
 logger = logging.getLogger("dask_ownership.owner")
 
 DROPPED_AT_ONCE = 1000
-"""Handles that may be gone before the loop is woken for them."""
+"""Dropped handles above which the loop is woken to count them off."""
 
 FIND_TIMEOUT = 5.0
-"""Seconds for which looking a key up waits for an event loop that does not answer."""
+"""Seconds for which `find` waits for the event loop, at most."""
 
 
 class Inbox:
-    """Takes what any thread has for the core of one owner.
+    """The inbox of one owner, between any thread and the loop that drives the core.
 
     Parameters
     ----------
     core : OwnerCore
     executor : Home or None
-        The one in this process.
+        The executor in this process.
     step : callable
-        Has the owner send what the core decided. Loop thread.
+        Has the owner send the messages that the core decided on. Loop thread.
 
     Attributes
     ----------
     places : TaskOrder
-        Which task comes before which.
+        Gives each task its place in the order of tasks.
     gone : deque
-        Rows, one for each handle that went away and is not counted off yet; and pairs of a row
-        and what is kept until it is counted.
+        A row for each dropped handle that is not counted off yet. Also pairs of a row and the rows
+        of the futures inside its value, from `open`: the row is kept until the owners of these
+        futures count this process.
     closed : bool
+        Whether the owner takes no more tasks.
     lost : str
-        Why the owner closed by itself: the scheduler is gone. What was here by then stays.
+        The reason when the owner closed by itself, because the scheduler is gone; else empty. The
+        values and errors that were here by then can still be read.
     """
 
     def __init__(self, core: OwnerCore, executor: Home | None, step: Callable[[], None]) -> None:
@@ -69,7 +72,9 @@ class Inbox:
         self.gone: deque[Any] = deque()
         self.closed = False
         self.lost = ""
+        # Rows to take in, and pairs of a function and its arguments to call.
         self._items: deque[Any] = deque()
+        # Whether a call of `process` is on its way.
         self._awake = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
@@ -77,19 +82,20 @@ class Inbox:
         self._on_submitted: Callable[[list[Row]], None] | None = None
 
     def start(self) -> None:
-        """Begin on the event loop that is running: take in what is there."""
+        """Begin on the running event loop: take in the items that are there already."""
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._context = contextvars.copy_context()
         self._wake()
 
     def check_open(self) -> None:
-        """Raise when nothing that was submitted ends any more.
+        """Raise an error when the owner is closed, and no unfinished row will ever end.
 
         Raises
         ------
         ClosedOwner
         SchedulerGone
+            When the owner closed because the scheduler is gone.
         """
         if self.closed:
             if self.lost:
@@ -99,23 +105,39 @@ class Inbox:
     # ---- any thread: tasks ----
 
     def place(self, dependencies: tuple[Row, ...], depth: int, fifo_timeout: Any) -> int:
-        """The place of one task; lower first. Any thread."""
+        """Return the place of one task in the order of tasks; lower places run first. Any thread.
+
+        Parameters
+        ----------
+        dependencies : tuple of Row
+        depth : int
+            The nesting of the task.
+        fifo_timeout : object
+            As the option of this name in Dask: a time such as ``"100ms"``.
+        """
         places = self.places
+        # A task that goes on with recent work comes next to it, any other task behind all tasks.
         place = places.behind(dependencies, depth) if dependencies else None
         if place is None:
-            if places.shared:
+            if places.shared:  # a graph came just before, and the task may belong beside it
                 place = places.beside(parse_timedelta(fifo_timeout))
-            else:
+            else:  # `places.one` without a call
                 place = places.next
                 places.next += 1
         return ordered(place, 0, depth) if depth else place
 
     def submit(self, row: Row) -> Row:
-        """Add a row and have it run; the row that is known under its key, if any.
+        """Add a row to the table, and have its task run. Any thread.
+
+        Returns
+        -------
+        Row
+            The given row, or the row already in the table under the same key.
 
         Raises
         ------
         ClosedOwner
+        SchedulerGone
         """
         if self.closed:
             if self.lost:
@@ -126,17 +148,20 @@ class Inbox:
             if adopted is row:
                 untrack(row)
                 self._items.append(row)
-                if not self._awake:
+                if not self._awake:  # one wake of the loop serves all rows until it runs
                     self._wake()
             elif adopted.state == DORMANT:
-                self.call(self.core.lifecycle.wake, adopted)
+                self.call(self.core.lifecycle.wake, adopted)  # its value was freed: make it again
             return adopted
         except BaseException:  # Ctrl-C comes between any two instructions
             self.call(self._left_behind, row, True)
             raise
 
     def expect(self, row: Row) -> Row:
-        """Add a row that waits for something outside, until `begin` has it run."""
+        """Add a row whose task waits for an event outside of this owner, until `begin`. Any thread.
+
+        Return the given row, or the row already in the table under the same key.
+        """
         if self.closed:
             raise ClosedOwner(f"{self.core.name} is closed; it cannot submit {row.key!r}")
         adopted = self.core.table.adopt(row)
@@ -145,22 +170,22 @@ class Inbox:
         return adopted
 
     def begin(self, row: Row) -> None:
-        """Have a row run that was expected, unless it ended in the meantime. Any thread."""
+        """Have the task of an expected row run, unless the row has ended meanwhile. Any thread."""
         self._items.append(row)
         if not self._awake:
             self._wake()
 
     def call(self, function: Callable[..., None], *args: Any) -> None:
-        """Do something to the core on the loop, in order with what was submitted before."""
+        """Call a function on the loop, after all rows submitted before. Any thread."""
         self._items.append((function, args))
         if not self._awake:
             self._wake()
 
     def _left_behind(self, row: Row, handle: bool) -> None:
-        """A thread was interrupted while it added this row. Loop thread.
+        """Repair the state of a row after an interrupt of the thread that added it. Loop thread.
 
-        Others may find it under its key, and would wait for ever for one that nobody took
-        in. The ``handle`` was for a future that is not made.
+        Another thread may have found the row under its key, and would wait for ever for a row that
+        the core has not taken in. The ``handle`` belongs to a future that is not made any more.
         """
         if self.core.table.rows.get(row.key) is row:
             if row.state == WAITING and not row.waiting and not row.attempt:
@@ -171,43 +196,46 @@ class Inbox:
     # ---- any thread: handles ----
 
     def dropped(self, row: Row) -> int:
-        """How many handles of a row were dropped and not yet counted off."""
+        """Return the number of dropped handles of a row that are not counted off yet."""
         return list(self.gone).count(row) if self.gone else 0
 
     def drop(self, row: Row) -> None:
-        """One handle of a row went away. Called by finalizers, at any moment."""
+        """Drop one handle of a row. Called by finalizers, in any thread, at any moment."""
         self.gone.append(row)
-        # A sweep is on its way while the table holds rows; waking the loop for each
-        # handle would cost more than all the rest of a round trip.
+        # The loop sweeps at regular times while the table has rows (`owner.SWEEP`). Waking the loop
+        # for each handle would cost more than all the rest of a round trip.
         if len(self.gone) > DROPPED_AT_ONCE and not self._awake:
             self._wake()
 
     def drop_all(self, rows: Iterable[Row]) -> None:
-        """As `drop`, for one handle of each of these: all of them, or none when interrupted."""
+        """Drop one handle of each row, as `drop`; an interrupt drops all of them or none."""
         self.gone.extend(rows)
         if len(self.gone) > DROPPED_AT_ONCE and not self._awake:
             self._wake()
 
     def find(self, key: Hashable, parent: Any = None) -> Row | None:
-        """The row of a key that a user chose, with one more handle on it, or None.
+        """Return the row of a key chosen by a user, with one more handle, or None.
 
-        Such a key may name something else once its futures are gone, so those that are
-        gone are looked at first.
+        When all futures of such a key are gone the user may give the key to another call. So the
+        dropped handles are counted off before the answer.
         """
         row = self.known(key, parent)
         if row is None or not self.gone or self._loop is None:
             return row
-        self.gone.append(row)
+        self.gone.append(row)  # the handle that `known` took
         if threading.get_ident() == self._loop_thread:
             self._release_gone()
-        else:
+        else:  # only the loop may change the core
             gate = Gate()
             self.call(self._release_gone, gate)
             gate.lock.acquire(True, FIND_TIMEOUT)
         return self.known(key, parent)
 
     def known(self, key: Hashable, parent: Any = None) -> Row | None:
-        """As `find`, for a key that means the same whenever it is made."""
+        """Return the row of a key with one more handle, as `find`, but take the table as it is.
+
+        For keys of pure calls, which always mean the same object.
+        """
         row = self.core.table.find(key, parent)
         if row is not None and row.state == DORMANT:
             self.call(self.core.lifecycle.wake, row)
@@ -216,10 +244,14 @@ class Inbox:
     # ---- any thread: futures that travel ----
 
     def arrive(self, origin: Origin) -> Row:
-        """The row of a future that was unpickled here, with one handle more. Any thread."""
+        """Return the row of a future unpickled in this process, with one more handle. Any thread.
+
+        A future of another owner makes this process a borrower.
+        """
         row: Row | None = None
         try:
             row, new = self.core.borrowing.arrive(origin)
+            # The origin may tell that a known row is held by another process now.
             place = None if new else self.core.borrowing.held_elsewhere(row, origin)
             if place is not None:
                 self.call(self.core.borrowing.borrow_at, row, place)
@@ -239,7 +271,11 @@ class Inbox:
         return row
 
     def export(self, row: Row) -> None:
-        """A future of this row may be in another process soon. Any thread."""
+        """Note that a future of a row is about to leave this process. Any thread.
+
+        The parent task of the row, if any, is retained from then on: it can submit the row again
+        after the death of this owner.
+        """
         heir = row.options.heir
         if heir is not None and row not in self.core.retention.exported:
             if self._executor is not None:
@@ -247,16 +283,32 @@ class Inbox:
             self.call(self.core.retention.export, row)
 
     def pin(self, row: Row) -> None:
-        """Keep a row for whoever reads what of it is pickled somewhere. Any thread."""
+        """Keep a row for as long as this owner. Any thread.
+
+        For a row whose future stands in a pickle that a process may read at any time.
+        """
         self.core.table.pin(row)
         self.export(row)
 
     def open(self, client: Any, row: Row, load: Callable[[], Any]) -> Any:
-        """Unpickle the value of a row, which is kept until the futures inside are counted."""
+        """Unpickle the value of a row. Any thread.
+
+        The row, and with it the futures inside its value, is kept until the owners of these futures
+        count this process.
+
+        Parameters
+        ----------
+        client : object
+            The client that the futures inside are made for.
+        row : Row
+        load : callable
+            Unpickles and returns the value.
+        """
         with arriving(client) as arrived:
             value = load()
         if arrived:
-            # In order with handles that are dropped, the caller's own on this row too.
+            # In `gone` and not among the items, to stay in order with dropped handles, such as the
+            # caller's own of this row.
             self.gone.append((row, arrived))
             if not self._awake:
                 self._wake()
@@ -265,19 +317,22 @@ class Inbox:
     # ---- the loop ----
 
     def _wake(self) -> None:
+        """Have the loop call `process`. Any thread."""
         if self._loop is None:
-            return  # not started: `start` takes in what is there
+            return  # not started yet: `start` takes in the items
         try:
             self._awake = True
+            # In the context of the loop: the caller's may be that of a task.
             self._loop.call_soon_threadsafe(self.process, context=self._context)
         except RuntimeError:
             pass  # the loop is closed: nothing of this owner lives any more
-        except BaseException:  # Ctrl-C: it may not be on its way, so the next one wakes it
+        except BaseException:  # Ctrl-C: no call may be on its way, so the next item wakes the loop
             self._awake = False
             raise
 
     def process(self) -> None:
-        """Take in what threads left, have the core decide, and send. Loop thread."""
+        """Take in the items of all threads, have the core decide, and send. Loop thread."""
+        # Before the loop below: a later item wakes the loop again, and none is left behind.
         self._awake = False
         items = self._items
         core = self.core
@@ -287,6 +342,7 @@ class Inbox:
             if type(item) is not tuple:
                 rows.append(item)
                 continue
+            # Calls run in order with rows: a call may cancel a row that was submitted before.
             if rows:
                 core.submit(rows)
                 rows = []
@@ -301,10 +357,11 @@ class Inbox:
             core.submit(rows)
         self._release_gone()
         if self.closed:
-            self._settle_all()  # a thread was about to submit while this owner closed
+            self._settle_all()  # a thread was in the middle of `submit` while this owner closed
         self._step()
 
     def _release_gone(self, gate: Gate | None = None) -> None:
+        """Count off the dropped handles, then open the gate. Loop thread."""
         todo = self.gone
         rows: list[Row] = []
         while todo:
@@ -312,6 +369,7 @@ class Inbox:
             if type(item) is not tuple:
                 rows.append(item)
                 continue
+            # A pair of `open`: handles dropped before are released before, and later ones later.
             self.core.release(rows)
             rows = []
             self.core.borrowing.hold_until_counted(*item)
@@ -321,26 +379,31 @@ class Inbox:
             gate.open()
 
     def watch(self, on_submitted: Callable[[list[Row]], None] | None) -> None:
-        """Call this with each batch of rows that is about to be taken in; None: no more."""
+        """Call a function with batches of rows about to be taken in; None ends the calls."""
         self._on_submitted = on_submitted
 
     @property
     def watched(self) -> bool:
-        """Whether somebody is told of what is submitted."""
+        """Whether a function is called with submitted rows, see `watch`."""
         return self._on_submitted is not None
 
     # ---- the end ----
 
     def close(self, lost: str = "") -> None:
-        """Take no more tasks, and end those that are there. Loop thread.
+        """Take no more tasks, and end all unfinished rows. Loop thread.
 
-        ``lost`` says why the scheduler is gone, if that is the reason.
+        Parameters
+        ----------
+        lost : str
+            Why the scheduler is gone, when the owner closes because of it. Rows with a value or an
+            error here keep it then; else they end as well.
         """
         self.lost = lost
         self.closed = True
         self._settle_all()
 
     def _settle_all(self) -> None:
+        """End the rows of a closed owner."""
         if self.lost:
             self.core.abandon(self.lost)
         else:

@@ -1,4 +1,7 @@
-"""What an owner does when workers and owners come and go, as the scheduler tells it."""
+"""The members of the cluster at one owner: workers and owners that come and go.
+
+The owner learns of changes from the scheduler only, by its messages and by asking.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +22,20 @@ from dask_ownership.runtime.owner.event_log import EventLog
 logger = logging.getLogger("dask_ownership.owner")
 
 FIRST_ASKED = 0.05
-"""Seconds for which the scheduler may take to tell of a worker by itself, before it is asked."""
+"""Seconds for which an owner waits to be told of an unknown worker before asking the scheduler."""
 
 LAST_ASKED = 5.0
-"""Seconds between two times that it is asked, at most."""
+"""Seconds between two such questions, at most."""
 
 REACHED_AGAIN = 60.0
-"""Seconds after which a worker that could not be reached is tried again."""
+"""Seconds after which a worker that no dial reached is tried again."""
 
 Ask = Callable[[], Awaitable[Any]]
-"""Asks the scheduler who is there; its answer to `JOIN`."""
+"""Sends `JOIN` to the scheduler, and returns the answer."""
 
 
 class NotJoined(OSError):
-    """The scheduler does not take an owner."""
+    """The scheduler refuses an owner; ``answer`` is the scheduler's answer to `JOIN`."""
 
     def __init__(self, answer: Any) -> None:
         super().__init__(f"the scheduler lets no owner join: {answer!r:.300}")
@@ -40,7 +43,9 @@ class NotJoined(OSError):
 
 
 class Members:
-    """The workers that one owner uses. On the loop's thread.
+    """The members of the cluster as one owner knows them: tells the core who joined and left.
+
+    All methods run in the loop's thread.
 
     Parameters
     ----------
@@ -48,21 +53,23 @@ class Members:
     chronicle : EventLog
     ask : Ask
     token : str
-        What proves who this owner is, if that is known before it joins.
+        The token of this owner, if known before the owner joins; else empty.
     unlink : callable
-        Ends the link to a worker; whether anything can have arrived there.
+        Ends the link to a worker, and returns whether any message may have arrived there.
     step : callable
-        Has the owner send what the core decided.
+        Has the owner send the messages that the core decided on.
 
     Attributes
     ----------
     token : str
+        The token of this owner, which proves its incarnation; empty until a client has joined.
     holder : Process
-        Who holds what lies in queues, variables and datasets.
+        The process that holds the objects in queues, variables and datasets.
     joined : bool
-        Whether the scheduler has answered once.
+        Whether the owner has joined the cluster.
     cut_off : bool
-        Whether the scheduler is lost: workers that refuse a link now may be about to close.
+        Whether the connection to the scheduler is lost. Then the workers may be about to close, and
+        a refused link says nothing about owned tasks.
     """
 
     def __init__(
@@ -90,13 +97,21 @@ class Members:
     # ---- what the scheduler says ----
 
     def changed(self, added: Iterable[Member], removed: Iterable[tuple[str, str]]) -> None:
-        """Workers joined, left or have other resources; it may be said again. Stream handler.
+        """Take in a change of the workers; taking it in twice changes nothing. Stream handler.
 
-        ``removed`` has an address and an incarnation each. Whoever has not asked yet who is
-        there does not use them.
+        An owner that has not begun to join ignores changes: a worker's owner joins, and uses
+        workers, only when a task of the worker submits.
+
+        Parameters
+        ----------
+        added : iterable of Member
+            Workers that joined, or have other resources.
+        removed : iterable of tuple
+            The address and the incarnation of each worker that is gone.
         """
         if not self._began or self._closed:
             return
+        # Removed workers first: a new worker may have the address of one of them.
         for _, incarnation in removed:
             self._left(incarnation)
         joined = []
@@ -109,6 +124,7 @@ class Members:
                 host=member["host"],
                 resources=dict(member["resources"]),
             )
+            # Another worker at the same address is gone, though the scheduler has not said so yet.
             before = self.core.membership.replaced_by(view)
             if before is not None:
                 self._left(before.incarnation)
@@ -118,18 +134,18 @@ class Members:
         self._step()
 
     def process_gone(self, owner: str) -> None:
-        """Another owner is gone for good. Stream handler."""
+        """Take in that another owner is gone for good. Stream handler."""
         with self._chronicle.burying([owner], owner):
             self.core.membership.process_gone(owner)
         if not self._closed:
             self._step()
 
     def _left(self, incarnation: str) -> None:
-        """A worker is gone for good."""
+        """Take in that a worker, with the owners there, is gone for good."""
         membership = self.core.membership
         view = membership.view_of(incarnation)
         with self._chronicle.burying(membership.owners_at(incarnation), incarnation):
-            if view is None:
+            if view is None:  # not in use: refused, or known only as the place of other owners
                 membership.left(incarnation, "left the cluster")
                 return
             reached = self._unlink(view)
@@ -137,19 +153,21 @@ class Members:
                 membership.left(incarnation, "left the cluster", reached)
 
     def connected(self, yes: bool) -> None:
-        """The connection to the scheduler is there, or is lost."""
+        """Note whether there is a connection to the scheduler."""
         self.cut_off = not yes
 
     # ---- asking the scheduler ----
 
     async def join(self) -> None:
-        """Ask who is there, once.
+        """Join the cluster, or ask the scheduler again for all members, and take the answer in.
 
         Raises
         ------
         OSError
-            When there is no answer; `NotJoined` when it is another one.
+            When the scheduler does not answer; `NotJoined` when the scheduler refuses the owner.
         """
+        # Before the answer: changes that arrive in between must not be ignored. The incarnations to
+        # ask about are noted before as well, because the answer may be older than later joins.
         self._began = True
         asked = self.core.membership.ask()
         answer = await self._ask()
@@ -159,7 +177,7 @@ class Members:
         self.holder = tuple(answer["holder"])
         members = answer["members"]
         there = {member["incarnation"] for member in members}
-        # Who went while there was no connection, nobody could tell.
+        # The scheduler could not tell of processes that left while there was no connection.
         for incarnation in sorted(asked.workers - there):
             self._left(incarnation)
         for incarnation in sorted(asked.clients.difference(answer["clients"])):
@@ -168,24 +186,26 @@ class Members:
         self.joined = True
 
     def ask_soon(self) -> None:
-        """Something is to be said to a worker that is not known."""
+        """Ask the scheduler for the members, while posts wait for a worker that is not known."""
         if self._asking is None and any(self.core.posting.waiting):
             self._asking = asyncio.ensure_future(self._ask_until_known())
             self._asking.add_done_callback(self._asked)
 
     async def _ask_until_known(self) -> None:
+        """Ask the scheduler again and again, until no post waits for an unknown worker."""
         pause = FIRST_ASKED
         while not self._closed and any(self.core.posting.waiting):
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_ASKED)
             if not any(self.core.posting.waiting):
-                return  # the scheduler told of it meanwhile
+                return  # the scheduler has told of the worker meanwhile
             try:
                 await self.join()
             except Exception as error:
                 logger.info("%s asks the scheduler again who is there: %r", self.core.name, error)
 
     def _asked(self, task: asyncio.Task[None]) -> None:
+        """Let the next `ask_soon` ask again, and raise an unexpected error in the loop."""
         self._asking = None
         if not task.cancelled():
             task.result()
@@ -193,20 +213,22 @@ class Members:
     # ---- workers that cannot be used ----
 
     def refused(self, view: WorkerView, reason: str) -> None:
-        """A worker will not take the link: go on without it."""
+        """Go on without a worker that refuses the link, and log the reason."""
         if not self.cut_off:
             logger.warning("tasks are not sent to %s: %s", view.address, reason)
+        # The link has closed itself. Tasks may have begun there if an earlier dial has succeeded.
         link, view.link = view.link, None
         self.core.membership.refuse(view, reason, link is not None and link.reached)
         self._step()
 
     def unreachable(self, view: WorkerView, reason: str) -> None:
-        """There is no route to a worker: go on without it, and look again later."""
+        """Go on without a worker to which there is no route, and try the worker again later."""
         self.refused(view, reason)
         self.core.effects.later(REACHED_AGAIN, partial(self._try_again, view))
         self._step()
 
     def _try_again(self, view: WorkerView) -> None:
+        """Use a worker again that could not be reached, as if it had just joined."""
         if self.core.membership.refused_no_more(view):
             member = Member(
                 address=view.address,
@@ -219,7 +241,8 @@ class Members:
             self.changed([member], [])
 
     def settle_refused(self) -> None:
-        """When no worker takes owned tasks, end what could start if any did."""
+        """End the ready rows when all workers of the cluster refuse owned tasks."""
+        # While the scheduler is lost, workers refuse links because they are about to close.
         if not self.core.refused or self.core.placement.workers or self.cut_off:
             return
         reasons = "; ".join(self.core.refused.values())
@@ -231,7 +254,7 @@ class Members:
     # ---- the end ----
 
     def close(self) -> None:
-        """Heed the scheduler no more."""
+        """Ignore messages of the scheduler from now on."""
         self._closed = True
         if self._asking is not None:
             self._asking.cancel()

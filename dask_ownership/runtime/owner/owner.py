@@ -1,9 +1,9 @@
-"""The owner: what one process owns, on a real cluster.
+"""The owner of one process, on a real cluster: drives the core of the owner on an event loop.
 
-A thread that submits leaves a row in the owner's inbox. The event loop takes the inbox in,
-lets the core decide, and sends each worker what the core left in its outbox, one batch each.
-Results come back the same way. There is one owner per client and one per worker,
-the same class; the worker's serves tasks that submit tasks.
+A submitting thread leaves a row in the owner's inbox. The event loop takes in the inbox, lets the
+core decide, and sends each worker the messages in its outbox, as one batch. Results come back the
+same way. There is one owner per client and one per worker, of the same class; the owner at a worker
+serves tasks that submit tasks.
 """
 
 from __future__ import annotations
@@ -47,14 +47,15 @@ logger = logging.getLogger("dask_ownership.owner")
 Result = TypeVar("Result")
 
 TICK = 0.005
-"""Seconds between looks for work to recall, while any worker is idle and another is not."""
+"""Seconds between two calls of `Owner._tick` while there may be tasks to recall, or batches to
+acknowledge."""
 
 SWEEP = 0.03
-"""Seconds after which rows whose handles went away are looked at."""
+"""Seconds after which dropped handles are counted off."""
 
 
 def max_bytes(of: str) -> int:
-    """``ownership.<of>.max-bytes``, or a tenth of this machine's memory, at most 1 GiB."""
+    """Return ``ownership.<of>.max-bytes``; by default a tenth of the memory, at most 1 GiB."""
     configured = dask.config.get(f"ownership.{of}.max-bytes", None)
     if configured is not None:
         return int(parse_bytes(configured))
@@ -62,7 +63,13 @@ def max_bytes(of: str) -> int:
 
 
 class Handle:
-    """One handle on a row, given up when the last reference to this object goes."""
+    """One handle on a row, dropped when the last reference to this object goes.
+
+    Parameters
+    ----------
+    owner : Owner
+    row : Row
+    """
 
     __slots__ = ("owner", "row")
 
@@ -72,46 +79,68 @@ class Handle:
         self.row = row
 
     def __del__(self) -> None:
+        # A finalizer may run in any thread, at any moment: `drop` only appends to a deque.
         self.owner.drop(self.row)
 
 
 class Owner:
-    """Rows, links and waiting of one client or worker.
+    """The owner of one client or worker: its rows, links and waiting threads.
 
-    What any thread may call are functions of its `inbox` and of its `waiting`. They are bound
-    here under their names, because one more call in between costs as much as a good part of
-    what `submit` and `drop` do: hence the many attributes.
+    The methods for any thread are methods of `inbox` and `waiting`, bound here under the same
+    names. One more call in between would cost as much as a good part of the work of `submit` or
+    `drop`: hence the many attributes.
 
     Parameters
     ----------
     connection_args : dict
-        Of the cluster's security, for the role of this process.
+        Arguments for connections, from the cluster's security, for the role of this process.
     name : str
         The client's id or the worker's address, for messages and logs.
     ask : Ask
-        Asks the scheduler who is there.
+        Asks the scheduler for the members of the cluster.
     executor : Home, optional
         The executor in this process.
     secret : str
-        The cluster's, where it is known. A client gets its token when it joins.
+        The secret of the cluster, where known. The owner of a client has none, and gets its token
+        when it joins.
     scheduler : callable, optional
-        Gives the address of the scheduler, which relays to workers that cannot be dialled.
+        Returns the address of the scheduler, which relays to workers that cannot be dialled.
     tell_backlog : callable, optional
-        ``tell_backlog(tasks)`` has the scheduler hear how many tasks wait.
+        ``tell_backlog(tasks)`` tells the scheduler how many tasks wait for a worker.
 
     Attributes
     ----------
-    core : OwnerCore
-    promoted : dict of str to Handle
-        What the central scheduler may read, by its name there.
+    incarnation : str
+        The name of this life of the owner, which no other owner ever has.
+    name : str
+    executor : Home or None
+    lock : threading.Lock
+        Covers the counts of rows, and the waiters of rows.
     functions : Functions
         Records of the functions that tasks call.
+    core : OwnerCore
+    inbox : Inbox
+        Items of any thread for the core.
+    process, place, places, submit, expect, begin, call, check_open
+        As in `Inbox`, for tasks.
+    drop, drop_all, dropped, find, known, arrive, export, pin, open
+        As in `Inbox`, for handles and for futures that travel.
+    waiting : Waiting
+        Threads and coroutines that wait for rows.
+    wait, wait_at, wait_async
+        As in `Waiting`.
     reach : Reach
-        The ways to workers.
+        The ways to workers: direct connections, and relays.
     pool : RoutedPool
-        For what is asked of workers beside the links, which leaves values packed.
+        Connections for requests to workers beside the links; leaves values packed.
     patience : Backoff
-        For how long it is asked.
+        How long such a request may stall.
+    members : Members
+        The members of the cluster.
+    connections : Connections
+        The links to workers.
+    promoted : dict of str to Handle
+        Objects that the central scheduler may read, by their names there.
     """
 
     def __init__(
@@ -142,6 +171,7 @@ class Owner:
                 inline_bytes=max_bytes("inline"),
                 lineage_bytes=max_bytes("lineage"),
             ),
+            # Functions that the core calls on its own account are pickled as those of users.
             functions=BuiltinFunctions(
                 self.functions.get(identity), self.functions.get(nothing), dumps(((Slot(0),), {}))
             ),
@@ -156,6 +186,7 @@ class Owner:
         self.open, self.call, self.check_open = inbox.open, inbox.call, inbox.check_open
         self.waiting = waiting = Waiting(self.lock, inbox.check_open, executor)
         self.wait, self.wait_at, self.wait_async = waiting.wait, waiting.wait_at, waiting.wait_async
+        # `Reach` and `Members` need `Connections`, which is made after them: functions find it.
         self.reach = Reach(
             connection_args,
             scheduler,
@@ -181,20 +212,21 @@ class Owner:
             self.reach,
             self.pool,
             self._liveness.limit,
-            token=lambda: self.token,
+            token=lambda: self.token,  # not known yet, when a client has still to join
             received=self.received,
             call=inbox.call,
             refused=self.members.refused,
             unreachable=self.members.unreachable,
         )
         self.promoted: dict[str, Handle] = {}
+        # `_ticking` and `_sweeping` say whether a timer is running already.
         self._backlog = Backlog(core.placement, tell_backlog)
         self._ticking = False
         self._sweeping = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:
-        """Begin on the event loop that is running."""
+        """Begin on the running event loop."""
         self._loop = asyncio.get_running_loop()
         self.waiting.start()
         await self.pool.start()
@@ -203,86 +235,108 @@ class Owner:
 
     @property
     def closed(self) -> bool:
-        """Whether nothing can be submitted any more."""
+        """Whether the owner takes no more tasks."""
         return self.inbox.closed
 
     @property
     def lost(self) -> str:
-        """Why it closed by itself, if it did."""
+        """The reason when the owner closed because the scheduler is gone; else empty."""
         return self.inbox.lost
 
     @property
     def token(self) -> str:
-        """What proves to others of this cluster who this owner is."""
+        """The token that proves this owner's incarnation to other processes of the cluster."""
         return self.members.token
 
     @property
     def holder(self) -> Process:
-        """Who holds what lies in queues, variables and datasets."""
+        """The process that holds the objects in queues, variables and datasets."""
         return self.members.holder
 
     def promotion_over(self, names: Iterable[str]) -> None:
-        """Stream handler: the central scheduler has forgotten these."""
+        """Let go of promoted objects that the central scheduler has forgotten. Stream handler."""
         for name in names:
             self.promoted.pop(name, None)
 
     def _forget_function(self, number: int) -> None:
-        """The last reference to the record of a function is gone. Any thread, at any moment."""
+        """Have workers forget a function when its record is gone. Any thread, at any moment."""
+        # Through the inbox: the record may go in any thread, in the middle of any code.
         if not self.inbox.closed:
             self.call(self.core.dispatch.forget, number)
 
     # ---- the loop ----
 
     def call_now(self, function: Callable[..., Result], *args: Any) -> Result:
-        """Do something to the core, after what was submitted before, and send. Loop thread."""
+        """Call a function of the core after all earlier items of the inbox, and send. Loop thread.
+
+        Return the result of the function.
+        """
         self.inbox.process()
         result = function(*args)
         self.step()
         return result
 
     def hold(self, origins: Iterable[Origin], bequest: LineageSpec) -> list[Row]:
-        """Take over what others own; rows with one handle more each. Loop thread."""
+        """Hold objects of other owners; return rows with one more handle each. Loop thread.
+
+        The ``bequest`` says how the objects are made.
+        """
         return self.call_now(self.core.detached.hold, origins, bequest)
 
     async def held(self, rows: Sequence[Row]) -> None:
-        """Wait until their owners may go: what there is of them by now is taken over."""
+        """Wait until the owners of held rows may leave: all there is by now is taken over."""
         counted = asyncio.Event()
+        # A held row is an alias: its dependency is the borrowed row of the object at the old owner.
         sources = [source for row in rows for source in row.dependencies]
         self.core.borrowing.when_acknowledged(sources, counted.set)
         await counted.wait()
         await self.wait_async([row for row in rows if not self.core.detached.settled(row)])
 
     def cancel(self, rows: Iterable[Row], detail: str) -> None:
-        """End rows and what depends on them. Loop thread."""
+        """Cancel rows, and all rows that depend on them. Loop thread.
+
+        The text ``detail`` says why.
+        """
         self.call_now(self.core.cancel, rows, detail)
 
     def retry(self, rows: Iterable[Row]) -> None:
-        """Run failed rows again. Loop thread."""
+        """Run failed rows again, with the failed rows that they need. Loop thread."""
         self.call_now(self.core.retry, rows)
 
     def hurry(self, rows: Iterable[Row]) -> None:
-        """Parked tasks of this worker wait for these rows, and nothing else may begin here. Loop
-        thread."""
+        """Push ready rows to this worker that its parked tasks wait for. Loop thread.
+
+        For a worker with a full crowd (`executor.crowd`): no other task may begin there. The worker
+        gets the rows even when it wants no more tasks.
+        """
         self.call_now(self.core.hurry, rows, perf_counter() * 1e6)
 
     def received(self, view: WorkerView, messages: Any) -> None:
-        """A batch of answers arrived."""
+        """Take in a batch of answers of a worker."""
         self.core.receive(view, messages, perf_counter() * 1e6)
         self.step()
 
     def step(self) -> None:
-        """Schedule, tell who waits, flush the links."""
+        """Drive the core one step: schedule, tell waiters, and send the messages for workers.
+
+        Loop thread; after each change to the core.
+        """
         core = self.core
+        # First messages of this process to itself: they may make rows ready.
         if core.peers.talking:
             core.peers.say_to_itself()
         core.schedule(perf_counter() * 1e6)
+        # Posts go into the outboxes of workers or into the effects, and both are emptied below.
         if core.peers.talking or core.posting.waiting:
             self._post()
         if core.refused:
             self.members.settle_refused()
         self._carry_out_effects()
+        # Busy: a worker may have tasks to recall, or has batches here that are to be acknowledged.
         busy = False
         for view in list(core.placement.workers.values()):
+            # Each batch acknowledges the batches received. Without messages, an empty batch does so
+            # when there are many.
             if view.outbox:
                 messages, view.outbox = view.outbox, []
                 self.connections.to(view).send(messages)
@@ -300,6 +354,7 @@ class Owner:
         if busy and not self._ticking:
             self._ticking = True
             loop.call_later(TICK, self._tick)
+        # Both timers run only while there is work for them.
         if (
             not self._sweeping
             and (core.table.rows or self.inbox.gone or self._backlog.size)
@@ -309,7 +364,7 @@ class Owner:
             loop.call_later(SWEEP, self._sweep)
 
     def _carry_out_effects(self) -> None:
-        """Do what the core decided, beside what goes to workers."""
+        """Carry out the effects that the core decided on, beside the messages for workers."""
         effects = self.core.effects.take()
         if effects is None:
             return
@@ -325,68 +380,85 @@ class Owner:
             loop.call_later(seconds, self._due, function, args)
 
     def _deliver(self, posts: list[Message]) -> None:
-        """Have the executor in this process pass posts on."""
+        """Have the executor in this process pass posts on to other processes."""
         assert self.executor is not None  # only an owner at a worker posts by itself
         self.executor.deliver(posts)
 
     def _post(self, acknowledge: bool = False) -> None:
-        """Send what references have to say to other processes."""
+        """Send the messages for other owners."""
         posting = self.core.posting
         posting.flush(acknowledge)
         effects = self.core.effects
-        if effects.posts:  # before any answer of the executor that comes after them
+        # Posts by way of the executor leave before later answers of the executor, see `post_now`.
+        if effects.posts:
             posts, effects.posts = effects.posts, []
             self._deliver(posts)
-        if posting.waiting:
+        if posting.waiting:  # posts for a worker that no message of the scheduler has named yet
             self.members.ask_soon()
 
     def _due(self, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+        """Call a function of the core whose time has come, unless the owner is closed."""
         if not self.inbox.closed:
             function(*args)
             self.step()
 
     def post_now(self) -> None:
-        """Put what references have to say before what is said next. Loop thread."""
+        """Send the messages for other owners before any later message. Loop thread.
+
+        For the end of a task whose children's futures have left this process: the owner of the task
+        is asked to retain the task before it hears of the end.
+        """
         if self.core.peers.talking:
             self._post()
 
     def hand_over(self, stored: bool) -> bool:
-        """This process leaves: have others take over what they have of it. Loop thread.
+        """Hand objects over to their heirs, because this process is about to leave. Loop thread.
 
-        Whether all of it is done; call it again until it is.
+        Parameters
+        ----------
+        stored : bool
+            Whether to hand over objects with stored values as well; a worker has to stay for these.
+
+        Returns
+        -------
+        bool
+            Whether all objects are handed over. If not, call `hand_over` again after a while.
         """
         done = self.core.transfer.hand_over(stored)
         self.step()
         return done
 
     def posted(self, posts: Iterable[Message]) -> None:
-        """Others said something to this process. Loop thread."""
+        """Take in posts of other processes. Loop thread."""
         self.core.posting.receive(posts)
         self.step()
 
     def _sweep(self) -> None:
-        """Let go of rows whose handles went away."""
+        """Count off dropped handles, and do the work that no event starts. Loop thread."""
         self._sweeping = False
         if not self.inbox.closed:
             self.places.grow_old()
             self._chronicle.look()
             if not self._ticking:
-                # Whose tasks all could be running; yet they may wait for those of other owners.
+                # Without ticks, no worker has more tasks than threads. Yet these tasks may queue
+                # behind tasks of other owners, and are recalled for idle workers then.
                 self.core.tick(perf_counter() * 1e6)
             self.inbox.process()
+            # Rows are infeasible only when there is no worker at all, or when they are restricted.
             if not self.core.placement.workers or self.core.placement.any_restricted:
                 self._look_at_unmatched()
             self._backlog.look()
 
     def _look_at_unmatched(self) -> None:
-        """End what has waited too long for a worker that may run it, if that is configured."""
+        """End rows that have waited too long for a worker that may run them, if so configured."""
         timeout = dask.config.get("distributed.scheduler.no-workers-timeout", None)
         if timeout is not None:
             self.core.infeasible.expire(perf_counter(), parse_timedelta(timeout))
             self.step()
 
     def _tell(self, completed: list[Row]) -> None:
-        """Tell who waits for rows that ended, once."""
+        """Tell the waiters of rows that ended, once."""
+        # Waiters are called without the lock, which they may take themselves.
         with self.lock:
             told = [(row, row.waiters) for row in completed]
             for row in completed:
@@ -396,15 +468,17 @@ class Owner:
                 try:
                     waiter.row_done(row)
                 except Exception:
-                    # For one its event loop is closed; the others must still hear of it.
+                    # The event loop of a waiter may be closed; other waiters must still be told.
                     logger.exception("one that waited for %r could not be told", row.key)
 
     def _tick(self) -> None:
+        """Recall tasks for idle workers, and acknowledge batches that nothing else acknowledged."""
         self._ticking = False
         if self.inbox.closed:
             return
         self.core.tick(perf_counter() * 1e6)
         self._post(acknowledge=True)
+        # Batches that no batch in the other direction has acknowledged by now.
         for view in self.core.placement.workers.values():
             if view.link is not None and view.link.state.unsaid and not view.outbox:
                 view.link.send([])
@@ -413,15 +487,20 @@ class Owner:
     # ---- the end ----
 
     async def close(self, lost: str = "") -> None:
-        """End all links and let everyone who waits know.
+        """Close the owner: end all rows, tell all waiters, and end all links.
 
-        ``lost`` says why the scheduler is gone, if that is the reason: then values and errors
-        that are here can still be read.
+        Parameters
+        ----------
+        lost : str
+            Why the scheduler is gone, when the owner closes because of it. Values and errors in
+            this process can still be read then.
         """
         if self.inbox.closed:
             return
         self._liveness.stop()
         self.inbox.close(lost)
+        # Other owners hear that this owner leaves, and workers get the rest of their outboxes,
+        # before the links say that the owner closes.
         self.core.posting.flush()
         self._carry_out_effects()
         for view in list(self.core.placement.workers.values()):

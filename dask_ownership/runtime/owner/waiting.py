@@ -1,8 +1,8 @@
-"""Waiting for rows: from a thread, from a coroutine, and with a callback.
+"""Waiting for rows: in a thread, in a coroutine, and with a callback.
 
-A waiter hangs on each row it waits for and is told on the event loop when the
-row ends. Telling it twice, or about a row it does not wait for, changes nothing,
-so a thread may look at a row itself right after hanging the waiter on it.
+A waiter hangs on each of its rows, and is told on the event loop when a row ends. Telling a waiter
+twice, or about another row, changes nothing; so a thread may check a row itself right after hanging
+a waiter on the row.
 """
 
 from __future__ import annotations
@@ -22,31 +22,32 @@ from dask_ownership.runtime.parking import await_without_slot, caller_without_sl
 
 
 class Waiter:
-    """Base: told of rows that ended."""
+    """The base of waiters: objects that are told of rows that ended."""
 
     __slots__ = ()
 
     def row_done(self, row: Row) -> None:
+        """Take in that a row ended; a second call for a row changes nothing."""
         raise AssertionError("abstract")
 
 
 def hang(waiter: Waiter, rows: Iterable[Row], lock: AbstractContextManager[Any]) -> None:
-    """Hang a waiter on rows and tell it of those that have ended."""
+    """Hang a waiter on rows, and tell the waiter of rows that have ended already."""
     ended = []
     with lock:
         for row in rows:
             waiters = row.waiters
             row.waiters = (waiter,) if waiters is None else (*waiters, waiter)
-            # Looked at after the waiter is there: whoever ends the row now sees it.
+            # Checked when the waiter is there: a row that ends from now on finds the waiter.
             if row.done:
-                row.waiters = waiters
+                row.waiters = waiters  # nothing would ever take the waiter off an ended row
                 ended.append(row)
     for row in ended:
         waiter.row_done(row)
 
 
 def unhang(waiter: Waiter, rows: Iterable[Row], lock: AbstractContextManager[Any]) -> None:
-    """Take a waiter off rows that it gave up waiting for."""
+    """Take a waiter off its rows, when it does not wait any more."""
     with lock:
         for row in rows:
             waiters = row.waiters
@@ -55,14 +56,15 @@ def unhang(waiter: Waiter, rows: Iterable[Row], lock: AbstractContextManager[Any
 
 
 class AllDone(Waiter):
-    """Opens when every row ended, or the first one ended without a value.
+    """A waiter that opens once, when all its rows have ended.
 
     Parameters
     ----------
     rows : iterable of Row
     opened : callable
-        Called once, on any thread.
+        Called once when the waiter opens, in any thread.
     stop_at_error : bool
+        Open at the first row that ends without a value.
     any_one : bool
         Open at the first row that ends.
     """
@@ -92,10 +94,17 @@ class AllDone(Waiter):
 
 
 class FirstDone(Waiter):
-    """Opens each time one of many rows ends.
+    """A waiter that opens each time one of many rows ends.
 
-    A loop that waits for the first of what is left, again and again, hangs it once and
-    not on every row each time.
+    For loops that wait for the first of the remaining rows, again and again: the waiter is hung on
+    all rows once, and not for each wait.
+
+    Attributes
+    ----------
+    pending : set of Row
+        The rows that have not ended.
+    busy : bool
+        Whether a thread is waiting.
     """
 
     __slots__ = ("_gate", "busy", "pending")
@@ -106,7 +115,7 @@ class FirstDone(Waiter):
         self._gate: Gate | None = None
 
     def gate(self) -> Gate:
-        """A gate that opens when the next row ends."""
+        """Return a gate that opens when the next row ends."""
         gate = self._gate = Gate()
         return gate
 
@@ -117,7 +126,7 @@ class FirstDone(Waiter):
 
 
 class Callback(Waiter):
-    """Calls a function with each row that ends, once per row."""
+    """A waiter that calls a function with each row that ends, once per row."""
 
     __slots__ = ("_call", "_rows")
 
@@ -134,7 +143,13 @@ class Callback(Waiter):
 
 
 class Gate:
-    """A lock that opens once; `release` may be called more than once."""
+    """A gate for a thread: a lock that `open` releases once; further calls do nothing.
+
+    Attributes
+    ----------
+    lock : threading.Lock
+        To be acquired by the waiting thread.
+    """
 
     __slots__ = ("lock",)
 
@@ -146,11 +161,11 @@ class Gate:
         try:
             self.lock.release()
         except RuntimeError:
-            pass  # open already
+            pass  # the gate is open already
 
 
 class LoopGate:
-    """As `Gate`, for a coroutine."""
+    """A gate for a coroutine, which any thread may open."""
 
     __slots__ = ("_future", "_loop")
 
@@ -170,11 +185,15 @@ class LoopGate:
 
 
 DEAF = 0.5 if sys.platform == "win32" else None
-"""Seconds after which a thread that waits for a lock looks up, where Ctrl-C does not wake it."""
+"""Seconds after which a thread waiting for a lock wakes up to notice Ctrl-C; None on systems where
+Ctrl-C ends the wait itself."""
 
 
 def acquired(lock: Any, seconds: float) -> bool:
-    """Acquire a lock, for at most some seconds when not negative; Ctrl-C ends the wait."""
+    """Acquire a lock; return False when the time ran out. Ctrl-C ends the wait.
+
+    A negative number of seconds means no limit.
+    """
     if DEAF is None:
         return bool(lock.acquire(True, seconds))
     deadline = perf_counter() + seconds if seconds >= 0 else float("inf")
@@ -185,16 +204,16 @@ def acquired(lock: Any, seconds: float) -> bool:
 
 
 class Waiting:
-    """Waits for rows of one owner.
+    """The waiting for rows of one owner, by threads and coroutines.
 
     Parameters
     ----------
     lock : context manager
         Covers the waiters of rows.
     check_open : callable
-        Raises when the owner is closed.
+        Raises an error when the owner is closed.
     executor : Home or None
-        The one in this process, whose tasks are parked while they wait.
+        The executor in this process, whose tasks are parked while they wait.
     """
 
     def __init__(
@@ -210,7 +229,7 @@ class Waiting:
         self._first: FirstDone | None = None
 
     def start(self) -> None:
-        """From now on rows end on this thread, which must not be blocked."""
+        """Note the current thread as the loop's: rows end in this thread, so it must not block."""
         self._loop_thread = threading.get_ident()
 
     def wait(
@@ -221,22 +240,38 @@ class Waiting:
         stop_at_error: bool = False,
         any_one: bool = False,
     ) -> bool:
-        """Block until rows end; False when the time ran out.
+        """Block until rows have ended. A task gives its slot up meanwhile.
 
-        Inside an owned task the slot is given up meanwhile.
+        Parameters
+        ----------
+        rows : sequence of Row
+        timeout : float or None
+            Seconds; None for no limit.
+        stop_at_error : bool
+            Return at the first row that ends without a value.
+        any_one : bool
+            Return at the first row that ends.
+
+        Returns
+        -------
+        bool
+            False when the time ran out.
 
         Raises
         ------
         ClosedOwner
+        SchedulerGone
+            When the owner closed because the scheduler is gone.
         RuntimeError
-            On the event loop's own thread, where blocking would stop everything.
+            In the event loop's own thread: blocking the loop would block the rows, too.
         """
+        # The usual case costs no waiter: all rows have ended, or enough of the rows.
         pending = [row for row in rows if row.state < INLINE]
         if not pending or (any_one and len(pending) < len(rows)):
             return True
         if stop_at_error and any(row.state > STORED for row in rows):
             return True
-        self._check_open()
+        self._check_open()  # after the rows that have ended, which a closed owner still has
         if threading.get_ident() == self._loop_thread:
             raise RuntimeError(
                 "a future was waited for on the thread of the event loop that must bring its "
@@ -250,18 +285,29 @@ class Waiting:
         try:
             return self.wait_at(gate, timeout, pending)
         finally:
-            if waiter._pending:
+            if waiter._pending:  # else each row has dropped its waiters at its end
                 unhang(waiter, pending, self._lock)
 
     def wait_at(self, gate: Gate, timeout: float | None, rows: Iterable[Row] = ()) -> bool:
-        """Wait for a gate to open, without a slot meanwhile; False when the time ran out.
+        """Block until a gate opens. A task gives its slot up meanwhile.
 
-        ``rows`` are those of which one or all open it.
+        Parameters
+        ----------
+        gate : Gate
+        timeout : float or None
+            Seconds; None for no limit.
+        rows : iterable of Row
+            The rows that open the gate, one of them or all together.
+
+        Returns
+        -------
+        bool
+            False when the time ran out.
         """
         seconds = -1.0 if timeout is None else max(0.0, timeout)
         if self._executor is not None:
             return self._executor.parking.wait(gate.lock, seconds, rows)
-        with caller_without_slot():  # a task with a client of its own
+        with caller_without_slot():  # the caller may be a task that has made a client of its own
             return acquired(gate.lock, seconds)
 
     async def wait_async(
@@ -272,13 +318,14 @@ class Waiting:
         stop_at_error: bool = False,
         any_one: bool = False,
     ) -> bool:
-        """As `wait`, for a coroutine on any event loop."""
+        """Wait until rows have ended, as `wait`, in a coroutine on any event loop."""
         pending = [row for row in rows if row.state < INLINE]
         if not pending or (any_one and len(pending) < len(rows)):
             return True
         if stop_at_error and any(row.state > STORED for row in rows):
             return True
         self._check_open()
+        # The coroutine may run on another loop than the owner's: `LoopGate` crosses over.
         gate = LoopGate()
         waiter = AllDone(pending, gate.open, stop_at_error, any_one)
         hang(waiter, pending, self._lock)
@@ -296,10 +343,15 @@ class Waiting:
         return True
 
     def _wait_for_first(self, rows: list[Row], timeout: float | None) -> bool:
-        """Block until one of these ends."""
+        """Block until one of some unfinished rows ends; return False when the time ran out.
+
+        A waiter from the call before is used again when it hangs on all these rows.
+        """
         with self._lock:
             waiter = self._first
             before = None
+            # The kept waiter does not serve while another thread waits with it, or when it does not
+            # hang on all the rows. A new waiter takes the place of an idle one.
             if waiter is None or waiter.busy or not waiter.pending.issuperset(rows):
                 before = waiter if waiter is not None and not waiter.busy else None
                 waiter = FirstDone(rows)
@@ -318,6 +370,7 @@ class Waiting:
                 hang(waiter, rows, self._lock)
             hung = True
             while True:
+                # The gate comes first: a row that ends after the check opens the gate.
                 gate = waiter.gate()
                 if any(row.state >= INLINE for row in rows):
                     return True
@@ -326,7 +379,7 @@ class Waiting:
                     return False
         finally:
             if not hung and waiter is self._first:
-                self._first = None  # Ctrl-C: it hangs on some of them only
+                self._first = None  # Ctrl-C came while the waiter hung on some of its rows only
             waiter.busy = False
-            if waiter is not self._first:
+            if waiter is not self._first:  # the kept waiter stays hung for the next call
                 unhang(waiter, list(waiter.pending), self._lock)
