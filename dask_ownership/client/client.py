@@ -67,7 +67,7 @@ class Client(Inspection, Queries, Data):
 
     def _inc_ref(self, key: Any) -> None:
         """Stock futures of owned keys are refused: they would wait for the scheduler for ever."""
-        if key in self.owner.core.table.rows:
+        if self.owner.core.row(key) is not None:
             raise NotHere(
                 f"{key!r} is owned by this client; distributed.Future(key, client) makes futures "
                 "of the central scheduler. Keep the future that submit gave, or submit it again"
@@ -356,7 +356,7 @@ class Client(Inspection, Queries, Data):
         if wanted is None:
             return persisted
         for future in self._split(persisted)[0]:
-            self.owner.call(self.owner.core.replicas.want, future._row, wanted)
+            self.owner.call(self.owner.core.keep_copies, future._row, wanted)
         return persisted
 
     # ---- results ----
@@ -477,7 +477,7 @@ class Client(Inspection, Queries, Data):
 
     def _send_to_scheduler(self, msg: dict[str, Any]) -> None:
         if msg.get("client") == "fire-and-forget" and msg.get("op") == "client-desires-keys":
-            rows = [self.owner.core.table.rows.get(key) for key in msg["keys"]]
+            rows = [self.owner.core.row(key) for key in msg["keys"]]
             owned = [row for row in rows if row is not None]
             if owned:
                 self.owner.call(self.owner.core.desire, owned)

@@ -95,6 +95,7 @@ class ClusterConnection(distributed.Client):
                     self.connection_args,
                     self.id,
                     self._ask_who_is_there,
+                    scheduler=lambda: self.scheduler.address,
                     tell_backlog=self._tell_backlog,
                 )
                 self._stream_handlers[MEMBERS] = self.owner.members.changed
@@ -230,7 +231,7 @@ class ClusterConnection(distributed.Client):
             self.scheduler,
             owner=owner.incarnation,
             client=self.id,
-            known=sorted(owner.core.membership.ask().clients),
+            known=sorted(owner.core.members_in_doubt().clients),
         )
 
     def _tell_backlog(self, tasks: int) -> None:
@@ -292,7 +293,7 @@ class ClusterConnection(distributed.Client):
 
     def _handle_restart(self) -> None:
         super()._handle_restart()
-        self.owner.cancel(self.owner.core.table.all(), "the cluster restarted")
+        self.owner.cancel(self.owner.core.rows(), "the cluster restarted")
 
     def _check_open(self) -> None:
         if self.status in ("closed", "closing"):

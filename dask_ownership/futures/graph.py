@@ -263,7 +263,7 @@ class _Builder:
             row = self.rows.get(key)
             if row is None:
                 row = self._outside(key)
-            self.owner.core.table.hold(row)
+            self.owner.core.hold(row)
             found[key] = Future(self.calls.client, row)
         return found
 
@@ -273,7 +273,7 @@ class _Builder:
         everywhere = dask.get_annotations().get("replicas")
         if not annotated and everywhere is None:
             return
-        want = self.owner.core.replicas.want
+        want = self.owner.core.keep_copies
         for key, row in self.rows.items():
             number = annotated.get(key, everywhere if key in self.keys else None)
             if number is not None:
@@ -303,7 +303,7 @@ class _Builder:
                 needed[key] = node
                 stack.extend(node.dependencies)
             elif (row := self.borrowed.get(key)) is not None:
-                self.owner.core.table.hold(row)
+                self.owner.core.hold(row)
                 self.rows[key] = row
                 self.handles.append(row)
         return needed
@@ -312,7 +312,7 @@ class _Builder:
     def borrowed(self) -> dict[Any, Row]:
         """What this process borrows, by the keys of its owners: Dask lowers futures in a
         collection to their keys."""
-        return {row.origin[3]: row for row in self.owner.core.table.all() if row.borrowed}
+        return {row.origin[3]: row for row in self.owner.core.rows() if row.borrowed}
 
     def _add(self, key: Any, node: GraphNode, place: int) -> None:
         key = check_key(key)
@@ -458,7 +458,7 @@ class _Builder:
             return self._lost(key)
         if isinstance(future, Future) and future._owner is self.owner:
             row = future._row
-            self.owner.core.table.hold(row)
+            self.owner.core.hold(row)
         else:
             row = client.imports.row(future)
         self.rows[key] = row

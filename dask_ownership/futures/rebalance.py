@@ -53,23 +53,23 @@ async def rebalance(owner: Owner, rows: Iterable[Row] | None, workers: Any = Non
     if workers is not None and not workers:
         return
     names = named_workers(workers)
-    places = {view.address: view for view in core.copies.places()}
+    places = {view.address: view for view in core.copy_targets()}
     if names is not None:
         places = {a: v for a, v in places.items() if any(v.answers_to(name) for name in names)}
         if not places:
-            there = ", ".join(core.placement.workers) or "none"
+            there = ", ".join(core.workers) or "none"
             raise KeyError(f"workers={workers!r} names no worker; there are: {there}")
     stored = dict.fromkeys(places, 0)
     movable: list[Row] = []
     wanted = None if rows is None else set(rows)
-    for row in core.table.all():
+    for row in core.rows():
         if row.state != STORED or row.borrowed:
             continue
         for view in row.locations:
             if view.address in stored:
                 stored[view.address] += row.nbytes
         chosen = row.options.replicas is not None and row.options.replicas.workers is not None
-        if (wanted is None or row in wanted) and not core.copies.going(row) and not chosen:
+        if (wanted is None or row in wanted) and not core.is_copied(row) and not chosen:
             movable.append(row)
     movable.sort(key=lambda row: row.order)
     gap = float(dask.config.get("distributed.worker.memory.rebalance.sender-recipient-gap"))
@@ -90,7 +90,7 @@ async def rebalance(owner: Owner, rows: Iterable[Row] | None, workers: Any = Non
             settled.set_result(None)
 
     for number, source, target in todo:
-        core.moves.to(movable[number], places[source], places[target], one_settled)
+        core.move(movable[number], places[source], places[target], one_settled)
     owner.step()
     await await_without_slot(settled)
     owner.step()

@@ -193,7 +193,7 @@ class Calls:
         """The key of a call that a task makes, the same when the task runs again."""
         fingerprint = function.pickled + call
         if dependencies:  # for which the payload has slots only
-            origin_of = self.owner.core.table.origin_of
+            origin_of = self.owner.core.origin_of
             fingerprint += repr([origin_of(row)[3] for row in dependencies]).encode()
         occurrences = entry.occurrences
         if occurrences is None:

@@ -30,6 +30,7 @@ from dask_ownership.core.executor.session import (
     Session,
 )
 from dask_ownership.core.protocol import messages as m
+from dask_ownership.core.protocol.failure import Failure
 from dask_ownership.core.protocol.messages import Key, Message, Origin
 
 KNOWN_FUNCTIONS = 4096
@@ -76,6 +77,26 @@ class ExecutorCore:
         self.savings = Savings()
         self.home = home
         self.undelivered: dict[str, list[Message]] = {}
+
+    @property
+    def unfinished(self) -> int:
+        """How many tasks could run, run or are parked."""
+        return self.queue.unfinished
+
+    @property
+    def running(self) -> int:
+        """How many tasks have a slot."""
+        return self.queue.busy
+
+    def checkpoint_size(self, entry: Entry, name: str, pickled: bytes) -> int:
+        """Bytes of all checkpoints that the owner of a task would keep, with this one."""
+        return self.savings.size(entry, name, pickled)
+
+    def save_checkpoint(
+        self, entry: Entry, name: str, pickled: bytes, answered: Callable[[Failure | None], None]
+    ) -> None:
+        """Have the owner of a task keep a checkpoint, see `Savings.save`."""
+        self.savings.save(entry, name, pickled, answered)
 
     # ---- sessions ----
 

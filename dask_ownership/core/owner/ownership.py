@@ -37,6 +37,7 @@ from dask_ownership.core.owner.rows.failure_counts import LOSSES
 from dask_ownership.core.owner.rows.history import History
 from dask_ownership.core.owner.rows.lifecycle import Lifecycle
 from dask_ownership.core.owner.rows.limits import Limits
+from dask_ownership.core.owner.rows.options import Options
 from dask_ownership.core.owner.rows.retries import failed_for, revive
 from dask_ownership.core.owner.rows.row import (
     BORROWED,
@@ -64,7 +65,7 @@ from dask_ownership.core.owner.scheduling.schedule import Scheduling
 from dask_ownership.core.owner.scheduling.suspension import Suspensions
 from dask_ownership.core.protocol import messages as m
 from dask_ownership.core.protocol.failure import Failure
-from dask_ownership.core.protocol.messages import Message, Process
+from dask_ownership.core.protocol.messages import Key, Message, Process
 from dask_ownership.core.protocol.states import (
     CANCELLED,
     ERROR,
@@ -324,6 +325,31 @@ class OwnerCore:
         self.results.of_no_task[m.LEAVING] = self.moves.on_leaving
         self.results.of_no_task[m.POST] = self.peers.on_post
 
+        # What other layers of the package use of the parts, without a call in between.
+        self.row = self.table.rows.get
+        self.rows = self.table.all
+        self.hold = self.table.hold
+        self.origin_of = self.table.origin_of
+        self.value_name = self.table.value_name
+        self.when_acknowledged = self.borrowing.when_acknowledged
+        self.keep_copies = self.replicas.want
+        self.copy_targets = self.copies.places
+        self.is_copied = self.copies.going
+        self.move = self.moves.to
+        self.describe = self.detached.describe
+        self.why_not = self.lineages.why_not
+        self.members_in_doubt = self.membership.ask
+        self.workers = self.placement.workers
+        self.workers_named = self.placement.matching
+        self.process = process
+        self.home = home
+        self.traces_inline = trace_inline
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether this process owns or borrows anything."""
+        return bool(self.table.rows)
+
     @property
     def name(self) -> str:
         """Of this process: a client's id, or a worker's address."""
@@ -376,6 +402,17 @@ class OwnerCore:
         for view in row.locations:
             if view.leaving:
                 self.moves.away(row, view)
+
+    def expect(self, key: Key, options: Options) -> Row:
+        """Add a row, with one handle, for a value that is about to be at workers; see `put`."""
+        row = self.table.adopt(Row(key, None, None, (), 0, options))
+        self.lifecycle.numbers += 1
+        row.attempt = self.lifecycle.numbers
+        return row
+
+    def hold_for_cluster(self) -> None:
+        """This process holds detached objects from now on, on behalf of the cluster."""
+        self.detached.holds = True
 
     def missed(self, row: Row, addresses: Iterable[str]) -> None:
         """Of those said to have a stored value, these have not got it.

@@ -7,10 +7,10 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from time import perf_counter
 
-from distributed.core import ConnectionPool
 from distributed.protocol import Serialized
 
 from dask_ownership.core.executor.session import Entry
+from dask_ownership.runtime.comm.reach import RoutedPool
 from dask_ownership.runtime.comm.request import Backoff, Stalled, silence
 from dask_ownership.runtime.comm.transfer import Name, ask, size_of
 from dask_ownership.runtime.executor.watch import Watch
@@ -29,7 +29,7 @@ class Fetcher:
 
     Parameters
     ----------
-    pool : ConnectionPool
+    pool : RoutedPool
         One that leaves values packed.
     incarnation, token : str
         Of this worker, and its proof.
@@ -55,7 +55,7 @@ class Fetcher:
 
     def __init__(
         self,
-        pool: ConnectionPool,
+        pool: RoutedPool,
         incarnation: str,
         token: str,
         here: str,

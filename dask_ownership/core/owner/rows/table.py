@@ -110,7 +110,7 @@ class Table:
     def all(self) -> list[Row]:
         """Every row, while other threads go on adding some."""
         with self.lock:
-            return [row for shard in self.rows.shards for row in shard.values()]
+            return [row for shard in filter(None, self.rows.shards) for row in shard.values()]
 
     def adopt(self, row: Row) -> Row:
         """Add a row with one handle, or take a handle on the one that is there."""
