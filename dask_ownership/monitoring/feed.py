@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from time import time
 from typing import Any
 
@@ -114,10 +115,16 @@ class Feed:
     """
 
     def __init__(
-        self, scheduler: Any, owners: dict[str, tuple[str, str]], holder: Any, token: str
+        self,
+        scheduler: Any,
+        owners: dict[str, tuple[str, str]],
+        holder: Any,
+        token: str,
+        relays: Callable[[], dict[str, int]] = dict,
     ) -> None:
         self.scheduler = scheduler
         self.members = owners
+        self._relays = relays
         self.holder = Reporter(holder)
         self.watchers = Watchers(scheduler)
         self.task_stream = TaskStream(scheduler, self.fetch)
@@ -306,6 +313,9 @@ class Feed:
                 from workers to owners), ``bytes`` (from worker to worker).
             ``losses`` : dict of str to dict
                 What deaths cost each process that is there, by its name: owners and workers.
+            ``relays`` : dict
+                How many are ``open``, were ``opened``, and ``nbytes`` that passed, see
+                `scheduler.relay`.
             ``workers_gone`` : int
                 How many left the cluster since the first client came, in good order or not.
             ``events`` : list of dict
@@ -343,6 +353,7 @@ class Feed:
                 **{worker["address"]: worker["losses"] for worker in workers},
             },
             "workers_gone": self.gone,
+            "relays": self._relays(),
             "events": list(self.events),
         }
         if history:

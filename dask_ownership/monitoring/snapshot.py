@@ -56,8 +56,9 @@ class Snapshot(Shown):
         How many objects each process borrows from this one.
     links : dict of str to dict
         By worker: ``connected``, ``unacknowledged`` (batches), ``pushed`` (tasks that it
-        was given and has not answered), ``nthreads`` and ``accepting``. The workers that
-        this process never had anything for are not connected.
+        was given and has not answered), ``nthreads``, ``accepting``, ``way`` (``direct``, or
+        ``relayed`` by the scheduler) and ``relayed_nbytes``. The workers that this process never
+        had anything for are not connected.
     refused : dict of str to str
         Workers that do not take links, and why.
     counts : dict of str to int
@@ -141,10 +142,11 @@ class Snapshot(Shown):
                         f"{link['pushed']:,d}",
                         f"{link['nthreads']:,d}",
                         "yes" if link["accepting"] else "no",
+                        link["way"],
                     )
                     for address, link in self.links.items()
                 ],
-                ("worker", "connected", "unacknowledged", "pushed", "threads", "accepting"),
+                ("worker", "connected", "unacknowledged", "pushed", "threads", "accepting", "way"),
             ),
             Section("Refused", [*self.refused.items()], ("worker", "reason")),
             Section("Counts", counted(self.counts)),

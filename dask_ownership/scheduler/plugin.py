@@ -147,7 +147,9 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         name_senders(scheduler, (WORD, BACKLOG, REPORT))
         scheduler.stream_handlers[WORD] = self.word
         token = proof(self.secret, SCHEDULER)
-        self.feed = Feed(scheduler, self.roster.owners, self.holding.owner, token)
+        self.feed = Feed(
+            scheduler, self.roster.owners, self.holding.owner, token, self.relays.counts
+        )
         pages.install(scheduler)
         before_retirement(scheduler, self.leave)
         before_workers_restart(scheduler, partial(self.leave, wait=False))

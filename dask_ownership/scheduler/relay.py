@@ -131,9 +131,12 @@ class Relays:
         self, comm: Comm, target: Any = "", asker: Any = "", token: Any = None, **other: Any
     ) -> Any:
         """Handler of `RELAY`: splice a connection to one to a worker, until either ends."""
-        reason = self._refuse(target, asker, token, other)
+        reason = self._stranger(asker, token)
         if reason is not None:
             self._refusals.say("a relay", reason)
+            return refusal(reason)
+        reason = self._refuse(target, other)
+        if reason is not None:
             return refusal(reason)
         try:
             there = await asyncio.wait_for(dial_raw(target, False, self._connection_args), OPENS)
@@ -150,11 +153,8 @@ class Relays:
             relay.abort()
         return Status.dont_reply
 
-    def _refuse(self, target: Any, asker: Any, token: Any, other: Mapping[str, Any]) -> str | None:
+    def _refuse(self, target: Any, other: Mapping[str, Any]) -> str | None:
         """Why a relay is not opened, or None."""
-        reason = self._stranger(asker, token)
-        if reason is not None:
-            return reason
         if other or type(target) is not str:
             return "the arguments of a relay are not as expected"
         if not self._enabled:
@@ -198,6 +198,10 @@ class Relays:
         relay.nbytes += nbytes
         self.nbytes += nbytes
         await self._bandwidth.take(nbytes)
+
+    def counts(self) -> dict[str, int]:
+        """How many relays are open, were opened, and bytes that passed."""
+        return {"open": len(self.open), "opened": self.opened, "nbytes": self.nbytes}
 
     # ---- ends ----
 

@@ -100,6 +100,7 @@ class OwnerLink:
         address: str,
         hello: dict[str, Any],
         connection_args: dict[str, Any],
+        *,
         received: Callable[[Any], None],
         refused: Callable[[str], None],
         unreachable: Callable[[str], None],

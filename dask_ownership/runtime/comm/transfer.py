@@ -145,6 +145,7 @@ async def ask(
     address: str,
     owner: str,
     names: list[Name],
+    *,
     reader: str,
     token: str,
     patience: Backoff,

@@ -128,7 +128,12 @@ class Executor:
         self.watch = Watch()
         connection_args = worker.security.get_connection_args("worker")
         self.owner = Owner(
-            connection_args, worker.address, ask, self, secret, lambda: worker.scheduler.address
+            connection_args,
+            worker.address,
+            ask,
+            self,
+            secret=secret,
+            scheduler=lambda: worker.scheduler.address,
         )
         self.flushing = Flushing(self._loop, self.flush)
         self.endings = Endings(

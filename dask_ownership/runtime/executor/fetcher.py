@@ -137,8 +137,8 @@ class Fetcher:
                     names = [entry.value_name[1:] for entry, _ in batch]
                     began = perf_counter()
                     values, reasons = await ask(
-                        self.pool, address, owner, names, self.incarnation, self.token,
-                        self.patience,
+                        self.pool, address, owner, names,
+                        reader=self.incarnation, token=self.token, patience=self.patience,
                     )  # fmt: skip
                     answered = True
                     took = perf_counter() - began

@@ -97,14 +97,14 @@ class Connections:
                 "to": view.incarnation,
             },
             self._pool.connection_args,
-            lambda messages: self._received(view, messages),
-            lambda reason: self._refused(view, reason),
-            lambda reason: self._unreachable(view, reason),
-            parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")),
-            self._limit,
-            view.traffic,
-            lambda message, error: self._unsendable(view, message, error),
-            self._reach.route,
+            received=lambda messages: self._received(view, messages),
+            refused=lambda reason: self._refused(view, reason),
+            unreachable=lambda reason: self._unreachable(view, reason),
+            reach=parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")),
+            silence=self._limit,
+            traffic=view.traffic,
+            unsendable=lambda message, error: self._unsendable(view, message, error),
+            route=self._reach.route,
         )
 
     def _local_batch(self, view: WorkerView, batch: Any) -> None:

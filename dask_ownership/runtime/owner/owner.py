@@ -120,6 +120,7 @@ class Owner:
         name: str,
         ask: Ask,
         executor: Home | None = None,
+        *,
         secret: str = "",
         scheduler: Callable[[], str] | None = None,
         tell_backlog: Callable[[int], None] | None = None,
