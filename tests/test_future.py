@@ -219,7 +219,7 @@ def test_argument_stays_while_it_is_needed(client: Client, tmp_path: Path) -> No
     y = client.submit(lambda a, _: float(a.sum()), x, gate)
     row = x._row
     del x, gate
-    until(lambda: row.handles == 0)
+    until(lambda: row.local_refs == 0)
     go.touch()
     assert y.result() == 100_000
 

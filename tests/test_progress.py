@@ -73,7 +73,7 @@ def test_a_bar_in_a_terminal(client: Client, capsys: Any) -> None:
 
 
 def test_there_is_one_progress() -> None:
-    assert dask_ownership.futures.progress is distributed.progress is dask.distributed.progress
+    assert dask_ownership.progress is distributed.progress is dask.distributed.progress
 
 
 def test_what_has_ended_already(client: Client, capsys: Any) -> None:

@@ -143,7 +143,7 @@ def test_tasks_that_run_and_wait(client, workers):
     assert one.state == "pushed" and one.worker == workers[0] and one.attempt > 0
     assert one.function == "hold" and one.kind is None
     assert one.options["workers"] == (workers[0],)
-    assert one.dependents == [second.key] and one.task_refs == 1
+    assert one.dependents == [second.key] and one.uses == 1
     assert two.dependencies == [first.key] and two.waiting == 1
     event.set()
     assert second.result(timeout=10) == 2

@@ -122,7 +122,7 @@ class Roster:
 
         An owner heard of for the first time gets the grace to come.
         """
-        if owner in self.owners or owner == self.holder:
+        if owner in self.owners or owner == self.holder or owner in self.absent:
             return True
         # A process may name any number of owners: beyond the bound they count as gone.
         if owner in self.gone or len(self.absent) >= REMEMBERED or len(owner) > LONGEST:

@@ -1,14 +1,14 @@
-"""Values that cross between what is owned and what the central scheduler runs.
+"""Crossings: values between owned tasks and tasks of the central scheduler.
 
-A crossing is an ordinary small task of the plane that needs the value. It reads the value
-where it runs, from the workers that have it; neither the client nor the scheduler carries it.
+A crossing is a small task on the side that needs the value. The task reads the value where it runs,
+from the holding workers: neither the client nor the scheduler carries the value.
 
-*Promotion*: a task of the scheduler that reads an owned value, under a name that no other
-process uses. The process that made it keeps the object until the scheduler has forgotten the
-name, so what the scheduler computes of it can be computed again, as any of its keys.
+*Promotion*: a central task reads an owned value, under a name that no other process uses. The
+process that promoted the object keeps it until the scheduler has forgotten the name. So the
+scheduler can compute the name again, as any of its keys.
 
-*Imports*: rows that read what the scheduler computed. Such a row keeps the scheduler's key as
-long as it lives, and runs when that has a value.
+*Imports*: rows that read values of the scheduler. Such a row keeps the key at the scheduler as long
+as the row lives, and runs when the key has a value.
 """
 
 from __future__ import annotations
@@ -49,37 +49,43 @@ from dask_ownership.runtime.task import current_entry
 
 _numbers = count()
 _twins: WeakValueDictionary[tuple[str, Row], Any] = WeakValueDictionary()
-"""Futures of the scheduler that stand for owned ones, by the client and the row."""
+"""Twins: futures of the scheduler that stand for owned futures, by the client and the row."""
 
 
 class CentralGraph(LLGExpr):
-    """A graph for the scheduler, with annotations of single tasks."""
+    """A graph for the scheduler, with annotations by task."""
 
     _parameters: ClassVar = ["dsk", "annotations"]
 
     def __dask_annotations__(self) -> dict[str, dict[Key, Any]]:
+        """Annotations by name, each from key to value, as dask collects them from a graph."""
         annotations: dict[str, dict[Key, Any]] = self.operand("annotations")
         return annotations
 
 
 def central_graph(nodes: dict[Key, GraphNode], annotations: dict[str, Any]) -> CentralGraph:
-    """The graph of these nodes; its token says nothing, as that of ``Client.submit``."""
+    """Make a graph for the scheduler of these nodes; its token is random, as in ``submit``."""
     return CentralGraph(nodes, annotations, _determ_token=uuid4().hex)
 
 
 def promote(client: Any, futures: Iterable[Any]) -> dict[Any, Any]:
-    """Futures of the central scheduler with the values of owned ones.
+    """Promote owned futures: have central tasks read their values.
 
     Parameters
     ----------
     client : distributed.Client
-        Whose futures they become.
+        The client of the central futures.
     futures : iterable of Future
+
+    Returns
+    -------
+    dict
+        Owned future to its twin, a future of the central scheduler.
 
     Raises
     ------
     NotHere
-        When an owner is of another cluster, or not to be asked from here.
+        When an owner is of another cluster, or this process has no client of its cluster.
     ClosedOwner
     FutureCancelledError
         For a future that was released.
@@ -91,6 +97,7 @@ def promote(client: Any, futures: Iterable[Any]) -> dict[Any, Any]:
     for future in dict.fromkeys(futures):
         _check_promotable(client, future)
         row, owner = future._row, future._owner
+        # One promotion serves all tasks that use the future, unless it failed.
         twin = _twins.get((client.id, row))
         if twin is not None and twin.status in ("pending", "finished"):
             found[future] = twin
@@ -98,7 +105,7 @@ def promote(client: Any, futures: Iterable[Any]) -> dict[Any, Any]:
         name = f"{PROMOTED}{owner.incarnation}-{next(_numbers):x}"
         if owner.incarnation in owned_clients:
             owned_clients[owner.incarnation].central_calls += 1
-        owner.promoted[name] = Handle(owner, row)
+        owner.promoted[name] = Handle(owner, row)  # until `PROMOTION_OVER` names it
         owner.export(row)
         new[name] = future
         nodes[name] = Task(name, bring_owned, name, owner.core.origin_of(row))
@@ -106,8 +113,9 @@ def promote(client: Any, futures: Iterable[Any]) -> dict[Any, Any]:
             places[name] = _holders(row)
     if not new:
         return found
+    # Near the values when that is possible. Any other worker can fetch the values, too.
     annotations = {"workers": places, "allow_other_workers": dict.fromkeys(places, True)}
-    # In an empty context: what the user annotates is not for these tasks.
+    # In an empty context: annotations of the user are not for these tasks.
     made = contextvars.Context().run(
         StockClient._graph_to_futures,
         client,
@@ -122,6 +130,7 @@ def promote(client: Any, futures: Iterable[Any]) -> dict[Any, Any]:
 
 
 def _check_promotable(client: Any, future: Any) -> None:
+    """Raise as `promote` does when an owned future cannot be an input for this client."""
     if isinstance(future, TravelledFuture):
         raise future._refuse()
     owner = future._owner
@@ -142,13 +151,21 @@ def _check_promotable(client: Any, future: Any) -> None:
 
 
 def _holders(row: Row) -> list[str]:
+    """Addresses of the workers with the value of a stored row."""
     if isinstance(row, Borrowed):
         return list(row.addresses)
     return [view.address for view in row.locations]
 
 
 def owned_arguments(client: Any, args: Any, kwargs: Any) -> Any:
-    """Arguments of a call for the scheduler, with futures of its own in place of owned ones."""
+    """Promote the owned futures in the arguments of a call for the scheduler.
+
+    Returns
+    -------
+    tuple, dict, tuple
+        Arguments with twins in place of owned futures, and the twins, which have to live as long
+        as the futures of the call.
+    """
     found: dict[Any, Any] = {}
 
     def find(value: Any) -> Any:
@@ -156,6 +173,7 @@ def owned_arguments(client: Any, args: Any, kwargs: Any) -> Any:
             found[value] = None
         return value
 
+    # Without an owner in this process no argument can be an owned future: nothing is walked.
     if owned_clients or task_clients:
         exchanged((args, kwargs), find)
     if not found:
@@ -166,8 +184,14 @@ def owned_arguments(client: Any, args: Any, kwargs: Any) -> Any:
 
 
 def owned_inputs(client: Any, expr: Any, keys: Any) -> Any:
-    """A graph for the scheduler, with names of its own in place of owned keys."""
-    # A client that owns has seen to it itself; and nobody has futures while nothing is owned.
+    """Promote the owned futures in a graph for the scheduler.
+
+    Returns
+    -------
+    Expr, tuple
+        The graph with names of twins in place of owned keys, and the twins.
+    """
+    # A client of this package has promoted them before, and empty tables have no futures.
     here = [*owned_clients.values(), *task_clients.values()]
     if hasattr(client, "imports") or not any(each.owner.core.has_rows for each in here):
         return expr, ()
@@ -183,7 +207,7 @@ def owned_inputs(client: Any, expr: Any, keys: Any) -> Any:
 def promoted_graph(
     client: Any, graph: Graph, keys: Iterable[Key], future_of: Callable[[Key], Any]
 ) -> Any:
-    """What of a graph these keys need, for the scheduler; and what must be kept for it.
+    """Cut a graph down to the nodes that keys need, and promote the owned futures among them.
 
     Parameters
     ----------
@@ -191,7 +215,12 @@ def promoted_graph(
     graph : Graph
     keys : iterable
     future_of : callable
-        Gives the owned future of a key, if there is one: what it needs is left out.
+        Gives the owned future of a key, or None. The inputs of an owned task are left out.
+
+    Returns
+    -------
+    CentralGraph, tuple
+        The graph for the scheduler, and the twins, which have to live as long as its futures.
     """
     owned: dict[Key, Any] = {}
     nodes: dict[Key, GraphNode] = {}
@@ -223,7 +252,7 @@ def promoted_graph(
 
 
 def install() -> None:
-    """Have all clients of this process take owned futures."""
+    """Have all stock clients of this process take owned futures."""
     cross_in_clients(owned_arguments, owned_inputs)
 
 
@@ -231,7 +260,7 @@ def install() -> None:
 
 
 class Kept:
-    """Keeps a key of the scheduler for as long as this object lives."""
+    """Keeps a key at the scheduler for as long as this object lives."""
 
     __slots__ = ("client", "generation", "key")
 
@@ -243,20 +272,21 @@ class Kept:
 
     def __del__(self) -> None:
         client = self.client
+        # A client whose cluster was restarted, or that is closed, has dropped all keys before.
         if client.generation == self.generation and client.status != "closed":
             try:
                 client.loop.add_callback(client._dec_ref, self.key)
             except (RuntimeError, TypeError):
-                pass  # its loop is closed, or the interpreter is being taken down
+                pass  # the loop is closed, or the interpreter is being taken down
 
 
 class Import(Row):
-    """A row for what the scheduler has, or what an actor returns.
+    """A row for a value of the scheduler, for an actor, or for the result of an actor's method.
 
     Attributes
     ----------
     kept : object
-        What keeps it there as long as this row lives.
+        Keeps the key or the actor at the scheduler as long as this row lives; None for a result.
     """
 
     __slots__ = ("kept",)
@@ -267,9 +297,13 @@ class Import(Row):
 
 
 class Imports:
-    """What one client has taken from the central plane.
+    """Makes owned futures of central ones, for one client.
 
     Parameters
+    ----------
+    client : Client
+
+    Attributes
     ----------
     client : Client
     """
@@ -280,19 +314,21 @@ class Imports:
         self._asking: asyncio.Task[None] | None = None
 
     def future(self, value: Any) -> Future:
-        """An owned future for one of the scheduler, an actor, or a result of an actor.
+        """An owned future for a future of the scheduler, an actor, or a result of an actor.
+
+        A future of another client in this process is borrowed.
 
         Raises
         ------
         NotHere
-            When it is of another cluster.
+            When the future is of another cluster.
         FutureCancelledError
-            For one that was released or cancelled.
+            When the future was released or cancelled.
         """
         return Future(self.client, self.row(value))
 
     def row(self, value: Any) -> Row:
-        """The row of what `future` takes, with a handle."""
+        """The row of an argument of `future`, with one local reference more."""
         if isinstance(value, Future):
             return self._borrowed(value)
         if isinstance(value, BaseActorFuture):
@@ -302,18 +338,20 @@ class Imports:
         return self._row_of_key(value)
 
     def _borrowed(self, future: Future) -> Row:
-        """What another client of this process owns, as if it came in a message."""
+        """Borrow an object of another owner in this process, as if its future came in a message."""
         _check_promotable(self.client, future)
         owner = self.client.owner
         future._owner.export(future._row)
         row = owner.arrive(future._owner.core.origin_of(future._row))
+        # The future keeps the object until the object's owner counts this client as a borrower.
         kept = [future]
         owner.call(owner.core.when_acknowledged, [row], kept.clear)
         return row
 
     def _row_of_key(self, future: Any) -> Row:
+        """The row of a central future, which runs when its key has a value."""
         client = future.client
-        if client is None:  # it came in a pickle, and nobody said whose it is
+        if client is None:  # the future was unpickled where no client was current
             client = self.client
             future.bind_client(client)
             client._send_to_scheduler({"op": "client-desires-keys", "keys": [future.key]})
@@ -331,13 +369,13 @@ class Imports:
         return row
 
     async def _watch(self, client: Any, row: Import, state: Any) -> None:
-        """Wait for a key of the scheduler, on the loop of the client that knows of it."""
+        """Wait for a key of the scheduler, on the loop of the client of its future."""
         while state.status in ("pending", "lost") and row.state == WAITING:
             await state.wait()
         self.client.loop.add_callback(self._central_ended, row, state)
 
     def _central_ended(self, row: Import, state: Any) -> None:
-        """The scheduler has a value, or an error. Loop thread."""
+        """Have a row run, fail or be cancelled, as the state of its key says. Loop thread."""
         core = self.client.owner.core
         if row.state != WAITING:
             return
@@ -352,7 +390,7 @@ class Imports:
             self.client.owner.call(core.cancel, [row], detail)
 
     async def _begin_all(self) -> None:
-        """Have rows run near the values that they read; many are asked for at once."""
+        """Have rows run near the values that they read, with one question for many of them."""
         try:
             while self._ended:
                 ended, self._ended = self._ended, []
@@ -366,7 +404,7 @@ class Imports:
                     )
                     places = [tuple(answer["who_has"]) for answer in answers]
                 except OSError:
-                    places = [()] * len(ended)  # what runs will find out
+                    places = [()] * len(ended)  # the tasks run anywhere, and ask again
                 for (row, key), addresses in zip(ended, places, strict=True):
                     if addresses:
                         row.options = replace(row.options, workers=addresses, loose=True)
@@ -375,12 +413,14 @@ class Imports:
             self._asking = None
 
     def _row_of_actor(self, actor: Actor) -> Row:
+        """The row whose value is a handle on an actor."""
         row, new = self._adopt("actor", actor.key, actor)
         if new:
             self._begin(row, bring_central, actor.key)
         return row
 
     def _row_of_result(self, result: BaseActorFuture[Any]) -> Row:
+        """The row of a result of an actor, which this process awaits and sends on."""
         row, new = self._adopt("actor-result", uuid4().hex, None)
         assert new
 
@@ -396,16 +436,20 @@ class Imports:
         return row
 
     def _adopt(self, what: str, key: Key, kept: Any) -> tuple[Any, bool]:
-        """The row under a key of this plane, and whether it was made now."""
+        """The row that imports a key, and whether the row is new.
+
+        ``what`` is the kind of the import, which is a part of the row's name.
+        """
         owner = self.client.owner
         name = f"{what}-{blake2b(repr(key).encode(), digest_size=16).hexdigest()}"
         entry = current_entry() if owner.executor is not None else None
-        known = owner.find(name, parent_of(entry))  # the key may be a user's, used again
+        known = owner.find(name, parent_of(entry))
         if known is not None:
             if known.state < ERROR:
                 return known, False
+            # An import that failed is made anew: its key may have been retried at the scheduler.
             owner.drop(known)
-            name = f"{name}-{uuid4().hex}"  # it may have been retried there
+            name = f"{name}-{uuid4().hex}"
         options = NO_OPTIONS if entry is None else make_options(PLAIN_CALL, entry)
         row = Import(name, owner.places.one(), options, kept)
         if entry is None:
@@ -417,7 +461,7 @@ class Imports:
         return adopted, adopted is row
 
     def _begin(self, row: Import, function: Any, *args: Any) -> None:
-        """Have a row run, now that what it reads is there. Any thread."""
+        """Have a row call a function with arguments, now that its value is there. Any thread."""
         owner = self.client.owner
         try:
             row.payload = dumps((args, {}))
@@ -428,7 +472,9 @@ class Imports:
         owner.begin(row)
 
     def _failed(self, row: Import, error: BaseException) -> None:
+        """End a row with an error of the central side."""
         owner = self.client.owner
+        # Raised and caught, because the pickle of an error is made where the error is handled.
         try:
             raise error
         except BaseException as raised:
@@ -439,5 +485,5 @@ class Imports:
 
 
 def given(value: Any) -> Any:
-    """What a worker calls for a value that an actor returned."""
+    """Return the value: the function of a row for a value that an actor returned."""
     return value

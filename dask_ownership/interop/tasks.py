@@ -1,7 +1,7 @@
-"""What brings a value from one plane to the other, where it is needed: at a worker.
+"""Functions of crossings, which bring a value from owned to central tasks or back, at a worker.
 
-`bring_owned` is a task of the central scheduler, `bring_central` an owned one. Both run as
-coroutines and give their slot up, so that what is not there yet blocks no worker.
+`bring_owned` is a central task, `bring_central` an owned task. Both run as coroutines and give
+their slot up, so that a value that is not there yet blocks no worker.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ from dask_ownership.runtime.owner.fetch import fetch
 from dask_ownership.runtime.parking import await_without_slot
 
 LOOK = 1.0
-"""Seconds between looks at whether anybody still wants what is waited for."""
+"""Seconds between looks at whether the scheduler still wants the central task that waits."""
 
 ASK_AGAIN = (0.05, 1.0)
-"""Seconds until the scheduler is first asked again for a value that was lost, and at most."""
+"""Seconds until the scheduler is asked again for a lost value: at first, and at most."""
 
 
 async def bring_owned(name: Key, origin: Origin) -> Any:
-    """The value of an owned object, as the result of the central task ``name``.
+    """Return the value of an owned object, as the result of the central task ``name``.
 
-    When that is computed again it is read again, and made again by its owner if need be.
+    When the scheduler computes the task again, the value is read again, and made again by its
+    owner if need be.
     """
     worker = get_worker()
     side = worker.extensions.get("dask-ownership")
@@ -50,10 +51,11 @@ async def bring_owned(name: Key, origin: Origin) -> Any:
     future = Future(client, owner.arrive(origin))
     try:
         if not future.done():
+            # The owned task may need the very slot of this task.
             secede_coroutine(worker, name)
             while not await owner.wait_async((future._row,), LOOK):
                 if not runs_here(worker, name):
-                    raise Reschedule  # nobody waits here any more
+                    raise Reschedule  # the scheduler has released the task here
         error = future._error()
         if error is None:
             return await _read(client, future)
@@ -62,17 +64,19 @@ async def bring_owned(name: Key, origin: Origin) -> Any:
         finally:
             del error
     finally:
-        # An error stays here with its traceback, which refers to frames that refer to this.
+        # Not left to the garbage collector: the worker keeps an error with its traceback, whose
+        # frames refer to this future.
         future.release()
 
 
 async def _read(client: Any, future: Future) -> Any:
-    """The value of an owned future that ended with one."""
+    """Read the value of an owned future that has ended with a value."""
     gathering = Gathering(client, [future], "raise")
     remaining = gathering.read_here()
     if remaining:
         row = future._row
         fetched = await fetch(client.owner, [row])
+        # A large value is unpickled in a thread, because that would hold the worker's loop up.
         if row.state == STORED and row.nbytes > LARGE:
             await offload(gathering.read_fetched, remaining, fetched)
         else:
@@ -81,16 +85,24 @@ async def _read(client: Any, future: Future) -> Any:
 
 
 async def bring_central(key: Key) -> Any:
-    """The value of a key of the central scheduler, as the result of an owned task."""
+    """Return the value of a key of the central scheduler, as the result of an owned task."""
     return await await_without_slot(_bring_central(get_worker(), key))
 
 
 async def _bring_central(worker: Any, key: Key) -> Any:
+    """Read the value of a key here or at another worker, asking the scheduler until it is known.
+
+    Raises
+    ------
+    FutureCancelledError
+        When the scheduler does not know the key.
+    """
     pause, longest = ASK_AGAIN
     while True:
         if key in worker.state.actors:
             return _loose(Actor(type(worker.state.actors[key]), worker.address, key, worker))
-        if key in worker.state.data:  # which has no owned value of the same key
+        # Not `Worker.data`, which shows owned values of the same key as well.
+        if key in worker.state.data:
             return worker.state.data[key]
         owner = worker.extensions["dask-ownership"].owner
         (found,) = await getattr(worker.scheduler, WHERE)(
@@ -107,13 +119,13 @@ async def _bring_central(worker: Any, key: Key) -> Any:
             raise FutureCancelledError(
                 key, "lost", "the central scheduler does not know it any more"
             )
-        # It was lost, and is being computed again.
+        # The value was lost, and the scheduler is computing it again.
         await asyncio.sleep(pause)
         pause = min(2 * pause, longest)
 
 
 def _loose(value: Any) -> Any:
-    """A handle on an actor that does not keep it: whoever imports it does that."""
+    """Have a handle on an actor not keep the actor: the importing row does."""
     if isinstance(value, Actor):
         value._future = None
     return value

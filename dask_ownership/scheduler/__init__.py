@@ -1,1 +1,1 @@
-"""What runs in the scheduler process."""
+"""The scheduler plugin, detached objects and relays, which run in the scheduler process."""

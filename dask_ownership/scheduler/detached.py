@@ -1,10 +1,11 @@
-"""What lies in queues, variables and datasets, held by the scheduler's process.
+"""Detached objects: objects referred to by queues, variables and datasets, owned at the scheduler.
 
-These things live at the scheduler, and so does what they refer to: there is an owner in its
-process, like that of a client which never leaves. It takes over what is put somewhere
-(`references.detached`) and lets go of it when the item was taken out and the taker is counted,
-the variable was set anew or deleted, the queue closed, the dataset unpublished. Values stay
-at the workers; nobody unpickles anything here.
+Queues, variables and datasets live at the scheduler, and so do the rows of the objects inside: the
+scheduler's process has an owner, the *holder*, like that of a client which never leaves. The holder
+takes over an object when an item that refers to it is put somewhere (`references.detached`). The
+holder lets go of the object when the item was taken out and the taker is counted, when the variable
+was set anew or deleted, the queue closed, or the dataset unpublished. Values stay at the workers,
+and the scheduler unpickles no value.
 """
 
 from __future__ import annotations
@@ -25,21 +26,22 @@ from dask_ownership.runtime.owner.owner import Owner
 logger = logging.getLogger("dask_ownership.scheduler")
 
 MARK = "dask-ownership-hold"
-"""In a queue or variable: the hold of what the item refers to, beside the `ENVELOPE`."""
+"""Item of a record in a queue or variable: the id of its hold, beside the `ENVELOPE`."""
 
 ENVELOPE = "envelope"
 
 SETTLING = 5.0
-"""Seconds for which the answer to `HOLD` waits for values to be taken over."""
+"""Seconds for which the answer to `HOLD` waits until the holder has taken values over."""
 
 
 class Hold:
-    """Rows that are held for one item.
+    """Rows that the holder keeps for one item.
 
     Attributes
     ----------
+    rows : list of Row
     count : int
-        The place where it lies, and those who are taking it out.
+        One for the place of the item, and one for each owner that is taking the item out.
     """
 
     __slots__ = ("count", "rows")
@@ -50,29 +52,31 @@ class Hold:
 
 
 class Holding:
-    """The holder of one cluster.
+    """The holder of one cluster, and the holds of all items.
 
     Parameters
     ----------
     scheduler : distributed.Scheduler
     secret : str
-        The cluster's, see `comm.secret`.
+        The secret of the cluster, see `comm.secret`.
     operation : callable
-        Makes a handler that lets in only owners that joined.
+        Wraps a handler for owners that joined, and refuses all other callers.
     owners : container of str
-        Incarnations of those.
+        Incarnations of the owners that joined.
     who_is_there : callable
-        The answer to `JOIN`.
+        Gives the answer to `JOIN`, for the holder itself.
 
     Attributes
     ----------
+    scheduler : distributed.Scheduler
     owner : Owner
+        The owner in the scheduler's process.
     holds : dict
         Id to `Hold`.
     taking : dict
-        Incarnation of an owner to the holds of what it is taking out.
+        Incarnation of an owner to the ids of holds of items that the owner is taking out.
     variables, datasets : dict
-        Name to the hold of what is there.
+        Name to the id of the hold of the item there. Items of queues have the id in themselves.
     """
 
     def __init__(
@@ -99,7 +103,7 @@ class Holding:
         self.datasets: dict[Any, str] = {}
 
     async def start(self) -> None:
-        """Begin, and look at what the scheduler's extensions are asked."""
+        """Start the owner, and wrap the handlers of the scheduler's extensions."""
         await self.owner.start()
         await self.owner.members.join()
         handlers = self.scheduler.handlers
@@ -114,7 +118,7 @@ class Holding:
             ("publish_get", self._publish_get),
             ("publish_delete", self._publish_delete),
         ):
-            if name in handlers:  # a scheduler can be without queues, or all extensions
+            if name in handlers:  # a scheduler may run without queues or other extensions
                 handlers[name] = _around(handlers[name], around)
         if "queue_release" in streams:
             streams["queue_release"] = self._queue_release(streams["queue_release"])
@@ -122,6 +126,7 @@ class Holding:
             streams["variable_delete"] = _around(streams["variable_delete"], self._variable_delete)
 
     async def close(self) -> None:
+        """Close the holder."""
         await self.owner.close()
 
     # ---- holds ----
@@ -135,12 +140,33 @@ class Holding:
         functions: Sequence[Any] = (),
         tasks: Sequence[Any] = (),
     ) -> bool:
-        """Handler of `HOLD`: hold objects under an id, in addition to what it has.
+        """Handler of `HOLD`: hold objects under an id, in addition to objects that it has.
 
-        Whether they are counted, so that who asked may let go of them.
+        Parameters
+        ----------
+        hold : str
+            The id.
+        asker : str
+            The incarnation of the owner that asks. The operation has checked it.
+        owner : sequence
+            The `Process` of the owner of the objects.
+        origins : sequence of Origin
+            The objects.
+        functions : sequence of tuple
+            Name, pickle and kind of each function that ``tasks`` call.
+        tasks : sequence of Task
+            How to make the objects again, see `LineageSpec`.
+
+        Returns
+        -------
+        bool
+            Whether the holder is counted and has the values that exist by now, so that the owner
+            may let go of the objects. False means that the owner has to keep them.
         """
+        # Origins come from outside: one of another shape must not reach the core.
         if not all(map(is_origin, origins)):
             return False
+        # The holder has its own record of the identity, which it tells apart by the object.
         mine = self.owner.functions
         identity = self.owner.core.functions.identity
         known = [
@@ -153,7 +179,7 @@ class Holding:
         rows = self.owner.hold(origins, LineageSpec(tuple(owner), known, tasks))
         there.rows.extend(rows)
         if not self.scheduler.workers:
-            return False  # what they say to each other goes through a worker
+            return False  # the posts between the owner and the holder go through a worker
         try:
             await asyncio.wait_for(self.owner.held(rows), SETTLING)
         except (TimeoutError, asyncio.TimeoutError):
@@ -162,7 +188,7 @@ class Holding:
         return True
 
     def let_go(self, hold: str | None) -> None:
-        """One place or taker less has to do with a hold."""
+        """Count a hold down by one place or taker; at zero its rows are dropped."""
         there = self.holds.get(hold) if hold is not None else None
         if there is None:
             return
@@ -173,10 +199,14 @@ class Holding:
                 self.owner.drop(row)
 
     def taken(self, hold: Any = "", owner: Any = "", **kwargs: Any) -> None:
-        """Stream handler of `RELEASE_HOLD`: a taker is counted; or nothing was put, without an
-        owner."""
+        """Stream handler of `RELEASE_HOLD`: let go of a hold that is not needed any more.
+
+        With an owner: that owner has taken the item out and is counted as a borrower. Without:
+        the item could not be put anywhere.
+        """
         if type(hold) is not str or type(owner) is not str:
             return
+        # Each owner can count a hold down only as often as it has taken the item out.
         if owner:
             taking = self.taking.get(owner)
             if taking is None or not taking[hold]:
@@ -187,19 +217,19 @@ class Holding:
         self.let_go(hold)
 
     def _give(self, hold: str, owner: str) -> None:
-        """An owner takes something out."""
+        """Count an owner that begins to take an item out, until `taken` or `gone`."""
         self.holds[hold].count += 1
         self.taking.setdefault(owner, Counter())[hold] += 1
 
     def gone(self, owner: str) -> None:
-        """An owner is gone: it takes nothing any more."""
+        """Let go of all holds that an owner was taking out, because the owner is gone."""
         for hold, count in self.taking.pop(owner, Counter()).items():
             for _ in range(count):
                 self.let_go(hold)
         self.owner.members.process_gone(owner)
 
     def restart(self) -> None:
-        """All that there is was dropped by the workers."""
+        """Cancel all rows, because a restart of the cluster has dropped all values."""
         self.owner.cancel(self.owner.core.rows(), "the cluster restarted")
 
     # ---- around the scheduler's extensions ----
@@ -208,7 +238,10 @@ class Holding:
         return self.scheduler.extensions[name]
 
     def _shown(self, record: Any, owner: str) -> Any:
-        """An item as its taker gets it: one that is no owner gets what it can unpickle."""
+        """Return the record of an item as its taker gets it, and count the taker.
+
+        A taker without an owner gets the plain envelope, which any client can unpickle.
+        """
         hold = _hold_of(record)
         if hold is None or hold not in self.holds:
             return record
@@ -218,19 +251,24 @@ class Holding:
         return {**record, "value": record["value"][ENVELOPE]}
 
     async def _queue_get(self, stock: Any, owner: str = "", **kwargs: Any) -> Any:
+        """Take items out of a queue."""
         got = await stock(**kwargs)
         records = got if isinstance(got, list) else [got]
+        # The taker is counted before the place is not, so no hold is ever at zero in between.
         shown = [self._shown(record, owner) for record in records]
         for record in records:
-            self.let_go(_hold_of(record))  # it lies there no more
+            self.let_go(_hold_of(record))
         return shown if isinstance(got, list) else shown[0]
 
     def _queue_release(self, stock: Any) -> Callable[..., None]:
+        """Wrap the handler by which clients release a queue, which the last of them closes."""
+
         @wraps(stock)
         def queue_release(name: Any = None, **kwargs: Any) -> None:
             queues = self._extension("queues").queues
             queue = queues.get(name)
             stock(name=name, **kwargs)
+            # The queue is closed, and the items still inside are gone with it.
             if queue is not None and name not in queues:
                 for record in queue._queue:
                     self.let_go(_hold_of(record))
@@ -238,26 +276,31 @@ class Holding:
         return queue_release
 
     async def _variable_set(self, stock: Any, name: Any = None, **kwargs: Any) -> None:
+        """Set a variable, and let go of the hold of its last item."""
         await stock(name=name, **kwargs)
         hold = _hold_of(self._extension("variables").variables.get(name))
         self._now_at(self.variables, name, hold)
 
     async def _variable_get(self, stock: Any, owner: str = "", **kwargs: Any) -> Any:
+        """Read a variable, which keeps its item."""
         return self._shown(await stock(**kwargs), owner)
 
     async def _variable_delete(self, stock: Any, name: Any = None, **kwargs: Any) -> None:
+        """Delete a variable, and let go of the hold of its item."""
         await stock(name=name, **kwargs)
         self._now_at(self.variables, name, None)
 
     async def _publish_put(
         self, stock: Any, names: Any = (), data: Any = (), holds: Any = (), **kwargs: Any
     ) -> None:
+        """Publish datasets, each with its hold or None."""
         try:
             await stock(names=names, data=data, **kwargs)
         finally:
             datasets = self._extension("publish").datasets
             for name, packed, hold in zip(names, data, holds or [None] * len(names), strict=True):
                 there = datasets.get(name)
+                # The stock handler stops at the first name that is taken: the rest is not there.
                 if there is not None and there["data"] is packed:
                     self._now_at(self.datasets, name, hold)
                 else:
@@ -266,6 +309,7 @@ class Holding:
     async def _publish_get(
         self, stock: Any, names: Any = (), owner: str = "", **kwargs: Any
     ) -> list[Any]:
+        """Read published datasets, each with its hold when an owner asks."""
         shown = []
         for name, found in zip(names, stock(names=names, **kwargs), strict=True):
             hold = self.datasets.get(name)
@@ -277,13 +321,14 @@ class Holding:
         return shown
 
     async def _publish_delete(self, stock: Any, names: Any = (), **kwargs: Any) -> None:
+        """Unpublish datasets, and let go of their holds."""
         await stock(names=names, **kwargs)
         for name in names:
             if name not in self._extension("publish").datasets:
                 self._now_at(self.datasets, name, None)
 
     def _now_at(self, places: dict[Any, str], name: Any, hold: str | None) -> None:
-        """Something else lies at a place from now on."""
+        """Record the hold of the item at a place, and let go of the hold of the item before."""
         before = places.pop(name, None)
         if hold is not None:
             places[name] = hold
@@ -291,13 +336,14 @@ class Holding:
 
 
 def _hold_of(record: Any) -> str | None:
+    """The id of the hold of an item, or None; a client may have put any record there."""
     value = record.get("value") if isinstance(record, dict) else None
     hold = value.get(MARK) if isinstance(value, dict) else None
     return hold if isinstance(hold, str) else None
 
 
 def _around(stock: Any, around: Any) -> Any:
-    """A handler that calls another one with the stock one before its arguments."""
+    """Make a handler that calls ``around`` with the stock handler and the arguments."""
 
     @wraps(stock)
     async def handler(**kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The scheduler's part: it tells owners who is in the cluster, and nothing per task."""
+"""The scheduler plugin: it tells owners of the members of the cluster, and nothing per task."""
 
 from __future__ import annotations
 
@@ -57,37 +57,39 @@ logger = logging.getLogger("dask_ownership.scheduler")
 NAME = "dask-ownership"
 
 UNANSWERED = 5.0
-"""Seconds beyond its time for which the answer of a worker that leaves is waited for."""
+"""Seconds beyond its time for leaving for which the scheduler waits for a worker's answer."""
 
 WATCH_INTERVAL = 500
-"""Milliseconds between looks at what the workers' heartbeats say."""
+"""Milliseconds between looks at the metrics in the workers' heartbeats."""
 
 
 class OwnershipSchedulerPlugin(SchedulerPlugin):
-    """Lets owners join, and tells them and the workers of changes.
+    """Lets owners join, and tells owners and workers who joins, leaves and dies.
 
     Parameters
     ----------
     client_for_worker : callable
-        Makes the client that tasks of a worker get, see `worker_plugin.WorkerSide`. Pickled by
-        its name.
+        Makes the client for the tasks of a worker, see `WorkerSide`. Pickled by its name.
 
     Attributes
     ----------
     secret : str
-        Of this cluster, see `comm.secret`.
+        The secret of the cluster, see `comm.secret`.
+    scheduler : distributed.Scheduler or None
+        None until `start`.
     backlogs : dict
-        Id of each client with tasks that wait for a worker to about how many.
+        Id of a client to about how many of its tasks wait for a worker; clients with none are
+        left out.
     started : asyncio.Future
-        Whether it was set up; done when that is known.
+        Whether `start` succeeded; done when that is known.
     holding : Holding
-        What lies in queues, variables and datasets.
+        The holder, and the holds of items in queues, variables and datasets.
     roster : Roster
-        Who takes part.
-    relays : Relays
-        What is passed on to workers that cannot be dialled.
-    feed : Feed
-        What all owners and workers do, while somebody looks.
+        The workers and the owners that take part.
+    relays : Relays or None
+        Connections that the scheduler passes on to workers which owners cannot dial.
+    feed : Feed or None
+        The activity of all owners and workers, collected while a page or a client looks.
     """
 
     name = NAME
@@ -109,13 +111,13 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         self.relays: Relays | None = None
 
     async def start(self, scheduler: Any) -> None:
-        """Install everything, once, whoever comes first."""
+        """Install the plugin at the scheduler and its workers, once, for the first client."""
         while (other := scheduler.extensions.get(NAME)) is not None:
-            # Another client's may be in the middle of this. Whoever returns from here first is
-            # taken for the plugin: not before that one is.
+            # The plugin of another client may be in the middle of `start`. Dask registers the
+            # plugin whose `start` returns first: so return only after the installed plugin has.
             if await other.started:
                 return
-        # Taken at once: another client's start may run before this one's awaits end.
+        # Claimed before the first await, during which another client's `start` may run.
         scheduler.extensions[NAME] = self
         self.started = asyncio.get_running_loop().create_future()
         self.secret = uuid4().hex
@@ -129,6 +131,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             del scheduler.extensions[NAME]  # the next client may try again
             self.started.set_result(False)
             raise
+        # Workers that registered before the plugin was there; later ones come by `add_worker`.
         for address, state in scheduler.workers.items():
             self.roster.workers[address] = incarnation_of(state.server_id)
         self.holding = Holding(
@@ -136,7 +139,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         )
         self.roster.holder = self.holding.owner.incarnation
         await self.holding.start()
-        # Its caller proves who it is, which is checked there.
+        # No check in front: an owner gets its token by `join`, which checks another proof.
         scheduler.handlers[JOIN] = operation(self.join, lambda message: None, self._refusals)
         scheduler.handlers[DIAL] = self._operation(self.dial, "dialler")
         scheduler.handlers[WHERE] = self._operation(self.where, "asker")
@@ -146,7 +149,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         scheduler.handlers[RELAY] = self.relays.relay
         name_senders(scheduler, (WORD, BACKLOG, REPORT))
         scheduler.stream_handlers[WORD] = self.word
-        token = proof(self.secret, SCHEDULER)
+        token = proof(self.secret, SCHEDULER)  # shown to workers, whose handlers check it
         self.feed = Feed(
             scheduler, self.roster.owners, self.holding.owner, token, self.relays.counts
         )
@@ -167,7 +170,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         )
 
     def _look(self) -> None:
-        """Keep a cluster whose workers have owned tasks from seeming idle."""
+        """Keep a cluster with owned tasks awake, look at the feed, drop clients away too long."""
         busy = any(state.metrics.get("owned_tasks") for state in self.scheduler.workers.values())
         if busy != self._awake:
             self._awake = busy
@@ -184,12 +187,13 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             self._tell_clients(message)
 
     def _read_grace(self) -> None:
+        """Take ``ownership.grace`` from the configuration, which may change while this runs."""
         self.roster.grace = parse_timedelta(dask.config.get("ownership.grace", "10s"))
 
     # ---- who may take part ----
 
     def _operation(self, handler: Callable[..., Any], caller: str) -> Callable[..., Any]:
-        """A handler for owners, who say who they are as ``caller``."""
+        """Wrap a handler for owners of this cluster; the argument ``caller`` names the caller."""
 
         def check(message: dict[str, Any]) -> str | None:
             return self._stranger(message.get(caller), message.get("token"))
@@ -197,21 +201,25 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         return operation(handler, check, self._refusals)
 
     def _stranger(self, owner: Any, token: Any) -> str | None:
-        """Why a caller is none of this cluster, or None. What it says may be of any type."""
+        """Why a caller is no owner of this cluster, or None; arguments may be of any type."""
         if proves(self.secret, owner, token):
             return None
         return "the scheduler does not know this owner's token: has it joined?"
 
     def word(self, sender: Any = None, word: Any = None, **kwargs: Any) -> None:
-        """Stream handler of `WORD`. The first of a client stays, while the client is there."""
+        """Stream handler of `WORD`: remember the word of a client until the client is gone.
+
+        Only the first word counts, so that no later message can replace it.
+        """
         if type(sender) is Sender and type(word) is str and len(word) <= LONGEST:
             self._words.setdefault(str(sender), word)
 
     def _proven(self, owner: str, kind: str, who: str, secret: str) -> bool:
-        """Whether somebody who wants to join is the client or worker that they say."""
+        """Whether an owner that wants to join is in the client or worker named in its request."""
         if kind == WORKER:
             return proves(self.secret, owner, secret)
         word = self._words.get(who, "")
+        # Compared in constant time, so that no caller can guess a word character by character.
         return bool(word) and hmac.compare_digest(word.encode(), secret.encode("utf-8", "replace"))
 
     def join(
@@ -223,11 +231,27 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         secret: str = "",
         known: Sequence[Any] = (),
     ) -> dict[str, Any]:
-        """Handler of `JOIN`: the owner's token and who is there.
+        """Handler of `JOIN`: let an owner in.
 
-        ``secret`` is what `WORD` said, or the token of a worker's owner. ``known`` are owners of
-        clients that this one corresponds with: they may not have come to this scheduler yet, if
-        it is a new one.
+        Parameters
+        ----------
+        owner : str
+            The incarnation of the owner.
+        client, worker : str or None
+            The id of the client, or the address of the worker, with this owner.
+        protocol : int
+            Version of the messages of the owner.
+        secret : str
+            The word of the client (see `WORD`), or the token of the worker's owner.
+        known : sequence of str
+            Owners of clients with which this owner exchanges references. When the scheduler was
+            started anew they may not have joined yet: the roster expects them.
+
+        Returns
+        -------
+        dict
+            The members, the clients, the holder and the token of the owner; or a refusal. With
+            the status ``prove`` the client may try again: its word may be on its way.
         """
         kind, who = (CLIENT, client) if client else (WORKER, worker or "")
         if protocol != PROTOCOL:
@@ -243,7 +267,8 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         if not self._proven(owner, kind, who, secret):
             return {"status": "prove", "reason": f"only the {kind} itself may join as it"}
         if owner in self.roster.gone:
-            return {"status": "gone"}  # the workers were told so: nothing of it is left there
+            # The workers have dropped all tasks and values of this owner: it cannot come back.
+            return {"status": "gone"}
         self._read_grace()
         refused = self.roster.join(owner, kind, who, known, time())
         if refused is not None:
@@ -251,6 +276,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         return {**self._who_is_there(), "token": proof(self.secret, owner)}
 
     def _who_is_there(self) -> dict[str, Any]:
+        """The members, the owners of clients, and the holder."""
         return {
             "status": "OK",
             "members": [self._member(state) for state in self.scheduler.workers.values()],
@@ -261,8 +287,15 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
     # ---- what owners ask ----
 
     def dial(self, owner: str, dialler: str) -> bool:
-        """Handler of `DIAL`: tell an owner to link to a worker; False when it is gone."""
+        """Handler of `DIAL`: tell an owner to link to the worker ``dialler``.
+
+        Returns
+        -------
+        bool
+            False when the owner is gone, and so will never link.
+        """
         worker = self.roster.address_of(dialler)
+        # The holder is in this process, and all other owners hear it over their stream.
         if owner == self.roster.holder:
             self.holding.owner.connections.dial(worker)
             return True
@@ -271,40 +304,51 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         )
 
     def where(self, keys: Sequence[Any], asker: str) -> list[Found]:
-        """Handler of `WHERE`: which workers have the values of keys, or why none has."""
+        """Handler of `WHERE`: which workers have the values of central keys, or why none has."""
         return [self._where(self.scheduler.tasks.get(key)) for key in keys]
 
     @staticmethod
     def _where(state: Any) -> Found:
+        """The answer for one key, from the state of its task at the scheduler or None."""
         if state is None:
             return {"state": "unknown", "who_has": []}
         found: Found = {
             "state": state.state,
             "who_has": [holder.address for holder in state.who_has or ()],
         }
+        # A task that failed because of an input has its error at that input.
         if state.state == "erred":
             blamed = state.exception_blame or state
             found["exception"], found["traceback"] = blamed.exception, blamed.traceback
         return found
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
-        """A name of an owned object that nothing needs here any more: its owner may free it."""
+        """Tell an owner when the scheduler forgets the name of a promoted object.
+
+        The scheduler calls this for each transition of each central task, of which few match.
+        """
         if finish == "forgotten" and type(key) is str and key.startswith(PROMOTED):
             owner = key[len(PROMOTED) :].partition("-")[0]
             self._tell(owner, {"op": PROMOTION_OVER, "names": [key]})
 
     def backlog(self, sender: Any = None, tasks: Any = 0, **kwargs: Any) -> None:
-        """Stream handler of `BACKLOG`: so many tasks of a client wait for a worker."""
+        """Stream handler of `BACKLOG`: record how many tasks of a client wait for a worker."""
         if type(sender) is Sender and type(tasks) is int:
             self.backlogs.pop(str(sender), None)
             if tasks > 0:
                 self.backlogs[str(sender)] = tasks
 
     async def leave(self, addresses: list[str], wait: bool = True) -> None:
-        """Have workers that are about to go move what owners have there.
+        """Have workers get ready to leave: owners move their values, and hand over their objects.
 
-        With ``wait`` what runs there ends first, unless the whole cluster goes.
+        Parameters
+        ----------
+        addresses : list of str
+            The leaving workers.
+        wait : bool
+            Whether running tasks end first. Nothing is waited for when all workers leave.
         """
+        # When all workers leave, none is there to take values.
         others = bool(set(self.scheduler.workers) - set(addresses))
         wait = wait and others
         timeout = parse_timedelta(dask.config.get("ownership.leave-timeout", "30s"))
@@ -314,20 +358,24 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
                 leaving = self.scheduler.rpc(address).ownership_leave(
                     timeout=timeout, move=others, wait=wait, token=proof(self.secret, SCHEDULER)
                 )
-                await asyncio.wait_for(leaving, timeout + UNANSWERED)  # it may be frozen
+                # The worker keeps the time itself, unless it is frozen.
+                await asyncio.wait_for(leaving, timeout + UNANSWERED)
             except Exception as error:
                 logger.info("%s goes without moving its values: %r", address, error)
 
         await asyncio.gather(*map(leave, addresses))
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
-        """A worker registered, or has other resources: owners may use it."""
+        """Tell owners of a worker that registered, or that has other resources than before."""
         state = scheduler.workers[worker]
         self.roster.workers[worker] = incarnation_of(state.server_id)
         self._tell_members([self._member(state)], [])
 
     def remove_worker(self, scheduler: Any, worker: str, **kwargs: Any) -> None:
-        """A worker is gone: its tasks are tried elsewhere, and what it owned is dropped."""
+        """Tell owners of a worker that is gone: they try its tasks elsewhere.
+
+        Workers hear it, too, and drop the tasks and values of the owner at that worker.
+        """
         incarnation, owners = self.roster.worker_left(worker)
         self._tell_members([], [(worker, incarnation)])
         if self.feed is not None:
@@ -337,7 +385,10 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         self._owners_gone(owners)
 
     def remove_client(self, scheduler: Any, client: str) -> None:
-        """A client is gone, or only its old connection: wait, look again, then drop."""
+        """Take in that the connection of a client ended, from which its grace begins.
+
+        The client may connect again meanwhile. `_look` drops its owner when the grace is over.
+        """
         self.backlogs.pop(client, None)
         if self.feed is not None:
             self.feed.client_away(client)
@@ -346,10 +397,11 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             self._words.pop(client, None)
 
     def restart(self, scheduler: Any) -> None:
-        """All workers are restarted: nothing is left of what was held."""
+        """End all held objects, because a restart of all workers has dropped their values."""
         self.holding.restart()
 
     async def before_close(self) -> None:
+        """Stop looking, and close the holder, before the scheduler closes."""
         if self._watch is not None:
             self._watch.stop()
         if self.feed is not None:
@@ -359,7 +411,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         await self.holding.close()
 
     def _tell(self, owner: str, message: dict[str, Any]) -> bool:
-        """Send something to the process of an owner; False when it is unknown."""
+        """Send a message to the process of an owner; False when the owner has not joined."""
         kind, who = self.roster.owners.get(owner, ("", ""))
         if kind == CLIENT and who in self.scheduler.client_comms:
             self.scheduler.client_send(who, message)
@@ -368,6 +420,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         return bool(kind)
 
     def _tell_members(self, added: list[Member], removed: list[tuple[str, str]]) -> None:
+        """Tell the holder, all workers and all clients of members that came and went."""
         self.holding.owner.members.changed(added, removed)
         message = {"op": MEMBERS, "added": added, "removed": removed}
         for address in list(self.scheduler.stream_comms):
@@ -375,11 +428,13 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         self._tell_clients(message)
 
     def _tell_clients(self, message: dict[str, Any]) -> None:
+        """Send a message to all clients with an owner that joined."""
         for kind, who in set(self.roster.owners.values()):
             if kind == CLIENT and who in self.scheduler.client_comms:
                 self.scheduler.client_send(who, message)
 
     def _owners_gone(self, owners: Iterable[str]) -> None:
+        """Have the holder and the feed drop owners that are gone."""
         for owner in owners:
             self.holding.gone(owner)
             if self.feed is not None:
@@ -388,6 +443,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
                 self.relays.owner_gone(owner)
 
     def _member(self, state: Any) -> Member:
+        """A worker as owners hear of it, from its state at the scheduler."""
         return Member(
             address=state.address,
             incarnation=self.roster.workers[state.address],

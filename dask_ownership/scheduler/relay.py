@@ -1,12 +1,12 @@
-"""Relays: the scheduler passes bytes between a process and a worker that it cannot dial.
+"""Relays: the scheduler passes bytes between an owner's process and a worker out of its reach.
 
-A relay is two connections that are spliced. Between two TCP or TLS connections bytes are passed
-on as they come, at most `CHUNK` at a time, and nothing more is read before what was read has been
-written: so a slow reader holds up its own relay only, and the memory of a relay does not grow.
-Messages over other connections (``ws``) are passed on one by one.
+A relay is a pair of spliced connections. Between two TCP or TLS connections bytes are passed on as
+they come, at most `CHUNK` at a time, and the next bytes are read when the last have been written:
+so a slow reader holds up its own relay only, and the memory of a relay does not grow. Messages over
+other connections (``ws``) are passed on one by one.
 
-The scheduler understands nothing of what passes. Only an owner that has joined gets a relay, and
-only to a worker of the cluster.
+The scheduler does not look into the bytes. Only an owner that has joined gets a relay, and only to
+a worker of the cluster.
 """
 
 from __future__ import annotations
@@ -37,16 +37,18 @@ OPENS = 5.0
 
 
 class Relay:
-    """One pair of connections.
+    """One pair of spliced connections.
 
     Attributes
     ----------
     asker : str
-        The incarnation of the owner that asked for it.
+        The incarnation of the owner that asked for the relay.
     target : str
         The address of the worker.
+    one, other : Comm
+        The connection from the owner's process, and that to the worker.
     nbytes : int
-        That have passed, both ways.
+        Bytes that have passed, both ways together.
     """
 
     __slots__ = ("asker", "nbytes", "one", "other", "target")
@@ -78,11 +80,12 @@ class Bandwidth:
         self._free_at = 0.0
 
     async def take(self, nbytes: int) -> None:
-        """Wait until so many bytes may pass."""
+        """Count bytes of a relay, and wait until they may pass at the rate."""
         if self._limit is None:
             return
         now = monotonic()
         self._free_at = max(self._free_at, now) + nbytes / self._limit
+        # Shorter waits add up in ``_free_at``: a sleep for each small batch would cost more.
         if self._free_at - now > 0.01:
             await asyncio.sleep(self._free_at - now)
 
@@ -93,20 +96,21 @@ class Relays:
     Parameters
     ----------
     connection_args : dict
-        Of the scheduler, for its connections to workers.
+        The scheduler's arguments for connections to workers.
     workers : mapping
-        The addresses of the workers of the cluster.
+        By the addresses of the workers of the cluster.
     stranger : callable
-        Why a caller with a name and a token is none of this cluster, or None.
+        ``stranger(name, token)``: why a caller is no owner of this cluster, or None.
     refusals : Refusals
 
     Attributes
     ----------
     open : set of Relay
+        The relays that have not ended.
     nbytes : int
-        That have passed since the start.
+        Bytes that have passed since the start.
     opened : int
-        How many relays were opened.
+        Number of relays since the start.
     """
 
     def __init__(
@@ -130,7 +134,26 @@ class Relays:
     async def relay(
         self, comm: Comm, target: Any = "", asker: Any = "", token: Any = None, **other: Any
     ) -> Any:
-        """Handler of `RELAY`: splice a connection to one to a worker, until either ends."""
+        """Handler of `RELAY`: splice a connection with a new one to a worker, until either ends.
+
+        All arguments are of any type, as a caller sent them.
+
+        Parameters
+        ----------
+        comm : distributed.comm.Comm
+            The connection of the caller, which belongs to the relay from now on.
+        target : str
+            The address of the worker.
+        asker, token : str
+            The incarnation of the owner that asks, and its proof.
+        other
+            None: any further argument is refused.
+
+        Returns
+        -------
+        dict or Status
+            A refusal, or ``Status.dont_reply`` when the relay has ended.
+        """
         reason = self._stranger(asker, token)
         if reason is not None:
             self._refusals.say("a relay", reason)
@@ -154,7 +177,7 @@ class Relays:
         return Status.dont_reply
 
     def _refuse(self, target: Any, other: Mapping[str, Any]) -> str | None:
-        """Why a relay is not opened, or None."""
+        """Why a relay to this worker is refused, or None."""
         if other or type(target) is not str:
             return "the arguments of a relay are not as expected"
         if not self._enabled:
@@ -164,7 +187,7 @@ class Relays:
         return None
 
     async def _splice(self, relay: Relay) -> None:
-        """Pass on what comes from either side, until one of them ends."""
+        """Pass bytes or messages on in both directions, until one of the connections ends."""
         one, other = relay.one, relay.other
         pump = self._pump_bytes if has_stream(one) and has_stream(other) else self._pump_messages
         pumps = [
@@ -174,7 +197,7 @@ class Relays:
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            relay.abort()  # which ends the other one, too
+            relay.abort()  # the end of one connection is that of the other, too
             for one_way in pumps:
                 one_way.cancel()
             for ended in await asyncio.gather(*pumps, return_exceptions=True):
@@ -182,40 +205,43 @@ class Relays:
                     logger.warning("a relay to %s ended by %r", relay.target, ended)
 
     async def _pump_bytes(self, relay: Relay, source: Any, sink: Any) -> None:
+        """Pass bytes on from one stream to another."""
         read: Callable[..., Awaitable[bytes]] = source.stream.read_bytes
         out: IOStream = sink.stream
         while True:
             data = await read(CHUNK, partial=True)
             await self._passed(relay, len(data))
-            await out.write(data)
+            await out.write(data)  # until the socket has taken all: no buffer grows
 
     async def _pump_messages(self, relay: Relay, source: Comm, sink: Comm) -> None:
+        """Pass messages on from one connection to another."""
         while True:
             message = await source.read()
             await self._passed(relay, await sink.write(message))
 
     async def _passed(self, relay: Relay, nbytes: int) -> None:
+        """Count bytes of a relay, and wait as the bandwidth demands."""
         relay.nbytes += nbytes
         self.nbytes += nbytes
         await self._bandwidth.take(nbytes)
 
     def counts(self) -> dict[str, int]:
-        """How many relays are open, were opened, and bytes that passed."""
+        """Numbers of open and of opened relays, and of bytes that have passed."""
         return {"open": len(self.open), "opened": self.opened, "nbytes": self.nbytes}
 
     # ---- ends ----
 
     def worker_gone(self, address: str) -> None:
-        """A worker left the cluster: nothing is relayed to it any more."""
+        """End the relays to a worker that has left the cluster."""
         for relay in [relay for relay in self.open if relay.target == address]:
             relay.abort()
 
     def owner_gone(self, incarnation: str) -> None:
-        """An owner is gone, and so are its relays."""
+        """End the relays of an owner that is gone."""
         for relay in [relay for relay in self.open if relay.asker == incarnation]:
             relay.abort()
 
     def close(self) -> None:
-        """The scheduler ends."""
+        """End all relays, because the scheduler ends."""
         for relay in list(self.open):
             relay.abort()

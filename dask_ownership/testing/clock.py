@@ -1,4 +1,4 @@
-"""The virtual clock: what happens when, and who has to take a step before the next thing does."""
+"""The virtual clock: events in the order of their times, and a step of each process after them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from math import inf
 from typing import Protocol
 
 SECOND = 100_000.0
-"""Virtual microseconds that what the core counts in seconds takes here."""
+"""Virtual microseconds for each second of the core: shorter, so that its timers end in a run."""
 
 
 class Stepping(Protocol):
-    """Something that takes a step after something happened to it."""
+    """A process, or a part of one, that takes a step after an event has concerned it."""
 
     @property
     def name(self) -> str: ...
@@ -27,17 +27,17 @@ class Stepping(Protocol):
 
 
 class Clock:
-    """Has things happen in the order of their virtual times.
+    """Has events happen in the order of their virtual times.
 
     Attributes
     ----------
     now : float
         Virtual microseconds since the beginning.
     dirty : set of Stepping
-        Those to which something happened: each of them takes a step before time goes on.
+        Processes that an event concerned: each takes a step before the next event.
     touched : set of str
-        Names of those to which something may have happened since an observer cleared it: no
-        other one has changed.
+        Names of processes that an event may have concerned since an observer cleared the set: no
+        other process has changed.
     """
 
     def __init__(self) -> None:
@@ -49,41 +49,41 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """The virtual time, for those who count it in seconds."""
+        """The virtual time in seconds of the core."""
         return self.now / SECOND
 
     @property
     def next_at(self) -> float:
-        """When something happens next; infinity when nothing is left to happen."""
+        """The time of the next event; infinity when no event is left."""
         return self._events[0][0] if self._events else inf
 
     def number(self) -> int:
-        """A number that was not given before."""
+        """Return a number that this clock has not given before."""
         self._count += 1
         return self._count
 
     def later(self, delay: float, call: Callable[[], None]) -> None:
-        """Have something happen after a while."""
+        """Have ``call`` happen as an event after so many virtual microseconds."""
+        # The number keeps events of the same time in order, and calls from being compared.
         self._count += 1
         heappush(self._events, (self.now + delay, self._count, call))
 
     def happen(self) -> None:
-        """Go on to what happens next, and have all that this concerns take its steps.
-
-        What happened is let go of only then, with the futures that it has: a process gives the
-        handles of those up after its step, and not before.
-        """
+        """Go on to the next event, and have the processes that it concerns take their steps."""
         self.now, _, call = heappop(self._events)
         call()
+        # The local ``call`` keeps the futures of the event until the steps are taken: a process
+        # gives their handles up after its step, and not before.
         self.settle()
 
     def pass_until(self, time: float) -> None:
-        """Let time pass in which nothing happens."""
+        """Let time pass without an event."""
         self.now = max(self.now, time)
 
     def settle(self) -> None:
-        """Have all that is dirty take its steps, by its name, until nothing is."""
+        """Have dirty processes take their steps until none is dirty."""
         while self.dirty:
+            # By name: the order of a set would differ from run to run.
             todo = sorted(self.dirty, key=lambda one: one.name)
             self.dirty.clear()
             for one in todo:

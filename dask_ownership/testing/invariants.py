@@ -1,4 +1,4 @@
-"""What must hold after every step, checked by the tests of the virtual cluster.
+"""Invariants of owners and executors, which the virtual cluster checks after every event.
 
 Each function raises AssertionError with the row or entry that breaks the rule.
 """
@@ -16,13 +16,14 @@ from dask_ownership.core.protocol.states import DORMANT, FORGOTTEN, INLINE, PUSH
 
 
 def rows_of(owner: OwnerCore) -> list[Row]:
-    """Every row of an owner, as `Table.all` gives them; quick where most shards are empty."""
+    """All rows of an owner, as `Table.all` gives them, but quickly where most shards are empty."""
     return [row for shard in filter(None, owner.table.rows.shards) for row in shard.values()]
 
 
 def check_ownership(owner: OwnerCore) -> None:
-    """Rows, counts and workers of one owner agree with each other."""
+    """Check that the rows, counts and views of workers of one owner agree with each other."""
     rows = rows_of(owner)
+    # Count the references anew, from the objects that hold them.
     uses: Counter[Row] = Counter()
     descendants: Counter[Row] = Counter()
     kept = 0
@@ -36,6 +37,7 @@ def check_ownership(owner: OwnerCore) -> None:
             descendants.update(row.lineage.dependencies)
             descendants.update(row.lineage.contains)
             kept += row.lineage.nbytes
+        # All borrowers of a row together are one task reference.
         if row in owner.lending.borrowers:
             assert owner.lending.borrowers[row] and row.roles & HAS_BORROWERS, row
             uses[row] += 1
@@ -48,11 +50,13 @@ def check_ownership(owner: OwnerCore) -> None:
             f"nobody counts {row}"
         )
         assert row.lineage_refs == descendants[row], (row, row.lineage_refs, descendants[row])
+        # Only lineage needs a dormant row, whose value is freed.
         if row.state == DORMANT:
             assert row.lineage is not None and not row.locations, row
         if row.lineage is not None:
             for needed in (*row.lineage.dependencies, *row.lineage.contains):
                 assert needed.state != FORGOTTEN, f"{needed} is lineage of {row}, freed early"
+        # It may be more: a search for children holds a row, and so does the opening of its value.
         assert row.task_refs >= uses[row], f"{row} is used by {uses[row]}, counted {row.task_refs}"
         if row.state == PUSHED:
             assert row.worker.alive, f"{row} is with a dead worker"
@@ -68,12 +72,13 @@ def check_ownership(owner: OwnerCore) -> None:
         if row.state == WAITING:
             unfinished = [d for d in row.dependencies if d.state < INLINE]
             if row.waiting:
-                # One that was lost since is found out when the row is about to be pushed.
+                # A dependency may have been lost since: the push finds that out.
                 told = [(d.dependents or []).count(row) for d in unfinished]
                 assert row.waiting == sum(told), f"{row} waits for {unfinished}, told by {told}"
                 assert max(told) == 1, (row, unfinished, told)
         for dependency in row.dependencies:
             assert dependency.state != FORGOTTEN, f"{row} needs {dependency}, freed early"
+    # Lineage is evicted by this sum: an error in it would evict too much or too little.
     kept += sum(row.nbytes for row in owner.lineages.pinned)
     assert owner.lineages.nbytes == kept, (owner.lineages.nbytes, kept)
     for row in rows:
@@ -82,13 +87,14 @@ def check_ownership(owner: OwnerCore) -> None:
     for view in owner.placement.workers.values():
         for key, row in view.pushed.items():
             assert row.state == PUSHED and row.worker is view and row.key == key, (view, row)
+        # A parked task has no estimate: it takes no part in the load of its worker.
         counted = [row for row in view.pushed.values() if row.estimate]
         assert view.active == len(counted), (view, view.active, counted)
         assert abs(view.load - sum(row.estimate for row in counted)) < 1e-3, view
 
 
 def check_executor(executor: ExecutorCore) -> None:
-    """Slots, queues and entries of one executor agree with each other."""
+    """Check that the slots, queues and entries of one executor agree with each other."""
     assert executor.queue.busy >= 0, executor.queue.busy
     crowd = executor.queue.crowd
     assert crowd._count == sum(crowd.waiting.values()), crowd.waiting
@@ -102,7 +108,7 @@ def check_executor(executor: ExecutorCore) -> None:
                 queued += 1
                 for dependency in entry.dependencies:
                     if type(dependency) is ex.Entry:
-                        # GONE: its owner cancelled it, and will cancel this one.
+                        # GONE: the owner has cancelled the dependency, and will cancel the entry.
                         assert dependency.has_value or dependency.state == ex.GONE, entry
             elif entry.state == ex.BLOCKED:
                 assert entry.missing > 0, entry
@@ -110,7 +116,7 @@ def check_executor(executor: ExecutorCore) -> None:
 
 
 def check_empty(owner: OwnerCore) -> None:
-    """Nothing is left over once nobody holds a future (rule R6)."""
+    """Check that no future has left anything over at an owner, after all were dropped (rule R6)."""
     assert not owner.table.rows, list(owner.table.rows.values())[:5]
     assert not owner.desired.rows
     assert not owner.lending.borrowers, owner.lending.borrowers
@@ -132,12 +138,13 @@ def check_empty(owner: OwnerCore) -> None:
 
 
 def check_executor_empty(executor: ExecutorCore) -> None:
-    """No task and no value is left at a worker."""
+    """Check that no task and no value is left at a worker."""
     assert executor.queue.queued == 0
     assert not executor.queue.crowd.waiting and not executor.queue.resuming
     assert not executor.queue.crowd.awaited
     assert not executor.savings.under_way, executor.savings.under_way
     for session in executor.sessions.values():
+        # A held value stays until the owner's next batch acknowledges the answer with it.
         left = [e for e in session.entries.values() if e.state != ex.HELD]
         assert not left, (session, left[:5])
         assert not any(map(len, session.queues.values())), session.queues

@@ -1,8 +1,8 @@
-"""Locks of the virtual cluster, so that it can be seen who waits with a slot and who without.
+"""Locks of the virtual cluster, for which tasks wait with a slot or without.
 
-A task may take a lock of its process, as a library does around its file handles: who waits for
-that keeps the slot, because nobody knows that it waits. It may then take a lock of the cluster,
-as ``distributed.Lock``: who waits for that gives the slot up when it lasts.
+A task may take a lock of its process, as libraries do around file handles. A task waiting for such
+a lock keeps its slot, because the executor does not know of the wait. A task may then take a lock
+of the cluster, as ``distributed.Lock``, and gives its slot up when the wait lasts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Granted = Callable[[], None]
 
 
 class Locks:
-    """Locks by name, each given to one holder at a time, in the order in which they ask."""
+    """Locks by name, each given to one holder at a time, in the order of asking."""
 
     def __init__(self) -> None:
         self.locations: dict[str, Any] = {}
@@ -30,7 +30,7 @@ class Locks:
             self._waiting.setdefault(name, deque()).append((holder, granted))
 
     def release(self, name: str, holder: Any) -> None:
-        """Give a lock to the next; or stop waiting for it."""
+        """Give a lock to the next in turn; a holder that only waits stops waiting."""
         waiting = self._waiting.get(name, deque())
         if self.locations.get(name) is not holder:
             self._waiting[name] = deque(one for one in waiting if one[0] is not holder)

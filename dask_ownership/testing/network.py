@@ -1,4 +1,4 @@
-"""The virtual network: links that delay, reorder, repeat and break, by a seed."""
+"""The virtual network: links with delays, repetitions and breaks, by a seed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dask_ownership.testing.task import ARGUMENTS, VALUE
 
 
 def packable(messages: list[Any], cannot: list[Any]) -> list[Any]:
-    """Those of the messages that can be packed; the others are added to ``cannot``."""
+    """Return the messages that can be packed, and append all other messages to ``cannot``."""
     good = []
     for message in messages:
         if (message[0] == m.PUSH and ARGUMENTS.encode() in message[4]) or (
@@ -35,7 +35,17 @@ def packable(messages: list[Any], cannot: list[Any]) -> list[Any]:
 
 @dataclass
 class Faults:
-    """How bad the network is; each is a probability per batch or per event."""
+    """How bad the network is: probabilities per batch or per question, and the longest delay.
+
+    Attributes
+    ----------
+    duplicate, disconnect : float
+        Probabilities per batch to arrive twice, and to break the connection.
+    longest_delay : float
+        Virtual microseconds: five times the mean of the delays, which have no upper bound.
+    unanswered : float
+        Probability that the scheduler does not answer a question.
+    """
 
     duplicate: float = 0.1
     disconnect: float = 0.02
@@ -44,12 +54,12 @@ class Faults:
 
 
 BREAKS = 20
-"""How often a link may break before anything gets through: any longer is a partition. Else,
-where many batches are sent anew and each of them may break it, nothing would ever arrive."""
+"""How often a link may break before a batch gets through. After a break all unacknowledged batches
+are sent again, and each may break the link again: without a bound none might ever arrive."""
 
 
 class Watcher:
-    """Is told what arrives where; each method does nothing until a subclass has it do something."""
+    """Is told of all that arrives in a network. The methods do nothing, unless a subclass does."""
 
     def heard(self, pipe: Pipe, message: Any, to_worker: bool) -> None:
         """A message is about to be received over a link."""
@@ -65,7 +75,7 @@ class Watcher:
 
 
 class Network:
-    """Carries batches along pipes, and counts what met what.
+    """Carries batches along pipes, and counts which messages met which states.
 
     Parameters
     ----------
@@ -76,20 +86,19 @@ class Network:
     Attributes
     ----------
     pipes : dict of Pipe to None
-        Those that are open.
+        The open pipes, in the order in which they were made.
     no_route : set of tuple
-        Names of owners and addresses of workers that those cannot link to.
+        Names of owners, each with the address of a worker to which the owner cannot link.
     relayed : set of tuple
-        Names of owners and addresses of workers whose links are relayed by the scheduler: what
-        is sent there takes two ways, and all these links break or stall together.
+        Names of owners, each with the address of a worker to which the scheduler relays: messages
+        take two ways, and all these links break or stall together.
     met : Counter
-        ``(state, kind)``: how often a message of a kind found a row (by the name of
-        its state) or an entry in a state; ``none`` when there was none, and ``late``
-        before the state when the message speaks of another attempt. Under ``lent``
-        and ``borrowed`` what one process says to another about references, by the
-        state of the row that it is about.
+        ``(what, state, kind)``: how often a message of a kind met a state. ``what`` is ``row`` or
+        ``entry`` for messages of links, and ``lent`` or ``borrowed`` for messages about references
+        between processes. The state is that of the row or entry in question: ``none`` when there
+        is no such row or entry, with ``late`` before it when the message is about another attempt.
     watchers : list of Watcher
-        Those that are told what arrives where.
+        Told of all that arrives.
     """
 
     def __init__(self, random: Random, faults: Faults, clock: Clock) -> None:
@@ -104,17 +113,17 @@ class Network:
         self._cut: dict[frozenset[str], list[Callable[[], None]]] = {}
 
     def delay(self) -> float:
-        """How long the next message takes, in microseconds."""
+        """Draw how long the next message takes, in virtual microseconds."""
         return self.random.expovariate(1.0) * self.faults.longest_delay / 5
 
     def close(self, owner: OwnerProcess) -> None:
-        """Close all links of a process that has ended."""
+        """Close all links from and to a process that has ended."""
         for pipe in list(self.pipes):
             if owner in (pipe.owner, pipe.worker.owner):
                 del self.pipes[pipe]
 
     def partition(self, one: str, other: str, microseconds: float) -> None:
-        """Nothing gets from one process to another for a while; connections stay open."""
+        """Hold back all batches between two processes for a while; connections stay open."""
         pair = frozenset((one, other))
         if pair not in self._cut:
             self._cut[pair] = []
@@ -126,16 +135,18 @@ class Network:
 
     @property
     def is_parted(self) -> bool:
-        """Whether nothing gets from some process to some other now."""
+        """Whether any two processes are parted now."""
         return bool(self._cut)
 
     def parted(self, one: str, other: str) -> bool:
-        """Whether nothing gets from one process to another now."""
+        """Whether batches between these two processes are held back now."""
         return frozenset((one, other)) in self._cut
 
     def send(self, pipe: Pipe, batch: Any, to_worker: bool) -> None:
-        """Deliver a batch after a while: in order on this link, perhaps twice, or
-        never, when the connection breaks and both ends resume."""
+        """Deliver a batch after a while, in order on its link.
+
+        The batch may arrive twice, or not before its connection has broken and both ends resume.
+        """
         now = self.clock.now
         at = now + self.delay()
         if self.relayed and self._is_relayed(pipe):
@@ -146,6 +157,7 @@ class Network:
         else:
             pipe.to_owner_at = at
         epoch = pipe.epoch
+        # Twice at the same time: the second arrival has to change nothing.
         times = 2 if self.random.random() < self.faults.duplicate else 1
         for _ in range(times):
             self.clock.later(at - now, lambda: self._deliver(pipe, batch, to_worker, epoch))
@@ -166,6 +178,7 @@ class Network:
             self.partition(pipe.owner.name, pipe.worker.owner.name, microseconds)
 
     def _deliver(self, pipe: Pipe, batch: Any, to_worker: bool, epoch: int) -> None:
+        """Have a batch arrive, unless its connection is gone or the processes are parted."""
         if epoch != pipe.epoch or pipe not in self.pipes:
             return
         pair = frozenset((pipe.owner.name, pipe.worker.owner.name))
@@ -175,11 +188,12 @@ class Network:
             self._take_in(pipe, batch, to_worker, epoch)
 
     def _take_in(self, pipe: Pipe, batch: Any, to_worker: bool, epoch: int) -> None:
-        """A batch is at the process that it is for, which hears of it once it is not stopped."""
+        """Have the receiving process hear of a batch as soon as the process is not stopped."""
         process = pipe.worker.owner if to_worker else pipe.owner
         process.when_awake(lambda: self._hear(pipe, batch, to_worker, epoch))
 
     def _hear(self, pipe: Pipe, batch: Any, to_worker: bool, epoch: int) -> None:
+        """Give a batch to the core of its receiver, one message at a time, and to watchers."""
         if epoch != pipe.epoch or pipe not in self.pipes:
             return
         pipe.breaks = 0
@@ -190,6 +204,7 @@ class Network:
                 self._count_entry(pipe.session, message)
                 for watcher in self.watchers:
                     watcher.heard(pipe, message, to_worker)
+                # One at a time, so that each message is counted with the state that it meets.
                 pipe.worker.core.receive(pipe.session, [message])
             pipe.worker.wants_step()
             for watcher in self.watchers:
@@ -207,6 +222,7 @@ class Network:
                 watcher.owner_took_in(pipe.owner, messages)
 
     def _count_entry(self, session: Session, message: Any) -> None:
+        """Count what a message of an owner is about to meet at a worker."""
         kind = m.NAMES[message[0]]
         if kind in ("PUSH", "COPY", "CANCEL", "FREE"):
             for key in message[1] if kind == "FREE" else (message[1],):
@@ -218,6 +234,7 @@ class Network:
             self.met["entry", "handed" if handed else "none", kind] += 1
 
     def _count_row(self, pipe: Pipe, message: Any) -> None:
+        """Count what a message of a worker is about to meet at an owner."""
         kind = m.NAMES[message[0]]
         if kind == "POST":
             self.count_post(pipe.owner, message)
@@ -236,7 +253,7 @@ class Network:
         self.met["row", state, kind] += 1
 
     def count_post(self, owner: OwnerProcess, message: Any) -> None:
-        """What another process says about references, before it is received."""
+        """Count what a post of another process is about to meet, and tell watchers of it."""
         _, to, sender, batch = message
         if to[0] != owner.name or batch is None:
             return
@@ -244,7 +261,7 @@ class Network:
         if peer is None:
             peer = Peer(sender)
         if peer.gone or batch[0] != peer.stream.received + 1:
-            return  # it came twice
+            return  # it came before, or only acknowledges, or its sender is gone
         for said in batch[2]:
             kind = r.NAMES[said[0]]
             for watcher in self.watchers:
@@ -265,9 +282,10 @@ class Network:
             self.met[where, "none" if row is None else ROW_STATES[row.state], kind] += 1
 
     def _disconnect(self, pipe: Pipe, epoch: int) -> None:
+        """Break the connection of a link: both ends send again what has not arrived."""
         if epoch != pipe.epoch or pipe not in self.pipes:
             return
-        pipe.epoch += 1
+        pipe.epoch += 1  # batches of the old connection, which are still events, are dropped
         pipe.breaks += 1
         for batch in pipe.here.resume(pipe.there.received):
             self.send(pipe, batch, to_worker=True)

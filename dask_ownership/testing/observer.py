@@ -1,4 +1,4 @@
-"""What can be seen of a virtual cluster by one who sees all of its processes at once."""
+"""An observer of a virtual cluster, which sees all of its processes at one moment."""
 
 from __future__ import annotations
 
@@ -31,12 +31,11 @@ from dask_ownership.testing.record import Record
 from dask_ownership.testing.scheduler import VirtualScheduler
 
 EVERYWHERE = 32
-"""How many times the invariants are checked where something happened until they are checked
-everywhere."""
+"""Every so many events the invariants are checked everywhere, not only in touched processes."""
 
 
 class Observer:
-    """Looks at all processes of a virtual cluster at one moment, and checks what must hold.
+    """Looks at all processes of a virtual cluster at one moment, and checks the invariants.
 
     Parameters
     ----------
@@ -44,7 +43,7 @@ class Observer:
     record : Record
     scheduler : VirtualScheduler
     workers : mapping of str to WorkerProcess
-        Those that live, by address.
+        The living workers, by address.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class Observer:
     # ---- values ----
 
     def read(self, owner: OwnerProcess, row: Row) -> int:
-        """The value of a row that has one, fetched from a holder when it is stored."""
+        """The value of a row that has one, as a number; read from a holder when it is stored."""
         if row.state == INLINE:
             assert isinstance(row.value, bytes)
             return travel.number(travel.loads(owner, row.value)[0])
@@ -73,7 +72,7 @@ class Observer:
         return travel.number(travel.loads(owner, copies[0])[0])
 
     def copies(self, owner: OwnerProcess, row: Row) -> list[bytes]:
-        """What its holders have of a stored row; for one that dies soon, what the rest has."""
+        """The pickled copies of a stored row at the living workers that its row names."""
         found = []
         places = [(view.address, (owner.name, row.key, version_of(row))) for view in row.locations]
         if isinstance(row, Borrowed):
@@ -87,9 +86,9 @@ class Observer:
         return found
 
     def outcome(self, owner: OwnerProcess, row: Row) -> Any:
-        """The value, or ``"error"``, ``"cancelled"``, ``"lost"`` or another kind of failure."""
+        """The value of a row, or ``"error"``, ``"cancelled"``, ``"lost"`` or another failure."""
         if row.state == STORED and not self.copies(owner, row):
-            return "lost"  # its owner has not heard of it yet
+            return "lost"  # the owner has not heard of the death of the last holder yet
         if row.state in (INLINE, STORED):
             return self.read(owner, row)
         if row.state == CANCELLED:
@@ -102,24 +101,28 @@ class Observer:
         return repr(row)
 
     def note_loss(self, owner: OwnerProcess, row: Row) -> None:
-        """Every holder of a stored value may be dead now, whether its owner knows or not."""
+        """Record a stored value without a copy, which its owner may not know yet."""
         if row.state == STORED and not self.copies(owner, row):
+            # A scattered value has no lineage that could make it again.
             scattered = row.lineage is None and not row.borrowed
             (self.record.lost if scattered else self.record.remade).add((owner.name, row.key))
 
     def has_moved(self, row: Row) -> bool:
-        """Whether the owner of a borrowed row has, or makes, another copy; it says so soon."""
+        """Whether the owner of a borrowed row has another copy, or is making one.
+
+        The borrower does not know it yet: the update of the owner is on its way.
+        """
         incarnation, _, _, key = row.owner_ref[:4]  # type: ignore[attr-defined]
         if (incarnation, key) in self.record.lost or (incarnation, key) in self.record.remade:
-            return True  # it finds out that there is no copy when somebody misses it
+            return True  # the owner finds out when a reader misses the value
         for owner in self.scheduler.owners:
             if owner.name == incarnation:
                 theirs = owner.core.table.rows.get(key)
-                if theirs is None:  # cancelled, which is said soon
+                if theirs is None:  # cancelled, of which the update is on its way
                     ends = {event for name, event, *_ in owner.core.history.events if name == key}
                     return STATE_NAMES[CANCELLED] in ends
                 return theirs.state != STORED or bool(self.copies(owner, theirs))
-        return True  # its owner is gone
+        return True  # the owner is gone
 
     # ---- tasks ----
 
@@ -132,13 +135,16 @@ class Observer:
         return None
 
     def note_kept(self, entry: Entry, step: int) -> None:
-        """A task heard that its owner keeps a step."""
+        """Record the last step of a task whose checkpoint the owner keeps, as the task heard."""
         row = self._row_of(entry)
         if row is not None:
             self.record.kept[row] = step
 
     def check_restored(self, entry: Entry, step: int) -> None:
-        """No step that was kept is taken again, unless the value was there and got lost."""
+        """Check that an attempt begins with no step before the last kept one.
+
+        A value that was there and got lost is made again from the first step: its row has lineage.
+        """
         self.record.resumed += step > 0
         row = self._row_of(entry)
         if row is not None and row.lineage is None:
@@ -151,15 +157,15 @@ class Observer:
         return row is not None and row.state == PUSHED
 
     def assert_unwanted(self, owner: str, entry: Entry, dependency: Entry) -> None:
-        """A task that finds its dependency gone must itself be given up at its owner."""
+        """Check that a task whose dependency is gone at a worker was given up by its owner."""
         for found in self.scheduler.owners:
             row = found.core.table.rows.get(entry.key)
             if found.name != owner or row is None or row.attempt != entry.attempt:
                 continue
             for needed in row.dependencies:
-                # It may have been made again meanwhile: then this was another value. Or it was
-                # moved from a worker that leaves, which gives what it did not start back, unless
-                # it stays after all. Or it never got there, because its holder does not answer.
+                # The dependency may have been made again meanwhile, as another value. Or it was
+                # moved from a leaving worker, which gives back all tasks that it did not start,
+                # unless it stays after all. Or it never arrived, because its holder was silent.
                 assert (
                     (
                         (self.record.retiring or self.record.watchful)
@@ -173,10 +179,10 @@ class Observer:
     # ---- what must hold ----
 
     def validate(self, everywhere: bool = True) -> None:
-        """Check the invariants, everywhere or where something happened since they were checked.
+        """Check the invariants, everywhere or in the touched processes.
 
-        Now and then they are checked everywhere all the same, so that what changed unseen is
-        found a little later.
+        Every `EVERYWHERE` calls all processes are checked anyway: so a change in a process that
+        was not marked as touched is found a little later.
         """
         self._checks += 1
         everywhere = everywhere or self._checks % EVERYWHERE == 0
@@ -186,6 +192,7 @@ class Observer:
             if everywhere or not known or owner.name in touched or owner.home in touched:
                 check_ownership(owner.core)
                 self._stored[owner.name] = [r for r in rows_of(owner.core) if r.state == STORED]
+            # In all processes: a worker elsewhere may have freed the value.
             for row in self._stored[owner.name]:
                 self._check_stored(owner, row)
         for worker in self.workers.values():
@@ -194,18 +201,18 @@ class Observer:
         touched.clear()
 
     def _check_stored(self, owner: OwnerProcess, row: Row) -> None:
-        """A stored value is where its owner has it, unless it is known to be lost."""
+        """Check that holders have a stored value, unless the value is recorded as lost."""
         name = (owner.name, row.key)
         if name in self.record.lost or name in self.record.remade:
             return
         if row.borrowed:
             assert self.copies(owner, row) or self.has_moved(row), f"{row} was freed early"
         elif not all(map(self.scheduler.is_there, row.locations)):
-            self.note_loss(owner, row)  # one was taken for dead
+            self.note_loss(owner, row)  # a holder was taken for dead, and lives on for a while
         else:
             assert self.copies(owner, row), f"{row} was freed early everywhere"
             primary = self.workers.get(row.locations[0].address)
-            # After one died or left the first holder may be one that still fetches.
+            # After the death or departure of a holder the first one may still be fetching.
             assert (
                 self.record.killed
                 or self.record.retiring
@@ -214,7 +221,7 @@ class Observer:
             ), f"{row} was freed early at its first holder"
 
     def assert_empty(self) -> None:
-        """Every table is empty, in every process (rule R6)."""
+        """Check that every table is empty, in every process (rule R6)."""
         for owner in self.scheduler.owners:
             check_empty(owner.core)
         for worker in self.workers.values():

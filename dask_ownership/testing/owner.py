@@ -1,4 +1,4 @@
-"""An owner of the virtual cluster: the real core, its links and what surrounds it."""
+"""An owner of the virtual cluster: the real core, its links, and a driver in virtual time."""
 
 from __future__ import annotations
 
@@ -34,19 +34,41 @@ SILENCE = 40_000.0
 LOOK = SILENCE / 10
 
 WINDOW = 50_000.0
-"""Virtual microseconds within which what the scheduler finds out is told."""
+"""Virtual microseconds within which a process hears what the scheduler has found out."""
 
 
 class VirtualOwner(VirtualProcess):
-    """An owner with its links: the process of a client, or that of a worker.
+    """An owner with its links: the process of a client, or a part of the process of a worker.
 
     Parameters
     ----------
     world : World
     name : str
-        Its incarnation.
+        The incarnation.
     home : str, optional
-        The address of the worker in its process.
+        The address of the worker in the same process; None for a client.
+
+    Attributes
+    ----------
+    world : World
+    home : str or None
+    process : Process
+    core : OwnerCore
+    dropped : list of Row
+        Rows of handles that were given up since the last step, one entry for each handle.
+    posts : list of tuple
+        Posts that the executor in this process has not taken over yet.
+    function : Function
+        The function of all tasks: `Runner` does what their `Task` says.
+    pipes : dict of str to Pipe
+        Links by the address of the worker.
+    order : int
+        Number of the last submitted task.
+    asking, ticking, looking, expiring : bool
+        Whether a question to the scheduler, a tick, a look at silent workers, and a look at
+        infeasible tasks are under way: each is at most once.
+    looked_at : float
+        Time of the last look at silent workers.
     """
 
     def __init__(self, world: World, name: str, home: str | None = None) -> None:
@@ -57,7 +79,7 @@ class VirtualOwner(VirtualProcess):
         functions = BuiltinFunctions(
             Function(2, b"run", "identity"),
             Function(3, b"run", "nothing"),
-            # Called for stored values only; aliases take inline ones over as they are.
+            # The identity runs for stored values only: an alias takes an inline value over.
             travel.dumps(Task(0, large=True, uses="return"))[0],
         )
         self.core = OwnerCore(nullcontext(), home, process=self.process, functions=functions)
@@ -80,7 +102,7 @@ class VirtualOwner(VirtualProcess):
         options: Options | None = None,
         priority: int = 0,
     ) -> Row:
-        """A row with one handle, as `Client.submit` makes it."""
+        """Submit a task as `Client.submit` does; its row, with one local reference more."""
         self.order += 1
         payload, found = travel.dumps(task)
         row = Row(
@@ -101,16 +123,18 @@ class VirtualOwner(VirtualProcess):
         return adopted
 
     def step(self) -> None:
-        """Schedule, flush the links and wake who waits, as the runtime does after each event."""
+        """Schedule, carry out effects and flush the links, as the runtime does after each event."""
         core = self.core
         dropped, self.dropped = self.dropped, []
         core.release(dropped)
+        # Before scheduling: a message of this process to itself may have a task run.
         core.peers.say_to_itself()
         core.schedule(self.world.clock.now)
         core.posting.flush(acknowledge=True)
         if any(core.posting.waiting) and not self.asking:
             self.asking = True
             self.later(WINDOW / 10, self.ask)
+        # The executor in this process carries the posts, with its own next step.
         beside = self.world.workers.get(self.home) if self.home is not None else None
         effects = core.effects.take() or OwnerEffects()
         assert not effects.broken, effects.broken
@@ -125,6 +149,7 @@ class VirtualOwner(VirtualProcess):
                 wake()
         for pipe in self.pipes.values():
             if pipe.view.outbox:
+                # As `Packing`: a message that cannot be packed fails its own task only.
                 messages, pipe.view.outbox = pipe.view.outbox, []
                 cannot: list[Any] = []
                 batch = pipe.here.pack(packable(messages, cannot))
@@ -147,12 +172,13 @@ class VirtualOwner(VirtualProcess):
             self.later(LOOK, self._look)
 
     def _expects(self) -> bool:
+        """Whether any worker owes a sign of life."""
         return any(
             p.view.pushed or p.here.unacknowledged or p.view.suspended for p in self.pipes.values()
         )
 
     def _expire(self) -> None:
-        """End what has waited too long for a worker that may run it."""
+        """End infeasible tasks that have waited for too long."""
         self.expiring = False
         timeout = self.world.no_workers_timeout
         if self.alive and timeout is not None:
@@ -160,10 +186,11 @@ class VirtualOwner(VirtualProcess):
             self.wants_step()
 
     def _look(self) -> None:
-        """Look for signs of life, as the runtime does."""
+        """Look for signs of life of workers, as the runtime does."""
         self.looking = False
         if not self.alive:
             return
+        # Time in which this process was stopped itself does not count as silence of workers.
         passed = min(self.world.clock.now - self.looked_at, 2 * LOOK)
         for pipe in self.pipes.values():
             wanted = pipe.view.pushed or pipe.view.suspended
@@ -180,18 +207,19 @@ class VirtualOwner(VirtualProcess):
         self.wants_step()
 
     def _tick(self) -> None:
+        """Have the core look for tasks to recall, now and then."""
         self.ticking = False
         if self.alive and self.core.tick(self.world.clock.now):
             self.wants_step()
 
     def put(self, key: str, value: Any, addresses: Sequence[str]) -> Row:
-        """A scattered value: it goes to the workers beside the links, as in `scatter`."""
+        """Scatter a value to workers: it travels beside the links, as in `scatter`; its row."""
         pickled, found = travel.dumps(value)
         made = Row(key, None, None, (), 0)
         made.contains = tuple(dict.fromkeys(future.row for future in found))
         row = self.core.table.adopt(made)
         if row.state or row.attempt:
-            return row
+            return row  # a value of the same key is there, or on its way
         self.core.lifecycle.numbers += 1
         row.attempt = self.core.lifecycle.numbers
         took: list[WorkerView] = []
@@ -199,7 +227,7 @@ class VirtualOwner(VirtualProcess):
 
         def arrive(pipe: Pipe) -> None:
             if pipe.worker.leaving or not pipe.worker.alive:
-                # It does not take it: another one is asked, as soon as there is one.
+                # This worker does not take the value: another is asked, as soon as there is any.
                 there = [p for p in self.pipes.values() if p.worker.alive and not p.worker.leaving]
                 if there:
                     there[0].worker.later(self.world.network.delay(), partial(arrive, there[0]))
@@ -219,6 +247,7 @@ class VirtualOwner(VirtualProcess):
             left -= 1
             if not left and self.alive:
                 self.core.put(row, took, 100_000)
+                # Workers may have died since they took the value, which nothing makes again.
                 if not any(self.world.scheduler.is_there(view) for view in took):
                     self.world.record.lost.add((self.name, key))
                 self.wants_step()
@@ -229,29 +258,30 @@ class VirtualOwner(VirtualProcess):
         return row
 
     def arrive(self, origin: Origin, wanted: bool = True) -> Row:
-        """A future was unpickled here: its row with one handle more.
+        """Take in a future that was unpickled here; its row, with one local reference more.
 
-        ``wanted`` is False in a task that was given up, which does not keep it.
+        ``wanted`` is False in a task that its owner has given up: then the object may be freed.
         """
         self.clock.touched.add(self.name)
         row, new = self.core.borrowing.arrive(origin)
         if new:
-            # A thread left it in the inbox; the loop takes it in a little later.
+            # As a thread that leaves the row in the inbox, which the loop takes in a little later.
             self.later(self.world.random.random() * 50, lambda: self._take_in(row))
         elif not row.borrowed:
             self.core.lifecycle.wake(row)
-            # Only what a dead process handed on may be freed before it gets here.
+            # Only a future from a dead process may arrive after its object was freed.
             early = wanted and row.state == LOST and not self.world.record.lax
             assert not early, f"{origin} was freed early"
         return row
 
     def _due(self, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+        """Call the function of a timer of the core, while the process lives."""
         if self.alive:
             function(*args)
             self.wants_step()
 
     def carry_posts(self, executor: ExecutorCore) -> None:
-        """Have the executor in this process pass on what this owner has to say."""
+        """Have the executor in this process pass on the posts of this owner."""
         posts, self.posts = self.posts, []
         posts += self.core.effects.posts
         self.core.effects.posts = []
@@ -261,7 +291,7 @@ class VirtualOwner(VirtualProcess):
     # ---- who is there ----
 
     def meet(self, worker: WorkerProcess) -> None:
-        """Hear of a worker, and link to it if there is a way."""
+        """Hear of a worker, and link to that worker if there is a route."""
         view = WorkerView(
             worker.address,
             incarnation=worker.owner.name,
@@ -276,7 +306,8 @@ class VirtualOwner(VirtualProcess):
             self.later(WINDOW, partial(self._refused, view))
             return
         if not worker.alive:
-            return  # that will be heard soon
+            return  # news of the death is on its way
+        # Both ends of the link are made at once: the greeting takes no virtual time.
         session = worker.core.open(self.name)
         session.process = self.process
         pipe = Pipe(self, view, worker, session)
@@ -285,7 +316,7 @@ class VirtualOwner(VirtualProcess):
         self.world.network.pipes[pipe] = None
 
     def cut_route(self, address: str) -> None:
-        """Cannot link to a worker any more, and finds that out at once."""
+        """Lose the route to a worker, and find that out at once."""
         self.world.network.no_route.add((self.name, address))
         pipe = self.pipes.pop(address, None)
         if pipe is not None:
@@ -293,6 +324,7 @@ class VirtualOwner(VirtualProcess):
             self._refused(pipe.view)
 
     def _refused(self, view: WorkerView) -> None:
+        """Find out that a worker cannot be linked."""
         if self.alive and view.alive:
             self.core.membership.refuse(view, "there is no way to it", reached=False)
             self.wants_step()
@@ -312,13 +344,13 @@ class VirtualOwner(VirtualProcess):
         self.core.membership.process_gone(incarnation)
 
     def _orphan(self, incarnation: str) -> None:
-        """The executor in this process drops what it has of another owner."""
+        """Have the executor in this process drop the tasks and values of an owner that is gone."""
         worker = self.world.workers.get(self.home) if self.home is not None else None
         if worker is not None and worker.owner is self:
             worker.orphan(incarnation)
 
     def ask(self) -> None:
-        """Ask the scheduler who is there."""
+        """Ask the scheduler for the members, until it answers."""
         if not self.alive:
             return
         world = self.world
@@ -331,9 +363,10 @@ class VirtualOwner(VirtualProcess):
     def answered(
         self, asked: Asked, workers: Sequence[WorkerProcess], clients: Sequence[str]
     ) -> None:
-        """Hear from the scheduler who is there."""
+        """Take in the members, and that all other known processes are gone."""
         self.asking = False
         there = {worker.owner.name for worker in workers}
+        # Only processes that this owner knew when it asked: later ones are not in the answer.
         for incarnation in sorted(asked.workers - there):
             view = self.core.membership.view_of(incarnation)
             address = view.address if view is not None else ""
@@ -345,7 +378,7 @@ class VirtualOwner(VirtualProcess):
                 self.meet(worker)
 
     def reconnect(self) -> None:
-        """Connect to a scheduler that was started in place of another, a little later."""
+        """Connect to the scheduler that was started in place of the last one, a little later."""
         self.asking = True
         self.later(self.world.random.random() * WINDOW, self._reconnected)
 
@@ -356,6 +389,7 @@ class VirtualOwner(VirtualProcess):
     # ---- values ----
 
     def _take_in(self, row: Row) -> None:
+        """Have the core borrow the object of a future that arrived."""
         if self.alive:
             self.core.submit([row])
             self.wants_step()
@@ -368,7 +402,7 @@ class VirtualOwner(VirtualProcess):
         return futures
 
     def look_again(self, row: Row) -> None:
-        """No holder of a stored row gave its value when it was read, as in `Owner.fetch`."""
+        """Take in that no holder gave the value of a stored row, as `fetch` of the runtime does."""
         if row.state == STORED:
             if isinstance(row, Borrowed):
                 addresses = list(row.addresses)
@@ -383,7 +417,7 @@ class VirtualOwner(VirtualProcess):
             self.wants_step()
 
     def when_done(self, row: Row, wake: Callable[[], None]) -> None:
-        """Call when the row ends; at once when it has."""
+        """Call ``wake`` when the row ends; at once when it has ended before."""
         if row.done:
             wake()
         else:

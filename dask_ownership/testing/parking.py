@@ -1,4 +1,4 @@
-"""Slots and locks of one worker of the virtual cluster: who has them, and who waits for them."""
+"""Slots and locks of one worker of the virtual cluster: how tasks give them up and get them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from dask_ownership.testing.task import Task
 from dask_ownership.testing.world import World
 
 PATIENCE = 90_000.0
-"""Virtual microseconds for which a task that can go on waits for a slot."""
+"""Virtual microseconds for which a parked task that can go on waits for a slot."""
 
 LONG = 10_000.0
-"""Virtual microseconds after which a wait for a lock of the cluster gives the slot up."""
+"""Virtual microseconds after which a task that waits for a lock of the cluster is parked."""
 
 
 def names_of(home: str, rows: Iterable[Row]) -> list[tuple[str, Key]]:
-    """Owners and keys of the objects that rows stand for, of those that have not ended."""
+    """Owners and keys of the objects of rows, for the rows that have not ended."""
     return [
         (row.owner_ref[0], row.owner_ref[3]) if isinstance(row, Borrowed) else (home, row.key)
         for row in rows
@@ -32,21 +32,21 @@ def names_of(home: str, rows: Iterable[Row]) -> list[tuple[str, Key]]:
 
 
 class Parking:
-    """Has tasks give up their slots while they wait, and want them back, as the runtime does.
+    """Has tasks give up their slots while they wait, and ask for slots again, as the runtime does.
 
     Parameters
     ----------
     world : World
     owner : VirtualOwner
-        The one in the worker's process.
+        The owner in the worker's process.
     core : ExecutorCore
     wants_step : callable
-        Something happened to the worker.
+        Has the worker take a step.
 
     Attributes
     ----------
     beyond : set of Entry
-        Tasks that run without a slot, because there was none for too long.
+        Tasks that went on without a slot, because none became free in `PATIENCE`.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Parking:
         self._ended_at = 0.0
 
     def watch(self) -> None:
-        """Look later whether more tasks may begin, when some wait for that."""
+        """Look later whether more tasks may begin, when tasks are kept from beginning now."""
         if (
             self.core.queue.crowd.full or not self.core.queue.exclusion.idle
         ) and not self._watching:
@@ -75,7 +75,7 @@ class Parking:
             self.owner.later(SECOND / 10, self._watch)
 
     def _watch(self) -> None:
-        """Look whether more may begin, as the runtime does."""
+        """Look whether more tasks may begin, as `Executor._look` does."""
         self._watching = False
         self.core.queue.crowd.relieve((self.world.clock.now - self._ended_at) / 1e6)
         self.core.queue.exclusion.look(self.world.clock.seconds)
@@ -83,9 +83,10 @@ class Parking:
         self.wants_step()
 
     def _look_at_awaited(self) -> None:
-        """Have what parked tasks wait for start first."""
+        """Have the tasks for which parked tasks wait start first, here and at this owner."""
         rows = [row for entry in self.core.queue.crowd.waiting for row in entry.awaits]
-        for row in rows:  # which grows meanwhile
+        # Inputs of these rows as well: the list grows while it is walked.
+        for row in rows:
             rows.extend(one for one in row.dependencies if one not in rows)
         self.core.queue.awaited(names_of(self.core.home, rows))
         if self.core.queue.crowd.full:
@@ -93,7 +94,7 @@ class Parking:
             self.owner.wants_step()
 
     def park(self, entry: Entry, rows: Iterable[Row] = ()) -> None:
-        """Give up the slot of a task that waits for rows, or for something else."""
+        """Give up the slot of a task that waits for rows, or for an event without a row."""
         self.beyond.discard(entry)
         entry.awaits = tuple(rows)
         self.core.queue.parked(entry)
@@ -101,24 +102,27 @@ class Parking:
             self.core.queue.awaited(names_of(self.core.home, entry.awaits))
 
     def want_slot(self, entry: Entry, go_on: Callable[[], None]) -> None:
-        """Go on when there is a slot, and without one when that takes too long."""
+        """Have a parked task go on with a slot, or without one after `PATIENCE`."""
         entry.awaits = ()
         self.core.queue.wants_slot(go_on, entry)
         self.owner.later(PATIENCE, partial(self._lacks_slot, entry, go_on))
         self.wants_step()
 
     def _lacks_slot(self, entry: Entry, go_on: Callable[[], None]) -> None:
+        """Have a task that still waits for a slot go on without one."""
+        # The tasks with slots may wait for a lock of this task, and never give a slot up.
         if self.owner.alive and self.core.queue.stops_waiting(go_on, entry):
             self.beyond.add(entry)
             go_on()
             self.wants_step()
 
     def release_slot(self, entry: Entry) -> None:
-        """A task ended."""
+        """Free the slot and the locks of a task that ended."""
         self.core.queue.released_slot()
         self.beyond.discard(entry)
         self._ended_at = self.world.clock.now
         local, of_cluster = self._has_locks.pop(entry, ("", ""))
+        # The scheduler hears of it after a while. A lock of the process is free at once.
         if of_cluster:
             self.owner.later(
                 self.world.network.delay(), lambda: self.world.locks.release(of_cluster, entry)
@@ -130,7 +134,8 @@ class Parking:
     # ---- locks ----
 
     def take_locks(self, entry: Entry, task: Task, begin: Callable[[], None]) -> None:
-        """Begin when a task has its locks: that of the process first, with its slot."""
+        """Begin a task when it has its locks: first the one of its process, for which it keeps its
+        slot, then the one of the cluster."""
         self._has_locks[entry] = (task.local_lock, task.cluster_lock)
 
         def has_local() -> None:
@@ -163,6 +168,7 @@ class Parking:
         def arrives() -> None:
             nonlocal over
             over = True
+            # The process has ended while the lock was on its way: the next holder gets it.
             if not self.owner.alive:
                 self.world.locks.release(task.cluster_lock, entry)
             elif parked:
@@ -174,6 +180,6 @@ class Parking:
         self.world.locks.acquire(task.cluster_lock, entry, granted)
 
     def end(self) -> None:
-        """The process ended: the locks of the cluster that tasks had are free a while later."""
+        """Free the locks of the cluster that tasks of an ended process had, a while later."""
         for entry, (_, lock) in self._has_locks.items():
             self.world.clock.later(WINDOW, partial(self.world.locks.release, lock, entry))

@@ -1,4 +1,4 @@
-"""A link of the virtual cluster, and what its two ends show of themselves to the other parts."""
+"""A link of the virtual cluster, and the interfaces of the processes at its two ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dask_ownership.testing.travel import FutureOwner
 
 
 class OwnerProcess(FutureOwner, Protocol):
-    """What is told to an owner, and asked of it, by the rest of the virtual cluster."""
+    """An owner as the network, the scheduler and the observer of a virtual cluster see it."""
 
     name: str
     home: str | None
@@ -48,7 +48,7 @@ class OwnerProcess(FutureOwner, Protocol):
 
 
 class WorkerProcess(Protocol):
-    """What is told to a worker, and asked of it, by the rest of the virtual cluster."""
+    """A worker as the network, the scheduler and owners of a virtual cluster see it."""
 
     address: str
     slots: int
@@ -78,7 +78,29 @@ class WorkerProcess(Protocol):
 
 @dataclass(eq=False)
 class Pipe:
-    """One link: an owner's end and an executor's end."""
+    """One link: an owner's end and an executor's end.
+
+    Attributes
+    ----------
+    owner, worker : OwnerProcess, WorkerProcess
+        The two processes.
+    view : WorkerView
+        The worker as the owner sees it.
+    session : Session
+        The session of the owner at the worker.
+    there, here : NumberedStream
+        The stream of the executor's end, and that of the owner's end.
+    heartbeat : Heartbeat
+        Signs of life of the worker, as the owner counts them.
+    heard : bool
+        Whether a batch of the worker has arrived since the owner looked last.
+    epoch : int
+        Number of the connection: batches of an earlier one are dropped.
+    breaks : int
+        How often the connection broke since a batch arrived last.
+    to_worker_at, to_owner_at : float
+        Times at which the last batches of each direction arrive: later ones arrive after those.
+    """
 
     owner: OwnerProcess
     view: WorkerView

@@ -1,8 +1,8 @@
-"""How long a program would take on a cluster of another size: the virtual cluster, with costs.
+"""Predictions of how long a program takes on a larger cluster: the virtual cluster, with costs.
 
-The decisions are those of the real owners and executors. Time is what is given: tasks take
-their length, messages the latency, and each process the time that it spends on a task,
-during which it does nothing else, as one interpreter lock would have it.
+Real owners and executors decide. Times are given: a task takes its length, a message the latency,
+and each process is busy for a while with each of its tasks. A busy process does nothing else, as
+under one interpreter lock.
 """
 
 from __future__ import annotations
@@ -21,48 +21,48 @@ from dask_ownership.testing.task import Task
 from dask_ownership.testing.virtual import VirtualCluster
 
 SECOND = 1e6
-"""The virtual clock counts microseconds."""
+"""Virtual microseconds in a second of a plan. Those of the core are shorter (`testing.clock`)."""
 
 SLICE = 1_000.0
-"""Virtual microseconds between looks at whether all is done."""
+"""Virtual microseconds between looks at whether the program has ended."""
 
 PATIENCE = 20
-"""How many times as long as it must take a program may take."""
+"""A program is given up after this many times its least time."""
 
 CHUNK = 50
 """Tasks that an owner submits before it looks at answers."""
 
 ENDS = (m.DONE, m.STORED, m.FAILED)
-"""Messages that say that a task ended."""
+"""Messages by which a worker tells the end of a task."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A cluster, a program and what things cost. All times are in seconds.
+    """A cluster, a program and the costs of its tasks. All times are in seconds.
 
     Attributes
     ----------
     workers, threads : int
-        Processes, and threads of each.
+        Number of worker processes, and of threads in each.
     owners : int
-        Clients, which submit the tasks in equal parts.
+        Number of clients, which submit the tasks in equal parts.
     tasks : int
-        Those that clients submit.
+        Number of tasks that clients submit.
     length : float
-        Of each task.
+        How long each task runs.
     depth, fan_out : int
-        Each task that a client submits is the root of a tree: down to this depth each task
-        submits so many, and waits for them.
+        Each task of a client is the root of a tree: down to this depth each task submits so many
+        tasks, and waits for them.
     stored : bool
-        Values stay at the workers that made them, and are lost with those.
+        Values stay at their workers, and are lost when these die.
     kill_every : float or None
-        A worker dies each time this has passed.
+        A worker dies each time after so long.
     restart_after : float
-        Until another takes its place.
+        How long after a death another worker comes.
     latency : float
-        Of a message, on average; exponentially distributed.
+        The mean of how long messages take, which is exponentially distributed.
     owner_cost, worker_cost : float
-        What a task costs the process of its owner, and that of its worker.
+        How long the process of the owner, and that of the worker, is busy with one task.
     seed : int
     """
 
@@ -83,17 +83,17 @@ class Plan:
 
     @property
     def tree(self) -> int:
-        """Tasks of one tree."""
+        """Number of tasks in one tree."""
         return sum(self.fan_out**level for level in range(self.depth + 1))
 
     @property
     def total(self) -> int:
-        """All tasks."""
+        """Number of all tasks."""
         return self.tasks * self.tree
 
     @property
     def slots(self) -> int:
-        """Tasks that can run at once."""
+        """Number of tasks that can run at once."""
         return self.workers * self.threads
 
     @property
@@ -102,23 +102,24 @@ class Plan:
         return {
             "the slots": self.total * self.length / self.slots,
             "the workers' processes": self.total * self.worker_cost / self.workers,
+            # One client may have a task more than the others: the division is rounded up.
             "the owners": -(-self.tasks // self.owners) * self.owner_cost,
         }
 
     @property
     def least(self) -> float:
-        """Seconds below which it cannot end."""
+        """Seconds below which the program cannot end."""
         return max(self.bounds.values())
 
     @property
     def bound(self) -> str:
-        """What is busy all that time."""
+        """The part of the cluster that is busy for the least time, and so bounds the program."""
         return max(self.bounds, key=lambda name: self.bounds[name])
 
 
 @dataclass
 class Prediction:
-    """What came of a plan.
+    """The outcome of a plan.
 
     Attributes
     ----------
@@ -126,16 +127,16 @@ class Prediction:
     makespan : float
         Seconds until the last value was with its owner.
     ended : list of float
-        Seconds at which tasks ended, in order; those that ran again count again.
+        Seconds at which tasks ended, in order; a task that ran again counts again.
     kills : list of float
         Seconds at which workers died.
     failed : int
-        Tasks of clients that have no value: their workers died too often.
+        Number of tasks of clients without a value: workers died under them too often.
     unfinished : int
-        Tasks of clients that had not ended when it was given up: what dies takes away as much
-        as is done.
+        Number of tasks of clients that had not ended when the program was given up: deaths
+        destroy as much work as is done.
     events : int
-        What happened in the virtual cluster.
+        Number of events in the virtual cluster.
     """
 
     plan: Plan
@@ -148,7 +149,7 @@ class Prediction:
 
     @property
     def succeeded(self) -> int:
-        """Tasks of the program that have their value."""
+        """Number of tasks of the program that have their value."""
         return (self.plan.tasks - self.failed - self.unfinished) * self.plan.tree
 
     @property
@@ -158,7 +159,7 @@ class Prediction:
 
     @property
     def again(self) -> int:
-        """How many tasks came to their end once more than the program has them."""
+        """How many ends of tasks there were beyond one for each task of the program."""
         return max(0, len(self.ended) - self.plan.total)
 
     @property
@@ -168,7 +169,7 @@ class Prediction:
         return busy / (self.makespan * self.plan.slots) if self.makespan else 0.0
 
     def rates(self, parts: int) -> list[float]:
-        """Tasks that ended per second, in so many equal parts of the makespan."""
+        """Ends of tasks per second, in so many equal parts of the makespan."""
         width = self.makespan / parts or 1.0
         counts = [0] * parts
         for when in self.ended:
@@ -186,32 +187,36 @@ class _Timed(VirtualCluster, Watcher):
             workers=plan.workers,
             slots=plan.threads,
             clients=plan.owners,
-            # Its delays are a fifth of the longest, on average.
+            # The mean of the delays is a fifth of ``longest_delay``.
             faults=Faults(duplicate=0, disconnect=0, longest_delay=5 * plan.latency * SECOND),
-            check=False,
+            check=False,  # checks would take most of the time, and are there for tests
             meshed=plan.depth > 0,
             no_workers_timeout=None,
         )
         self.network.watchers.append(self)
 
     def worker_took_in(self, worker: WorkerProcess, messages: Sequence[Any]) -> None:
-        """Its process is busy with the tasks that were pushed to it."""
+        """Have the process of a worker be busy with the tasks that were pushed to it."""
         pushed = sum(1 for message in messages if message[0] == m.PUSH)
         self.charge(worker.owner, pushed * self.plan.worker_cost)
 
     def owner_took_in(self, owner: OwnerProcess, messages: Sequence[Any]) -> None:
-        """Its process is busy with the tasks that ended."""
+        """Have the process of an owner be busy with the tasks that ended: half of their cost.
+
+        The other half is due when the tasks are submitted.
+        """
         ended = sum(1 for message in messages if message[0] in ENDS)
         self.charge(owner, ended * self.plan.owner_cost / 2)
 
     def charge(self, owner: OwnerProcess, seconds: float) -> None:
-        """A process is busy for so long: what happens to it meanwhile comes after."""
+        """Have a process be busy for so long: events for it that come meanwhile wait."""
         if seconds:
             busy = owner.occupy(seconds * SECOND)
             self.later(busy, partial(self._rested, owner))
 
     def _rested(self, owner: OwnerProcess) -> None:
-        """Take in what came meanwhile, until that keeps the process busy again."""
+        """Have a process take in the events that waited, until they make it busy again."""
+        # More work may have come since this was planned: the end of that has its own event.
         if owner.frozen or not owner.alive:
             return
         owner.catch_up()
@@ -221,7 +226,7 @@ class _Timed(VirtualCluster, Watcher):
 
 
 class _Client:
-    """Submits its part of the program, some tasks at a time, and counts what ended."""
+    """Submits one part of the program, some tasks at a time, and counts the tasks that ended."""
 
     def __init__(self, cluster: _Timed, owner: VirtualOwner, task: Task, count: int) -> None:
         self.cluster = cluster
@@ -232,7 +237,7 @@ class _Client:
         self.rows: list[Row] = []
 
     def go_on(self) -> None:
-        """Submit the next."""
+        """Submit the next `CHUNK` of tasks."""
         some = min(CHUNK, self.left)
         for _ in range(some):
             row = self.owner.submit(f"task-{self.left}", self.task)
@@ -255,7 +260,11 @@ def predict(plan: Plan, progress: Callable[[int], None] | None = None) -> Predic
     ----------
     plan : Plan
     progress : callable, optional
-        Called now and then with how many tasks have ended.
+        Called now and then with the number of tasks that have ended.
+
+    Returns
+    -------
+    Prediction
     """
     cluster = _Timed(plan)
     task = Task(1, plan.length * SECOND, large=plan.stored)
@@ -271,6 +280,7 @@ def predict(plan: Plan, progress: Callable[[int], None] | None = None) -> Predic
         cluster.later(0.0, client.go_on)
     if plan.kill_every:
         cluster.later(plan.kill_every * SECOND, partial(_kill, cluster, result, clients))
+    # Where deaths destroy as much work as is done, a program would never end.
     most = PATIENCE * (plan.least + plan.restart_after + plan.length) * SECOND
     while any(client.open for client in clients) and cluster.now < most:
         cluster.run_for(SLICE)
@@ -292,7 +302,7 @@ def predict(plan: Plan, progress: Callable[[int], None] | None = None) -> Predic
 
 
 def _kill(cluster: _Timed, result: Prediction, clients: list[_Client]) -> None:
-    """A worker dies, and another one comes; and so on until the program has ended."""
+    """Kill a worker, which is replaced later; and so on until the program has ended."""
     if not any(client.open for client in clients):
         return
     plan = cluster.plan
@@ -300,6 +310,7 @@ def _kill(cluster: _Timed, result: Prediction, clients: list[_Client]) -> None:
     if victim is not None:
         cluster.kill(victim)
         result.kills.append(cluster.now / SECOND)
+        # A new address, so that all links are new as well.
         name = f"worker-{plan.workers + len(result.kills)}"
 
         def replace_it() -> None:

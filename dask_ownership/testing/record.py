@@ -1,4 +1,4 @@
-"""What happened in a run of the virtual cluster, as far as it decides what must hold then."""
+"""The record of a run of the virtual cluster: events that decide which invariants hold."""
 
 from __future__ import annotations
 
@@ -10,25 +10,30 @@ from dask_ownership.testing.clock import Clock
 
 
 class Record:
-    """Counts what tasks did, and notes what may have cost a value.
+    """Counts runs and steps of tasks, and notes events that may have cost a value.
+
+    Parameters
+    ----------
+    clock : Clock
 
     Attributes
     ----------
+    clock : Clock
     killed, cancelled, retiring, watchful : bool
-        Whether a worker died, something was cancelled, a worker was to leave in good order, and
+        Whether a worker died, a task was cancelled, a worker was to leave in good order, and
         a process was stopped or cut off.
     lost, remade : set of tuple
-        Owner and key of each stored value of which every copy was gone at some time: those that
-        nothing makes again, and the others.
+        Owner and key of each stored value of which every copy was gone at some time: values that
+        nothing can make again, and values that lineage makes again.
     started, runs : Counter
         How often each task began, and how often it came to its end.
     ended : list of float
-        When tasks came to their ends.
+        Times at which tasks came to their ends.
     kept : dict of Row to int
-        The last step that a task heard to be kept.
+        The last step of a task of which the task heard that the checkpoint is kept.
     steps_taken, resumed, superseded : int
-        Steps, attempts that did not begin with the first step, and those that were told that
-        another attempt has taken their place.
+        Numbers of steps, of attempts beginning with a later step than the first, and of attempts
+        that heard of another attempt in their place.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -44,16 +49,16 @@ class Record:
 
     @property
     def lax(self) -> bool:
-        """Whether something happened that may cost a value."""
+        """Whether an event happened that may cost a value: a death or a cancellation."""
         return self.killed or self.cancelled
 
     def ran(self, name: Any) -> int:
-        """How often a task came to its end, this time included."""
+        """Count an end of a task; the number of its ends so far."""
         self.ended.append(self.clock.now)
         self.runs[name] += 1
         return self.runs[name]
 
     def submitted(self, identity: Any) -> int:
-        """How often a task came to where it submits its children, this time included."""
+        """Count a run of a task about to submit its children; the number of such runs."""
         self.runs[identity, "children"] += 1
         return self.runs[identity, "children"]

@@ -28,22 +28,25 @@ from dask_ownership.testing.travel import VirtualFuture
 from dask_ownership.testing.world import World
 
 START = pickle.dumps((0, 0))
-"""Where a task of many steps begins: the step, and what the steps have added."""
+"""Pickled state in which a task of many steps begins: the step, and the sum of earlier steps."""
 
 
 class Runner:
-    """Does what tasks say: they take their time, submit children, wait for them, and end.
+    """Does what the `Task` of each entry says, in virtual time.
+
+    A task takes its time, submits its children, waits for them and ends. Functions that are called
+    later check whether the process has ended meanwhile.
 
     Parameters
     ----------
     world : World
     owner : VirtualOwner
-        The one in the worker's process.
+        The owner in the worker's process.
     core : ExecutorCore
     parking : Parking
     store : Store
     wants_step : callable
-        Something happened to the worker.
+        Has the worker take a step.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class Runner:
         self.wants_step = wants_step
 
     def start(self, entry: Entry) -> None:
-        """Begin a task, which has a slot; or give it back, when something of it is not here."""
+        """Begin a task with a slot, or give the task back when a part of it is not here."""
         if entry.function not in entry.session.functions:
             self.core.give_back(entry, m.UNKNOWN_FUNCTION)
             self.parking.release_slot(entry)
@@ -94,8 +97,9 @@ class Runner:
         timeout = entry.options.get("timeout") if entry.options else None
         if timeout is not None:
             self.owner.later(timeout * 1e6, partial(self._expire, entry))
+        # A plain task ends without children, waiting or futures.
         plain = not (task.children or task.lingers or came or task.uses == "raise")
-        # The frame of the task: what it still has while it waits.
+        # The task keeps its inputs and futures in a frame while it waits.
         frame = Frame(task, inputs, came)
 
         def run() -> None:
@@ -118,12 +122,13 @@ class Runner:
         self.parking.take_locks(entry, task, begin)
 
     def _take_step(self, entry: Entry, frame: Frame, step: int, total: int) -> None:
-        """Go on with a task of many steps, and keep where it is after each."""
+        """Take one step of a task of many steps, and save a checkpoint after it."""
         task = frame.task
         if step == task.steps and task.kills:
             self.world.replace(self.owner.process[1])
             return
         if step == task.steps:
+            # After the last step the task is one without steps, which adds their sum.
             frame.task = replace(task, constant=task.constant + total, steps=0)
             self._descend(entry, frame)
             return
@@ -148,9 +153,10 @@ class Runner:
         self.owner.later(task.duration, taken)
 
     def _descend(self, entry: Entry, frame: Frame) -> None:
-        """Submit the children and wait for them, and for futures, without a slot."""
+        """Submit the children, and wait without a slot for them and for futures that are read."""
         task = frame.task
         parent = (entry.session.owner, entry.key, entry.attempt)
+        # As in `submit_child`: a key names the call, and which occurrence of the call it is.
         seen: dict[bytes, int] = {}
         if self.world.record.submitted(entry.identity) > task.makes:
             task = frame.task = replace(task, children=())
@@ -181,6 +187,7 @@ class Runner:
             frame.returned = [*frame.came, *made][:1]
         frame.made = made
         left = sum(1 for row in frame.waited if not row.done)
+        # Without anything to wait for, the task keeps its slot until its end.
         if not left and not task.lingers:
             self._ascend(entry, frame)
             return
@@ -201,7 +208,7 @@ class Runner:
         self.wants_step()
 
     def made(self, entry: Entry, key: Key) -> None:
-        """A child may be one that is sought: name it."""
+        """Name a child of a task to the task's owner, if the owner seeks the child."""
         row = self.owner.core.table.find(key)
         if row is not None:
             future = VirtualFuture(self.owner, row)
@@ -211,19 +218,21 @@ class Runner:
             self.owner.wants_step()
 
     def _go_on(self, entry: Entry, frame: Frame) -> None:
+        """Have a task ask for a slot again, and end then."""
         if self.owner.alive:
             self.parking.want_slot(entry, partial(self._ascend, entry, frame))
 
     def _settled(self, row: Row) -> bool:
-        """Whether a value can be read, or never will be."""
+        """Whether a row has a value that can be read, or has ended without a value."""
         if row.state == STORED:
             return bool(self.world.observer.copies(self.owner, row))
         return row.done
 
     def _ascend(self, entry: Entry, frame: Frame) -> None:
-        """What was waited for ended: end the task."""
+        """End a task when all rows that it waited for have ended, or wait again for lost ones."""
         if not all(map(self._settled, frame.waited)):
-            # Lost since it ended: it is made again, and waited for without a slot.
+            # A value was lost since its row ended, and is made again: wait, without a slot. The
+            # owner may not know of the loss, and hears of it from a reader.
             frame.looks += 1
             if frame.looks % 50 == 0:
                 for row in frame.waited:
@@ -243,6 +252,7 @@ class Runner:
                 if (self.owner.name, row.key) in self.world.record.lost or value == "lost":
                     self.world.record.lost.add((entry.session.owner, entry.key))
         self.owner.wants_step()
+        # The frame gives its futures up: events that have not happened yet may keep the frame.
         came, returned = frame.came, frame.returned
         frame.came, frame.returned, frame.made = [], [], []
         arrived = [future.row for future in came]
@@ -268,7 +278,7 @@ class Runner:
         returned: Sequence[VirtualFuture] = (),
         arrived: Sequence[Row] = (),
     ) -> None:
-        """End a task with its value, once the futures that came to it are counted."""
+        """End a task with its value, once its owner may hear of it (`_when_all_is_said`)."""
         name = (entry.session.owner, entry.key)
         if self.world.record.ran(name) <= task.fails:
             self._fail(entry, "it is meant to fail", arrived)
@@ -297,13 +307,14 @@ class Runner:
                 self.core.succeeded(entry, message, state, live)
                 self.wants_step()
 
+        # The slot is free at once, as in `Endings.ended`; the answer may have to wait.
         self.parking.release_slot(entry)
         self._when_all_is_said(entry, arrived, succeed)
 
     def _delegate(
         self, entry: Entry, task: Task, future: VirtualFuture, arrived: Sequence[Row]
     ) -> None:
-        """End a task: its value is to be that of a future."""
+        """End a task whose value is to be the value of a future."""
         if self.world.record.ran((entry.session.owner, entry.key)) <= task.fails:
             self._fail(entry, "it is meant to fail", arrived)
             return
@@ -315,13 +326,14 @@ class Runner:
 
         def end() -> None:
             if self.owner.alive:
+                # A delegated task keeps no value here: for the executor it ends as a failed one.
                 self.core.failed(entry, message)
                 self.wants_step()
 
         self._when_all_is_said(entry, arrived, end)
 
     def _fail(self, entry: Entry, why: Any, arrived: Sequence[Row] = ()) -> None:
-        """End a task with an error, once the futures that came to it are counted."""
+        """End a task with an error, once its owner may hear of it (`_when_all_is_said`)."""
         pickled, found = travel.dumps(why)
         message: m.Message = (m.FAILED, entry.key, entry.attempt, pickled, 1.0)
         if found:
@@ -339,10 +351,11 @@ class Runner:
     def _when_all_is_said(
         self, entry: Entry, arrived: Sequence[Row], call: Callable[[], None]
     ) -> None:
-        """Call when what came is counted, and the task's owner keeps it for its children."""
+        """Call once arrived futures are counted and the owner keeps the task, as in `Endings`."""
 
         def say() -> None:
             if self.owner.alive:
+                # RETAIN_PARENT leaves before the answer, see `Endings`.
                 self.owner.core.posting.flush()
                 self.owner.carry_posts(self.core)
                 self.owner.core.retention.when_kept(entry.session.owner, entry.task, call)
@@ -352,7 +365,7 @@ class Runner:
         self.owner.core.borrowing.when_acknowledged(arrived, say)
 
     def _expire(self, entry: Entry) -> None:
-        """The time of a task is up, if it still runs."""
+        """Fail a task whose ``timeout`` is over, if the task still runs."""
         if self.owner.alive:
             pickled, _ = travel.dumps("its time is up")
             self.core.expired(entry, (m.FAILED, entry.key, entry.attempt, pickled, 1.0))

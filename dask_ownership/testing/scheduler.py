@@ -1,4 +1,4 @@
-"""The scheduler of the virtual cluster: it knows who is there, and says so a little later."""
+"""The scheduler of the virtual cluster, which knows the members and tells them with a delay."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from dask_ownership.testing.network import Network
 from dask_ownership.testing.pipe import OwnerProcess, WorkerProcess
 
 GRACE = 3.0
-"""Seconds for which a client may be away."""
+"""Seconds of the core for which a client may be away."""
 
 
 class VirtualScheduler:
-    """Keeps the roster, and tells each process in order what became of the others.
+    """Keeps the roster, and tells each process in order who came and who is gone.
 
     Parameters
     ----------
     clock : Clock
     network : Network
     clients : sequence of OwnerProcess
+        The living clients; the cluster changes this list.
     workers : mapping of str to WorkerProcess
-        By address. Both are those of the cluster now.
+        The living workers, by address; the cluster changes this mapping.
     meshed : bool
         Whether workers link to each other.
 
     Attributes
     ----------
     roster : Roster
-        What the scheduler knows.
+        The members and clients that the scheduler knows.
     """
 
     def __init__(
@@ -54,15 +55,15 @@ class VirtualScheduler:
 
     @property
     def owners(self) -> list[OwnerProcess]:
-        """All that live."""
+        """All living owners: those of clients, then those of workers."""
         return [*self.clients, *(w.owner for w in self.workers.values())]
 
     def is_there(self, view: WorkerView) -> bool:
-        """Whether a worker is still a member, and not only another one at its address."""
+        """Whether a worker is still a member, and not another worker at the same address."""
         return self.roster.workers.get(view.address) == view.incarnation
 
     def _tell(self, owner: OwnerProcess, call: Callable[[], None]) -> None:
-        """Say something to a process: in order, and a little later."""
+        """Call a function in a process a little later, in the order of such calls."""
         now = self.clock.now
         at = max(now + self.network.delay(), self._told_at.get(owner.name, 0.0) + 0.001)
         self._told_at[owner.name] = at
@@ -77,9 +78,10 @@ class VirtualScheduler:
     # ---- workers ----
 
     def worker_joined(self, worker: WorkerProcess) -> None:
-        """A worker joins: everyone hears of it and links to it, and it to everyone."""
+        """Add a worker, which links to all other processes, and has them hear of it and link."""
         self.roster.workers[worker.address] = worker.owner.name
         for other in self.owners if self.meshed else self.clients:
+            # At the beginning of a run all members know each other at once.
             if other is worker.owner or not self.clock.now:
                 other.meet(worker)
             elif other not in self._cut_off:
@@ -89,7 +91,7 @@ class VirtualScheduler:
                 worker.owner.meet(there)
 
     def worker_left(self, address: str) -> None:
-        """A worker is gone: everyone hears of it."""
+        """Remove a worker that is gone, and tell all owners."""
         incarnation, _ = self.roster.worker_left(address)
         for owner in self.owners:
             if owner not in self._cut_off:
@@ -98,16 +100,16 @@ class VirtualScheduler:
     # ---- clients ----
 
     def client_joined(self, owner: OwnerProcess) -> None:
-        """A client connects for the first time."""
+        """Add a client that connects for the first time."""
         self.roster.join(owner.name, CLIENT, owner.name, (), 0.0)
 
     def client_left(self, owner: OwnerProcess) -> None:
-        """A client has no connection any more."""
+        """Take in that a client has no connection any more, from which its grace begins."""
         self.roster.client_away(owner.name, self.clock.seconds)
         self._look()
 
     def _look(self) -> None:
-        """Tell everyone of clients that were away for too long."""
+        """Tell all owners of clients that were away for longer than `GRACE`."""
         connected = [client.name for client in self.clients]
         for incarnation, _ in self.roster.look(self.clock.seconds, connected):
             for owner in self.owners:
@@ -122,9 +124,9 @@ class VirtualScheduler:
         return self.roster.expects(owner, self.clock.seconds)
 
     def ask(self, owner: OwnerProcess, asked: Asked) -> None:
-        """An owner asks who is there."""
+        """Answer an owner that asks for the members; a client joins by this."""
         if owner.home is not None and self.roster.workers.get(owner.home) != owner.name:
-            return  # it is taken for dead, and will hear so
+            return  # this owner is taken for dead, and will hear so
         if owner.home is None and owner.alive:
             self.roster.join(owner.name, CLIENT, owner.name, asked.clients, self.clock.seconds)
             self._look()
@@ -134,11 +136,11 @@ class VirtualScheduler:
     # ---- another scheduler ----
 
     def restart(self) -> dict[str, str]:
-        """Begin anew, with nobody connected; returns the workers there were, by address."""
+        """Begin anew without any connection; the workers known before, by address."""
         self.roster, before = Roster(self.roster.holder, GRACE), self.roster
         self._cut_off = set(self.clients)
         return before.workers
 
     def reconnected(self, client: OwnerProcess) -> None:
-        """A client has found the scheduler that was started in place of another."""
+        """Take in that a client has connected to the new scheduler."""
         self._cut_off.discard(client)

@@ -16,13 +16,14 @@ class Store:
     Parameters
     ----------
     core : ExecutorCore
-        Knows which value is which.
+        Has the entries of the values.
     clock : Clock
-        Gives the names.
+        Gives the numbers in the names.
 
     Attributes
     ----------
     values : dict
+        Name (`Entry.stored`) to pickled value.
     """
 
     def __init__(self, core: ExecutorCore, clock: Clock) -> None:
@@ -31,11 +32,11 @@ class Store:
         self.values: dict[Any, bytes] = {}
 
     def put(self, entry: Entry, value: bytes) -> None:
-        """Keep the value of an entry."""
+        """Keep the value of an entry, and write its name into `Entry.stored`."""
         entry.stored = (entry.session.owner, entry.key, self.clock.number())
         self.values[entry.stored] = value
 
     def find(self, name: ValueName) -> bytes | None:
-        """The value of an owner that is kept here, or None."""
+        """The pickled value of this name, or None when it is not here."""
         entry = self.core.find_value(*name)
         return self.values[entry.stored] if entry is not None else None

@@ -1,4 +1,4 @@
-"""What virtual tasks do: small descriptions in place of functions."""
+"""Virtual tasks: small descriptions in place of functions."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ VALUE = "a value that no message can hold"
 
 @dataclass(frozen=True)
 class Task:
-    """What a virtual task does.
+    """Describes a virtual task.
 
-    It adds its constant and the values of its dependencies; then it submits its
-    children, waits for them (without its slot) and adds their values.
+    The task adds its constant and the values of its dependencies. Then it submits its children,
+    waits for them (without its slot) and adds their values.
 
     Attributes
     ----------
@@ -28,35 +28,36 @@ class Task:
     duration : float
         Virtual microseconds before the children and again after them.
     large : bool
-        The value stays at the worker.
+        Whether the value stays at the worker.
     fails : int
-        How many of its attempts end with an error.
+        How many of the first attempts end with an error.
     children : tuple of Task
     carries : tuple of VirtualFuture
-        Futures inside its arguments.
+        Futures inside the arguments.
     uses : str
-        What it does with futures that came to it: ``read`` their values and add them,
-        have a ``child`` add them, ``return`` them inside its value, ``raise`` an error with
-        them inside, or ``drop`` them. Or it ``delegate``s to the first of them, or else to the
-        first that it submitted.
+        What the task does with futures that came to it: ``read`` and add their values, have a
+        ``child`` add the values, ``return`` the futures inside the value, ``raise`` an error with
+        the futures inside, or ``drop`` the futures. Or ``delegate`` to the first of the futures,
+        or else to the first child.
     escape : bool
-        It does not wait for its children but returns their futures inside its value, or in
-        the error that it raises.
+        The task does not wait for its children but returns their futures inside its value, or
+        inside the error that it raises.
     makes : int
-        How often it submits its children; when it runs more often, none.
+        In how many runs the task submits its children; later runs submit none.
     steps : int
-        What it does first, one after the other, each for its duration and each followed by a
-        checkpoint; their numbers are added to its value.
+        Number of steps before all else, each as long as ``duration`` and followed by a
+        checkpoint. The numbers of the steps are added to the value.
     lingers : float
-        Virtual microseconds between submitting its children and its end.
+        Virtual microseconds between submitting the children and the end.
     local_lock : str
-        A lock of its worker's process that it takes first, and has until it ends.
+        Name of a lock of the worker's process, which the task takes first and has until its end.
     cluster_lock : str
-        A lock of the cluster that it takes then, and has until it ends.
+        Name of a lock of the cluster, which the task takes next and has until its end.
     kills : bool
-        Its worker dies of it when its duration is over.
+        Whether the worker dies under the task when ``duration`` is over.
     unpackable : str
-        What of it no message can hold: `ARGUMENTS`, `VALUE` (when it is not large), or nothing.
+        The part of the task that no message can hold: `ARGUMENTS`, `VALUE` (when it is not
+        large), or none.
     """
 
     constant: int = 1
@@ -76,22 +77,39 @@ class Task:
     unpackable: str = ""
 
     def value(self, inputs: Sequence[int]) -> int:
-        """What a sequential program would get."""
+        """The value that a sequential program would get."""
         added = sum(range(self.steps)) + sum(c.value(()) for c in self.children)
         return self.constant + sum(inputs) + added
 
 
 def fingerprint(task: Task) -> bytes:
-    """What a task is, whoever owns the futures that it carries by now."""
+    """Pickle a task without the owners of its futures, which other owners may have by now."""
     origins = [future.owner.core.table.origin_of(future.row) for future in task.carries]
-    # One object for each name: a pickle tells equal objects from the same one twice.
+    # One object for each name: a pickle of two equal objects differs from that of one object.
     names = [sys.intern(origin[3]) for origin in origins]
     return pickle.dumps((replace(task, carries=()), names))
 
 
 @dataclass
 class Frame:
-    """What a running task has: its inputs, and the futures that came to it."""
+    """The state of a running task.
+
+    Attributes
+    ----------
+    task : Task
+    inputs : list of int
+        Values of the dependencies.
+    came : list of VirtualFuture
+        Futures that came with arguments and dependencies.
+    looks : int
+        How often a value was found lost that the task had waited for.
+    made : list of VirtualFuture
+        Futures of the children.
+    waited : list of Row
+        Rows for which the task waits.
+    returned : list of VirtualFuture
+        Futures for the value or the error of the task.
+    """
 
     task: Task
     inputs: list[int]

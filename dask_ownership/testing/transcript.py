@@ -1,4 +1,4 @@
-"""Transcripts: who says what to whom in the virtual cluster, and what each table holds then."""
+"""Transcripts of the virtual cluster: its messages, and the changes of all tables."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dask_ownership.testing.pipe import Pipe
 from dask_ownership.testing.virtual import VirtualCluster, VirtualOwner
 
 UNSAID = frozenset({m.FUNCTION, m.ACCEPTING})
-"""Messages that would only be repeated in every transcript."""
+"""Messages that are left out, because every transcript would repeat them."""
 
 
 class Transcript(Watcher):
-    """Writes down what happens in a virtual cluster, for people.
+    """Writes down messages and changes of rows in a virtual cluster, for people.
 
     Parameters
     ----------
@@ -26,6 +26,7 @@ class Transcript(Watcher):
 
     Attributes
     ----------
+    cluster : VirtualCluster
     lines : list of str
     """
 
@@ -37,24 +38,25 @@ class Transcript(Watcher):
         cluster.network.watchers.append(self)
 
     def note(self, text: str) -> None:
-        """Say what the program does next."""
+        """Write down what the program does next, as a heading."""
         self._look()
         self.lines += ["", f"# {text}", ""]
 
     def run(self) -> None:
-        """Let the cluster come to rest."""
+        """Run the cluster until no event is left."""
         self.cluster.run()
         self._look()
 
     def text(self) -> str:
-        """All that was written down."""
+        """The whole transcript."""
         return "\n".join(self.lines).strip() + "\n"
 
     # ---- messages ----
 
     def heard(self, pipe: Pipe, message: Any, to_worker: bool) -> None:
-        """Write down what one end of a link says to the other."""
+        """Write down a message of a link."""
         kind = message[0]
+        # A post is written down by `heard_post`, message by message.
         if kind in UNSAID or kind == m.POST:
             return
         ends = (pipe.owner.name, pipe.worker.address)
@@ -62,7 +64,7 @@ class Transcript(Watcher):
         self._say(sender, receiver, m.NAMES[kind], self._about(kind, message))
 
     def heard_post(self, sender: str, receiver: str, said: Any) -> None:
-        """Write down what one process says to another about references."""
+        """Write down a message about references between two processes."""
         kind = pm.NAMES[said[0]]
         keys = [self.key(said[2 if said[0] == pm.REQUEST else 1])] if len(said) > 1 else []
         if said[0] == pm.REQUEST:
@@ -75,6 +77,7 @@ class Transcript(Watcher):
         self._say(sender, receiver, kind, " ".join(keys))
 
     def _about(self, kind: int, message: Any) -> str:
+        """Keys and numbers of a message, as far as they help a reader."""
         if kind == m.FREE:
             return " ".join(map(self.key, message[1]))
         if kind in (m.RECALL, m.LEAVING):
@@ -87,6 +90,7 @@ class Transcript(Watcher):
         return f"{self.key(message[1])}{attempt}"
 
     def _say(self, sender: str, receiver: str, kind: str, about: str) -> None:
+        """Write down changes of rows so far, then a message."""
         self._look()
         line = f"{self._time()} {sender} -> {receiver}: {kind} {about}".rstrip()
         self.lines.append(line)
@@ -94,8 +98,9 @@ class Transcript(Watcher):
     # ---- tables ----
 
     def _look(self) -> None:
-        """Write down which rows are in another state than before."""
+        """Write down the rows that are in another state than at the last look."""
         now: dict[tuple[str, str], str] = {}
+        # Text is compared, so that only changes appear which a reader can see.
         for owner in self.cluster.owners:
             for row in rows_of(owner.core):
                 now[owner.name, self.row(row)] = self._state(owner, row)
@@ -106,6 +111,7 @@ class Transcript(Watcher):
         self._before = now
 
     def _state(self, owner: VirtualOwner, row: Row) -> str:
+        """The state of a row in words: with its worker, holders and borrowers."""
         state = STATE_NAMES[row.state]
         if row.worker is not None and state == "pushed":
             state += f" to {row.worker.address}"
@@ -122,13 +128,13 @@ class Transcript(Watcher):
         return state
 
     def row(self, row: Row) -> str:
-        """A row by its key, and by its owner when that is another process."""
+        """Name a row by its key, and a borrowed row by its owner as well."""
         if isinstance(row, Borrowed):
             return f"{self.key(row.origin[3])} of {row.origin[2]}"
         return self.key(row.key)
 
     def key(self, key: Any) -> str:
-        """A key as a reader can tell it from others: children are numbered as they come."""
+        """Shorten a key for readers: keys of children are numbered in the order of appearance."""
         if isinstance(key, tuple):
             return f"({' '.join(self.key(part) for part in key if isinstance(part, str | tuple))})"
         text = str(key)

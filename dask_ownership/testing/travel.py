@@ -11,12 +11,13 @@ from dask_ownership.core.protocol.messages import Origin
 
 
 class FutureOwner(Protocol):
-    """What a future needs of the owner in its process.
+    """The owner in a process, as far as futures need it.
 
     Attributes
     ----------
+    core : OwnerCore
     dropped : list of Row
-        Rows of which a handle was given up: the owner takes them in with its next step.
+        Rows of handles that were given up: the owner counts them off with its next step.
     """
 
     core: OwnerCore
@@ -28,7 +29,7 @@ class FutureOwner(Protocol):
 
 
 class VirtualFuture:
-    """One handle on a row, let go of when the last reference to this object goes."""
+    """One handle on a row, given up when the last reference to this object goes."""
 
     __slots__ = ("owner", "row")
 
@@ -37,6 +38,7 @@ class VirtualFuture:
         self.row = row
 
     def __reduce__(self) -> Any:
+        # As `Future.__reduce__`: the pickle takes the future out of its process.
         _found.append(self)
         self.owner.core.retention.export(self.row)
         self.owner.wants_step()
@@ -55,7 +57,7 @@ _here: list[tuple[FutureOwner, bool]] = []
 
 
 def dumps(value: Any) -> tuple[bytes, list[VirtualFuture]]:
-    """Pickle a value; also the futures inside."""
+    """Pickle a value; the pickle, and the futures inside."""
     _found.clear()
     data = pickle.dumps(value)
     found = list(_found)
@@ -64,9 +66,9 @@ def dumps(value: Any) -> tuple[bytes, list[VirtualFuture]]:
 
 
 def loads(owner: FutureOwner, data: bytes, wanted: bool = True) -> tuple[Any, list[VirtualFuture]]:
-    """Unpickle a value at an owner; also the futures that came with it.
+    """Unpickle a value at an owner; the value, and the futures inside.
 
-    ``wanted`` is False for a task that was given up: then its futures may be freed.
+    ``wanted`` is False for a task that its owner has given up: then its futures may be freed.
     """
     _here.append((owner, wanted))
     try:
@@ -77,12 +79,13 @@ def loads(owner: FutureOwner, data: bytes, wanted: bool = True) -> tuple[Any, li
 
 
 def inside(value: Any) -> list[VirtualFuture]:
-    """The futures in a value or a task, as often as they are in it."""
+    """The futures in a value or a task, each as often as it is inside."""
     futures = value[1] if isinstance(value, tuple) else getattr(value, "carries", ())
     return list(futures)
 
 
 def _come_home(origin: Origin) -> VirtualFuture:
+    """Unpickle a future at the owner for which this thread unpickles."""
     owner, wanted = _here[-1]
     return VirtualFuture(owner, owner.arrive(origin, wanted))
 

@@ -1,10 +1,9 @@
 """A cluster in one thread: the real core over a virtual network and clock.
 
-Every owner, executor and link state is the one that runs on a real cluster. Only
-what surrounds them is virtual: messages travel through a seeded network that
-delays them, reorders them between links, delivers them twice and breaks
-connections; tasks are small descriptions that "run" for a virtual time. The same
-seed gives the same run, so a failure is replayed by its seed.
+The cores of owners and executors and the streams of links are those of a real cluster. Only their
+surroundings are virtual. Messages travel through a seeded network, which delays them, reorders them
+between links, delivers them twice and breaks connections. Tasks are small descriptions, which "run"
+for a virtual time. The same seed gives the same run, so a failure is replayed by its seed.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from dask_ownership.testing.worker import VirtualWorker
 from dask_ownership.testing.world import World
 
 NO_WORKERS_TIMEOUT = 100_000.0
-"""Virtual microseconds between looks for tasks that no worker may run; the second ends them."""
+"""Virtual microseconds between looks for infeasible tasks; the second look ends a task."""
 
 __all__ = ["Faults", "Task", "VirtualCluster", "VirtualOwner", "VirtualWorker"]
 
@@ -39,24 +38,42 @@ class VirtualCluster:
     ----------
     seed : int
     workers, slots : int
+        Number of workers, and of slots at each.
     clients : int
-        Owners that are not workers.
+        Number of owners that are not at workers.
     faults : Faults, optional
     check : bool
         Check the invariants after every event.
     resources : sequence of dict
-        Those of the first workers.
+        Abstract resources of the first workers.
     meshed : bool
-        Whether workers link to each other; where no task submits any that only costs time.
+        Whether workers link to each other. Without nested tasks such links only cost time.
     longest_wait : float, optional
         Virtual microseconds for which a row may wait, see `Waits`.
     no_workers_timeout : float or None
-        Virtual microseconds between looks for tasks that no worker may run; the second ends them.
+        Virtual microseconds between looks for infeasible tasks; the second look ends a task.
 
     Attributes
     ----------
+    check : bool
+    random : Random
+    clock : Clock
+    network : Network
+    record : Record
+    workers : dict of str to VirtualWorker
+        The living workers, by address.
+    clients : list of VirtualOwner
+        The living clients.
+    scheduler : VirtualScheduler
+    observer : Observer
+    waits : Waits or None
+        None without ``longest_wait``.
     world : World
-        What its processes share.
+        The parts that all processes share.
+    steps : int
+        Number of events in `run`.
+    dirty, later, delay, copies, read, outcome
+        Short names for parts of the clock, the network and the observer.
     """
 
     def __init__(
@@ -101,7 +118,7 @@ class VirtualCluster:
         )
         self.steps = 0
         self._lives: dict[str, int] = {}
-        # What programs and tests use all the time.
+        # Programs and tests use these names all the time.
         self.dirty = self.clock.dirty
         self.later = self.clock.later
         self.delay = self.network.delay
@@ -121,7 +138,7 @@ class VirtualCluster:
 
     @property
     def owners(self) -> list[VirtualOwner]:
-        """All that live."""
+        """All living owners: those of clients, then those of workers."""
         return [*self.clients, *(w.owner for w in self.workers.values())]
 
     # ---- members ----
@@ -129,40 +146,46 @@ class VirtualCluster:
     def add_worker(
         self, address: str, slots: int, resources: dict[str, float] | None = None
     ) -> VirtualWorker:
-        """A worker joins and everyone hears of it, and links to it.
+        """Add a worker, of which all processes hear, and to which they link.
 
-        It may have the address of one that is gone.
+        The worker may have the address of a worker that is gone.
         """
         assert address not in self.workers, address
+        # Another life at an address has another incarnation, as on a real cluster.
         life = self._lives[address] = self._lives.get(address, 0) + 1
         worker = self.workers[address] = VirtualWorker(self.world, address, slots, resources, life)
         self.scheduler.worker_joined(worker)
         return worker
 
     def unused(self, address: str) -> str:
-        """An address like this one where no worker is."""
+        """Make an address like the given one at which no worker is."""
         while address in self.workers:
             address += address[-1]
         return address
 
     def kill(self, address: str, by_force: bool = True) -> None:
-        """A worker dies: its tasks, values and owner are gone; all others hear of it."""
+        """Kill a worker: its tasks, values and owner are gone, of which all processes hear.
+
+        Without ``by_force`` the worker has left in good order, and no value may be lost.
+        """
         worker = self._remove(address, by_force)
         self._end(worker)
 
     def replace(self, address: str) -> None:
-        """A worker dies, and another one comes at another address, as with a nanny."""
+        """Kill a worker, and add one at another address, as a nanny does."""
         slots = self.workers[address].slots
         self.kill(address)
         self.add_worker(self.unused(f"{address.partition('~')[0]}~{self.steps}"), slots)
 
     def disown(self, address: str) -> None:
-        """A worker is taken for dead, and works on until it hears so."""
+        """Have a worker be taken for dead, while it works on until it hears so."""
         worker = self._remove(address, by_force=True)
         self.later(self.random.random() * WINDOW, partial(self._end, worker))
 
     def _remove(self, address: str, by_force: bool) -> VirtualWorker:
+        """Take a worker out of the cluster, and record the values that it had the last copy of."""
         self.record.killed = self.record.killed or by_force
+        # Before the values are looked at: the observer reads values of living workers only.
         worker = self.workers.pop(address)
         for owner in self.owners:
             for row in owner.core.table.rows.values():
@@ -171,37 +194,41 @@ class VirtualCluster:
         return worker
 
     def _end(self, worker: VirtualWorker) -> None:
-        """A process stops."""
+        """End the process of a worker."""
         worker.end()
         self.network.close(worker.owner)
-        worker.owner.thaw()  # whoever waits for it finds out
+        worker.owner.thaw()  # postponed calls find out that the process has ended
 
     def freeze(self, address: str, microseconds: float) -> None:
-        """A worker's process stops for a while: everything of it happens when that is over."""
+        """Stop the process of a worker for a while: its events happen when that is over."""
         self.record.watchful = True
         worker = self.workers[address]
         worker.owner.freeze(microseconds)
         self.later(microseconds, partial(self._thaw, worker))
+        # With a step each owner begins to look for signs of life.
         self.dirty.update(self.owners)
 
     def _thaw(self, worker: VirtualWorker) -> None:
+        """Have the process of a worker go on."""
         worker.owner.thaw()
         self.dirty.update((worker, worker.owner))
 
     def partition(self, one: str, other: str, microseconds: float) -> None:
-        """Nothing gets from one process to another for a while."""
+        """Hold back all batches between two processes for a while."""
         self.record.watchful = True
         self.network.partition(one, other, microseconds)
         self.dirty.update(self.owners)
 
     def retire(self, address: str) -> None:
-        """A worker leaves in good order: when nothing runs there and its values are moved."""
+        """Have a worker leave in good order: when no task runs there and its values are moved."""
         worker = self.workers[address]
         self.record.retiring = True
         worker.leave()
         worker.later(1_000.0, partial(self._retire, worker))
 
     def _retire(self, worker: VirtualWorker) -> None:
+        """Look whether a leaving worker can go, until it can, has died, or stays after all."""
+        # The worker has died meanwhile, or takes tasks again: it stays after all.
         if self.workers.get(worker.address) is not worker or worker.core.queue.accepting:
             return
         if worker.has_left():
@@ -210,21 +237,25 @@ class VirtualCluster:
             worker.later(1_000.0, partial(self._retire, worker))
 
     def leave(self, owner: VirtualOwner) -> None:
-        """A client ends. What it said last may be lost; after a while all are told."""
+        """Close a client. Its last messages may be lost, and all processes hear of it later."""
         owner.core.close("the client is closed")
         self.clients.remove(owner)
-        owner.step()
+        owner.step()  # sends the last messages
         self.later(self.delay(), partial(self._depart, owner))
 
     def _depart(self, owner: VirtualOwner) -> None:
+        """End the process of a client."""
         owner.end()
         self.network.close(owner)
         self.scheduler.client_left(owner)
 
     def restart_scheduler(self, workers: Sequence[tuple[str, int]]) -> None:
-        """The scheduler dies, and its workers with it; another one starts at its address, with
-        other workers, and the clients come back to it one after the other."""
+        """Replace the scheduler by a new one at its address, and its workers by other workers.
+
+        The clients come back to the new scheduler one after the other.
+        """
         before = self.scheduler.restart()
+        # The workers die with the old scheduler: the new one hears of them only to remove them.
         for address in list(self.workers):
             self.scheduler.roster.workers[address] = before[address]
             self.kill(address)
@@ -236,12 +267,12 @@ class VirtualCluster:
     # ---- the clock ----
 
     def run(self, limit: int = 200_000) -> None:
-        """Until nothing is left to happen.
+        """Run until no event is left.
 
         Raises
         ------
         AssertionError
-            When an invariant breaks, or things go on for more than ``limit`` events.
+            When an invariant breaks, or there are more than ``limit`` events.
         """
         self._settle()
         while self.clock.next_at < inf:
@@ -250,7 +281,7 @@ class VirtualCluster:
             assert self.steps < limit, "it does not come to rest"
 
     def run_for(self, microseconds: float) -> None:
-        """As `run`, up to a virtual time from now."""
+        """Run for so many virtual microseconds, as `run` without a limit of events."""
         until = self.now + microseconds
         self._settle()
         while self.clock.next_at <= until:
@@ -258,6 +289,7 @@ class VirtualCluster:
         self.clock.pass_until(until)
 
     def _next_event(self) -> None:
+        """Have the next event happen, and check the waits and the invariants."""
         if self.waits is not None:
             self.waits.passed(self.clock.next_at - self.clock.now)
         self.clock.happen()
@@ -265,11 +297,12 @@ class VirtualCluster:
             self.observer.validate(everywhere=False)
 
     def _settle(self) -> None:
-        """Take in what was done to the processes from outside, which may be anything."""
+        """Have processes take their steps after calls from outside, and check the invariants."""
         self.clock.settle()
+        # Everywhere: a program or a test may have changed any process without marking it.
         if self.check:
             self.observer.validate()
 
     def assert_empty(self) -> None:
-        """Every table is empty, in every process (rule R6)."""
+        """Check that every table is empty, in every process (rule R6)."""
         self.observer.assert_empty()

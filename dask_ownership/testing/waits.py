@@ -1,9 +1,9 @@
-"""That every wait ends while a simulated program runs, not only when all is over.
+"""A bound for the waits of rows while a simulated program runs, not only at its end.
 
-A wait that ends by a timer which is there for something else is a hang on a real cluster, where
-that timer may be half a minute or none: so the time that a row is without an outcome is bounded.
-Counted is only time in which the cluster could do something for it: not while a process is
-stopped or cut off, nor while no worker has a slot free.
+In a run any wait may end by an unrelated timer. On a real cluster such a timer may take half a
+minute, or not be there, and the wait is a hang. So the time that a row is without an outcome is
+bounded. Only time in which the cluster could help the row counts: not while a process is stopped or
+cut off, nor while no worker has a free slot.
 """
 
 from __future__ import annotations
@@ -23,20 +23,24 @@ EVERY = 20_000.0
 
 
 class Waits:
-    """Watches the rows of all processes.
+    """Watches how long the rows of all processes wait.
 
     Parameters
     ----------
     network : Network
     scheduler : VirtualScheduler
-        Knows whose rows there are.
+        Knows the owners of the rows.
     workers : mapping of str to WorkerProcess
-        Those that live, by address.
+        The living workers, by address.
     limit : float
-        Virtual microseconds for which a row may wait: much more than its programs' tasks take.
+        Virtual microseconds for which a row may wait: much more than the tasks of a program take.
 
     Attributes
     ----------
+    network : Network
+    scheduler : VirtualScheduler
+    workers : mapping of str to WorkerProcess
+    limit : float
     longest : float
         The longest wait so far, in virtual microseconds.
     """
@@ -58,12 +62,12 @@ class Waits:
         self._since: dict[Row, float] = {}
 
     def passed(self, microseconds: float) -> None:
-        """Some time passed in which nothing happened.
+        """Count time between two events, and look at the rows now and then.
 
         Raises
         ------
         AssertionError
-            A row has waited for too long.
+            When a row has waited for too long.
         """
         if microseconds <= 0.0 or self._excused():
             return
@@ -73,9 +77,10 @@ class Waits:
             self._look()
 
     def _excused(self) -> bool:
-        """Whether what waits may have to wait now."""
+        """Whether rows may have to wait now, so that this time does not count."""
         if self.network.is_parted or any(owner.frozen for owner in self.scheduler.owners):
             return True
+        # Without a free slot rows wait for tasks, which end by themselves.
         return not any(
             worker.core.queue.accepting
             and worker.core.queue.busy < worker.slots
@@ -84,6 +89,8 @@ class Waits:
         )
 
     def _look(self) -> None:
+        """Check since when each row without an outcome waits."""
+        # Made anew by each look, so that rows with an outcome are left out.
         before, self._since = self._since, {}
         for owner in self.scheduler.owners:
             for row in rows_of(owner.core):
@@ -97,7 +104,10 @@ class Waits:
 
 
 def _set_aside(worker: WorkerProcess) -> bool:
-    """Whether a worker is for one task alone for a long time, under which several have died."""
+    """Whether a worker is reserved for a suspect under which several workers have died.
+
+    Such a suspect may run alone for longer than other tasks may wait.
+    """
     suspect = worker.core.queue.exclusion.alone
     options = suspect.options if suspect is not None else None
     return options is not None and options["alone"] > ALONE

@@ -21,7 +21,35 @@ from dask_ownership.testing.world import World
 
 
 class VirtualWorker:
-    """An executor, its store and the owner of what its tasks submit."""
+    """An executor, its store and the owner of the tasks submitted there.
+
+    Parameters
+    ----------
+    world : World
+    address : str
+    slots : int
+    resources : dict, optional
+        Abstract resources.
+    life : int
+        Which of the workers with this address it is, the first, second ...: a part of the name of
+        the incarnation.
+
+    Attributes
+    ----------
+    world : World
+    address : str
+    slots : int
+    core : ExecutorCore
+    store : Store
+    owner : VirtualOwner
+        The owner in the same process.
+    pipes : dict of str to Pipe
+        Links by the incarnation of the owner.
+    parking : Parking
+    runner : Runner
+    leaving : bool
+        Whether the worker leaves in good order.
+    """
 
     def __init__(
         self,
@@ -49,7 +77,7 @@ class VirtualWorker:
 
     @property
     def name(self) -> str:
-        """By which it takes its turn."""
+        """The address, by which this worker takes its turn among the dirty processes."""
         return self.address
 
     @property
@@ -63,19 +91,20 @@ class VirtualWorker:
         return self.owner.frozen
 
     def wants_step(self) -> None:
-        """Something happened to this worker."""
+        """Have this worker take a step before the next event."""
         self.world.clock.dirty.add(self)
 
     def later(self, delay: float, call: Callable[[], None]) -> None:
-        """Do something in this process after a while, when it is not frozen then."""
+        """Call a function in this process after a while, or later when it is frozen then."""
         self.owner.later(delay, call)
 
     def step(self) -> None:
-        """Start what can start, fetch, free and flush, as the runtime does."""
+        """Start tasks, carry out effects and flush the links, as the runtime does."""
         core = self.core
+        # Parked tasks that can go on come before tasks that have not begun.
         while (go_on := core.queue.resume_next()) is not None:
             go_on()
-        # The runtime wakes no thread when the executor says that nothing can begin.
+        # The runtime wakes no thread when no task is startable.
         while (
             core.queue.busy < core.queue.slots
             and core.queue.startable
@@ -96,6 +125,7 @@ class VirtualWorker:
             parent = (entry.session.owner, entry.key, entry.attempt)
             self.owner.core.cancel_children(parent, "its parent was cancelled")
             self.owner.wants_step()
+        # As `DIAL`, but no owner is asked: here owners link when they hear of a worker.
         for name in core.undelivered:
             if name not in self._dialled:
                 self._dialled.add(name)
@@ -118,6 +148,7 @@ class VirtualWorker:
                     self.wants_step()
             elif pipe.there.unsaid:
                 self.world.network.send(pipe, pipe.there.pack([]), to_worker=False)
+        # Only tasks that went on without a slot may run beyond the slots.
         assert core.queue.busy <= core.queue.slots + len(self.parking.beyond), (
             self.address,
             core.queue.busy,
@@ -125,7 +156,7 @@ class VirtualWorker:
         self.parking.watch()
 
     def _dial(self, owner: str) -> None:
-        """The scheduler says whether one to whom something could not be delivered is gone."""
+        """Ask the scheduler for an owner with undelivered posts, and drop the owner if gone."""
         self._dialled.discard(owner)
         if self.alive and not self.world.scheduler.expects(owner):
             self.core.undeliverable(owner)
@@ -134,18 +165,18 @@ class VirtualWorker:
     # ---- links ----
 
     def accept_link(self, pipe: Pipe) -> None:
-        """An owner has linked to this worker."""
+        """Take a link of an owner."""
         self.pipes[pipe.owner.name] = pipe
         self.wants_step()
 
     def lose_link(self, owner: str) -> None:
-        """The link of an owner is gone, if there was one."""
+        """Drop the link of an owner, if there is one."""
         pipe = self.pipes.pop(owner, None)
         if pipe is not None:
             self.world.network.pipes.pop(pipe, None)
 
     def orphan(self, owner: str) -> None:
-        """Drop what is here of an owner that is gone."""
+        """Drop the link, the tasks and the values of an owner that is gone, and posts for it."""
         self.lose_link(owner)
         self.core.close(owner)
         self.core.undeliverable(owner)
@@ -160,8 +191,9 @@ class VirtualWorker:
         self.wants_step()
 
     def has_left(self) -> bool:
-        """Whether nothing is here any more that somebody needs; also hands over what is owned."""
+        """Whether this worker can go without a loss; goes on handing over objects of its owner."""
         core = self.core
+        # An answer that no owner has acknowledged would be lost with this worker.
         unheard = any(p.there.unacknowledged or p.session.outbox for p in self.pipes.values())
         handed_over = self.owner.core.transfer.hand_over()
         self.owner.wants_step()
@@ -169,23 +201,27 @@ class VirtualWorker:
         return handed_over and not unfinished
 
     def end(self) -> None:
-        """Stop."""
+        """End this process."""
         self.owner.end()
         self.world.clock.dirty.discard(self)
         self.parking.end()
 
     def accept(self, yes: bool) -> None:
-        """Pause, or go on."""
+        """Pause this worker, or have it go on."""
         self.core.set_accepting(yes, self.slots)
         self.wants_step()
 
     def forget_functions(self) -> None:
-        """Lose what owners sent once, as when there are too many to keep."""
+        """Forget all functions, as an executor with too many of them: owners send them again."""
         for session in self.core.sessions.values():
             for number in list(session.functions):
                 session.forget_function(number)
 
     def _fetch(self, entry: Entry, index: int, absent: tuple[str, ...] = ()) -> None:
+        """Fetch a value from the address of this index, or from the next ones.
+
+        ``absent`` has the addresses without the value, as they said themselves.
+        """
         if entry.state != ex.FETCHING or not self.alive:
             return
         if index >= len(entry.addresses):
@@ -200,7 +236,7 @@ class VirtualWorker:
             if not self.alive:
                 return
             if value is None:
-                # A dead one does not answer, and so says nothing of the value.
+                # A dead worker does not answer, and so says nothing of the value.
                 said = absent if peer is None else (*absent, address)
                 self._fetch(entry, index + 1, said)
             else:
@@ -218,7 +254,7 @@ class VirtualWorker:
 
         parted = self.world.network.parted
         if peer is not None and (peer.frozen or parted(self.owner.name, peer.owner.name)):
-            # It does not answer, which says nothing of the value: another is asked then.
+            # No answer says nothing of the value: the next address is asked after a while.
             self.later(SILENCE, lambda: self._fetch(entry, index + 1, absent))
             return
         self.later(self.world.network.delay(), arrive)

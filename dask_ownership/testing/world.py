@@ -1,4 +1,4 @@
-"""What all processes of a virtual cluster share."""
+"""The parts of a virtual cluster that all of its processes share."""
 
 from __future__ import annotations
 
@@ -17,18 +17,25 @@ from dask_ownership.testing.scheduler import VirtualScheduler
 
 @dataclass(frozen=True)
 class World:
-    """What the processes of a virtual cluster meet outside of themselves.
+    """The surroundings of the processes of a virtual cluster.
 
     Attributes
     ----------
+    clock : Clock
+    random : Random
+        The one source of chance, so that a seed gives the whole run.
+    network : Network
+    scheduler : VirtualScheduler
+    observer : Observer
+    record : Record
     locks : Locks
-        Those of the cluster, as ``distributed.Lock``.
+        The locks of the cluster, as ``distributed.Lock``.
     workers : mapping of str to WorkerProcess
-        Those that live, by address.
+        The living workers, by address.
     replace : callable
-        ``replace(address)``: a worker dies, and another one comes.
+        ``replace(address)`` kills a worker, and adds another one.
     no_workers_timeout : float or None
-        Virtual microseconds between looks for tasks that no worker may run; the second ends them.
+        Virtual microseconds between looks for infeasible tasks; the second look ends a task.
     """
 
     clock: Clock

@@ -1,1 +1,1 @@
-"""What runs in worker processes."""
+"""The worker plugin, which runs in worker processes."""

@@ -1,4 +1,4 @@
-"""The worker's part: an executor, and an owner for what its tasks submit."""
+"""The worker plugin: an executor, and an owner for the tasks submitted by its tasks."""
 
 from __future__ import annotations
 
@@ -37,6 +37,12 @@ from dask_ownership.runtime.task import coroutine_entry, current_entry
 
 logger = logging.getLogger("dask_ownership.worker")
 
+FIRST_ASKED = 0.1
+"""Seconds after which a scheduler that did not answer is asked for a link again; twice as long each
+time until `LAST_ASKED`."""
+
+LAST_ASKED = 5.0
+
 
 class OwnershipWorkerPlugin(WorkerPlugin):
     """Sets up the executor and the owner of one worker.
@@ -44,9 +50,9 @@ class OwnershipWorkerPlugin(WorkerPlugin):
     Parameters
     ----------
     secret : str
-        The cluster's, see `comm.secret`.
+        The secret of the cluster, see `comm.secret`.
     client_for_worker : callable
-        Makes the client that tasks get, see `WorkerSide`. Pickled by its name.
+        Makes the client of tasks, see `WorkerSide`. Pickled by its name.
     """
 
     name = "dask-ownership"
@@ -56,7 +62,7 @@ class OwnershipWorkerPlugin(WorkerPlugin):
         self.client_for_worker = client_for_worker
 
     async def setup(self, worker: Any) -> None:
-        """Attach to a worker. Errors here are swallowed by Dask, so they are logged."""
+        """Attach to a worker. Dask swallows errors of this method, which therefore logs them."""
         try:
             await WorkerSide(worker, self.secret, self.client_for_worker).start()
             logger.info("dask_ownership is installed at %s", worker.address)
@@ -74,8 +80,8 @@ class OwnershipWorkerPlugin(WorkerPlugin):
 def ignore_interrupts(worker: Any) -> None:
     """Have Ctrl-C spare the process of a worker that has a nanny.
 
-    A terminal and a notebook's stop button send it to all processes of a local cluster, for
-    the client among them; the nanny ends the worker when that is meant.
+    A terminal and the stop button of a notebook send the signal to all processes of a local
+    cluster, though only the client is meant. The nanny ends the worker when the user wants that.
     """
     if worker.nanny is not None and threading.current_thread() is threading.main_thread():
         # A function and not SIG_IGN, which programs that tasks start would inherit.
@@ -86,16 +92,19 @@ _set_up: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 
 def next_incarnation(worker: Any) -> str:
-    """Of an owner at a worker: when the plugin is set up there again, it is another one."""
+    """Make the incarnation of an owner at a worker: another one for each setup of the plugin.
+
+    Owners elsewhere may still know the earlier owner of this worker, whose objects are gone.
+    """
     number = _set_up[worker] = _set_up.get(worker, 0) + 1
     incarnation = incarnation_of(worker.id)
     return incarnation if number == 1 else f"{incarnation}{NEXT}{number}"
 
 
 class TaskClient:
-    """Stands for the worker's client in its tasks until one asks it for something.
+    """Stands for the worker's client in its tasks, until a task uses the client.
 
-    Making a client connects to the scheduler, and most tasks need none.
+    Making a client connects to the scheduler, and most tasks need no client.
     """
 
     def __init__(self, side: WorkerSide) -> None:
@@ -103,16 +112,16 @@ class TaskClient:
 
     @property
     def owner(self) -> Any:
-        """The worker's owner, for futures that arrive: those need no client yet."""
+        """The worker's owner: arriving futures need the owner, and no client yet."""
         return self._side.owner
 
     def made_client(self) -> Any:
-        """The client itself."""
+        """The client itself, made and connected at the first call."""
         return self._side.owned_client()
 
     @property
     def client_of_threads(self) -> Any:
-        """The client, when a task has asked for it and others may use it; or None."""
+        """The client for threads that tasks started; None before a task has asked for it."""
         client = self._side.connected_client
         return client if client is not None and client.status == "running" else None
 
@@ -121,7 +130,7 @@ class TaskClient:
 
 
 def client_of_threads() -> Any:
-    """The client for threads that tasks started, once a task here has asked for it; or None."""
+    """The client for threads that tasks started, of any worker in this process; or None."""
     for stand_in in list(task_clients.values()):
         if (client := stand_in.client_of_threads) is not None:
             return client
@@ -129,21 +138,26 @@ def client_of_threads() -> Any:
 
 
 class WorkerSide:
-    """What the plugin leaves on a worker, as ``worker.extensions["dask-ownership"]``.
+    """The parts of this package at one worker, as ``worker.extensions["dask-ownership"]``.
 
     Parameters
     ----------
     worker : distributed.Worker
     secret : str
-        The cluster's, see `comm.secret`.
+        The secret of the cluster, see `comm.secret`.
     client_for_worker : callable
         Takes this object and a timeout or None, and gives a client on its owner.
 
     Attributes
     ----------
+    worker : distributed.Worker
     executor : dask_ownership.runtime.executor.executor.Executor
     owner : dask_ownership.runtime.owner.owner.Owner
     server : dask_ownership.runtime.executor.server.Server
+    notes : dask_ownership.monitoring.task_stream.Notes
+        The notes of ended tasks, for the task stream.
+    activity : dask_ownership.monitoring.worker_report.WorkerActivity
+        Answers the scheduler's questions about activity.
     connected_client : dask_ownership.Client or None
         The client of tasks, once it is connected.
     """
@@ -173,7 +187,8 @@ class WorkerSide:
         self._joining: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Register handlers, metrics and the client that tasks get."""
+        """Start the parts, and register handlers, metrics and the client of tasks."""
+        # Ordinary tasks of this worker may have owned futures as arguments of their own calls.
         install()
         find_clients(client_of_threads)
         worker = self.worker
@@ -188,6 +203,7 @@ class WorkerSide:
         worker.stream_handlers[OWNER_GONE] = self.owner_gone
         worker.stream_handlers[DIAL] = self.owner.connections.dial
         worker.stream_handlers[PROMOTION_OVER] = self.owner.promotion_over
+        # With each heartbeat: the scheduler plugin keeps a busy cluster awake by them.
         worker.metrics["owned_tasks"] = lambda worker: self.executor.core.unfinished
         worker.metrics["owned_running"] = lambda worker: self.executor.core.running
         worker.metrics["owned_nbytes"] = lambda worker: self.executor.store.nbytes
@@ -195,7 +211,7 @@ class WorkerSide:
         worker._get_client = self.get_client
 
     def members_changed(self, added: list[Member], removed: list[tuple[str, str]]) -> None:
-        """Stream handler: the scheduler tells of workers."""
+        """Stream handler of `MEMBERS`: take in workers that came and went."""
         self.executor.fetcher.members_changed(
             [member["address"] for member in added], [address for address, _ in removed]
         )
@@ -204,12 +220,13 @@ class WorkerSide:
         self.owner.members.changed(added, removed)
 
     def owner_gone(self, owner: str) -> None:
-        """Stream handler: an owner is gone for good."""
+        """Stream handler of `OWNER_GONE`: drop an owner that is gone for good."""
         self.executor.drop_owner(owner)
 
     def _ask_to_dial(self, owners: list[str]) -> None:
-        """Have the scheduler tell clients that this worker has something for them."""
+        """Have the scheduler ask owners to link to this worker, where posts wait for them."""
         for owner in owners:
+            # One question for each owner at a time: this is called with each flush.
             if owner not in self._asked:
                 self._asked.add(owner)
                 task = asyncio.ensure_future(self._dialled(owner))
@@ -217,13 +234,19 @@ class WorkerSide:
                 task.add_done_callback(self._asking.discard)
 
     async def _dialled(self, owner: str) -> None:
+        """Ask the scheduler for a link from one owner, or drop an owner that is gone."""
         me = self.owner
+        pause = FIRST_ASKED
         try:
-            known = await getattr(self.worker.scheduler, DIAL)(
-                owner=owner, dialler=me.incarnation, token=me.token
-            )
-        except OSError:
-            return  # it is asked again when the executor looks what it could not deliver
+            while True:
+                try:
+                    known = await getattr(self.worker.scheduler, DIAL)(
+                        owner=owner, dialler=me.incarnation, token=me.token
+                    )
+                    break
+                except OSError:  # the posts wait for as long as the scheduler does not answer
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, LAST_ASKED)
         finally:
             self._asked.discard(owner)
         if known is False:
@@ -232,18 +255,21 @@ class WorkerSide:
     async def join(self) -> None:
         """Have this worker's owner learn the members, once, when its first task submits.
 
+        Tasks that submit at the same time wait for the same answer.
+
         Raises
         ------
         OSError
-            When the scheduler did not answer; the next one who joins asks again.
+            When the scheduler did not answer. The next call asks again.
         """
         if self.owner.members.joined:
             return
         if self._joining is None or self._joining.done():
             self._joining = asyncio.ensure_future(self.owner.members.join())
-        await asyncio.shield(self._joining)
+        await asyncio.shield(self._joining)  # a cancelled caller must not cancel other callers
 
     async def _ask_who_is_there(self) -> Any:
+        """Join as the owner of this worker; the scheduler's answer."""
         owner = self.owner
         return await join(
             self.worker.scheduler,
@@ -254,19 +280,20 @@ class WorkerSide:
         )
 
     def get_client(self, timeout: Any = None) -> Any:
-        """What ``get_client()`` gives inside a task.
+        """Get the client of the calling task, for ``get_client()``.
 
-        Inside an owned task a client on the worker's owner; inside an ordinary Dask
-        task the stock client, as without this plugin.
+        An owned task gets a client on the worker's owner. An ordinary Dask task gets the stock
+        client, as without this plugin.
         """
         if current_entry() is None:
             return self._stock_client() if timeout is None else self._stock_client(timeout=timeout)
         return self.owned_client(timeout)
 
     def owned_client(self, timeout: Any = None) -> Any:
-        """The client on this worker's owner, which is connected when a thread asks.
+        """Get the client on this worker's owner; a thread waits until the client is connected.
 
-        It is made on the loop, so that threads that ask at once get the same one.
+        The client is made on the loop, so that all threads asking at once get the same client. On
+        the loop the client may not be connected yet: a coroutine awaits the client for that.
         """
         client = self._client
         if client is not None and client is self.connected_client and client.status != "closed":
@@ -280,21 +307,24 @@ class WorkerSide:
         return sync(self.worker.loop, self._connect_client, timeout)
 
     def _client_on_loop(self, timeout: Any) -> Any:
+        """Get the client, made when there is none or it was closed. Loop thread."""
         if self._client is None or self._client.status == "closed":
-            # What the client starts lives on: not in the context of the task that asked first.
+            # Callbacks of the client outlive the task that asked first. In the context of the task
+            # they would count as parts of the task.
             context = contextvars.copy_context()
             context.run(coroutine_entry.set, None)
             self._client = context.run(self._client_for_worker, self, timeout)
         return self._client
 
     async def _connect_client(self, timeout: Any) -> Any:
+        """Get the client, connected."""
         client = self._client_on_loop(timeout)
-        await asyncio.shield(client)
+        await asyncio.shield(client)  # other threads may wait for the same connection
         self.connected_client = client
         return client
 
     async def close(self) -> None:
-        """Undo `start`."""
+        """End the client, the owner and the executor of this worker."""
         task_clients.pop(self.owner.incarnation, None)
         self.activity.close()
         self.notes.close()
@@ -302,6 +332,7 @@ class WorkerSide:
             self._joining.cancel()
         for task in list(self._asking):
             task.cancel()
+        # With a reason the owner's futures raise `SchedulerGone` from now on, else `ClosedOwner`.
         lost = ""
         if scheduler_gone(self.worker):
             lost = (

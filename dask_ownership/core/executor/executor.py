@@ -651,10 +651,11 @@ class ExecutorCore:
             self._forget(waiter)
 
     def _on_recall(self, session: Session, count: int) -> None:
-        """Give up to ``count`` unstarted tasks of an owner back, of each level the last first."""
+        """Give up to ``count`` unstarted tasks of an owner back, those that start last first."""
         candidates: list[Entry] = []
-        for queue in session.queues.values():
-            candidates.extend(entry for entry in queue.items() if entry.state == QUEUED)
+        for level in sorted(session.queues):
+            queued = session.queues[level].items()
+            candidates.extend(entry for entry in queued if entry.state == QUEUED)
         candidates.extend(
             entry
             for entry in self.queue.resources.aside

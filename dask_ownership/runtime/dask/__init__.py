@@ -1,5 +1,5 @@
-"""Everything of dask and distributed that is private and that this project touches.
+"""All private parts of dask and distributed that this project touches.
 
-There is one module for each thing that is touched. All others import these names from here, so
-that a new release of distributed is looked at in one place.
+Each module is about one kind of object of distributed. All other modules of the package import
+private names from here: so a new release of distributed is checked against one folder.
 """

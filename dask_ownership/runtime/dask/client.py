@@ -1,4 +1,4 @@
-"""What is private to a client of distributed: which is current, what it waits for and takes."""
+"""Private parts of clients of distributed: the current client, waiting, and arguments of calls."""
 
 from __future__ import annotations
 
@@ -44,29 +44,30 @@ __all__ = [
 current_client: contextvars.ContextVar[Any] = _current_client
 
 NOT_OF_TASKS = ("Dask-", "Profile")
-"""How the names of threads begin that no task started: Dask's own."""
+"""Beginnings of the names of Dask's own threads, which no task started."""
 
 LOOPS = ("MainThread", "IO loop")
-"""How those begin in which a worker's loop runs, which unpacks what comes."""
+"""Beginnings of the names of threads with a worker's loop, which unpacks arriving messages."""
 
 COORDINATION = (
-    (Semaphore, "acquire"),  # and of `Lock`, which calls it
+    (Semaphore, "acquire"),  # `Lock.acquire` calls it, too
     (MultiLock, "acquire"),
     (Event, "wait"),
     (Queue, "get"),
     (Queue, "put"),
     (Variable, "get"),
 )
-"""What waits for others by way of the scheduler."""
+"""Methods by which tasks wait for each other by way of the scheduler."""
 
 WAIT_FOR_TASKS = {"_exception", "_gather", "_result", "_traceback", "_wait"}
-"""Coroutine functions by which a client waits for what the scheduler runs."""
+"""Coroutine functions by which a client waits for tasks of the scheduler."""
 
 
 class CurrentClient:
     """Stands for the context variable of the current client in distributed's module.
 
-    What a task has there is made a client when somebody asks for it: most tasks need none.
+    An owned task has a `TaskClient` in the variable. `get` makes a client of it, for the few tasks
+    that ask for their client.
     """
 
     set = staticmethod(_current_client.set)
@@ -74,21 +75,23 @@ class CurrentClient:
     name = _current_client.name
 
     def get(self, *default: Any) -> Any:
+        """The current client, connected at the first call in a task."""
         found = _current_client.get(*default)
         made = getattr(found, "made_client", None)
         return found if made is None else made()
 
 
 def find_clients(of_threads: Callable[[], Any]) -> None:
-    """Have tasks find their client, and threads which they started, too.
+    """Have tasks, and threads started by tasks, find their client by distributed's functions.
 
     Parameters
     ----------
     of_threads : callable
-        Gives the client for a thread that a task started, when the process has no other; or None.
+        Gives the client for a thread that a task started, or None. Asked when the thread has no
+        current client and the process has none, either.
     """
     stock = client_module._get_global_client
-    if hasattr(stock, "__wrapped__"):
+    if hasattr(stock, "__wrapped__"):  # several workers may run in one process
         return
 
     @wraps(stock)
@@ -99,7 +102,7 @@ def find_clients(of_threads: Callable[[], Any]) -> None:
         thread = current_thread().name
         if thread.startswith(NOT_OF_TASKS):
             return None
-        # A future of an ordinary task that is unpacked there is that task's client's.
+        # The loop unpacks futures of ordinary tasks, which find the client of their task later.
         if thread.startswith(LOOPS) and sys._getframe(1).f_code is Future.__init__.__code__:
             return None
         return of_threads()
@@ -109,12 +112,12 @@ def find_clients(of_threads: Callable[[], Any]) -> None:
 
 
 def scheduler_id(client: Any) -> Any:
-    """What tells the scheduler of a client from any other; None while it is not connected."""
+    """The id of the scheduler of a client; None while the client is not connected."""
     return client._scheduler_identity.get("id")
 
 
 def tokenizing() -> bool:
-    """Whether this thread pickles only to make a token: that pickle is read by nobody."""
+    """Whether this thread pickles to make a token: no process ever loads such a pickle."""
     return bool(tokenize_lock._is_owned())
 
 
@@ -124,19 +127,28 @@ def block_in(
     without_slot_if_long: Callable[[], AbstractContextManager[None]],
     await_without_slot_if_long: Callable[[Any], Any],
 ) -> None:
-    """Have what blocks in Dask wait without a slot inside owned tasks.
+    """Have owned tasks wait without a slot in blocking calls of Dask.
 
-    ``as_completed`` and results of actors at once, as futures; what coordinates tasks when it
-    lasts, and as well what a client that a task connects itself waits for. What only asks the
-    scheduler something keeps the slot.
+    A task gives its slot up at once in ``as_completed`` and for results of actors, as for futures.
+    In `COORDINATION`, and in `WAIT_FOR_TASKS` of a client that the task has connected itself, a
+    task gives its slot up only when the wait lasts: it may be over at once, while another task has
+    the slot. In a call that asks the scheduler a short question a task keeps its slot.
+
+    Parameters
+    ----------
+    without_slot, without_slot_if_long : callable
+        Give a context in which the calling task has no slot, at once or after a while.
+    await_without_slot, await_without_slot_if_long : callable
+        The same for awaitables, in coroutine tasks.
     """
     if hasattr(as_completed.__next__, "__wrapped__"):
         return
-    import_once()
+    import_once()  # a double that is imported later would have the stock methods
     stock_sync = Client.sync
 
     @wraps(stock_sync)
     def sync(self: Any, func: Any, *args: Any, **kwargs: Any) -> Any:
+        # All other functions ask the scheduler a short question.
         if getattr(func, "__name__", "") not in WAIT_FOR_TASKS:
             return stock_sync(self, func, *args, **kwargs)
         with without_slot_if_long():
@@ -151,6 +163,7 @@ def block_in(
 
     @wraps(stock)
     def __next__(self: Any) -> Any:
+        # A future that has ended is there at once: no reason to give a slot up.
         if not self.queue.empty():
             return stock(self)
         with without_slot():
@@ -186,9 +199,10 @@ def block_in(
 
 
 def complete_by(takes: Callable[[Any, list[Any]], bool]) -> None:
-    """Have ``distributed.as_completed`` leave futures to another who waits faster for them.
+    """Have ``distributed.as_completed`` offer its first futures to this project's `as_completed`.
 
-    ``takes(waits, futures)`` may take over an `as_completed` that has no futures yet.
+    ``takes(waits, futures)`` returns True when it takes over ``waits``, an instance that has no
+    futures yet, with these futures: it waits for owned futures without asking the scheduler.
     """
     stock = as_completed.update
     if hasattr(stock, "__wrapped__"):
@@ -197,6 +211,7 @@ def complete_by(takes: Callable[[Any, list[Any]], bool]) -> None:
     @wraps(stock)
     def update(self: Any, futures: Any) -> None:
         futures = list(futures)
+        # One class waits for all futures of an instance: so only an empty instance changes class.
         fresh = type(self) is as_completed and not self.futures and self.queue.empty()
         if not (fresh and takes(self, futures)):
             stock(self, futures)
@@ -205,7 +220,7 @@ def complete_by(takes: Callable[[Any, list[Any]], bool]) -> None:
 
 
 def _let_wait(cls: Any, name: str, without_slot: Any, await_without_slot: Any) -> None:
-    """Have a method of a class wait without a slot, whether it blocks or is awaited."""
+    """Have a method of a class wait without a slot, both when it blocks and when it is awaited."""
     stock = getattr(cls, name)
 
     @wraps(stock)
@@ -221,12 +236,18 @@ def cross_in_clients(
     arguments: Callable[[Any, Any, Any], Any],
     graph: Callable[[Any, Any, Any], Any],
 ) -> None:
-    """Have all clients of this process take owned futures where they take their own.
+    """Have all stock clients of this process take owned futures where they take their own.
 
-    They see a future by its key only, which means nothing to the scheduler, so what a user
-    gives is looked at before they see it: by ``arguments(client, args, kwargs)`` in ``submit``
-    and ``map``, and by ``graph(client, expr, keys)`` in all else. Both return what to use in
-    place of it, and what must live as long as the futures that come of it.
+    The scheduler does not know the key of an owned future. So arguments and graphs are translated
+    before the client sees them.
+
+    Parameters
+    ----------
+    arguments : callable
+        ``arguments(client, args, kwargs)`` gives the arguments for ``submit`` and ``map``, and the
+        inputs: futures that have to live as long as the futures of the call.
+    graph : callable
+        ``graph(client, expr, keys)`` gives the graph for all other calls, and the inputs.
     """
     stock_submit, stock_map, stock_graph = Client.submit, Client.map, Client._graph_to_futures
     if hasattr(stock_submit, "__wrapped__"):
@@ -251,8 +272,9 @@ def cross_in_clients(
 
 
 def keep(inputs: Any, futures: Any) -> Any:
-    """Futures of the scheduler, each with the futures that it was made of."""
+    """Have futures of the scheduler keep their inputs alive; the same futures."""
     if inputs:
+        # A graph gives a dict or a list, ``map`` a list, ``submit`` one future.
         made = futures.values() if isinstance(futures, dict) else futures
         for future in made if isinstance(futures, dict | list) else (futures,):
             future._crossed = inputs

@@ -1,4 +1,4 @@
-"""What is private to a connection of distributed."""
+"""Private parts of connections of distributed: the counters of their streams."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from typing import Any
 
 
 def moved_bytes(comm: Any) -> tuple[int, int] | None:
-    """What changes whenever bytes move over a connection; None when nothing shows it."""
+    """Numbers that change whenever bytes move over a connection; None when it has no counters.
+
+    Returns
+    -------
+    tuple of int or None
+        Bytes that have left, and bytes that have arrived and are not read yet.
+    """
     stream = getattr(comm, "stream", None)
     if stream is None or not hasattr(stream, "_total_write_done_index"):
         return None

@@ -1,4 +1,4 @@
-"""Modules of distributed that a program imports twice, once by way of ``dask.distributed``."""
+"""Doubles: modules of distributed that a program also imports by way of ``dask.distributed``."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from importlib.machinery import ModuleSpec
 from typing import Any
 
 DOUBLE = "dask."
-"""What is before the name of a module of distributed that is imported a second time."""
+"""Stands before the name of a module of distributed in the name of its double."""
 
 
 def copies_of(cls: Any) -> Iterator[Any]:
-    """A class of distributed, and its double where a program made one.
+    """Yield a class of distributed, and its double when a program has imported one.
 
-    ``dask.distributed.diagnostics.progressbar`` and the like are second copies of those modules,
-    with classes of their own.
+    ``dask.distributed.diagnostics.progressbar`` and the like are second copies of modules, with
+    classes of their own.
     """
     yield cls
     double = getattr(sys.modules.get(DOUBLE + cls.__module__), cls.__name__, cls)
@@ -26,7 +26,7 @@ def copies_of(cls: Any) -> Iterator[Any]:
 
 
 class OneCopy(MetaPathFinder, Loader):
-    """Has ``import dask.distributed.something`` give distributed's module, not a double of it."""
+    """Has ``import dask.distributed.something`` give distributed's own module and no double."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if not name.startswith(DOUBLE + "distributed."):
@@ -39,6 +39,7 @@ class OneCopy(MetaPathFinder, Loader):
 
     def create_module(self, spec: ModuleSpec) -> Any:
         module = sys.modules[spec.name.removeprefix(DOUBLE)]
+        # The import system writes the double's spec and loader into the module meanwhile.
         self._own = module.__spec__, module.__loader__
         return module
 
@@ -47,6 +48,6 @@ class OneCopy(MetaPathFinder, Loader):
 
 
 def import_once() -> None:
-    """Have no more doubles made."""
+    """Have imports make no more doubles, in this process and from now on."""
     if not any(isinstance(finder, OneCopy) for finder in sys.meta_path):
         sys.meta_path.insert(0, OneCopy())

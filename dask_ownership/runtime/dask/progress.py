@@ -1,4 +1,4 @@
-"""What is private to the progress bars of distributed."""
+"""Private parts of the progress bars of distributed."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def let_bars_follow(
     Parameters
     ----------
     split : callable
-        Takes futures or keys and the scheduler's address; gives what of them is owned, each
-        with the address of its ``scheduler``, and the others.
+        Takes futures or keys and the address of the scheduler (or None). Gives the owned ones, as
+        parts that each have the address of their ``scheduler``, and a list of the central ones.
     listen : callable
-        Takes a bar, what of its keys is owned, a bar of the others with what has it listen (or
-        None), and how they are grouped (None for one number). Draws until all has ended.
+        Takes a bar, its owned parts, a silent bar of the central tasks with its coroutine (or
+        None), and the grouping (None for one number). Draws until all tasks have ended.
     without_slot : callable
-        Covers a bar that blocks.
+        Gives a context in which the calling task has no slot, for a bar that blocks.
     """
     if hasattr(ProgressBar.listen, "__wrapped__"):
         return
@@ -43,6 +43,7 @@ def let_bars_follow(
 
 
 def _let_block(cls: Any, without_slot: Any) -> None:
+    """Have a blocking bar of this class give up the slot of the calling task."""
     stock = cls.__init__
 
     @wraps(stock)
@@ -54,6 +55,7 @@ def _let_block(cls: Any, without_slot: Any) -> None:
 
 
 def _let_follow(cls: Any, split: Any, listen: Any) -> None:
+    """Have bars of this class show owned tasks together with central ones."""
     stock_init, stock_listen = cls.__init__, cls.listen
 
     @wraps(stock_init)
@@ -61,6 +63,7 @@ def _let_follow(cls: Any, split: Any, listen: Any) -> None:
         keys = list(keys)
         address = None if scheduler is None else coerce_to_address(scheduler)
         self._owned, self._others = split(keys, address)
+        # Without an address the stock bar takes the scheduler of the default client.
         if scheduler is None and self._owned:
             scheduler = self._owned[0].scheduler
         stock_init(self, keys, scheduler, *args, **kwargs)
@@ -70,6 +73,7 @@ def _let_follow(cls: Any, split: Any, listen: Any) -> None:
         if not getattr(self, "_owned", None):
             await stock_listen(self)
             return
+        # This bar is drawn for all tasks. The one of central tasks is silent, and only counts.
         central = None
         options: dict[str, Any] = {"interval": self.interval, "complete": self.complete}
         if cls.__name__ == MultiProgressBar.__name__:
@@ -85,5 +89,5 @@ def _let_follow(cls: Any, split: Any, listen: Any) -> None:
 
 
 def _silent(cls: Any) -> Any:
-    """A kind of bar that is not drawn."""
+    """A subclass of a bar that is never drawn."""
     return type(f"Silent{cls.__name__}", (cls,), {"_draw_bar": lambda self, **response: None})

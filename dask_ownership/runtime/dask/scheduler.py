@@ -1,4 +1,4 @@
-"""What is private to a scheduler of distributed: who leaves, who asks, who looks, how it scales."""
+"""Private parts of schedulers of distributed: departures, senders, open pages and scaling."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RETIREMENT = {"close_workers", "remove", "stimulus_id"}
 """Options of ``Scheduler.retire_workers`` that do not choose workers."""
 
 TOLD = 0.02
-"""Seconds after which a worker has heard what the scheduler said to it over its stream."""
+"""Seconds after which a worker has read what the scheduler sent to it over its stream."""
 
 
 def pages_open(scheduler: Any) -> bool:
@@ -40,12 +40,15 @@ def pages_open(scheduler: Any) -> bool:
 
 
 def keep_awake(scheduler: Any, yes: bool) -> None:
-    """Hold a scheduler's ``idle-timeout``, as it does itself while it takes a graph in."""
+    """Hold the ``idle-timeout`` of a scheduler, or end that.
+
+    The counter is the scheduler's own: above zero it takes a graph in, and is not idle.
+    """
     scheduler._active_graph_updates += 1 if yes else -1
 
 
 def before_retirement(scheduler: Any, leave: Callable[[list[str]], Awaitable[None]]) -> None:
-    """Call ``leave(addresses)`` before a scheduler retires workers, whoever asks for it."""
+    """Call ``leave(addresses)`` before a scheduler retires workers, for any reason."""
     stock = scheduler.retire_workers
 
     @wraps(stock)
@@ -57,13 +60,15 @@ def before_retirement(scheduler: Any, leave: Callable[[list[str]], Awaitable[Non
             wanted = {str(name) for name in names}
             leaving = [a for a, ws in scheduler.workers.items() if str(ws.name) in wanted]
         elif workers is not None:
-            # ``SpecCluster.scale`` names workers here; stock finds none of them and moves nothing.
+            # ``SpecCluster.scale`` gives names in place of addresses: the stock function finds no
+            # worker by them, and moves no values.
             workers = leaving = [
                 address
                 for address, ws in scheduler.workers.items()
                 if address in workers or ws.name in workers
             ]
         else:
+            # The scheduler chooses workers itself. Choose here, or it could choose others later.
             closing = {k: v for k, v in kwargs.items() if k not in RETIREMENT}
             if closing.get("attribute", "address") == "address":
                 workers = leaving = scheduler.workers_to_close(**closing)
@@ -74,8 +79,8 @@ def before_retirement(scheduler: Any, leave: Callable[[list[str]], Awaitable[Non
             await leave(leaving)
         retired = await stock(workers=workers, names=names, **kwargs)
         if leaving:
-            # The scheduler has told them so. Who asked may have their nannies end them now, and
-            # a worker that hears the scheduler after its nanny logs an error.
+            # The scheduler has told the workers to close. The caller may have the nannies end the
+            # workers next: a worker that reads the scheduler's message after that logs an error.
             await asyncio.sleep(TOLD)
         return retired
 
@@ -86,7 +91,7 @@ def before_retirement(scheduler: Any, leave: Callable[[list[str]], Awaitable[Non
 def before_workers_restart(scheduler: Any, leave: Callable[[list[str]], Awaitable[None]]) -> None:
     """Call ``leave(addresses)`` before workers that a client names are restarted.
 
-    Not when the whole cluster is: that cancels everything.
+    A restart of the whole cluster has no such call, because it cancels all tasks.
     """
     stock = scheduler.restart_workers
 
@@ -101,7 +106,7 @@ def before_workers_restart(scheduler: Any, leave: Callable[[list[str]], Awaitabl
 
 
 def members_after_resources(scheduler: Any, tell: Callable[[str], None]) -> None:
-    """Call ``tell(address)`` when a worker has other resources than before."""
+    """Call ``tell(address)`` after ``set_resources`` has changed the resources of a worker."""
     stock = scheduler.handlers["set_resources"]
 
     def set_resources(worker: str, resources: dict[str, float] | None = None) -> Any:
@@ -113,19 +118,24 @@ def members_after_resources(scheduler: Any, tell: Callable[[str], None]) -> None
 
 
 class Sender(str):
-    """Id of the client over whose connection something came, as the scheduler knows it."""
+    """Id of the client from whose connection a message came.
+
+    The type proves the id: the message itself can only have a plain str there.
+    """
 
     __slots__ = ()
 
 
 def name_senders(scheduler: Any, operations: Iterable[str]) -> None:
-    """Have messages of these operations say whose they are, as ``sender=Sender(client)``.
+    """Have messages of these operations name their client, as ``sender=Sender(client)``.
 
-    Dask passes the client on as an argument, which one in the message itself replaces.
+    Dask passes the client of a stream on as the argument ``client``, which an item of the message
+    itself replaces: so a client could speak in the name of another client.
     """
     ours = frozenset(operations)
 
     def watch(comm: Any, client: str) -> None:
+        """Name the sender in messages that arrive over the connection of one client."""
         stock = comm.read
 
         @wraps(stock)
@@ -147,6 +157,7 @@ def name_senders(scheduler: Any, operations: Iterable[str]) -> None:
         await stock(comm, extra)
 
     scheduler.handle_stream = handle_stream
+    # Clients that connected before the plugin was installed.
     for client, batched in scheduler.client_comms.items():
         if batched.comm is not None:
             watch(batched.comm, client)
@@ -155,7 +166,7 @@ def name_senders(scheduler: Any, operations: Iterable[str]) -> None:
 def count_owned_work(scheduler: Any, backlog: Callable[[], int]) -> None:
     """Have adaptive scaling see owned tasks: busy workers stay, and a backlog asks for more.
 
-    ``backlog`` counts tasks that wait at clients for a worker.
+    ``backlog()`` is the number of tasks that wait at clients for a worker.
     """
     stock_close = scheduler.workers_to_close
     stock_target = scheduler.adaptive_target
@@ -175,6 +186,7 @@ def count_owned_work(scheduler: Any, backlog: Callable[[], int]) -> None:
         owned = [ws.metrics.get("owned_tasks") or 0 for ws in scheduler.workers.values()]
         busy = sum(1 for tasks in owned if tasks)
         waiting = backlog()
+        # At most twice the busy workers at once, and at least one.
         wanted = min(busy + waiting, max(1, 2 * busy)) if waiting else busy
         return max(int(stock_target(*args, **kwargs)), wanted)
 

@@ -1,4 +1,4 @@
-"""Leases of what a worker's state machine has: its slots and its abstract resources."""
+"""Leases of slots and abstract resources, which a worker's state machine leaves to owned tasks."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from distributed.worker_state_machine import UnpauseEvent
 
 
 class SlotLease:
-    """Slots that the worker's state machine leaves to owned tasks.
+    """Slots that the worker's state machine leaves to owned tasks. Loop thread only.
 
-    The state machine runs ``nthreads`` tasks at once. While it looks whether to start
-    one, that number is lower by what is leased, so that the worker never runs more than it has
-    threads for, whoever sent the work. Tasks that ask how many threads their worker has
-    find all of them. Loop thread only.
+    The state machine runs ``nthreads`` tasks at once. While the state machine looks whether to
+    start a task, ``nthreads`` is lower by the leased slots. So the worker never runs more tasks of
+    both kinds together than it has threads, and a task that asks for the threads of its worker
+    still reads the full number.
 
     Attributes
     ----------
+    worker : distributed.Worker
     leased : int
         Slots that owned tasks may use now.
     """
 
     FAIR_TURN = 0.05
-    """Seconds for which either side may go on to use a slot while the other waits for one."""
+    """Seconds for which owned or ordinary tasks may keep a slot while the other kind waits."""
 
     def __init__(self, worker: Any) -> None:
         self.worker = worker
@@ -36,7 +37,7 @@ class SlotLease:
         self._stock: type | None = None
 
     def start(self) -> None:
-        """Have the state machine start no more than what is left to it."""
+        """Have the state machine start tasks on the slots only that are not leased."""
         lease = self
         stock = self._stock = type(self.worker.state)
 
@@ -46,6 +47,7 @@ class SlotLease:
             def _ensure_computing(self) -> Any:
                 state: Any = self
                 nthreads = state.nthreads
+                # For this call only: all other readers of ``nthreads`` find the full number.
                 state.nthreads = lease.left
                 try:
                     return super()._ensure_computing()
@@ -53,10 +55,11 @@ class SlotLease:
                     state.nthreads = nthreads
 
         LeasingState.__name__ = LeasingState.__qualname__ = stock.__name__
+        # The same object, of another class: all that is in the state stays, and references to it.
         self.worker.state.__class__ = LeasingState
 
     def close(self) -> None:
-        """Undo `start`, and return what is leased."""
+        """Undo `start`, and return all leased slots."""
         self.release(self.leased)
         if self._stock is not None:
             self.worker.state.__class__ = self._stock
@@ -64,17 +67,17 @@ class SlotLease:
 
     @property
     def nthreads(self) -> int:
-        """All slots of the worker, leased and not."""
+        """All slots of the worker, leased or not."""
         return int(self.worker.state.nthreads)
 
     @property
     def left(self) -> int:
-        """Slots of the state machine."""
+        """Slots on which the state machine may run tasks: not leased, and not reserved."""
         return self.nthreads - self.leased - self._reserved
 
     @property
     def reserved(self) -> bool:
-        """Whether a slot that is not free yet is kept for `acquire`."""
+        """Whether the next slot that becomes free is kept for `acquire`."""
         return self._reserved > 0
 
     @property
@@ -95,11 +98,16 @@ class SlotLease:
         return bool(self.worker.status == Status.running)
 
     def acquire(self, wanted: int) -> int:
-        """Take up to ``wanted`` more slots; how many were had now.
+        """Lease up to ``wanted`` more slots, as far as they are free.
 
-        What cannot be had now is reserved: it comes free when an ordinary task
-        ends, and `acquire` gets it when it is called again. But not while it is the turn of
-        ordinary tasks.
+        When no slot is free and none is leased, the next one to become free is reserved, and
+        leased by a later call. But no slot is reserved in the turn of ordinary tasks, which lasts
+        for `FAIR_TURN` after overdue slots were returned.
+
+        Returns
+        -------
+        int
+            How many slots were leased now.
         """
         free = self.nthreads - self.leased - len(self.worker.state.executing)
         got = max(0, min(wanted, free))
@@ -107,6 +115,8 @@ class SlotLease:
         self.leased += got
         if got:
             self._taken_at = time()
+        # While ordinary tasks are queued no slot is ever found free: without a reservation owned
+        # tasks would wait until all ordinary tasks have ended.
         elif (
             wanted
             and self.nthreads > 0
@@ -117,14 +127,15 @@ class SlotLease:
         return got
 
     def release(self, count: int) -> None:
-        """Return slots, and let the state machine use them if the worker runs."""
+        """Return leased slots, and end a reservation; waiting ordinary tasks may start at once."""
         if self.overdue:
             self._given_at = time()
         count = min(count, self.leased) + self._reserved
         self.leased -= count - self._reserved
         self._reserved = 0
         if count and self.running and self.stock_waits:
-            # Never sent to a paused worker, which it would set going again.
+            # The event has the state machine look for tasks to start. It would set a paused worker
+            # going again, which therefore never gets it.
             self.worker.handle_stimulus(UnpauseEvent(stimulus_id=f"ownership-{time()}"))
 
     @property
@@ -134,25 +145,29 @@ class SlotLease:
 
 
 class _Totals(dict[str, float]):
-    """A worker's resources, of which its state machine does not count what is leased."""
+    """A worker's resources, of which the state machine does not count the leased part."""
 
     leased: dict[str, float]
 
     def copy(self) -> dict[str, float]:
-        """What the state machine compares with what is free and what its own tasks have."""
+        """The resources that are not leased.
+
+        The state machine compares a copy with the free resources and those of its own tasks.
+        """
         return {name: amount - self.leased.get(name, 0.0) for name, amount in self.items()}
 
 
 class ResourceLease:
-    """Abstract resources that the worker's state machine leaves to owned tasks.
+    """Abstract resources that the worker's state machine leaves to owned tasks. Loop thread only.
 
-    What is leased is not in its ``available_resources``, so that tasks of both kinds together
-    never take more than there is. Loop thread only.
+    Leased resources are taken out of ``available_resources`` of the state machine, so that tasks of
+    both kinds together never take more than the worker has.
 
     Attributes
     ----------
+    worker : distributed.Worker
     leased : dict
-        How much of each owned tasks have, or may take.
+        How much of each resource owned tasks have, or may take.
     """
 
     def __init__(self, worker: Any) -> None:
@@ -166,18 +181,18 @@ class ResourceLease:
 
     @property
     def totals(self) -> dict[str, float]:
-        """All that the worker has, leased and not; ``set_resources`` changes it."""
+        """All resources of the worker, leased or not; ``set_resources`` changes this dict."""
         totals: dict[str, float] = self.worker.state.total_resources
         return totals
 
     @property
     def reserved(self) -> bool:
-        """Whether some that are not free yet are kept for `acquire`."""
+        """Whether resources are kept for `acquire` until enough of them is free."""
         return bool(self._reserved)
 
     @property
     def stock_waits_for(self) -> frozenset[str]:
-        """What is leased and an ordinary Dask task waits for."""
+        """Names of leased resources for which the next ordinary Dask task waits."""
         constrained = self.worker.state.constrained
         if not constrained or not self.leased:
             return frozenset()
@@ -185,17 +200,23 @@ class ResourceLease:
 
     @property
     def overdue(self) -> frozenset[str]:
-        """What is leased and an ordinary task has waited for long enough."""
+        """Names of leased resources for which an ordinary task has waited for `FAIR_TURN`."""
         waits_for = self.stock_waits_for
         if waits_for and time() - self._taken_at > SlotLease.FAIR_TURN:
             return waits_for
         return frozenset()
 
     def acquire(self, wanted: dict[str, float]) -> bool:
-        """Take all of what is wanted, or nothing and return False.
+        """Lease all of the wanted amounts, or none of them.
 
-        What cannot be had now is reserved: ordinary tasks get none of it until `acquire` did,
-        or `unreserve` is called.
+        Amounts that are not free are reserved: ordinary tasks get none of these resources before
+        `acquire` has leased them or `unreserve` was called. Nothing is reserved while a part of
+        one of the resources is leased.
+
+        Returns
+        -------
+        bool
+            Whether the amounts were leased.
         """
         self.unreserve(wanted)
         free = self.worker.state.available_resources
@@ -206,7 +227,8 @@ class ResourceLease:
                     self._taken_at = time()
                 self.leased[name] = self.leased.get(name, 0.0) + amount
             return True
-        # The validation of the state machine, which is for tests, takes no number below zero.
+        # A reservation takes the free amount below zero, which the validation of the state machine
+        # (for tests) refuses.
         if not self.worker.state.validate and self.leased.keys().isdisjoint(wanted):
             for name, amount in wanted.items():
                 if name in free:
@@ -215,15 +237,19 @@ class ResourceLease:
         return False
 
     def unreserve(self, names: Iterable[str] | None = None) -> None:
-        """Reserve no more of these, or of any."""
+        """End the reservation of these resources, or of all resources."""
         for name in list(self._reserved if names is None else names):
             if name in self._reserved:
                 self.worker.state.available_resources[name] += self._reserved.pop(name)
 
     def release(self, amounts: dict[str, float], done: bool) -> None:
-        """Return what was acquired, and let the state machine use it if the worker runs.
+        """Return leased amounts, and have the state machine look for tasks to start.
 
-        ``done`` when no owned task waits for more: then nothing stays reserved.
+        Parameters
+        ----------
+        amounts : dict
+        done : bool
+            Whether no owned task waits for resources: then no resource stays reserved.
         """
         if done:
             self.unreserve()
@@ -231,6 +257,7 @@ class ResourceLease:
         for name, amount in amounts.items():
             amount = min(amount, self.leased.get(name, 0.0))  # all may have been returned before
             free[name] += amount
+            # Amounts are floats: a rest of a sum that is this small is none.
             left = self.leased.get(name, 0.0) - amount
             if left > 1e-9:
                 self.leased[name] = left

@@ -1,4 +1,4 @@
-"""What is private to a worker of distributed: its threads, its state machine, its values."""
+"""Private parts of workers of distributed: their threads, state machine and values."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ __all__ = [
 current_worker: contextvars.ContextVar[Any] = _worker_cvar
 
 DefaultPool = threadpoolexecutor.ThreadPoolExecutor
-"""What a worker makes for its tasks when it is not given executors."""
+"""The class of the pool that a worker makes for its tasks when it is given no default executor."""
 
 pool_state = threadpoolexecutor.thread_state
-"""What ``secede()`` and ``rejoin()`` look at in a thread."""
+"""State of a thread, in which ``secede()`` and ``rejoin()`` find the pool of the thread."""
 
 PREFIX = "owned-"
-"""How the names of owned values begin in a worker's ``data``."""
+"""Beginning of the names of owned values in a worker's ``data``."""
 
 
 @contextmanager
 def thread_of_task(worker: Any, pool: Any) -> Iterator[None]:
-    """Make another's thread look like one of an owned task while the body runs.
+    """Make a thread of the user's pool look like a runner thread while the body runs.
 
-    ``pool`` is what ``secede()`` and ``rejoin()`` find.
+    ``pool`` is the pool that ``secede()`` and ``rejoin()`` find in the thread.
     """
     new = {"executor": pool, "proceed": True}
     before = {name: getattr(pool_state, name) for name in new if hasattr(pool_state, name)}
@@ -57,6 +57,7 @@ def thread_of_task(worker: Any, pool: Any) -> Iterator[None]:
         for name in new:
             delattr(pool_state, name)
         pool_state.__dict__.update(before)
+        # `run_in_thread` has set the last two.
         for name in ("execution_state", "key", "start_time"):
             if hasattr(thread_state, name):
                 delattr(thread_state, name)
@@ -66,7 +67,7 @@ def thread_of_task(worker: Any, pool: Any) -> Iterator[None]:
 class HiddenData(MutableMapping[Any, Any]):
     """A worker's ``data`` as its state machine sees it: without owned values.
 
-    The state machine takes every key of ``data`` for one of its tasks.
+    The state machine takes each key of ``data`` for a task of its own.
     """
 
     def __init__(self, data: MutableMapping[Any, Any]) -> None:
@@ -85,7 +86,7 @@ class HiddenData(MutableMapping[Any, Any]):
         return key in self.data
 
     def __iter__(self) -> Iterator[Any]:
-        for key in list(self.data):
+        for key in list(self.data):  # a copy, because runner threads put values meanwhile
             if not (isinstance(key, str) and key.startswith(PREFIX)):
                 yield key
 
@@ -100,15 +101,15 @@ def share_data(worker: Any, shown: Callable[[MutableMapping[Any, Any]], Any]) ->
     ----------
     worker : distributed.Worker
     shown : callable
-        From the mapping where values stand to what is shown of it.
+        Takes the mapping with all values, and gives the mapping to show as `Worker.data`.
 
     Returns
     -------
     MutableMapping
-        Where values stand.
+        The mapping with all values.
     """
     data = worker.memory_manager.data
-    if isinstance(worker.state.data, HiddenData):  # the plugin was set up before
+    if isinstance(worker.state.data, HiddenData):  # from an earlier setup of the plugin
         data = worker.state.data.data
     worker.state.data = HiddenData(data)
     worker.memory_manager.data = shown(data)
@@ -116,11 +117,18 @@ def share_data(worker: Any, shown: Callable[[MutableMapping[Any, Any]], Any]) ->
 
 
 def watch_stimuli(worker: Any, owned: Any, after: Callable[[], None]) -> None:
-    """Keep ``secede()`` inside owned tasks from the state machine, and tell of all else.
+    """Keep ``secede()`` of owned tasks from a worker's state machine, and watch all other stimuli.
 
-    It would look for the key among its own tasks, and close the worker when it has
-    the same key in another state. ``owned`` says whether a key is an owned task's
-    that runs here. ``after`` is called when the state machine did something: a slot may be free.
+    The state machine would look for the key of an owned task among its own tasks, and close the
+    worker when it has a task of the same key in another state.
+
+    Parameters
+    ----------
+    worker : distributed.Worker
+    owned : callable
+        Whether an owned task of a key runs here.
+    after : callable
+        Called after each stimulus: a slot may be free.
     """
     stock = worker.handle_stimulus
 
@@ -135,11 +143,12 @@ def watch_stimuli(worker: Any, owned: Any, after: Callable[[], None]) -> None:
 
 @contextmanager
 def without_slot(worker: Any) -> Iterator[None]:
-    """Secede while the caller waits, when it is an ordinary Dask task of this worker.
+    """Have the calling task secede while the body runs, if it is an ordinary Dask task.
 
-    What it waits for may need the very slot that it holds.
+    The task may wait for a task that needs the very slot of the caller.
     """
     task = None
+    # Only a thread of the worker's own pool that has not seceded before has a slot to give up.
     if getattr(pool_state, "executor", None) is worker.executors.get("default") and getattr(
         pool_state, "proceed", False
     ):
@@ -155,13 +164,13 @@ def without_slot(worker: Any) -> Iterator[None]:
 
 
 def runs_here(worker: Any, key: Any) -> bool:
-    """Whether a worker's state machine has an ordinary Dask task running."""
+    """Whether a worker runs the ordinary Dask task of this key, with or without a slot."""
     task = worker.state.tasks.get(key)
     return task is not None and task.state in ("executing", "long-running")
 
 
 def secede_coroutine(worker: Any, key: Any) -> None:
-    """As ``secede()``, for an ordinary Dask task that is a coroutine: it has no thread."""
+    """Have an ordinary Dask task secede that is a coroutine: ``secede()`` needs a thread."""
     task = worker.state.tasks.get(key)
     if task is not None and task.state == "executing":
         worker.handle_stimulus(
@@ -170,5 +179,5 @@ def secede_coroutine(worker: Any, key: Any) -> None:
 
 
 def scheduler_gone(worker: Any) -> bool:
-    """Whether a worker that closes does so because its stream to the scheduler broke."""
+    """Whether the stream of a closing worker to the scheduler is broken, and so the reason."""
     return bool(worker.batched_stream is not None and worker.batched_stream.closed())

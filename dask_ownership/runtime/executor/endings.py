@@ -1,4 +1,4 @@
-"""What becomes of tasks that ran: their owners hear of it, and their slots are free."""
+"""The end of tasks: their owners hear the outcome, and their slots become free."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dask_ownership.runtime.serialize import dumps_error
 from dask_ownership.runtime.task import Outcome
 
 FAILURES = 20
-"""Of how many tasks that failed it is remembered why."""
+"""How many failed tasks are remembered with their errors."""
 
 
 class Endings:
@@ -33,20 +33,20 @@ class Endings:
     lock : threading.Lock
         Covers the core.
     owner : Owner
-        The one in this process.
+        The owner in this process, which borrows the futures in arguments of tasks.
     flushing : Flushing
-        Has the loop send what there is.
+        Has the loop send answers.
     provide : callable
-        Has what waits start, on the loop.
+        Leases slots and has waiting tasks start. Loop thread.
 
     Attributes
     ----------
     clocks : Clocks
-        Of the tasks that may run for a limited time only.
+        The timers of tasks with a ``timeout``.
     counts : dict of str to int
         How many tasks ran, were coroutines, failed, and were given back.
     failures : deque of tuple
-        Number, key, time and pickled error of the last that failed.
+        Number, key, time and pickled error of each of the last tasks that failed.
     """
 
     def __init__(
@@ -69,7 +69,10 @@ class Endings:
         self._provide = provide
 
     def ended(self, entry: Entry, outcome: Outcome, parked: bool) -> None:
-        """A task came to its end. The lock is held."""
+        """Take in the outcome of a task, and free its slot. The lock is held.
+
+        The slot is free at once, also when the answer to the owner has to wait.
+        """
         queue = self._core.queue
         self.counts["run"] += 1
         if entry.options is not None and "timeout" in entry.options:
@@ -77,9 +80,9 @@ class Endings:
         entry.contains = outcome.contains
         ran = outcome.gave_back is None or outcome.gave_back[0] == m.RESCHEDULED
         if (entry.arrived is not None or entry.exported) and ran:
-            # Its owner keeps what it sent until this is said: not before this process is
-            # counted itself for the futures that came. And it forgets how to run the task,
-            # unless it has heard before that it is to be kept.
+            # With the answer the owner lets go of the futures in the arguments: so this process
+            # has to be counted for them first. The owner also forgets how to run the task then,
+            # unless it has heard before to keep the task for its children.
             rows, entry.arrived = entry.arrived or (), None
             owner = self._owner
             owner.call(
@@ -95,8 +98,10 @@ class Endings:
             self._flushing.soon()
 
     def _report(self, entry: Entry, outcome: Outcome) -> None:
-        """Say what became of a task whose slot is free already. Loop thread."""
+        """Tell the outcome once the task's owner keeps it for its children. Loop thread."""
         if entry.exported:
+            # RETAIN_PARENT leaves before the answer. An owner at another worker gets the two by
+            # different links: so the answer waits until that owner has acknowledged.
             self._owner.post_now()
             self._owner.core.retention.when_kept(
                 entry.session.owner, entry.task, lambda: self._say(entry, outcome)
@@ -105,13 +110,15 @@ class Endings:
             self._say(entry, outcome)
 
     def _say(self, entry: Entry, outcome: Outcome) -> None:
+        """Tell the outcome of a task outside `ended`. Loop thread."""
         with self._lock:
             self._tell(entry, outcome)
+        # The value of the task may be what other tasks here were blocked on.
         self._provide()
         self._flushing.soon()
 
     def _tell(self, entry: Entry, outcome: Outcome) -> None:
-        """Have its owner hear of it. The lock is held."""
+        """Put the answer for the owner of a task into the outbox. The lock is held."""
         if outcome.gave_back is not None:
             self.counts["returned"] += 1
             self._core.give_back(entry, *outcome.gave_back)
@@ -124,9 +131,10 @@ class Endings:
             self._core.succeeded(entry, outcome.message, outcome.state, outcome.value)
 
     def _expired(self, entry: Entry) -> None:
-        """A task ran for longer than it may. Loop thread."""
+        """Fail a task whose ``timeout`` is over, while its function still runs. Loop thread."""
         address = self._worker.address
         seconds = entry.options["timeout"] if entry.options else 0.0
+        # Raised and caught, because the pickle of an error is made where the error is handled.
         try:
             raise TaskTimeout(entry.key, address, seconds)
         except TaskTimeout as error:

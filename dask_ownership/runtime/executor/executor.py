@@ -1,9 +1,9 @@
-"""The executor of one worker: links from owners, and a loop that sends and provides.
+"""The executor of one worker: links from owners, and the flush that sends answers and leases slots.
 
-Three kinds of threads meet here. The event loop takes batches in and sends them
-out. Runner threads take tasks from the core and run them, one slot each. A thread
-whose task waits for another is parked: it gave its slot up and sleeps until it is
-handed one again. One lock covers the core.
+Three kinds of threads meet here. The event loop takes in batches of owners and sends answers.
+Runner threads take tasks from the core and run them, one slot each. A thread whose task waits for
+another task is parked: the task gave its slot up, and the thread sleeps until a slot is free for
+the task. One lock covers the core.
 """
 
 from __future__ import annotations
@@ -55,48 +55,59 @@ from dask_ownership.runtime.task import current_entry
 logger = logging.getLogger("dask_ownership.executor")
 
 DROPPED_OWNERS = 10_000
-"""Owners that are remembered to be gone."""
+"""How many of the owners that are gone an executor remembers, the latest ones."""
 
 WATCH_INTERVAL = 100
 """Milliseconds between looks at the worker's status and at tasks that wait for slots."""
 
 
 class Executor:
-    """Runs owned tasks at one worker, and has an owner for what these submit.
+    """Runs owned tasks at one worker, and has an owner for the tasks that these submit.
 
-    It is where all that takes part meets, and so has an attribute for each.
+    All parts of an executor meet here, hence the number of attributes.
 
     Parameters
     ----------
     worker : distributed.Worker
     secret : str
-        The cluster's.
+        The secret of the cluster.
     incarnation : str
-        Of the worker.
+        The incarnation of the owner at this worker, which names the process to its peers.
     task_client : object
-        What tasks find as their client.
+        The object that tasks find as their client.
     ask : Ask
-        Asks the scheduler who is there, for the owner.
+        Asks the scheduler for the members of the cluster, for the owner.
     undelivered : callable
-        ``undelivered(owners)`` has clients link to this worker, which has something for them.
+        ``undelivered(owners)`` has the owners of these incarnations link to this worker, because
+        posts for them wait here.
 
     Attributes
     ----------
+    worker, incarnation, task_client
+        As given.
+    core, lock : ExecutorCore, threading.Lock
+        The lock covers the core.
+    slots, resources : SlotLease, ResourceLease
+    store : Store
+        Values that are kept here.
     owner : Owner
+        Owns the tasks that tasks of this worker submit.
     links : dict
-        Incarnation of an owner to the link from it.
+        Incarnation of an owner to the link from that owner.
     dropped : dict
-        Incarnations of owners that are gone for good, the latest of them.
-    endings : Endings
-        What became of tasks.
-    flushing : Flushing
-        Has the loop send what there is.
-    leaving : bool
-        Whether the worker is about to leave.
+        Incarnations of owners that are gone for good, the latest `DROPPED_OWNERS` of them.
+    endings, flushing : Endings, Flushing
+        Takes the outcomes of tasks; has the loop call `flush`.
+    threads, coroutines, parking : Threads, Coroutines, Parking
+        Where tasks run, and where they wait without a slot.
+    fetcher, pool : Fetcher, RoutedPool
+        Fetches inputs, over connections that leave values packed.
+    closed, leaving : bool
+        Whether this executor has ended, and whether the worker is about to leave.
     watch : Watch
-        Who looks at tasks.
+        Has the observer of tasks, if there is one.
     inline_limit : int
-        Bytes of a pickled result that may travel.
+        Bytes above which a pickled result stays here in place of travelling in the answer.
     """
 
     def __init__(
@@ -117,6 +128,7 @@ class Executor:
         self.slots = SlotLease(worker)
         self.resources = ResourceLease(worker)
         self.core = ExecutorCore(self.slots.nthreads, self.resources.totals, incarnation)
+        # The state machine has all slots and resources at first: owned tasks use leased ones only.
         self.core.queue.slots = 0
         self.core.queue.resources.available = {}
         self.core.queue.resources.threads = partial(threads_of, worker)
@@ -189,7 +201,7 @@ class Executor:
         self._looks = PeriodicCallback(self._look, WATCH_INTERVAL)
 
     async def start(self) -> None:
-        """Have the worker share its slots, and begin."""
+        """Start leasing slots of the worker, and have blocking calls of Dask park owned tasks."""
         await self.pool.start()
         self.slots.start()
         watch_stimuli(self.worker, self._runs, self._stock_went_on)
@@ -202,7 +214,7 @@ class Executor:
         self._looks.start()
 
     async def close(self) -> None:
-        """Drop everything and end the threads that are idle."""
+        """Cancel fetches and coroutines, drop all sessions, and end the idle runner threads."""
         self.closed = True
         self._looks.stop()
         await self.fetcher.close()
@@ -214,7 +226,8 @@ class Executor:
         with self.lock:
             for owner in list(self.core.sessions):
                 self.core.close(owner)
-            self.core.queue.slots = 1 << 30  # parked threads go on, to find that all is over
+            # Slots for all: parked threads that wait for one go on, and find that all is over.
+            self.core.queue.slots = 1 << 30
             while (work := self.core.queue.next_work()) is not None:
                 if not isinstance(work, Entry):
                     work.release()
@@ -224,7 +237,7 @@ class Executor:
         await self.pool.close()
 
     def _runs(self, key: Any) -> bool:
-        """Whether an owned task of this key has a thread here."""
+        """Whether an owned task of this key runs here, of any owner: ``secede()`` names none."""
         return any(
             (entry := session.entries.get(key)) is not None and entry.state == ex.RUNNING
             for session in list(self.core.sessions.values())
@@ -233,6 +246,10 @@ class Executor:
     # ---- links ----
 
     def link_of(self, owner: str, process: Process | None = None) -> ExecutorLink:
+        """The link from an owner, made with the session of the owner when it is new.
+
+        ``process`` is None for an owner that scatters values before it links.
+        """
         link = self.links.get(owner)
         if link is None:
             with self.lock:
@@ -246,11 +263,15 @@ class Executor:
         return link
 
     def local_link(self, process: Process, deliver: Any) -> Any:
-        """A link to the owner in this process; what to call with its batches."""
+        """Make the link to the owner in this process, which needs no connection.
+
+        ``deliver`` takes batches for the owner; the returned function takes batches of the owner.
+        """
         owner = process[0]
         link = self.link_of(owner, process)
         link.local = deliver
-        # What was said before this owner linked: it may have scattered values here first.
+        # The owner may have scattered values here before it linked, which opened its session:
+        # answers and posts may have been numbered since.
         for batch in link.state.resume(0):
             deliver(batch)
 
@@ -263,9 +284,10 @@ class Executor:
         return received
 
     def drop_owner(self, owner: str, died: bool = True) -> None:
-        """An owner is gone for good; should it live all the same, it hears so.
+        """Drop the tasks, values and link of an owner that is gone for good.
 
-        ``died`` is False for one that closed, and so gave up its tasks itself.
+        Should the owner live all the same, its links are refused with the reason. ``died`` is
+        False for an owner that closed, and so gave its tasks up itself: they are no losses.
         """
         self.dropped[owner] = None
         if len(self.dropped) > DROPPED_OWNERS:
@@ -282,25 +304,25 @@ class Executor:
         self.flush()
 
     def drop_owners_at(self, worker: str) -> None:
-        """A worker is gone, and the owners there with it."""
+        """Drop all owners at a worker that is gone; ``worker`` is the incarnation."""
         for owner in [one for one in self.links if worker_of(one) == worker]:
             self.drop_owner(owner)
 
     def undeliverable(self, owner: str) -> None:
-        """The scheduler knows no such owner: what it was to hear goes nowhere. Loop thread."""
+        """Drop an owner unknown to the scheduler; senders of posts to it hear so. Loop thread."""
         with self.lock:
             self.core.undeliverable(owner)
         self.drop_owner(owner)
 
     def deliver(self, posts: Iterable[Any]) -> None:
-        """Pass on what the owner in this process posts. Loop thread."""
+        """Pass on posts of the owner in this process. Loop thread."""
         with self.lock:
             for message in posts:
                 self.core.deliver(message)
         self.flushing.soon()
 
     def receive(self, link: ExecutorLink, batch: Any) -> None:
-        """A batch of an owner. Loop thread."""
+        """Take in a batch of an owner, and answer. Loop thread."""
         messages = link.state.receive(batch)
         with self.lock:
             self.core.acknowledged(link.session, link.state.acknowledged)
@@ -308,31 +330,33 @@ class Executor:
                 self.core.receive(link.session, messages)
         if messages:
             self._provide()
+            # A post for another owner leaves with the next flush: until then more may come.
             if self.core.effects.passed_on:
                 self.flushing.soon()
+            # Most batches of pushes cause no answer yet: runner threads flush when tasks end.
             if self.core.effects or link.session.outbox or link.state.unsaid >= UNSAID_BATCHES:
                 self.flush()
 
     def _unsendable(self, session: ex.Session, message: m.Message, error: Exception) -> None:
-        """An answer cannot be packed: the task that it is about fails. Loop thread."""
+        """Fail the task of an answer that cannot be packed. Loop thread."""
         where = f"its owner {session.process[2]} from {self.worker.address}"
         with self.lock:
             self.core.unsendable(session, message, not_sendable(message, where, error))
         self.flushing.soon()
 
     def _not_taken_in(self, session: ex.Session, message: m.Message, error: Exception) -> None:
-        """A message could not be taken in: the task that it is about fails. Loop thread."""
+        """Log a message that could not be taken in, and fail the task of a push. Loop thread."""
         logger.error("a message of %s was not taken in", session.process[2], exc_info=error)
         if message and message[0] == m.PUSH:
             self._unsendable(session, message, error)
 
     def made(self, entry: Entry, child: Any) -> None:
-        """A task submitted a child, which may be one that is sought. Any thread."""
+        """Name a child of a task to the owner of the task, if the owner seeks it. Any thread."""
         row = self.owner.core.table.find(child)
         if row is None:
             return
         handle = Handle(self.owner, row)
-        self.owner.drop(row)  # the one that looking it up took
+        self.owner.drop(row)  # the local reference that `find` took; the handle has its own
         self.owner.export(row)
         origin = self.owner.core.table.origin_of(row)
         with self.lock:
@@ -340,8 +364,13 @@ class Executor:
         self.flushing.soon()
 
     def say_escaped(self, heir: Origin) -> None:
-        """Futures of what this task submitted may be elsewhere, if it runs here. Any thread."""
+        """Mark a running task: futures of its children may be in other processes. Any thread.
+
+        The answer of a marked task leaves only when its owner has heard to keep the task
+        (`Endings`). Nothing happens when the task does not run here.
+        """
         entry = current_entry()
+        # The caller usually is the task itself. Otherwise the entry is found by its key.
         if entry is None or entry.heir[:4] != heir[:4]:
             session = self.core.sessions.get(heir[0])
             entry = session.entries.get(heir[3]) if session is not None else None
@@ -349,28 +378,32 @@ class Executor:
             entry.exported = True
 
     def _look_for(self, entry: Entry, children: Iterable[Any]) -> None:
-        """Name those children that are sought and there, however they were made."""
+        """Name sought children to the owner of their parent, as far as they exist here.
+
+        A child is found by its key, also when another attempt of the parent submitted the child.
+        """
         for child in children:
             self.made(entry, child)
 
     # ---- slots ----
 
     def _provide(self) -> None:
-        """Lease resources and slots for what waits, wake as many threads. Loop thread."""
+        """Lease slots and resources for waiting tasks, and wake threads for them. Loop thread."""
         core = self.core
         if core.queue.resources.aside:
             with self.lock:
                 core.queue.lend(self.resources.acquire)
         # A paused worker starts nothing, but what it started goes on.
         wanted = len(core.queue.resuming) + (core.queue.queued if self.slots.running else 0)
-        wanted -= core.queue.slots - core.queue.busy
+        wanted -= core.queue.slots - core.queue.busy  # slots that are leased and free
         if wanted > 0:
             core.queue.slots += self.slots.acquire(wanted)
         with self.lock:
             self.threads.wake()
 
     def _stock_went_on(self) -> None:
-        """The state machine did something: what waits here may have a slot or a resource now."""
+        """Flush soon after a stimulus of the worker's state machine, which may have freed a slot
+        or a resource for which an owned task waits."""
         core = self.core
         if (
             core.queue.resources.aside
@@ -382,7 +415,7 @@ class Executor:
     # ---- flushing ----
 
     def flush(self) -> None:
-        """Send answers, fetch and free what the core decided, return slots. Loop thread."""
+        """Send answers, carry out effects of the core, return slots and resources. Loop thread."""
         self.flushing.scheduled = False
         core = self.core
         if core.queue.queued or core.queue.resuming or core.queue.resources.aside:
@@ -393,6 +426,8 @@ class Executor:
             for link in self.links.values():
                 session = link.session
                 if session.outbox:
+                    # An owner that never linked here has to be asked to link, or never hears of a
+                    # post or of the departure. All else can wait until the owner links by itself.
                     if link.waits_for_first and any(
                         message[0] in (m.POST, m.LEAVING) for message in session.outbox
                     ):
@@ -403,15 +438,20 @@ class Executor:
                     outgoing.append((link, [], []))
             effects = core.effects.take()
             undelivered = [*core.undelivered, *unlinked]
+            # Ordinary Dask tasks get one slot at a time while both kinds of tasks wait, and all
+            # free ones when no owned task waits. A busy slot is returned when its task ends.
             if self.slots.overdue:
                 core.queue.slots = max(0, core.queue.slots - 1)
             elif not core.queue.queued and not core.queue.resuming:
                 core.queue.slots = core.queue.busy
             surplus = self.slots.leased - max(core.queue.slots, core.queue.busy)
+            # The same for resources: what no task has now goes back when tasks of the state
+            # machine have waited long enough, or when no owned task is queued.
             spare: dict[str, float] = {}
             here_now = core.queue.resources.available
             if here_now and (core.queue.resources.yielding or not core.queue.queued):
                 spare, core.queue.resources.available = here_now, {}
+        # Outside the lock: packing and writing take long, and runner threads need the core.
         for link, messages, fresh in outgoing:
             try:
                 last = link.send(messages)
@@ -419,7 +459,7 @@ class Executor:
                     with self.lock:
                         core.packed(link.session, last, fresh)
             except Exception:
-                # What other owners are to hear, and the rest below, goes on.
+                # Answers for other owners still leave, and the steps below still happen.
                 logger.exception("answers for %s were not sent", link.session.process[2])
         if surplus > 0 or (
             self.slots.reserved and not core.queue.queued and not core.queue.resuming
@@ -436,8 +476,8 @@ class Executor:
             self._carry_out(effects)
 
     def _carry_out(self, effects: ExecutorEffects) -> None:
-        """Do what the core decided, beside what goes to owners."""
-        for name in effects.freed:  # the storage may be the user's
+        """Carry out the effects of the core: each of them, also when one before has failed."""
+        for name in effects.freed:  # the storage may be the user's own, and raise
             _try("a value was not deleted", self.store.delete, name)
         if effects.fetches:
             _try("values are not fetched", self.fetcher.fetch, effects.fetches)
@@ -452,13 +492,14 @@ class Executor:
             _try("posts were not taken in", self.owner.posted, effects.posts)
 
     def _cancel_children(self, entry: Entry) -> None:
-        """Cancel what a cancelled task submitted."""
+        """Cancel the children of a cancelled task, which the owner in this process has."""
         parent = (entry.session.owner, entry.key, entry.attempt)
         detail = f"the task {entry.key!r} that submitted it was cancelled"
         self.owner.call(self.owner.core.cancel_children, parent, detail)
 
     def _look(self) -> None:
-        """What nobody tells: the worker's status, its threads, slots that came free."""
+        """Look at changes without an event: the worker's status, threads, resources and free
+        slots, and tasks standing still."""
         running = self.slots.running and not self.leaving
         nthreads = self.slots.nthreads
         if self._totals != self.resources.totals:
@@ -468,6 +509,7 @@ class Executor:
         if running != self.core.queue.accepting or nthreads != self.core.queue.nthreads:
             with self.lock:
                 self.core.set_accepting(running, nthreads)
+        # Looks in a row at which no task had ended since the last: see `Crowd.relieve`.
         self._idle_looks = (
             self._idle_looks + 1 if self.endings.counts["run"] == self._ended_at_last_look else 0
         )
@@ -478,9 +520,11 @@ class Executor:
         if self.core.queue.queued:
             self._provide()
         awaited = self.parking.look()
+        # Tasks that parked tasks wait for may not have left the owner in this process yet.
         if awaited:
             self.owner.hurry(awaited)
         self.flush()
+        # Acknowledge batches that caused no answer: an owner keeps a batch until then.
         for link in self.links.values():
             if link.state.unsaid:
                 link.send([])
@@ -488,19 +532,23 @@ class Executor:
     # ---- leaving ----
 
     def leave(self) -> None:
-        """Start nothing more, and have owners move the values that are here. Loop thread."""
+        """Start no more tasks, and have owners move their values away. Loop thread."""
         self.leaving = True
         with self.lock:
             self.core.leave()
 
     def stay(self) -> None:
-        """Go on: the worker is not retired after all. Loop thread."""
+        """Start tasks again, because the worker was not retired after all. Loop thread."""
         self.leaving = False
         self.owner.core.transfer.stay()
 
     def can_leave(self, move: bool, wait: bool) -> bool:
-        """Whether nothing runs that is waited for, nothing has to be moved, and every answer
-        has arrived. Loop thread."""
+        """Whether this worker can leave without a loss. Loop thread.
+
+        Each call has the owner in this process go on with handing its objects over. With ``wait``
+        no wanted task may run, with ``move`` no value may be left, and connected owners must have
+        acknowledged every answer.
+        """
         core = self.core
         return (
             self.owner.hand_over(move)
@@ -515,12 +563,12 @@ class Executor:
     # ---- values ----
 
     def stored(self, name: ValueName) -> Any:
-        """A value of an owner that is kept here.
+        """The value of this name, which is kept here for an owner.
 
         Raises
         ------
         KeyError
-            When it is not here.
+            When no such value is here.
         """
         entry = self.core.find_value(*name)
         if entry is None:
@@ -528,9 +576,9 @@ class Executor:
         return self.store.get(entry)
 
     def hold(self, owner: str, key: Any, number: int, value: Any, contains: Any = None) -> int:
-        """Keep a scattered value for its owner; its size in bytes.
+        """Keep a scattered value for its owner, who numbers it like an attempt; its bytes.
 
-        ``contains`` holds the futures inside; they are looked for when it is None.
+        ``contains`` has handles of the futures inside; None has the value searched for futures.
         """
         entry = Entry(self.link_of(owner).session, key, number)
         if contains is None and type(value) not in ATOMS:
@@ -543,7 +591,7 @@ class Executor:
 
 
 def _try(otherwise: str, call: Callable[..., object], *arguments: object) -> None:
-    """Do one thing of several; when it fails, the others are done all the same."""
+    """Call a function, and log ``otherwise`` in place of raising, so that the next steps happen."""
     try:
         call(*arguments)
     except Exception:

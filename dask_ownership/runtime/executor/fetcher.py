@@ -1,4 +1,4 @@
-"""Bringing values here that tasks of this worker need and other workers have."""
+"""Fetching values from other workers for the tasks of this worker."""
 
 from __future__ import annotations
 
@@ -18,39 +18,47 @@ from dask_ownership.runtime.executor.watch import Watch
 logger = logging.getLogger("dask_ownership.transfer")
 
 IN_TRANSIT = 100_000_000
-"""Bytes that one executor asks for at once."""
+"""Bytes that one executor asks for at once, from all workers together."""
 
 TRIES = 3
-"""How often an address that does not answer is asked again."""
+"""How often an address is asked until it answers."""
 
 
 class Fetcher:
-    """Brings the missing dependencies of one executor's tasks.
+    """Fetches the missing dependencies of the tasks of one executor.
+
+    All entries of one owner that wait for one address share a request, and the next request there
+    leaves when the answer has come: entries that join meanwhile travel together.
 
     Parameters
     ----------
     pool : RoutedPool
-        One that leaves values packed.
+        A pool that leaves values packed.
     incarnation, token : str
-        Of this worker, and its proof.
+        The incarnation of the owner at this worker, and the proof of that name.
     here : str
-        This worker's address.
+        The address of this worker.
     arrived : callable
-        ``arrived(entry, packed)``, a coroutine function.
+        ``arrived(entry, packed)``, a coroutine function: takes a value in.
     failed : callable
-        ``failed(entry, reason, absent)``; ``reason`` is None when nobody gave the value,
-        and ``absent`` has the addresses that said that they do not have it.
+        ``failed(entry, reason, absent)``; ``reason`` is None when no address gave the value,
+        and ``absent`` has the addresses without the value, as they said themselves.
     share : callable
-        ``share(entry)`` takes a value that is at this very worker; False when it is not.
+        ``share(entry)`` takes a value of another owner at this very worker; False when the value
+        is not here.
     watch : Watch
-        Who is told of values that arrive.
+        Its observer is told of arriving values.
 
     Attributes
     ----------
+    patience : Backoff
+        How long a request may stall, by address.
+    in_transit : int
+        Bytes that have been asked for and have not arrived.
     received : dict of str to list
-        By the worker that gave it, since the start: bytes, requests, and seconds that they took.
+        Address of a worker to sums since the start: bytes, requests and seconds.
     gone : set of str
-        Addresses at which no worker is any more.
+        Addresses without a worker since one left the cluster.
     """
 
     def __init__(
@@ -83,16 +91,18 @@ class Fetcher:
         self._absent: dict[Entry, tuple[str, ...]] = {}
 
     def fetch(self, entries: Iterable[Entry]) -> None:
-        """Ask for these, each at its first address; many keys go in one request."""
+        """Fetch values for these entries, each from its first address at first."""
         for entry in entries:
             self._ask_at(entry, 0)
         self._start()
 
     def _ask_at(self, entry: Entry, index: int) -> None:
+        """Queue an entry at its address of this index, or fail the fetch when none is left."""
         if index >= len(entry.addresses):
             self.failed(entry, None, self._absent.pop(entry, ()))
             return
         place = (entry.addresses[index], entry.value_name[0])
+        # Another owner may have the value at this worker: one copy serves both.
         if place[0] == self.here:
             if not self.share(entry):
                 self._absent[entry] = (*self._absent.get(entry, ()), self.here)
@@ -101,6 +111,7 @@ class Fetcher:
         self._waiting.setdefault(place, []).append((entry, index))
 
     def _start(self) -> None:
+        """Send a request to each address with waiting entries, as far as `IN_TRANSIT` allows."""
         for place in list(self._waiting):
             if place in self._asking:
                 continue
@@ -109,6 +120,7 @@ class Fetcher:
             waiting = self._waiting[place]
             batch: list[tuple[Entry, int]] = []
             nbytes = 0
+            # Half of the limit for one address, so that two workers send at the same time.
             while waiting and nbytes < IN_TRANSIT / 2:
                 item = waiting.pop(0)
                 nbytes += item[0].nbytes
@@ -124,6 +136,7 @@ class Fetcher:
     async def _request(
         self, place: tuple[str, str], batch: list[tuple[Entry, int]], nbytes: int
     ) -> None:
+        """Ask one address for values of one owner, and have each entry take or miss its value."""
         address, owner = place
         values: dict[Name, Serialized] = {}
         reasons: dict[Name, str] = {}
@@ -145,7 +158,8 @@ class Fetcher:
                     self._count(address, values.values(), took)
                     break
                 except Stalled as error:
-                    # Another may have it. If none has, the owner decides what is done next.
+                    # Another address may have the values. If none has, the owner of the tasks
+                    # decides about the next attempt.
                     logger.info("fetching from %s: %s", address, error)
                     break
                 except Exception as error:
@@ -160,9 +174,11 @@ class Fetcher:
                         self._watch.observer.fetched(entry, took, address)
                     await self.arrived(entry, values[name])
                 elif name in reasons:
+                    # The value is there and cannot be pickled: no other address is asked.
                     self._absent.pop(entry, None)
                     self.failed(entry, reasons[name], ())
                 else:
+                    # Only an answer says that a value is absent: silence proves nothing.
                     if answered:
                         self._absent[entry] = (*self._absent.get(entry, ()), address)
                     self._ask_at(entry, index + 1)
@@ -172,14 +188,18 @@ class Fetcher:
             self._start()
 
     def _count(self, address: str, values: Iterable[Serialized], seconds: float) -> None:
+        """Add an answer to `received`."""
         sums = self.received.setdefault(address, [0, 0, 0.0])
         sums[0] += sum(map(size_of, values))
         sums[1] += 1
         sums[2] += seconds
 
     def members_changed(self, added: Iterable[str], removed: Iterable[str]) -> None:
-        """Workers left the cluster: do not wait for their answers, or ask them again, unless
-        another one joined at the address of one of them."""
+        """Take in which addresses joined and left: no worker at an address in `gone` is asked.
+
+        Requests under way to an address that left end at once. An address is usable again when a
+        worker joins there.
+        """
         for address in removed:
             self.gone.add(address)
             self.received.pop(address, None)
@@ -187,7 +207,7 @@ class Fetcher:
         self.gone.difference_update(added)
 
     async def close(self) -> None:
-        """Stop asking."""
+        """Cancel all requests, and fetch nothing more."""
         self._waiting.clear()
         for task in list(self._tasks):
             task.cancel()

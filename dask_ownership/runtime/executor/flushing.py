@@ -1,4 +1,4 @@
-"""Having the event loop of a worker send what there is."""
+"""Waking the event loop of a worker for a flush."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Callable
 
 
 class Flushing:
-    """Calls a function on the event loop, once for all who ask for it until then.
+    """Calls a flush on the event loop, once for all calls of `soon` before it begins.
 
     Parameters
     ----------
     loop : asyncio.AbstractEventLoop
     flush : callable
-        What is called. It sets ``scheduled`` back.
+        The function to call. It sets ``scheduled`` back.
 
     Attributes
     ----------
     scheduled : bool
-        Whether it is on its way. Who has much to do looks here before calling `soon`.
+        Whether a flush is on its way. Hot paths look here before they call `soon`.
     """
 
     __slots__ = ("_context", "_flush", "_loop", "scheduled")
@@ -31,11 +31,11 @@ class Flushing:
         self.scheduled = False
 
     def soon(self) -> None:
-        """Have the loop send what there is. Any thread."""
+        """Have the loop flush. Any thread."""
         if not self.scheduled:
             self.scheduled = True
             try:
-                # Not in the caller's context: what is started from here is no part of its task.
+                # Not in the caller's context: a flush is no part of the task that asks for it.
                 self._loop.call_soon_threadsafe(self._flush, context=self._context)
             except RuntimeError:
-                pass  # the loop is closed, and with it everything else
+                pass  # the loop is closed, and so is the worker

@@ -1,4 +1,4 @@
-"""Values that arrive at a worker for the tasks that wait for them there."""
+"""Inputs of tasks, from their arrival at a worker until the tasks can have them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dask_ownership.runtime.serialize import dumps_error
 
 
 class Inputs:
-    """Takes what the fetcher of one worker brings. On the loop's thread.
+    """Takes in the values that the fetcher of one worker brings. Loop thread.
 
     Parameters
     ----------
@@ -29,13 +29,15 @@ class Inputs:
     store : Store
         Keeps the values.
     owner : Owner
-        The one in this process, which counts the futures inside.
+        The owner in this process, which borrows the futures inside.
     task_client : object
-        Whose futures they become.
+        The client of the futures inside.
     address : str
-        Of the worker.
-    provide, flush : callable
-        Have what waits start, and send what there is.
+        The address of the worker.
+    provide : callable
+        Leases slots and has waiting tasks start.
+    flush : callable
+        Sends answers.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Inputs:
         self._flush = flush
 
     async def arrived(self, entry: Entry, packed: Serialized) -> None:
-        """A value came, packed."""
+        """Unpack a value, and keep it once this process is counted for the futures inside."""
         try:
             value, rows = await unpack_off_loop(packed, self._task_client)
         except Exception as error:
@@ -70,14 +72,16 @@ class Inputs:
             self._keep(entry, value)
             return
         handles = [Handle(self._owner, row) for row in rows]
-        # Whoever sent it keeps the futures inside until this one uses it: not before this
-        # process is counted for them itself.
+        # The sender, or the row of the value, keeps the futures inside for now. A task here may
+        # use the value only when this process is counted for those futures itself.
         self._owner.core.borrowing.when_acknowledged(
             rows, lambda: self._keep(entry, value, handles)
         )
 
     def _keep(self, entry: Entry, value: Any, contains: Any = None) -> None:
+        """Put a value into the store, and start the tasks that waited for it."""
         try:
+            # The owner may have freed or replaced the entry while the value was on its way.
             if entry.state == ex.FETCHING:
                 entry.contains = contains
                 self._store.put(entry, value)
@@ -90,7 +94,13 @@ class Inputs:
         self._flush()
 
     def share(self, entry: Entry) -> bool:
-        """Take a value that another owner has at this very worker; False when it is not here."""
+        """Have an entry share a value that another owner has at this worker, without a copy.
+
+        Returns
+        -------
+        bool
+            False when the value is not here.
+        """
         with self._lock:
             there = self._core.find_value(*entry.value_name)
             if there is None or entry.state != ex.FETCHING or not self._core.share(entry, there):
@@ -101,8 +111,18 @@ class Inputs:
         return True
 
     def failed(self, entry: Entry, reason: str | None, absent: tuple[str, ...]) -> None:
-        """Nobody gave a value (``absent`` say that they have not got it), or not one that can
-        be brought here, for a ``reason``."""
+        """Give the tasks that wait for a value back to their owner, or fail them.
+
+        Parameters
+        ----------
+        entry : Entry
+            The entry of the value.
+        reason : str or None
+            Why the value cannot be pickled or unpickled: then the tasks fail. None when no
+            address gave the value: then the owner gets the tasks back.
+        absent : tuple of str
+            Addresses without the value, as they said themselves.
+        """
         with self._lock:
             if reason is None:
                 self._core.fetch_failed(entry, absent)

@@ -1,8 +1,8 @@
 """Running a task in one of the worker's executors by name: ``dask.annotate(executor=...)``.
 
-The runner thread that took the slot waits for it, so the task counts as any other. In a pool
-of threads it runs as in the runner's own: it may submit, wait without a slot, secede. Another
-kind of pool gets the pickled call.
+The runner thread that took the slot waits for the task, which so counts as any other task. In a
+pool of threads the task runs as in the runner thread: the task may submit, wait without a slot,
+secede. Another kind of pool gets the pickled call.
 """
 
 from __future__ import annotations
@@ -28,16 +28,30 @@ def custom_default(worker: Any) -> str | None:
 
 
 def threads_of(worker: Any, name: str) -> int:
-    """How many tasks the executor of this name runs at once, as far as that is known."""
+    """How many tasks the executor of this name runs at once; without limit when it does not say."""
     return int(getattr(worker.executors.get(name), "_max_workers", 1 << 30))
 
 
 def run_in_pool(
     entry: Entry, name: str, base: contextvars.Context, rejoin: Any
 ) -> tuple[Outcome | None, bool]:
-    """Run a task in the executor of this name; its outcome, and whether it ended parked.
+    """Run a task in the worker's executor of this name.
 
-    ``rejoin`` is what ``secede()`` and ``rejoin()`` find in the thread of the task.
+    Parameters
+    ----------
+    entry : Entry
+    name : str
+    base : contextvars.Context
+        The context of the runner thread; the task gets a copy.
+    rejoin : Pool
+        The pool that ``secede()`` and ``rejoin()`` find in the thread of the task.
+
+    Returns
+    -------
+    Outcome or None
+        None for a coroutine task, which goes on on the loop.
+    bool
+        Whether the task ended parked.
     """
     worker = entry.session.runtime.worker
     started = perf_counter()
@@ -47,8 +61,10 @@ def run_in_pool(
             raise ValueError(
                 f"Invalid executor {name!r}; expected one of: {sorted(worker.executors)}"
             )
+        # Dask's own default pool is for tasks of the scheduler: owned tasks have runner threads.
         if name == DEFAULT and type(pool) is DefaultPool:
             return run_in_thread(entry, base), here.parked
+        # By the name of the class, as in Dask's worker: other libraries have pools of threads, too.
         if "ThreadPoolExecutor" not in str(type(pool)):
             return run_in_thread(entry, base, _through(pool)), here.parked
 
@@ -57,12 +73,12 @@ def run_in_pool(
                 return base.copy().run(run_in_thread, entry, base), here.parked
 
         return pool.submit(run).result()
-    except BaseException as error:  # of the pool itself: those of tasks are in their outcomes
+    except BaseException as error:  # of the pool itself: an outcome has the error of its task
         return keep_error(entry, error, started), False
 
 
 def _through(pool: Pool) -> Callable[..., Any]:
-    """What calls a function in a process of a pool."""
+    """Return a function that calls others in the processes of a pool, by their pickles."""
 
     def call(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         return pickle.loads(pool.submit(call_pickled, dumps((function, args, kwargs))).result())
@@ -71,6 +87,6 @@ def _through(pool: Pool) -> Callable[..., Any]:
 
 
 def call_pickled(call: bytes) -> bytes:
-    """Run a pickled call in a process that knows no worker."""
+    """Run a pickled call in a process of a pool, which has no worker; the pickled result."""
     function, args, kwargs = pickle.loads(call)
     return dumps(function(*args, **kwargs))

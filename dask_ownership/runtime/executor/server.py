@@ -1,4 +1,4 @@
-"""What peers and the scheduler may ask of a worker: links, values, and to get ready to leave."""
+"""Operations of a worker for peers and the scheduler: links, values, getting ready to leave."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ LEAVE_INTERVAL = 0.02
 """Seconds between looks at whether a worker can leave."""
 
 STAY = 60.0
-"""Seconds after which a worker that was to leave and is still there works again."""
+"""Seconds beyond the time for leaving after which a worker that is still there works again."""
 
 
 class Server:
-    """The handlers of one worker. On the loop's thread.
+    """The handlers of one worker. Loop thread.
 
     Parameters
     ----------
     executor : Executor
-        Has what is asked for.
+        Has the links and the values.
     secret : str
-        The cluster's.
+        The secret of the cluster.
     """
 
     def __init__(self, executor: Executor, secret: str) -> None:
@@ -47,7 +47,7 @@ class Server:
         self._refusals = Refusals()
 
     def start(self) -> None:
-        """Register what peers call."""
+        """Register the handlers that peers and the scheduler call."""
         handlers = self.worker.handlers
         handlers["ownership_link"] = self.link
         handlers["ownership_get"] = self._operation(self.get, "reader")
@@ -55,14 +55,17 @@ class Server:
         handlers["ownership_leave"] = self.scheduler_operation(self.leave)
 
     def close(self) -> None:
-        """Take no more calls."""
+        """Take the handlers away from the worker."""
         for name in ("ownership_link", "ownership_get", "ownership_put", "ownership_leave"):
             self.worker.handlers.pop(name, None)
 
     # ---- who may ask ----
 
     def stranger(self, name: Any, token: Any) -> str | None:
-        """Why somebody is none of this cluster, or None. What it says may be of any type."""
+        """Why a caller is no process of this cluster, or None for a process that is.
+
+        ``name`` and ``token`` are as the caller sent them, and so of any type.
+        """
         if proves(self._secret, name, token):
             return None
         return (
@@ -71,18 +74,19 @@ class Server:
         )
 
     def _operation(self, handler: Callable[..., Any], caller: str) -> Callable[..., Any]:
-        """A handler for the members of this cluster, who say who they are as ``caller``."""
+        """Wrap a handler for owners of this cluster; the argument ``caller`` names the caller."""
         check = lambda message: self.stranger(message.get(caller), message.get("token"))  # noqa: E731
         return operation(handler, check, self._refusals)
 
     def scheduler_operation(self, handler: Callable[..., Any]) -> Callable[..., Any]:
-        """A handler for the scheduler."""
+        """Wrap a handler for the scheduler alone."""
         check = lambda message: self.stranger(SCHEDULER, message.get("token"))  # noqa: E731
         return operation(handler, check, self._refusals)
 
     def _refuse(self, owner: Any, token: Any, protocol: Any, greeting: Any) -> str | None:
-        """Why a link is not taken, or None."""
+        """Why a link is refused, or None. All arguments are of any type."""
         address = self.worker.address
+        # First, because an owner of another version may send all other arguments differently.
         if protocol != PROTOCOL:
             return (
                 f"the worker {address} speaks version {PROTOCOL} of the ownership protocol and "
@@ -117,10 +121,35 @@ class Server:
         to: Any = "",
         **hello: Any,
     ) -> Any:
-        """Handler of ``ownership_link``: take a connection over for good."""
+        """Handler of ``ownership_link``: take a connection over for good, for a link of an owner.
+
+        Parameters
+        ----------
+        comm : distributed.comm.Comm
+        owner, address, name : str
+            The owner: its incarnation, its address (empty for a client) and its name for people.
+        protocol : int
+            Version of the messages of the owner.
+        token : str
+            The proof of the owner's incarnation.
+        received : int
+            Number of the last batch that the owner has received over this link.
+        stream : bool
+            Whether the owner can write and read on the stream of the connection itself.
+        to : str
+            Incarnation of the worker that the owner dialled. Another worker may have its address.
+        hello
+            All other arguments, which are ignored.
+
+        Returns
+        -------
+        dict or Status
+            A refusal, or ``Status.dont_reply`` when the connection has ended.
+        """
         reason = self._refuse(owner, token, protocol, (received, name, address))
         if reason is not None:
             gone = type(owner) is str and owner in self.executor.dropped
+            # An owner that is gone, or dials a closing worker, is no stranger: nothing to log.
             if not self._closing and not gone:
                 where = comm.peer_address.rpartition(":")[0]
                 self._refusals.say(f"an owner at {where}", reason)
@@ -157,7 +186,7 @@ class Server:
         return Status.dont_reply
 
     def _arrived_on(self, link: ExecutorLink, batch: Any) -> bool:
-        """A batch came; whether it was the last."""
+        """Take in a batch from a connection; True when the owner closed, and this is its last."""
         if batch == BYE:
             self.executor.drop_owner(link.session.owner, died=False)
             return True
@@ -169,11 +198,23 @@ class Server:
     async def leave(self, timeout: float, move: bool = True, wait: bool = True) -> bool:
         """Handler of ``ownership_leave``: get ready to be retired or restarted.
 
-        Starts nothing more, has owners move the values that are here, hands over what this
-        worker's own tasks left with others, and waits for that and for what runs; whether
-        all of it was done in time. Without ``move`` values stay, because no other worker is
-        there. Without ``wait`` what runs is not waited for. A worker that is not retired
-        after all goes on when a while has passed.
+        The worker starts no more tasks, has owners move their values away, and hands the objects
+        of its own owner over that other processes borrow. A worker that is not retired after all
+        goes on `STAY` seconds after the time for leaving.
+
+        Parameters
+        ----------
+        timeout : float
+            Seconds, the time for leaving.
+        move : bool
+            False when no other worker is there: then values stay.
+        wait : bool
+            Whether running tasks are waited for.
+
+        Returns
+        -------
+        bool
+            Whether all of it was done in time.
         """
         executor = self.executor
         loop = asyncio.get_running_loop()
@@ -188,9 +229,23 @@ class Server:
     # ---- values ----
 
     async def get(self, owner: str, names: Sequence[Any], reader: str) -> dict[str, Any]:
-        """Handler of ``ownership_get``: values of one owner, those that are here.
+        """Handler of ``ownership_get``: give values of one owner, as far as they are here.
 
-        ``reader`` is the incarnation of who asks.
+        Parameters
+        ----------
+        owner : str
+            The incarnation of the owner.
+        names : sequence of tuple
+            Keys, each with the attempt that made the value.
+        reader : str
+            The incarnation of the owner that asks, or of the owner at the worker that asks. The
+            operation has checked it.
+
+        Returns
+        -------
+        dict
+            Packed ``values`` for the ``names`` that are here, and ``reasons`` for the names that
+            are ``unserializable``. A name in neither list is not here.
         """
         answer: dict[str, Any] = {"status": "OK"}
         found: list[Any] = []
@@ -216,7 +271,21 @@ class Server:
         return answer
 
     async def put(self, owner: str, data: Sequence[Any]) -> dict[str, Any]:
-        """Handler of ``ownership_put``: values that an owner scatters here."""
+        """Handler of ``ownership_put``: keep values that an owner scatters here.
+
+        Parameters
+        ----------
+        owner : str
+            The incarnation of the owner.
+        data : sequence of tuple
+            Key, number (in place of an attempt) and packed value, for each value.
+
+        Returns
+        -------
+        dict
+            The sizes of the values in bytes, or a refusal. A leaving worker takes no values: the
+            owner scatters them elsewhere.
+        """
         if self._closing:
             return refusal(f"the worker {self.worker.address} is closing")
         if owner in self.executor.dropped:  # else nothing would ever free what it scatters
@@ -234,7 +303,7 @@ class Server:
             handles = [Handle(mine, row) for row in rows]
             sizes.append(self.executor.hold(owner, key, number, value, handles))
         if arrived:
-            # With the answer, whoever sent them may let go of the futures inside.
+            # With the answer the owner may let go of the futures inside the values.
             counted = asyncio.Event()
             mine.core.borrowing.when_acknowledged(arrived, counted.set)
             await counted.wait()

@@ -1,10 +1,10 @@
 """Owned values in the worker's own ``data``.
 
-There they obey the worker's memory limits: they spill, and they count when the
-worker decides to pause. There their names are hashed and hidden from the state machine,
-and no name is used twice: an attempt that nobody wants any more may end after the
-next attempt of its key, and must not touch what that one made. Who looks at ``Worker.data``
-finds them by their keys (`KeyedData`).
+In ``data`` owned values obey the worker's memory limits: they spill, and count when the worker
+decides to pause. Their names there are hashed and hidden from the state machine, and no name is
+used twice: a cancelled attempt may end after the next attempt of its key, and must not touch the
+value of the latter. A user who looks at ``Worker.data`` finds owned values by their keys
+(`KeyedData`).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from dask_ownership.runtime.serialize import finding, sizeof, unpickling
 class Containing:
     """A value with futures inside, as it stands in ``data``.
 
-    When it spills, the futures are pickled there and their objects go away; what keeps
-    them meanwhile is `Entry.contains`.
+    When the value spills, the futures are pickled with it and the `Future` objects go away. The
+    handles in `Entry.contains` keep their rows meanwhile.
     """
 
     __slots__ = ("value",)
@@ -48,13 +48,14 @@ def _contained(pickled: bytes) -> Containing:
 
 
 class KeyedData(HiddenData):
-    """A worker's ``data`` as those see it who ask the worker: owned values by their keys.
+    """A worker's ``data`` as ``Worker.data`` shows it: with owned values by their keys.
 
-    What else it has (``fast``, ``slow``, ``evict``) is that of the mapping itself, and
-    it passes for an instance of that one's class: a dict where a worker may use all memory.
+    All other attributes (``fast``, ``slow``, ``evict``) are those of the mapping underneath. An
+    instance also passes for one of the class of that mapping, which is a dict when the worker has
+    no memory limit.
     """
 
-    @property  # type: ignore[misc]  # elsewhere it can be written
+    @property  # type: ignore[misc]  # the class of an object can be written elsewhere
     def __class__(self) -> Any:
         return type(self.__dict__["data"])
 
@@ -96,7 +97,7 @@ class Store:
     sizes : dict
         Name in ``worker.data`` to bytes.
     names : dict
-        Key to name; of the latest value when several owners have one of that key here.
+        Key to name, of the latest value when several owners have a value of the same key here.
     nbytes : int
         Sum of the sizes.
     """
@@ -111,7 +112,12 @@ class Store:
         self._in_memory = getattr(self._data, "fast", self._data)
 
     def put(self, entry: Entry, value: Any) -> int:
-        """Keep the value of an entry and write its name there; its size in bytes.
+        """Keep the value of an entry, and write its name into `Entry.stored`.
+
+        Returns
+        -------
+        int
+            The size of the value in bytes.
 
         Raises
         ------
@@ -136,11 +142,12 @@ class Store:
         Raises
         ------
         KeyError
-            When it is not here.
+            When the value is not here.
         """
         name = entry.stored
         if name is None:
             raise KeyError(entry.key)
+        # Reading back unpickles, and may import modules: in one thread at a time.
         if name in self._data and name not in self._in_memory:
             return one_at_a_time(self._read, entry, name)
         return self._read(entry, name)
@@ -148,7 +155,8 @@ class Store:
     def _read(self, entry: Entry, name: str) -> Any:
         if not entry.contains:
             return self._data[name]
-        # What is read back from disk has its futures made here, whoever asks.
+        # Futures that are read back from disk become futures of this worker's own client, also
+        # when the value is read for another process.
         before, unpickling.client = unpickling.client, entry.session.runtime.task_client
         try:
             value = self._data[name]
@@ -165,11 +173,12 @@ class Store:
         return sum(nbytes for name, nbytes in list(self.sizes.items()) if name in slow)
 
     def delete(self, name: str) -> None:
-        """Drop a value; nothing happens when it is not here."""
+        """Delete the value of this name; nothing happens when it is not here."""
         nbytes = self.sizes.pop(name, None)
         if nbytes is not None:
             self.nbytes -= nbytes
             key = self._keys.pop(name)
+            # Another owner's value, or a later one, may have the key by now.
             if self.names.get(key) == name:
                 del self.names[key]
             # ``pop`` would read a spilled value back.

@@ -1,4 +1,4 @@
-"""Where tasks run: in threads of this worker, one slot each, or as coroutines on its loop."""
+"""Runner threads and coroutines of a worker: where its owned tasks run, one slot each."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from dask_ownership.runtime.parking import Parking, Pool
 from dask_ownership.runtime.task import here, run_in_thread, run_on_loop
 
 SPARE_THREADS = 8
-"""Idle threads that are kept beyond the worker's slots."""
+"""Idle runner threads that are kept beyond the worker's number of threads."""
 
 LookFor = Callable[[Entry, Iterable[Any]], None]
-"""Names those children of a task that are sought and there."""
+"""Names the sought children of a task to its owner, as far as the children exist."""
 
 
 class Threads:
@@ -38,19 +38,19 @@ class Threads:
     lock : threading.Lock
         Covers the core.
     task_client : object
-        What tasks find as their client.
+        The object that tasks find as their client.
     endings : Endings
-        Takes the outcomes.
+        Takes the outcomes of tasks.
     flushing : Flushing
-        Has the loop send what there is.
+        Has the loop send answers.
     look_for : LookFor
     watch : Watch
-        Who is told of tasks that end.
+        Its observer is told of ended tasks.
 
     Attributes
     ----------
     parking : Parking
-        The tasks that wait without a slot; their threads take no others.
+        The tasks that wait without a slot. The thread of a parked task runs no other task.
     """
 
     _numbers = itertools.count(1)
@@ -83,16 +83,18 @@ class Threads:
         self._closed = False
 
     def __len__(self) -> int:
-        """How many there are, asleep or not."""
+        """The number of runner threads, asleep or not."""
         return len(self._threads)
 
     def wake(self) -> None:
-        """Set threads to work for what free slots can take. The lock is held."""
+        """Wake or start a thread for each task that a free slot can take. The lock is held."""
         queue = self._core.queue
         free = queue.slots - queue.busy
+        # Parked tasks first: they have begun and hold memory, and other tasks may wait for them.
         while free > 0 and (parked := queue.resume_next()) is not None:
             parked.release()
             free -= 1
+        # A thread on its way takes a task as well, though not yet a slot.
         for _ in range(min(free, queue.startable) - self._waking):
             self._waking += 1
             if self._sleepers:
@@ -107,18 +109,22 @@ class Threads:
                 thread.start()
 
     def _run(self) -> None:
-        """A runner thread: one task after another, asleep when there is none."""
+        """Run one task after another in a runner thread, which sleeps when there is no task.
+
+        The loop takes a task with the lock held, so that a task and its slot are taken at once.
+        """
         current_worker.set(self._worker)
         current_client.set(self._task_client)
         thread_state.execution_state = self._worker.execution_state
         pool_state.executor = self._pool
         pool_state.proceed = True
         base = contextvars.copy_context()
+        # Names for what the loop needs for each task.
         queue = self._core.queue
         lock = self._lock
         clocks = self._endings.clocks
         ended = self._endings.ended
-        sleeper = threading.Lock()
+        sleeper = threading.Lock()  # held by this thread while it is awake; `wake` releases it
         sleeper.acquire()
         active = self._worker.active_threads
         ident = threading.get_ident()
@@ -135,6 +141,7 @@ class Threads:
                     lock.release()
                     with self._worker.active_threads_lock:
                         active.pop(ident, None)
+                    # Slots that no task needs go back to the worker's state machine.
                     self._flushing.soon()
                     sleeper.acquire()
                     lock.acquire()
@@ -153,16 +160,17 @@ class Threads:
                     else:
                         thread_state.start_time = time()
                         outcome, parked = run_in_pool(work, name, base, self._pool)
-                    observer = self._watch.observer  # once: the loop takes it away at any time
+                    observer = self._watch.observer  # read once: the loop may set it to None
                     if observer is not None and outcome is not None:
                         observer.note(work, outcome, thread_state.start_time)
                     if work.sought:
                         self._look_for(work, tuple(work.sought))
                     lock.acquire()
+                    # A coroutine task has no outcome yet: its slot has gone to the loop with it.
                     if outcome is not None:
                         ended(work, outcome, parked)
                     outcome = None  # a thread that sleeps keeps no result
-                else:
+                else:  # the token of a parked task, whose own thread goes on with the slot
                     work.release()
                     lock.acquire()
         finally:
@@ -172,7 +180,7 @@ class Threads:
             lock.release()
 
     def close(self) -> None:
-        """End those that are idle; the others end with their tasks."""
+        """End the idle threads. A thread that runs a task ends with its task."""
         with self._lock:
             self._closed = True
             sleepers, self._sleepers = self._sleepers, []
@@ -189,14 +197,14 @@ class Coroutines:
     lock : threading.Lock
         Covers the core of the executor.
     task_client : object
-        What tasks find as their client.
+        The object that tasks find as their client.
     endings : Endings
-        Takes the outcomes.
+        Takes the outcomes of tasks.
     wake : callable
         Sets threads to work for free slots; called with the lock held.
     look_for : LookFor
     watch : Watch
-        Who is told of tasks that end.
+        Its observer is told of ended tasks.
     """
 
     def __init__(
@@ -221,13 +229,13 @@ class Coroutines:
         self._tasks: dict[Entry, asyncio.Task[None]] = {}
 
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of coroutine tasks that have begun and not ended."""
         return len(self._tasks)
 
     def run(self, *call: Any) -> None:
-        """Start a coroutine task on the loop; its slot goes with it. Any thread.
+        """Start a coroutine task on the loop, which keeps the slot of its thread. Any thread.
 
-        ``call`` is what `run_on_loop` takes.
+        ``call`` has the arguments of `run_on_loop`.
         """
         self._loop.call_soon_threadsafe(self._start, call)
 
@@ -235,13 +243,18 @@ class Coroutines:
         self._tasks[call[0]] = asyncio.ensure_future(self._run(*call))
 
     def cancel(self, entry: Entry) -> None:
-        """Have a coroutine task meet `asyncio.CancelledError`; others go on. Loop thread."""
+        """Have a task get `asyncio.CancelledError`, if it is a coroutine task. Loop thread.
+
+        A task in a thread goes on: Python cannot stop a thread.
+        """
         task = self._tasks.get(entry)
         if task is not None:
-            # Behind its first step: one that never began would not give its slot back.
+            # Behind the first step of the coroutine: cancelled before it, the coroutine would
+            # never run, and so never give its slot back.
             self._loop.call_soon(task.cancel)
 
     async def _run(self, entry: Entry, *call: Any) -> None:
+        """Run one coroutine task, take its outcome in and free its slot."""
         current_worker.set(self._worker)
         current_client.set(self._task_client)
         self._endings.counts["coroutines"] += 1
@@ -253,13 +266,14 @@ class Coroutines:
             self._look_for(entry, tuple(entry.sought))
         del self._tasks[entry]
         with self._lock:
-            # Awaits that it started and left behind find that there is no slot to take.
+            # Awaits that the task started and left behind: with such a count of waits they never
+            # are the last one, which would take a slot.
             parked = entry.parks > 0
             entry.parks = -1 << 30
             self._endings.ended(entry, outcome, parked)
             self._wake()
 
     def close(self) -> None:
-        """Cancel all."""
+        """Cancel all coroutine tasks."""
         for entry in self._tasks:
             self.cancel(entry)

@@ -1,4 +1,4 @@
-"""Somebody who looks at the tasks of a worker, or nobody."""
+"""An observer of the tasks of a worker, when there is one."""
 
 from __future__ import annotations
 
@@ -9,24 +9,34 @@ from dask_ownership.runtime.task import Outcome
 
 
 class Observer(Protocol):
-    """Somebody who looks is told of tasks, in their threads and on the loop. It never raises."""
+    """What an executor tells of its tasks, in their threads and on the loop.
+
+    No method may raise: an observer must not change the outcome of a task.
+    """
 
     def note(self, entry: Entry, outcome: Outcome, started: float) -> None:
-        """A task ended. Before that is said to its owner."""
+        """Take a note of an ended task, before its owner hears of the end.
+
+        ``started`` is the time of the worker's clock at which the task began.
+        """
 
     def step(self, entry: Entry, action: str, began: float) -> None:
-        """A task did something else than computing, until now."""
+        """Take a note of a step of a task besides computing, from ``began`` until now."""
 
     def fetched(self, entry: Entry, seconds: float, source: str) -> None:
-        """A value arrived, for tasks that wait for it."""
+        """Take a note of a fetched value, for the tasks that waited for it.
+
+        ``source`` is the address of the worker that gave the value.
+        """
 
 
 class Watch:
-    """Who looks at the tasks of one worker.
+    """The place of the observer of one worker, which parts of its executor share.
 
     Attributes
     ----------
     observer : Observer or None
+        None while no client and no page looks at tasks: then a task costs one test.
     """
 
     __slots__ = ("observer",)
@@ -35,5 +45,5 @@ class Watch:
         self.observer: Observer | None = None
 
     def by(self, observer: Observer | None) -> None:
-        """Somebody looks from now on, or nobody."""
+        """Have this observer told of tasks from now on; None ends that."""
         self.observer = observer
