@@ -1,7 +1,7 @@
 """Views for ``Client.futures`` and ``Client.refcount``, which show owned futures too.
 
-Dask keeps there what the scheduler computes for a client, and changes it; that stays as it is.
-Who only looks finds the owned ones besides: by key, by ``in``, and counted by ``len``.
+Dask keeps the futures of the scheduler there, and changes these dicts; that works unchanged.
+Readers find owned futures as well: by key, by ``in``, and counted by ``len``.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from dask_ownership.futures.future import Future, RowState
 
 
 def count_futures(client: ClientLike, key: Any) -> int:
-    """How many futures of an owned key there are; none when it was cancelled."""
+    """Return how many futures of an owned key there are; none for a cancelled task."""
     row = client.owner.core.table.rows.get(key)
     return 0 if row is None else _futures_of_row(client, row)
 
 
 def _futures_of_row(client: ClientLike, row: Row) -> int:
+    """Return how many futures a row has, without handles that are dropped but not counted off."""
     if row.state == CANCELLED:
         return 0
     return row.local_refs - client.owner.dropped(row)
