@@ -1,7 +1,7 @@
 """Cases whose futures travel inside objects: few borrowers of one value, and very many futures.
 
-A borrower is a task that was given a future inside an object and submits tasks with it. Wang et al.
-measure the same (*Ownership*, NSDI 2021): the more processes submit, the more tasks per second.
+A borrower is a task that got a future inside an object and submits tasks with the future. Wang et
+al. measure the same (*Ownership*, NSDI 2021): the more processes submit, the more tasks per second.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["BORROWERS", "borrow", "many_futures"]
 MEBIBYTE = 1 << 20
 
 BORROWERS = (0, 1, 2, 4, 8, 16)
-"""How many tasks borrow the value and submit; with 0 the client submits all."""
+"""How many tasks borrow the value and submit; with 0 the client submits all tasks."""
 
 
 def borrow(engine: Engine, n: int) -> dict[str, float]:
@@ -45,7 +45,7 @@ def borrow(engine: Engine, n: int) -> dict[str, float]:
 
 
 def many_futures(engine: Engine, n: int) -> dict[str, float]:
-    """Send ``n`` futures inside one object, return them, and wait for as many that a task made."""
+    """Send ``n`` futures in one object, return them, and wait for as many futures of a task."""
     client = engine.client
     clock = time.perf_counter
     futures = client.map(functions.noop, range(n), pure=False)
