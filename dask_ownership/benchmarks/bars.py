@@ -142,9 +142,11 @@ def judge(runs: Runs, cases: list[str] | None = None) -> list[Outcome]:
         wanted = f"{relation} {number(bar.limit)}{unit}"
         values = [_value(runs, bar, metric) for metric in metrics]
         measured = [value for value in values if value is not None]
+        # A bar over several metrics counts only if all are measured.
         if len(measured) < len(values):
             outcomes.append(Outcome(label, wanted, "", "not measured"))
             continue
+        # The worst metric decides.
         value = max(measured) if bar.at_most else min(measured)
         met = value <= bar.limit if bar.at_most else value >= bar.limit
         reached = f"{number(value)}{'x' if bar.against else ' ' + metrics[0].unit}"
@@ -160,6 +162,8 @@ def _value(runs: Runs, bar: Bar, metric: Metric) -> float | None:
     other = median_of(runs, bar.against, bar.case, metric.name) if bar.against else 1.0
     if own is None or other is None:
         return None
+    # A limit from above is a plain ratio; all other ratios say how many times as fast this project
+    # is.
     return own / other if bar.at_most or metric.higher else other / own
 
 

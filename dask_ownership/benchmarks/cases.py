@@ -278,6 +278,8 @@ def pass_array(engine: Engine, n: int) -> dict[str, float]:
 def shared_argument(engine: Engine, n: int) -> dict[str, float]:
     """Scatter 1 MiB once and use it in ``n`` tasks."""
     client = engine.client
+    # New content each time: a scattered value is named by its content, and an engine may still have
+    # it.
     array = functions.make_array(MEBIBYTE, next(_numbers))
     expected = [int(array[0])] * n
     result: dict[str, float] = {}
@@ -294,6 +296,7 @@ def uneven(engine: Engine, n: int) -> dict[str, float]:
     client = engine.client
     long = max(n // 25, 1)
     durations = [0.2] * long + [0.001] * (n - long)
+    # The same order for all engines.
     random.Random(7).shuffle(durations)
     # No schedule is faster than all slots busy all the time, nor than the longest task.
     ideal = max(sum(durations) / engine.slots, max(durations))

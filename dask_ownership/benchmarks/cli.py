@@ -197,6 +197,7 @@ def main(argv: list[str] | None = None, program: str = PROGRAM) -> int:
     if options.plot:
         draw_plot(runs, cases, options.plot, one_line(record))
     if interrupted:
+        # The status by which shells report Ctrl-C.
         return 130
     return 0 if any(run.results for run in runs.values()) else 1
 

@@ -108,6 +108,7 @@ def shuffle(engine: Engine, n: int) -> dict[str, float]:
     with dask.config.set({"dataframe.shuffle.method": "tasks"}):
         parts = dd.from_pandas(frame, npartitions=n).shuffle("k", npartitions=n)
         value, result = _timed(engine, parts.map_partitions(_look, meta={"n": "i8", "x": "f8"}))
+    # The numbers of keys in the parts add up to all keys only if no key is in two parts.
     if (int(value["n"].sum()), len(value)) != (10 * n, n):
         raise AssertionError("a key is in two parts, or a part is missing")
     _check_close(float(value["x"].sum()), float(frame["x"].sum()))

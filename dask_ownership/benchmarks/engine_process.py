@@ -152,6 +152,7 @@ def _private_output() -> TextIO:
     """Keep standard output for events, and redirect all other output to standard error."""
     sys.stdout.flush()
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    # Below Python, so that libraries in C are redirected as well.
     os.dup2(2, 1)
     return output
 

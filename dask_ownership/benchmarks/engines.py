@@ -156,6 +156,7 @@ class DistributedEngine(Engine):
         if self.address:
             self.client = stack.enter_context(self.connect(self.address, timeout=CONNECTING))
             self.client.wait_for_workers(1, timeout=CONNECTING)
+            # A given cluster has its own size.
             nthreads = self.client.nthreads().values()
             self.n_workers = len(nthreads)
             self.threads_per_worker = max(nthreads)

@@ -155,6 +155,7 @@ class FloorClient:
                 self.processes.append(process)
             for process in self.processes:
                 assert process.stdout is not None
+                # A worker process prints its address as its first line.
                 address = process.stdout.readline().strip()
                 if not address:
                     raise RuntimeError("a worker process of the floor ended at its start")
@@ -170,6 +171,7 @@ class FloorClient:
             self.loop.call_soon_threadsafe(outbox.comm.abort)
         for process in self.processes:
             assert process.stdin is not None and process.stdout is not None
+            # A worker process ends when its standard input ends.
             process.stdin.close()
             try:
                 process.wait(10)
@@ -187,6 +189,7 @@ class FloorClient:
         """Call ``noop`` with the numbers below ``n``, on each worker in turn."""
         self.results = []
         self.expected = n
+        # Local names and inlined checks: this loop is what the engines are compared with.
         outboxes = self.outboxes
         last = len(outboxes) - 1
         turn = 0

@@ -97,6 +97,7 @@ def zeros(length: int) -> Any:
 
 def step(value: Any, seconds: float, path: str) -> Any:
     """Note this process in the file at ``path``, and return one more after so many seconds."""
+    # Taken first, so that writing the file is part of the step's time.
     end = time.perf_counter() + seconds
     with open(path, "a") as file:
         file.write(f"{os.getpid()}\n")
@@ -115,6 +116,7 @@ def wait_for_removal(path: str, name: str) -> str:
 
 def task_client() -> Any:
     """Return the context manager of a client for a task, of the engine that runs the task."""
+    # Only a process of Ray has imported ray.
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         return RayClient(ray)

@@ -110,6 +110,7 @@ class Viewer:
         tokens = {}
         for page in self.pages:
             with urlopen(f"{self.dashboard}/{page}", timeout=STARTING) as answer:
+                # The page of Bokeh carries the token for its own socket.
                 tokens[page] = re.findall(r'"token":"([^"]+)"', answer.read().decode())[0]
 
         async def connect() -> None:
@@ -172,6 +173,7 @@ def take_lags(dask_scheduler: Any) -> list[float]:
 
 def forget_lookers(dask_scheduler: Any) -> bool:
     """End the watching of the cluster; return whether it has ended. Runs at the scheduler."""
+    # While the plugin is there, the feed keeps asking workers for notes.
     if "task-stream" in dask_scheduler.plugins:
         dask_scheduler.remove_plugin(name="task-stream")
     feed = dask_scheduler.extensions["dask-ownership"].feed
@@ -367,6 +369,7 @@ def measure(
         opening = max(control.run_on_scheduler(take_lags))
         updates = viewer.updates
         last = cluster.phase(long)
+        # Pages that did not update would have cost nothing.
         if viewer.updates - updates < long:
             raise AssertionError(f"the pages had {viewer.updates - updates} updates in {long:g} s")
     return found, opening, last

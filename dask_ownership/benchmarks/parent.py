@@ -107,6 +107,7 @@ def run_cases(
     """
     run = EngineRun(engine)
     end = time.monotonic() + options.engine_timeout
+    # Isolated cases come last, each in a process of its own.
     together = [case for case in cases if not case.isolated]
     groups = [together] if together else []
     groups += [[case] for case in cases if case.isolated]
@@ -199,6 +200,7 @@ def _process(
     made false when the process is known to close by itself what it started.
     """
     mark = uuid.uuid4().hex
+    # The process has to import this package also from a source tree that is not installed.
     root = str(Path(dask_ownership.__path__[0]).parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     environment = {
@@ -275,10 +277,12 @@ def _end(process: subprocess.Popen[str], mark: str, patience: float) -> None:
         process.wait()
     me = os.getpid()
     rest = []
+    # Daemons may have left the session of the process; the mark in their environment stays.
     for other in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if other.pid != me and other.environ().get(MARK) == mark:
                 rest.append(other)
+    # After an orderly end, descendants get some time to end by themselves.
     if rest and patience:
         _, rest = psutil.wait_procs(rest, timeout=5)
     for other in rest:

@@ -48,6 +48,7 @@ def draw(runs: dict[str, EngineRun], cases: list[Case], path: str, caption: str)
     """
     import matplotlib
 
+    # Draws without a display.
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -58,6 +59,7 @@ def draw(runs: dict[str, EngineRun], cases: list[Case], path: str, caption: str)
     figure, axes = pyplot.subplots(figsize=(10, height), layout="constrained")
     y = 0.0
     ticks, labels = [], []
+    # Engines with an entry in the legend.
     named: set[str] = set()
     for case, metric, found in groups:
         ticks.append(y + (len(found) - 1) / 2)

@@ -87,6 +87,7 @@ def _chain(
         if numpy.size(value) != max(length, 1) or not numpy.all(value == n):
             raise AssertionError(f"wrong answer: {value} instead of {n}")
         pids = _pids(path)
+    # After a death the steps come from at least two processes.
     if death and len(set(pids)) < 2:
         raise AssertionError("no worker died before the chain ended")
     return took, len(pids)

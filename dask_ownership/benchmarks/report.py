@@ -72,6 +72,7 @@ def _plain(rows: list[Row]) -> str:
 
     def line(row: Row) -> str:
         cells = [
+            # The first two columns are names, all others numbers.
             cell.rjust(width) if i > 1 else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]

@@ -44,6 +44,7 @@ def pending_memory(engine: Engine, n: int) -> dict[str, float]:
         try:
             names = [f"{i}" for i in range(engine.slots)]
             workers = engine.workers()
+            # One task in each slot, so that none of the no-ops starts.
             blockers = [
                 client.submit(
                     functions.wait_for_removal,
@@ -59,6 +60,7 @@ def pending_memory(engine: Engine, n: int) -> dict[str, float]:
                 if clock() > end:
                     raise TimeoutError("the workers could not be blocked within 30 s")
                 time.sleep(0.01)
+            # Caches and buffers of the first tasks must not count.
             for _ in range(100):
                 client.submit(functions.noop, 0, pure=False)
             time.sleep(0.5)
@@ -228,6 +230,7 @@ def scheduler_messages(engine: Engine, n: int) -> dict[str, float]:
         traffic.messages = traffic.bytes = 0
         start = time.perf_counter()
         run(n)
+        # Messages about dropped futures belong to the tasks.
         gc.collect()
         time.sleep(max(0.0, 5 - (time.perf_counter() - start)))
         asyncio.run_coroutine_threadsafe(asyncio.sleep(0), client.loop.asyncio_loop).result(60)

@@ -38,6 +38,7 @@ def round_trips(call: Callable[[int], Any], n: int, limit: float = 4.0) -> dict[
         check(value, i)
         if stop > end and i >= 99:
             break
+    # `statistics.quantiles` needs two numbers.
     if len(times) < 2:
         times *= 2
     return {

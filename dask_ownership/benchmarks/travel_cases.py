@@ -23,6 +23,7 @@ def borrow(engine: Engine, n: int) -> dict[str, float]:
     """Use 1 MiB in ``n`` no-ops in all, submitted by the client or by borrowers."""
     client = engine.client
     array = client.submit(functions.make_array, MEBIBYTE, 1, pure=False)
+    # The value is there before the clock starts.
     array.result()
     result = {}
     for borrowers in BORROWERS:
@@ -62,6 +63,7 @@ def many_futures(engine: Engine, n: int) -> dict[str, float]:
     back = clock()
     if counted != n or len(returned.futures) != n:
         raise AssertionError(f"{counted} futures arrived and {len(returned.futures)} came back")
+    # Freeing so many futures belongs to no measurement.
     del held, returned, task
     engine.settle()
 

@@ -131,6 +131,7 @@ async def examine(address: str, security: Security, seconds: float) -> AsyncIter
             async with token_of(ask) as token:
                 reached = await reach_all(workers, ask, token)
         else:
+            # Without the plugin no owner can join, and workers are only asked for their versions.
             reached = await reach_all(workers, ask, None)
     here = versions_in(get_versions(packages=["dask_ownership"]))
     yield compare(here, at_scheduler, {r.address: r.versions for r in reached if r.versions})
@@ -362,6 +363,7 @@ def command(
             well = well and finding.ok is not False
         return well
 
+    # Raises now if rich is missing, before the cluster is asked.
     console()
     security = security_of(tls_ca_file, tls_cert, tls_key)
     if not quietly(examined()):

@@ -117,6 +117,7 @@ async def dial(address: str, arguments: dict[str, Any], seconds: float) -> Comm:
     finally:
         if not connecting.done():
             connecting.cancel()
+        # No error of an abandoned attempt is reported later.
         await asyncio.gather(connecting, return_exceptions=True)
 
 
@@ -137,6 +138,7 @@ async def no_listener(address: str, seconds: float) -> str:
 
 def reason(error: BaseException, seconds: float) -> str:
     """Return the meaning of a connection's error for a user, in one line."""
+    # Dask wraps errors of connections, several times: the innermost one tells what happened.
     deepest = error
     while (cause := deepest.__cause__) is not None and isinstance(cause, Exception):
         deepest = cause
@@ -199,6 +201,7 @@ class Asking:
             asked = send_recv(self._comm, op=operation, **arguments)
             return await asyncio.wait_for(asked, self.seconds)
         except Exception as error:
+            # A late answer must not be taken for the answer to the next question.
             self._comm.abort()
             if isinstance(error, CommClosedError):
                 why = "it closed the connection"

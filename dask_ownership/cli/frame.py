@@ -60,6 +60,7 @@ class Column:
 
 def number(value: float) -> str:
     """Return a count in at most seven characters."""
+    # Counts below 100 000 are written in full.
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= 100 * size or (value >= size and unit != "k"):
             return (
@@ -310,6 +311,7 @@ def frame(
     if shown:
         lines += [Text(), *shown]
     if height is not None:
+        # The keys are on the last line: blank lines fill the space above.
         used = 5 + 3 + min(len(owners), of_owners) + min(len(workers), of_workers)
         used += len(shown) + bool(shown)
         lines += [Text()] * max(0, height - used - 1)

@@ -66,6 +66,7 @@ class Keys:
             return
         there = sys.stdin.fileno()
         before = termios.tcgetattr(there)
+        # Keys arrive one by one and without echo; Ctrl-C still makes a signal.
         tty.setcbreak(there)
         loop.add_reader(there, self._read, there)
         try:

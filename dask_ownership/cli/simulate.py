@@ -256,6 +256,7 @@ def command(
         worker_cost=worker_cost,
         seed=SystemRandom().randrange(1 << 32) if seed is None else seed,
     )
+    # In a file the moving status would only be noise.
     shown = terminal.status("") if sys.stdout.isatty() else nullcontext()
     with shown as status:
 

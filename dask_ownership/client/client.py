@@ -272,6 +272,8 @@ class Client(Inspection, Queries, Data):
         if central:
             self.central_calls += 1
             part, inputs = promoted_graph(self, graph, central, partial(self._input, graph))
+            # A graph that is central as a whole, without owned inputs, goes to the scheduler
+            # unchanged.
             if inputs or len(central) < len(set(keys)):
                 expr = part
             made = super()._graph_to_futures(
@@ -364,6 +366,7 @@ class Client(Inspection, Queries, Data):
             persisting.reset(before)
         if wanted is None:
             return persisted
+        # Futures of the central scheduler have no owner that could keep copies.
         for future in self._split(persisted)[0]:
             self.owner.call(self.owner.core.replicas.want, future._row, wanted)
         return persisted
@@ -419,6 +422,7 @@ class Client(Inspection, Queries, Data):
         central = [f for f in found if not isinstance(f, Future)]
         for future in central:
             if isinstance(future, distributed.Future):
+                # Raises for a future that was unpickled without a client.
                 future._verify_initialized()
         if not owned and central:
             return await super()._gather(futures, errors, direct, local_worker)
@@ -427,6 +431,8 @@ class Client(Inspection, Queries, Data):
             got = await self._values(list(mine.values()), errors)
         values = {future: got[mine[future]] if future in mine else SKIPPED for future in owned}
         for future in central:
+            # One by one: with ``errors="skip"`` Dask leaves failed futures out of the list of
+            # values.
             one = await super()._gather([future], errors, direct, local_worker)
             values[future] = one[0] if one else SKIPPED
         return repack(futures, values, errors)

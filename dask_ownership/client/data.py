@@ -69,6 +69,7 @@ class Data(ClusterConnection):
         *,
         options: Options = NO_OPTIONS,
     ) -> Any:
+        # As in Dask: the client's timeout by default, and no limit for None.
         seconds = self._timeout if timeout is no_default else parse_timeout(timeout)
         within = inf if seconds is None else seconds
         return await scatter(
@@ -162,6 +163,7 @@ class Data(ClusterConnection):
     async def _rebalance(self, futures: Any = None, workers: Any = None) -> None:
         self._check_open()
         mine, others = (None, None) if futures is None else self._split(futures)
+        # Without futures the values of the scheduler are moved as well.
         if futures is None or others:
             await super()._rebalance(others, listed(workers))
         if futures is None or mine:

@@ -86,6 +86,8 @@ async def put(client: ClientLike, value: Any) -> tuple[str, Serialized] | None:
     owners = {future._owner.incarnation: future._owner for future in found}
     for owner in owners.values():
         rows = list({f._row: None for f in found if f._owner is owner})
+        # With the tasks of this client's rows the holder can make the objects again when this
+        # client is gone.
         functions, tasks, also = (
             owner.core.detached.describe(rows) if owner is client.owner else ([], [], [])
         )
@@ -156,6 +158,7 @@ async def put_item(client: ClientLike, operation: Any, row: Row | None, kwargs: 
     if row is not None:
         client.owner.core.table.hold(row)
         value: Any = Future(client, row)
+        # The scheduler must not see the owned key: it would wait for the key for ever.
         kwargs = {name: given for name, given in kwargs.items() if name != "key"}
     # The key of a future of the scheduler goes the stock way.
     elif kwargs.get("key") is not None:

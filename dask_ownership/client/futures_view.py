@@ -39,8 +39,11 @@ class FuturesView(dict[Any, Any]):
         return super().__contains__(key) or count_futures(self._client, key) > 0
 
     def __missing__(self, key: Any) -> Any:
+        # A row may be in the table without a future, for other rows that need it: no future, no
+        # entry.
         if not count_futures(self._client, key):
             raise KeyError(key)
+        # This takes the handle of the future below.
         row = self._client.owner.find(key)
         if row is None:
             raise KeyError(key)

@@ -60,6 +60,7 @@ class Inspection(ClusterConnection):
 
     async def _ownership(self, key: Any = None) -> Any:
         self._check_open()
+        # So that the snapshot has what threads submitted just now.
         self.owner.process()
         if key is None:
             return take(self.owner, self.central_calls)

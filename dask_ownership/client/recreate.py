@@ -118,6 +118,7 @@ class RecreateTasks(ReplayTaskClient):
         task = await self._get_task_runspec(future)
         client = self.client
         if isinstance(task, LocalTask):
+            # In an empty graph all keys are found in the table.
             futures = client._graph_to_futures({}, task.dependencies)
         else:
             # The stock method, because these are keys of the scheduler, with a graph in the
@@ -178,6 +179,7 @@ class LocalTask:
         """The function of the task; a function with state is in the payload."""
         if self._function is not call:
             return self._function
+        # Only the function is wanted: the slots may stand for anything.
         with arriving(self._client):
             args, _ = loads_call(self._payload, [None] * len(self.dependencies))
         return args[0]

@@ -64,6 +64,7 @@ class SchedulerProxy:
             if name in CENTRAL_DATA:
                 self._refuse_owned(name, kwargs)
             elif name == "publish_put":
+                # The scheduler would look for owned keys among its tasks.
                 kwargs["keys"] = self._without_owned(kwargs["keys"])
             self._client.central_calls += 1
             if name in PUT:

@@ -137,12 +137,15 @@ class Census:
                 continue  # a cancelled, lost or forgotten row is about to leave the table
             if row.borrowed:
                 self.borrowed += 1
+                # A state below `INLINE` is no outcome yet.
                 self.borrowed_pending += state < INLINE
                 continue
             states[state] += 1
             name = self.name_of(row.key)
             group = groups.get(name)
             if group is None:
+                # A program that makes up a name for each task must not grow the report without
+                # bound.
                 if len(groups) >= GROUPS:
                     name = OTHERS
                 group = groups.setdefault(name, [0] * len(states))
@@ -176,6 +179,7 @@ class Census:
     def result(self) -> dict[str, Any]:
         """Return the counts as plain values that can be serialized."""
         return {
+            # `DORMANT` is -1: the last item of the lists, and of the names.
             "states": {STATE_NAMES[s]: self.states[s] for s in COUNTED},
             "groups": {
                 name: {STATE_NAMES[s]: group[s] for s in COUNTED if group[s]}
@@ -258,6 +262,7 @@ class Events:
             if event is self._last or len(found) == EVENTS:
                 break
             key, what, detail, when = event
+            # A detail may hold the long text of an error.
             found.append((str(key), what, detail[:300], when))
         if history:
             self._last = history[-1]
@@ -310,6 +315,7 @@ def percentile(counts: list[int], part: float) -> float | None:
     seen = 0.0
     for number, count in enumerate(counts):
         if count and seen + count >= wanted:
+            # Durations count as spread evenly within their bucket.
             low = 0.0 if number == 0 else float(1 << (number - 1))
             return low + (float(1 << number) - low) * (wanted - seen) / count
         seen += count

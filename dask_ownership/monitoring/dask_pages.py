@@ -50,6 +50,7 @@ class StockPages:
             for name, states in owner["groups"].items():
                 sums = wanted.setdefault(name, {})
                 for state, number in states.items():
+                    # Two states of owned objects may be one state of Dask's tasks.
                     known = STATES[state]
                     sums[known] = sums.get(known, 0) + number
         for name in [*self._groups]:
@@ -136,6 +137,7 @@ class StockPages:
         """Add the tasks that failed at a worker to the scheduler's list of failed tasks."""
         for _, key, when, exception, traceback in failures:
             task = ErredTask(key, when, {worker}, exception, traceback)
+            # The newest failure comes first in Dask's list.
             self.scheduler.erred_tasks.appendleft(task)
 
 

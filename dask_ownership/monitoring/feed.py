@@ -175,6 +175,7 @@ class Feed:
         if pages_open(self.scheduler):
             self.looked()
         self._watch()
+        # A round that takes longer than the interval is not overtaken by the next.
         if not self.idle and time() >= self._next and not self._fetching.locked():
             self._task = asyncio.ensure_future(self.fetch())
 

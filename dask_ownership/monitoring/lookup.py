@@ -80,6 +80,7 @@ def look(owner: Owner, row: Row) -> ObjectSnapshot:
     if isinstance(row.value, Failure):
         kind = "failure"
     elif row.state == ERROR:
+        # The value of such a row is its pickled error.
         kind, nbytes = "exception", len(row.value)
     # Rows do not know every row that refers to them, so this is one pass over the table.
     dependents, lineage_of = _needing(core, row)
@@ -101,6 +102,7 @@ def look(owner: Owner, row: Row) -> ObjectSnapshot:
         fire_and_forget=row in core.desired.rows,
         borrowers=list(borrowers),
         holders=holders_of(row),
+        # In other states `worker` is where the value was made.
         worker=row.worker.address if row.state == PUSHED else None,
         dependencies=named(row.dependencies),
         contains=named(row.contains),

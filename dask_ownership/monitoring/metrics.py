@@ -36,6 +36,8 @@ class Collector:
         """Yield all metrics; the reading counts as a viewer for `BETWEEN` seconds."""
         if not self.feeds:
             return
+        # A process with several schedulers, one after the other, has one set of numbers: the
+        # newest.
         feed = self.feeds[-1]
         feed.looked(BETWEEN)
         told = feed.now(history=False)
@@ -48,6 +50,8 @@ class Collector:
 
 def gauge(name: str, text: str, values: Any, label: str = "") -> Any:
     """Return a metric that goes up and down, or one such metric for each value of a label."""
+    # Imported here because prometheus_client is optional. A collector runs only where it is
+    # installed.
     from prometheus_client.core import GaugeMetricFamily
 
     return _family(GaugeMetricFamily, name, text, values, label)

@@ -70,6 +70,7 @@ def group_of(key: Key) -> str:
     name = _names.get(stem)
     if name is None:
         if len(_names) > NAMES:
+            # Rare, and simpler than an order of use: the cache fills again.
             _names.clear()
         name = _names[stem] = _split(stem)
     return name
@@ -130,7 +131,9 @@ class Latencies:
             self.parents[options.parent[0]] = None
         many = len(rows)
         for _ in range(min(many, SAMPLED, SAMPLES - self._under_way)):
+            # Two samples may fall on one row, which then counts twice.
             row = rows[0] if many == 1 else rows[random.randrange(many)]
+            # A borrowed row is the task of another owner, and an ended row is a literal.
             if not row.borrowed and not row.done:
                 self._under_way += 1
                 hang(Sample(self), (row,), self.owner.lock)
@@ -209,6 +212,7 @@ class Reporter:
             An item of ``owners`` in `dask_ownership.monitoring.feed.Feed.activity`, without the
             entries that only the scheduler knows.
         """
+        # Threads may have submitted rows since the loop looked last.
         self.owner.process()
         if self._census is None and self._seen != signature(self.owner.core):
             self._count()
@@ -252,6 +256,7 @@ class Reporter:
 
     def _go_on(self) -> None:
         """Count the next slice."""
+        # Since the last slice the watching may have ended, or the owner closed.
         if self._census is not None and not self.owner.closed:
             self._count()
 

@@ -48,10 +48,12 @@ class Flow:
         after, last = self._rounds[-1]
         found: list[list[Any]] = []
         for who, counts in last.items():
+            # The oldest round with this owner or worker.
             before, first = next((when, then[who]) for when, then in self._rounds if who in then)
             if before < after:
                 seconds = after - before
                 found += [
+                    # A restarted process counts from zero: its rate is zero then, not negative.
                     [*pair, max(0, many - first.get(pair, 0)) / seconds]
                     for pair, many in counts.items()
                 ]

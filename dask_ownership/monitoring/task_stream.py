@@ -145,6 +145,7 @@ class Notes:
         if (
             stopped < self._next
             and stopped - started < SHORT
+            # A task with steps or transfers is always looked at, so that these are taken out.
             and not self._steps
             and not (self._transfers and entry.dependencies)
         ):
@@ -345,6 +346,7 @@ class TaskStream:
         # Dask's buffer is in the order in which tasks ended.
         records.sort(key=lambda record: record["startstops"][-1]["stop"])
         plugin.buffer.extend(records)
+        # Clients remember the index up to which they have read the stream.
         plugin.index += len(records)
 
     @staticmethod

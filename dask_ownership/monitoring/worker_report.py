@@ -95,6 +95,7 @@ class WorkerActivity:
             "delay": self.worker.scheduler_delay,
             "notes": self.notes.take(watch, note, gap),
         }
+        # This also forgets the last report, so that the next one is full.
         if watch != self.reporter.watching or again:
             self.reporter.watch(watch)
         if watch:

@@ -59,6 +59,7 @@ class WorkerReports:
                 failed=self._failed.get(worker, 0),
                 token=self._token,
             )
+            # A frozen worker must not hold up the round.
             return await asyncio.wait_for(asked, ASKED)
         except Exception as error:
             logger.debug("what %s does is not known: %r", worker, error)

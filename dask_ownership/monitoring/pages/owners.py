@@ -35,6 +35,7 @@ def tree(owners: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
     names = {owner["name"] for owner in owners}
     children: dict[str, list[dict[str, Any]]] = {}
     for owner in owners:
+        # The parent may have left the cluster.
         above = owner["parent"] if owner["parent"] in names else ""
         children.setdefault(above, []).append(owner)
     found: list[tuple[int, dict[str, Any]]] = []
@@ -48,6 +49,7 @@ def tree(owners: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
         for child in sorted(children.get(owner["name"], ()), key=lambda one: one["name"]):
             place(child, depth + 1)
 
+    # Roots first: clients before the scheduler and workers.
     for owner in sorted(children.get("", ()), key=lambda one: (one["kind"], one["name"])):
         place(owner, 0)
     for owner in owners:
