@@ -68,6 +68,7 @@ class Source:
         ------
         Unreachable
         """
+        # The identity of a scheduler lists all workers, which is much to send for each picture.
         if self._asked % METRICS_EVERY == 0:
             identity = await self.ask.identity()
             workers = identity["workers"].items()

@@ -26,6 +26,7 @@ async def connected(
     A refused connection says that the process is gone. A connection without an answer may be cut
     off by a partition: then ``connecting`` decides, within its own time.
     """
+    # The first to end decides.
     tasks = [
         asyncio.ensure_future(connecting),
         asyncio.ensure_future(_refused(address, connection_args, seconds)),

@@ -194,6 +194,7 @@ class LocalTask:
         result = self._function(*args, **kwargs)
         if iscoroutine(result):
             try:
+                # Where a loop runs, the caller awaits the coroutine.
                 asyncio.get_running_loop()
             except RuntimeError:
                 return asyncio.run(result)

@@ -85,6 +85,7 @@ def checkpoint(name: str, value: Any) -> Any:
         )
     answer = _send(entry, name, pickled)
     try:
+        # On an event loop, blocking would stop all coroutine tasks of the worker.
         asyncio.get_running_loop()
     except RuntimeError:
         _raise(entry, answer.result())

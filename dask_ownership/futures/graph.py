@@ -317,6 +317,7 @@ class _Builder:
             row = self.rows.get(key)
             if row is None:
                 row = self._outside(key)
+            # The handle of the future; the handle that made the row is dropped by `let_go`.
             self.owner.core.table.hold(row)
             found[key] = Future(self.calls.client, row)
         return found

@@ -149,6 +149,7 @@ def taken_by(func: Callable[..., Any]) -> frozenset[str]:
         found = frozenset(LIMITS)
     else:
         by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        # ``**kwargs`` may pass any name on to another function.
         if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
             found = frozenset(LIMITS)
         else:
@@ -172,6 +173,7 @@ def _seconds(timeout: Any) -> float | None:
     """Return a timeout in seconds; raise for a value that is no time above zero."""
     if timeout is None:
         return None
+    # True is a number in Python, but no time.
     if isinstance(timeout, bool) or not isinstance(timeout, Real | str | timedelta):
         raise TypeError(f'timeout= takes seconds or a text such as "30s", not {timeout!r}')
     try:

@@ -217,6 +217,7 @@ async def listen(
     loop = asyncio.get_running_loop()
     changed = asyncio.Event()
 
+    # Rows end on the loop of their owner, which may run in another thread than the bar.
     def wake() -> None:
         try:
             loop.call_soon_threadsafe(changed.set)
@@ -239,6 +240,7 @@ async def listen(
             if other is not None:
                 response = both(response, getattr(other, "_last_response", None), group_by)
             if group_by is None:
+                # A plain bar of Dask has one number for all tasks.
                 response["all"] = sum(response["all"].values())
                 response["remaining"] = sum(response["remaining"].values())
             bar._last_response = response

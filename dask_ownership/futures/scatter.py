@@ -72,6 +72,7 @@ async def scatter(
             new, elsewhere = scattering.begin(values, find)
             batches: Batches = {}
             for number, one in new:
+                # Values go around the workers in turn, and copies of a value to the workers behind.
                 for copy in range(copies):
                     batches.setdefault(views[(number + copy) % len(views)], []).append(one)
             await scattering.put(batches)
@@ -243,6 +244,7 @@ class Scattering:
         owner = self.owner
         executor = owner.executor
         if executor is not None and view.address == executor.worker.address:
+            # The worker of this process keeps the very objects, which need no pickling.
             hold = executor.hold
             sizes = [hold(owner.incarnation, row.key, row.attempt, value) for row, value in batch]
         else:

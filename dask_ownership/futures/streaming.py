@@ -117,6 +117,7 @@ class Stream(Iterator[Any]):
         head = self._head()
         if head is None:
             raise StopIteration
+        # Waits for any end; the consumer asks the future for its outcome.
         self._client.owner.wait((head._row,))
         self._hand_out(head)
         return head
@@ -214,6 +215,7 @@ class Stream(Iterator[Any]):
     def _pull(self) -> None:
         """Take one item of each source and submit their call."""
         try:
+            # As in `zip`, items of the sources before the exhausted one are lost.
             args = tuple([_next(source) for source in self._sources])
         except StopIteration:
             self._exhausted = True
@@ -255,6 +257,7 @@ class Stream(Iterator[Any]):
             row = client.calls.row(
                 self._func, args, self._kwargs, one, self._pure, self._call, function=record
             )
+        # No later item could be submitted either.
         except ClosedOwner as error:
             self._source_failed(error)
         except Exception as error:

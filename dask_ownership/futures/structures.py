@@ -30,6 +30,7 @@ def exchanged(value: Any, exchange: Callable[[Any], Any]) -> Any:
         # A container without futures stays the same object, which may be large.
         same = all(a is b for a, b in zip(items, value, strict=True))
         return value if same else type(value)(items)
+    # A namedtuple takes its fields as separate arguments.
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*[exchanged(item, exchange) for item in value])
     return value

@@ -80,6 +80,7 @@ def _outcome(futures: list[Any], ended: bool, timeout: Any) -> Any:
     if not ended:
         raise asyncio.TimeoutError(f"the futures did not end within {timeout}")
     done = {f for f in futures if f._row.state >= INLINE}
+    # As in Dask, a cancelled future raises, and a failed future does not.
     without_value = [f for f in done if f._cleared or f._row.state > STORED]
     cancelled = defaultdict(list)
     for future in without_value:
@@ -251,6 +252,7 @@ class as_completed(distributed.as_completed):
         if not self._ended:
             return None
         future = self._ended.popleft()
+        # A future that was added several times comes out as often.
         self.futures[future] -= 1
         if not self.futures[future]:
             del self.futures[future]
@@ -284,6 +286,7 @@ class as_completed(distributed.as_completed):
                 if future is None:
                     if not self.futures:
                         raise StopIteration
+                    # Made under the lock, so that a future that ends from now on opens it.
                     gate = self._gate = self._gate or Gate()
             if future is not None:
                 return self._with_result(future)

@@ -96,7 +96,7 @@ class Rounds:
         for reported in owners.values():
             reported.done.append((now, reported.last["done"]))
         kinds = ([one["latency"][name] for one in last] for name in ("waited", "ran", "took"))
-        # Histograms of all owners are added bucket by bucket.
+        # Histograms of all owners are added bucket by bucket; without owners all are empty.
         sums = [
             [sum(counts) for counts in zip(*kind, strict=True)] or [0] * BUCKETS for kind in kinds
         ]

@@ -146,6 +146,7 @@ class Failures(Page):
         put(self.processes_source, processes)
         sums = {kind: sum(one[kind] for one in processes) for kind in LOSSES}
         bars = [{"kind": COSTS[kind], "times": times} for kind, times in sums.items()]
+        # The colors stay as they are.
         put(self.losses_source, bars, ("kind", "times"))
         failed = sum(owner["failed"] for owner in owners)
         self.summary.text = (
