@@ -19,7 +19,16 @@ from live import inc, small_cluster, until, wait_for_members
 from dask_ownership import Client
 from dask_ownership.runtime.comm.link import PROTOCOL
 from dask_ownership.runtime.comm.operations import LONGEST_REASON
-from dask_ownership.runtime.comm.scheduler_ops import BACKLOG, DIAL, HOLD, JOIN, REPORT, WHERE, WORD
+from dask_ownership.runtime.comm.scheduler_ops import (
+    BACKLOG,
+    DIAL,
+    HOLD,
+    JOIN,
+    RELAY,
+    REPORT,
+    WHERE,
+    WORD,
+)
 
 AT_WORKERS: dict[str, dict[str, Any]] = {
     "ownership_link": {
@@ -38,6 +47,7 @@ AT_SCHEDULER: dict[str, dict[str, Any]] = {
     },
     DIAL: {"owner": "stranger", "dialler": "stranger", "token": ""},
     WHERE: {"keys": ["x"], "asker": "stranger", "token": ""},
+    RELAY: {"target": "tcp://127.0.0.1:1", "asker": "stranger", "token": ""},
     HOLD: {
         "hold": "x", "asker": "stranger", "owner": ["stranger", "", ""], "origins": [],
         "functions": [], "tasks": [], "token": "",

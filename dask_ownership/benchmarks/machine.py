@@ -24,8 +24,8 @@ def _cpu_model() -> str:
 
 
 def _cores() -> int:
-    # A container may allow fewer cores than the machine has.
     """Return how many cores this process may use."""
+    # A container may allow fewer cores than the machine has.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -28,6 +28,7 @@ from dask_ownership.cli.connecting import (
 )
 from dask_ownership.cli.terminal import console
 from dask_ownership.runtime.comm.link import PROTOCOL, LinkRefused, OwnerLink
+from dask_ownership.runtime.comm.reach import Reach
 from dask_ownership.runtime.comm.scheduler_ops import JOIN
 from dask_ownership.runtime.comm.secret import Joining
 
@@ -82,12 +83,18 @@ class Reached:
         Why the worker does not take the owner's link, or "".
     versions : dict of str to str
         Versions of packages there; empty when the worker did not answer.
+    way : str
+        ``"direct"``, or ``"relayed"`` by the scheduler.
+    round_trip : float
+        Seconds for which a small question and its answer take.
     """
 
     address: str
     unreachable: str = ""
     refused: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    way: str = "direct"
+    round_trip: float = 0.0
 
 
 def named(addresses: Iterable[str]) -> str:
@@ -221,17 +228,30 @@ async def reach(address: str, ask: Asking, token: Joined | None) -> Reached:
     """Ask a worker for its versions, and open a link to the worker as an owner does."""
     result = Reached(address)
     seconds = ask.seconds
+    # As an owner does: a worker that no dial reaches is asked by way of the scheduler.
+    ways = Reach(
+        ask.arguments,
+        None if token is None else lambda: ask.address,
+        asker=lambda: token[0] if token else "",
+        token=lambda: token[1] if token else "",
+        now_direct=lambda _: None,
+    )
     try:
-        comm = await dial(address, ask.arguments, seconds)
+        comm = await dial(ways.route(address), ask.arguments, seconds)
+        result.way = ways.way_to(address)
         try:
-            answer = await Asking(comm, address, ask.security, seconds)(
-                "versions", packages=["dask_ownership"]
-            )
+            question = Asking(comm, address, ask.security, seconds)
+            answer = await question("versions", packages=["dask_ownership"])
+            began = perf_counter()
+            await question("identity")
+            result.round_trip = perf_counter() - began
         finally:
             comm.abort()
     except Unreachable as error:
-        result.unreachable = error.message.removeprefix(address).strip()
+        result.unreachable = error.message.removeprefix(ways.route(address)).strip()
         return result
+    finally:
+        await ways.close()
     result.versions = versions_in(answer)
     if token is None:
         return result
@@ -244,7 +264,15 @@ async def reach(address: str, ask: Asking, token: Joined | None) -> Reached:
         "to": incarnations.get(address, ""),
     }
     ignore: Callable[[Any], None] = lambda _: None  # noqa: E731
-    link = OwnerLink(address, hello, ask.arguments, ignore, ignore, ignore)
+    link = OwnerLink(
+        address,
+        hello,
+        ask.arguments,
+        received=ignore,
+        refused=ignore,
+        unreachable=ignore,
+        route=ways.route,
+    )
     try:
         await asyncio.wait_for(link.probe(), seconds)
     except LinkRefused as error:
@@ -291,8 +319,20 @@ def worker_plugins(reached: list[Reached]) -> Finding:
 def reachable(reached: list[Reached]) -> Finding:
     """Return whether an owner in this process reaches every worker."""
     failed = [r for r in reached if r.unreachable]
+    there = [r for r in reached if not r.unreachable]
+    relayed = [r for r in there if r.way == "relayed"]
     if not failed:
-        return Finding(True, "reachable", f"all {len(reached):,d} workers from here")
+        slowest = max(there, key=lambda r: r.round_trip)
+        trip = f"; a round trip takes {1e3 * slowest.round_trip:.1f} ms at most ({slowest.address})"
+        if not relayed:
+            return Finding(True, "reachable", f"all {len(reached):,d} workers from here{trip}")
+        direct = len(there) - len(relayed)
+        text = (
+            f"{direct:,d} workers from here, and {len(relayed):,d} by way of the "
+            f"scheduler, which relays to them ({named(r.address for r in relayed)}){trip}. For the "
+            "full rate give these an address that can be dialled from here (--contact-address)"
+        )
+        return Finding(True, "reachable", text)
     return Finding(
         False,
         "reachable",

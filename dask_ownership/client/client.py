@@ -71,7 +71,7 @@ class Client(Inspection, Queries, Data):
 
     def _inc_ref(self, key: Any) -> None:
         """Refuse a stock future of an owned key: it would wait for the scheduler for ever."""
-        if key in self.owner.core.table.rows:
+        if self.owner.core.row(key) is not None:
             raise NotHere(
                 f"{key!r} is owned by this client; distributed.Future(key, client) makes futures "
                 "of the central scheduler. Keep the future that submit gave, or submit it again"
@@ -368,7 +368,7 @@ class Client(Inspection, Queries, Data):
             return persisted
         # Futures of the central scheduler have no owner that could keep copies.
         for future in self._split(persisted)[0]:
-            self.owner.call(self.owner.core.replicas.want, future._row, wanted)
+            self.owner.call(self.owner.core.keep_copies, future._row, wanted)
         return persisted
 
     # ---- results ----
@@ -496,11 +496,11 @@ class Client(Inspection, Queries, Data):
             await super()._retry(others)
 
     def _send_to_scheduler(self, msg: dict[str, Any]) -> None:
+        """Send a message to the scheduler, except for `fire_and_forget` of owned keys."""
         # This is all that the stock `fire_and_forget` does. The owner keeps such rows until they
         # end.
-        """Send a message to the scheduler, except for `fire_and_forget` of owned keys."""
         if msg.get("client") == "fire-and-forget" and msg.get("op") == "client-desires-keys":
-            rows = [self.owner.core.table.rows.get(key) for key in msg["keys"]]
+            rows = [self.owner.core.row(key) for key in msg["keys"]]
             owned = [row for row in rows if row is not None]
             if owned:
                 self.owner.call(self.owner.core.desire, owned)

@@ -112,6 +112,7 @@ class ClusterConnection(distributed.Client):
                     self.connection_args,
                     self.id,
                     self._ask_who_is_there,
+                    scheduler=lambda: self.scheduler.address,
                     tell_backlog=self._tell_backlog,
                 )
                 self._stream_handlers[MEMBERS] = self.owner.members.changed
@@ -258,7 +259,7 @@ class ClusterConnection(distributed.Client):
             self.scheduler,
             owner=owner.incarnation,
             client=self.id,
-            known=sorted(owner.core.membership.ask().clients),
+            known=sorted(owner.core.members_in_doubt().clients),
         )
 
     def _tell_backlog(self, tasks: int) -> None:
@@ -328,7 +329,7 @@ class ClusterConnection(distributed.Client):
     def _handle_restart(self) -> None:
         """Cancel all rows when the cluster restarts, as Dask cancels its futures."""
         super()._handle_restart()
-        self.owner.cancel(self.owner.core.table.all(), "the cluster restarted")
+        self.owner.cancel(self.owner.core.rows(), "the cluster restarted")
 
     def _check_open(self) -> None:
         """Raise when this client is closed."""

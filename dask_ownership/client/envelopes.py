@@ -89,14 +89,14 @@ async def put(client: ClientLike, value: Any) -> tuple[str, Serialized] | None:
         # With the tasks of this client's rows the holder can make the objects again when this
         # client is gone.
         functions, tasks, also = (
-            owner.core.detached.describe(rows) if owner is client.owner else ([], [], [])
+            owner.core.describe(rows) if owner is client.owner else ([], [], [])
         )
-        origins = [owner.core.table.origin_of(row) for row in rows]
+        origins = [owner.core.origin_of(row) for row in rows]
         counted = await getattr(client.scheduler, HOLD)(
             hold=hold,
             asker=client.owner.incarnation,
             token=client.owner.token,
-            owner=owner.core.peers.process,
+            owner=owner.core.process,
             origins=[*origins, *also],
             functions=[(f.name, f.pickled, f.name if f.pickled == CALL else "") for f in functions],
             tasks=tasks,
@@ -144,7 +144,7 @@ async def take(client: ClientLike, hold: str | None, value: Any) -> Any:
             )
 
     owner = client.owner
-    owner.call(owner.core.borrowing.when_acknowledged, rows, counted)
+    owner.call(owner.core.when_acknowledged, rows, counted)
     if rows:
         try:
             await asyncio.wait_for(known.wait(), KNOWN_SOON)
@@ -156,7 +156,7 @@ async def take(client: ClientLike, hold: str | None, value: Any) -> Any:
 async def put_item(client: ClientLike, operation: Any, row: Row | None, kwargs: Any) -> Any:
     """Put a future, or data, into a queue or a variable."""
     if row is not None:
-        client.owner.core.table.hold(row)
+        client.owner.core.hold(row)
         value: Any = Future(client, row)
         # The scheduler must not see the owned key: it would wait for the key for ever.
         kwargs = {name: given for name, given in kwargs.items() if name != "key"}

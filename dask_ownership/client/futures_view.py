@@ -17,7 +17,7 @@ from dask_ownership.futures.future import Future, RowState
 
 def count_futures(client: ClientLike, key: Any) -> int:
     """Return how many futures of an owned key there are; none for a cancelled task."""
-    row = client.owner.core.table.rows.get(key)
+    row = client.owner.core.row(key)
     return 0 if row is None else _futures_of_row(client, row)
 
 
@@ -50,7 +50,7 @@ class FuturesView(dict[Any, Any]):
         return RowState(Future(self._client, row))
 
     def __len__(self) -> int:
-        rows = list(self._client.owner.core.table.rows.values())
+        rows = self._client.owner.core.rows()
         return super().__len__() + sum(_futures_of_row(self._client, row) > 0 for row in rows)
 
 

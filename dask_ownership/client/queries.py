@@ -18,7 +18,7 @@ from dask.utils import key_split
 from distributed.objects import HasWhat, WhoHas
 
 from dask_ownership.client.connection import ClusterConnection
-from dask_ownership.core.owner.rows.row import Borrowed, Row
+from dask_ownership.core.owner.rows.row import COPY, Borrowed, Row
 from dask_ownership.core.protocol.states import DORMANT, FORGOTTEN, INLINE, PUSHED, STORED, WAITING
 from dask_ownership.futures.future import Future
 from dask_ownership.monitoring.lookup import find, name_of
@@ -93,7 +93,7 @@ class Queries(ClusterConnection):
     async def _processing(self, workers: Any) -> dict[str, Any]:
         answer = await self.scheduler.processing(workers=workers)
         self.owner.process()
-        views = self.owner.core.placement.workers
+        views = self.owner.core.workers
         return merged(answer, {a: [name_of(k) for k in v.pushed] for a, v in views.items()})
 
     def nbytes(self, keys: Any = None, summary: bool = True, **kwargs: Any) -> Any:
@@ -183,11 +183,10 @@ class Queries(ClusterConnection):
         owner = self.owner
         owner.process()
         if what is None:
-            # Dormant rows have no value, and rows of copies under way are no objects of the user.
-            copies = owner.core.copies.under_way
+            # Dormant rows have no value, and rows that make copies are no objects of the user.
             hidden = (DORMANT, FORGOTTEN)
-            table = owner.core.table.all()
-            rows = {name_of(r.key): r for r in table if r.state not in hidden and r not in copies}
+            table = [row for row in owner.core.rows() if not row.roles & COPY]
+            rows = {name_of(row.key): row for row in table if row.state not in hidden}
             return rows, []
         rows, others = {}, []
         for one in flat(what):
@@ -226,7 +225,7 @@ def addresses(owner: Owner, row: Row) -> Collection[str]:
     """Return the workers where tasks find a value, as the module says. Loop thread."""
     if row.state == STORED:
         return row.addresses if isinstance(row, Borrowed) else [v.address for v in row.locations]
-    workers = owner.core.placement.workers
+    workers = owner.core.workers
     if row.state != INLINE or not workers:
         return ()
     if row.worker is not None and row.worker.alive:

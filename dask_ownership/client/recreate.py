@@ -225,10 +225,9 @@ def local_task(client: Any, row: Row) -> LocalTask:
 
 def _why_not(owner: Owner, row: Row) -> str:
     """Return why the task of a row is not kept."""
-    lineages = owner.core.lineages
-    if row.state == INLINE and row.worker is not None and not lineages.of_inline:
+    if row.state == INLINE and row.worker is not None and not owner.core.traces_inline:
         return (
             "its value travelled to its owner, and how it was made is not kept then, unless "
             'dask.config.set({"ownership.lineage.inline": True}) is there before the client'
         )
-    return lineages.why_not(row)
+    return owner.core.why_not(row)

@@ -8,7 +8,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Ordered(Protocol):
-    """What can be queued: ``order`` is its place, lower first."""
+    """An item of an `OrderedQueue`: a lower ``order`` leaves the queue first."""
 
     order: int
 
@@ -17,15 +17,15 @@ T = TypeVar("T", bound=Ordered)
 
 
 class OrderedQueue(Generic[T]):
-    """Takes items in any order and gives them back by ``order``, lowest first.
+    """A priority queue that takes items in any order and gives back the lowest ``order`` first.
 
-    A loop of submits arrives in order, so the common case costs one append and
-    one popleft. What arrives out of order goes to a heap beside it.
+    A loop of submits arrives in order, so the common case costs one append to a deque and
+    one popleft. Items that arrive out of order go to a heap beside the deque.
 
     Attributes
     ----------
     size : int
-        How many are queued, as ``len`` gives it for a call.
+        How many items are queued; an attribute, because ``len`` costs a call.
     """
 
     __slots__ = ("_heap", "_pushed", "_run", "size")
@@ -33,6 +33,8 @@ class OrderedQueue(Generic[T]):
     def __init__(self) -> None:
         self.size = 0
         self._run: deque[T] = deque()
+        # Order, number of the push, item: items of one order leave in the order of their pushes,
+        # and the heap never compares two items.
         self._heap: list[tuple[int, int, T]] = []
         self._pushed = 0
 
@@ -49,12 +51,12 @@ class OrderedQueue(Generic[T]):
             heappush(self._heap, (item.order, self._pushed, item))
 
     def pop(self) -> T:
-        """The lowest item.
+        """Take the lowest item out of the queue and return the item.
 
         Raises
         ------
         IndexError
-            When nothing is queued.
+            When the queue is empty.
         """
         heap = self._heap
         if heap and (not self._run or heap[0][0] < self._run[0].order):
@@ -65,19 +67,26 @@ class OrderedQueue(Generic[T]):
         return item
 
     def put_back(self, item: T) -> None:
-        """Undo `pop` of this item; nothing may have been pushed in between."""
+        """Undo the `pop` of an item; the caller has pushed nothing in between."""
         self.size += 1
+        # In front of the deque also when the item came from the heap: no item is lower.
         self._run.appendleft(item)
 
     def peek(self) -> T:
-        """The lowest item, left in place."""
+        """Return the lowest item and leave the item in the queue.
+
+        Raises
+        ------
+        IndexError
+            When the queue is empty.
+        """
         heap = self._heap
         if heap and (not self._run or heap[0][0] < self._run[0].order):
             return heap[0][2]
         return self._run[0]
 
     def items(self) -> list[T]:
-        """Everything queued, in order."""
+        """Return all queued items, lowest first, and leave the queue as before."""
         merged = list(self._run) + [entry[2] for entry in self._heap]
         merged.sort(key=lambda item: item.order)
         return merged

@@ -153,10 +153,9 @@ def _send(entry: Entry, name: str, pickled: bytes) -> Answer[Failure | None]:
     # The size of all values of the task is checked and changed under one lock, because threads of
     # one task may call `checkpoint` at the same time.
     with executor.lock:
-        savings = executor.core.savings
-        size = savings.size(entry, name, pickled)
+        size = executor.core.checkpoint_size(entry, name, pickled)
         if size <= limit:
-            savings.save(entry, name, pickled, answer.set_result)
+            executor.core.save_checkpoint(entry, name, pickled, answer.set_result)
     if size > limit:
         raise ValueError(
             f"with {name!r} ({len(pickled):,d} bytes) the checkpoints of {entry.key!r} would have "

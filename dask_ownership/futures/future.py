@@ -316,14 +316,14 @@ class Future(distributed.Future):
         # pinned.
         if pickling.found is not None:
             pickling.found.append(self)
-            owner.escapes(self._row)
+            owner.export(self._row)
         else:
             owner.pin(self._row)
-        origin = owner.core.table.origin_of(self._row)
+        origin = owner.core.origin_of(self._row)
         return come_home, held_at(origin, pickling.holder) if pickling.holder else origin
 
     def __copy__(self) -> Future:
-        self._owner.core.table.hold(self._row)
+        self._owner.core.hold(self._row)
         return Future(self._client, self._row)
 
     def __deepcopy__(self, memo: Any) -> Future:
@@ -333,7 +333,7 @@ class Future(distributed.Future):
         return self._result().__await__()
 
     def __dask_tokenize__(self) -> Any:
-        origin = self._owner.core.table.origin_of(self._row)
+        origin = self._owner.core.origin_of(self._row)
         heir = origin[4]
         if heir is not None:
             # The heir's key stays the same when the submitting task runs again elsewhere; the owner

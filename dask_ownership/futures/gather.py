@@ -86,7 +86,7 @@ class Gathering:
         remaining = []
         for future in futures:
             try:
-                name = self.owner.core.table.value_name(future._row)
+                name = self.owner.core.value_name(future._row)
                 self.values[future] = executor.stored(name)
             except KeyError:
                 remaining.append(future)

@@ -318,7 +318,7 @@ class _Builder:
             if row is None:
                 row = self._outside(key)
             # The handle of the future; the handle that made the row is dropped by `let_go`.
-            self.owner.core.table.hold(row)
+            self.owner.core.hold(row)
             found[key] = Future(self.calls.client, row)
         return found
 
@@ -328,7 +328,7 @@ class _Builder:
         everywhere = dask.get_annotations().get("replicas")
         if not annotated and everywhere is None:
             return
-        want = self.owner.core.replicas.want
+        want = self.owner.core.keep_copies
         # `dask.annotate` around the call counts for the wanted keys only; annotations of layers
         # count for any task.
         for key, row in self.rows.items():
@@ -361,7 +361,7 @@ class _Builder:
                 needed[key] = node
                 stack.extend(node.dependencies)
             elif (row := self.borrowed.get(key)) is not None:
-                self.owner.core.table.hold(row)
+                self.owner.core.hold(row)
                 self.rows[key] = row
                 self.handles.append(row)
         return needed
@@ -369,7 +369,7 @@ class _Builder:
     @cached_property
     def borrowed(self) -> dict[Any, Row]:
         """Borrowed rows by their owners' keys: Dask lowers futures in a collection to keys."""
-        return {row.origin[3]: row for row in self.owner.core.table.all() if row.borrowed}
+        return {row.origin[3]: row for row in self.owner.core.rows() if row.borrowed}
 
     def _add(self, key: Any, node: GraphNode, place: int) -> None:
         """Make the row of one node, unless the node is only another name of a row."""
@@ -526,7 +526,7 @@ class _Builder:
             return self._lost(key)
         if isinstance(future, Future) and future._owner is self.owner:
             row = future._row
-            self.owner.core.table.hold(row)
+            self.owner.core.hold(row)
         else:
             row = client.imports.row(future)
         self.rows[key] = row

@@ -53,17 +53,17 @@ async def rebalance(owner: Owner, rows: Iterable[Row] | None, workers: Any = Non
     if workers is not None and not workers:
         return
     names = named_workers(workers)
-    places = {view.address: view for view in core.copies.places()}
+    places = {view.address: view for view in core.copy_targets()}
     if names is not None:
         places = {a: v for a, v in places.items() if any(v.answers_to(name) for name in names)}
         if not places:
-            there = ", ".join(core.placement.workers) or "none"
+            there = ", ".join(core.workers) or "none"
             raise KeyError(f"workers={workers!r} names no worker; there are: {there}")
     # All bytes of this owner at a worker count, also bytes of values that are not to be moved.
     stored = dict.fromkeys(places, 0)
     movable: list[Row] = []
     wanted = None if rows is None else set(rows)
-    for row in core.table.all():
+    for row in core.rows():
         if row.state != STORED or row.borrowed:
             continue
         for view in row.locations:
@@ -71,7 +71,7 @@ async def rebalance(owner: Owner, rows: Iterable[Row] | None, workers: Any = Non
                 stored[view.address] += row.nbytes
         # Copies at workers that the user named by `replicate` stay where they are.
         chosen = row.options.replicas is not None and row.options.replicas.workers is not None
-        if (wanted is None or row in wanted) and not core.copies.going(row) and not chosen:
+        if (wanted is None or row in wanted) and not core.is_copied(row) and not chosen:
             movable.append(row)
     movable.sort(key=lambda row: row.order)
     # The same setting as for Dask's own rebalance.
@@ -95,7 +95,7 @@ async def rebalance(owner: Owner, rows: Iterable[Row] | None, workers: Any = Non
             settled.set_result(None)
 
     for number, source, target in todo:
-        core.moves.to(movable[number], places[source], places[target], one_settled)
+        core.move(movable[number], places[source], places[target], one_settled)
     owner.step()
     await await_without_slot(settled)
     owner.step()

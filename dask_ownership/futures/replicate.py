@@ -30,11 +30,11 @@ def wanted_copies(
     if branching_factor < 1:
         raise ValueError(f"branching_factor= must be at least 1, not {branching_factor}")
     names = named_workers(workers)
-    places = owner.core.copies.places()
+    places = owner.core.copy_targets()
     if names is not None:
         places = [view for view in places if any(view.answers_to(name) for name in names)]
         if not places:
-            there = ", ".join(owner.core.placement.workers) or "none"
+            there = ", ".join(owner.core.workers) or "none"
             raise ValueError(
                 f"workers={workers!r} names no worker that takes copies; there are: {there}"
             )
@@ -67,7 +67,7 @@ async def replicate(owner: Owner, rows: Iterable[Row], wanted: Replication) -> N
                 "its owner: call replicate there"
             )
     await owner.wait_async(rows)
-    # `want` may call `one_settled` at once for a row that needs no copies.
+    # `keep_copies` may call `one_settled` at once for a row that needs no copies.
     left = set(rows)
     errors: list[bytes] = []
     settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -80,7 +80,7 @@ async def replicate(owner: Owner, rows: Iterable[Row], wanted: Replication) -> N
             settled.set_result(None)
 
     for row in rows:
-        owner.core.replicas.want(row, wanted, one_settled)
+        owner.core.keep_copies(row, wanted, one_settled)
     owner.step()
     if left:
         await await_without_slot(settled)

@@ -119,13 +119,13 @@ class Targets:
         ------
         NoWorkerInTime
         """
-        placement = self.owner.core.placement
+        core = self.owner.core
         deadline = time() + self._timeout
         while not (views := [view for view in self._there() if not (tried and view in tried)]):
             if time() > deadline:
                 raise NoWorkerInTime("scatter", self._why_none(tried or {}))
             await asyncio.sleep(0.05)
-        home = placement.home
+        home = core.home
         if not self.chosen and home is not None:
             views.sort(key=lambda view: view.address != home)
             return views
@@ -135,15 +135,15 @@ class Targets:
 
     def _there(self) -> list[WorkerView]:
         """Return the present workers that accept values and match the caller's names."""
-        placement = self.owner.core.placement
-        views: Iterable[WorkerView] = placement.workers.values()
+        core = self.owner.core
+        views: Iterable[WorkerView] = core.workers.values()
         if self.chosen:
-            views = placement.matching(map(str, self._workers))
+            views = core.workers_named(map(str, self._workers))
         return [view for view in views if view.accepting]
 
     def _why_none(self, tried: Mapping[WorkerView, Any]) -> str:
         """Return the reasons why no worker was found, for the error."""
-        there = ", ".join(self.owner.core.placement.workers) or "none"
+        there = ", ".join(self.owner.core.workers) or "none"
         detail = f"workers={self._workers} within {self._timeout} s; there are: {there}"
         for view, problem in tried.items():
             detail += f"; {view.address} was asked: {problem}"
@@ -199,13 +199,9 @@ class Scattering:
                 if known.state == WAITING and known.function is None and not known.borrowed:
                     elsewhere[key] = value
                 continue
-            row = self.rows[key] = core.table.adopt(Row(key, None, None, (), 0, self._options))
+            row = self.rows[key] = core.expect(key, self._options)
             self._made.append(row)
             row.type_name = _type_of(value)
-            # Without a task there is no hand-out. The attempt still names this value among values
-            # of the same key.
-            core.lifecycle.numbers += 1
-            row.attempt = core.lifecycle.numbers
             new.append((number, (row, value)))
         return new, elsewhere
 

@@ -208,7 +208,7 @@ class Calls:
         """Return the key of a call made by a task, the same key when the task runs again."""
         fingerprint = function.pickled + call
         if dependencies:  # the payload has only slots for dependencies
-            origin_of = self.owner.core.table.origin_of
+            origin_of = self.owner.core.origin_of
             fingerprint += repr([origin_of(row)[3] for row in dependencies]).encode()
         occurrences = entry.occurrences
         if occurrences is None:

@@ -99,9 +99,9 @@ def promote(client: Any, futures: Iterable[Any]) -> dict[Any, Any]:
         if owner.incarnation in owned_clients:
             owned_clients[owner.incarnation].central_calls += 1
         owner.promoted[name] = Handle(owner, row)
-        owner.escapes(row)
+        owner.export(row)
         new[name] = future
-        nodes[name] = Task(name, bring_owned, name, owner.core.table.origin_of(row))
+        nodes[name] = Task(name, bring_owned, name, owner.core.origin_of(row))
         if row.state == STORED:
             places[name] = _holders(row)
     if not new:
@@ -169,7 +169,7 @@ def owned_inputs(client: Any, expr: Any, keys: Any) -> Any:
     """A graph for the scheduler, with names of its own in place of owned keys."""
     # A client that owns has seen to it itself; and nobody has futures while nothing is owned.
     here = [*owned_clients.values(), *task_clients.values()]
-    if hasattr(client, "imports") or not any(each.owner.core.table.rows for each in here):
+    if hasattr(client, "imports") or not any(each.owner.core.has_rows for each in here):
         return expr, ()
     if isinstance(expr, CentralGraph):
         return expr, ()
@@ -305,10 +305,10 @@ class Imports:
         """What another client of this process owns, as if it came in a message."""
         _check_promotable(self.client, future)
         owner = self.client.owner
-        future._owner.escapes(future._row)
-        row = owner.arrive(future._owner.core.table.origin_of(future._row))
+        future._owner.export(future._row)
+        row = owner.arrive(future._owner.core.origin_of(future._row))
         kept = [future]
-        owner.call(owner.core.borrowing.when_acknowledged, [row], kept.clear)
+        owner.call(owner.core.when_acknowledged, [row], kept.clear)
         return row
 
     def _row_of_key(self, future: Any) -> Row:

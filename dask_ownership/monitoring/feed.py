@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from time import time
 from typing import Any
 
@@ -116,6 +117,8 @@ class Feed:
         The owner in the scheduler's process, for objects in queues, variables and datasets.
     token : str
         Proves to workers that the scheduler is asking.
+    relays : callable
+        Returns the counts of the scheduler's relays, see `scheduler.relay`.
 
     Attributes
     ----------
@@ -143,10 +146,16 @@ class Feed:
     """
 
     def __init__(
-        self, scheduler: Any, owners: dict[str, tuple[str, str]], holder: Any, token: str
+        self,
+        scheduler: Any,
+        owners: dict[str, tuple[str, str]],
+        holder: Any,
+        token: str,
+        relays: Callable[[], dict[str, int]] = dict,
     ) -> None:
         self.scheduler = scheduler
         self.members = owners
+        self._relays = relays
         self.holder = Reporter(holder)
         self.watchers = Watchers(scheduler)
         self.task_stream = TaskStream(scheduler, self.fetch)
@@ -211,7 +220,7 @@ class Feed:
         there.last = report
         names = self._names()
         # The census counts the present rows of each submitter. When there are none, the submitters
-        # since the cluster is watched stand in. The name decides between equal numbers.
+        # since the watching began stand in. The name decides between equal numbers.
         submitters = report["parents"] or dict.fromkeys(report["submitters"], 0)
         if submitters:
             known = max(submitters, key=lambda one: (submitters[one], one))
@@ -330,8 +339,8 @@ class Feed:
                   ``since`` (when the task was handed out last, within a second or a tenth of its
                   age; None for a literal), ``workers``, and the counts that keep the object:
                   ``handles``, ``uses``, ``borrowers``, ``descendants``, ``pinned``
-                - ``latency``: ``waited``, ``ran``, ``took``: sampled tasks since the cluster is
-                  watched, by powers of two of microseconds, see
+                - ``latency``: ``waited``, ``ran``, ``took``: sampled tasks since the
+                  watching began, by powers of two of microseconds, see
                   `dask_ownership.monitoring.census.Histogram`
                 - ``recoveries``: when lost values were there again, and after how many seconds
                 - ``complete``: False while a large table is still being counted; then the numbers
@@ -348,10 +357,13 @@ class Feed:
                 workers to owners), ``bytes`` (from worker to worker).
             ``losses`` : dict of str to dict
                 What deaths cost each present owner and worker, by its name.
+            ``relays`` : dict
+                How many relays are ``open`` and were ``opened``, and the ``nbytes`` that passed,
+                see `scheduler.relay`.
             ``workers_gone`` : int
                 How many workers left the cluster since the first client came, in good order or not.
             ``events`` : list of dict
-                Unusual events of all owners since the cluster is watched, the latest 200: ``time``,
+                Unusual events of all owners since the watching began, the latest 200: ``time``,
                 ``event``, ``owner``, ``key``, ``detail``.
             ``history`` : list of dict
                 For up to five minutes, two per second, while the cluster is watched: ``time``,
@@ -387,6 +399,7 @@ class Feed:
                 **{worker["address"]: worker["losses"] for worker in workers},
             },
             "workers_gone": self.gone,
+            "relays": self._relays(),
             "events": list(self.events),
         }
         if history:

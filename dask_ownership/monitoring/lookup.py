@@ -260,7 +260,7 @@ def take(owner: Owner, central_calls: int) -> Snapshot:
         },
         borrowed=_borrowed(core),
         lent=_lent(core),
-        links=_links(core),
+        links=_links(owner),
         refused=dict(core.refused),
         counts={**core.counts, "attempts": core.lifecycle.numbers, "central_calls": central_calls},
         handed_out_again={
@@ -311,16 +311,21 @@ def _lent(core: OwnerCore) -> dict[str, int]:
     return borrowers
 
 
-def _links(core: OwnerCore) -> dict[str, dict[str, Any]]:
+def _links(owner: Owner) -> dict[str, dict[str, Any]]:
     """Return the state of the links to workers, by the address of the worker."""
     links = {}
-    for address, view in core.placement.workers.items():
+    for address, view in owner.core.placement.workers.items():
         link = view.link
+        way = owner.reach.way_to(address)
+        # All bytes count as relayed while a relay reaches the worker, also earlier direct ones.
+        moved = view.traffic.sent + view.traffic.received
         links[address] = {
             "connected": link is not None and link.connected,
             "unacknowledged": len(link.state.unacknowledged) if link is not None else 0,
             "pushed": len(view.pushed),
             "nthreads": view.nthreads,
             "accepting": view.accepting,
+            "way": way,
+            "relayed_nbytes": moved if way == "relayed" else 0,
         }
     return links

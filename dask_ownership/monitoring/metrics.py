@@ -46,6 +46,10 @@ class Collector:
         yield counter("losses", text, _summed(told["losses"].values()), "kind")
         yield from _of_workers(told["workers"])
         yield counter("workers_gone", "Workers that left", told["workers_gone"])
+        yield counter(
+            "relayed_bytes", "Bytes passed on to workers", told["relays"].get("nbytes", 0)
+        )
+        yield gauge("relays", "Open relays to workers", told["relays"].get("open", 0))
 
 
 def gauge(name: str, text: str, values: Any, label: str = "") -> Any:

@@ -143,7 +143,7 @@ class Rounds:
     def _percentiles(self, kind: int) -> list[float | None]:
         """Return percentiles in seconds of the durations measured in the last rounds."""
         first, last = self._times[0][kind], self._times[-1][kind]
-        # Histograms count since the cluster is watched. The difference between two rounds is the
+        # Histograms count since the watching began. The difference between two rounds is the
         # part between them.
         new = [max(0, after - before) for before, after in zip(first, last, strict=True)]
         found = (percentile(new, part) for part in (0.5, 0.9, 0.99))

@@ -55,8 +55,9 @@ class Snapshot(Shown):
         How many objects each other process borrows from this process.
     links : dict of str to dict
         By worker: ``connected``, ``unacknowledged`` (batches), ``pushed`` (tasks handed to the
-        worker and not answered), ``nthreads`` and ``accepting``. Workers for which this process
-        never had anything are not connected.
+        worker and not answered), ``nthreads``, ``accepting``, ``way`` (``direct``, or ``relayed``
+        by the scheduler) and ``relayed_nbytes``. Workers for which this process never had anything
+        are not connected.
     refused : dict of str to str
         Workers that do not take links, and why.
     counts : dict of str to int
@@ -143,10 +144,11 @@ class Snapshot(Shown):
                         f"{link['pushed']:,d}",
                         f"{link['nthreads']:,d}",
                         "yes" if link["accepting"] else "no",
+                        link["way"],
                     )
                     for address, link in self.links.items()
                 ],
-                ("worker", "connected", "unacknowledged", "pushed", "threads", "accepting"),
+                ("worker", "connected", "unacknowledged", "pushed", "threads", "accepting", "way"),
             ),
             Section("Refused", [*self.refused.items()], ("worker", "reason")),
             Section("Counts", counted(self.counts)),

@@ -92,7 +92,7 @@ class Holding:
             return who_is_there()
 
         self.owner = Owner(args, f"the scheduler {scheduler.address}", ask, secret=secret)
-        self.owner.core.detached.holds = True
+        self.owner.core.hold_for_cluster()
         self.holds: dict[str, Hold] = {}
         self.taking: dict[str, Counter[str]] = {}
         self.variables: dict[str, str] = {}
@@ -200,7 +200,7 @@ class Holding:
 
     def restart(self) -> None:
         """All that there is was dropped by the workers."""
-        self.owner.cancel(self.owner.core.table.all(), "the cluster restarted")
+        self.owner.cancel(self.owner.core.rows(), "the cluster restarted")
 
     # ---- around the scheduler's extensions ----
 

@@ -30,6 +30,7 @@ from dask_ownership.runtime.comm.scheduler_ops import (
     OWNER_GONE,
     PROMOTED,
     PROMOTION_OVER,
+    RELAY,
     REPORT,
     WHERE,
     WORD,
@@ -48,6 +49,7 @@ from dask_ownership.runtime.dask.scheduler import (
     name_senders,
 )
 from dask_ownership.scheduler.detached import Holding
+from dask_ownership.scheduler.relay import Relays
 from dask_ownership.worker.plugin import OwnershipWorkerPlugin
 
 logger = logging.getLogger("dask_ownership.scheduler")
@@ -82,6 +84,8 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         What lies in queues, variables and datasets.
     roster : Roster
         Who takes part.
+    relays : Relays
+        What is passed on to workers that cannot be dialled.
     feed : Feed
         What all owners and workers do, while somebody looks.
     """
@@ -102,6 +106,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         self._awake = False
         self._watch: PeriodicCallback | None = None
         self.feed: Feed | None = None
+        self.relays: Relays | None = None
 
     async def start(self, scheduler: Any) -> None:
         """Install everything, once, whoever comes first."""
@@ -135,10 +140,16 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         scheduler.handlers[JOIN] = operation(self.join, lambda message: None, self._refusals)
         scheduler.handlers[DIAL] = self._operation(self.dial, "dialler")
         scheduler.handlers[WHERE] = self._operation(self.where, "asker")
+        self.relays = Relays(
+            scheduler.connection_args, self.roster.workers, self._stranger, self._refusals
+        )
+        scheduler.handlers[RELAY] = self.relays.relay
         name_senders(scheduler, (WORD, BACKLOG, REPORT))
         scheduler.stream_handlers[WORD] = self.word
         token = proof(self.secret, SCHEDULER)
-        self.feed = Feed(scheduler, self.roster.owners, self.holding.owner, token)
+        self.feed = Feed(
+            scheduler, self.roster.owners, self.holding.owner, token, self.relays.counts
+        )
         pages.install(scheduler)
         before_retirement(scheduler, self.leave)
         before_workers_restart(scheduler, partial(self.leave, wait=False))
@@ -181,11 +192,15 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         """A handler for owners, who say who they are as ``caller``."""
 
         def check(message: dict[str, Any]) -> str | None:
-            if proves(self.secret, message.get(caller), message.get("token")):
-                return None
-            return "the scheduler does not know this owner's token: has it joined?"
+            return self._stranger(message.get(caller), message.get("token"))
 
         return operation(handler, check, self._refusals)
+
+    def _stranger(self, owner: Any, token: Any) -> str | None:
+        """Why a caller is none of this cluster, or None. What it says may be of any type."""
+        if proves(self.secret, owner, token):
+            return None
+        return "the scheduler does not know this owner's token: has it joined?"
 
     def word(self, sender: Any = None, word: Any = None, **kwargs: Any) -> None:
         """Stream handler of `WORD`. The first of a client stays, while the client is there."""
@@ -240,7 +255,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             "status": "OK",
             "members": [self._member(state) for state in self.scheduler.workers.values()],
             "clients": self.roster.clients,
-            "holder": self.holding.owner.core.peers.process,
+            "holder": self.holding.owner.core.process,
         }
 
     # ---- what owners ask ----
@@ -317,6 +332,8 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         self._tell_members([], [(worker, incarnation)])
         if self.feed is not None:
             self.feed.worker_gone(worker)
+        if self.relays is not None:
+            self.relays.worker_gone(worker)
         self._owners_gone(owners)
 
     def remove_client(self, scheduler: Any, client: str) -> None:
@@ -337,6 +354,8 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             self._watch.stop()
         if self.feed is not None:
             self.feed.close()
+        if self.relays is not None:
+            self.relays.close()
         await self.holding.close()
 
     def _tell(self, owner: str, message: dict[str, Any]) -> bool:
@@ -365,6 +384,8 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             self.holding.gone(owner)
             if self.feed is not None:
                 self.feed.owner_gone(owner)
+            if self.relays is not None:
+                self.relays.owner_gone(owner)
 
     def _member(self, state: Any) -> Member:
         return Member(

@@ -79,6 +79,9 @@ class Network:
         Those that are open.
     no_route : set of tuple
         Names of owners and addresses of workers that those cannot link to.
+    relayed : set of tuple
+        Names of owners and addresses of workers whose links are relayed by the scheduler: what
+        is sent there takes two ways, and all these links break or stall together.
     met : Counter
         ``(state, kind)``: how often a message of a kind found a row (by the name of
         its state) or an entry in a state; ``none`` when there was none, and ``late``
@@ -95,6 +98,7 @@ class Network:
         self.clock = clock
         self.pipes: dict[Pipe, None] = {}
         self.no_route: set[tuple[str, str]] = set()
+        self.relayed: set[tuple[str, str]] = set()
         self.met: Counter[tuple[str, str, str]] = Counter()
         self.watchers: list[Watcher] = []
         self._cut: dict[frozenset[str], list[Callable[[], None]]] = {}
@@ -134,6 +138,8 @@ class Network:
         never, when the connection breaks and both ends resume."""
         now = self.clock.now
         at = now + self.delay()
+        if self.relayed and self._is_relayed(pipe):
+            at += self.delay()
         at = max(at, (pipe.to_worker_at if to_worker else pipe.to_owner_at) + 0.001)
         if to_worker:
             pipe.to_worker_at = at
@@ -145,6 +151,19 @@ class Network:
             self.clock.later(at - now, lambda: self._deliver(pipe, batch, to_worker, epoch))
         if self.random.random() < self.faults.disconnect and pipe.breaks < BREAKS:
             self.clock.later(self.delay(), lambda: self._disconnect(pipe, epoch))
+
+    def _is_relayed(self, pipe: Pipe) -> bool:
+        return (pipe.owner.name, pipe.worker.address) in self.relayed
+
+    def break_relays(self) -> None:
+        """All relayed connections end, as when the scheduler is started again."""
+        for pipe in [pipe for pipe in self.pipes if self._is_relayed(pipe)]:
+            self._disconnect(pipe, pipe.epoch)
+
+    def stall_relays(self, microseconds: float) -> None:
+        """The scheduler passes nothing on for a while; connections stay open."""
+        for pipe in [pipe for pipe in self.pipes if self._is_relayed(pipe)]:
+            self.partition(pipe.owner.name, pipe.worker.owner.name, microseconds)
 
     def _deliver(self, pipe: Pipe, batch: Any, to_worker: bool, epoch: int) -> None:
         if epoch != pipe.epoch or pipe not in self.pipes:

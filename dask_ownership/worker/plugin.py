@@ -188,8 +188,8 @@ class WorkerSide:
         worker.stream_handlers[OWNER_GONE] = self.owner_gone
         worker.stream_handlers[DIAL] = self.owner.connections.dial
         worker.stream_handlers[PROMOTION_OVER] = self.owner.promotion_over
-        worker.metrics["owned_tasks"] = lambda worker: self.executor.core.queue.unfinished
-        worker.metrics["owned_running"] = lambda worker: self.executor.core.queue.busy
+        worker.metrics["owned_tasks"] = lambda worker: self.executor.core.unfinished
+        worker.metrics["owned_running"] = lambda worker: self.executor.core.running
         worker.metrics["owned_nbytes"] = lambda worker: self.executor.store.nbytes
         self._stock_client = worker._get_client
         worker._get_client = self.get_client
@@ -250,7 +250,7 @@ class WorkerSide:
             owner=owner.incarnation,
             worker=self.worker.address,
             secret=owner.token,
-            known=sorted(owner.core.membership.ask().clients),
+            known=sorted(owner.core.members_in_doubt().clients),
         )
 
     def get_client(self, timeout: Any = None) -> Any:

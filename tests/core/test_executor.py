@@ -722,3 +722,11 @@ def test_messages_after_one_that_cannot_be_taken_in_are_taken_in(bench):
     for other in bad[1:]:
         bench.core.unsendable(session, other, b"cannot be taken in")
     assert bench.said() == []
+
+
+def test_of_several_priorities_what_starts_last_goes_back_first():
+    bench = Bench(slots=1)
+    bench.tell(push("urgent", order=-(1 << 40)), push("usual", order=1), push("low", order=1 << 40))
+    bench.tell(push("urgent too", order=-(1 << 40) + 1))
+    bench.tell((m.RECALL, 2))
+    assert [said[1] for said in bench.said()] == ["low", "usual", None]

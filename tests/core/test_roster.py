@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dask_ownership.core import roster as roster_module
 from dask_ownership.core.roster import CLIENT, LONGEST, WORKER, Roster
 
 
@@ -72,3 +73,11 @@ def test_a_worker_takes_its_owners_with_it():
     made.join("wa#2", WORKER, "tcp://a", (), 0.0)
     assert made.worker_left("tcp://a") == ("wa", ["wa", "wa#2"])
     assert made.worker_left("tcp://a") == ("", [])
+
+
+def test_an_owner_that_is_waited_for_is_expected_also_when_no_other_may_be(monkeypatch):
+    monkeypatch.setattr(roster_module, "REMEMBERED", 2)
+    made = roster()
+    assert made.expects("one", 0.0) and made.expects("two", 0.0)
+    assert not made.expects("three", 1.0)
+    assert made.expects("one", 1.0)

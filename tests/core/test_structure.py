@@ -193,6 +193,22 @@ def test_one_module_writes_the_state_of_a_row_and_one_its_counts():
     assert found == {f"core.owner.rows.{name}" for name in ("lifecycle", "row", "table")}
 
 
+def test_who_uses_an_owner_sees_its_face():
+    """Above the runtime, but for what monitors it, no module knows the parts of a core."""
+    reached = re.compile(
+        r"\bcore\.(?!protocol|owner|executor|roster|queue|functions|workers)\w+\.\w"
+    )
+    layers = ("futures.", "interop.", "worker.", "scheduler.", "client.")
+    found = {
+        f"{name}: {line.strip()}"
+        for name, path in modules().items()
+        if name.startswith(layers)
+        for line in path.read_text().splitlines()
+        if reached.search(line)
+    }
+    assert found == set()
+
+
 def test_options_are_not_written_to():
     """Rows share them."""
     written = re.compile(r"\boptions\.\w+ ([-+*/|&]?=) ")

@@ -47,7 +47,12 @@ async def deliver(peer: Peer, batches: int, gap: float) -> None:
     listener = await listen("tcp://127.0.0.1:0", peer.serve)
     refused: list[str] = []
     link = OwnerLink(
-        listener.contact_address, {"owner": "me"}, {}, print, refused.append, refused.append
+        listener.contact_address,
+        {"owner": "me"},
+        {},
+        received=print,
+        refused=refused.append,
+        unreachable=refused.append,
     )
     try:
         for number in range(batches):
@@ -85,7 +90,14 @@ def test_closing_as_a_dial_ends_ends_the_link() -> None:
         """Whether the link was still dialling after so many steps of the event loop."""
         peer = Peer(break_after=[])
         listener = await listen("inproc://", peer.serve)
-        link = OwnerLink(listener.contact_address, {"owner": "me"}, {}, print, print, print)
+        link = OwnerLink(
+            listener.contact_address,
+            {"owner": "me"},
+            {},
+            received=print,
+            refused=print,
+            unreachable=print,
+        )
         link.start()
         try:
             for _ in range(steps):

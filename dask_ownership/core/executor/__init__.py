@@ -1,1 +1,1 @@
-"""What an executor decides."""
+"""The decisions of an executor, the part of a worker that runs tasks of all owners."""

@@ -11,13 +11,27 @@ from dask_ownership.core.protocol.messages import Key
 
 
 def restored(entry: Entry) -> dict[str, bytes]:
-    """What a task finds: of attempts before, and what its owner said that it keeps."""
+    """Return the checkpoints that a task finds, by name, pickled.
+
+    These are the checkpoints of earlier attempts, which came with the push, and those of this
+    attempt that the owner has said to keep.
+    """
     found: dict[str, bytes] = (entry.options or {}).get("checkpoints") or {}
     return found
 
 
 class Saving:
-    """A checkpoint on its way to the owner."""
+    """A checkpoint on its way to the owner.
+
+    Attributes
+    ----------
+    entry : Entry
+        The running task.
+    name : str
+    pickled : bytes
+    answered : callable
+        Called once: with None when the owner keeps the checkpoint, else with a `Failure`.
+    """
 
     __slots__ = ("answered", "entry", "name", "pickled")
 
@@ -31,12 +45,12 @@ class Saving:
 
 
 class Savings:
-    """The checkpoints of one executor's tasks that are on their way.
+    """The checkpoints of one executor's tasks that are on their way to owners.
 
     Attributes
     ----------
     under_way : dict
-        Number to `Saving`.
+        Number of each checkpoint in messages to its `Saving`.
     """
 
     def __init__(self) -> None:
@@ -44,8 +58,12 @@ class Savings:
         self._number = 0
 
     def size(self, entry: Entry, name: str, pickled: bytes) -> int:
-        """Bytes of all that would be kept of a task, names included."""
+        """Return the bytes, names included, of all checkpoints of a task with one more.
+
+        The caller compares the size with the limit before `save`.
+        """
         kept = dict(restored(entry))
+        # Several threads of one task may save at once: count also checkpoints under way.
         kept.update({s.name: s.pickled for s in self.under_way.values() if s.entry is entry})
         kept[name] = pickled
         return sum(len(key.encode()) + len(value) for key, value in kept.items())
@@ -53,9 +71,10 @@ class Savings:
     def save(
         self, entry: Entry, name: str, pickled: bytes, answered: Callable[[Failure | None], None]
     ) -> None:
-        """Have the owner of a task keep something.
+        """Have the owner of a task keep a checkpoint.
 
-        ``answered`` is called once: with None when it is kept, or with why it is not.
+        ``answered`` is called once: with None when the owner keeps the checkpoint, else with a
+        `Failure`, at once when the task cannot save any more.
         """
         session = entry.session
         if session.closed:
@@ -72,15 +91,15 @@ class Savings:
             )
 
     def answered(self, key: Key, number: int, problem: str | None) -> None:
-        """An owner keeps it, or says why not; one that is not waited for changes nothing."""
+        """Take in an owner's answer: None, or the problem why a checkpoint is not kept."""
         saving = self.under_way.pop(number, None)
         if saving is None:
-            return
+            return  # the wait ended before: the task was cancelled, or its owner closed
         if problem is not None:
             saving.answered(Failure("superseded", key, problem))
             return
         entry = saving.entry
-        # Never written to: the owner in this process may have the same dict.
+        # A new dict, because the owner in this process may have the same dict as the entry.
         entry.options = {
             "depth": 0,
             **(entry.options or {}),
@@ -89,13 +108,13 @@ class Savings:
         saving.answered(None)
 
     def cancelled(self, entry: Entry) -> None:
-        """Nobody wants a running task any more."""
+        """End the waits of a running task whose outcome is not wanted any more."""
         self._give_up(
             [n for n, saving in self.under_way.items() if saving.entry is entry], _unwanted
         )
 
     def closed(self, session: Session) -> None:
-        """An owner is gone."""
+        """End the waits of all tasks of a session whose owner is gone."""
         self._give_up(
             [n for n, saving in self.under_way.items() if saving.entry.session is session], _closed
         )
@@ -107,6 +126,7 @@ class Savings:
 
 
 def _unwanted(entry: Entry) -> Failure:
+    # Superseded: the attempt may have been cancelled because a newer attempt took its place.
     detail = f"its owner has cancelled attempt {entry.attempt}, or has started another since"
     return Failure("superseded", entry.key, detail)
 

@@ -1,19 +1,19 @@
-"""Tasks that wait without a slot, and how many others may begin because of that.
+"""Parked tasks of a worker, and how many other tasks may begin because of them.
 
-A task that waits gives its slot up, and another one takes it: tasks that submit tasks live by
-that. But what began has its inputs in memory, and holds what it took. So when a worker has
-`WAITING_PER_THREAD` waiting tasks for each of its threads, it is *full*: a slot that comes free
-then is only for what the waiting tasks need to go on. That is
+A parked task gives its slot up, and another task takes the slot: tasks that submit tasks live by
+such exchange. But a task that began has its inputs in memory, and holds the resources that it
+took. So a worker with `WAITING_PER_THREAD` parked tasks for each of its threads is *full*: a free
+slot then is only for tasks that the parked tasks need to go on. These are
 
-- a task that one of them waits for, as far as is known here (`awaited`);
-- a task that is nested deeper than all of them, because what they wait for is among those, as a
-  rule.
+- a task that a parked task waits for, as far as the executor knows (`awaited`);
+- a task nested deeper than all parked tasks, because the tasks that parked tasks wait for are as
+  a rule among the deeper ones.
 
-When no task has ended for a while nevertheless, one more may begin, whatever it is, and after
-twice as long the next (`relieve`): what the waiting ones need may be known elsewhere only.
+When no task has ended for a while nevertheless, any one more task may begin, and after twice as
+long the next (`relieve`): perhaps only another process knows which tasks the parked tasks need.
 
-Not counted are tasks that nobody wants any more, and those that left their slot by
-``distributed.secede``: that is to say that others should begin.
+A parked task does not count after its cancellation, nor when the task left its slot by
+``distributed.secede``: such a task says that other tasks should begin.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from collections.abc import Iterable
 from dask_ownership.core.executor.session import BLOCKED, QUEUED, Entry
 
 WAITING_PER_THREAD = 4
-"""Waiting tasks of each thread of a worker above which it is full."""
+"""Parked tasks for each thread of a worker from which on the worker is full."""
 
 FIRST_RELIEF = 1.0
-"""Seconds without an end after which one more task begins."""
+"""Seconds in which no task ended, after which a full worker begins one more task."""
 
 LONGEST_RELIEF = 4.0
-"""Seconds between one such task and the next, at most."""
+"""Seconds between one more task and the next, at most."""
 
 
 class Crowd:
-    """The waiting tasks of one executor.
+    """The parked tasks of one executor.
 
     Parameters
     ----------
@@ -44,19 +44,20 @@ class Crowd:
     Attributes
     ----------
     waiting : dict
-        The tasks to whether they count.
+        Each parked task to whether the task counts.
     limit : int
-        How many there may be before it is full.
+        How many parked tasks that count make the worker full.
     awaited : deque of Entry
-        Queued tasks that some of them wait for, which start first.
+        Queued tasks that parked tasks wait for, and which start first.
     one_more : bool
-        One more may begin though it is full.
+        Whether one more task may begin although the worker is full.
     """
 
     def __init__(self, nthreads: int) -> None:
         self.limit_for(nthreads)
         self.waiting: dict[Entry, bool] = {}
         self.awaited: deque[Entry] = deque()
+        # The parked tasks that count: how many, and how many of each nesting.
         self._count = 0
         self._depths: dict[int, int] = {}
         self.one_more = False
@@ -66,21 +67,22 @@ class Crowd:
         return len(self.waiting)
 
     def limit_for(self, nthreads: int) -> None:
-        """The worker has so many threads from now on."""
+        """Set the limit for a number of threads of the worker."""
         self.limit = WAITING_PER_THREAD * nthreads
 
     @property
     def full(self) -> bool:
-        """Whether only what the waiting tasks need may begin."""
+        """Whether only tasks that the parked tasks need may begin."""
         return self._count >= self.limit and not self.one_more
 
     @property
     def deepest(self) -> int:
-        """The nesting of the deepest of them. Only while some count."""
+        """The deepest nesting of a parked task that counts. There has to be one."""
         return max(self._depths)
 
     def add(self, entry: Entry, counts: bool = True) -> None:
-        """A running task waits, and has given its slot up."""
+        """Count a running task that has given its slot up; ``counts`` is False after a secede."""
+        # A cancelled task may be parked for long, and would keep the worker full.
         counts = counts and not entry.cancelled
         self.waiting[entry] = counts
         if counts:
@@ -89,12 +91,15 @@ class Crowd:
             self._depths[depth] = self._depths.get(depth, 0) + 1
 
     def remove(self, entry: Entry) -> None:
-        """A task waits no more, or wants a slot no more."""
+        """Take out a parked task that goes on, or ended without a slot."""
         if self.waiting.pop(entry):
             self._count_less(entry)
 
     def unwanted(self, entry: Entry) -> None:
-        """Nobody wants a task any more, which may go on waiting for as long as it likes."""
+        """Count a parked task no more, because the task was cancelled.
+
+        A thread cannot be stopped, so a cancelled task may wait for as long as it likes.
+        """
         if self.waiting.get(entry):
             self.waiting[entry] = False
             self._count_less(entry)
@@ -108,10 +113,10 @@ class Crowd:
         else:
             del self._depths[depth]
 
-    # ---- what may begin all the same ----
+    # ---- tasks that may begin at a full worker ----
 
     def await_(self, entries: Iterable[Entry]) -> None:
-        """Waiting tasks wait for these, or for what has these as an input."""
+        """Have tasks start first that parked tasks wait for, with the tasks that these need."""
         stack = list(entries)
         while stack:
             entry = stack.pop()
@@ -119,11 +124,12 @@ class Crowd:
                 entry.awaited = True
                 self.awaited.append(entry)
             elif entry.state == BLOCKED and not entry.awaited:
+                # Marked for later, when the task is queued; its inputs may start now.
                 entry.awaited = True
                 stack.extend(one for one in entry.dependencies if type(one) is Entry)
 
     def take_awaited(self) -> Entry | None:
-        """The first of the awaited tasks that is queued."""
+        """Take the first awaited task that is still queued; None when there is none."""
         while self.awaited:
             entry = self.awaited.popleft()
             if entry.state == QUEUED:
@@ -131,7 +137,14 @@ class Crowd:
         return None
 
     def relieve(self, standstill: float) -> None:
-        """No task has ended for so many seconds: see whether one more may begin."""
+        """Let one more task begin at a full worker when the standstill has lasted long enough.
+
+        Parameters
+        ----------
+        standstill : float
+            Seconds in which no task has ended; the runtime calls again and again.
+        """
+        # Each relief that brings no end makes the next one wait longer.
         if standstill < FIRST_RELIEF:
             self._next_relief = FIRST_RELIEF
         elif standstill >= self._next_relief:
@@ -139,5 +152,5 @@ class Crowd:
             self.one_more = self._count >= self.limit
 
     def began(self) -> None:
-        """A task took a slot."""
+        """Note that a task took a slot, which uses up the relief."""
         self.one_more = False

@@ -1,4 +1,4 @@
-"""Effects: what whoever drives an executor has to do for it, see `rows.effects`."""
+"""Effects: the work that the runtime has to do for an executor's core, see `rows.effects`."""
 
 from __future__ import annotations
 
@@ -11,26 +11,30 @@ from dask_ownership.core.protocol.messages import Key, Message
 
 @dataclass(slots=True)
 class ExecutorEffects:
-    """What is to be done for an executor, beside sending the outboxes of its sessions."""
+    """Work that the runtime has to do for an executor, beside sending the outboxes of sessions."""
 
-    #: Values to fetch; `Executor.fetched` or `Executor.fetch_failed` is told of each.
+    #: Values to fetch. Afterwards the runtime calls `ExecutorCore.fetched`, `fetch_failed` or
+    #: `fetch_impossible` for each.
     fetches: list[Entry] = field(default_factory=list)
-    #: Names (`Entry.stored`) of values to delete.
+    #: Names (`Entry.stored`) of values to delete from the store.
     freed: list[Any] = field(default_factory=list)
-    #: Running tasks that were cancelled, or whose time is up: what they submitted is cancelled.
+    #: Running tasks that were cancelled, or whose time is up: the runtime cancels the coroutine
+    #: of each, and the tasks that each submitted.
     interrupted: list[Entry] = field(default_factory=list)
-    #: Posts for the owner in this process.
+    #: Posts for the owner in this process, to receive or to carry to another worker.
     posts: list[Message] = field(default_factory=list)
-    #: Tasks, and keys of their children that their owner looks for, which may be there already.
+    #: Tasks, with keys of children that their owner looks for. The runtime names the children
+    #: that the task has submitted already (`ExecutorCore.made`).
     sought: list[tuple[Entry, tuple[Key, ...]]] = field(default_factory=list)
-    #: Messages that could not be taken in, in place of ending all that came after them: of which
-    #: session, and why. The task that one is about fails.
+    #: Messages that could not be taken in, with their session and the error. Only the task of
+    #: such a message fails; the messages behind it are taken in.
     broken: list[tuple[Session, Message, Exception]] = field(default_factory=list)
-    #: Something was posted to another session than that of the sender.
+    #: A post went into the outbox of another session than that of the sender.
     passed_on: bool = False
 
     def __bool__(self) -> bool:
-        """Whether anything is to be done."""
+        """Whether the runtime has any work to do."""
+        # Not for `passed_on`, which only says that some other outbox is to be sent.
         return bool(
             self.fetches
             or self.freed
@@ -41,7 +45,7 @@ class ExecutorEffects:
         )
 
     def take(self) -> ExecutorEffects | None:
-        """What has collected, if anything, which is forgotten here."""
+        """Return the work that has collected and start afresh; None when there is no work."""
         self.passed_on = False
         if not self:
             return None

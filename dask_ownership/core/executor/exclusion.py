@@ -1,22 +1,24 @@
-"""Tasks that a worker may have died of run alone, whoever owns what else is there.
+"""Suspects, tasks under which a worker may have died, run alone among the tasks of all owners.
 
-Nobody knows which of its tasks a worker died of. So each that may have been running there is a
-*suspect*, and runs alone from then on: only what a worker dies of while nothing else runs there is
-its fault. A worker has tasks of many owners, so the worker sees to it:
+No process knows which task a worker died of. So each task that may have been running there is a
+*suspect*, and runs alone from then on: a suspect is to blame only for a death during which no
+other task runs at the worker. A worker has tasks of many owners, so the worker keeps other tasks
+away:
 
-- While a suspect waits, nothing else begins, until what runs there has ended or is parked.
-- Then the worker says so (`ALONE`), and the suspect begins when its owner has heard it (`GO`):
-  from there on the owner blames it, and nothing that dies before is.
-- What it submits runs with it, while it waits for that: it is to blame for those, too, whose
-  owner is the process that dies.
-- Nothing else begins before the owner has heard that it is not alone any more. Only another task
-  that was parked may go on at once; when one did so before, so that the suspect lost its turn, the
-  next waits for the suspect, for as long as parked tasks wait for a slot.
+- While a suspect waits, no other task begins, until all running tasks have ended or are parked.
+- Then the worker tells the suspect's owner (`ALONE`), and the suspect begins when the owner has
+  heard so (`GO`). From the answer on the owner blames the suspect for a death, and not before.
+- Tasks that the suspect submits run with the suspect, while the suspect waits for them. The
+  suspect is to blame for these tasks, too: their owner is the process that dies.
+- No other task begins before the owner has heard that the suspect is not alone any more. Only
+  another parked task may go on at once. When a parked task went on before, so that the suspect
+  lost its turn, the next parked task waits for the suspect, for as long as parked tasks wait for
+  a slot.
 
-What runs, or what is parked, may wait for what is kept waiting. So a suspect is alone for a
-limited time, and waits for it no longer than that: then it runs beside others, which its owner
-hears, too. With each death of which nobody knows whose fault it was, that time is four times as
-long: a task that has its worker die late is alone for long enough at last.
+Running and parked tasks may wait for tasks that are held up. So a suspect is alone for a limited
+time, and waits to be alone no longer than that; then the suspect runs beside other tasks, and its
+owner hears so, too. With each death of unknown cause the time is four times as long: a task that
+kills its worker late is alone for long enough at last.
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ from dask_ownership.core.protocol import messages as m
 from dask_ownership.core.protocol.messages import Key
 
 IDLE = 0.1
-"""Part of that time for which a suspect is alone while it is parked and nothing of it runs here:
-what it waits for may be what is held up."""
+"""Part of its time for which a suspect is alone while parked, with no task of its family running
+here: the suspect may wait for a task that is held up."""
 
 HEARD = 1.0
-"""Seconds after which others begin though the owner of the last suspect did not answer."""
+"""Seconds after which the worker goes on although the owner of a suspect has not answered."""
 
 
 class Exclusion:
@@ -42,19 +44,19 @@ class Exclusion:
     Parameters
     ----------
     busy : callable
-        How many slots are taken.
+        Returns how many slots are taken.
     begin : callable
-        Has a queued task take a slot; False when its resources are not there.
+        Has a queued task take a slot; returns False when its resources are not there.
     beside : callable
-        Has a queued task begin beside others.
+        Puts a queued task into the queues of tasks that run beside other tasks.
 
     Attributes
     ----------
     alone : Entry or None
-        The suspect that has the worker for itself: its owner is asked, or it runs, or it is
+        The suspect that has the worker for itself: its owner is asked, or the suspect runs or is
         parked.
     idle : bool
-        There is none, and none was just before.
+        Whether there is no suspect, and the owner of the last suspect has answered.
     """
 
     def __init__(
@@ -68,24 +70,35 @@ class Exclusion:
         self._beside = beside
         self.alone: Entry | None = None
         self.idle = True
+        # Suspects that wait for their turn.
         self._waiting: deque[Entry] = deque()
+        # The owner of `alone` has answered GO.
         self._may_begin = False
+        # The last suspect, until its owner has heard that the suspect is not alone any more.
         self._parting: Entry | None = None
+        # The suspect that lost its turn to a parked task.
         self._gave_way: Entry | None = None
+        # Owner and key of `alone`, and of all tasks below that have begun with it.
         self._family: set[tuple[str, Key]] = set()
+        # Queued tasks that the family submitted.
         self._children: deque[Entry] = deque()
+        # Number of the last ALONE: each question has a time of its own.
         self._said = 0
+        # When each stage was seen first, see `look`.
         self._since: dict[tuple[Entry, str, int], float] = {}
 
     def _look_whether_idle(self) -> None:
         self.idle = not (self.alone or self._waiting or self._parting)
         if self.idle:
-            self._since.clear()  # nobody looks any more, and it has tasks that ended
+            self._since.clear()  # else tasks that ended would stay in it
             self._gave_way = None
 
     @property
     def startable(self) -> int:
-        """How many tasks may begin: the suspect, or it may be its turn; or what it submitted."""
+        """How many tasks may begin now: a suspect, or tasks of the suspect's family.
+
+        While a turn ends or begins the answer is 1, so that a thread calls `next_work`.
+        """
         if self._parting is not None:
             return int(self._parting.session.closed)
         if self.alone is None or self._is_over(self.alone):
@@ -96,17 +109,22 @@ class Exclusion:
 
     @property
     def parting(self) -> bool:
-        """Whether the owner of the last suspect may still think that it is alone."""
+        """Whether the owner of the last suspect may still think that the suspect is alone."""
         return self._parting is not None and not self._parting.session.closed
 
     @staticmethod
     def _is_over(alone: Entry) -> bool:
-        """Whether a suspect that was alone has ended, or is not wanted any more."""
+        """Return whether a suspect that was alone has ended, or was cancelled."""
         return alone.state not in (QUEUED, RUNNING) or alone.cancelled
 
     def takes(self, entry: Entry) -> bool:
-        """Whether a task that has all that it needs, and options, is one, or of the one that is
-        alone."""
+        """Take in a queued task that is a suspect, or of the family of the suspect that is alone.
+
+        Returns
+        -------
+        bool
+            False when the task is neither, and so waits in the other queues.
+        """
         assert entry.options is not None
         if self._family and self._is_of(entry):
             self._children.append(entry)
@@ -118,12 +136,15 @@ class Exclusion:
         return False
 
     def _is_of(self, entry: Entry) -> bool:
-        """Whether the task that is alone submitted it, or one that it submitted did."""
+        """Return whether a task was submitted by the family of the suspect that is alone."""
         heir = entry.options.get("heir") if entry.options is not None else None
         return heir is not None and (heir[0], heir[3]) in self._family
 
     def next_work(self) -> tuple[Entry | None, bool]:
-        """The suspect when it begins, and whether nothing else may."""
+        """Return a task that begins now, if any, and whether all other tasks have to wait.
+
+        The task, which has taken a slot, is a suspect or a task of the suspect's family.
+        """
         alone = self.alone
         if alone is not None and self._is_over(alone):
             self._end()
@@ -136,15 +157,17 @@ class Exclusion:
             if self._begin(alone):
                 self._family.add((alone.session.owner, alone.task))
                 return alone, True
-            self._end()  # it waits for a resource
+            self._end()  # the suspect was put aside, and waits for a resource
         if self.parting:
             return None, True
         self._parting = None
+        # Drop suspects that were cancelled or given back meanwhile.
         while self._waiting and self._waiting[0].state != QUEUED:
             self._waiting.popleft()
         if not self._waiting:
             self._look_whether_idle()
             return None, False
+        # The turn of the next suspect comes when no task runs; parked tasks have no slot.
         if not self._busy():
             self.alone = self._waiting.popleft()
             self._may_begin = False
@@ -163,8 +186,9 @@ class Exclusion:
         return any(entry.state == QUEUED for entry in self._children)
 
     def go(self, session: Session, key: Key, attempt: int, yes: bool) -> None:
-        """The owner of a suspect knows that it is alone, or that it is not any more."""
+        """Take in `GO`: the owner knows that a suspect is alone (``yes``), or is not any more."""
         entry = self.alone if yes else self._parting
+        # A late answer, about an earlier suspect or turn, changes nothing.
         if entry is None or (entry.session, entry.key, entry.attempt) != (session, key, attempt):
             return
         if yes:
@@ -174,10 +198,10 @@ class Exclusion:
             self._look_whether_idle()
 
     def holds_back(self, entry: Entry) -> bool:
-        """Whether a task that was parked and could go on is to wait for the suspect.
+        """Return whether a parked task that could go on has to wait for the suspect.
 
-        A task that looks for something again and again would take the turn of the suspect each
-        time, before the owner of the suspect has answered.
+        A parked task that polls would take the turn of the suspect each time, before the owner
+        of the suspect has answered.
         """
         alone = self.alone
         if alone is None or alone is not self._gave_way or self._is_over(alone):
@@ -185,17 +209,19 @@ class Exclusion:
         return (entry.session.owner, entry.task) not in self._family
 
     def comes_back(self, entry: Entry) -> None:
-        """A task that was parked is about to go on: nobody is alone any more."""
+        """End the turn of the suspect, because a parked task outside its family goes on."""
         alone = self.alone
         if alone is None or (entry.session.owner, entry.task) in self._family:
             return
         self._end()
+        # A suspect that has not begun yet is the next again.
         if alone.state == QUEUED:
             self._waiting.appendleft(alone)
             self._gave_way = alone
 
     def look(self, now: float) -> None:
-        """End what takes too long; called now and then, with seconds."""
+        """End turns and questions that take too long; called now and then, with seconds."""
+        # Only stages that are met again are carried over, with the time when each was met first.
         before, self._since = self._since, {}
 
         def lasts(entry: Entry, stage: str, number: int = 0) -> float:
@@ -206,7 +232,7 @@ class Exclusion:
         too_long = False
         if first is not None:
             assert first.options is not None
-            # One whose turn comes and goes, as others that are parked go on, waits all the time.
+            # A suspect whose turn comes and goes, as parked tasks go on, waits all the time.
             stage = "runs" if first.state == RUNNING else "waits"
             too_long = lasts(first, stage) >= first.options["alone"]
             if first is self.alone and stage == "waits" and not self._may_begin:
@@ -214,6 +240,7 @@ class Exclusion:
             if stage == "runs" and not self._busy() and not self._any_child():
                 too_long = lasts(first, "idles") >= IDLE * first.options["alone"] or too_long
         if self._parting is not None:
+            # The owner does not answer: the worker goes on all the same.
             if lasts(self._parting, "parts", self._said) >= HEARD:
                 self._parting = None
         elif first is not None and too_long:
@@ -226,7 +253,10 @@ class Exclusion:
         self._look_whether_idle()
 
     def _end(self) -> None:
-        """Nobody is alone any more: it ended, was taken back, or others may begin."""
+        """End the turn of the suspect that is alone, and have its children queue as other tasks.
+
+        The suspect has ended or was cancelled, or its time is up, or a parked task goes on.
+        """
         if self.alone is not None:
             self._part(self.alone)
         self.alone = None
@@ -237,11 +267,12 @@ class Exclusion:
                 self._beside(entry)
 
     def _part(self, entry: Entry) -> None:
-        """Let nothing begin until the owner of a suspect knows that it is not alone."""
+        """Let no task begin until the owner of a suspect knows that the suspect is not alone."""
         if not entry.session.closed:
             self._say(entry, False)
             self._parting = entry
 
     def _say(self, entry: Entry, yes: bool) -> None:
+        """Tell the owner of a suspect whether the suspect is alone; the owner answers `GO`."""
         self._said += 1
         entry.session.outbox.append((m.ALONE, entry.key, entry.attempt, yes))

@@ -1,9 +1,10 @@
-"""Abstract resources of one executor, and threads of pools: who takes them, in which order.
+"""Abstract resources of one executor, and threads of pools: which tasks take them, and when.
 
-A task takes all that it wants at once when a slot would start it, or is put aside. Where
-others use resources too, the runtime lends what `available` has (`lend`). A task that is to run
-in a pool by name takes one of its threads: it would wait for that with a slot, and the slots
-are for what has the threads to go on with.
+A task takes all wanted resources at once when a slot would start the task, or is put aside. At a
+real worker ordinary Dask tasks use the resources, too: the runtime leases from the worker's state
+machine what put-aside tasks lack (`lend`). A task that is to run in a named pool takes one of the
+pool's threads here. Otherwise the task would hold a slot while waiting for a thread, and a task
+in the pool may need that slot for tasks that it submits.
 """
 
 from __future__ import annotations
@@ -16,24 +17,27 @@ from dask_ownership.core.protocol.amounts import Amounts, provides
 
 
 class Resources:
-    """The resources of a worker, as far as tasks of owners go.
+    """The resources that owned tasks of one worker take.
 
     Parameters
     ----------
     totals : dict
-        How much of each the worker has. Whoever gave it may change it, and calls
-        `Executor.resources_changed` then.
+        How much of each resource the worker has. The runtime, which gives the dict, may change
+        it, and calls `ExecutorCore.resources_changed` then.
 
     Attributes
     ----------
+    totals
+        As above.
     available : dict
-        How much of each may be taken now: at first all of it.
+        How much of each resource owned tasks may take now. At first all; the runtime sets it to
+        nothing and adds what it leases.
     yielding : set of str
-        Those of which nothing more is taken, because others have waited long enough.
+        Resources of which owned tasks take no more, because ordinary tasks have waited for long.
     threads : callable
-        Gives the number of threads of the pool of a name.
+        Returns the number of threads of a pool, by the pool's name; set by the runtime.
     aside : list of Entry
-        Tasks that could start but for resources, in the order in which they get them.
+        Tasks that lack nothing but resources, in the order in which they get resources.
     """
 
     def __init__(self, totals: Amounts) -> None:
@@ -42,19 +46,25 @@ class Resources:
         self.yielding: Set[str] = frozenset()
         self.threads: Callable[[str], int] = lambda name: 1
         self.aside: list[Entry] = []
+        # Resources and pools that a put-aside task waits for: no later task takes any of these.
         self._claimed: set[Any] = set()
         self._in_pools: dict[str, int] = {}
 
     def possible(self, options: dict[str, Any] | None) -> bool:
-        """Whether the worker has enough for a task with these options, in the end."""
+        """Return whether the worker has enough for a task with these options when all is free."""
         wanted = options.get("resources") if options else None
         return not wanted or provides(self.totals, wanted)
 
     def acquire(self, entry: Entry) -> bool:
-        """Take the task's resources, or put it aside until they are there.
+        """Take the resources of a task, or put the task aside until the resources are there.
 
-        What comes after one that was put aside does not overtake it: a task that needs much
-        would wait for as long as there are others that need less.
+        A later task does not overtake a task that was put aside: else a task that needs much
+        would wait for as long as there are tasks that need less.
+
+        Returns
+        -------
+        bool
+            False when the task was put aside.
         """
         wanted, pool = wanted_by(entry)
         if not wanted and pool is None:
@@ -76,7 +86,7 @@ class Resources:
         return True
 
     def release(self, entry: Entry) -> bool:
-        """Take back what a task had; whether it had any."""
+        """Take back the resources of a task; return whether the task had any."""
         wanted, pool = wanted_by(entry)
         for name, amount in wanted.items():
             self.available[name] = self.available.get(name, 0) + amount
@@ -85,26 +95,34 @@ class Resources:
         return bool(wanted) or pool is not None
 
     def reconsider(self) -> list[Entry]:
-        """Those that were put aside, which may try again."""
+        """Return the tasks that were put aside, in order; each may try again."""
+        # The tasks claim again in the same order, as far as they still lack resources.
         self._claimed.clear()
         aside, self.aside = self.aside, []
         return [entry for entry in aside if entry.state == ASIDE]
 
     def lend(self, borrow: Callable[[Amounts], bool], room: int) -> bool:
-        """Have up to ``room`` tasks that were put aside get what they want, in order.
+        """Lease what put-aside tasks lack, for up to ``room`` tasks, in order.
 
-        ``borrow`` gets all of what one of them lacks, or nothing and returns False.
+        Parameters
+        ----------
+        borrow : callable
+            Leases all amounts that a task lacks and returns True, or nothing and returns False.
+        room : int
 
         Returns
         -------
         bool
-            Whether any can try again.
+            Whether any task can try again.
         """
+        # Copies, from which the tasks in front take what they will have: the real amounts change
+        # when those tasks start.
         left = dict(self.available)
         in_pools = dict(self._in_pools)
         claimed: set[Any] = set(self.yielding)
         lent = False
         for entry in self.aside:
+            # Leased resources without a slot would lie idle, and ordinary tasks would lack them.
             if room <= 0:
                 break
             if entry.state != ASIDE:
@@ -126,15 +144,17 @@ class Resources:
                     room -= 1
                     lent = True
                     continue
+            # No later task may get the resources that this task waits for.
             claimed.update(names)
         return lent
 
 
 def wanted_by(entry: Entry) -> tuple[Amounts, str | None]:
-    """Resources that a task takes while it runs, and the pool of which it takes a thread."""
+    """Return the resources that a task takes while it runs, and the name of its pool, if any."""
     options = entry.options or {}
     return options.get("resources") or {}, options.get("executor")
 
 
 def _names(wanted: Amounts, pool: str | None) -> set[Any]:
+    # The pool as a tuple: a resource may have the same name.
     return {*wanted} if pool is None else {*wanted, (pool,)}

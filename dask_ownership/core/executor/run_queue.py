@@ -1,10 +1,9 @@
 """Which task a free slot takes, and how many slots are taken.
 
-Tasks that could start wait in one queue for each level: the user's priority, and below that the
-nesting, because shallower tasks wait for deeper ones. Within a level owners take turns. A task that
-waits for something gives its slot up (`executor.crowd`), comes back to go on, and then comes first.
-Suspects run alone (`executor.exclusion`), and tasks that lack a resource are put aside
-(`executor.resources`).
+Queued tasks wait in one queue for each level: the user's priority, and below the priority the
+nesting, because shallower tasks wait for deeper ones. Within a level owners take turns. A parked
+task gives its slot up (`executor.crowd`), comes back to go on, and then comes first. Suspects run
+alone (`executor.exclusion`), and tasks that lack a resource are put aside (`executor.resources`).
 """
 
 from __future__ import annotations
@@ -25,47 +24,55 @@ from dask_ownership.core.protocol.order import BAND, URGENT
 from dask_ownership.core.queue import OrderedQueue
 
 DEPTH_BITS = 20
-"""A queue is for one level: the user's priority, and below these bits the nesting."""
+"""Bits of the nesting in a level; the user's priority is above these bits."""
 
 DEEPEST_LEVEL = -(1 << DEPTH_BITS) + 1
-"""The level of the deepest nesting without a priority; those from here to 0 are kept."""
+"""The level of the deepest nesting without a priority; levels from here to 0 are kept."""
 
 MANY_LEVELS = 64
+"""Levels beyond which empty levels of priorities are forgotten."""
 
 
 def _depth_of(level: int) -> int:
+    """Return the nesting of the tasks of a level."""
     return -level & ((1 << DEPTH_BITS) - 1)
 
 
 class RunQueue:
-    """The slots of one executor, and the tasks that want them.
+    """The slots of one executor, and the tasks that want slots.
+
+    The entry of a task that is cancelled or given back stays in its queue until its turn: removal
+    from the middle would cost a search.
 
     Parameters
     ----------
     nthreads : int
-        Threads of the worker, and at first the slots that may be used.
+        Threads of the worker, and at first the slots that tasks may use.
     resources : dict
         Abstract resources of the worker and how much of each.
     sessions : dict
-        Those of the executor, by owner.
+        The sessions of the executor, by owner.
 
     Attributes
     ----------
+    nthreads : int
+        Threads of the worker; `ExecutorCore.set_accepting` changes the number.
     slots : int
-        How many tasks may run at once now; the runtime changes it.
+        How many tasks may run at once now; the runtime changes the number as it leases slots.
     busy : int
-        Slots that are taken.
+        How many slots are taken; may exceed ``slots`` for a while, see `goes_on`.
     queued : int
-        Tasks that could start.
+        How many tasks lack nothing but a slot, suspects included.
     accepting : bool
         Whether the worker takes new tasks.
     resources : Resources
+        Tasks that lack a resource.
     crowd : Crowd
-        Tasks without a slot that wait for something.
+        Parked tasks.
     exclusion : Exclusion
         Tasks that run alone.
     resuming : deque
-        Those that want a slot to go on, with their tokens.
+        Parked tasks that want a slot to go on, each behind its token.
     """
 
     def __init__(
@@ -81,26 +88,30 @@ class RunQueue:
         self.resources = Resources(resources)
         self.resuming: deque[tuple[Any, Entry]] = deque()
         self._sessions = sessions
+        # Level to the sessions with queued tasks there, the next one first.
         self._turns: dict[int, deque[Session]] = {}
+        # The levels of `_turns`, in order.
         self._levels: list[int] = []
+        # Queues may have entries of tasks that are not queued any more.
         self._passed_over = False
 
-    # ---- tasks that could start ----
+    # ---- queued tasks ----
 
     def add(self, entry: Entry) -> None:
-        """A task has all that it needs but a slot."""
+        """Queue a task that lacks nothing but a slot."""
         entry.state = QUEUED
         self.queued += 1
         options = entry.options
         exclusion = self.exclusion
-        # A suspect is named so; and only while one is there may others be of it.
+        # The push names a suspect; other tasks can be of its family only while a suspect is here.
         perhaps = options is not None and ("alone" in options or not exclusion.idle)
         if not (perhaps and exclusion.takes(entry)):
             self.queue_beside(entry)
 
     def queue_beside(self, entry: Entry) -> None:
-        """Have a queued task begin beside others."""
+        """Put a queued task into the queue of its level and owner, to run beside other tasks."""
         depth = entry.options["depth"] if entry.options else 0
+        # `protocol.order.urgency` and `Entry.depth` without the calls: each task comes here.
         level = ((entry.order - URGENT >> BAND) << DEPTH_BITS) - depth
         session = entry.session
         queue = session.queues.get(level)
@@ -111,6 +122,7 @@ class RunQueue:
             if turns is None:
                 if len(self._levels) > MANY_LEVELS:
                     self._close_levels()
+                    # Closing may have taken this empty queue out of the session.
                     queue = session.queues.setdefault(level, queue)
                 turns = self._turns[level] = deque()
                 insort(self._levels, level)
@@ -120,15 +132,21 @@ class RunQueue:
             self.crowd.awaited.append(entry)
 
     def leave(self) -> None:
-        """A queued task is not to begin any more."""
+        """Count a queued task no more that was cancelled or given back; its entry may stay."""
         self.queued -= 1
         self._passed_over = bool(self.queued)
         if not self.queued:
             self._clear_queues()
 
     def awaited(self, names: Iterable[tuple[str, Key]]) -> None:
-        """Parked tasks wait for the objects of these owners and keys: what is here of the tasks
-        that make them, or that those need, starts first."""
+        """Have the tasks start first that make objects for which parked tasks wait.
+
+        Parameters
+        ----------
+        names : iterable of tuple
+            Owner and key of each object. Tasks here that make one, or an input of one, start
+            first; objects of which the executor has no entry change nothing.
+        """
         for owner, key in names:
             session = self._sessions.get(owner)
             entry = session.entries.get(key) if session is not None else None
@@ -137,7 +155,7 @@ class RunQueue:
 
     @property
     def startable(self) -> int:
-        """How many queued tasks may start when there are slots."""
+        """How many queued tasks may start when slots are free, for the runtime to wake threads."""
         if not self.exclusion.idle:
             return self.exclusion.startable
         if not self.queued or not self.crowd.full:
@@ -153,11 +171,14 @@ class RunQueue:
 
     @property
     def unfinished(self) -> int:
-        """Tasks that could run, run or are parked."""
+        """How many tasks are queued, run or are parked."""
         return self.busy + self.queued + len(self.crowd)
 
     def _close_levels(self) -> None:
-        """Forget levels of priorities where nothing is queued: there may be very many."""
+        """Forget levels of priorities without queued tasks.
+
+        A user may give very many priorities; the levels without a priority are few, and stay.
+        """
         for level in [n for n in self._levels if n > 0 or n < DEEPEST_LEVEL]:
             if not self._turns[level]:
                 del self._turns[level]
@@ -166,8 +187,11 @@ class RunQueue:
                     session.queues.pop(level, None)
 
     def _clear_queues(self) -> None:
-        """Nothing is queued: forget what began or was given back without its turn, which may
-        hold a value."""
+        """Empty the queues when no task is queued, of entries that were passed over.
+
+        These entries began as awaited tasks, or were cancelled or given back. An entry in a queue
+        would keep its value alive.
+        """
         self._passed_over = False
         self.crowd.awaited.clear()
         for turns in self._turns.values():
@@ -178,16 +202,20 @@ class RunQueue:
     # ---- slots ----
 
     def next_work(self) -> Any:
-        """What a free slot does: a parked task that goes on, a task, or None.
+        """Return the work of a free slot: a token, an entry, or None when there is no work.
 
-        The caller that gets something has taken the slot. Parked tasks come first; then what
-        those wait for; then the user's priority, whoever owns the task; then deeper tasks before
-        shallower, because shallower ones wait for them; then owners in turn.
+        A token is of a parked task that goes on (`wants_slot`); an entry is of a task that
+        begins. The caller that gets either has taken the slot. Parked tasks come first; then
+        tasks that parked tasks wait for; then the tasks of the highest user's priority, of all
+        owners; then deeper tasks before shallower tasks, because the shallower ones wait for the
+        deeper ones; then owners in turn.
         """
+        # Busy may be above: a parked task may have gone on without a free slot.
         if self.busy >= self.slots:
             return None
         if self.resuming and (token := self.resume_next()) is not None:
             return token
+        # A suspect holds up all tasks but those of its family.
         if not self.exclusion.idle:
             suspect, alone = self.exclusion.next_work()
             if alone:
@@ -198,6 +226,7 @@ class RunQueue:
         while crowd.awaited and (first := crowd.take_awaited()) is not None:
             if self.begin(first):
                 return first
+        # A full worker begins only tasks nested deeper than all parked tasks.
         full = crowd.waiting and crowd.full
         for level in self._levels:
             if full and _depth_of(level) <= crowd.deepest:
@@ -214,6 +243,8 @@ class RunQueue:
                     turns.popleft()
                 elif len(turns) > 1:
                     turns.rotate(-1)
+                # Passed over: the task began as an awaited one, or was cancelled or given back;
+                # or lacks a resource, and is put aside by `begin`.
                 if entry.state != QUEUED or not self.begin(entry):
                     continue
                 if not turns and (level > 0 or level < DEEPEST_LEVEL):
@@ -222,10 +253,17 @@ class RunQueue:
         return None
 
     def resume_next(self) -> Any:
-        """What `wants_slot` was given for the next parked task that goes on, or None."""
+        """Give a slot to the next parked task that can go on.
+
+        Returns
+        -------
+        object
+            The token of the task, as given to `wants_slot`; None when no task may take a slot.
+        """
         exclusion = self.exclusion
         if not self.resuming or self.busy >= self.slots or exclusion.parting:
             return None
+        # A parked task outside the family ends the turn of the suspect; some wait for the suspect.
         if exclusion.alone is None:
             token, entry = self.resuming.popleft()
         else:
@@ -236,18 +274,19 @@ class RunQueue:
             token, entry = first
             exclusion.comes_back(entry)
             if exclusion.parting:
-                return None  # it goes on when the owner of the suspect knows
+                return None  # the task goes on when the owner of the suspect has answered
             self.resuming.remove(first)
         self._resumed(entry)
         return token
 
     def begin(self, entry: Entry) -> bool:
-        """Have a queued task take a free slot; False when its resources are not there."""
+        """Have a queued task take a free slot; return False when its resources are not there."""
         self.queued -= 1
         if entry.awaited:
-            self._passed_over = True  # it is in two queues, and leaves one
+            self._passed_over = True  # the entry is in two queues, and leaves one
         if self._passed_over and not self.queued:
             self._clear_queues()
+        # A task that lacks a resource is put aside, and its slot stays free.
         if entry.limited and not self.resources.acquire(entry):
             return False
         entry.state = RUNNING
@@ -257,42 +296,47 @@ class RunQueue:
         return True
 
     def released_slot(self) -> None:
-        """A slot is free again: its task ended, or it had nothing to do."""
+        """Free the slot of a task that ended."""
         self.busy -= 1
 
     def parked(self, entry: Entry, counts: bool = True) -> None:
-        """A running task waits for something and gives its slot up.
+        """Free the slot of a running task that is parked.
 
-        ``counts`` is False when the task said itself that others should begin meanwhile.
+        ``counts`` is False when the task has said itself that other tasks should begin meanwhile.
         """
         self.busy -= 1
         self.crowd.add(entry, counts)
+        # The owner stops counting the task in the worker's window: tasks that the parked task
+        # waits for may need the room.
         if not entry.cancelled:
             entry.session.outbox.append((m.PARKED, entry.key, entry.attempt))
 
     def ended_parked(self, entry: Entry) -> None:
-        """A task ended without having taken a slot again."""
+        """Take out a parked task that ended without taking a slot again."""
         self.crowd.remove(entry)
 
     def wants_slot(self, token: Any, entry: Entry) -> None:
-        """A parked task can go on; `next_work` gives the token when there is a slot."""
+        """Queue a parked task that can go on; `next_work` returns the token with a slot."""
         if not self.exclusion.holds_back(entry):
             self.exclusion.comes_back(entry)
         self.resuming.append((token, entry))
 
     def goes_on(self, entry: Entry) -> None:
-        """A parked task goes on at once, for a while on one slot more than there are.
+        """Have a parked task go on at once, for a while on one slot more than there are.
 
-        Those that have the slots may wait for what it has, such as a lock, and never give
-        theirs up.
+        The tasks with the slots may wait for a thing that the parked task has, such as a lock,
+        and never give their slots up.
         """
         self.exclusion.comes_back(entry)
         self._resumed(entry)
 
     def stops_waiting(self, token: Any, entry: Entry) -> bool:
-        """A parked task that waits for a slot goes on without it, as in `goes_on`.
+        """Have a parked task that waits for a slot go on without a free slot, as in `goes_on`.
 
-        False when it was given one just before.
+        Returns
+        -------
+        bool
+            False when the task was given a slot just before.
         """
         try:
             self.resuming.remove((token, entry))
@@ -308,15 +352,20 @@ class RunQueue:
     # ---- resources ----
 
     def lend(self, borrow: Callable[[Amounts], bool]) -> None:
-        """Have tasks that wait for resources get them, as far as slots may be there."""
+        """Lease resources for put-aside tasks, for as many tasks as may find a slot.
+
+        ``borrow`` is as in `Resources.lend`.
+        """
         if self.resources.lend(borrow, self.nthreads - self.busy - self.queued):
             self.reconsider()
 
     def release_resources(self, entry: Entry) -> None:
+        """Free the resources of a task that ends; put-aside tasks then try again."""
+        # Only a running task has taken resources: any other task never began, or is put aside.
         if entry.limited and entry.state == RUNNING and self.resources.release(entry):
             self.reconsider()
 
     def reconsider(self) -> None:
-        """Look at what was put aside again."""
+        """Queue the put-aside tasks again; each takes its resources at its turn, if free."""
         for waiting in self.resources.reconsider():
             self.add(waiting)

@@ -1,4 +1,4 @@
-"""What an executor keeps for one owner: entries by key, in a session."""
+"""Sessions: entries of tasks and values, by key, that an executor keeps for one owner."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from dask_ownership.core.queue import OrderedQueue
 BLOCKED = 0
 """A task that waits for a dependency to be made or fetched."""
 QUEUED = 1
+"""A task that lacks nothing but a slot, or that waits for its turn to run alone."""
 RUNNING = 2
+"""A task that took a slot and has not ended, also while parked."""
 FETCHING = 3
 """No task: a value on its way from another worker."""
 HELD = 4
-"""A live value that the owner has too, kept until the owner has said so."""
+"""A live value that travels to the owner, too; kept until the owner acknowledges the value."""
 COPIED = 5
 """A pickled value that the owner sent for several tasks."""
 KEPT = 6
-"""A value in the worker's store, until the owner frees it."""
+"""A value in the worker's store, until the owner frees the value."""
 GONE = 7
+"""A task or value that is not here any more; tasks and queues may still refer to the entry."""
 ASIDE = 8
-"""A task that could start but for resources that others hold."""
+"""A task that lacks nothing but resources, which other tasks have."""
 
 UNENDED = frozenset({BLOCKED, QUEUED, RUNNING, ASIDE})
 """States of tasks that have not ended."""
@@ -46,60 +49,72 @@ STATE_NAMES = (
 class Entry:
     """A task or a value of one owner at this worker.
 
+    One entry lives through both: a task becomes the value that the task made.
+
     Attributes
     ----------
     session : Session
+        Of the owner.
     key : hashable
+        The key at the owner.
     attempt : int
-        The owner's number of this push; of a value that was made elsewhere, that of its making.
+        The number of the task's attempt; of a value made elsewhere, the number that the owner
+        gave to the value.
     function : int
         Id of the function within the session.
     payload : bytes
+        The pickled arguments, with slots for the dependencies; empty when the task has ended.
     order : int
+        Of the task, lower first (`protocol.order`).
     dependencies : list
-        `Entry` for what is here, bytes for what came with the push.
+        For each slot an `Entry` of a task or value here, or the bytes of a value that came with
+        the push.
     missing : int
-        How many of them have no value yet.
-    waiters : list of Entry
-        Tasks here that wait for this one.
+        How many of the dependencies have no value yet.
+    waiters : list of Entry or None
+        Tasks here that wait for the value of this entry.
     state : int
+        One of the states above.
     value : object
         Live (`HELD`) or pickled (`COPIED`) value.
-    options : dict
+    options : dict or None
+        As in `PUSH`.
     limited : bool
-        It takes resources, or a thread of a pool.
+        Whether the task takes resources, or a thread of a pool.
     awaited : bool
-        A parked task here waits for it, or for what needs it, see `executor.crowd`.
-    awaits : object
-        What it waits for while it is parked; whatever the runtime keeps.
+        Whether a parked task here waits for the task, or for a task that needs it
+        (`executor.crowd`).
+    awaits : iterable
+        The rows that the parked task waits for, as far as the runtime knows.
     cancelled : bool
-        Nobody wants its outcome any more; set while it runs.
+        Whether the outcome of the running task is not wanted any more.
     addresses : tuple of str
-        Where to fetch it from (`FETCHING`).
+        Workers from which to fetch the value (`FETCHING`).
     nbytes : int
+        Size of the value, as the owner says (`FETCHING`).
     stored : object
-        The name of its value in the store, which no other value ever has; written by
-        the runtime. Several attempts of one key may be here at once.
+        The name of the value in the store, written by the runtime. No other value ever has the
+        name, because several attempts of one key may be here at once.
     parks : int
-        How many waits it is in without a slot.
+        How many waits of a coroutine task go on without a slot.
     parked_for : float
-        Time it spent without a slot; written by the runtime.
+        Seconds that the task spent without a slot; written by the runtime.
     occurrences : dict or None
-        How often it made each call, for the keys of its children.
+        How often the task made each call, for the keys of its children.
     contains : object
-        Handles of the futures inside its value; whatever the runtime keeps.
-    arrived : object
-        Rows of the futures that came in its arguments; written by the runtime.
+        The futures inside the value, or handles by which the runtime keeps these alive.
+    arrived : list of Row or None
+        Rows of the futures that came in the arguments; written by the runtime.
     named : Heir or None
-        What `heir` gives, once it was asked for.
+        The answer of `heir`, from the first call on.
     known : bytes or None
-        What `identity` gives, once it was asked for.
+        The answer of `identity`, from the first call on.
     exported : bool
-        Futures of what it submitted may be in other processes; written by the runtime.
+        Whether futures of the task's children may be in other processes; written by the runtime.
     sought : set or None
-        Keys of children that its owner looks for, see `references.reconstruction`.
+        Keys of children that the owner looks for, see `references.reconstruction`.
     origin : ValueName or None
-        Of a value that its session's owner borrows (`FETCHING`).
+        The name of a value that the session's owner borrows (`FETCHING`).
     """
 
     __slots__ = (
@@ -170,17 +185,17 @@ class Entry:
 
     @property
     def depth(self) -> int:
-        """Nesting of the task, see `Options.depth`."""
+        """The nesting of the task, see `Options.depth`."""
         return self.options["depth"] if self.options else 0
 
     @property
     def task(self) -> Key:
-        """The key of the task that runs: another's, when this one repeats that."""
+        """The key under which the task runs: that of the first run, when the task repeats one."""
         return self.options.get("repeats", self.key) if self.options else self.key
 
     @property
     def heir(self) -> Heir:
-        """How others know this task, for those that it submits."""
+        """The name of the task in all processes, for the tasks that it submits."""
         named = self.named
         if named is None:
             above = self.options.get("heir") if self.options else None
@@ -189,7 +204,7 @@ class Entry:
 
     @property
     def identity(self) -> bytes:
-        """Who the task is, for the keys of those that it submits."""
+        """The identity of the task, for the keys of the tasks that it submits."""
         known = self.known
         if known is None:
             within = self.options.get("within") if self.options else None
@@ -198,38 +213,48 @@ class Entry:
 
     @property
     def value_name(self) -> ValueName:
-        """What those that have the value know it by."""
+        """The name of the value at all workers that have it."""
         return self.origin or (self.session.owner, self.key, self.attempt)
 
     @property
     def has_value(self) -> bool:
+        """Whether the value is here, in any form."""
         return HELD <= self.state <= KEPT
 
 
 class Session:
-    """What the executor has for one owner.
+    """The tasks, values and functions of one owner at an executor.
 
     Attributes
     ----------
     owner : str
         The owner's incarnation.
     process : Process
-        The owner, as others know it.
+        The owner's process; the address and the name come with the link.
     entries : dict
-        Key to entry.
+        Key to the current entry of the key. An older attempt may still run.
     functions : dict
-        Id to whatever the runtime makes of the pickled function, the oldest first.
+        Id to the pickled function, or to what the runtime makes of the pickle, oldest first.
     function_sizes : dict
         Id to the bytes of the pickle.
     function_bytes : int
         Sum of the sizes.
     outbox : list of tuple
-        Results that have not left yet.
+        Messages for the owner that have not left yet.
+    fresh : list of Entry
+        `HELD` entries whose answers are in the outbox.
     unacknowledged : deque
-        ``(batch, entries)``: `HELD` entries that the owner may still refer to.
+        ``(batch, entries)``: `HELD` entries whose answers left up to that batch. Until the owner
+        acknowledges the batch, pushes that name the entries as `LOCAL` may be on their way.
     handed : dict
-        ``(key, attempt)`` to entry: results with futures inside, until the owner says
-        that those are counted.
+        ``(key, attempt)`` to entry: results, errors and named children with futures inside,
+        until the owner says `REFS_COUNTED`.
+    queues : dict
+        Level of the run queue to the owner's queued tasks of that level.
+    closed : bool
+        Whether the owner is gone; then no answer leaves any more.
+    link, runtime : object
+        The executor's end of the link, and the runtime's executor; written by the runtime.
     """
 
     __slots__ = (
@@ -266,14 +291,14 @@ class Session:
         self.runtime: Any = None
 
     def add_function(self, number: int, pickled: bytes) -> None:
-        """Keep a function that the owner sent."""
+        """Keep a pickled function that the owner sent, in place of an older one of that number."""
         self.forget_function(number)
         self.functions[number] = pickled
         self.function_sizes[number] = len(pickled)
         self.function_bytes += len(pickled)
 
     def forget_function(self, number: int) -> None:
-        """Let go of a function. Nothing happens when it is not here."""
+        """Let go of a function, if it is here; a task that needs the function is given back."""
         if self.functions.pop(number, None) is not None:
             self.function_bytes -= self.function_sizes.pop(number)
 

@@ -1,1 +1,1 @@
-"""What an owner decides."""
+"""The core of an owner: decisions about rows, workers and borrowers, without input or output."""

@@ -1,4 +1,4 @@
-"""Workers that are gone: who is blamed for it, and what is tried again elsewhere."""
+"""Departures of workers: which task is blamed for a death, and which tasks run again elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dask_ownership.core.protocol.states import ERROR, PUSHED
 
 
 class Departures:
-    """Takes workers away from one owner.
+    """Takes workers that are gone away from one owner.
 
     Parameters
     ----------
@@ -43,9 +43,15 @@ class Departures:
         self._limits = limits
 
     def remove(self, view: WorkerView, reason: str, reached: bool) -> None:
-        """A worker is gone: what it was given is tried elsewhere, what only it had is lost.
+        """Remove a worker: its tasks are tried elsewhere, and values without another copy are lost.
 
-        ``reached`` is False when nothing that was sent to it can have arrived.
+        Parameters
+        ----------
+        view : WorkerView
+        reason : str
+            What became of the worker, for people.
+        reached : bool
+            False when no message to the worker can have arrived.
         """
         if not view.alive:
             return
@@ -54,10 +60,12 @@ class Departures:
         self._placement.remove_worker(view)
         self._suspensions.gone(view)
         pushed = list(view.pushed.values())
+        # Pushes that never left, or never arrived: their tasks cannot have run there.
         if reached:
             unsent = {message[2] for message in view.outbox if message[0] == m.PUSH}
         else:
             unsent = {row.attempt for row in pushed}
+        # A suspect begins alone only after the worker has received `GO`.
         may_not_begin = any(message[0] == m.GO and message[3] for message in view.outbox)
         view.pushed.clear()
         view.outbox.clear()
@@ -70,10 +78,11 @@ class Departures:
         if suspects or alone is not None:
             self._lifecycle.losses[WORKERS_DIED] += 1
         if alone is not None:
+            # Nothing runs beside a task that has the worker for itself.
             suspects = {alone} if reached and not may_not_begin else set()
         for row in pushed:
             if row.state != PUSHED or row.worker is not view:
-                continue
+                continue  # the row has ended or moved meanwhile
             death = f"{view.address} {reason}"
             path = restarts.NEVER_SENT if row.attempt in unsent else restarts.WORKER_DIED
             suspect = row in suspects and restarts.may(path, row.options)
@@ -84,12 +93,10 @@ class Departures:
             self._lifecycle.try_again(row, path, f"{death}; {ran}")
 
     def _suspects(self, view: WorkerView, pushed: list[Row], unsent: set[int]) -> set[Row]:
-        """The rows that may have run as a worker died: the oldest, as many as there are slots.
-
-        What was not sent yet, or waits there for another, could not have; nor could a suspect of
-        which the worker said nothing; nor anything beside one that is alone, which began when it
-        heard `GO`.
-        """
+        """Return the rows that may have run when a worker died: the oldest, one for each slot."""
+        # A row cannot have run when its push was not sent, or when the row waited there for an
+        # input. A suspect of earlier deaths can have run beside other tasks only if the worker
+        # said so, with `ALONE`.
         could = [
             row
             for row in pushed
@@ -102,16 +109,28 @@ class Departures:
         return set(could[: max(1, view.nthreads)])
 
     def _is_given_up(self, row: Row, death: str, alone: bool) -> bool:
-        """A worker died under a task, and perhaps of it; whether the task has failed of that.
+        """Count the death of a worker against a task, and fail the task after too many deaths.
 
-        The first death says nothing: others ran there, too. It counts when all that are allowed
-        came while the task was alone.
+        Parameters
+        ----------
+        row : Row
+        death : str
+            The worker and what became of it, for people.
+        alone : bool
+            Whether the task ran alone at the worker.
+
+        Returns
+        -------
+        bool
+            Whether the task has failed, as `KilledWorker`.
         """
         record = self._lifecycle.attempts.change(row)
         record.died += (death,)
         record.deaths += alone
         times = len(record.died)
         allowed = self._limits.allowed_failures
+        # A death beside other tasks, as the first always is, proves nothing: any of the tasks may
+        # be to blame. So as many deaths as are allowed have to come while the task ran alone.
         if record.deaths < max(1, allowed) or times <= allowed:
             return False
         detail = (

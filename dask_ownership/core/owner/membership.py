@@ -1,12 +1,12 @@
-"""Who is in the cluster.
+"""Membership: which workers and owners are in the cluster, as one process knows it.
 
-Only the scheduler says who came and who is gone (rule R5). A process that does not answer may be
-frozen, busy or cut off; whoever took it for dead would have its work done twice, and tell others
-that what it owns is lost.
+Only the scheduler says which processes came and which are gone (rule R5). A process that does not
+answer may be frozen, busy or cut off. An owner that took a silent process for dead would have the
+work done twice, and would tell borrowers that the objects there are lost.
 
-A process is known by its *incarnation*, which no other ever has. Its address is where it is
-found, and may be another's tomorrow. The owner of a worker has the worker's incarnation, with a
-number behind it when it is not the first one there.
+A process is known by its *incarnation*, which no other process ever has. An address is where the
+process is found today, and may belong to another process tomorrow. The owner at a worker has the
+incarnation of the worker; a later owner at the same worker has a number behind the incarnation.
 """
 
 from __future__ import annotations
@@ -21,22 +21,26 @@ from dask_ownership.core.owner.scheduling.placement import Placement
 from dask_ownership.core.protocol.names import worker_of
 
 REMEMBERED = 100_000
-"""How many of those that are gone are remembered: long after nothing of them can be on its way."""
+"""Number of gone processes that are remembered: so many that no message of a process that was
+forgotten can still be on its way."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Whom the scheduler is asked about: incarnations.
+    """The incarnations about which the scheduler is asked.
 
-    Who came to be known after that is not among them: the answer may be older.
+    A process that becomes known after the question is left out, because the scheduler's answer may
+    be older than the process.
     """
 
+    #: Workers that are used, refused, or that posts wait for.
     workers: frozenset[str]
+    #: Owners at clients.
     clients: frozenset[str]
 
 
 class Membership:
-    """Who is in the cluster, as one process knows it.
+    """The members of the cluster, as one process knows them.
 
     Parameters
     ----------
@@ -44,20 +48,25 @@ class Membership:
     peers : Peers
     posting : Posting
     refused : dict of str to WorkerView
-        Members that do not take a link of this process, or cannot be reached from it.
+        Filled here, see Attributes.
     reasons : dict of str to str
-        Why, by their addresses.
-    add, remove : callable
-        Have a worker used, and used no more: the worker, why, and whether anything that was
-        sent to it can have arrived.
+        Filled here: addresses of the refused members to the reasons.
+    add : callable
+        Has a worker used.
+    remove : callable
+        Has a worker used no more: the worker, the reason, and whether any message to the worker can
+        have arrived.
 
     Attributes
     ----------
     gone : dict of str to None
         Incarnations of owners that are gone: clients, and owners at workers.
     workers_gone : dict of str to None
-        Incarnations of workers that are gone. A worker's first owner has the same, and may end
-        before it.
+        Incarnations of workers that are gone. Kept apart from ``gone``, because a worker's first
+        owner has the same incarnation and may end before the worker.
+    refused : dict of str to WorkerView
+        Incarnations of members that do not take a link of this process, or that this process
+        cannot reach.
     """
 
     def __init__(
@@ -82,30 +91,33 @@ class Membership:
         self.refused = refused
 
     def is_gone(self, incarnation: str) -> bool:
-        """Whether a process is gone, or the worker that it was at."""
+        """Return whether an owner is gone, by itself or with its worker."""
         return incarnation in self.gone or worker_of(incarnation) in self.workers_gone
 
     def view_of(self, incarnation: str) -> WorkerView | None:
-        """A worker that is used."""
+        """Return the used worker with an incarnation; None when no such worker is used."""
         for view in self._placement.workers.values():
             if view.incarnation == incarnation:
                 return view
         return None
 
     def replaced_by(self, view: WorkerView) -> WorkerView | None:
-        """Another worker at its address, which therefore is gone."""
+        """Return another worker at the address of a new worker, which proves the other one gone."""
         before = self._placement.workers.get(view.address)
         if before is None or before.incarnation == view.incarnation:
             return None
         return before
 
     def joined(self, view: WorkerView) -> bool:
-        """A worker joined; whether this is news. Who is gone does not come back."""
+        """Use a worker that joined, and return whether the worker is new.
+
+        A worker that is gone does not come back: a late message names it.
+        """
         if view.incarnation in self.workers_gone:
             return False
         known = self.view_of(view.incarnation) or self.refused.get(view.incarnation)
         if known is not None:
-            known.resources = view.resources
+            known.resources = view.resources  # the resources of a worker may change
             return False
         before = self.replaced_by(view)
         if before is not None:
@@ -114,9 +126,15 @@ class Membership:
         return True
 
     def left(self, incarnation: str, reason: str, reached: bool = True) -> None:
-        """A worker is gone, and the owners there with it.
+        """Take in that a worker is gone, and the owners at the worker with it.
 
-        ``reached`` is False when nothing that was sent to it can have arrived.
+        Parameters
+        ----------
+        incarnation : str
+        reason : str
+            What became of the worker, for people.
+        reached : bool
+            False when no message to the worker can have arrived.
         """
         if incarnation in self.workers_gone:
             return
@@ -130,27 +148,40 @@ class Membership:
             self._peers.process_gone(owner)
 
     def process_gone(self, incarnation: str) -> None:
-        """A client, or the owner at a worker, is gone."""
+        """Take in that an owner is gone: the owner of a client, or the owner at a worker."""
         _remember(self.gone, incarnation)
         self._peers.process_gone(incarnation)
 
     def owners_at(self, worker: str) -> list[str]:
-        """Those at a worker that this process corresponds with."""
+        """Return the incarnations of the owners at a worker that are peers of this process."""
         return [one for one in self._peers.known if worker_of(one) == worker]
 
     def refuse(self, view: WorkerView, reason: str, reached: bool) -> None:
-        """A member does not take this process's link: go on without it."""
+        """Use a member no more that does not take this process's link, or cannot be reached.
+
+        Parameters
+        ----------
+        view : WorkerView
+        reason : str
+            Why, for people.
+        reached : bool
+            False when no message to the worker can have arrived.
+        """
         if view.incarnation not in self.workers_gone:
             self.refused[view.incarnation] = view
             self._reasons[view.address] = reason
         self._remove(view, "refused the link", reached)
 
     def refused_no_more(self, view: WorkerView) -> bool:
-        """Whether a member that refused may be tried again; it is as if it was new."""
+        """Forget that a member was refused, so that the member can join anew.
+
+        Return False when the member is not refused any more.
+        """
         return self._forget_refusal(view.incarnation)
 
     def _forget_refusal(self, incarnation: str) -> bool:
         view = self.refused.pop(incarnation, None)
+        # Two incarnations may have had one address, and then share the reason.
         if view is not None and all(v.address != view.address for v in self.refused.values()):
             self._reasons.pop(view.address, None)
         return view is not None
@@ -158,17 +189,19 @@ class Membership:
     # ---- asking the scheduler ----
 
     def ask(self) -> Asked:
-        """Whom to ask about."""
+        """Return the incarnations about which to ask the scheduler."""
         workers = {view.incarnation for view in self._placement.workers.values()}
         workers.update(self.refused, self._posting.waiting)
-        workers.discard("")
+        workers.discard("")  # posts that wait for any worker
         peers = self._peers.known.values()
+        # A process without an address is a client.
         clients = {peer.process[0] for peer in peers if not peer.process[1]}
         clients.discard(self._peers.process[0])
         return Asked(frozenset(workers), frozenset(clients))
 
 
 def _remember(gone: dict[str, None], incarnation: str) -> None:
+    """Add an incarnation to the gone processes, and forget the oldest one above the limit."""
     gone[incarnation] = None
     if len(gone) > REMEMBERED:
         del gone[next(iter(gone))]

@@ -1,9 +1,9 @@
-"""What an owner decides: takes in what happens, and has its parts deal with it.
+"""The core of an owner: takes in events, and has its parts decide what to do.
 
-The runtime (or the virtual cluster) tells what happened: `submit`, `receive`,
-`release`, `cancel`, `add_worker`, `remove_worker`, `tick`. The answer is in two
-places: messages in each worker's ``outbox``, and all else in `rows.effects`. Every
-method may be called twice, late, or for what is already gone.
+The driver (the runtime or the virtual cluster) tells what happened: `submit`, `receive`,
+`release`, `cancel`, `add_worker`, `remove_worker`, `tick`. The decisions are in two places:
+messages in each worker's ``outbox``, and all other effects in `rows.effects`. Every method may be
+called twice, late, or for a row or worker that is gone already.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from dask_ownership.core.owner.rows.failure_counts import LOSSES
 from dask_ownership.core.owner.rows.history import History
 from dask_ownership.core.owner.rows.lifecycle import Lifecycle
 from dask_ownership.core.owner.rows.limits import Limits
+from dask_ownership.core.owner.rows.options import Options
 from dask_ownership.core.owner.rows.retries import failed_for, revive
 from dask_ownership.core.owner.rows.row import (
     BORROWED,
@@ -64,7 +65,7 @@ from dask_ownership.core.owner.scheduling.schedule import Scheduling
 from dask_ownership.core.owner.scheduling.suspension import Suspensions
 from dask_ownership.core.protocol import messages as m
 from dask_ownership.core.protocol.failure import Failure
-from dask_ownership.core.protocol.messages import Message, Process
+from dask_ownership.core.protocol.messages import Key, Message, Process
 from dask_ownership.core.protocol.states import (
     CANCELLED,
     ERROR,
@@ -77,11 +78,12 @@ from dask_ownership.core.protocol.states import (
 
 
 class OwnerCore:
-    """The rows of one owner, and what becomes of them.
+    """The rows of one owner, and the parts that decide what becomes of the rows.
 
-    Each part below decides one thing, gets what it needs when it is made here, and is told of
-    rows by `Lifecycle.listen` and of messages by a table of handlers. A part that needs one
-    made after it gets a function that finds it.
+    Each part below decides one thing, and gets what it needs when it is made here. A part is told
+    of rows by `Lifecycle.listen`, and of messages by a table of handlers. A part that needs a part
+    made later gets a function that finds the later part. The class makes all parts and passes
+    events on to each, and so has more attributes than other classes.
 
     Parameters
     ----------
@@ -90,60 +92,76 @@ class OwnerCore:
     home : str, optional
         Address of the worker in this process.
     process : Process
-        This one, as others know it.
+        This process, as other processes know it.
     clock : callable, optional
-        The time, for what is written into ``history``, and once a second for ``timeline``.
+        Returns the wall-clock time in seconds, for ``history``, ``attempt_times`` and ``lineages``.
     trace_inline : bool
-        How inline values were made is kept, too: not to make them again, but to tell.
+        The lineage of inline values is kept as well: not to make the values again, but to tell a
+        user how each value was made.
     limits : Limits, optional
     functions : BuiltinFunctions
-        What workers are asked to call on the owner's own account.
+        The functions that workers call for the owner itself.
 
     Attributes
     ----------
+    effects : OwnerEffects
+        What the driver has to do.
     history : History
-        What happened that was unusual.
+        Unusual events of rows.
     losses : dict of str to int
-        What deaths of other processes cost this one, by each of `rows.failure_counts.LOSSES`.
-    timeline : AttemptTimes
-        When attempts were numbered.
-    table : Table
-        The rows, and what counts them.
-    lifecycle : Lifecycle
-        Takes rows from state to state.
+        What deaths of other processes cost this process, by the names in
+        `rows.failure_counts.LOSSES`.
+    attempt_times : AttemptTimes
+        When the owner gave out the numbers of attempts.
+    functions, limits : BuiltinFunctions, Limits
+        As given.
     attempts : AttemptRecords
         What attempts of tasks left behind.
+    table : Table
+        The rows and their counts.
+    lifecycle : Lifecycle
+        Takes rows from state to state.
+    counts : dict of str to int
+        How many rows were submitted, are done and have failed.
     placement : Placement
-        Ready rows, and the worker that takes each.
+        Ready rows, and the worker for each.
     peers, posting : Peers, Posting
-        Other processes, and the ways of what is said to them.
+        Other processes, and the ways of posts to them.
+    refused : dict of str to str
+        Addresses of members that do not take a link of this process, each with the reason.
     membership : Membership
-        Who is in the cluster.
+        The members of the cluster.
     departures, suspensions : Departures, Suspensions
         Workers that are gone, and workers that do not answer.
     dispatch, aliases, infeasible, scheduling : Dispatch, Aliases, Infeasible, Scheduling
-        How rows get to workers, or do without one.
+        How rows get to workers, or end without a worker.
     results : Results
-        Takes in what workers answer.
+        Takes in the answers of workers.
     desired : Desired
         Rows that are kept until they end.
     checkpoints : Checkpoints
-        What tasks keep for their next attempts.
+        Small state that tasks keep for their next attempts.
     lineages : Lineages
         How stored values can be made again.
     copies, replicas, moves : Copies, Replicas, Moves
-        Copies of stored values: how they are made, which are kept, and which leave a worker.
+        Copies of stored values: how copies are made, which are kept, and which leave a worker.
     borrowing, lending : Borrowing, Lending
-        What this process borrows, and what others borrow of it.
+        Objects of other owners that this process borrows, and objects of this process that other
+        processes borrow.
     retention, reconstruction : Retention, Reconstruction
-        Tasks that are kept for what they submitted, and what dead owners lost and is made again.
+        Parents that are kept for their children, and objects of dead owners that are made again.
     delegations : Delegations
-        Tasks whose value is to be another's.
-    adoption, bequests : OwnershipTransfer, DetachedObjects
-        Objects that change their owner: on their way from owners that leave, and held for the
-        cluster.
-    effects : OwnerEffects
-        What the runtime has to do.
+        Tasks whose value is the value of another task.
+    transfer, detached : OwnershipTransfer, DetachedObjects
+        Objects that change their owner: objects of leaving owners, and objects that are held for
+        the cluster.
+    workers : dict of str to WorkerView
+        The workers that this owner uses, by address.
+    process, home, traces_inline
+        As given.
+    row, rows, hold, origin_of, value_name, when_acknowledged, keep_copies : callable
+    copy_targets, is_copied, move, describe, why_not, members_in_doubt, workers_named : callable
+        Methods of the parts, for other layers of the package.
     """
 
     def __init__(
@@ -161,7 +179,7 @@ class OwnerCore:
         self.history = History(clock)
         self.losses = dict.fromkeys(LOSSES, 0)
         self.attempt_times = AttemptTimes(clock)
-        self._marked = 0
+        self._marked = 0  # the last attempt number in `attempt_times`
         self.functions = functions
         self.limits = limits = limits or Limits()
         self.attempts = AttemptRecords()
@@ -180,7 +198,7 @@ class OwnerCore:
         )
         self.counts = self.lifecycle.counts
 
-        # Who is there.
+        # Other processes and the workers of the cluster. The lambdas find parts made later.
         self.peers = Peers(
             process,
             is_gone=lambda incarnation: self.membership.is_gone(incarnation),
@@ -222,7 +240,7 @@ class OwnerCore:
         self.infeasible = Infeasible(self.placement, self.lifecycle, functions, self.refused)
         self.scheduling = Scheduling(self.placement, self.dispatch, self.infeasible, self.broke)
 
-        # What is kept for those who may need it.
+        # Rows, checkpoints and tasks that are kept in case they are needed.
         self.desired = Desired(self.table, self.lifecycle)
         self.checkpoints = Checkpoints(self.table, self.attempts)
         self.lineages = Lineages(
@@ -236,7 +254,7 @@ class OwnerCore:
             of_inline=trace_inline,
         )
 
-        # What other processes own, or have of this one.
+        # Objects that several processes know.
         self.retention = Retention(
             self.table, self.peers, self.lineages, functions.identity, self.effects
         )
@@ -291,7 +309,7 @@ class OwnerCore:
             follow=self.delegations.follow,
         )
 
-        # Who is told what becomes of rows, in this order.
+        # The listeners to the life of rows, in the order in which each event reaches them.
         listen = self.lifecycle.listen
         listen(self.checkpoints, TRIED)
         listen(self.lending, HAS_BORROWERS)
@@ -305,7 +323,7 @@ class OwnerCore:
         listen(self.detached)
         listen(self.attempts, TRIED)
 
-        # Who takes in what workers say.
+        # The handlers of workers' messages.
         self.results = Results(
             self.lifecycle,
             self.placement,
@@ -324,16 +342,42 @@ class OwnerCore:
         self.results.of_no_task[m.LEAVING] = self.moves.on_leaving
         self.results.of_no_task[m.POST] = self.peers.on_post
 
+        # The face for other layers of the package, without a call in between.
+        self.row = self.table.rows.get
+        self.rows = self.table.all
+        self.hold = self.table.hold
+        self.origin_of = self.table.origin_of
+        self.value_name = self.table.value_name
+        self.when_acknowledged = self.borrowing.when_acknowledged
+        self.keep_copies = self.replicas.want
+        self.copy_targets = self.copies.places
+        self.is_copied = self.copies.going
+        self.move = self.moves.to
+        self.describe = self.detached.describe
+        self.why_not = self.lineages.why_not
+        self.members_in_doubt = self.membership.ask
+        self.workers = self.placement.workers
+        self.workers_named = self.placement.matching
+        self.process = process
+        self.home = home
+        self.traces_inline = trace_inline
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether this process owns or borrows anything."""
+        return bool(self.table.rows)
+
     @property
     def name(self) -> str:
-        """Of this process: a client's id, or a worker's address."""
+        """Name of this process: a client's id, or a worker's address."""
         return self.lifecycle.name
 
     # ---- what the user does ----
 
     def submit(self, rows: Iterable[Row]) -> None:
-        """Rows that were just adopted: find out which can start."""
+        """Begin rows that were just adopted: each waits, is ready, or is pushed at once."""
         begin = self.lifecycle.begin
+        # One iterator for all rounds: after an error the loop goes on with the next row.
         todo = iter(rows)
         row: Row | None = None
         while True:
@@ -342,7 +386,7 @@ class OwnerCore:
                     if row.state != WAITING:
                         if row.state == INLINE:  # a literal
                             self.lifecycle.inline_bytes += row.nbytes
-                        continue  # or cancelled or forgotten before it got here
+                        continue  # a literal, or cancelled or forgotten in the inbox
                     if row.borrowed:
                         assert isinstance(row, Borrowed)
                         if not row.attempt:
@@ -356,9 +400,9 @@ class OwnerCore:
                 self.broke(row, error, "it could not be submitted")
 
     def put(self, row: Row, holders: Iterable[WorkerView], nbytes: int) -> None:
-        """A value that was scattered: it has holders and no task."""
+        """End the row of a scattered value, of ``nbytes``, which has holders and no task."""
         if row.state > STORED:
-            # It was cancelled or forgotten while its values were on their way.
+            # The row was cancelled or forgotten while the value was on its way to the holders.
             for view in holders:
                 if view.alive:
                     view.outbox.append((m.CANCEL, row.key, row.attempt))
@@ -374,13 +418,26 @@ class OwnerCore:
             return
         self.lifecycle.finish_stored(row, nbytes, row.type_name, there, row.contains)
         for view in row.locations:
+            # The worker said that it leaves while the value was on its way.
             if view.leaving:
                 self.moves.away(row, view)
 
-    def missed(self, row: Row, addresses: Iterable[str]) -> None:
-        """Of those said to have a stored value, these have not got it.
+    def expect(self, key: Key, options: Options) -> Row:
+        """Add and return a row with one handle, for a value on its way to workers; see `put`."""
+        row = self.table.adopt(Row(key, None, None, (), 0, options))
+        self.lifecycle.numbers += 1
+        row.attempt = self.lifecycle.numbers
+        return row
 
-        Their source may have died before they had it: it is made again, if that can be.
+    def hold_for_cluster(self) -> None:
+        """Have this process hold detached objects from now on, on behalf of the cluster."""
+        self.detached.holds = True
+
+    def missed(self, row: Row, addresses: Iterable[str]) -> None:
+        """Take in that holders at some addresses do not have a stored value.
+
+        A holder may have been told to fetch the value from a worker that died. Without a further
+        holder the value is made again, if it can be.
         """
         if isinstance(row, Borrowed):
             self.borrowing.missed(row, addresses)
@@ -390,19 +447,19 @@ class OwnerCore:
                 self.lifecycle.drop_locations(row, gone, "does not have it")
 
     def settle(self, row: Row, failure: Failure | bytes) -> None:
-        """End a row that cannot go on, or that failed elsewhere with a pickled error."""
+        """End a row with a failure, or a pickled error, that was found outside of the core."""
         self.lifecycle.fail(row, ERROR, failure)
 
     def desire(self, rows: Iterable[Row]) -> None:
-        """``fire_and_forget``: keep these until they end."""
+        """Keep rows until they end, for ``fire_and_forget``."""
         self.desired.keep(rows)
 
     def release(self, rows: Iterable[Row]) -> None:
-        """One handle of each row went away."""
+        """Let go of one handle of each row."""
         self.lifecycle.release(rows)
 
     def cancel(self, rows: Iterable[Row], detail: str) -> None:
-        """End these rows and all that depend on them; borrowed ones at their owner."""
+        """Cancel rows and their dependents; a borrowed row is cancelled by its owner."""
         for row in rows:
             if row.borrowed:
                 assert isinstance(row, Borrowed)
@@ -411,26 +468,33 @@ class OwnerCore:
             if row.state in (FORGOTTEN, CANCELLED):
                 continue
             failure = Failure("cancelled", row.key, detail, self._where(row))
+            # No row waits for an ended row; ready rows that need the value fail when pushed.
             if row.state >= INLINE:
                 self.lifecycle.end(row, CANCELLED, failure)
             else:
                 self.lifecycle.fail(row, CANCELLED, failure)
 
     def cancel_children(self, parent: Any, detail: str, among: Iterable[Row] | None = None) -> None:
-        """End all rows that this task submitted, or those of them that are ``among`` some."""
+        """Cancel the unfinished children of a task, but none that another task or process has.
+
+        ``parent`` is the task as in `Options.parent`, ``detail`` says why, for people, and
+        ``among`` are the rows to look at, in place of all rows.
+        """
         rows = self.table.all() if among is None else among
         self.cancel([r for r in rows if r.options.parent == parent and not r.done], detail)
 
     def retry(self, rows: Iterable[Row]) -> None:
-        """Run failed rows again, with the failed rows that they need, and with all rows that
-        failed because one of these did, as Dask does."""
+        """Run failed rows again, with the failed rows that they need, as Dask does.
+
+        Rows that inherited the error of a retried row run again as well.
+        """
         owned, borrowed = failed_for(rows)
         for row in borrowed:
             self.borrowing.retry(row)
         revive(self.lifecycle, owned)
 
     def close(self, detail: str) -> None:
-        """The owner ends: so does every row, and no value is kept."""
+        """End the owner, and every row with it: no value is kept."""
         self.copies.closed = True
         self.peers.leave()
         for row in self.table.all():
@@ -438,7 +502,10 @@ class OwnerCore:
                 self.lifecycle.end(row, CANCELLED, Failure("closed", row.key, detail))
 
     def abandon(self, detail: str) -> None:
-        """The cluster is gone: rows whose outcome is here keep it, all others end."""
+        """End the owner because the cluster is gone: only outcomes at the owner are kept.
+
+        Inline values and errors stay readable; all other rows end.
+        """
         self.copies.closed = True
         self.peers.leave()
         for row in self.table.all():
@@ -448,12 +515,12 @@ class OwnerCore:
     # ---- members ----
 
     def _takes_copies(self) -> None:
-        """There is a worker that takes copies, and was not before."""
+        """Make the copies for which there was no place, because one more worker takes copies."""
         self.moves.joined()
         self.replicas.look_at_all()
 
     def add_worker(self, view: WorkerView) -> None:
-        """A worker joined; the same address twice changes nothing."""
+        """Use a worker that joined; a second worker at the same address changes nothing."""
         if view.address not in self.placement.workers:
             self.placement.add_worker(view)
             self.posting.joined(view)
@@ -462,53 +529,57 @@ class OwnerCore:
     def remove_worker(
         self, view: WorkerView, reason: str = "left the cluster", reached: bool = True
     ) -> None:
-        """A worker is gone; ``reached`` is False when nothing sent to it can have arrived."""
+        """Remove a worker that is gone; the parameters are those of `Departures.remove`."""
         self.departures.remove(view, reason, reached)
 
     def unsendable(self, view: WorkerView, message: Message, error: bytes) -> None:
-        """A message to a worker cannot be packed: what needs it fails, with a pickled error."""
+        """Fail the tasks that need an unsendable message, see `Dispatch.unsendable`."""
         self.dispatch.unsendable(view, message, error)
 
     def broke(self, row: Row | None, error: Exception, where: str) -> None:
-        """Something of this core failed while it dealt with a row: that ends, and no other."""
+        """Contain an unexpected error of this core: only the row of the failed step ends.
+
+        ``where`` names the step, for the log; ``row`` is None when the step concerns no row.
+        """
         if row is not None and row.state < INLINE:
             failure = Failure("internal", row.key, f"{where}: {error!r}")
             self.lifecycle.fail(row, ERROR, failure)
         self.effects.broken.append((where, error))
 
     def receive(self, view: WorkerView, batch: Iterable[Message], now: float) -> None:
-        """Results of a worker, in the order in which it gave them."""
+        """Take in a batch of a worker's answers, in the worker's order, at ``now`` microseconds."""
         self.results.receive(view, batch, now)
 
     # ---- time ----
 
     def schedule(self, now: float) -> None:
-        """Give ready rows to workers that want more."""
+        """Give ready rows to workers that want more; ``now`` is in microseconds."""
         self.scheduling.schedule(now)
+        # The numbers of this round's attempts get their time here, not one by one.
         attempts = self.lifecycle.numbers
         if attempts != self._marked:
             self._marked = attempts
             self.attempt_times.mark(attempts, now)
 
     def hurry(self, rows: Iterable[Row], now: float) -> None:
-        """Have rows run at the worker in this process, whose parked tasks wait for them."""
+        """Push ready rows to the worker in this process, whose parked tasks wait for the rows."""
         self.scheduling.hurry(rows, now)
 
     def tick(self, now: float) -> bool:
-        """Recall queued work for idle workers; whether to be called again soon."""
+        """Recall queued tasks for idle workers, and return whether to call again soon."""
         return self.scheduling.recall(now)
 
     # ---- one row ----
 
     def _place(self, row: Row) -> None:
-        """A row has all that it needs: find a worker for it, or the value of another row."""
+        """Place a ready row: an alias gets the value of its source, any other row a worker."""
         if row.function is self.functions.identity:
             self.aliases.place(row)
         else:
             self.placement.add_ready(row)
 
     def _where(self, row: Row) -> str:
-        """Who owns a row and where it is, for one who asks what became of it."""
+        """Return the owner and the locations of a row, as text for error messages."""
         views = (row.worker,) if row.state == PUSHED else row.locations
         at = ", ".join([view.address for view in views])
         return f"owned by {self.name}" + (f", at {at}" if at else ", not at any worker")

@@ -1,7 +1,7 @@
-"""What an owner makes of the answers of workers.
+"""Results: how an owner takes in the answers of workers.
 
-An answer is about one attempt of one row: when the row has another by now, it changes
-nothing. What is about no row is passed on to those that it concerns.
+An answer concerns one attempt of one row, and changes nothing when the row has another attempt by
+now. Messages that concern no row are passed on to the features that registered for them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dask_ownership.core.protocol.states import ERROR, INLINE, PUSHED, READY, ST
 
 Handler: TypeAlias = Callable[..., None]
 
+# What `story` and the error messages say, after the worker's address.
 RETURN_REASONS = {
     m.DROPPED: "it was dropped before it started",
     m.BLOCKED: "a task there that it waited for ended without a value",
@@ -33,7 +34,7 @@ RETURN_REASONS = {
 
 
 class Results:
-    """Takes answers in. What a feature does about a kind of message it registers here.
+    """Takes in the answers of workers, by tables of handlers in which features register.
 
     Parameters
     ----------
@@ -43,23 +44,25 @@ class Results:
     borrowing : Borrowing
     suspensions : Suspensions
     away : callable
-        Told of a value that was made at a worker which leaves.
+        Told of a row whose value was made at a leaving worker, and of the worker.
     broke : callable
-        Told of a row that could not be dealt with, the error, and what was tried.
+        Told of a message that met an unexpected error: the row (or None), the error, and which
+        message of which worker.
 
     Attributes
     ----------
     ends : dict
-        Kind of a message with which an attempt ends to its handler, which is given the worker,
-        the row, and the items of the message after kind, key and attempt.
+        Handlers of messages with which an attempt ends, by kind. A handler is given the worker, the
+        row, and the items of the message after kind, key and attempt.
     running : dict
-        The same for what a task sends while it runs.
+        Handlers, in the same way, of messages that a task sends while the attempt goes on.
     late : dict
-        The same for what is about a row that has another attempt by now, or is gone. A handler
-        is given the worker, and all items after the kind. Whoever superseded the attempt sent
-        a `CANCEL`, and that drops what the attempt left there.
+        Handlers of messages about an old attempt, or about a row that is gone. A handler is given
+        the worker and all items after the kind. Little is left to do: when the attempt was
+        superseded the worker was sent a `CANCEL`, which drops what the attempt made.
     of_no_task : dict
-        The same for what is about no task of this owner.
+        Handlers of messages that concern no task of this owner. A handler is given the worker and
+        all items after the kind.
     """
 
     def __init__(
@@ -97,12 +100,21 @@ class Results:
         self.of_no_task: dict[int, Handler] = {}
 
     def receive(self, view: WorkerView, batch: Iterable[Message], now: float) -> None:
-        """Results of a worker, in the order in which it gave them."""
+        """Take in a batch of a worker's answers, in the worker's order.
+
+        Parameters
+        ----------
+        view : WorkerView
+        batch : iterable of tuple
+        now : float
+            Microseconds.
+        """
         if not view.alive:
-            return
+            return  # the tasks of a removed worker were given up already
         view.heard = now
         if view.suspended:
             self._suspensions.heard(view)
+        # A message that cannot be taken in harms its own task only: the rest follows after it.
         messages = iter(batch)
         while (broken := self._take_in(view, messages)) is not None:
             self._broke(view, *broken)
@@ -110,7 +122,13 @@ class Results:
     def _take_in(
         self, view: WorkerView, messages: Iterator[Message]
     ) -> tuple[Message, Exception] | None:
-        """Take messages in, up to one that cannot be: that one, and why."""
+        """Take messages in until one meets an unexpected error.
+
+        Returns
+        -------
+        tuple or None
+            The message and the error; None when all messages were taken in.
+        """
         pushed = view.pushed
         of_no_task = self.of_no_task
         finish_inline = self._lifecycle.finish_inline
@@ -125,7 +143,8 @@ class Results:
                 if row is None or row.attempt != message[2]:
                     if kind in self.late:
                         self.late[kind](view, *message[1:])
-                elif kind == DONE and len(message) == DONE_ALONE:  # as nearly all are
+                elif kind == DONE and len(message) == DONE_ALONE:
+                    # Nearly all answers are of this form: as `_done`, without further calls.
                     _, _, _, value, microseconds = message
                     view.ended(row)
                     measured(row, microseconds)
@@ -140,7 +159,7 @@ class Results:
         return None
 
     def _broke(self, view: WorkerView, message: Message, error: Exception) -> None:
-        """A message could not be taken in: the task that it is about ends, and no other."""
+        """End the task of a message that could not be taken in, and no other task."""
         row = None
         name = m.NAMES.get(message[0], message[0]) if message else "?"
         if len(message) > 2:
@@ -149,7 +168,7 @@ class Results:
             row = found if found is not None and found.attempt == message[2] else None
         self._could_not(row, error, f"{name} of {view.address} could not be taken in")
 
-    # ---- the task has ended ----
+    # ---- the attempt has ended ----
 
     def _done(
         self,
@@ -159,6 +178,7 @@ class Results:
         microseconds: float,
         inside: Sequence[Origin] | None = None,
     ) -> None:
+        """Handle `DONE`: end a row with the value in the message, and the futures inside."""
         measured(row, microseconds)
         if inside is None:
             self._lifecycle.finish_inline(row, value)
@@ -174,8 +194,9 @@ class Results:
         type_name: bytes | None,
         microseconds: float,
     ) -> None:
+        """Handle `STORED`: end a row whose value stays at the worker."""
         measured(row, microseconds)
-        if nbytes is None:  # the very value of its only input
+        if nbytes is None:  # an alias: the value is the value of the only input
             nbytes = row.dependencies[0].nbytes
             type_name = row.dependencies[0].type_name
         self._lifecycle.finish_stored(row, nbytes, type_name, (view,))
@@ -190,6 +211,7 @@ class Results:
         microseconds: float,
         inside: Sequence[Origin] | None = None,
     ) -> None:
+        """Handle `FAILED`: try a row again while retries are left, else end it with the error."""
         lifecycle = self._lifecycle
         measured(row, microseconds)
         left = row.options.retries - lifecycle.attempts.of(row).failures
@@ -197,13 +219,14 @@ class Results:
             lifecycle.attempts.change(row).failures += 1
             detail = f"it failed at {view.address}; {left - 1} retries left"
             lifecycle.try_again(row, restarts.FAILED, detail)
+            # No row keeps this error: the worker may let go of the futures inside.
             self._inside_late(view, row.key, row.attempt, error, microseconds, inside)
         elif inside is None:
             lifecycle.fail(row, ERROR, error)
         else:
             rows = self._borrowing.inside_result(view, row, inside)
             lifecycle.fail(row, ERROR, error, rows)
-            lifecycle.release_uses(rows)  # each row that ended has its own
+            lifecycle.release_uses(rows)  # each row that ended with the error has uses of its own
 
     def _returned(
         self,
@@ -212,6 +235,17 @@ class Results:
         reason: int,
         keys: Any,
     ) -> None:
+        """Handle `GIVEN_BACK`: learn from the reason, and have the row run elsewhere.
+
+        Parameters
+        ----------
+        view : WorkerView
+        row : Row
+        reason : int
+            One of the reasons in `protocol.messages`.
+        keys : sequence of tuple, or None
+            Details of the reason, see `protocol.messages`.
+        """
         if reason == m.RECALLED:
             detail = f"from {view.address}, for a worker with nothing to do"
         else:
@@ -222,7 +256,9 @@ class Results:
         if reason == m.UNKNOWN_FUNCTION and row.function is not None:
             view.functions.discard(row.function.id)
         elif reason == m.REFUSED:
-            if keys:  # it takes others; `ACCEPTING` has said when it does not
+            # With ``keys`` the worker lacks resources and takes other tasks. A worker that takes
+            # none at all has said so before, with `ACCEPTING`.
+            if keys:
                 view.resources = dict(keys[0])
         elif reason == m.RECALLED:
             self._lifecycle.attempts.change(row).recalled = True
@@ -233,12 +269,13 @@ class Results:
                 if dependency is None or dependency.state not in (INLINE, STORED):
                     continue
                 if version_of(dependency) != made_by:
-                    continue  # it was made again since
+                    continue  # the input was made again since
                 gone = {h for h in dependency.locations if h.address in addresses}
-                # It may have been given another copy since it said this.
+                # The worker may have been given another copy since it gave the task back.
                 if view in dependency.locations and view.copies.get(key, 0) <= row.attempt:
                     gone.add(view)
-                    # Once for all the tasks that waited for one copy.
+                    # This branch comes once for all the tasks that waited for one copy, so the
+                    # owner is asked once.
                     if isinstance(dependency, Borrowed) and dependency.state == STORED:
                         self._borrowing.missed(dependency, addresses)
                 if gone:
@@ -247,17 +284,19 @@ class Results:
         path = restarts.OF_RETURN.get(reason, restarts.GIVEN_BACK)
         self._lifecycle.try_again(row, path, detail)
         if reason in (m.RECALLED, m.RESCHEDULED) and row.state == READY:
+            # Not back to the same worker, if another worker has room.
             others = [v for v in self._placement.allowed(row) if v is not view]
             other = self._placement.choose(row, others)
             if other is not None:
                 self._dispatch.push(row, other, view.heard)
 
-    # ---- the task goes on ----
+    # ---- the attempt goes on ----
 
     def _parked(self, view: WorkerView, row: Row) -> None:
-        """A task gave its slot up: it takes no room, and nor does what was pushed behind it.
+        """Handle `PARKED`: a task gave its slot up, and takes no room of the window any more.
 
-        What it waits for may need that room.
+        Tasks that were pushed behind the parked task take no room either. The tasks for which the
+        parked task waits may need the room.
         """
         stack = [row]
         while stack:
@@ -269,7 +308,7 @@ class Results:
                 stack.extend(row.dependents or ())
 
     def _alone(self, view: WorkerView, row: Row, yes: bool) -> None:
-        """A suspect is about to run alone, or may run beside others from now on."""
+        """Handle `ALONE`: a suspect is about to run alone, or may run beside other tasks now."""
         view.outbox.append((m.GO, row.key, row.attempt, yes))
         if yes:
             view.alone = row
@@ -278,10 +317,11 @@ class Results:
         if view.alone is row:
             view.alone = None
 
-    # ---- nobody waits for the answer ----
+    # ---- the attempt is an old one ----
 
     @staticmethod
     def _alone_late(view: WorkerView, key: Key, attempt: int, yes: bool) -> None:
+        """Answer `ALONE` of an old attempt, for which the worker holds up other tasks."""
         view.outbox.append((m.GO, key, attempt, yes))
 
     @staticmethod
@@ -293,10 +333,12 @@ class Results:
         microseconds: float,
         inside: Sequence[Origin] | None = None,
     ) -> None:
+        """Have the worker let go of the futures inside a result that this owner does not keep."""
         if inside is not None:
             view.outbox.append((m.REFS_COUNTED, key, attempt))
 
     @staticmethod
     def _returned_late(view: WorkerView, key: Key, attempt: int, reason: int, keys: Any) -> None:
-        if key is None:  # of no task: all that could be given back was
+        """Take in the end of a recall; a task that came back late has another attempt already."""
+        if key is None:  # no task: the recall is over
             view.recalled = False

@@ -1,1 +1,1 @@
-"""What travels between processes, and how it is named."""
+"""Messages between processes, and the names that processes use for tasks and objects."""

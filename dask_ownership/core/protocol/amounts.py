@@ -1,10 +1,14 @@
-"""Amounts of the abstract resources of a worker."""
+"""Amounts of the abstract resources that a worker has or a task takes."""
 
 from __future__ import annotations
 
 Amounts = dict[str, float]
+"""Name of each resource to how much of the resource."""
 
 
 def provides(totals: Amounts, wanted: Amounts) -> bool:
-    """Whether a worker with these may run a task: it has to have even that of which it takes 0."""
+    """Return whether a worker that has ``totals`` may run a task that takes ``wanted``.
+
+    The worker has to have also a resource of which the task takes 0.
+    """
     return all(k in totals and totals[k] >= v for k, v in wanted.items())

@@ -1,18 +1,19 @@
-"""How many bytes went between an owner and one worker."""
+"""Counts of the bytes that went between an owner and one worker."""
 
 from __future__ import annotations
 
 
 class ByteCounter:
-    """Bytes since the worker joined, before encryption.
+    """Counts of bytes since the worker joined, before encryption.
 
-    What links between TCP or TLS addresses carry, and values that were put there or read from
-    there; links within a process and over other protocols count nothing.
+    Counted are the bytes of a link between TCP or TLS addresses, and the values that the owner
+    put at the worker or read from there. Links within a process and over other protocols count
+    nothing.
 
     Attributes
     ----------
     sent, received : int
-        As the owner sees it.
+        Bytes from the owner to the worker, and from the worker to the owner.
     """
 
     __slots__ = ("received", "sent")

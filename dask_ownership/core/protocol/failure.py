@@ -1,4 +1,4 @@
-"""Why there is no value, as owners and executors tell it."""
+"""Failures: reasons why an object has no value, as owners and executors tell each other."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from dask_ownership.core.protocol.messages import Key
 
 @dataclass(slots=True, eq=False, repr=False)
 class Failure:
-    """Why a row has no value, when it was not its function that raised.
+    """The reason why a row has no value, or a checkpoint is not kept, other than a raised error.
 
-    The runtime makes the exception of it when someone asks for the value.
+    The runtime makes an exception of a failure when a caller asks for the value
+    (`errors.from_failure`).
     """
 
     #: ``cancelled``, ``lost-data``, ``owner-lost``, ``killed-worker``, ``uncertain``,
-    #: ``no-worker``, ``scheduler-gone``, ``internal`` or ``closed``.
+    #: ``no-worker``, ``scheduler-gone``, ``internal`` or ``closed``; of a checkpoint
+    #: ``superseded`` or ``closed``. Between owners also `peer_messages.FREED` and ``LEAVES``.
     kind: str
-    #: The key that it happened to; for those that depend on it, not their own.
+    #: The key of the row that failed first; rows that depend on it name this key, too.
     key: Key
-    #: What happened, where, what was tried.
+    #: What happened, where, and what the owner tried; for people.
     detail: str
-    #: Who owned it and where it was, when ``detail`` is what a user said.
+    #: Owner and locations of the row, when ``detail`` is a text of the user.
     where: str = ""
-    #: For ``owner-lost``: the names of its owner and of those who owned the tasks that led to it,
-    #: nearest first.
+    #: For ``owner-lost``: names of the owner of the object and of the owners of the tasks that
+    #: led to the object, nearest first.
     chain: tuple[str, ...] = ()
 
     def __repr__(self) -> str:

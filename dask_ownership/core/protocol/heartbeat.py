@@ -4,17 +4,17 @@ from __future__ import annotations
 
 
 class Heartbeat:
-    """Whether the peer of one link gives signs of life; time is passed in.
+    """Measures for how long the peer of one link has given no sign of life.
 
-    It is this process's own time awake: a process that was stopped itself knows nothing of
-    others for as long.
+    The caller passes in the time for which this process was awake: a process that was stopped
+    itself heard no peer meanwhile, and so can conclude nothing about a peer.
 
     Attributes
     ----------
     owed : float
-        How long an answer was owed and nothing was heard.
+        Seconds for which the peer owed an answer and nothing moved on the connection.
     idle : float
-        How long nothing was heard while nothing was owed.
+        Seconds for which the peer owed nothing and nothing moved on the connection.
     """
 
     __slots__ = ("idle", "owed")
@@ -24,25 +24,27 @@ class Heartbeat:
         self.idle = 0.0
 
     def look(self, passed: float, heard: bool, owes: bool, ask_after: float | None) -> bool:
-        """Count time; whether the peer is to be asked for a sign of life now.
+        """Count time, and return whether to ask the peer for a sign of life now.
 
         Parameters
         ----------
         passed : float
-            Since the last look.
+            Seconds awake since the last look.
         heard : bool
-            Whether anything came since then.
+            Whether anything moved on the connection since the last look.
         owes : bool
-            Whether it has not acknowledged something.
+            Whether the peer has not acknowledged a batch yet.
         ask_after : float or None
-            Quiet time after which one that owes nothing is asked; None for never.
+            Seconds of quiet after which to ask a peer that owes nothing; None for never.
         """
+        # Any sign of life ends both counts, also when an answer is still owed.
         if heard:
             self.owed = self.idle = 0.0
             return False
         if owes:
             self.owed += passed
-            return False
+            return False  # the batch that is not acknowledged is question enough
         self.owed = 0.0
         self.idle += passed
+        # Once asked, the peer owes an acknowledgement, and is not asked again before it comes.
         return ask_after is not None and self.idle >= ask_after

@@ -1,15 +1,15 @@
-"""The vocabulary of a link.
+"""The messages of a link, between one owner and one executor.
 
-A link carries batches of small tuples between one owner and one executor. The
-first item of each tuple is one of the integers below; the rest is described
-beside it. Integers, strings, bytes and tuples only, so that msgpack carries a
-batch as it is and nobody unpickles anything to route it.
+A link carries batches of small tuples. The first item of each tuple is one of the integers below;
+the text below each integer describes the other items. The items are integers, strings, bytes and
+tuples only, so msgpack carries a batch as a whole, and no process unpickles anything to route a
+message.
 
-``key`` is the Dask key. The owner is implied by the link, so ``(owner, key)``
-identifies an object everywhere. ``attempt`` counts how often a task was handed
-out; an answer with another attempt than the current one changes nothing. A *value* is
-identified by the attempt that made it as well: a key may be used again for something else
-while workers still have what it was before, and a value that was made again may be another one.
+``key`` is the Dask key. The link implies the owner, so ``(owner, key)`` identifies an object
+everywhere. ``attempt`` is the number of one hand-out of a task, which the owner never uses twice;
+an answer with another attempt than the current one changes nothing. A *value* is identified by
+owner, key and the attempt that made the value: a key may be used again for another object while
+workers still have the old value, and a value that is made again may differ from the first.
 """
 
 from __future__ import annotations
@@ -21,60 +21,74 @@ Key: TypeAlias = Hashable
 Message: TypeAlias = tuple[Any, ...]
 
 Process: TypeAlias = tuple[str, str, str]
-"""A process as others know it: its incarnation, its address (a worker's; empty for a
-client, which nobody can dial) and a name for people."""
+"""A process as other processes know it: incarnation, address (of a worker; empty for a client,
+which no process can dial) and a name for people."""
 
 Heir: TypeAlias = tuple[str, str, str, Key, Any]
-"""A task that submitted something: the process that owns it, its key there, and the task that
-submitted it in turn; None for what a client submitted."""
+"""A task that submitted other tasks: the three parts of the `Process` that owns the task, the key
+there, and the `Heir` of the task in turn, which is None for a task that a client submitted."""
 
 Origin: TypeAlias = tuple[str, str, str, Key, Any, int]
-"""An object as everyone knows it: the process that owned it first, its key there, the task that
-submitted it (its `Heir`: whoever owns that task is asked for the object when the first owner is
-gone), and which *life* of that key it is: a key may be used again for something else."""
+"""The name of an object in all processes: the three parts of the `Process` that owned the object
+first, the key there, the task that submitted the object, and the *life* of the key. The
+submitting task is an `Heir`: its owner is asked for the object when the first owner is gone. The
+life tells the object from other objects that had the key before, or have the key later."""
 
 OwnerRef: TypeAlias = tuple[str, str, str, Key]
-"""Where an object is owned now: the process, and the key there."""
+"""Where an object is owned now: the three parts of the `Process`, and the key there."""
 
 ValueName: TypeAlias = tuple[str, Key, int]
-"""A value as workers know it: the incarnation of its owner, its key and the attempt that made
-it there."""
+"""The name of a value at workers: the incarnation of the value's owner, and there the key and the
+attempt that made the value."""
 
 # ---- owner to executor ----
 
 PUSH = 1
 """``(PUSH, key, attempt, function_id, payload, order, dependencies, options)``
 
-``payload`` is the pickled ``(args, kwargs)``. ``order`` is the owner's number
-for the task, lower first. ``dependencies`` lists what the payload's slots refer
-to, as `VALUE`, `LOCAL` and `REMOTE` entries, or is ``()``. ``options`` is a dict
-or None: ``depth`` (of nesting), ``heir`` (origin of the task that submitted it),
-``within`` (that task's identity), ``repeats`` (the key of the task that this one runs
-again for its children, and is taken for by them), ``resources``, ``moved`` (it is not
-recalled again), ``inline`` (bytes of a pickled result above which it stays, when the
-owner is full), ``timeout`` (seconds after which it has failed, from when it took a
-slot), ``alone`` (seconds for which it is to run alone, see `executor.exclusion`),
-``checkpoints`` (by name, pickled: what earlier attempts had kept), ``alias`` (its value
-is that of its only input)."""
+The executor is to run a task. ``payload`` is the pickled ``(args, kwargs)``. ``order`` is the
+order of the task (`protocol.order`), lower first. ``dependencies`` has one `VALUE`, `LOCAL` or
+`REMOTE` entry for each slot of the payload, or is ``()``. ``options`` is None or a dict with
+``depth`` and any of the others:
+
+- ``depth``: levels of nesting
+- ``heir``: the task that submitted the task, as an `Heir`
+- ``within``: the identity of the submitting task (`protocol.names.task_identity`)
+- ``repeats``: the key of the task that this task runs again for the sake of the children; the
+  children are named as children of that task
+- ``resources``: abstract resources that the task takes
+- ``moved``: the task was recalled once, and is not recalled again
+- ``inline``: bytes above which a pickled result stays at the worker: 0 for a value that belongs
+  there, less than usual when the owner is full
+- ``timeout``: seconds, from when the task took a slot, after which the task has failed
+- ``alone``: seconds for which the task, a suspect, is to run alone (`executor.exclusion`)
+- ``executor``: the name of the worker's executor (pool) that runs the task
+- ``span``: the pickled span of the task, to which the tasks that it submits belong, too
+- ``checkpoints``: by name, pickled: the checkpoints of earlier attempts
+- ``alias``: the value of the task is the value of its only input"""
 
 FUNCTION = 2
-"""``(FUNCTION, function_id, pickled)``: sent once per link, before its first use."""
+"""``(FUNCTION, function_id, pickled)``: a function, sent once per link before its first use, and
+again after the executor forgot the function."""
 
 COPY = 3
-"""``(COPY, key, attempt, pickled)``: a value that several tasks here use; kept until FREE."""
+"""``(COPY, key, attempt, pickled)``: a value that several tasks at the worker use; the executor
+keeps the value until `FREE`."""
 
 FREE = 4
-"""``(FREE, keys, attempt)``: drop the values (and copies) of these keys, but nothing
-that was put here with a higher number since (scattered values do not use the link)."""
+"""``(FREE, keys, attempt)``: drop the values (and copies) of these keys, but no value that was put
+at the worker with a higher number since: scattered values do not use the link."""
 
 CANCEL = 5
-"""``(CANCEL, key, attempt)``: do not start it, and drop what it made or is making."""
+"""``(CANCEL, key, attempt)``: do not start the task, and drop the value that the task made or is
+making."""
 
 RECALL = 6
 """``(RECALL, count)``: give back up to ``count`` tasks that did not start."""
 
 REFS_COUNTED = 7
-"""``(REFS_COUNTED, key, attempt)``: the futures inside that result are counted for its owner."""
+"""``(REFS_COUNTED, key, attempt)``: the futures inside a result or an error, or the named child,
+are counted for the owner; the worker may let go of those futures."""
 
 WATCH_CHILDREN = 8
 """``(WATCH_CHILDREN, key, attempt, children)``: say `CHILD_SUBMITTED` when the task submits one of
@@ -84,10 +98,11 @@ FORGET = 21
 """``(FORGET, function_id)``: no task will call this function any more."""
 
 GO = 22
-"""``(GO, key, attempt, yes)``: the owner has heard `ALONE`."""
+"""``(GO, key, attempt, yes)``: the owner has heard `ALONE` with the same ``yes``."""
 
 CHECKPOINTED = 9
-"""``(CHECKPOINTED, key, attempt, number, problem)``: that `CHECKPOINT` is kept, or why not."""
+"""``(CHECKPOINTED, key, attempt, number, problem)``: the owner keeps the `CHECKPOINT` of that
+number when ``problem`` is None; else the problem says why not."""
 
 # ---- dependencies inside a PUSH ----
 
@@ -95,93 +110,100 @@ VALUE = 0
 """``(VALUE, pickled)``: the value itself."""
 
 LOCAL = 1
-"""``(LOCAL, key, attempt)``: here already, or made by a task that was pushed here before."""
+"""``(LOCAL, key, attempt)``: a value that the worker has already, or that a task which was pushed
+there before makes."""
 
 REMOTE = 2
-"""``(REMOTE, key, attempt, nbytes, addresses, origin)``: to be fetched from one of the
-addresses. ``origin`` is None, or the `ValueName` of another owner's value."""
+"""``(REMOTE, key, attempt, nbytes, addresses, origin)``: a value that the worker has to fetch from
+one of the addresses. ``origin`` is None, or the `ValueName` of another owner's value."""
 
 # ---- executor to owner ----
 
 DONE = 10
-"""``(DONE, key, attempt, pickled, microseconds, inside)``: the value, small enough to
-travel. ``inside`` lists the origins of the futures in it; it is left out when there are
-none. The worker keeps those until it hears `REFS_COUNTED`."""
+"""``(DONE, key, attempt, pickled, microseconds, inside)``: the task has a value, small enough to
+travel, and ran for so long. ``inside`` lists the origins of the futures in the value, and is left
+out when there are none. The worker keeps those futures until `REFS_COUNTED`."""
 
 DONE_ALONE = 5
-"""Items of a `DONE` whose value has no futures inside."""
+"""How many items a `DONE` has whose value has no futures inside."""
 
 STORED = 11
-"""``(STORED, key, attempt, nbytes, type_name, microseconds)``: the value stays here. Without
-``nbytes`` and ``type_name`` it is the very value of its only input."""
+"""``(STORED, key, attempt, nbytes, type_name, microseconds)``: the value stays at the worker. With
+None for ``nbytes`` and ``type_name`` the value is the very value of the task's only input."""
 
 FAILED = 12
-"""``(FAILED, key, attempt, pickled_error, microseconds, inside)``, as `DONE`."""
+"""``(FAILED, key, attempt, pickled_error, microseconds, inside)``: the task has failed; the other
+items are as in `DONE`."""
 
 GIVEN_BACK = 13
-"""``(GIVEN_BACK, key, attempt, reason, keys)``: to be run again; see the reasons below."""
+"""``(GIVEN_BACK, key, attempt, reason, keys)``: the owner is to run the task again; see the
+reasons below."""
 
 PARKED = 14
-"""``(PARKED, key, attempt)``: it waits for another task and gave its slot up."""
+"""``(PARKED, key, attempt)``: the task waits for another task and has given its slot up."""
 
 ACCEPTING = 15
-"""``(ACCEPTING, yes, nthreads)``: whether new tasks are taken, and on how many slots."""
+"""``(ACCEPTING, yes, nthreads)``: whether the worker takes new tasks, and on how many slots."""
 
 DELEGATED = 17
-"""``(DELEGATED, key, attempt, None, microseconds, inside)``: its value is that of the one
-future in ``inside``, as `DONE`."""
+"""``(DELEGATED, key, attempt, None, microseconds, inside)``: the value of the task is that of the
+one future in ``inside``; the other items are as in `DONE`."""
 
 ALONE = 24
-"""``(ALONE, key, attempt, yes)``: this suspect has the worker for itself, or has it no more. What
-then begins waits for `GO`. See `executor.exclusion`."""
+"""``(ALONE, key, attempt, yes)``: this suspect has the worker for itself, or has the worker no
+more. The next task begins after `GO`. See `executor.exclusion`."""
 
 LEAVING = 18
-"""``(LEAVING,)``: the worker is about to leave; values that it has are to be moved."""
+"""``(LEAVING,)``: the worker is about to leave; owners are to move the values there."""
 
 CHILD_SUBMITTED = 19
-"""``(CHILD_SUBMITTED, key, attempt, child, origin)``: the task submitted a child that was sought.
-The worker keeps it until it hears `REFS_COUNTED` of its `made_name`."""
+"""``(CHILD_SUBMITTED, key, attempt, child, origin)``: the task submitted a child that the owner
+looks for (`WATCH_CHILDREN`). The worker keeps the child until `REFS_COUNTED` names the child by
+`made_name`."""
 
 CHECKPOINT = 20
-"""``(CHECKPOINT, key, attempt, number, name, pickled)``: keep this for later attempts of a
-task that runs. ``number`` counts those of this executor."""
+"""``(CHECKPOINT, key, attempt, number, name, pickled)``: the owner is to keep a checkpoint of a
+running task for later attempts. ``number`` counts the checkpoints of this executor."""
 
 # ---- either way ----
 
 POST = 16
-"""``(POST, to, sender, batch)``: from one process to another, see `protocol.peer_messages`. A
-worker passes on what is for another than itself. Without a batch: ``sender`` cannot be
-reached."""
+"""``(POST, to, sender, batch)``: a batch from one process to another, see
+`protocol.peer_messages`. A worker passes on a post for another process. A post without a batch
+(None) says that ``sender`` cannot be reached."""
 
 # ---- reasons of GIVEN_BACK ----
 
 RECALLED = 0
-"""Asked for by RECALL. One more with the key None says that the recall is over."""
+"""The owner has sent `RECALL`. One more answer with the key None says that the recall is over."""
 DROPPED = 1
-"""It was cancelled before it started."""
+"""The task was cancelled before its start. No executor gives this reason today."""
 MISSING = 2
-"""For each dependency that could not be had: its key, its attempt, and the addresses that were
-asked and said that they do not have it."""
+"""Dependencies could not be had. ``keys`` has for each: key, attempt, and the addresses that were
+asked and said that they do not have the value."""
 BLOCKED = 3
-"""A task here that it waited for ended without a value."""
+"""A task or a fetch at the worker that this task waited for ended without a value."""
 UNKNOWN_FUNCTION = 4
+"""The executor has forgotten the function; the owner sends `FUNCTION` again."""
 REFUSED = 5
-"""The worker is paused or leaving, which ACCEPTING says before. Or it can never offer the
-resources; then ``keys`` has what it can, as one tuple of pairs."""
+"""The worker is paused or leaving, which `ACCEPTING` has said before. Or the worker can never
+offer the resources; then ``keys`` has the worker's resources, as one tuple of pairs."""
 
 RESCHEDULED = 6
-"""Its function raised ``distributed.Reschedule``: it is to be run again, elsewhere if it can."""
+"""The function raised ``distributed.Reschedule``: the owner runs the task again, at another worker
+if there is one."""
 
 
 def made_name(child: Key) -> Key:
-    """Under which a worker keeps a child that was sought, for `REFS_COUNTED`."""
+    """Return the key under which a worker keeps a named child, for `REFS_COUNTED`."""
     return ("made", child)
 
 
 def is_origin(name: Any) -> bool:
-    """Whether something that came from elsewhere is an `Origin`."""
+    """Return whether a thing that another process sent is an `Origin`, with its whole chain."""
     if not isinstance(name, list | tuple) or len(name) != 6 or type(name[5]) is not int:
         return False
+    # Without the life an origin has the form of an `Heir`, as each level above has.
     level = name[:5]
     while level is not None:
         if not isinstance(level, list | tuple) or len(level) != 5:

@@ -10,29 +10,40 @@ from dask_ownership.core.protocol.messages import Heir, Key, Origin, OwnerRef, P
 
 
 def task_identity(owner: str, key: Key, within: bytes | None) -> bytes:
-    """Who a task is, the same wherever and however often it runs.
+    """Return the identity of a task, the same wherever and however often the task runs.
 
     Parameters
     ----------
     owner : str
-        Incarnation of its owner. What a task submits is owned by the process that it
-        runs in, so this says nothing of those.
+        Incarnation of the task's owner. Counts only for a task that a client submitted: the
+        process in which a task runs owns the children, and a second run may be elsewhere.
     key : hashable
+        Key of the task at the owner.
     within : bytes or None
-        The identity of the task that submitted it; None for what a client submitted.
+        The identity of the submitting task; None for a task that a client submitted.
     """
+    # The chain of keys down from the client, folded into one digest level by level.
     digest = blake2b(within or owner.encode(), digest_size=16)
     digest.update(repr(key).encode())
     return digest.digest()
 
 
 def child_key(prefix: str, parent: bytes, fingerprint: bytes, occurrence: int) -> str:
-    """Key of a task that a task submits.
+    """Return the key of a task that another task, the parent, submits.
 
-    A parent that runs again makes the same calls and so the same keys: they
-    depend on who the parent is (`task_identity`), what is called with what, and which
-    occurrence of that same call it is, but not on a counter that two threads of one task
-    would share.
+    A parent that runs again makes the same calls and so the same keys. A key depends on the
+    parent, on the call, and on the occurrence of the call.
+
+    Parameters
+    ----------
+    prefix : str
+    parent : bytes
+        Identity of the parent (`task_identity`).
+    fingerprint : bytes
+        Of the function and its arguments.
+    occurrence : int
+        How often the parent made the same call before. Not a counter of all calls: two threads
+        of one task would share it.
     """
     digest = blake2b(fingerprint, digest_size=16)
     digest.update(parent)
@@ -41,32 +52,36 @@ def child_key(prefix: str, parent: bytes, fingerprint: bytes, occurrence: int) -
 
 
 HEIRS = 16
-"""How many levels of tasks that submitted tasks are named in an origin."""
+"""Levels of submitting tasks that an origin names, at most."""
 
 
 def task_origin(process: Process, key: Key, heir: Heir | None) -> Heir:
-    """How others know a task, and those who own the tasks that led to it.
+    """Return the name of a task for the tasks that it submits, with the owners above the task.
 
     Parameters
     ----------
     process, key
-        The owner of the task, and its key there.
+        The owner of the task, and the key there.
     heir : Heir or None
-        Of the task that submitted it.
+        The submitting task; None for a task that a client submitted.
 
     Notes
     -----
-    The keys of all levels are the way from an heir down to the object, so none is left out
-    (`references.reconstruction`) while there are few. When there are many: a level is the one to
-    ask when its process and all above it live and the one below it does not. So one below which
-    there is a process that is also above it is never asked: it is left out, unless nothing else
-    tells of its process. Recursion of any depth comes to an end of `HEIRS` levels that way.
+    The keys of all levels are the path from an heir down to the object
+    (`references.reconstruction`), so no level is left out while there are few. From `HEIRS - 1`
+    levels on, a level is left out that can never be asked. A level is asked when its process and
+    all processes above live, and the process below does not. So a level is never asked when one
+    process is both below and above the level; such a level is left out, unless no other level
+    names its own process. In this way a recursion of any depth between the same workers ends in
+    `HEIRS` levels, and its client is still named.
     """
+    # Nearest level first: the submitting task, then the task that submitted the submitting task.
     levels = []
     while heir is not None:
         levels.append(heir[:4])
         heir = heir[4]
     if len(levels) >= HEIRS - 1:
+        # Only the nearest level is new: all levels above were judged when it got its name.
         names = [level[0] for level in levels]
         head = names[0]
         if head == process[0] or (process[0] in names and head in names[1:]):
@@ -78,10 +93,10 @@ def task_origin(process: Process, key: Key, heir: Heir | None) -> Heir:
 
 
 def stored_name(owner: str, key: Hashable) -> str:
-    """Name of an owned value in a worker's ``data``.
+    """Return the name of an owned value in a worker's ``data``.
 
-    Short, because names over 255 bytes break spill files; hashed with the owner,
-    because two owners may use the same key for two objects.
+    The name is short, because names over 255 bytes break spill files. The owner is a part of
+    the hash, because two owners may use the same key for two objects.
     """
     digest = blake2b(repr(key).encode(), digest_size=16, key=owner.encode()[:64])
     return f"owned-{digest.hexdigest()}"
@@ -90,28 +105,36 @@ def stored_name(owner: str, key: Hashable) -> str:
 # ---- objects whose owners leave or are gone ----
 
 Path: TypeAlias = tuple[Key, ...]
-"""Keys of a task, of one that it submitted, and so on to an object."""
+"""Keys of a task, of a task that the first submitted, and so on down to an object."""
 
 
 def adopted_key(origin: Origin) -> Key:
-    """The key of an object in the table of whoever takes it over, the same everywhere."""
+    """Return the key of an object in the table of an owner that takes the object over.
+
+    The key is the same in all tables, however often the object is taken over.
+    """
+    # An object that is taken over from an heir keeps the key of the first time.
     key = origin[3]
     return key if is_adopted(key) else ("adopted", origin[0], key, origin[5])
 
 
 def is_adopted(key: Key) -> bool:
-    """Whether it is one that `adopted_key` made."""
+    """Return whether `adopted_key` made a key."""
     return isinstance(key, tuple) and len(key) == 4 and key[0] == "adopted"
 
 
 def held_at(origin: Origin, process: Process) -> Origin:
-    """The name of an object that a process holds."""
+    """Return the name of an object that a process, the detached owner, holds for the cluster.
+
+    The heir in the name is the object's own row at that process (`place_held`).
+    """
     return (*origin[:4], (*process, adopted_key(origin), None), origin[5])
 
 
 def place_held(origin: Origin) -> OwnerRef | None:
-    """Where an object of this name is held; None when it is not."""
+    """Return where an object is held for the cluster; None unless `held_at` made the name."""
     heir = origin[4]
+    # Only an object's own row has this key: the task that submitted the object has another.
     if heir is not None and heir[3] == ("adopted", origin[0], origin[3], origin[5]):
         place: OwnerRef = tuple(heir[:4])
         return place
@@ -119,10 +142,22 @@ def place_held(origin: Origin) -> OwnerRef | None:
 
 
 def heir_of(origin: Origin | Heir, gone: Callable[[Process], bool]) -> Heir | None:
-    """Who is asked for an object when its owner is gone: a task there.
+    """Return the task whose owner is asked for an object when the object's owner is gone.
 
-    The owner of the task that submitted it; when that is gone too, the next one up. One
-    whose own ancestors are gone is about to drop that task: it is passed over.
+    The heir is the nearest task up the chain whose process lives together with all processes
+    above it. A process with a gone ancestor is about to drop the task, and so is passed over.
+
+    Parameters
+    ----------
+    origin : Origin or Heir
+        Name of the object, or of a task in its place.
+    gone : callable
+        Whether a process is gone.
+
+    Returns
+    -------
+    Heir or None
+        None when no process lives that can be asked.
     """
     levels: list[Heir] = []
     heir = origin[4]
@@ -130,6 +165,7 @@ def heir_of(origin: Origin | Heir, gone: Callable[[Process], bool]) -> Heir | No
         levels.append(heir)
         heir = heir[4]
     nearest = None
+    # From the client's task downwards, up to the first process that is gone.
     for level in reversed(levels):
         if gone(level[:3]):
             break
@@ -138,17 +174,25 @@ def heir_of(origin: Origin | Heir, gone: Callable[[Process], bool]) -> Heir | No
 
 
 def path_from(origin: Origin, heir: Origin | Heir) -> Path:
-    """The keys from the task of an heir, one of those in an origin, down to the object."""
+    """Return the path from an heir, one of the levels in an origin, down to the object.
+
+    The heir has to be the very tuple in the origin, as `heir_of` returns.
+    """
     keys = [origin[3]]
     level: Any = origin
     while level is not heir:
         level = level[4]
         keys.append(level[3])
+    # The levels lead upwards, the path leads downwards.
     return tuple(reversed(keys))
 
 
 def same_task(one: Any, other: Any) -> bool:
-    """Whether two names are of one task, which may have been made again by another process."""
+    """Return whether two names are of one task, which two processes may own in turn.
+
+    A parent that runs again at another worker submits the same keys there. So two names are of
+    one task when their keys agree from the task upwards to a level of one process.
+    """
     while one is not None and other is not None and one[3] == other[3]:
         if one[0] == other[0]:
             return True
@@ -157,7 +201,10 @@ def same_task(one: Any, other: Any) -> bool:
 
 
 def owners_of(origin: Origin | Heir) -> tuple[str, ...]:
-    """Names of the owner of an object, and of those of the tasks that led to it."""
+    """Return the names of an object's owner and of the owners of the tasks above, nearest first.
+
+    The names are those for people.
+    """
     names = []
     level: Any = origin
     while level is not None:
@@ -169,9 +216,12 @@ def owners_of(origin: Origin | Heir) -> tuple[str, ...]:
 # ---- workers and the owners at them ----
 
 NEXT = "#"
-"""Between the incarnation of a worker and the number of an owner that is not its first."""
+"""Stands between the incarnation of a worker and the number of a second, third ... owner there."""
 
 
 def worker_of(incarnation: str) -> str:
-    """The incarnation of the worker that an owner is at."""
+    """Return the incarnation of the worker that an owner is at.
+
+    A client's owner is at no worker: the function then returns the owner's own incarnation.
+    """
     return incarnation.partition(NEXT)[0]

@@ -1,8 +1,9 @@
-"""What owners say to each other, in the batches of a `POST`.
+"""The messages between owners, carried in the batches of a `POST`.
 
-A future that is pickled in one process and unpickled in another makes the other a *borrower* of
-the object. It tells the owner, which counts it until it gives the object back. ``number`` tells
-one borrowing of a process from its others.
+A future that one process pickles and another unpickles makes the second process a *borrower* of
+the object. The borrower tells the owner, and the owner counts the borrower until the borrower
+gives the object back. ``number`` tells one borrowing of a process from its other borrowings, and
+``key`` is the key at the owner. In the texts below "sender" and "receiver" are the two processes.
 """
 
 from __future__ import annotations
@@ -11,47 +12,52 @@ from dask_ownership.core.protocol.messages import Message
 from dask_ownership.core.protocol.states import LOST
 
 BORROW = 0
-"""``(BORROW, key, number, life, [path, gone])``, to the owner: I have it now. ``life`` tells the
-object from others that had its key (0 for any). With a path: the receiver does not own it, but
-its task can make it (`references.reconstruction`); ``gone`` is the incarnation of the owner that
+"""``(BORROW, key, number, life, [path, gone])``, to the owner: the sender has a future of the
+object now. ``life`` tells the object from other objects that had the key (0 for any). With a
+path: the receiver does not own the object, but owns the task at the head of the path, which can
+make the object again (`references.reconstruction`); ``gone`` is the incarnation of the owner that
 died."""
 
 BORROW_ACK = 1
-"""``(BORROW_ACK, key, number, outcome)``, from the owner: you are counted. The outcome is None
-while there is none; see `Lending.outcome_of`."""
+"""``(BORROW_ACK, key, number, outcome)``, from the owner: the borrower is counted. The outcome is
+None until the row has ended; see `Lending.outcome_of`."""
 
 VALUE_UPDATE = 2
-"""``(VALUE_UPDATE, key, number, outcome)``, from the owner: it ended, or its holders changed; None
-when it is made or tried again."""
+"""``(VALUE_UPDATE, key, number, outcome)``, from the owner: the row has ended, or its locations
+have changed. The outcome is None when the value is made, or the task tried, again."""
 
 BORROW_RELEASE = 3
-"""``(BORROW_RELEASE, key, number)``, to the owner: nobody here has it any more."""
+"""``(BORROW_RELEASE, key, number)``, to the owner: nothing at the sender has the object any
+more."""
 
 REQUEST = 4
-"""``(REQUEST, what, key, number, detail)``, to the owner: ``cancel`` or ``retry`` it, or ``follow``
-what it waits for; or it was ``missed`` by those of some addresses, which do not have it: say where
-it is now."""
+"""``(REQUEST, what, key, number, detail)``, to the owner: ``cancel`` or ``retry`` the row,
+or ``follow`` the chain of tasks that the row waits for. ``missed`` says that the workers at the
+addresses in ``detail`` do not have the value: the owner is to say where the value is now."""
 
 LEAVE = 5
-"""``(LEAVE,)``: the sender ends. It borrows nothing any more, and what it owns is gone."""
+"""``(LEAVE,)``: the sender ends. The sender borrows nothing any more, and all objects that the
+sender owns are gone."""
 
 ADOPT = 6
-"""``(ADOPT, key, number, origin, pinned)``, to an heir: take this object over under that key,
-which I borrow."""
+"""``(ADOPT, key, number, origin, pinned)``, to an heir: take the object of this origin over under
+this key; the sender, which leaves, borrows the object there under this number."""
 
 MOVED = 7
-"""``(MOVED, key, number, place, outcome, path)``, from the owner: borrow it from its new owner, and
-return it to me then. ``path`` is None, or what to ask the new owner for."""
+"""``(MOVED, key, number, place, outcome, path)``, from the owner: borrow the object from its new
+owner, at ``place``, and give the old borrowing back then. ``path`` is None, or the path to ask the
+new owner for."""
 
 RETAIN_PARENT = 8
-"""``(RETAIN_PARENT, key)``, to the owner of a task: what it submitted may be known elsewhere."""
+"""``(RETAIN_PARENT, key)``, to the owner of a task: keep the task, because futures of children that
+the task submitted at the sender may be in other processes."""
 
 RELEASE_PARENT = 9
-"""``(RELEASE_PARENT, key)``, to the owner of a task: that is so no more."""
+"""``(RELEASE_PARENT, key)``, to the owner of a task: the sender needs the task no more."""
 
 PARENT_RETAINED = 10
-"""``(PARENT_RETAINED, key)``, from the owner of a task, if it is a worker: the `RETAIN_PARENT` has
-arrived."""
+"""``(PARENT_RETAINED, key)``, from the owner of a task, when the owner is at a worker: the
+`RETAIN_PARENT` has arrived."""
 
 NAMES = (
     "BORROW",
@@ -69,17 +75,31 @@ NAMES = (
 """Kinds of messages by number, for people."""
 
 FREED = "freed"
-"""In place of the kind of a failure: nothing is known of such an object any more."""
+"""Stands in place of the kind of a failure: the owner knows no such object any more."""
 
 LEAVES = "leaves"
-"""Kind of the failure of an object that an heir does not take over, because it leaves too."""
+"""Kind of the failure of an object that an heir does not take over, because the heir leaves,
+too."""
 
 
 def instead_of(message: Message, why: str) -> Message | None:
-    """What is said in place of something that cannot be sent to another process; None for
-    nothing."""
+    """Return the message to send in place of a message that cannot be packed.
+
+    Parameters
+    ----------
+    message : tuple
+    why : str
+        The reason, which the borrower sees as the reason of a lost value.
+
+    Returns
+    -------
+    tuple or None
+        None when nothing is sent in its place.
+    """
+    # The borrower must hear an outcome, or would wait for ever.
     if message[0] in (BORROW_ACK, VALUE_UPDATE):
         return (*message[:3], (LOST, "lost-data", message[1], why, ()))
+    # Without the outcome the borrower asks the new owner for the value.
     if message[0] == MOVED:
         return (*message[:4], None, message[5])
     return None

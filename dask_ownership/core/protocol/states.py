@@ -1,28 +1,30 @@
-"""The states of a row. What each requires is said in `rows.lifecycle`.
+"""The states of a row; `rows.lifecycle` says what each state requires.
 
-Owners tell borrowers the final ones, so they are a part of the protocol.
+An owner tells borrowers the final state of a row, so the states are a part of the protocol.
 """
 
 from __future__ import annotations
 
 DORMANT = -1
-"""Only lineage needs it: its value was freed, and can be made again."""
+"""Only the lineage of other rows needs the row: its value was freed, and can be made again."""
 WAITING = 0
 """Some dependency has no value yet."""
 READY = 1
-"""Could start; waits here, at the owner, until a slot wants it."""
+"""The task could start, and waits at the owner until a worker wants more."""
 PUSHED = 2
-"""Handed to a worker, which is written here before the message leaves."""
+"""The task is handed to a worker; the row names the worker before the message leaves."""
 INLINE = 3
-"""The value is here, pickled."""
+"""The value is in the owner's table, pickled."""
 STORED = 4
-"""The value is with its holders."""
+"""The value is at the workers in the row's locations."""
 ERROR = 5
+"""The task has failed; the row keeps what a retry needs."""
 CANCELLED = 6
+"""The task was cancelled, by a user or by its owner."""
 LOST = 7
 """The value is gone and cannot be made again."""
 FORGOTTEN = 8
-"""Nobody can reach it; the row is not in the table any more."""
+"""Nothing keeps the row any more; the row is not in the table."""
 
 STATE_NAMES = (
     "waiting",
@@ -36,3 +38,4 @@ STATE_NAMES = (
     "forgotten",
     "dormant",
 )
+"""Names of the states by number, for people; -1, `DORMANT`, finds the last name."""

@@ -1,9 +1,10 @@
-"""What makes a link survive the connection that carries it.
+"""Numbered, acknowledged batches, with which a link survives the connection that carries it.
 
-Each direction numbers its batches. Every batch also says up to which number the
-other direction has arrived, so a batch is kept until it is acknowledged. When
-the connection breaks and is dialled again, both ends say what they have
-received and the rest is sent again; what arrives twice is dropped by its number.
+Each direction numbers its batches. Every batch also says up to which number batches of the other
+direction have arrived, and the sender keeps a batch until the acknowledgement. When the
+connection breaks and is dialled again, both ends say how far batches have arrived, and the rest
+is sent again; the receiver drops a batch that arrives twice by its number. The streams between
+peers (`references.peers`) work in the same way.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ class NumberedStream:
     Attributes
     ----------
     sent : int
-        Number of the last batch that was packed here.
+        Number of the last batch that this end packed.
     received : int
-        Number of the last batch that arrived here.
+        Number of the last batch that arrived at this end.
     acknowledged : int
-        Number of the last batch of ours that the peer is known to have.
+        Number of the last batch of this end that the peer has acknowledged.
     unsaid : int
-        How many batches arrived since the peer was last told.
+        How many batches arrived since this end last acknowledged any.
+    unacknowledged : deque of tuple
+        Number and messages of each batch of this end that the peer may not have, oldest first.
     """
 
     __slots__ = ("acknowledged", "received", "sent", "unacknowledged", "unsaid")
@@ -40,10 +43,15 @@ class NumberedStream:
         self.unacknowledged: deque[tuple[int, list[Message]]] = deque()
 
     def pack(self, messages: list[Message], ask: bool = False) -> Batch:
-        """Number a batch.
+        """Number a batch and keep the batch until the peer acknowledges.
 
-        An empty one only acknowledges and is not numbered, unless it is to ``ask`` for an
-        acknowledgement: a sign of life.
+        An empty batch only acknowledges and has no number (0), unless the batch is to ``ask`` the
+        peer for an acknowledgement, which is a sign of life.
+
+        Returns
+        -------
+        tuple
+            Number, number of the last batch received, and messages.
         """
         self.unsaid = 0
         if not messages and not ask:
@@ -53,20 +61,23 @@ class NumberedStream:
         return (self.sent, self.received, messages)
 
     def receive(self, batch: Batch) -> list[Message] | tuple[()]:
-        """Take a batch in; what arrived before gives nothing.
+        """Take a batch in and return its messages; none of a batch that arrived before.
 
         Raises
         ------
         ValueError
-            When a batch is missing: a connection delivers in order, so the peer
-            and this end no longer speak of the same link.
+            When a batch in between is missing. A connection delivers in order, so the two ends
+            of a link no longer speak of the same link. Posts between peers may overtake each
+            other: there the missing batch is under way again.
         """
         number, acknowledged, messages = batch
+        # Also a batch that comes again may acknowledge more than the last one did.
         if acknowledged > self.acknowledged:
             self.acknowledged = acknowledged
             waiting = self.unacknowledged
             while waiting and waiting[0][0] <= acknowledged:
                 waiting.popleft()
+        # Number 0 only acknowledges; a number up to the last one arrived before.
         if number == 0 or number <= self.received:
             return ()
         if number != self.received + 1:
@@ -76,7 +87,8 @@ class NumberedStream:
         return messages
 
     def resume(self, received: int) -> list[Batch]:
-        """What to send again to a peer that has received up to ``received``."""
+        """Return the batches to send again to a peer that has received up to ``received``."""
+        # The peer has these batches; the acknowledgement may have been lost with the connection.
         while self.unacknowledged and self.unacknowledged[0][0] <= received:
             self.unacknowledged.popleft()
         self.acknowledged = max(self.acknowledged, received)

@@ -86,6 +86,8 @@ class OwnerLink:
         Where bytes are counted.
     unsendable : callable, optional
         Told of messages that cannot be packed.
+    route : callable, optional
+        Gives the address to connect to, see `comm.reach`.
 
     Attributes
     ----------
@@ -98,6 +100,7 @@ class OwnerLink:
         address: str,
         hello: dict[str, Any],
         connection_args: dict[str, Any],
+        *,
         received: Callable[[Any], None],
         refused: Callable[[str], None],
         unreachable: Callable[[str], None],
@@ -105,8 +108,10 @@ class OwnerLink:
         silence: float = 5.0,
         traffic: ByteCounter | None = None,
         unsendable: Unsendable = ignore,
+        route: Callable[[str], str] = str,
     ) -> None:
         self.address = address
+        self._route = route
         self.hello = hello
         self.connection_args = connection_args
         self.received = received
@@ -184,6 +189,11 @@ class OwnerLink:
             made.abort()
         return self._pulse.owed
 
+    def dial_again(self) -> None:
+        """There is a better way to the worker: end the connection, and go on over another one."""
+        if self._channel is not None:
+            self._channel.abort()
+
     def _disappointed(self) -> None:
         self._stalled = 0.0
         self._patience = min(2 * self._patience, max(LONGEST, self._shortest))
@@ -253,7 +263,7 @@ class OwnerLink:
 
     async def _dial(self) -> Comm:
         """A connection whose other end has answered to the greeting."""
-        comm = await connect(self.address, **self.connection_args)
+        comm = await connect(self._route(self.address), **self.connection_args)
         try:
             comm.name = "Owner->Executor"
             await self._greet(comm)

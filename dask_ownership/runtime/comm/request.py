@@ -12,8 +12,9 @@ from typing import Any
 import dask
 from dask.utils import parse_timedelta
 from distributed.comm import Comm
-from distributed.core import ConnectionPool, send_recv
+from distributed.core import send_recv
 
+from dask_ownership.runtime.comm.reach import RoutedPool
 from dask_ownership.runtime.dask.comm import moved_bytes
 
 LONGEST = 60.0
@@ -56,7 +57,7 @@ class Backoff:
 
 
 async def request(
-    pool: ConnectionPool, address: str, patience: Backoff, op: str, **message: Any
+    pool: RoutedPool, address: str, patience: Backoff, op: str, **message: Any
 ) -> Any:
     """Ask a worker something over a connection of the pool.
 
@@ -74,8 +75,7 @@ async def request(
             pool.reuse(address, comm)
     except (TimeoutError, asyncio.TimeoutError, Stalled) as error:
         patience.stalled(address)
-        for idle in list(pool.available[address]):
-            idle.abort()  # they lead the same way: the next request dials anew
+        pool.end_idle(address)  # the next request dials anew
         raise Stalled(f"{address} sent nothing for {limit:.3g} s") from error
     patience.answered(address)
     return answer

@@ -51,6 +51,10 @@ DIAL = "ownership_dial"
 """The operation by which a worker that has something for a client asks the scheduler to
 have that client link to it, and the stream operation by which the client hears of it."""
 
+RELAY = "ownership_relay"
+"""The scheduler's operation by which it takes a connection over and splices it to one to a worker,
+see `scheduler.relay`."""
+
 WHERE = "ownership_where"
 """The scheduler's operation that says where the values of its own keys are."""
 

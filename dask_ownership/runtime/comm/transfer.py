@@ -13,7 +13,6 @@ from contextlib import suppress
 from pickle import PickleBuffer
 from typing import Any, TypeAlias
 
-from distributed.core import ConnectionPool
 from distributed.protocol import Serialize, Serialized, deserialize, serialize
 from distributed.protocol.compression import decompress
 from distributed.protocol.serialize import merge_and_deserialize
@@ -22,6 +21,7 @@ from distributed.utils import offload
 from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.errors import NotSerializable
 from dask_ownership.runtime import importing
+from dask_ownership.runtime.comm.reach import RoutedPool
 from dask_ownership.runtime.comm.request import Backoff, request
 from dask_ownership.runtime.serialize import arriving, finding
 
@@ -141,10 +141,11 @@ Name: TypeAlias = tuple[Hashable, int]
 
 
 async def ask(
-    pool: ConnectionPool,
+    pool: RoutedPool,
     address: str,
     owner: str,
     names: list[Name],
+    *,
     reader: str,
     token: str,
     patience: Backoff,

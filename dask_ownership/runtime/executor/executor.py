@@ -17,7 +17,6 @@ from typing import Any
 
 import dask
 from dask.utils import parse_bytes
-from distributed.core import ConnectionPool
 from tornado.ioloop import PeriodicCallback
 
 from dask_ownership.core.executor import session as ex
@@ -30,6 +29,7 @@ from dask_ownership.core.protocol.messages import Origin, Process, ValueName
 from dask_ownership.core.protocol.names import worker_of
 from dask_ownership.runtime.comm.link import BYE, UNSAID_BATCHES, ExecutorLink
 from dask_ownership.runtime.comm.packing import not_sendable
+from dask_ownership.runtime.comm.reach import RoutedPool
 from dask_ownership.runtime.dask.client import block_in
 from dask_ownership.runtime.dask.slots import ResourceLease, SlotLease
 from dask_ownership.runtime.dask.worker import watch_stimuli
@@ -127,7 +127,14 @@ class Executor:
         self.closed = False
         self.watch = Watch()
         connection_args = worker.security.get_connection_args("worker")
-        self.owner = Owner(connection_args, worker.address, ask, self, secret)
+        self.owner = Owner(
+            connection_args,
+            worker.address,
+            ask,
+            self,
+            secret=secret,
+            scheduler=lambda: worker.scheduler.address,
+        )
         self.flushing = Flushing(self._loop, self.flush)
         self.endings = Endings(
             worker, self.core, self.lock, self.owner, self.flushing, self._provide
@@ -152,8 +159,8 @@ class Executor:
             look_for=self._look_for,
             watch=self.watch,
         )
-        self.pool = ConnectionPool(
-            deserialize=False, connection_args=connection_args, server=worker
+        self.pool = RoutedPool(
+            self.owner.reach, deserialize=False, connection_args=connection_args, server=worker
         )
         inputs = Inputs(
             self.core,

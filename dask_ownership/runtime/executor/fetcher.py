@@ -7,10 +7,10 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from time import perf_counter
 
-from distributed.core import ConnectionPool
 from distributed.protocol import Serialized
 
 from dask_ownership.core.executor.session import Entry
+from dask_ownership.runtime.comm.reach import RoutedPool
 from dask_ownership.runtime.comm.request import Backoff, Stalled, silence
 from dask_ownership.runtime.comm.transfer import Name, ask, size_of
 from dask_ownership.runtime.executor.watch import Watch
@@ -29,7 +29,7 @@ class Fetcher:
 
     Parameters
     ----------
-    pool : ConnectionPool
+    pool : RoutedPool
         One that leaves values packed.
     incarnation, token : str
         Of this worker, and its proof.
@@ -55,7 +55,7 @@ class Fetcher:
 
     def __init__(
         self,
-        pool: ConnectionPool,
+        pool: RoutedPool,
         incarnation: str,
         token: str,
         here: str,
@@ -137,8 +137,8 @@ class Fetcher:
                     names = [entry.value_name[1:] for entry, _ in batch]
                     began = perf_counter()
                     values, reasons = await ask(
-                        self.pool, address, owner, names, self.incarnation, self.token,
-                        self.patience,
+                        self.pool, address, owner, names,
+                        reader=self.incarnation, token=self.token, patience=self.patience,
                     )  # fmt: skip
                     answered = True
                     took = perf_counter() - began

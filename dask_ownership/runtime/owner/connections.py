@@ -8,13 +8,13 @@ from typing import Any
 
 import dask
 from dask.utils import parse_timedelta
-from distributed.core import ConnectionPool
 
 from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.rows.worker_view import WorkerView
 from dask_ownership.core.protocol.messages import Message
 from dask_ownership.runtime.comm.link import LocalLink, OwnerLink
 from dask_ownership.runtime.comm.packing import not_sendable
+from dask_ownership.runtime.comm.reach import Reach, RoutedPool
 from dask_ownership.runtime.owner.home import Home
 
 Lost = Callable[[WorkerView, str], None]
@@ -29,7 +29,8 @@ class Connections:
     core : OwnerCore
     executor : Home or None
         The one in this process, to which no connection is needed.
-    pool : ConnectionPool
+    reach : Reach
+    pool : RoutedPool
         What is asked of workers beside the links; also how they are connected to.
     limit : float
         Seconds for which a worker may be silent.
@@ -47,7 +48,8 @@ class Connections:
         self,
         core: OwnerCore,
         executor: Home | None,
-        pool: ConnectionPool,
+        reach: Reach,
+        pool: RoutedPool,
         limit: float,
         *,
         token: Callable[[], str],
@@ -58,6 +60,7 @@ class Connections:
     ) -> None:
         self.core = core
         self._executor = executor
+        self._reach = reach
         self._pool = pool
         self._limit = limit
         self._token = token
@@ -94,13 +97,14 @@ class Connections:
                 "to": view.incarnation,
             },
             self._pool.connection_args,
-            lambda messages: self._received(view, messages),
-            lambda reason: self._refused(view, reason),
-            lambda reason: self._unreachable(view, reason),
-            parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")),
-            self._limit,
-            view.traffic,
-            lambda message, error: self._unsendable(view, message, error),
+            received=lambda messages: self._received(view, messages),
+            refused=lambda reason: self._refused(view, reason),
+            unreachable=lambda reason: self._unreachable(view, reason),
+            reach=parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")),
+            silence=self._limit,
+            traffic=view.traffic,
+            unsendable=lambda message, error: self._unsendable(view, message, error),
+            route=self._reach.route,
         )
 
     def _local_batch(self, view: WorkerView, batch: Any) -> None:
@@ -118,6 +122,7 @@ class Connections:
         """End the link to a worker that is gone; whether anything can have arrived there."""
         link, view.link = view.link, None
         self._pool.remove(view.address)
+        self._reach.forget(view.address)
         if link is None:
             return False
         link.closed = True
@@ -125,6 +130,13 @@ class Connections:
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
         return bool(link.reached)
+
+    def now_direct(self, address: str) -> None:
+        """A worker that was reached by a relay can be dialled: leave the relay."""
+        self._pool.remove(address)
+        view = self.core.placement.workers.get(address)
+        if view is not None and isinstance(view.link, OwnerLink):
+            view.link.dial_again()
 
     def dial(self, address: str) -> None:
         """A worker has a post for this process and no link. Stream handler."""

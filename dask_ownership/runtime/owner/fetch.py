@@ -105,9 +105,9 @@ async def _fetch_from(
             address,
             incarnation,
             list(by_name),
-            owner.incarnation,
-            owner.token,
-            owner.patience,
+            reader=owner.incarnation,
+            token=owner.token,
+            patience=owner.patience,
         )
     except OSError:
         # It may be dead: membership will say so, and then the rows change.

@@ -18,7 +18,6 @@ from uuid import uuid4
 
 import dask
 from dask.utils import parse_bytes, parse_timedelta
-from distributed.core import ConnectionPool
 from distributed.system import MEMORY_LIMIT
 
 from dask_ownership.core.owner.ownership import OwnerCore
@@ -29,6 +28,7 @@ from dask_ownership.core.owner.rows.worker_view import WorkerView
 from dask_ownership.core.owner.scheduling.builtin import BuiltinFunctions
 from dask_ownership.core.protocol.messages import Message, Origin, Process
 from dask_ownership.runtime.comm.link import UNSAID_BATCHES
+from dask_ownership.runtime.comm.reach import Reach, RoutedPool
 from dask_ownership.runtime.comm.request import Backoff
 from dask_ownership.runtime.comm.secret import proof
 from dask_ownership.runtime.functions import Functions
@@ -94,6 +94,8 @@ class Owner:
         The executor in this process.
     secret : str
         The cluster's, where it is known. A client gets its token when it joins.
+    scheduler : callable, optional
+        Gives the address of the scheduler, which relays to workers that cannot be dialled.
     tell_backlog : callable, optional
         ``tell_backlog(tasks)`` has the scheduler hear how many tasks wait.
 
@@ -104,7 +106,9 @@ class Owner:
         What the central scheduler may read, by its name there.
     functions : Functions
         Records of the functions that tasks call.
-    pool : ConnectionPool
+    reach : Reach
+        The ways to workers.
+    pool : RoutedPool
         For what is asked of workers beside the links, which leaves values packed.
     patience : Backoff
         For how long it is asked.
@@ -116,7 +120,9 @@ class Owner:
         name: str,
         ask: Ask,
         executor: Home | None = None,
+        *,
         secret: str = "",
+        scheduler: Callable[[], str] | None = None,
         tell_backlog: Callable[[int], None] | None = None,
     ) -> None:
         self.incarnation = executor.incarnation if executor is not None else uuid4().hex
@@ -150,7 +156,14 @@ class Owner:
         self.open, self.call, self.check_open = inbox.open, inbox.call, inbox.check_open
         self.waiting = waiting = Waiting(self.lock, inbox.check_open, executor)
         self.wait, self.wait_at, self.wait_async = waiting.wait, waiting.wait_at, waiting.wait_async
-        self.pool = ConnectionPool(deserialize=False, connection_args=connection_args)
+        self.reach = Reach(
+            connection_args,
+            scheduler,
+            asker=lambda: self.incarnation,
+            token=lambda: self.token,
+            now_direct=lambda address: self.connections.now_direct(address),
+        )
+        self.pool = RoutedPool(self.reach, deserialize=False, connection_args=connection_args)
         self._liveness = FailureDetector(core, self.step)
         self.patience = Backoff(self._liveness.limit)
         self._chronicle = EventLog(core)
@@ -165,6 +178,7 @@ class Owner:
         self.connections = Connections(
             core,
             executor,
+            self.reach,
             self.pool,
             self._liveness.limit,
             token=lambda: self.token,
@@ -302,8 +316,7 @@ class Owner:
         for where, error in effects.broken:
             logger.error("%s: %s", self.name, where, exc_info=error)
         if effects.posts:
-            assert self.executor is not None  # only an owner at a worker posts by itself
-            self.executor.deliver(effects.posts)
+            self._deliver(effects.posts)
         if effects.completed:
             self._tell(effects.completed)
         loop = self._loop
@@ -311,10 +324,19 @@ class Owner:
             assert loop is not None
             loop.call_later(seconds, self._due, function, args)
 
+    def _deliver(self, posts: list[Message]) -> None:
+        """Have the executor in this process pass posts on."""
+        assert self.executor is not None  # only an owner at a worker posts by itself
+        self.executor.deliver(posts)
+
     def _post(self, acknowledge: bool = False) -> None:
         """Send what references have to say to other processes."""
         posting = self.core.posting
         posting.flush(acknowledge)
+        effects = self.core.effects
+        if effects.posts:  # before any answer of the executor that comes after them
+            posts, effects.posts = effects.posts, []
+            self._deliver(posts)
         if posting.waiting:
             self.members.ask_soon()
 
@@ -409,4 +431,5 @@ class Owner:
         self.members.close()
         await self.connections.close()
         self.promoted.clear()
+        await self.reach.close()
         await self.pool.close()

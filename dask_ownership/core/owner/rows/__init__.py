@@ -1,1 +1,1 @@
-"""Rows, what counts them, and their life."""
+"""The rows of one owner: their states, their counts, and the features that listen to rows."""

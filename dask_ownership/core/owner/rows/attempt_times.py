@@ -1,7 +1,8 @@
-"""When numbers that an owner gives out one after the other were given out.
+"""When an owner gave out the numbers of attempts, to within a second or a tenth of the age.
 
-The time of each would cost a look at the clock per task. Here at most one mark per second
-says how far the count had got; the age of a row follows from the number of its attempt.
+A time for each attempt would cost a look at the clock per task. Instead an owner makes at most
+one mark per second, which says how far the count of attempts has got. The age of a row follows
+from the number of the row's last attempt.
 """
 
 from __future__ import annotations
@@ -13,26 +14,26 @@ SECOND = 1e6
 """Microseconds between two marks, at least."""
 
 MARKS = 200
-"""Above so many they are thinned."""
+"""Number of marks above which neighbouring marks are joined."""
 
 PART = 0.1
-"""Of the age of a mark: for how long it lasts at most when it is joined with others."""
+"""Longest time that a joined mark covers, as a part of the age of the mark."""
 
 
 class AttemptTimes:
-    """Marks of how far a count had got when.
+    """Marks of how far the count of attempts had got, and when.
 
     Parameters
     ----------
     clock : callable
-        The time in seconds, as it is told to people; asked once for each mark.
+        Returns the wall-clock time in seconds. Called once for each mark.
 
     Attributes
     ----------
     counts : list of int
         The highest number of each mark, ascending.
     times : list of float
-        When the numbers of each mark began to be given out.
+        When the owner began to give out the numbers of each mark, by ``clock``.
     """
 
     __slots__ = ("_full", "clock", "counts", "times")
@@ -44,9 +45,17 @@ class AttemptTimes:
         self._full = 0.0
 
     def mark(self, count: int, now: float) -> None:
-        """Numbers up to this one are given out; ``now`` is in microseconds of any clock."""
+        """Note that numbers up to ``count`` are given out.
+
+        Parameters
+        ----------
+        count : int
+        now : float
+            Microseconds, of any clock that runs evenly.
+        """
         counts = self.counts
         if counts and now < self._full:
+            # The last mark is less than `SECOND` old and takes the new numbers in.
             counts[-1] = count
         elif not counts or count > counts[-1]:
             counts.append(count)
@@ -56,18 +65,20 @@ class AttemptTimes:
                 self._thin()
 
     def since(self, number: int) -> float | None:
-        """When a number was given out, or a little before: by a second, or a tenth of its age.
+        """Return when a number was given out, in seconds of ``clock``.
 
-        None for one that was not, such as 0.
+        The answer may be too early, by a second or by a tenth of the number's age. For a number
+        that was not given out, such as 0, the answer is None.
         """
         index = bisect_left(self.counts, number)
         return self.times[index] if number > 0 and index < len(self.counts) else None
 
     def _thin(self) -> None:
-        """Join marks that follow each other closely, for how long ago that was."""
+        """Join neighbouring marks that lie close together compared with their age."""
         counts: list[int] = []
         times: list[float] = []
         newest = self.times[-1]
+        # A mark covers the time until the next mark begins.
         ends = [*self.times[1:], newest]
         for count, time, end in zip(self.counts, self.times, ends, strict=True):
             if times and end - times[-1] <= PART * (newest - times[-1]):

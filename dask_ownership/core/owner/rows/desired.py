@@ -1,4 +1,4 @@
-"""Tasks whose results nobody awaits, as ``fire_and_forget`` asks: each is kept until it ends."""
+"""Rows that are kept until their tasks end, without any future, as ``fire_and_forget`` asks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dask_ownership.core.protocol.states import INLINE
 
 
 class Desired(RowListener):
-    """Rows that one owner keeps until they end, with one handle each.
+    """The rows that an owner keeps until their tasks end, with one handle each.
 
     Parameters
     ----------
@@ -22,6 +22,7 @@ class Desired(RowListener):
     Attributes
     ----------
     rows : set of Row
+        The kept rows.
     """
 
     def __init__(self, table: Table, lifecycle: Lifecycle) -> None:
@@ -30,7 +31,7 @@ class Desired(RowListener):
         self.rows: set[Row] = set()
 
     def keep(self, rows: Iterable[Row]) -> None:
-        """Keep these, but for those that have ended. Twice is once."""
+        """Keep the rows that have not ended. Keeping a row twice is the same as once."""
         for row in rows:
             if row.state < INLINE and row not in self.rows:
                 self._table.hold(row)
@@ -38,11 +39,11 @@ class Desired(RowListener):
                 row.roles |= DESIRED
 
     def finished(self, row: Row) -> None:
-        """It has ended, with a value."""
+        """Let go of a row whose task has ended with a value."""
         self.ended(row)
 
     def ended(self, row: Row) -> None:
-        """It has ended."""
+        """Let go of a row whose task has ended without a value."""
         if row in self.rows:
             self.rows.discard(row)
             self._lifecycle.release([row])

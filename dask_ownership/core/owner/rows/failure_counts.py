@@ -1,7 +1,8 @@
-"""What deaths cost one process: names of what `OwnerCore.losses` counts.
+"""What deaths cost one process: names of the counts in `OwnerCore.losses`.
 
-Kills are about what this process owns, owner losses about what others own and this process
-needs. All are counted since the start of the process, when they happen and not per task.
+Kills concern tasks and values of this process. Owner losses concern objects of other owners, which
+this process needs. All counts begin with the process. Each grows when a death happens, which costs
+nothing per task.
 """
 
 from __future__ import annotations
@@ -10,25 +11,28 @@ WORKERS_DIED = "workers-died"
 """Workers that went away while a task of this owner may have been running there."""
 
 KILLED_WORKER = "killed-worker"
-"""Tasks that were given up as `KilledWorker`: too many workers died under them."""
+"""Tasks that this owner gave up as `KilledWorker`: too many workers died under them."""
 
 UNCERTAIN = "uncertain"
-"""Tasks that run at most once of which nobody knows whether they ran."""
+"""Tasks with ``at_most_once`` of which no process knows whether they ran."""
 
 LOST_DATA = "lost-data"
-"""Values that somebody here needed, and that are gone and cannot be made again."""
+"""Values that are gone and cannot be made again, though a future or a row here needed them."""
 
 OWNERS_GONE = "owners-gone"
-"""Processes that went away while this one still borrowed something of theirs."""
+"""Owners that went away while this process still borrowed objects from them."""
 
 ORPHANED = "orphaned"
-"""Tasks that waited or ran at the worker of this process when their owner died."""
+"""Tasks that waited or ran at the worker in this process when their owner died."""
 
 OWNER_LOST = "owner-lost"
-"""Borrowed futures that failed as their owner is gone and nobody can make them again."""
+"""Borrowed futures that failed: the owner is gone, and no process can make the object again."""
 
 KILLS = (WORKERS_DIED, KILLED_WORKER, UNCERTAIN, LOST_DATA)
+"""Counts that concern what this process owns."""
 
 OWNER_LOSSES = (OWNERS_GONE, ORPHANED, OWNER_LOST)
+"""Counts that concern what other processes own."""
 
 LOSSES = KILLS + OWNER_LOSSES
+"""All counts."""

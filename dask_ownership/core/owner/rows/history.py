@@ -1,4 +1,4 @@
-"""What happened to rows that does not happen to most: handed out again, lost, cancelled, moved."""
+"""Unusual events of rows: tasks handed out again, values lost or moved, rows cancelled."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.core.protocol.messages import Key
 
 REMEMBERED = 10_000
-"""How many events are remembered."""
+"""Number of events that an owner remembers."""
 
 AGAIN = tuple(dict.fromkeys(path.event for path in restarts.PATHS))
-"""Events after which a task is handed out again."""
+"""Names of the events after which a task is handed out again."""
 
 
 class History:
-    """The unusual events of one owner, the latest `REMEMBERED` of them.
+    """The latest `REMEMBERED` unusual events of one owner's rows.
 
-    A task that just runs leaves none.
+    A task that runs once, without a fault, leaves no event.
 
     Parameters
     ----------
     clock : callable
-        The time, which is written beside each event.
+        Returns the wall-clock time in seconds, for each event.
 
     Attributes
     ----------
     events : deque of tuple
         ``(key, event, detail, time)``, the oldest first.
     again : dict of str to int
-        How often tasks were handed out again, by each event of `AGAIN`.
+        Name of each event of `AGAIN` to how often it happened.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -40,14 +40,14 @@ class History:
         self.again = dict.fromkeys(AGAIN, 0)
 
     def log(self, row: Row, event: str, detail: str) -> None:
-        """Remember an event of a row."""
+        """Remember an event of a row, and count the event when a task is handed out again."""
         if event in self.again:
             self.again[event] += 1
             detail = f"attempt {row.attempt}: {detail}"
         self.events.append((row.key, event, detail, self.clock()))
 
     def of(self, key: Key) -> Iterator[tuple[str, str]]:
-        """Events of a key with their details, the latest first."""
+        """Yield the remembered events of a key with their details, the latest first."""
         for name, event, detail, _ in reversed(self.events):
             if name == key:
                 yield event, detail

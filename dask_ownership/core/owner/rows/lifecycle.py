@@ -1,48 +1,49 @@
-"""The life of a row. Only this module writes the state and the value of one, and what it needs.
+"""The life of a row: this module alone writes a row's state, value and dependencies.
 
 What a state requires
 ---------------------
 
 ``WAITING``
-    Some dependency has no value yet: ``waiting`` counts those, and each of them has the row among
-    its ``dependents``. A borrowed row waits for what its owner says.
+    Some dependencies have no value yet. ``waiting`` counts these dependencies, and each has the
+    row among its ``dependents``. A borrowed row waits for its owner's answer.
 ``READY``
-    Nothing is missing. The row is in the queue of whoever places it.
+    No dependency is missing. The row is in a queue of `scheduling.placement`.
 ``PUSHED``
-    ``worker`` has the attempt, and has it in ``pushed``. That is written before the message
-    leaves, so a worker that dies later is known to have had it.
+    ``worker`` has the attempt, and the row is in that worker's ``pushed``. Both are written before
+    the message leaves, so the owner knows what a dead worker had.
 ``INLINE``
-    ``value`` is the pickled value. Its bytes are counted in `Lifecycle.inline_bytes`.
+    ``value`` is the pickled value. `Lifecycle.inline_bytes` counts its bytes.
 ``STORED``
-    The value is with ``holders``, of whom there is at least one.
+    The holders in ``locations``, at least one, have the value. A borrowed row names the holders in
+    ``addresses`` instead.
 ``ERROR``
-    ``value`` says why there is no value, and the row keeps what a retry needs: its function,
-    payload and dependencies.
+    ``value`` says why there is no value. The row keeps what a retry needs: function, payload and
+    dependencies.
 ``CANCELLED``, ``LOST``
-    ``value`` says why. The row has left the table and keeps nothing else, but for the futures
-    inside the value that it had, for as long as others borrow it.
+    ``value`` says why. The row has left the table and keeps nothing else. Only while borrowers are
+    left does the row keep the futures inside its former value.
 ``DORMANT``
-    Nobody holds the value, which was freed. A row that was made from it may need it: so the row
-    has a lineage, which tells how it is made again.
+    The value was freed, because no future and no task needed the value. A descendant may need the
+    value again: so the row has a lineage, from which the value is made again.
 ``FORGOTTEN``
-    Nothing counts the row. It has left the table, and comes back never.
+    Nothing counts the row. The row has left the table and never comes back.
 
 Who causes what
 ---------------
 
-`TRANSITIONS` lists every change that is legal. A user submits, cancels and retries; a worker
-finishes, fails and gives back; membership takes back what a worker had; counts that come to zero
-forget a row or have it sleep; a value that is needed wakes it. Each comes here as a method, which
-may be called twice, late, or for what is gone.
+`TRANSITIONS` lists every legal change. A user submits, cancels and retries. A worker finishes,
+fails and gives back. Membership takes back the tasks of a dead worker. Counts that come to zero
+forget a row or have the row sleep. A need for a dormant value wakes the row. Each cause comes here
+as a method, which may be called twice, late, or for a row that is gone.
 
-Three rules keep an end from being seen half done:
+Three rules keep another part from seeing an end half done:
 
-1. The value is written before the state. Another thread reads the value of a row as soon as the
-   state is final.
-2. What a row contains is counted before what it needed is let go of. A value may contain the
-   future of an argument, and nothing may be freed in between.
-3. Rows that wait are told before uses are let go of, and listeners come last. They may do anything,
-   also end other rows; what they find is complete.
+1. The value is written before the state, because another thread reads the value of a row as soon as
+   the state is final.
+2. The futures inside a value are counted before the uses of the arguments are let go of. A value
+   may contain the future of an argument, and nothing may be freed in between.
+3. Waiting rows are told before uses are let go of, and listeners come last. Listeners may do
+   anything, also end other rows, and find the ended row complete.
 """
 
 from __future__ import annotations
@@ -85,10 +86,10 @@ from dask_ownership.core.protocol.states import (
 TRANSITIONS = frozenset(
     {
         # On the way to a value.
-        (WAITING, READY),  # nothing is missing any more
+        (WAITING, READY),  # the last missing dependency has a value
         (READY, WAITING),  # a dependency was lost before the row was pushed
         (READY, PUSHED),
-        (WAITING, PUSHED),  # behind what the row waits for, at the same worker
+        (WAITING, PUSHED),  # a chain: pushed behind its dependencies, at the same worker
         (PUSHED, WAITING),  # given back, taken back, delegated
         # A value.
         (PUSHED, INLINE),
@@ -96,11 +97,11 @@ TRANSITIONS = frozenset(
         (READY, INLINE),  # an alias
         (WAITING, INLINE),  # a borrowed value that its owner sent
         (WAITING, STORED),  # a borrowed value, a scattered one
-        # The value is gone and is made again, or the error is tried again.
+        # The value is gone and is made again, or the task is tried again after an error.
         (STORED, WAITING),
         (ERROR, WAITING),
         (DORMANT, WAITING),
-        # Only lineage needs the value; it may just be about to be made again.
+        # Only descendants need the value, perhaps while it is being made again.
         *((state, DORMANT) for state in (WAITING, READY, PUSHED, INLINE, STORED, ERROR)),
         # No value.
         *((state, ERROR) for state in (DORMANT, WAITING, READY, PUSHED, STORED)),
@@ -111,10 +112,10 @@ TRANSITIONS = frozenset(
         *((state, FORGOTTEN) for state in range(DORMANT, FORGOTTEN)),
     }
 )
-"""Pairs of a state and the next one, of a row that is in the table or was."""
+"""Pairs of a state and the next state, of a row that is or was in the table."""
 
 REMEMBERED = 10_000
-"""How many lives of keys that were cancelled are remembered."""
+"""Number of cancelled lives of keys that an owner remembers."""
 
 
 class Lifecycle:
@@ -124,15 +125,15 @@ class Lifecycle:
     ----------
     table : Table
     name : str
-        Of this process, for messages to people.
+        Name of this process, for messages to people.
     log : callable
-        Remembers something unusual: the row, the event and what happened.
+        Remembers an unusual event: the row, the event and what happened.
     queue : callable
-        Takes a row that is ready, to choose a worker for it.
+        Takes a ready row without dependencies, to choose a worker for the row.
     place : callable
-        The same, for a row with dependencies: its value may be that of another already.
+        Takes a ready row with dependencies, which may be an alias and need no worker.
     why_not : callable
-        Says why a value that is gone cannot be made again.
+        Returns why the lost value of a row cannot be made again, as text.
     losses : dict of str to int
         Counts what deaths cost, see `rows.failure_counts`.
     effects : OwnerEffects
@@ -140,17 +141,20 @@ class Lifecycle:
 
     Attributes
     ----------
+    table, name, log, queue, place, why_not, losses, attempts
+        As given.
     numbers : int
-        The last that was given to an attempt, a borrowing or a copy. None is given twice.
+        The last number that was given to an attempt, a borrowing or a copy. No number is given
+        twice.
     inline_bytes : int
-        Of all rows that are `INLINE`.
+        Bytes of the values of all `INLINE` rows.
     counts : dict of str to int
         How many rows were submitted, are done and have failed.
     cancelled_lives : dict
-        Keys that others had heard of and their lives (see `Row`), of the latest `REMEMBERED`
-        that were cancelled.
+        Keys with their lives (see `Row.life`) of the latest `REMEMBERED` cancelled rows of which
+        another process had heard.
     of_all : int
-        Roles that every row has as well.
+        Roles that count as roles of every row when a row has a value.
     """
 
     def __init__(
@@ -186,12 +190,12 @@ class Lifecycle:
         self._forgets = False
 
     def listen(self, listener: RowListener, roles: int = 0) -> None:
-        """Have a listener told of rows with these roles, after those that listen already."""
+        """Have a listener told of rows with one of ``roles``, after all earlier listeners."""
         self._listeners.append((roles, listener))
         self._of_roles.clear()
 
     def _who_listens(self, roles: int) -> tuple[RowListener, ...]:
-        """Listeners to rows with these roles, in their order."""
+        """Return the listeners to rows with ``roles``, in the order of `listen`."""
         found = self._of_roles.get(roles)
         if found is None:
             found = tuple([one for mask, one in self._listeners if mask & roles])
@@ -201,7 +205,7 @@ class Lifecycle:
     # ---- on the way to a value ----
 
     def begin(self, row: Row) -> None:
-        """A row is new: it waits for its dependencies, or is ready."""
+        """Have a new row wait for its dependencies, or be ready without any."""
         self.counts["submitted"] += 1
         options = row.options
         if options is not NO_OPTIONS and options.replicas is not None:
@@ -213,17 +217,17 @@ class Lifecycle:
             self.queue(row)
 
     def wait(self, row: Row, first: bool = False) -> None:
-        """Count what a row waits for. It is ready when that is nothing, and fails when a
-        dependency has failed.
+        """Count the dependencies for which a row has to wait.
 
-        ``first`` says that the row waits nowhere yet, so that nobody looks.
+        The row is ready when no dependency is missing, and fails when a dependency has failed.
+        ``first`` says that the row is not among any ``dependents`` yet, which saves a search.
         """
         waiting = 0
         for dependency in row.dependencies:
             state = dependency.state
             if state == DORMANT:
                 self.wake(dependency)
-                state = dependency.state  # what it needs may have ended without a value
+                state = dependency.state  # an end, when the dependency's own inputs have failed
             if state == INLINE or state == STORED:
                 continue
             if state > STORED:
@@ -245,27 +249,28 @@ class Lifecycle:
         self.place(row)
 
     def wait_for_owner(self, row: Row) -> None:
-        """A borrowed row waits for what its owner says next.
+        """Have a borrowed row wait for the owner's next answer.
 
-        What workers of this process have copied may be another value than that, and is freed.
+        Copies at workers of this process are freed: the next value may be another value.
         """
         if row.locations:
             self.unhold(row)
         row.state = WAITING
 
     def pushed(self, row: Row, view: WorkerView) -> None:
-        """A row is handed to a worker, in an attempt with a number of its own."""
+        """Note that a row is handed to a worker, and number the attempt."""
         self.numbers = row.attempt = self.numbers + 1
         row.state = PUSHED
         row.worker = view
 
     def try_again(self, row: Row, path: restarts.Path, detail: str) -> None:
-        """The attempt of a row ended without an outcome, or is given up: begin another.
+        """Begin another attempt of a row whose attempt ended without an outcome or was given up.
 
-        A row that runs at most once, and may have run, ends as uncertain.
+        A row with ``at_most_once`` that may have run ends as uncertain instead. ``detail`` says
+        what happened to the attempt, for people.
         """
         if row.done:
-            return  # with what it was found to lack
+            return  # the row ended meanwhile, together with an input that was found to be lost
         if not restarts.may(path, row.options):
             self._uncertain(row, detail)
             return
@@ -287,12 +292,13 @@ class Lifecycle:
         rows = list(rows)
         for row in rows:
             if row.borrowed:
-                row.state = WAITING  # as its owner said, who is told nothing
+                row.state = WAITING  # as the owner said; no process is to be told
             else:
                 self.withdraw(row)
             row.value = None
         for row in rows:
-            if row.state == WAITING and not row.borrowed:  # not ended with one before it
+            # An earlier row of the list may have failed and have ended this row with it.
+            if row.state == WAITING and not row.borrowed:
                 self.wait(row)
 
     def become(
@@ -303,12 +309,12 @@ class Lifecycle:
         dependencies: tuple[Row, ...],
         contains: tuple[Row, ...] = (),
     ) -> tuple[Row, ...]:
-        """Have a row wait for another task to make its value, which is `wait` for then.
+        """Give a row another task, which is to make the value. The caller calls `wait` next.
 
         Returns
         -------
         tuple of Row
-            What the row needed until now. The caller lets go of these uses, once each.
+            The rows that the former task needed. The caller lets go of these uses, once each.
         """
         needed = row.dependencies + row.contains
         row.function = function
@@ -322,7 +328,10 @@ class Lifecycle:
     # ---- a value ----
 
     def finish_inline(self, row: Row, value: bytes, inside: tuple[Row, ...] = ()) -> None:
-        """The value of a row is here; ``inside`` are rows of the futures in it, with a use each."""
+        """End a row with its pickled value.
+
+        ``inside`` are the rows of the futures inside the value, each with a use counted already.
+        """
         row.value = value
         row.nbytes = len(value)
         self.inline_bytes += row.nbytes
@@ -336,7 +345,10 @@ class Lifecycle:
         holders: tuple[WorkerView, ...],
         inside: tuple[Row, ...] = (),
     ) -> None:
-        """The value of a row is at workers."""
+        """End a row with a value that is stored at workers, the ``holders``.
+
+        ``inside`` is as in `finish_inline`.
+        """
         row.nbytes = nbytes
         row.type_name = type_name
         row.locations = holders
@@ -344,27 +356,27 @@ class Lifecycle:
         self._finish(row, STORED, inside)
 
     def finish_borrowed(self, row: Borrowed, state: int, value: bytes | None, nbytes: int) -> None:
-        """The owner of a borrowed row has its value, and perhaps sent it."""
+        """End a borrowed row with the value of which the owner told; inline values come along."""
         row.value = value
         row.nbytes = nbytes
         if state == INLINE:
             self.inline_bytes += nbytes
         self._finish(row, state, row.contains)
-        self.counts["done"] -= 1  # that was its owner's
+        self.counts["done"] -= 1  # a borrowed row's task is counted at its owner
 
     def finish_as(self, row: Row, source: Row) -> None:
-        """The value of a row is that of another, which is inline."""
-        row.worker = source.worker  # which made it, for those who ask where it is
+        """End an alias with the inline value of the row ``source``."""
+        row.worker = source.worker  # an inline value is said to be where it was made
         self.table.use_all(source.contains)
         self.finish_inline(row, source.value, source.contains)
 
     def _finish(self, row: Row, state: int, inside: tuple[Row, ...]) -> None:
-        """A row has a value, with the futures of these rows inside."""
+        """End a row that has a value, with the futures of the rows ``inside`` in the value."""
         arguments = row.contains
         row.contains = inside
-        row.state = state
+        row.state = state  # after the value: another thread reads the value from here on
         if arguments is inside:
-            arguments = ()
+            arguments = ()  # a borrowed or scattered row: the same uses go on
         self.counts["done"] += 1
         roles = row.roles | self.of_all
         if roles:
@@ -380,8 +392,8 @@ class Lifecycle:
             for dependency in dependencies:
                 if dependency.borrowed:
                     dependency.misses = 0  # type: ignore[attr-defined]
-            # Before its dependents: an alias ends at once, and this row with it, which would
-            # let go of them as well.
+            # Cleared before the dependents go on: an alias among them may end at once and let go
+            # of this row, which would let go of the dependencies a second time.
             row.dependencies = ()
         if dependents is not None:
             row.dependents = None
@@ -402,7 +414,7 @@ class Lifecycle:
     # ---- an end without a value ----
 
     def inherit(self, row: Row, dependency: Row) -> None:
-        """Fail a row as its dependency has failed."""
+        """Fail a row with the error of its dependency, unless a listener has the row go on."""
         if self._goes_on(row, dependency.state):
             return
         if dependency.state == CANCELLED:
@@ -418,10 +430,10 @@ class Lifecycle:
         value: bytes | Failure | None,
         inside: tuple[Row, ...] = (),
     ) -> None:
-        """End a row without a value, and all that wait for it.
+        """End a row without a value, and all rows that wait for the row, and so on.
 
-        ``inside`` are rows of the futures in a pickled error: every row that has the error keeps
-        them.
+        ``inside`` are the rows of the futures in a pickled error; every row with the error has a
+        use of each.
         """
         self.counts["failed"] += 1
         stack = [row]
@@ -439,14 +451,14 @@ class Lifecycle:
             self.end(row, state, value)
 
     def lose(self, row: Row, detail: str) -> None:
-        """The value of a row is gone for good."""
+        """End a row whose value is gone for good, as `LOST`."""
         detail = f"{detail}; it was owned by {self.name}"
         if row.local_refs > 0 or row.task_refs > 0:
             self.losses[LOST_DATA] += 1
         self.end_with_dependents(row, LOST, Failure("lost-data", row.key, detail))
 
     def end_with_dependents(self, row: Row, state: int, value: bytes | Failure) -> None:
-        """End a row that had or was to get a value, and all that wait for it."""
+        """End a row in any state without a value, and all rows that wait for the row."""
         dependents = row.dependents or ()
         self.end(row, state, value)
         for dependent in dependents:
@@ -457,7 +469,7 @@ class Lifecycle:
         return any(listener.instead(row, state) for _, listener in self._listeners)
 
     def end(self, row: Row, state: int, value: bytes | Failure | None) -> None:
-        """End one row without a value, or without the value that it had."""
+        """End one row without a value; a value that the row had is freed."""
         self.log(row, STATE_NAMES[state], why(row, value))
         if state == CANCELLED and row.life:
             self.cancelled_lives[row.key, row.life] = None
@@ -468,19 +480,19 @@ class Lifecycle:
         elif row.state == INLINE:
             self.inline_bytes -= row.nbytes
         if row.locations:
-            self.unhold(row)  # copies of what was borrowed
-        row.value = value  # first: another thread looks at it once the state is final
+            self.unhold(row)  # of a stored or borrowed value, or of a shared inline value
+        row.value = value  # before the state: another thread looks once the state is final
         row.state = state
         row.dependents = None
         row.worker = None
         if row.waiters is not None:
             self._effects.completed.append(row)
         if state != ERROR:
-            # An error may be retried and keeps what it needs for that.
+            # A row with an error may be retried, and keeps what the retry needs.
             needed = row.dependencies
             row.dependencies = ()
             if not row.roles & HAS_BORROWERS:
-                # Else borrowers may have taken futures out of the value which are not counted yet.
+                # Borrowers may have taken futures out of the value which no owner counts yet.
                 needed += row.contains
                 row.contains = ()
             row.payload = None
@@ -493,13 +505,13 @@ class Lifecycle:
                 listener.ended(row)
 
     def let_go_of_inside(self, row: Row) -> None:
-        """Nobody borrows a row any more: when it has no value, it keeps no futures of one."""
+        """Let go of the futures inside a former value, once a row has no borrowers any more."""
         if row.state in (CANCELLED, LOST):
             inside, row.contains = row.contains, ()
             self.release_uses(inside)
 
     def cannot_be_retried(self, row: Row) -> None:
-        """Have a row keep nothing that trying it again would need."""
+        """Drop the task and the dependencies of a failed row, so that no retry runs the task."""
         needed, row.dependencies = row.dependencies, ()
         row.function = None
         row.payload = None
@@ -508,10 +520,13 @@ class Lifecycle:
     # ---- where a stored value is ----
 
     def drop_locations(self, row: Row, gone: set[WorkerView], reason: str) -> None:
-        """Workers do not have a value any more. It is made again when no other has it."""
+        """Note that the workers ``gone`` do not have a value any more.
+
+        Without a further holder the value is made again, or is lost.
+        """
         addresses = ", ".join(sorted(view.address for view in gone))
         row.locations = tuple([view for view in row.locations if view not in gone])
-        # One that only did not have it yet must not be left with it.
+        # A worker that did not have the value yet, and gets it late, must not keep it.
         self._free(row, sorted(gone, key=lambda view: view.address))
         if row.state != STORED or row.borrowed:
             return
@@ -526,7 +541,7 @@ class Lifecycle:
             self.lose(row, f"its only copy was at {addresses}, which {reason}; {why_not}")
 
     def unhold(self, row: Row) -> None:
-        """Free every copy of a value."""
+        """Free every copy of a value at the owner's workers."""
         self._free(row, row.locations)
         row.locations = ()
 
@@ -538,8 +553,10 @@ class Lifecycle:
     # ---- a value that is made again ----
 
     def withdraw(self, row: Row) -> None:
-        """The value of a row is gone, or its error is tried again: the row waits from now on, and
-        so do those who were told of the value."""
+        """Have a row wait whose value is gone or whose error is tried again.
+
+        Listeners tell the borrowers and other readers of the value to wait as well.
+        """
         roles = row.roles
         if roles:
             for listener in self._who_listens(roles):
@@ -547,7 +564,7 @@ class Lifecycle:
         row.state = WAITING
 
     def restore(self, row: Row) -> None:
-        """Have a row wait with what its lineage says; `wait` comes next."""
+        """Give a row the task of its lineage. The caller calls `wait` next."""
         lineage = row.lineage
         assert lineage is not None
         row.function = lineage.function
@@ -561,7 +578,7 @@ class Lifecycle:
         self.table.use_all((*row.dependencies, *row.contains))
 
     def sleep(self, row: Row) -> None:
-        """Free the value of a row, or give up making it: only its lineage is needed."""
+        """Free the value of a row, or give up making the value: only lineage needs the row."""
         if row.state == PUSHED:
             row.worker.take_back(row)
         elif row.state == INLINE:
@@ -576,42 +593,43 @@ class Lifecycle:
         row.state = DORMANT
         self.release_uses(needed)
         if self.table.is_held(row):
-            # A thread that found it by its key before it was dormant did not wake it.
+            # Another thread found the row by its key before the row was dormant, and so did not
+            # wake it.
             self.wake(row)
 
     def wake(self, row: Row) -> None:
-        """Somebody has the row: when its value is dormant, it is made again."""
+        """Have the value of a dormant row made again, because a future or a task needs it."""
         if row.state == DORMANT and not self._recover(row):
             self.lose(row, f"it was freed when nobody held it, and {self.why_not(row)}")
 
     def _recover(self, row: Row) -> bool:
         return any(listener.recover(row) for _, listener in self._listeners)
 
-    # ---- nobody counts it ----
+    # ---- counts that come to zero ----
 
     def release(self, rows: Iterable[Row]) -> None:
-        """One handle of each row went away."""
+        """Let go of one handle of each row."""
         dead = self.table.release(rows)
         if dead:
             self._forget(dead)
 
     def release_uses(self, rows: Iterable[Row]) -> None:
-        """One use of each row went away."""
+        """Let go of one use of each row."""
         dead = self.table.release_uses(rows)
         if dead:
             self._forget(dead)
 
     def forget_unneeded(self, rows: Iterable[Row]) -> None:
-        """Descendants of rows went away: forget those that nothing counts now."""
+        """Forget the rows that nothing counts after descendants went away."""
         dead = self.table.unneeded(rows)
         if dead:
             self._forget(dead)
 
     def _forget(self, dead: list[Row]) -> None:
-        """Nobody holds these rows: free what they held.
+        """Free rows without a handle or a use, and rows that nothing else needed.
 
-        What is freed with it follows in this loop, also what comes back here from others
-        that are told: chains of any length end so.
+        A listener may release further rows here. They join the stack of the outer call, so chains
+        of any length end without recursion.
         """
         stack = self._forgetting
         stack.extend(reversed(dead))
@@ -625,6 +643,7 @@ class Lifecycle:
                 if state == FORGOTTEN:
                     continue
                 if row.lineage_refs:
+                    # Descendants need the row: its value may be freed, but not the row.
                     for _, listener in self._listeners:
                         listener.unheld(row)
                     continue
@@ -653,7 +672,7 @@ class Lifecycle:
 
 
 def why(row: Row, value: bytes | Failure | None) -> str:
-    """Why a row that still has what it needs ends with this."""
+    """Return why a row ends with ``value``, as text; the row still has its dependencies."""
     if isinstance(value, Failure):
         text = f"{value.detail}; {value.where}" if value.where else value.detail
         return text if value.key == row.key else f"{value.key!r}: {text}"

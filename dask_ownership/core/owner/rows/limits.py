@@ -1,4 +1,4 @@
-"""What a user may set for the decisions of an owner."""
+"""Limits that a user may set for an owner."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Limits:
-    """How much is kept, and how often a task is tried."""
+    """How much an owner keeps, and how often a task is tried."""
 
-    #: How many workers may die under a task before it is given up.
+    #: How many workers may die under a task before the task is given up as `KilledWorker`.
     allowed_failures: int = 3
-    #: Bytes of inline values above which further results stay at their workers.
+    #: Bytes of inline values above which results over 1 KiB stay at their workers.
     inline_bytes: int = 1 << 30
-    #: Bytes of lineage above which the oldest is given up.
+    #: Bytes of lineage above which the oldest lineage is evicted.
     lineage_bytes: int = 1 << 30

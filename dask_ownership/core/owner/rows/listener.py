@@ -1,9 +1,9 @@
-"""What features hear of the life of rows.
+"""Listeners: how features are told what becomes of rows.
 
-A feature that wants to know what becomes of some rows is a `RowListener`. It marks these rows with
-a bit of its own in `Row.roles`, and is told when one of them has a value, ends without one, or is
-forgotten. A row without roles costs one test. A bit that stays when the feature has lost its
-interest costs a call and does no harm, because a listener looks at its own records.
+A feature that follows the life of some rows is a `RowListener`. The feature marks its rows with a
+bit of its own in `Row.roles`, a *role*, and is told when such a row has a value, ends without a
+value, or is forgotten. A row without roles costs one test. A role that stays when the feature has
+lost interest costs a call and does no harm, because a listener looks at its own records.
 """
 
 from __future__ import annotations
@@ -12,42 +12,54 @@ from dask_ownership.core.owner.rows.row import Row
 
 
 class RowListener:
-    """Is told what becomes of the rows that have one of its roles.
+    """Base of the features that are told what becomes of rows with one of their roles.
 
-    What a method does not do anything about need not be defined.
+    Every method here does nothing; a listener defines the methods for the events that concern the
+    feature. `instead`, `recover` and `unheld` are called for all rows, with a role or without.
     """
 
     def finishing(self, row: Row, arguments: tuple[Row, ...]) -> None:
-        """A row has a value; ``arguments`` were the rows of the futures in its payload.
+        """Hear that a row has a value, before its task is cleared.
 
-        Function, payload and dependencies are still there, for the last time.
+        Function, payload and dependencies of the row are still there, for the last time.
+
+        Parameters
+        ----------
+        row : Row
+        arguments : tuple of Row
+            The rows of the futures inside the payload; ``row.contains`` has the rows of the
+            futures inside the value already.
         """
 
     def failing(self, row: Row) -> None:
-        """A row is about to get an error with futures inside, beside those of its payload."""
+        """Hear that a row with the role `RETAINED` is about to get an error with futures inside.
+
+        ``row.contains`` has the futures inside the payload, and is about to get the futures inside
+        the error as well.
+        """
 
     def finished(self, row: Row) -> None:
-        """A row has a value, and what waited for it goes on."""
+        """Hear that a row has a value, after the waiting rows were told."""
 
     def ended(self, row: Row) -> None:
-        """A row has ended without a value."""
+        """Hear that a row has ended without a value."""
 
     def forgotten(self, row: Row) -> None:
-        """Nothing counts a row any more; what it had is still there."""
+        """Hear that nothing counts a row any more; value and payload are still there."""
 
     def withdrawn(self, row: Row) -> None:
-        """The value of a row is gone and is made again, or its error is tried again."""
+        """Hear that the value of a row is gone and is made again, or an error is tried again."""
 
     def locations_changed(self, row: Row) -> None:
-        """Other workers have a stored value than before."""
+        """Hear that a stored value has other holders than before."""
 
     def instead(self, row: Row, state: int) -> bool:
-        """What a row waits for has ended in this state. Whether the row goes on all the same."""
+        """Return True to keep a row from failing when its dependency has ended in ``state``."""
         return False
 
     def recover(self, row: Row) -> bool:
-        """The last copy of a row's value is gone. Whether the value is made again."""
+        """Return True when the feature has a row's value made again whose last copy is gone."""
         return False
 
     def unheld(self, row: Row) -> None:
-        """Only other rows that were made from it still count a row."""
+        """Hear that only descendants (rows that were made from the row) still count a row."""

@@ -1,7 +1,8 @@
-"""Options of a row: what its user, or the task that submitted it, says of it.
+"""Options of a row: what the user, or the submitting task, says of the row's task.
 
-An `Options` is shared by rows and never written to; a row that is to differ gets another one, by
-`dataclasses.replace`. What becomes of the attempts of a row is no option, see `rows.attempts`.
+An `Options` object is shared by rows and never written to; a row with other options gets another
+object, by `dataclasses.replace`. What becomes of the attempts of a row is no option, see
+`rows.attempts`.
 """
 
 from __future__ import annotations
@@ -11,25 +12,25 @@ from typing import Any, NamedTuple
 
 
 class Replication(NamedTuple):
-    """How many copies of a value are kept."""
+    """How many copies of a value are kept, and where."""
 
-    #: As far as there are workers.
+    #: How many copies, as far as there are workers.
     number: int
-    #: Addresses, names or hosts: only copies there count.
+    #: Addresses, names or hosts of workers: only copies at these workers count.
     workers: tuple[str, ...] | None = None
-    #: How many copies each that is there may give at once.
+    #: How many further copies each holder may give at once.
     branching: int = 2
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Options:
-    """What few tasks have, kept off the row."""
+    """Options of one task or of many. Few tasks have any, so options are kept off the row."""
 
     #: Addresses, names or hosts where the task may run.
     workers: tuple[str, ...] | None = None
     #: ``allow_other_workers``: ``workers`` is a preference only.
     loose: bool = False
-    #: How often a failure is tried again.
+    #: How often the task is tried again after an error.
     retries: int = 0
     #: Amounts of the worker's abstract resources that the task takes while it runs.
     resources: dict[str, float] | None = None
@@ -39,27 +40,28 @@ class Options:
     at_most_once: bool = False
     #: Which of the worker's executors runs the task; None for the threads of its slots.
     executor: str | None = None
-    #: Pickled: the span in which the task was submitted; what it submits is of it, too.
+    #: Pickled span in which the task was submitted; the tasks that it submits belong there, too.
     span: bytes | None = None
-    #: Nesting: 0 for what a client submits, one more than the submitting task's.
+    #: Nesting: 0 for a task that a client submits, else one more than the submitting task's.
     depth: int = 0
-    #: Owner, key and attempt of the task that submitted it and alone has it.
+    #: Owner, key and attempt of the submitting task, as long as no other process or task has the
+    #: row: the row is cancelled together with that task.
     parent: Any = None
-    #: The task that submitted it, as its owner names it (`protocol.messages.Heir`).
+    #: The submitting task, under the name that its owner gave it (`protocol.messages.Heir`).
     heir: Any = None
-    #: Identity of the task that submitted it (`protocol.names.task_identity`).
+    #: Identity of the submitting task (`protocol.names.task_identity`).
     within: bytes | None = None
-    #: Key of the task that this one runs again, for the sake of its children.
+    #: Key of the task that the row runs once more for the sake of its children; None otherwise.
     repeats: Any = None
     #: Name (`protocol.messages.Origin`) of an object that another process owned and handed over.
     adopted: Any = None
-    #: Of an object that this process holds: how it is made (`references.detached.LineageSpec`).
+    #: How a detached object that this process holds is made (`references.detached.LineageSpec`).
     lineage_spec: Any = None
-    #: The copies that are kept of its value, when it is stored.
+    #: How many copies of the value are kept, when the value is stored.
     replicas: Replication | None = None
-    #: Its value belongs to the worker that makes it, however small it is.
+    #: The value stays at the worker that makes it, however small the value is.
     stays: bool = False
 
 
 NO_OPTIONS = Options()
-"""Of most tasks."""
+"""The options of most tasks. Compared by identity, which is faster than looking at the fields."""

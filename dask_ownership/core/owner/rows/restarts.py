@@ -1,8 +1,8 @@
-"""Why a task is handed out again, and whether it may have run before.
+"""Restarts: why a task is handed out again, and whether the task may have run before.
 
-Every path on which the core starts a task a second time by itself is named here, and goes
-through `may`: a task that runs at most once takes none on which it may have begun to run. Only
-the user (`OwnerCore.retry`) runs such a task again.
+Every path on which the core starts a task a second time of its own accord is named here, and
+passes through `may`: a task that runs at most once takes no path on which the task may have begun
+to run. Only the user (`OwnerCore.retry`) runs such a task again.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from dask_ownership.core.protocol import messages as m
 
 
 class Path(NamedTuple):
-    """One way to a second start.
+    """One way to a further start of a task.
 
     Attributes
     ----------
     name : str
+        Names the path in tests.
     event : str
-        Under which it is counted and remembered, see `History.log`.
+        Name under which a restart is counted and remembered, see `History.log`.
     ran : bool
         Whether the attempt before may have begun to run.
     """
@@ -31,35 +32,36 @@ class Path(NamedTuple):
 
 
 WORKER_DIED = Path("worker died", "worker-gone", ran=True)
-"""Its worker died after the push was sent, or may have been."""
+"""The worker died when the push was sent, or may have been."""
 
 NEVER_SENT = Path("never sent", "worker-gone", ran=False)
-"""Its worker died before the push was sent."""
+"""The worker died before the push was sent."""
 
 SILENT = Path("silent", "worker-silent", ran=True)
-"""Its worker does not answer: the task is tried elsewhere."""
+"""The worker is silent: the task is tried elsewhere."""
 
 INPUT_ELSEWHERE = Path("input elsewhere", "worker-silent", ran=True)
-"""The same, because an input that it waited for there is made again elsewhere. It may have had
-that input all the same."""
+"""The worker is silent, and an input of the task is made again elsewhere. The task may have begun
+all the same, because the worker may have had the input."""
 
 FAILED = Path("failed", "retried", ran=True)
-"""It raised an error, and has retries left."""
+"""The task raised an error, and has retries left."""
 
 RESCHEDULED = Path("rescheduled", "returned", ran=True)
-"""It raised ``distributed.Reschedule``."""
+"""The task raised ``distributed.Reschedule``."""
 
 RECALLED = Path("recalled", "recalled", ran=False)
-"""Its worker gave it back unstarted, for another that has nothing to do."""
+"""The worker gave the task back unstarted, for another worker with nothing to do."""
 
 GIVEN_BACK = Path("returned", "returned", ran=False)
-"""Its worker gave it back unstarted: it does not take it, or lacks an input or the function."""
+"""The worker gave the task back unstarted: the worker does not take the task, or lacks an input or
+the function."""
 
 RECOVERED = Path("recovered", "recovered", ran=True)
-"""Its value was lost, and is made again from its lineage."""
+"""The value of the task was lost, and is made again from its lineage."""
 
 REPEATED = Path("repeated", "repeated", ran=True)
-"""A parent runs again for what it submitted, or a bequest is made by its holder."""
+"""A parent runs again for the children that it submitted, or a holder makes a detached object."""
 
 PATHS = (
     WORKER_DIED,
@@ -75,9 +77,9 @@ PATHS = (
 )
 
 OF_RETURN = {m.RECALLED: RECALLED, m.RESCHEDULED: RESCHEDULED}
-"""Reasons of `GIVEN_BACK` that are no plain return."""
+"""Reason in a `GIVEN_BACK` message to the path; all other reasons take the path `GIVEN_BACK`."""
 
 
 def may(path: Path, options: Options) -> bool:
-    """Whether a task with these options may be started again on a path."""
+    """Return whether a task with these options may be started again on a path."""
     return not (path.ran and options.at_most_once)

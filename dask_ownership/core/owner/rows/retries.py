@@ -1,4 +1,4 @@
-"""Retries: failed rows run again, and all rows that failed because one of these did."""
+"""Retries: failed rows run again, and so do all rows that failed because of them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from dask_ownership.core.protocol.states import ERROR
 
 
 def failed_for(rows: Iterable[Row]) -> tuple[list[Row], list[Borrowed]]:
-    """What has to run again for these rows: those that failed, and the failed rows they need.
+    """Find the failed rows that have to run again for ``rows``, the failed inputs included.
 
     Returns
     -------
-    list of Row, list of Borrowed
-        The owned ones, and those that their owners are asked to retry.
+    list of Row
+        Failed rows of this owner.
+    list of Borrowed
+        Borrowed rows, whose owners are to be asked for a retry.
     """
     owned: dict[Row, None] = {}
     borrowed: dict[Borrowed, None] = {}
@@ -31,9 +33,16 @@ def failed_for(rows: Iterable[Row]) -> tuple[list[Row], list[Borrowed]]:
 
 
 def revive(lifecycle: Lifecycle, roots: Iterable[Row]) -> None:
-    """Have failed rows wait again, and all that ended with the very error of one of them.
+    """Have failed rows wait again, together with all rows that inherited their errors.
 
-    Of a borrowed row only those: it waits for what its owner says.
+    A borrowed root is not run here: the row waits for the owner's answer, and only the rows that
+    inherited the error of the borrowed row run again.
+
+    Parameters
+    ----------
+    lifecycle : Lifecycle
+    roots : iterable of Row
+        Rows that did not end with an error are left out.
     """
     roots = [row for row in roots if row.state == ERROR]
     if not roots:
@@ -42,6 +51,7 @@ def revive(lifecycle: Lifecycle, roots: Iterable[Row]) -> None:
     for row in lifecycle.table.all():
         if row.state == ERROR and row.function is not None:
             for dependency in row.dependencies:
+                # The same object, not an equal one: the row inherited this very error.
                 if dependency.value is row.value:
                     failed_with.setdefault(dependency, []).append(row)
     revived = dict.fromkeys(roots)
@@ -56,6 +66,7 @@ def revive(lifecycle: Lifecycle, roots: Iterable[Row]) -> None:
             asked = "it was asked for" if row in roots else "what it failed with runs again"
             lifecycle.log(row, "retried", asked)
             if lifecycle.attempts.of(row).died:
+                # A retry clears the suspicion: the task need not run alone.
                 record = lifecycle.attempts.change(row)
                 record.died, record.deaths = (), 0
     lifecycle.retry(revived)

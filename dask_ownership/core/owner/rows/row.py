@@ -1,7 +1,7 @@
-"""A row: one object that this process owns or borrows, and the task that makes it.
+"""A row: one object that this process owns or borrows, and the task that makes the object.
 
-A row is both, because a Dask task makes one object. Only the owner writes its rows (rule R1), and
-there only `rows.lifecycle` their states and `rows.table` their counts.
+A row is both, because a Dask task makes one object. Only the owner writes its rows (rule R1): the
+states are written by `rows.lifecycle` alone and the counts by `rows.table` alone.
 """
 
 from __future__ import annotations
@@ -17,45 +17,50 @@ from dask_ownership.core.protocol.states import INLINE, STATE_NAMES, WAITING
 OVERHEAD = 600
 """Bytes that a row and its lineage take besides payload and value."""
 
+# Roles: bits of `Row.roles`, each for one listener (see `rows.listener`).
+
 HAS_BORROWERS = 1
-"""A role, see `Row.roles`: other processes borrow it."""
+"""Role: other processes borrow the object."""
 BORROWED = 2
-"""Another process owns it."""
+"""Role: another process owns the object."""
 TRACED = 4
-"""It has, or is about to have, a lineage."""
+"""Role: the row has, or is about to have, a lineage."""
 EXPORTED = 8
-"""A task submitted it, and its future may be in other processes."""
+"""Role: a task submitted the row, and futures of the row may be in other processes."""
 RETAINED = 16
-"""It is kept for what it submitted."""
+"""Role: the row's task is kept for the sake of its children."""
 COPY = 32
-"""It makes a copy of a value."""
+"""Role: the row's task makes a copy of a value."""
 DESIRED = 64
-"""It is kept until it ends."""
+"""Role: the row is kept until its task ends."""
 REPLICATED = 256
-"""Several copies of its value are kept."""
+"""Role: several copies of the value are kept."""
 SOUGHT = 512
-"""Children of it are sought."""
+"""Role: children of the row's task are sought, see `references.reconstruction`."""
 QUESTION = 1024
-"""It stands for what is looked for."""
+"""Role: the row stands for an object of a dead owner, which is looked for."""
 TRIED = 2048
-"""Attempts of its task left something for the next."""
+"""Role: earlier attempts of the task left a record, see `rows.attempts`."""
 
 
 class Function:
-    """A function as the owner knows it: how to send it and how long it takes.
+    """A function as the owner knows it: how to send the function and how long its calls take.
 
     Attributes
     ----------
     id : int
         Names the pickled function on the wire, within one owner.
     pickled : bytes
+        What a worker unpickles.
     name : str
+        Name for people.
     duration : float
-        Moving average of its running time in microseconds; negative while unknown.
+        Moving average of the running time in microseconds; negative while unknown.
     token : bytes or None
-        Identifies it in keys of pure calls; None when it travels with its arguments.
+        Identifies the function in keys of pure calls; None when the function travels with its
+        arguments.
     named : bool
-        It is pickled as its name, which others can import.
+        The pickle is only a name, under which other processes can import the function.
     """
 
     __slots__ = ("__weakref__", "duration", "id", "name", "named", "pickled", "token")
@@ -70,14 +75,16 @@ class Function:
 
 
 class Lineage:
-    """The task that made a value, which can make it again.
+    """Lineage of a row: the task that made the value, and can make the value again.
 
     Attributes
     ----------
-    function, payload, dependencies, contains, options
+    function, payload, dependencies, options
         As in `Row`.
+    contains : tuple of Row
+        Rows of the futures inside the payload.
     nbytes : int
-        What keeping it costs: the pickled arguments.
+        Bytes that count towards `Limits.lineage_bytes`: the pickled arguments and `OVERHEAD`.
     """
 
     __slots__ = ("contains", "dependencies", "function", "nbytes", "options", "payload")
@@ -94,65 +101,70 @@ class Lineage:
 
 @dataclass(slots=True, eq=False, repr=False)
 class Row:
-    """One owned object and the task that makes it."""
+    """One object and the task that makes the object, in the table of the owner."""
 
-    #: Whether another process owns it.
+    #: Whether another process owns the object.
     borrowed: ClassVar[bool] = False
 
+    #: Name of the row within the owner's table.
     key: Key
-    #: What the task calls, until there is a value.
+    #: The function that the task calls, until there is a value.
     function: Function | None
     #: The pickled arguments, in which slots stand for the dependencies.
     payload: bytes | None
-    #: What the slots stand for, in order.
+    #: The rows for which the slots stand, in order.
     dependencies: tuple[Row, ...]
-    #: OwnerRef among all rows of this owner, the user's priority included; lower first.
+    #: Place among all rows of the owner, the user's priority included; lower first.
     order: int
-    #: Shared with other rows, and not written to.
+    #: Shared with other rows, and never written to.
     options: Options = NO_OPTIONS
 
-    #: One of `protocol.states`. Only `rows.lifecycle` writes it.
+    #: One of `protocol.states`. Only `rows.lifecycle` writes the state.
     state: int = field(default=WAITING, init=False)
-    #: Number of the latest time that it was handed out; fences late answers.
+    #: Number of the row's latest attempt; fences late answers. 0 before the first attempt.
     attempt: int = field(default=0, init=False)
-    #: Rows whose futures are inside the payload or, once there is one, the value.
+    #: Rows whose futures are inside the payload or, once there is a value, inside the value.
     contains: tuple[Row, ...] = field(default=(), init=False)
-    #: Rows that wait for this one.
+    #: Rows that wait for the row's value.
     dependents: list[Row] | None = field(default=None, init=False)
     #: How many dependencies have no value yet.
     waiting: int = field(default=0, init=False)
-    #: Where it was pushed (a `WorkerView`); of an `INLINE` value, where it was made.
+    #: The worker (a `WorkerView`) of the current attempt; of an `INLINE` value, the worker that
+    #: made the value.
     worker: Any = field(default=None, init=False)
-    #: Microseconds of that worker's window that it takes; once it has run, those that it took.
+    #: Microseconds that the task takes of its worker's window, 0 while the task is parked; after
+    #: the run the measured time.
     estimate: float = field(default=0.0, init=False)
-    #: Pickled value (`INLINE`), pickled error or `Failure` (`ERROR`), or why there is none.
+    #: Pickled value (`INLINE`), pickled error or `Failure` (`ERROR`), or the `Failure` that says
+    #: why there is no value.
     value: Any = field(default=None, init=False)
-    #: Of the value.
+    #: Bytes of the value.
     nbytes: int = field(default=0, init=False)
-    #: Workers (`WorkerView`) that have a copy, the one that made it first.
+    #: Workers (`WorkerView`) that have a copy or were told to fetch one, the maker first.
     locations: tuple[Any, ...] = field(default=(), init=False)
     #: Pickled type of a stored value.
     type_name: bytes | None = field(default=None, init=False)
-    #: How many futures in this process hold it, see `rows.table`.
+    #: Handles: how many futures in this process hold the row, see `rows.table`.
     local_refs: int = field(default=1, init=False)
-    #: How many rows that have not ended need it, and how many values contain it; all borrowers
-    #: together are one.
+    #: Uses: how many rows without an end need the row, and how many values contain its future; all
+    #: borrowers together count as one.
     task_refs: int = field(default=0, init=False)
-    #: How many lineages need it, and how many processes keep it for its children.
+    #: Descendants: how many lineages need the row, and how many processes have the row's task kept
+    #: for its children.
     lineage_refs: int = field(default=0, init=False)
-    #: Tells it from other rows of this process that had its key, or will: a number that it gets
-    #: when others hear of it, 0 until then.
+    #: Tells the row from earlier and later rows of this process with the same key: a number that
+    #: the row gets when another process is about to hear of the row, 0 until then.
     life: int = field(default=0, init=False)
-    #: Who is told what becomes of it: some of the roles above, see `rows.lifecycle`.
+    #: Which listeners are told what becomes of the row: bits from the roles above.
     roles: int = field(default=0, init=False)
     #: How to make a stored value again.
     lineage: Lineage | None = field(default=None, init=False)
-    #: Told when the state becomes final; belongs to the runtime.
+    #: The runtime's waiters, which are told when the state becomes final.
     waiters: Any = field(default=None, init=False)
 
     @classmethod
     def with_value(cls, key: Key, value: bytes, options: Options = NO_OPTIONS) -> Row:
-        """A row whose pickled value is known."""
+        """Return a row whose pickled value is known: a literal."""
         row = cls(key, None, None, (), 0, options)
         row.value = value
         row.nbytes = len(value)
@@ -161,7 +173,7 @@ class Row:
 
     @classmethod
     def without_value(cls, key: Key, state: int, failure: Failure) -> Row:
-        """A row, outside of the table, for what is not there: `CANCELLED` or `LOST`."""
+        """Return a row outside of the table, `CANCELLED` or `LOST`, for an object that is gone."""
         row = cls(key, None, None, (), 0)
         row.value = failure
         row.state = state
@@ -171,7 +183,10 @@ class Row:
         return f"<Row {self.key!r} {STATE_NAMES[self.state]} attempt={self.attempt}>"
 
     def shared_with(self, parent: Any) -> None:
-        """Another than the task that submitted it has it too: it does not end with that."""
+        """Note that ``parent`` has the row, too.
+
+        Unless ``parent`` is the submitting task, the row is not cancelled with that task any more.
+        """
         mine = self.options.parent
         if mine is not None and mine != parent:
             self.options = replace(self.options, parent=None)
@@ -183,14 +198,15 @@ class Row:
 
 
 class Borrowed(Row):
-    """An object that another process owns, in the table of one that borrows it.
+    """A borrowed row: an object that another process owns, in the table of a borrower.
 
-    Its state is what the owner said last: `WAITING` until then. Its ``locations`` are workers that
-    fetched it for tasks of this process.
+    The state is what the owner said last: `WAITING` until then. The ``locations`` are workers that
+    fetched the value for tasks of this process. ``attempt`` is the number of the borrowing.
 
     Parameters
     ----------
     origin : Origin
+        Name of the object in all processes.
     """
 
     borrowed = True
@@ -214,35 +230,37 @@ class Borrowed(Row):
         super().__init__(borrowed_key(origin), None, None, (), 0)
         self.roles = BORROWED
         self.origin = origin
-        #: Where it is owned now, the first four of an origin: another process may have taken it
-        #: over from the first.
+        #: The present owner and the key there (the first four items are an `OwnerRef`): another
+        #: process may have taken the object over from its first owner.
         self.owner_ref: Any = origin
-        #: Where it is not owned but can be made: the keys of the task there that leads to it, of
-        #: the task that this one submitted, and so on, its own last.
+        #: Set when the process in ``owner_ref`` does not own the object but can have it made: the
+        #: keys from a task of that process down to the object, whose own key comes last.
         self.path: Any = None
-        #: Those that owned it before and count this process until its owner does.
+        #: Earlier borrowings (peer, key and number), each given back when the present owner counts
+        #: this process.
         self.returns: list[Any] | None = None
-        #: Workers that have the value, when it is `STORED`.
+        #: Addresses of the holders, when the value is `STORED`.
         self.addresses: tuple[str, ...] = ()
         #: The owner counts this process, or there is nothing to count any more.
         self.acknowledged = False
-        #: Told when it is counted.
+        #: Handovers, which are told when the owner counts this process.
         self.handovers: Any = None
-        #: Number of the value that it has, among the attempts of this process.
+        #: Number of the value that this process heard of last, among the attempts of this process.
         self.version = 0
-        #: The attempt of its owner that made it, when it is `STORED`.
+        #: The attempt of the owner that made the value, when the value is `STORED`.
         self.made_by = 0
-        #: How often in a row its locations did not have it: since it was last found, or since its
-        #: owner last named other locations.
+        #: How often in a row the holders did not have the value: since a task last found the value,
+        #: or since the owner last named other holders.
         self.misses = 0
-        #: Names of owners that died before it ended.
+        #: Names of owners that died before the object had an end.
         self.survived: tuple[str, ...] = ()
-        #: Its owner had freed it when it was borrowed, and those who led to it are asked.
+        #: Why the value is gone, when the owner had freed the object before our borrowing arrived,
+        #: and an heir was asked instead.
         self.freed: Failure | None = None
 
 
 def measured(row: Row, microseconds: float) -> None:
-    """An attempt of a row took so long: its function is expected to from now on."""
+    """Take in how long an attempt of a row took: the function is expected to take as long."""
     row.estimate = microseconds
     function = row.function
     if function is not None:
@@ -250,15 +268,20 @@ def measured(row: Row, microseconds: float) -> None:
         if known < 0:
             function.duration = microseconds
         else:
+            # Rises count more than falls: a high estimate fills a window with too little work
+            # rather than too much.
             weight = 0.5 if microseconds > known else 0.2
             function.duration = known + weight * (microseconds - known)
 
 
 def version_of(row: Row) -> int:
-    """The attempt that made a value: what the workers of this process know it by, with its key."""
+    """Return the number by which workers of this process know a value, together with its key.
+
+    The number is the attempt that made the value, or `Borrowed.version` for a borrowed value.
+    """
     return row.version if isinstance(row, Borrowed) else row.attempt
 
 
 def borrowed_key(origin: Origin) -> Key:
-    """The key under which a borrowed object stands in the borrower's table and sessions."""
+    """Return the key of a borrowed object in the borrower's table and sessions."""
     return ("borrowed", origin[0], origin[3], origin[5])

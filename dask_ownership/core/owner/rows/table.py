@@ -1,19 +1,19 @@
-"""The ownership table: rows by key, and their counts.
+"""The ownership table: rows by key, and the counts that keep rows.
 
-Counts, each with one meaning:
+Each row has three counts:
 
-``handles``
-    Futures in this process, and pins such as ``fire_and_forget``.
-``uses``
-    Rows that still need this one: tasks that did not end with a value and have
-    it as an argument, and rows whose arguments or value contain its future. All
-    borrowers together are one use, and so is what waits to be handed over.
-``descendants``
-    Rows that keep this one because they were made from it, see `recovery.lineage`; and owners of
-    what it submitted, see `references.reconstruction`.
+``local_refs``
+    Handles: futures in this process, and pins such as ``fire_and_forget``.
+``task_refs``
+    Uses: tasks that have the row as an argument and did not end with a value, and rows whose
+    arguments, value or error contain a future of the row. All borrowers together are one use, and
+    so is a handover of the row to another owner.
+``lineage_refs``
+    Descendants: rows that were made from the row, see `recovery.lineage`; and processes that own
+    children of the row's task, see `references.retention`.
 
-A row is forgotten when all are zero. When only descendants are left its value is freed,
-if it can be made again.
+A row is forgotten when all three counts are zero. When only descendants are left, the value is
+freed if the row's task can make it again.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from dask_ownership.core.protocol.names import held_at
 from dask_ownership.core.protocol.states import FORGOTTEN
 
 SHARDS = 256
+"""Number of dicts in `Rows`."""
 
 
 class Rows(Mapping[Key, Row]):
-    """A dict of rows in many small dicts.
+    """Rows by key, in many small dicts (``shards``).
 
-    One dict of a million rows takes a tenth of a second each time it grows, and it
-    grows in the middle of some `submit`.
+    A single dict of a million rows takes a tenth of a second each time the dict grows, which
+    happens in the middle of some `submit`.
     """
 
     __slots__ = ("shards",)
@@ -52,7 +53,7 @@ class Rows(Mapping[Key, Row]):
         return key in self.shards[hash(key) % SHARDS]
 
     def remove(self, row: Row) -> None:
-        """Take a row out, unless another one has its key."""
+        """Take a row out, unless another row has the key."""
         shard = self.shards[hash(row.key) % SHARDS]
         if shard.get(row.key) is row:
             del shard[row.key]
@@ -69,25 +70,30 @@ class Rows(Mapping[Key, Row]):
 
 
 class Table:
-    """Rows by key.
+    """The rows of one owner by key, and their counts.
 
-    Threads meet here in two ways only: one looks a key up and takes a handle
-    (`adopt`), another counts down and takes out what is at zero (`release`). ``lock``
-    covers both.
+    Two threads meet here in only one way: one thread looks a key up and takes a handle (`adopt`),
+    another thread counts down and takes out rows at zero (`release`). ``lock`` covers both.
 
     Parameters
     ----------
     lock : context manager
     process : Process
-        This one, as others know it.
+        The owner, as other processes know it.
 
     Attributes
     ----------
+    lock : context manager
+        Held for each change of a count, and for each lookup that counts.
+    process : Process
+    rows : Rows
+    lives : int
+        The last number that was given to `Row.life`.
     moved : dict
-        Key of each object that was handed over to where it is owned now.
+        Key of each object that was handed over to the `OwnerRef` of its present owner.
     pinned : set of Row
-        Those that stay as long as this process: nobody knows who reads what of them is
-        pickled somewhere.
+        Rows that stay as long as this process, or until another owner takes them over: no process
+        knows who reads a pickle of their futures, or when.
     """
 
     __slots__ = ("lives", "lock", "moved", "pinned", "process", "rows")
@@ -101,19 +107,25 @@ class Table:
         self.pinned: set[Row] = set()
 
     def pin(self, row: Row) -> None:
-        """Keep a row, with one handle however often it is pinned."""
+        """Keep a row as in ``pinned``, with one handle however often the row is pinned."""
         with self.lock:
             if row not in self.pinned:
                 self.pinned.add(row)
                 row.local_refs += 1
 
     def all(self) -> list[Row]:
-        """Every row, while other threads go on adding some."""
+        """Return all rows in a new list, because other threads go on adding rows."""
         with self.lock:
-            return [row for shard in self.rows.shards for row in shard.values()]
+            return [row for shard in filter(None, self.rows.shards) for row in shard.values()]
 
     def adopt(self, row: Row) -> Row:
-        """Add a row with one handle, or take a handle on the one that is there."""
+        """Add a row with one handle, or take a handle on the row that has the key already.
+
+        Returns
+        -------
+        Row
+            The row in the table.
+        """
         shard = self.rows.shards[hash(row.key) % SHARDS]
         with self.lock:
             known = shard.get(row.key)
@@ -127,12 +139,16 @@ class Table:
             if row.contains:
                 for inner in row.contains:
                     inner.task_refs += 1
-            # At last: one that is in the table has all its references, also when Ctrl-C comes.
+            # The row goes in last: a row in the table has counted its dependencies, also when
+            # Ctrl-C comes in between.
             shard[row.key] = row
         return row
 
     def adopt_for_use(self, row: Row) -> Row:
-        """As `adopt`, with one use in place of a handle."""
+        """Add a row with one use, or count one use of the row that has the key already.
+
+        Return the row in the table, as `adopt` does. The row must not have dependencies.
+        """
         row.local_refs = 0
         shard = self.rows.shards[hash(row.key) % SHARDS]
         with self.lock:
@@ -141,12 +157,12 @@ class Table:
         return known
 
     def remove(self, row: Row) -> None:
-        """Take a row out that has ended, unless another one has its key."""
+        """Take out a row that has ended, unless another row has the key."""
         with self.lock:
             self.rows.remove(row)
 
     def hold(self, row: Row) -> None:
-        """Count one handle more."""
+        """Count one handle more of a row."""
         with self.lock:
             row.local_refs += 1
 
@@ -170,17 +186,21 @@ class Table:
                 row.lineage_refs += 1
 
     def unretain(self, row: Row) -> None:
-        """Count one descendant less; `unneeded` takes out what nothing counts then."""
+        """Count one descendant less of a row; `unneeded` takes the row out if nothing counts it."""
         with self.lock:
             row.lineage_refs -= 1
 
     def is_held(self, row: Row) -> bool:
-        """Whether anything but descendants counts a row."""
+        """Return whether a handle or a use counts a row."""
         with self.lock:
             return row.local_refs > 0 or row.task_refs > 0
 
     def named(self, row: Row) -> int:
-        """The life of a row that others are about to hear of."""
+        """Return the life of a row of which other processes are about to hear.
+
+        A row gets its life here. The number tells the row from other rows with the same key, of
+        which another process may still hear.
+        """
         with self.lock:
             if not row.life:
                 self.lives += 1
@@ -188,12 +208,12 @@ class Table:
         return row.life
 
     def living(self, key: Key, life: int) -> Row | None:
-        """The row of a key in one of its lives, 0 for any; None when it is gone."""
+        """Return the row of a key in one life of the key (0 for any); None when the row is gone."""
         row: Row | None = self.rows.get(key)
         return None if row is None or (life and row.life != life) else row
 
     def use(self, key: Key, life: int = 0) -> Row | None:
-        """As `living`, with one more use."""
+        """Return the row as `living` does, and count one use more."""
         with self.lock:
             row = self.living(key, life)
             if row is not None:
@@ -201,9 +221,9 @@ class Table:
         return row
 
     def find(self, key: Key, parent: Any = None, life: int = 0) -> Row | None:
-        """As `living`, with one more handle.
+        """Return the row as `living` does, and count one handle more.
 
-        ``parent`` is the task that asks, as in `Options.parent`.
+        ``parent`` is the asking task, as in `Options.parent`.
         """
         with self.lock:
             row = self.living(key, life)
@@ -218,7 +238,8 @@ class Table:
         Returns
         -------
         list of Row
-            Those that nobody holds now. They are taken out, unless lineage needs them.
+            Rows without a handle and a use now. They are taken out of the table, unless
+            descendants count them.
         """
         dead = []
         with self.lock:
@@ -231,7 +252,7 @@ class Table:
         return dead
 
     def unneeded(self, rows: Iterable[Row]) -> list[Row]:
-        """Take those out that nothing counts."""
+        """Take rows that nothing counts out of the table, and return them."""
         dead = []
         with self.lock:
             for row in rows:
@@ -246,7 +267,7 @@ class Table:
         return dead
 
     def release_uses(self, rows: Iterable[Row]) -> list[Row]:
-        """As `release`, for one use of each row."""
+        """Count one use of each row down, and return rows as `release` does."""
         dead = []
         with self.lock:
             for row in rows:
@@ -260,18 +281,19 @@ class Table:
     # ---- names ----
 
     def origin_of(self, row: Row) -> Origin:
-        """How the object of a row is named everywhere."""
+        """Return the origin of a row: the name of the object in all processes."""
         if row.borrowed:
             assert isinstance(row, Borrowed)
             return row.origin
         options = row.options
         if options.adopted is not None:
+            # The object keeps the name that its first owner gave it.
             adopted: Origin = options.adopted
             return adopted if options.lineage_spec is None else held_at(adopted, self.process)
         return (*self.process, row.key, options.heir, row.life or self.named(row))
 
     def value_name(self, row: Row) -> ValueName:
-        """What workers that have its value, for its owner, know it by."""
+        """Return the name of a row's value at the owner's workers: owner, key and attempt."""
         if isinstance(row, Borrowed):
             return row.owner_ref[0], row.owner_ref[3], row.made_by
         return self.process[0], row.key, row.attempt

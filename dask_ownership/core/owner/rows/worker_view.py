@@ -1,4 +1,4 @@
-"""What an owner knows of one worker."""
+"""Views of workers: what an owner knows of each worker."""
 
 from __future__ import annotations
 
@@ -14,50 +14,67 @@ WINDOW = 10_000.0
 
 
 class WorkerView:
-    """What an owner knows of one worker.
+    """What one owner knows of one worker.
 
     Attributes
     ----------
     address : str
-        Where it is.
+        Where the worker is found.
     incarnation : str
-        Names it: one that is restarted may have the same address. The address when none is
-        given.
+        Names the worker: a restarted worker may have the same address. The address when no
+        incarnation is given.
+    nthreads : int
+        Number of the worker's slots.
+    name : object
+        Name that the worker has in Dask.
+    host : str
+        Host of the worker, as ``workers=`` may name it.
+    resources : dict of str to float
+        Amounts of the worker's abstract resources.
+    accepting : bool
+        The worker takes new tasks.
+    alive : bool
+        The worker was not removed.
+    leaving : bool
+        The worker is about to leave; its values are moved.
+    suspended : bool
+        The worker does not answer, see `scheduling.suspension`.
+    would_accept : bool
+        While the worker is suspended: what ``accepting`` was before.
+    reserved : bool
+        Nothing more is pushed: the next free slot is for a task that runs at most once.
+    alone : Row or None
+        The suspect that has the worker for itself, see `executor.exclusion`.
     pushed : dict
-        Key to row, oldest first: what it was given and has not answered.
+        Key to row, oldest first: tasks that the worker was given and has not answered.
     active : int
-        How many of those do not wait for others.
+        How many rows in ``pushed`` take room: parked tasks, and tasks behind them, do not.
     load : float
-        Microseconds of its window that are taken.
+        Microseconds of the worker's window that are taken.
     low : int
-        Order of the least urgent with a priority below the usual that it was pushed since it
-        had nothing to do; 0 when there was none.
+        Order of the least urgent task with a priority below the usual that was pushed since the
+        worker had nothing to do; 0 when there was none.
     outbox : list
-        Messages to it that have not left yet.
+        Messages to the worker that have not left yet.
     functions : set of int
-        Functions it was sent.
+        Functions that were sent to the worker.
     copies : dict
-        Key to the attempt number with which it was given a copy of that value.
+        Key of each value of which the worker was given a copy, or was told to fetch one, to an
+        attempt number: answers about attempts with a lower number say nothing of the copy.
+    arrived : set
+        Keys among ``copies`` whose values are at the worker for certain.
+    given : int
+        Bytes of values that were copied to the worker for safety.
+    handed : int
+        How many tasks the worker was given since it joined.
     heard : float
-        When it last answered or was given work after being idle, microseconds.
+        When the worker last answered, or was given work after having none, in microseconds.
     recalled : bool
         A recall is under way.
-    reserved : bool
-        Nothing more is pushed to it: its next free slot is for a task that runs at most once.
-    alone : Row or None
-        The suspect that runs there alone, see `executor.exclusion`.
-    leaving : bool
-        It is about to leave; what it has is moved.
-    arrived : set
-        Keys among ``copies`` of values that are there for certain.
-    given : int
-        Bytes of values that were copied there for safety.
-    handed : int
-        How many tasks it was given since it joined.
-    suspended : bool
-        It does not answer, see `scheduling.suspension`; ``would_accept`` is what it said before.
+    link : object
+        The runtime's link to the worker; None while there is none.
     traffic : ByteCounter
-        Bytes to and from it.
+        Bytes to and from the worker.
     """
 
     __slots__ = (
@@ -133,12 +150,12 @@ class WorkerView:
 
     @property
     def idle(self) -> bool:
-        """Whether a slot of it has nothing to do, as far as this owner knows."""
+        """Whether a slot of the worker has nothing to do, as far as this owner knows."""
         return self.accepting and not self.reserved and self.active < self.nthreads
 
     @property
     def open(self) -> bool:
-        """Whether it wants more."""
+        """Whether the worker wants more tasks: it has a free slot, or room in its window."""
         return (
             self.accepting
             and not self.reserved
@@ -146,18 +163,19 @@ class WorkerView:
         )
 
     def ended(self, row: Row) -> None:
-        """An attempt has ended at the worker: stop counting it there."""
+        """Count an attempt at the worker no more, because it has ended."""
         del self.pushed[row.key]
+        # A parked task took no room any more.
         if row.estimate:
             self.active -= 1
             self.load -= row.estimate
         if not self.pushed:
-            self.load = 0.0
+            self.load = 0.0  # or rounding errors would add up
         if self.alone is row:
             self.alone = None
 
     def take_back(self, row: Row) -> None:
-        """Tell the worker to drop an attempt, and stop counting it there."""
+        """Tell the worker to drop an attempt, and count the attempt there no more."""
         if row.key in self.pushed:
             self.ended(row)
             self.outbox.append((m.CANCEL, row.key, row.attempt))
@@ -165,14 +183,16 @@ class WorkerView:
             self.alone = None
 
     def free(self, key: Key, number: int) -> None:
-        """Tell the worker to drop its copy of a value, unless it gets another with a number
-        above this."""
+        """Tell the worker to drop its copy of a value.
+
+        A copy that the worker gets with a number above ``number`` stays.
+        """
         self.copies.pop(key, None)
         self.arrived.discard(key)
         self.outbox.append((m.FREE, (key,), number))
 
     def answers_to(self, name: str) -> bool:
-        """Whether ``workers=name`` means this one: its address, name or host."""
+        """Return whether ``workers=name`` means this worker: the address, name or host."""
         return (
             name == self.address
             or name == str(self.name)

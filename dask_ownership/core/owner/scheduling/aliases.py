@@ -1,8 +1,8 @@
-"""Aliases: rows whose value is that of another row.
+"""Aliases: rows whose value is the value of another row, the source.
 
-A task that delegates becomes one, and so does what is taken over from another owner. An alias
-takes no slot: when the value is inline, it is passed on here; when the value is stored, the
-alias goes to a worker that has it.
+A task that delegates becomes an alias, and an object that was taken over from another owner is an
+alias of the borrowed object. An alias takes no slot: an inline value is passed on here, and for a
+stored value the alias goes to a holder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dask_ownership.core.protocol.states import INLINE, READY
 
 
 class Aliases:
-    """Gives aliases that are ready their values.
+    """Gives ready aliases their values.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class Aliases:
     placement : Placement
     dispatch : Dispatch
     broke : callable
-        Told of a row that could not be dealt with, the error, and what was tried.
+        Told of an alias that met an unexpected error: the row, the error, and which step failed.
     """
 
     def __init__(
@@ -43,27 +43,29 @@ class Aliases:
         self._ready: list[Row] = []
 
     def place(self, row: Row) -> None:
-        """Deal with an alias that is ready."""
+        """Give a ready alias an inline value, or find a worker for the alias."""
         source = row.dependencies[0]
         if source.state == INLINE:
             self._ready.append(row)
+            # With more than one alias, the loop of `_pass_on` runs already and takes this alias.
             if len(self._ready) == 1:
                 self._pass_on()
             return
         if row.options.workers is None and (view := self._holder_of(source)) is not None:
-            # It takes no slot there, and nothing is to be moved.
+            # No queue: at a holder the alias takes no slot, and no bytes have to be moved.
             self._dispatch.push(row, view, view.heard)
             return
         self._placement.add_ready(row)
 
     def _pass_on(self) -> None:
-        """Give aliases the value of what they are aliases of.
+        """End the ready aliases with the values of their sources.
 
-        Each may be what the next one waits for: a chain of any length ends in this loop.
+        An alias may be the source of the next alias, which joins the list then. So a chain of any
+        length ends in this loop, without recursion.
         """
         for row in self._ready:
             if row.state != READY:
-                continue  # it was ended together with one before it
+                continue  # the row has ended together with an earlier row
             try:
                 self._lifecycle.finish_as(row, row.dependencies[0])
             except Exception as error:
@@ -71,7 +73,7 @@ class Aliases:
         self._ready.clear()
 
     def _holder_of(self, source: Row) -> WorkerView | None:
-        """A worker that has a stored value and takes tasks."""
+        """Return a holder of a stored value that takes tasks; None when there is none."""
         workers = self._placement.workers
         addresses = source.addresses if isinstance(source, Borrowed) else ()
         views = [workers.get(address) for address in addresses] or source.locations

@@ -1,4 +1,4 @@
-"""Functions that an owner has workers call on its own account."""
+"""Built-in functions: workers call them for an owner and not for a user."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from dask_ownership.core.protocol.order import FIRST
 
 
 class BuiltinFunctions(NamedTuple):
-    """Functions of the owner itself, which a payload calls with a dependency.
+    """Built-in functions of an owner, each called with one dependency.
 
-    The runtime pickles them as it does those of users.
+    The runtime pickles the built-in functions like functions of users.
 
     Attributes
     ----------
     identity : Function
-        Returns the dependency: the task is an *alias* of it.
+        Returns the dependency: a task with this function is an *alias* of the dependency.
     nothing : Function
-        Returns nothing: the worker has the dependency afterwards.
+        Returns nothing: the worker has a copy of the dependency afterwards.
     payload : bytes
-        The arguments of either.
+        The pickled arguments of either function, with a slot for the dependency.
     """
 
     identity: Function = Function(-1, b"", "identity")
@@ -30,9 +30,9 @@ class BuiltinFunctions(NamedTuple):
     payload: bytes = b""
 
     def alias(self, key: Key, source: tuple[Row, ...], options: Options) -> Row:
-        """A row that gets the value of the only row in ``source``, before all other tasks."""
+        """Return a new alias of the only row in ``source``, ordered before all tasks of users."""
         return Row(key, self.identity, self.payload, source, FIRST, options)
 
 
 NO_FUNCTIONS = BuiltinFunctions()
-"""Of an owner without a runtime."""
+"""The built-in functions of an `OwnerCore` that is made without a runtime."""

@@ -1,7 +1,7 @@
-"""Handing tasks to workers: what a push says, and chains of pushes.
+"""Dispatch: handing tasks to workers, what a push says, and chains of pushes.
 
-A task whose unfinished inputs are all on their way at one worker is pushed there behind
-them, so that a chain runs there without a round trip per link.
+A task whose unfinished inputs were all pushed to one worker is pushed to the same worker behind
+the inputs. So a chain of tasks runs there without a round trip per task.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ KEPT_ABOVE = 1024
 """Bytes of a pickled result above which it stays at its worker while the owner is full."""
 
 CHAIN_WIDTH = 8
-"""Tasks with more dependents, or more dependencies, are not chained."""
+"""Tasks with more dependencies, or with an input that has more dependents, are not chained: such
+tasks should spread."""
 
 
 class Dispatch:
@@ -41,7 +42,7 @@ class Dispatch:
     placement : Placement
     functions : BuiltinFunctions
     seek : callable
-        Has a task that is at a worker now watched for children which are sought.
+        Has the worker of a task that was just pushed watch for sought children of the task.
     limits : Limits
     """
 
@@ -60,24 +61,26 @@ class Dispatch:
         self._limits = limits
 
     def push(self, row: Row, view: WorkerView, now: float) -> None:
-        """Hand a ready row to a worker, and chain rows behind it that wait for it."""
+        """Hand a ready row to a worker, and push rows behind the row that only wait for it."""
         lifecycle = self._lifecycle
         stack = [row]
         while stack:
             row = stack.pop()
             dependencies: tuple[Any, ...] = ()
             if row.dependencies:
+                # An input may have failed or been lost since the row was ready.
                 failed = next((d for d in row.dependencies if d.state > STORED), None)
                 if failed is not None:
                     lifecycle.inherit(row, failed)
                     continue
                 if any(d.state < INLINE and d.worker is not view for d in row.dependencies):
-                    lifecycle.wait(row)  # one was lost and is made again
+                    lifecycle.wait(row)  # a lost input is made again
                     continue
                 dependencies = tuple([self._reference(d, view) for d in row.dependencies])
             function = row.function
             assert function is not None
             if function.id not in view.functions:
+                # The link keeps the order: the function arrives before the push.
                 view.functions.add(function.id)
                 view.outbox.append((m.FUNCTION, function.id, function.pickled))
             lifecycle.pushed(row, view)
@@ -88,9 +91,11 @@ class Dispatch:
                 duration = SHORTEST
             row.estimate = duration
             if view.active <= 0:
+                # A worker without work owed no answer: the time for a recall begins here.
                 view.heard = now
                 view.low = 0
             order = row.order
+            # Priority below the usual: `Placement` lets more urgent tasks overtake at the worker.
             if order >= LOW:
                 if order > view.low:
                     view.low = order
@@ -104,8 +109,10 @@ class Dispatch:
             if options is not NO_OPTIONS or row.roles & TRIED:
                 extra = self._extra(row)
             if function is self._alias:
+                # The worker passes its copy of the value on, without a slot.
                 extra = {"depth": 0, **(extra or {}), "alias": True}
             if lifecycle.inline_bytes > self._limits.inline_bytes:
+                # The owner is full: only small results may travel.
                 if extra is None:
                     extra = {"depth": 0}
                 extra.setdefault("inline", KEPT_ABOVE)
@@ -129,7 +136,16 @@ class Dispatch:
                         stack.append(dependent)
 
     def unsendable(self, view: WorkerView, message: Message, error: bytes) -> None:
-        """A message to a worker cannot be packed: what needs it fails, with a pickled error."""
+        """Fail the tasks that need a message which cannot be packed.
+
+        Parameters
+        ----------
+        view : WorkerView
+            The worker to which the message was to go.
+        message : tuple
+        error : bytes
+            The pickled error with which the tasks fail.
+        """
         kind, name = message[:2]
         if kind == m.PUSH:
             row = view.pushed.get(name)
@@ -152,19 +168,22 @@ class Dispatch:
                         )
             view.copies.pop(name, None)
         else:
-            failed = []  # it takes something back that never got there
+            failed = []  # the message takes back what never reached the worker
         for row in failed:
             self._lifecycle.fail(row, ERROR, error)
 
     def forget(self, function_id: int) -> None:
-        """No row needs a function any more, and none will: workers may let go of it."""
+        """Tell workers to drop a function that no row needs any more, now or later."""
         for view in self._placement.workers.values():
             if function_id in view.functions:
                 view.functions.discard(function_id)
                 view.outbox.append((m.FORGET, function_id))
 
     def _extra(self, row: Row) -> dict[str, Any] | None:
-        """What the worker has to know of a task beside its call; None when nothing."""
+        """Return what the worker has to know of a task beside the call, as `PUSH` describes it.
+
+        Most tasks have nothing to say, and the answer is None, which costs least on the link.
+        """
         options = row.options
         tried = self._lifecycle.attempts.of(row) if row.roles & TRIED else UNTRIED
         timed = options.timeout is not None
@@ -204,6 +223,7 @@ class Dispatch:
         """Push a new row behind its unfinished dependencies when one worker has them all."""
         for dependency in row.dependencies:
             if dependency.state == PUSHED:
+                # The first unfinished input names the only worker that can have all of them.
                 view = dependency.worker
                 waiting = dependency.dependents or ()
                 if len(waiting) <= CHAIN_WIDTH and self._chainable(row, view):
@@ -211,6 +231,7 @@ class Dispatch:
                 return
 
     def _chainable(self, row: Row, view: WorkerView) -> bool:
+        """Return whether a waiting row may be pushed to a worker behind its dependencies."""
         if (
             row.state != WAITING
             or len(row.dependencies) > CHAIN_WIDTH
@@ -225,7 +246,7 @@ class Dispatch:
         for dependency in row.dependencies:
             state = dependency.state
             if state < INLINE:
-                # Not behind one that is parked, which takes no room.
+                # Not behind a parked task: it takes no room, and may wait for a long time.
                 if state != PUSHED or dependency.worker is not view or not dependency.estimate:
                     return False
             elif state > STORED:
@@ -233,7 +254,10 @@ class Dispatch:
         return True
 
     def _reference(self, dependency: Row, view: WorkerView) -> tuple[Any, ...]:
-        """How a push names a dependency."""
+        """Return the entry of a dependency in a push: `VALUE`, `LOCAL` or `REMOTE`.
+
+        The worker counts among ``locations`` from now on when the worker is to get a copy.
+        """
         lifecycle = self._lifecycle
         state = dependency.state
         if state == INLINE:
@@ -243,10 +267,12 @@ class Dispatch:
                 return (m.LOCAL, dependency.key, version_of(dependency))
             if len(value) <= REPEATED or dependency.task_refs <= 1:
                 return (m.VALUE, value)
-            if not version_of(dependency):  # no task made it
+            if not version_of(dependency):
+                # A literal, which no task made: workers know a value by a number all the same.
                 lifecycle.numbers += 1
                 dependency.attempt = lifecycle.numbers
             dependency.locations += (view,)
+            # An answer about an attempt with a lower number says nothing of this copy.
             view.copies[dependency.key] = lifecycle.numbers + 1
             version = version_of(dependency)
             view.outbox.append((m.COPY, dependency.key, version, value))

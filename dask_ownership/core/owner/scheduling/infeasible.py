@@ -1,4 +1,4 @@
-"""Tasks that no worker of the cluster may run: they wait for one that joins, as in Dask."""
+"""Infeasible tasks: no worker of the cluster may run such a task, which waits for a new worker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from dask_ownership.core.protocol.states import ERROR, READY
 
 
 class Infeasible:
-    """Says why they wait, and ends them when that is known to be for ever, or for too long.
+    """Says why infeasible tasks wait, and ends the tasks that would wait for ever or too long.
+
+    As in Dask, an infeasible task waits for a worker that joins and may run the task.
 
     Parameters
     ----------
@@ -19,7 +21,7 @@ class Infeasible:
     lifecycle : Lifecycle
     functions : BuiltinFunctions
     refused : dict of str to str
-        Why members do not take part, by their addresses.
+        Addresses of members that do not take part, each with the reason.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class Infeasible:
         self._since: dict[Row, float] = {}
 
     def why(self, row: Row) -> str | None:
-        """What a row that is ready waits for, if no worker there is may run it."""
+        """Return why a ready row is infeasible, for people; None when a worker may run the row."""
         placement = self._placement
         if row.state != READY or placement.allowed(row):
             return None
@@ -59,29 +61,31 @@ class Infeasible:
         return reason
 
     def hopeless(self, row: Row) -> bool:
-        """Whether nobody would be served by waiting for a worker that may run it.
-
-        So it is for what may run only where owned tasks are not taken; for a copy that was to be
-        made where nothing is any more; and for a task that runs again for what it submitted when
-        the worker that it names is gone, because those who ask for that wait with it.
-        """
+        """Return whether an infeasible row should fail now, because waiting serves no purpose."""
+        # A copy was to be made at a worker that is gone.
         if row.function is self._functions.nothing:
             return True
         options = row.options
         workers = options.workers
         if not workers:
             return False
+        # A parent runs again for its children: the borrowers of the children would wait as well,
+        # and the worker that the parent names is gone.
         if options.repeats is not None:
             return not self._placement.matching(workers)
+        # The task names only workers that do not take owned tasks.
         return all(name in self._refused for name in workers)
 
     def fail(self, row: Row) -> None:
-        """End a row that is ready: no worker runs it."""
+        """End a ready row, with the error that no worker runs the task."""
         detail = self.why(row) or "no worker took it"
         self._lifecycle.fail(row, ERROR, Failure("no-worker", row.key, detail))
 
     def expire(self, now: float, timeout: float) -> None:
-        """End those that have waited for longer than ``timeout``, in the unit of ``now``."""
+        """End infeasible rows after a wait longer than ``timeout``, in the unit of ``now``.
+
+        The wait of a row begins with the first call that finds the row infeasible.
+        """
         waiting = self._placement.infeasible()
         self._since = {row: self._since.get(row, now) for row in waiting}
         for row, since in self._since.items():

@@ -1,11 +1,10 @@
-"""Where a ready task goes.
+"""Placement: which worker a ready task goes to.
 
-Binding is late: a ready task waits at the owner until a worker wants more. Each
-worker has a *window* of queued work, counted in measured time and not in tasks:
-about ten milliseconds per slot, which is one task when tasks are long and
-hundreds when they do nothing. A worker that has a free slot comes before one
-that only has room in its window, and a task goes to the worker that holds most
-of its large inputs when that one has room.
+Binding is late: a ready task waits at the owner until a worker wants more tasks. Each worker has a
+*window* of queued work, counted in measured time and not in tasks: about ten milliseconds per
+slot, which is one long task, or hundreds of tasks that do nothing. A worker with a free slot comes
+before a worker with only room in its window. A task goes to the worker that holds most bytes of
+its stored inputs when that worker has room.
 """
 
 from __future__ import annotations
@@ -22,28 +21,29 @@ from dask_ownership.core.protocol.states import READY, STORED
 from dask_ownership.core.queue import OrderedQueue
 
 UNKNOWN_DURATION = 5_000.0
-"""Microseconds that a function is taken to run before it was measured."""
+"""Microseconds that an unmeasured function is expected to run."""
 
 SHORTEST = 12.0
-"""Microseconds below which a task costs its handling, not its running."""
+"""Least microseconds that a task takes of a window: below, the handling costs more than the run."""
 
 RUN_LENGTH = 16
-"""How many tasks in a row go to one worker, so that neighbours in a graph meet."""
+"""How many tasks one after the other go to one worker, so that neighbours in a graph meet."""
 
 OVERTAKING = 16
-"""How many tasks beyond its slots a worker may have before nothing more overtakes others there."""
+"""How many tasks beyond its slots a worker may have before no further task may overtake there."""
 
 BANDWIDTH = 200.0
-"""Bytes per microsecond between workers, as far as choosing needs it."""
+"""Bytes per microsecond between workers: a rough figure, which only serves the choice."""
 
 STALLED = 5_000.0
 """Microseconds without an answer after which a worker's queue may be recalled."""
 
 HELD_UP = 300_000.0
-"""The same for a worker that has no more of an owner's tasks than it can run at once."""
+"""The same for a worker that has no more tasks of this owner than the worker can run at once."""
 
 
 def _restriction(row: Row) -> tuple[Any, ...]:
+    """Return the kind of a restricted row: rows of one kind wait for the same workers."""
     options = row.options
     resources = options.resources or {}
     return (
@@ -55,20 +55,26 @@ def _restriction(row: Row) -> tuple[Any, ...]:
 
 
 class Placement:
-    """Ready rows and the workers that may take them.
+    """The ready rows of one owner, and the workers that may take them.
+
+    Rows with ``workers``, ``resources`` or ``at_most_once`` are *restricted*: they wait in a queue
+    for each kind of restriction. All other rows wait in one queue.
 
     Parameters
     ----------
     home : str, optional
-        Address of the worker in this process, preferred for tasks without data
-        elsewhere (nested tasks stay near their parent).
+        Address of the worker in this process, preferred for tasks without data elsewhere: nested
+        tasks stay near their parent.
 
     Attributes
     ----------
-    any_low : bool
-        Whether anything with a priority below the usual was pushed.
+    home : str or None
+    workers : dict of str to WorkerView
+        The members that this owner uses, by address.
     kept : list of WorkerView
-        Those that get nothing more until they have a free slot, see `keep_for_waiting`.
+        Workers that get nothing more until a slot is free, see `keep_for_waiting`.
+    any_low : bool
+        Whether a task with a priority below the usual was pushed, ever.
     """
 
     def __init__(self, home: str | None = None) -> None:
@@ -86,10 +92,12 @@ class Placement:
     # ---- members ----
 
     def add_worker(self, view: WorkerView) -> None:
+        """Use a worker from now on."""
         self.workers[view.address] = view
         self._rotation.append(view)
 
     def remove_worker(self, view: WorkerView) -> None:
+        """Use a worker no more."""
         self.workers.pop(view.address, None)
         if view in self._rotation:
             self._rotation.remove(view)
@@ -97,15 +105,16 @@ class Placement:
             self._run_worker = None
 
     def matching(self, names: Iterable[str]) -> list[WorkerView]:
-        """Workers that answer to one of the names."""
+        """Return the workers with an address, name or host among ``names``."""
         names = tuple(names)
         return [w for w in self.workers.values() if any(w.answers_to(n) for n in names)]
 
     # ---- ready rows ----
 
     def add_ready(self, row: Row) -> None:
+        """Queue a ready row until a worker takes the row."""
         options = row.options
-        if options is NO_OPTIONS:
+        if options is NO_OPTIONS:  # nearly all rows: one test
             self._free.push(row)
             return
         if options.workers is not None or options.resources or options.at_most_once:
@@ -119,20 +128,20 @@ class Placement:
 
     @property
     def ready_count(self) -> int:
-        """How many rows are queued, dead ones included."""
+        """How many rows are queued, rows that are not ready any more included."""
         waiting = sum(map(len, self._restricted.values()))
         return len(self._free) + waiting
 
     def take_ready(self) -> tuple[Row, WorkerView] | None:
-        """Remove the first unrestricted row that is still ready, and say where it goes.
+        """Remove the first unrestricted row that is still ready, and choose a worker.
 
-        None when there is no such row, or no worker that wants it.
+        Return None when no row is ready, or when no worker wants the first ready row.
         """
         queue = self._free
         while queue.size:
             row = queue.pop()
             if row.state != READY:
-                continue
+                continue  # rows that ended or were taken stay in the queue until here
             view = self.choose(row) if row.dependencies else self._any_open()
             if view is None and (row.order < URGENT or self.any_low):
                 view = self._overtaking(row, self.workers.values())
@@ -153,10 +162,9 @@ class Placement:
         return False
 
     def restricted(self) -> list[tuple[Row, list[WorkerView]]]:
-        """For each kind of restriction its first ready row and the workers for it.
+        """Return the first ready row of each kind of restriction, with the workers for the row.
 
-        Rows that nobody takes stay; an empty list of workers means that no member
-        matches.
+        The rows stay queued. A row without workers is infeasible: no member may run the row.
         """
         found = []
         for kind, queue in list(self._restricted.items()):
@@ -170,14 +178,15 @@ class Placement:
 
     @property
     def any_restricted(self) -> bool:
-        """Whether a row waits that not every worker may run."""
+        """Whether a restricted row waits for a worker."""
         return bool(self._restricted)
 
     def infeasible(self) -> list[Row]:
-        """Ready rows that no member may run."""
+        """Return the ready rows that no member may run."""
         if not self.workers:
             queues = [self._free, *self._restricted.values()]
             return [row for queue in queues for row in queue.items() if row.state == READY]
+        # Rows of one kind may run at the same workers: the first row speaks for all.
         return [
             row
             for first, views in self.restricted()
@@ -187,18 +196,22 @@ class Placement:
         ]
 
     def take_restricted(self, row: Row) -> None:
-        """Remove the row that `restricted` gave; one that is not the first any more when it is."""
+        """Remove a row that `restricted` returned.
+
+        A row that is not the first of its kind any more stays, and is dropped when its turn comes.
+        """
         queue = self._restricted[_restriction(row)]
         if queue.peek() is row:
             queue.pop()
 
     def allowed(self, row: Row) -> list[WorkerView]:
-        """Members that the row's ``workers`` and ``resources`` allow."""
+        """Return the members that the row's ``workers`` and ``resources`` allow."""
         options = row.options
         views = list(self.workers.values())
         if options.workers is not None:
             named = self.matching(options.workers)
             if options.loose:
+                # A preference: another worker may run what a silent worker would keep waiting.
                 named = [view for view in named if not view.suspended]
             if named or not options.loose:
                 views = named
@@ -207,10 +220,10 @@ class Placement:
         return views
 
     def keep_for_waiting(self) -> None:
-        """Have tasks that run at most once get the next free slot when it is their turn.
+        """Have tasks that run at most once get the next free slot when their turn comes.
 
-        Such a task goes to a free slot only, and there is none while the windows of all
-        workers are filled again and again. So what comes after it waits with it.
+        Such a task goes to a free slot only, and no slot comes free while the windows of all
+        workers are filled again and again. So the tasks after such a task wait, too.
         """
         if not any(at_most_once for *_, at_most_once in self._restricted):
             return
@@ -225,7 +238,7 @@ class Placement:
         return self.any_ready and self._free.peek().order < row.order
 
     def let_go_of_kept(self) -> None:
-        """Undo `keep_for_waiting`."""
+        """Undo `keep_for_waiting`, before the workers are chosen anew."""
         for view in self.kept:
             view.reserved = False
         self.kept.clear()
@@ -233,9 +246,18 @@ class Placement:
     # ---- choosing ----
 
     def choose(self, row: Row, among: list[WorkerView] | None = None) -> WorkerView | None:
-        """The worker that should take the row now, or None while none wants more."""
+        """Return the worker that should take a row now; None while no worker wants more.
+
+        Parameters
+        ----------
+        row : Row
+        among : list of WorkerView, optional
+            The workers that may run a restricted row.
+        """
         best: WorkerView | None = None
         if among is not None and row.options.at_most_once:
+            # A free slot only: of a task that was pushed to a dead worker the owner cannot tell
+            # whether the task has run, so such a task should not wait there.
             among = [view for view in among if view.idle]
         if row.dependencies:
             best = self._nearest(row, among)
@@ -251,7 +273,8 @@ class Placement:
             return best or other
         if best.idle:
             return best
-        # The holder is busy: moving the data may be faster than waiting for it.
+        # The holder is busy: moving the data may be faster than waiting for the holder. A request
+        # is taken to cost a millisecond.
         nbytes = sum(
             d.nbytes for d in row.dependencies if d.state == STORED and best in self.holders_of(d)
         )
@@ -261,7 +284,11 @@ class Placement:
 
     @staticmethod
     def _overtaking(row: Row, among: Iterable[WorkerView]) -> WorkerView | None:
-        """A worker whose window is full of what has a lower priority: the row runs there first."""
+        """Return a worker that takes a row though the window is full, and runs the row first.
+
+        A row with a priority above the usual overtakes at any worker, other rows only at a worker
+        with tasks of a lower priority. A worker takes a few such rows only (`OVERTAKING`).
+        """
         mine = urgency(row.order)
         found = [
             view
@@ -274,6 +301,7 @@ class Placement:
         return min(found, key=lambda view: view.load, default=None)
 
     def _nearest(self, row: Row, among: list[WorkerView] | None) -> WorkerView | None:
+        """Return the worker with room that holds most bytes of the row's stored inputs."""
         held: dict[WorkerView, int] = {}
         for dependency in row.dependencies:
             if dependency.state == STORED:
@@ -288,13 +316,18 @@ class Placement:
         return best
 
     def holders_of(self, row: Row) -> Iterable[WorkerView]:
-        """Workers that have a stored value, of this owner or borrowed."""
+        """Return the holders of a stored value, also of a borrowed value."""
         if not isinstance(row, Borrowed):
             return row.locations
         there = (self.workers.get(address) for address in row.addresses)
         return dict.fromkeys(view for view in (*row.locations, *there) if view is not None)
 
     def _any_open(self) -> WorkerView | None:
+        """Return a worker for a row that may run anywhere; None while no worker wants more.
+
+        First the worker of the present run, then the worker in this process, then the next worker
+        with a free slot, then the next worker with room in its window.
+        """
         view = self._run_worker
         if view is not None and self._run_left > 0 and view.accepting and not view.reserved:
             nthreads = view.nthreads
@@ -304,6 +337,7 @@ class Placement:
         home = self.workers.get(self.home) if self.home is not None else None
         if home is not None and home.open:
             return home
+        # In turn, or the first workers of the list would get most of the tasks.
         rotation = self._rotation
         count = len(rotation)
         start = self._next
@@ -321,6 +355,8 @@ class Placement:
         return self._start_run(rotation[(start + second) % count])
 
     def _start_run(self, view: WorkerView) -> WorkerView:
+        """Begin a run: a few further tasks follow to the same worker."""
+        # With few ready rows a run is short, so that every worker gets a share.
         share = self.ready_count // (2 * len(self._rotation))
         self._run_worker = view
         self._run_left = min(RUN_LENGTH, share)

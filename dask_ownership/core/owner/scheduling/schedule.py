@@ -1,4 +1,4 @@
-"""Scheduling: ready rows go to workers that want more, and come back for workers that idle."""
+"""Scheduling: ready rows go to workers that want more, and come back for idle workers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dask_ownership.core.protocol import messages as m
 from dask_ownership.core.protocol.states import READY
 
 LOOKED_AT = 16
-"""Tasks of a worker that are looked at before it is asked to give some back."""
+"""Number of a worker's latest tasks to look at before the worker is asked to give tasks back."""
 
 
 class Scheduling:
-    """Decides when tasks are handed out, and when workers are asked to give some back.
+    """Decides when tasks are handed out, and when workers are asked to give tasks back.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ class Scheduling:
     dispatch : Dispatch
     infeasible : Infeasible
     broke : callable
-        Told of a row that could not be pushed, the error, and what was tried.
+        Told of a row that could not be pushed, the error, and which step failed.
     """
 
     def __init__(
@@ -46,7 +46,9 @@ class Scheduling:
         if not placement.workers:
             return
         if placement.kept:
+            # Which slots are kept is decided anew each time.
             placement.let_go_of_kept()
+        # Before the unrestricted rows, which would take the free slots.
         if placement.any_restricted:
             self._schedule_restricted(now)
         take_ready = placement.take_ready
@@ -58,14 +60,15 @@ class Scheduling:
                 self._broke(taken[0], error, f"it could not be pushed to {taken[1].address}")
 
     def _schedule_restricted(self, now: float) -> None:
-        """The same for rows that only some workers may run; those of no worker may end here."""
+        """Give restricted rows to workers that want more, and end hopeless rows."""
         placement = self._placement
+        # Each round takes the first row of each kind, until no kind has a row that can go.
         progress = True
         while progress and placement.any_restricted:
             progress = False
             for row, views in placement.restricted():
                 if row.state != READY:
-                    progress = True  # it went with one before it; the next of its kind is looked at
+                    progress = True  # ended with an earlier row: the next row of the kind comes
                 elif not views:
                     if self._infeasible.hopeless(row):
                         self._infeasible.fail(row)
@@ -81,8 +84,11 @@ class Scheduling:
             placement.keep_for_waiting()
 
     def hurry(self, rows: Iterable[Row], now: float) -> None:
-        """Parked tasks of the worker in this process wait for these, and nothing else may begin
-        there: the ready ones go there though it wants no more (`executor.crowd`)."""
+        """Push the ready rows among ``rows`` to the worker in this process, which wants no more.
+
+        Parked tasks of the worker wait for these rows, and the worker is full: only tasks that the
+        parked tasks need may begin there (`executor.crowd`).
+        """
         placement = self._placement
         home = placement.workers.get(placement.home or "")
         if home is None or not home.accepting:
@@ -93,9 +99,16 @@ class Scheduling:
                 self._dispatch.push(row, home, now)
 
     def recall(self, now: float) -> bool:
-        """Ask workers for queued tasks back, for idle workers; whether to look again soon."""
+        """Ask workers to give queued tasks back, for idle workers.
+
+        Returns
+        -------
+        bool
+            Whether to call again soon, because some workers are idle and other workers have tasks.
+        """
         views = list(self._placement.workers.values())
         idle = sum(1 for view in views if view.idle)
+        # Ready rows at the owner go to idle workers first.
         if not idle or self._placement.any_ready:
             return False
         again = False
@@ -103,13 +116,15 @@ class Scheduling:
             if not view.active or len(views) < 2 or view.suspended:
                 continue
             again = True
-            # What it has may wait for tasks of other owners, of which nothing is known here.
+            # Without a spare task the worker is asked later: its tasks may wait behind tasks of
+            # other owners, of which this owner knows nothing.
             spare = max(view.active - view.nthreads, 0)
             if view.recalled or now - view.heard < (STALLED if spare else HELD_UP):
                 continue
             last = islice(reversed(view.pushed.values()), LOOKED_AT)
             if all(len(self._placement.allowed(row)) < 2 for row in last):
-                continue  # no other worker may run them
+                continue  # no other worker may run the tasks
             view.recalled = True
+            # Half of the spare tasks, and one at least.
             view.outbox.append((m.RECALL, max(1, spare // 2 + spare % 2)))
         return again

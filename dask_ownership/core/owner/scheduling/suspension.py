@@ -1,14 +1,14 @@
-"""Workers that fall silent: frozen, cut off, or kept from answering by what they run.
+"""Suspension of silent workers: frozen, cut off, or kept from answering by the tasks they run.
 
-Silence is not death. A worker that owes an answer and gives no sign of life for a while
-is *suspended*: it gets nothing more, and what it was given is tried elsewhere. Its values
-stay where they are, nobody is blamed, and when it is heard again it is used again. What it
-still does for an attempt that was moved changes nothing: a `CANCEL` waits for it.
+Silence is not death. A worker that owes an answer and gives no sign of life for a while is
+*suspended*: the worker gets no more tasks, and its tasks are tried elsewhere. Its values stay where
+they are, no task is blamed, and after the next sign of life the worker is used again. Work that the
+worker still does for a moved attempt changes nothing: a `CANCEL` waits in the worker's outbox.
 
-A task may be the reason for the silence itself, as C code that keeps the interpreter's
-lock for a minute. So the next worker may be silent for twice as long as the last was when
-the task was taken from it, and it is moved only when another worker could run it: in the
-end it finishes.
+A task may be the reason for the silence, as C code that keeps the interpreter's lock for a minute.
+So a moved task has more patience with the next worker, which may be silent for twice as long as the
+last worker was at the time of the move. And a task is moved only when another worker could run the
+task. So the task finishes in the end.
 """
 
 from __future__ import annotations
@@ -24,18 +24,21 @@ from dask_ownership.core.protocol.states import INLINE, PUSHED, STORED
 
 
 class Suspensions:
-    """Suspended workers of one owner, and what they were given.
+    """Suspends the silent workers of one owner, and moves their tasks.
 
     Parameters
     ----------
     placement : Placement
     lifecycle : Lifecycle
-    gone_quiet, awake : callable
-        Told of a worker that is suspended, and of one that takes tasks again.
+    gone_quiet : callable
+        Told of a worker that is suspended.
+    awake : callable
+        Called when a suspended worker takes tasks again.
 
     Attributes
     ----------
     suspended : set of WorkerView
+        Workers that are suspended now.
     """
 
     def __init__(
@@ -52,11 +55,16 @@ class Suspensions:
         self.suspended: set[WorkerView] = set()
 
     def silent(self, found: Iterable[tuple[WorkerView, float]]) -> None:
-        """Workers that owe an answer were silent for so many times what is allowed.
+        """Suspend workers that owe an answer and were silent for too long, and move their tasks.
 
-        All together: what one had must not go to another that is silent, too.
+        Parameters
+        ----------
+        found : iterable of (WorkerView, float)
+            Silent workers, each with the length of its silence in multiples of the allowed
+            silence. Below 1 nothing happens.
         """
         found = [(view, times) for view, times in found if times >= 1 and view.alive]
+        # All workers are suspended before any task is moved: no task moves to a silent worker.
         for view, _ in found:
             self._suspend(view)
         for view, times in found:
@@ -72,20 +80,20 @@ class Suspensions:
         self._gone_quiet(view)
 
     def heard(self, view: WorkerView) -> None:
-        """A suspended worker gave a sign of life: it is used again."""
+        """Use a suspended worker again, after a sign of life."""
         if view.suspended:
             view.suspended = False
             view.accepting = view.would_accept
             self.suspended.discard(view)
-            if view.accepting:  # it takes copies again
+            if view.accepting:  # copies of values may go to the worker again
                 self._awake()
 
     def gone(self, view: WorkerView) -> None:
-        """It left the cluster."""
+        """Forget a worker that left the cluster."""
         self.suspended.discard(view)
 
     def _move(self, view: WorkerView, times: float) -> None:
-        """Have what others can run tried there, the oldest first."""
+        """Have tasks of a silent worker tried at other workers, the oldest first."""
         for row in list(view.pushed.values()):
             if row.state != PUSHED or row.worker is not view:
                 continue
@@ -95,7 +103,9 @@ class Suspensions:
                 path = restarts.INPUT_ELSEWHERE
                 why = "what it waited for there is tried elsewhere"
             if not restarts.may(path, row.options):
-                continue  # it goes on when the worker does
+                continue  # a task that runs at most once goes on when the worker does
+            # A task whose input moved has to follow, also to a worker that comes later. Other
+            # tasks move when their patience is over and another worker can run them now.
             if path is restarts.SILENT:
                 attempts = self._lifecycle.attempts
                 if times < attempts.of(row).patience or not self._elsewhere(row):
@@ -105,17 +115,20 @@ class Suspensions:
             self._lifecycle.try_again(row, path, f"{view.address}: {why}")
 
     def _elsewhere(self, row: Row) -> bool:
+        """Return whether another worker takes tasks and may run the row."""
+        # The silent worker itself is suspended, and so does not accept tasks.
         return any(view.accepting for view in self._placement.allowed(row))
 
     def unanswered(self, row: Row) -> None:
-        """A stored value could not be had where it is said to be.
+        """Give up the copies of a stored value that no holder sends, if all holders are suspended.
 
-        When all who have it are suspended and it can be made again, their copies are given up.
-        Otherwise readers wait for those workers to wake up or to be removed. Another holder
-        may only be about to fetch it from there; when that failed it says so.
+        The value is made again then, which needs a lineage. Otherwise readers wait for the
+        suspended workers to wake up or to be removed.
         """
         if row.state != STORED or row.lineage is None:
             return
+        # A holder that answers may only be about to fetch the value from a suspended holder, and
+        # says so when that has failed.
         holders = set(row.locations)
         if holders <= self.suspended:
             self._lifecycle.drop_locations(row, holders, "does not answer")

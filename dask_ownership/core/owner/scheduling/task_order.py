@@ -1,4 +1,4 @@
-"""TaskOrder of the rows of one owner, see `protocol.order`."""
+"""Places of one owner's rows in the order of tasks, see `protocol.order`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class TaskOrder:
     Parameters
     ----------
     clock : callable
-        Seconds.
+        Returns the time in seconds.
 
     Attributes
     ----------
     next : int
-        The place behind all others.
+        The place behind all places given so far.
     shared : bool
-        Whether a graph came, and what comes next may be of its generation.
+        Whether there is a young graph, whose generation the next tasks may share.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -35,12 +35,15 @@ class TaskOrder:
         self.shared = False
 
     def one(self) -> int:
-        """The place of a single task: behind all others."""
+        """Return the place of a single task: behind all places given so far."""
         self.next += 1
         return self.next - 1
 
     def beside(self, within: float) -> int:
-        """The place of a single task that shares a graph's generation if that is so young."""
+        """Return the place of a single task, in the last graph's generation if that is young.
+
+        Young is a generation not older than ``within`` seconds. Without one: a place as of `one`.
+        """
         if not self.shared or self._clock() - self._since > within:
             self.shared = False
             return self.one()
@@ -50,26 +53,33 @@ class TaskOrder:
         return place
 
     def behind(self, dependencies: Sequence[Row], depth: int) -> int | None:
-        """The place of the last of these if that is recent, else None.
+        """Return the place of the last of the dependencies if that place is recent, else None.
 
-        What goes on with work that was submitted just before comes before the rest of that:
-        its inputs need not be kept for long.
+        A task that goes on with recent tasks comes next to them, before the rest of the recent
+        tasks: the values of the dependencies need not be kept for long.
         """
         place = dependencies[0].order
         for row in dependencies:
             if row.order > place:
                 place = row.order
         if depth:
+            # The order of a nested row has the depth taken off, see `protocol.order.ordered`.
             place += min(depth, DEEPEST) * DEPTH
         return place if self._recent <= place < self.next else None
 
     def grow_old(self) -> None:
-        """A while has passed; what was submitted two whiles ago is not recent any more."""
+        """Let places grow old: a place is recent until the second call after the place was given.
+
+        The owner calls at even intervals, so a place is recent for one to two intervals.
+        """
         self._recent, self._before = self._before, self.next
 
     def graph(self, count: int, within: float) -> int:
-        """The first of so many places of a graph, in the last graph's generation if that is
-        not older than ``within`` seconds."""
+        """Return the first place of a graph with ``count`` tasks.
+
+        The graph shares the last graph's generation if that is not older than ``within`` seconds:
+        both begin at the same place, and so go on side by side.
+        """
         now = self._clock()
         if not self.shared or now - self._since > within:
             self._start = self.next
