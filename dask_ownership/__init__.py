@@ -1,7 +1,7 @@
 """Tasks owned by the process that calls them, on a stock Dask cluster.
 
-``from dask_ownership import Client`` in place of ``from distributed import Client``,
-or ``dask.config.set(scheduler="ownership")`` in existing code.
+Write ``from dask_ownership import Client`` in place of ``from distributed import Client``, or
+``dask.config.set(scheduler="ownership")`` in existing code.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from distributed import fire_and_forget, get_client, get_worker, worker_client
 
 from dask_ownership import config as _config
 
+# Before the imports below, so that no module meets a configuration without the defaults.
 _config.install()
 
 from dask_ownership.client.client import Client  # noqa: E402

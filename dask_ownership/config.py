@@ -12,10 +12,10 @@ _DEFAULTS = Path(__file__).parent / "ownership.yaml"
 
 
 OWN_FRAMES = r"dask_ownership[\\\/]((client[\\\/](client|data))|(futures[\\\/]gather)|get)\.py"
-"""Files whose frames Dask leaves out of tracebacks, as it does those of `distributed.client`."""
+"""Files whose frames Dask leaves out of tracebacks, as it does with `distributed.client`."""
 
 ACTIVE = {"dataframe.shuffle.method": "tasks", "array.rechunk.method": "tasks"}
-"""P2P shuffles need the central scheduler, so they are not the default while a client is open."""
+"""Settings while a client is open: P2P shuffles, Dask's default, need the central scheduler."""
 
 _lock = threading.Lock()
 _open_clients = 0
@@ -23,7 +23,7 @@ _changed: list[str] = []
 
 
 def client_opened() -> None:
-    """Switch shuffles to tasks, unless the user chose; for the first client that opens."""
+    """Apply `ACTIVE` when the first client opens, except for settings that the user chose."""
     global _open_clients
     with _lock:
         _open_clients += 1
@@ -35,19 +35,20 @@ def client_opened() -> None:
 
 
 def client_closed() -> None:
-    """Undo it when the last client closed; what the user set meanwhile stays."""
+    """Undo `client_opened` when the last client closed; the user's later settings stay."""
     global _open_clients
     with _lock:
         _open_clients -= 1
         if _open_clients == 0:
             for name in _changed:
+                # Another value than ours is the user's.
                 if dask.config.get(name, None) == ACTIVE[name]:
                     dask.config.set({name: None})
             _changed.clear()
 
 
 def install() -> None:
-    """Make the defaults known to Dask; what the user set stays."""
+    """Add the defaults to Dask's configuration; settings of the user stay."""
     with _DEFAULTS.open() as file:
         dask.config.update_defaults(yaml.safe_load(file))
     shorten = dask.config.get("admin.traceback.shorten", None)

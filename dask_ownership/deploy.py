@@ -1,4 +1,4 @@
-"""Clusters on this machine whose ``get_client()`` gives a `dask_ownership.Client`."""
+"""Clusters on this machine whose ``get_client()`` returns a `dask_ownership.Client`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["LocalCluster"]
 
 
 class LocalCluster(distributed.LocalCluster):
-    """A `distributed.LocalCluster`; only what ``get_client()`` gives is another.
+    """A `distributed.LocalCluster` whose ``get_client()`` returns a `dask_ownership.Client`.
 
     Any other cluster works as well: ``dask_ownership.Client(cluster)``. This class is for code that
     lets the cluster make its client, and for settings that name a class of clusters.
     """
 
     def get_client(self) -> Client:
-        """The current client if it is of this cluster and owns what it submits, or a new one."""
+        """Return the current client if it is one of this package and this cluster, or a new one."""
         try:
             current = Client.current(allow_global=True)
         except ValueError:

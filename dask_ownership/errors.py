@@ -38,12 +38,14 @@ class OwnershipError(Exception):
 
 
 class LostData(OwnershipError, CancelledError):
-    """The only copy of a value is gone, and nothing can make it again.
+    """The only copy of a value is gone, and nothing can make the value again.
 
     Attributes
     ----------
     key : hashable
-        The value that was lost; it may be an input of the one that was asked for.
+        Key of the lost value, which may be an input of the value that was asked for.
+    detail : str
+        Where the copies were, and why there is no lineage.
     """
 
     def __init__(self, key: Hashable, detail: str) -> None:
@@ -56,18 +58,18 @@ class LostData(OwnershipError, CancelledError):
 
 
 class OwnerLost(LostData):
-    """The process that owned a value died, and those who led to it did not make it again.
+    """The owner of a value died, and the owners that led to it did not make the value again.
 
     Attributes
     ----------
     key : hashable
     owner : str
-        The name of the process that owned it: a worker's address or a client's id.
-    reason : str
-        Who was asked, and why there is no value.
+        Name of the dead owner: a worker's address or a client's id.
+    reason, detail : str
+        Which owners were asked, and why there is no value.
     chain : tuple of str
-        The owner, the owner of the task that submitted it, of the one that submitted that,
-        and so on, as far as is known.
+        Names of the owner, of the owner of the task that submitted the lost task, of the owner of
+        that task's submitter, and so on, as far as known.
     """
 
     def __init__(self, key: Hashable, owner: str, reason: str, chain: tuple[str, ...]) -> None:
@@ -86,7 +88,14 @@ class OwnerLost(LostData):
 
 
 class KilledWorker(OwnershipError, _StockKilledWorker):
-    """A task was given up because workers kept dying under it."""
+    """A task was given up because workers kept dying under it.
+
+    Attributes
+    ----------
+    key : hashable
+    detail : str
+        The deaths, and what to do.
+    """
 
     def __init__(self, key: Hashable, detail: str) -> None:
         Exception.__init__(self, key, detail)
@@ -100,16 +109,16 @@ class KilledWorker(OwnershipError, _StockKilledWorker):
 class TaskTimeout(OwnershipError, TimeoutError):
     """A task ran for longer than its ``timeout=``, and was cancelled at its worker.
 
-    Its thread goes on until its function returns; `dask_ownership.cancelled` tells it that
-    nobody waits any more.
+    The thread of the task goes on until its function returns; there `dask_ownership.cancelled` is
+    true.
 
     Attributes
     ----------
     key : hashable
     worker : str
-        Where it ran.
+        Address of the worker.
     seconds : float
-        How long it might have taken.
+        The timeout.
     """
 
     def __init__(self, key: Hashable, worker: str, seconds: float) -> None:
@@ -132,7 +141,7 @@ class Uncertain(OwnershipError):
     ----------
     key : hashable
     detail : str
-        Where it was, what happened there, and what to do.
+        Where the task was, what happened there, and what to do.
     """
 
     def __init__(self, key: Hashable, detail: str) -> None:
@@ -145,7 +154,14 @@ class Uncertain(OwnershipError):
 
 
 class NoWorker(OwnershipError, ValueError):
-    """No worker of the cluster may or can run the task."""
+    """No worker of the cluster may or can run the task.
+
+    Attributes
+    ----------
+    key : hashable
+    detail : str
+        The restrictions, and the workers that are there.
+    """
 
     def __init__(self, key: Hashable, detail: str) -> None:
         super().__init__(key, detail)
@@ -157,11 +173,17 @@ class NoWorker(OwnershipError, ValueError):
 
 
 class NoWorkerInTime(NoWorker, TimeoutError):
-    """No worker took scattered values in the time that there was."""
+    """No worker took scattered values before the timeout."""
 
 
 class Superseded(OwnershipError, RuntimeError):
-    """An attempt of a task that is not the current one any more asked for something."""
+    """An attempt that is not the current attempt of its task any more asked for something.
+
+    Attributes
+    ----------
+    key : hashable
+    detail : str
+    """
 
     def __init__(self, key: Hashable, detail: str) -> None:
         super().__init__(key, detail)
@@ -181,17 +203,22 @@ class NotUnpickled(NotSerializable, RuntimeError):
 
 
 class NotHere(OwnershipError, RuntimeError):
-    """A future arrived in a process that does not own it and was asked for something."""
+    """A future was asked for something in a process that cannot answer: its owner is elsewhere."""
 
 
 class PluginMissing(OwnershipError, RuntimeError):
-    """The cluster does not speak ownership and this client may not teach it."""
+    """The cluster has no ownership plugin, and this client may not install the plugin."""
 
 
 class InternalError(OwnershipError, RuntimeError):
     """A fault of this project, or of a process with another version, while it dealt with a task.
 
-    It ends that task and no other.
+    The fault ends that task and no other task.
+
+    Attributes
+    ----------
+    key : hashable
+    detail : str
     """
 
     def __init__(self, key: Hashable, detail: str) -> None:
@@ -206,30 +233,33 @@ class InternalError(OwnershipError, RuntimeError):
 class TaskExit(OwnershipError, RuntimeError):
     """A task raised SystemExit, KeyboardInterrupt or another exception that is no `Exception`.
 
-    It must not end other processes, or cancel the coroutine that asks for the result.
+    The exception itself would end other processes, or cancel the coroutine that asks for the
+    result.
     """
 
 
 class ClosedOwner(OwnershipError, CancelledError, RuntimeError):
-    """The client was closed, so nothing can be asked of what it owned.
+    """The client was closed, so nothing can be asked of the objects it owned.
 
-    Closing frees every value, those that were here already too, so that what a
-    future answers then does not depend on its value's size.
+    Closing frees every value, also values that were here already, so that the answer of a future
+    does not depend on the size of its value.
     """
 
 
 class SchedulerGone(ClosedOwner, FutureCancelledError):
     """The scheduler, or the connection to it, is gone for good, and so the client closed.
 
-    Stock Dask closes the workers with it. What was here by then can still be read.
+    Stock Dask closes the workers with the scheduler. Values that were here by then can still be
+    read.
 
     Attributes
     ----------
     key : hashable
-        What was asked for.
+        Key of the future, or id of the client.
     reason : str
-        That of Dask's own futures in this case.
+        The reason of Dask's own futures in this case.
     msg : str
+        What happened, and what to do.
     """
 
     def __init__(self, key: Hashable, detail: str) -> None:
@@ -246,7 +276,10 @@ class SchedulerGone(ClosedOwner, FutureCancelledError):
 
 
 def from_failure(key: Hashable, failure: Failure, lender: str = "") -> BaseException:
-    """The exception that says why a row has no value; ``lender`` owns it, if another does."""
+    """Return the exception for a failure: the reason why a row has no value.
+
+    ``lender`` is the name of the owner if the row is borrowed.
+    """
     if failure.kind == "cancelled":
         detail = failure.detail
         if failure.key != key:

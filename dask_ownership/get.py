@@ -1,4 +1,4 @@
-"""What ``dask.config.set(scheduler=...)`` takes: ``"ownership"`` or `get` itself."""
+"""The scheduler for ``dask.config.set(scheduler=...)``: ``"ownership"`` or `get` itself."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from dask_ownership.client.client import Client
 
 _lock = threading.Lock()
 _attached: WeakKeyDictionary[Any, Client] = WeakKeyDictionary()
+"""Clients that were made here, by the stock client whose cluster they share."""
 _embedded: Client | None = None
+"""The client with an embedded cluster, if one was needed."""
 
 
 def current_client() -> Client:
-    """The client whose owner serves the caller.
+    """Return the client whose owner serves the caller.
 
-    Inside a task the worker's; else the current or default client when it is one of
-    ours; else one attached to the cluster of the default `distributed.Client`; else
-    one with an embedded cluster, started now and closed at exit.
+    Inside a task the client of the worker; else the current or default client if it is a client of
+    this project; else a client attached to the cluster of the default `distributed.Client`; else a
+    client with an embedded cluster, started now and closed at exit.
     """
     found = _found()
     if found is None:
@@ -34,7 +36,7 @@ def current_client() -> Client:
 
 
 def _found() -> Any:
-    """The client that is there, of ours or of Dask."""
+    """Return the client that is there, of this project or of Dask, or None."""
     try:
         worker = get_worker()
     except ValueError:
@@ -50,6 +52,7 @@ def _found() -> Any:
 
 
 def _attach(stock: Any) -> Client:
+    """Return a client for the cluster of a stock client; made at the first call."""
     with _lock:
         client = _attached.get(stock)
         if client is None or client.status != "running":
@@ -62,6 +65,7 @@ def _attach(stock: Any) -> Client:
 
 
 def _embedded_client() -> Client:
+    """Return the client with an embedded cluster; started at the first call."""
     global _embedded
     with _lock:
         if _embedded is None or _embedded.status != "running":
@@ -71,30 +75,32 @@ def _embedded_client() -> Client:
 
 
 def _close(client: Client) -> None:
+    """Close a client at exit, unless it is closed."""
     if client.status != "closed":
         client.close()
 
 
 def _cluster_of(client: Any) -> Any:
+    """Return a value that is equal for clients of the same cluster."""
     return getattr(client.scheduler, "address", client)
 
 
 class OwnershipScheduler:
     """A Dask scheduler that finds the current owner at each call.
 
-    Who asks Dask what computes, to choose a lock that holds for all processes, compares it with
-    the ``get`` of a `distributed.Client`, or looks whether it is a method of one. It counts as
-    that of the current client.
+    Code that chooses a lock for all processes asks Dask for the scheduler, and compares it with the
+    ``get`` of a `distributed.Client`, or looks whether it is a method of a client. This object
+    counts as the ``get`` of the current client.
     """
 
     @property
     def __self__(self) -> Any:
-        """The client whose method this stands for."""
+        """The client whose method this object stands for."""
         found = _found()
         return _embedded_client() if found is None else found
 
     def __eq__(self, other: object) -> bool:
-        """Whether it is this, or the ``get`` of a client of the same cluster."""
+        """Return whether the other is this object or ``get`` of a client of the same cluster."""
         if other is self:
             return True
         theirs = getattr(other, "__self__", None)
@@ -111,18 +117,19 @@ class OwnershipScheduler:
         Raises
         ------
         RuntimeError
-            In a coroutine, where nothing may block, unless ``admin.async-client-fallback``
-            of the configuration names another scheduler for that.
+            In a coroutine, which must not block, unless ``admin.async-client-fallback`` of the
+            configuration names another scheduler for this case.
         """
         found = _found()
         if found is not None and found.asynchronous:
             return self._instead()(dsk, keys, **kwargs)
+        # Options of Dask's local schedulers; a cluster has its own threads.
         kwargs.pop("num_workers", None)
         kwargs.pop("pool", None)
         return current_client().get(dsk, keys, **kwargs)
 
     def _instead(self) -> Any:
-        """The scheduler for coroutines that call ``dask.compute``, as Dask chooses it."""
+        """Return the scheduler for coroutines that call ``dask.compute``, chosen as in Dask."""
         name = dask.config.get("admin.async-client-fallback", None)
         fallback = name and dask.base.get_scheduler(scheduler=name)
         if not fallback or fallback is self:
@@ -140,7 +147,7 @@ class OwnershipScheduler:
         return fallback
 
     def persist(self, collections: Any, **kwargs: Any) -> Any:
-        """Start computing collections; what `dask.persist` calls."""
+        """Start computing collections; `dask.persist` calls this."""
         kwargs.pop("num_workers", None)
         return current_client().persist(collections, **kwargs)
 

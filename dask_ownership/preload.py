@@ -1,8 +1,8 @@
 """Preload module for clusters where clients may not register plugins.
 
-``dask scheduler --preload dask_ownership.preload``, or in the configuration
-``distributed.scheduler.preload: [dask_ownership.preload]``. Workers need only have
-the package installed: the scheduler sends them the worker plugin.
+Use ``dask scheduler --preload dask_ownership.preload``, or in the configuration
+``distributed.scheduler.preload: [dask_ownership.preload]``. Workers need only the installed
+package: the scheduler sends them the worker plugin.
 """
 
 from __future__ import annotations
@@ -16,6 +16,6 @@ from dask_ownership.scheduler.plugin import OwnershipSchedulerPlugin
 
 
 async def dask_setup(server: Any) -> None:
-    """Install the scheduler plugin when the process is a scheduler."""
+    """Install the scheduler plugin if the process is a scheduler."""
     if isinstance(server, Scheduler):
         await OwnershipSchedulerPlugin(Client.for_worker).start(server)

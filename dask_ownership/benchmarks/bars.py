@@ -1,4 +1,4 @@
-"""The bars: what the project means to reach, against what was measured in the same run."""
+"""The bars: numbers that the project means to reach, against numbers measured in the same run."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ OWN = "ownership"
 
 @dataclass(frozen=True)
 class Bar:
-    """Something to reach.
+    """A number to reach.
 
     Attributes
     ----------
     case, metric
-        What is measured; a metric with ``*`` means the worst of all that it matches.
+        The case and its metric; a metric with ``*`` means the worst of all metrics that match.
     against
         The engine to compare with, or "" for a plain limit.
     limit
-        With ``at_most`` false: at least this many times as fast as the other engine. Otherwise:
-        at most this many times the other engine's number, or at most this number.
+        With ``at_most`` false: at least this many times as fast as the other engine. Otherwise: at
+        most this many times the other engine's number, or at most this number.
     at_most
         The kind of the limit.
     """
@@ -47,7 +47,7 @@ class Outcome:
     Attributes
     ----------
     what, wanted, reached
-        In words and numbers.
+        The bar, its limit and the measured number, as text.
     verdict
         "ok", "short" or "not measured".
     """
@@ -96,6 +96,7 @@ def median_of(runs: Runs, engine: str, case: str, metric: str) -> float | None:
 
 
 def _metrics(case: str, name: str) -> list[Metric]:
+    """Return the metrics of a case with a name that may have ``*``."""
     found = [
         metric
         for known in CASES
@@ -120,7 +121,7 @@ def number(value: float) -> str:
 
 
 def judge(runs: Runs, cases: list[str] | None = None) -> list[Outcome]:
-    """Compare what was measured with every bar.
+    """Compare the measured numbers with every bar.
 
     Parameters
     ----------
@@ -141,9 +142,11 @@ def judge(runs: Runs, cases: list[str] | None = None) -> list[Outcome]:
         wanted = f"{relation} {number(bar.limit)}{unit}"
         values = [_value(runs, bar, metric) for metric in metrics]
         measured = [value for value in values if value is not None]
+        # A bar over several metrics counts only if all are measured.
         if len(measured) < len(values):
             outcomes.append(Outcome(label, wanted, "", "not measured"))
             continue
+        # The worst metric decides.
         value = max(measured) if bar.at_most else min(measured)
         met = value <= bar.limit if bar.at_most else value >= bar.limit
         reached = f"{number(value)}{'x' if bar.against else ' ' + metrics[0].unit}"
@@ -154,16 +157,18 @@ def judge(runs: Runs, cases: list[str] | None = None) -> list[Outcome]:
 
 
 def _value(runs: Runs, bar: Bar, metric: Metric) -> float | None:
-    """Return what is held against the bar's limit, or None."""
+    """Return the number to compare with the bar's limit, or None."""
     own = median_of(runs, OWN, bar.case, metric.name)
     other = median_of(runs, bar.against, bar.case, metric.name) if bar.against else 1.0
     if own is None or other is None:
         return None
+    # A limit from above is a plain ratio; all other ratios say how many times as fast this project
+    # is.
     return own / other if bar.at_most or metric.higher else other / own
 
 
 def _every_case(runs: Runs, peer: str, cases: list[str] | None) -> Outcome:
-    """Say whether every case is faster than in another engine."""
+    """Return whether every case is faster than in another engine."""
     ratios: dict[str, float] = {}
     missing = []
     for case in CASES:

@@ -1,7 +1,7 @@
-"""The cases: what every engine is asked to do.
+"""The cases: work that every engine does.
 
-A case is a function of an engine and a size; it does its work once, checks the answer and returns
-what it measured. What it does before its clock starts and after it stops does not count.
+A case is a function of an engine and a size. It does its work once, checks the answer and returns
+the measured numbers. Work before its clock starts and after its clock stops does not count.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class Metric:
     Attributes
     ----------
     name
-        What the case calls it.
+        Name in the results of the case.
     label
-        What the table calls it, after the title of the case; may be empty.
+        Name in the table, after the title of the case; may be empty.
     unit
         The unit.
     higher
         Whether more is better.
     compared
-        Whether every engine is meant to be compared by it.
+        Whether engines are compared by this number.
     """
 
     name: str
@@ -64,26 +64,27 @@ class Metric:
 
 @dataclass(frozen=True)
 class Case:
-    """Something to measure.
+    """A case with its sizes and its needs.
 
     Attributes
     ----------
     name
-        Its name on the command line.
+        Name on the command line.
     title
-        Its name in the table, with ``{n}`` for the size.
+        Name in the table, with ``{n}`` for the size.
     run
-        Does it once: takes the engine and the size, returns numbers by the names of ``metrics``.
+        Does the work once: takes the engine and the size, returns numbers by the names of
+        ``metrics``.
     size, quick_size
         The size, and the size for ``--quick``.
     metrics
-        What is measured.
+        The measured numbers.
     needs
-        What the engine must be able to do.
+        The ability that the engine must have.
     warm_up
         The size of the warm-up; 0 for none.
     isolated
-        Whether it wants a process, and a cluster, of its own.
+        Whether the case runs in a process and a cluster of its own.
     repeat
         The most repeats that make sense.
     """
@@ -108,7 +109,10 @@ _numbers = itertools.count()
 
 
 def _fresh(n: int) -> range:
-    """Return ``n`` numbers that no task had as an argument before."""
+    """Return ``n`` numbers that no task had as an argument before.
+
+    Equal arguments would give equal pure keys, whose values an engine may still have.
+    """
     block = next(_numbers)
     start = (block << 32) + 1
     return range(start, start + n)
@@ -116,12 +120,14 @@ def _fresh(n: int) -> range:
 
 @contextmanager
 def _clock(result: dict[str, float], name: str = "seconds") -> Iterator[None]:
+    """Measure the seconds of a block."""
     start = time.perf_counter()
     yield
     result[name] = time.perf_counter() - start
 
 
 def _rate(n: int, seconds: float) -> dict[str, float]:
+    """Return tasks per second."""
     return {"rate": n / seconds}
 
 
@@ -147,7 +153,7 @@ def map_once(engine: Engine, n: int) -> dict[str, float]:
 
 
 def script(engine: Engine, n: int) -> dict[str, float]:
-    """Submit a no-op that the program itself defines, as scripts and notebooks do."""
+    """Submit a no-op of the program itself, as scripts and notebooks do."""
     client, function = engine.client, functions.of_script()
     start = time.perf_counter()
     values = client.gather([client.submit(function, i, pure=False) for i in range(n)])
@@ -157,7 +163,7 @@ def script(engine: Engine, n: int) -> dict[str, float]:
 
 
 def script_map(engine: Engine, n: int) -> dict[str, float]:
-    """As `script`, by one ``map``."""
+    """Do as `script`, by one ``map``."""
     client, function = engine.client, functions.of_script()
     start = time.perf_counter()
     values = client.gather(client.map(function, range(n), pure=False))
@@ -178,7 +184,7 @@ def pure_keys(engine: Engine, n: int) -> dict[str, float]:
 
 
 def closures(engine: Engine, n: int) -> dict[str, float]:
-    """Submit functions that have to be pickled by value, each another."""
+    """Submit functions that have to be pickled by value, a different one for each task."""
     client = engine.client
     start = time.perf_counter()
     values = client.gather([client.submit(functions.closure(i), pure=False) for i in range(n)])
@@ -194,7 +200,7 @@ def round_trip(engine: Engine, n: int) -> dict[str, float]:
 
 
 def chain(engine: Engine, n: int) -> dict[str, float]:
-    """Submit tasks that each take the result of the one before."""
+    """Submit tasks that each take the result of the task before."""
     client = engine.client
     result: dict[str, float] = {}
     with _clock(result):
@@ -218,6 +224,7 @@ def tree(engine: Engine, n: int) -> dict[str, float]:
                 client.submit(functions.add, left, right, pure=False)
                 for left, right in zip(level[::2], level[1::2], strict=False)
             ]
+            # An odd task at the end goes to the next level as it is.
             level = pairs + level[len(pairs) * 2 :]
         value = level[0].result()
     check(value, leaves * (leaves + 1) // 2)
@@ -249,7 +256,7 @@ def fib(engine: Engine, n: int) -> dict[str, float]:
 
 
 def pass_array(engine: Engine, n: int) -> dict[str, float]:
-    """Make 1 MiB at one worker, use it at another, fetch what comes of it; ``n`` times."""
+    """Make 1 MiB at one worker, use it at another worker, fetch the result; ``n`` times."""
     client = engine.client
     workers = engine.workers()
     places = [None if w is None else [w] for w in workers]
@@ -271,6 +278,8 @@ def pass_array(engine: Engine, n: int) -> dict[str, float]:
 def shared_argument(engine: Engine, n: int) -> dict[str, float]:
     """Scatter 1 MiB once and use it in ``n`` tasks."""
     client = engine.client
+    # New content each time: a scattered value is named by its content, and an engine may still have
+    # it.
     array = functions.make_array(MEBIBYTE, next(_numbers))
     expected = [int(array[0])] * n
     result: dict[str, float] = {}
@@ -287,7 +296,9 @@ def uneven(engine: Engine, n: int) -> dict[str, float]:
     client = engine.client
     long = max(n // 25, 1)
     durations = [0.2] * long + [0.001] * (n - long)
+    # The same order for all engines.
     random.Random(7).shuffle(durations)
+    # No schedule is faster than all slots busy all the time, nor than the longest task.
     ideal = max(sum(durations) / engine.slots, max(durations))
     result: dict[str, float] = {}
     with _clock(result):

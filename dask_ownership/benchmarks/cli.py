@@ -25,10 +25,11 @@ __all__ = ["main"]
 PROGRAM = "python -m dask_ownership.benchmarks"
 
 ON_A_CLUSTER = ("ownership", "distributed")
-"""Engines that run on a cluster that is there."""
+"""Engines that can run on a given cluster."""
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog=program,
         description="Measure dask_ownership against other ways to run the same tasks.",
@@ -86,7 +87,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
 
 
 def _choose(options: argparse.Namespace) -> tuple[list[str], list[Case]]:
-    """Return the engines and the cases that are asked for; ValueError names what is unknown."""
+    """Return the chosen engines and cases; ValueError names unknown ones."""
     chosen = options.engines or f"ownership,{options.peers},floor"
     if options.address:
         chosen = options.engines or ",".join(ON_A_CLUSTER)
@@ -133,6 +134,7 @@ def _progress(total: int) -> Iterator[Callable[[str, str, str], None]]:
                     if case:
                         seen.add((engine, case))
                     text = f"{engine}: {case} {what}"
+                    # The case that runs now is not complete.
                     bar.update(task, description=text, completed=max(len(seen) - 1, 0))
 
                 yield draw
@@ -154,9 +156,9 @@ def main(argv: list[str] | None = None, program: str = PROGRAM) -> int:
     Parameters
     ----------
     argv
-        The command line; that of this process by default.
+        The command line; the arguments of this process by default.
     program
-        What the user called.
+        The command that the user called.
     """
     parser = _parser(program)
     arguments = sys.argv[1:] if argv is None else argv
@@ -195,12 +197,13 @@ def main(argv: list[str] | None = None, program: str = PROGRAM) -> int:
     if options.plot:
         draw_plot(runs, cases, options.plot, one_line(record))
     if interrupted:
+        # The status by which shells report Ctrl-C.
         return 130
     return 0 if any(run.results for run in runs.values()) else 1
 
 
 def draw_plot(runs: dict[str, EngineRun], cases: list[Case], path: str, caption: str) -> None:
-    """Draw the picture, or say why not."""
+    """Draw the picture, or print why there is none."""
     try:
         draw(runs, cases, path, caption)
     except (ImportError, ValueError) as error:

@@ -1,7 +1,7 @@
 """Cases that compute Dask's collections with the engine's scheduler.
 
-A collection is made before the clock starts, with content that no earlier one had, so that no
-result of an earlier repeat can be taken.
+A collection is made before the clock starts, with content that no earlier collection had, so that
+no result of an earlier repeat can be taken.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ _numbers = itertools.count(1)
 
 
 def _timed(engine: Engine, collection: Any) -> tuple[Any, dict[str, float]]:
+    """Return the value of a collection, and the seconds it took."""
     start = time.perf_counter()
     value = engine.compute(collection)
     return value, {"seconds": time.perf_counter() - start}
 
 
 def _check_close(value: float, expected: float, tolerance: float = 1e-9) -> None:
+    """Raise AssertionError when a number is wrong."""
     if not math.isclose(value, expected, rel_tol=tolerance):
         raise AssertionError(f"wrong answer: {value} instead of {expected}")
 
@@ -57,6 +59,7 @@ def transpose_add(engine: Engine, n: int) -> dict[str, float]:
 
     array = da.random.default_rng(next(_numbers)).random((n, n), chunks=(100, 100))
     value, result = _timed(engine, (array + array.T).sum())
+    # The sum of very many random numbers between 0 and 1 is close to its mean.
     _check_close(float(value), float(n * n), 0.05)
     return result
 
@@ -105,6 +108,7 @@ def shuffle(engine: Engine, n: int) -> dict[str, float]:
     with dask.config.set({"dataframe.shuffle.method": "tasks"}):
         parts = dd.from_pandas(frame, npartitions=n).shuffle("k", npartitions=n)
         value, result = _timed(engine, parts.map_partitions(_look, meta={"n": "i8", "x": "f8"}))
+    # The numbers of keys in the parts add up to all keys only if no key is in two parts.
     if (int(value["n"].sum()), len(value)) != (10 * n, n):
         raise AssertionError("a key is in two parts, or a part is missing")
     _check_close(float(value["x"].sum()), float(frame["x"].sum()))
@@ -112,7 +116,7 @@ def shuffle(engine: Engine, n: int) -> dict[str, float]:
 
 
 def _look(part: Any) -> Any:
-    """How many keys one part of a shuffled frame has, and its sum."""
+    """Return the number of keys in one part of a shuffled frame, and the part's sum."""
     import pandas
 
     return pandas.DataFrame({"n": [part["k"].nunique()], "x": [part["x"].sum()]})

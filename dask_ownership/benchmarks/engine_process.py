@@ -1,6 +1,6 @@
-"""The process of one engine: runs cases and says what happens, one JSON object per line.
+"""The process of one engine: runs cases and reports its progress, one JSON object per line.
 
-Started by the benchmark itself. What tasks or libraries print to standard output goes to standard
+Started by the benchmark itself. Output of tasks or libraries to standard output goes to standard
 error, so that the lines stay whole.
 """
 
@@ -47,13 +47,18 @@ def measure(
     engine
         The engine, started.
     case, size
-        What to run.
+        The case to run.
     repeat
         The most repeats.
     seconds
         No further repeat starts when these are used up.
     say
         Called with an event as it happens.
+
+    Returns
+    -------
+    dict
+        The values of all repeats, by metric.
     """
     run = engine.own.get(case.name)
     if case.warm_up:
@@ -63,6 +68,7 @@ def measure(
     values: dict[str, list[float]] = {metric.name: [] for metric in case.metrics}
     end = time.perf_counter() + seconds
     for done in range(1, min(repeat, case.repeat) + 1):
+        # What the last repeat left behind must not run during the next one.
         engine.settle()
         numbers = run(size) if run else case.run(engine, size)
         for name, number in numbers.items():
@@ -85,14 +91,20 @@ def summary(values: list[float]) -> dict[str, Any]:
 
 
 def short(error: BaseException) -> str:
-    """Say what went wrong in one line."""
+    """Return an error in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else ""
     return f"{type(error).__name__}: {text}"[:300]
 
 
 def run_engine(options: argparse.Namespace, say: Say) -> int:
-    """Start an engine, run the cases that it can run, and close it."""
+    """Start an engine, run the cases that it can run, and close it.
+
+    Returns
+    -------
+    int
+        The exit status.
+    """
     cases = [case_named(name) for name in options.cases.split(",")]
     engine = make_engine(
         options.engine, options.workers, options.threads_per_worker, options.address
@@ -117,7 +129,8 @@ def run_engine(options: argparse.Namespace, say: Say) -> int:
                 values = measure(engine, case, size, options.repeat, options.seconds, say)
             except BaseException as error:
                 traceback.print_exc()
-                # What is left of a failed case could disturb the next: that gets a new process.
+                # Remains of a failed case could disturb the next case: the parent starts a new
+                # process.
                 say(event="failed", case=case.name, reason=short(error))
                 return 1
             results = {name: summary(numbers) for name, numbers in values.items()}
@@ -130,14 +143,16 @@ def run_engine(options: argparse.Namespace, say: Say) -> int:
 
 def _end_with_parent() -> None:
     """End at once when the benchmark that started this process is gone."""
+    # Standard input is a pipe of the benchmark: it ends with the benchmark.
     sys.stdin.read()
     os._exit(1)
 
 
 def _private_output() -> TextIO:
-    """Keep standard output for events, and send what others print to standard error."""
+    """Keep standard output for events, and redirect all other output to standard error."""
     sys.stdout.flush()
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    # Below Python, so that libraries in C are redirected as well.
     os.dup2(2, 1)
     return output
 

@@ -1,4 +1,4 @@
-"""The engines that are measured, each with what it can do."""
+"""The engines that are measured, each with its abilities."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["ENGINES", "Engine", "Unavailable", "make_engine"]
 #: Every engine, in the order of the columns.
 ENGINES = ("ownership", "distributed", "tuned", "ray", "threads", "floor")
 
-#: What a case may need of an engine.
+#: Abilities of engines that cases may need.
 TASKS = "tasks"
 COLLECTIONS = "collections"
 SCHEDULER = "scheduler"
@@ -29,15 +29,16 @@ PENDING = "pending"
 TRAVEL = "travel"
 RECOVERY = "recovery"
 
-#: Of these, what can be asked of a cluster that others use: nothing is killed or looked into.
+#: Abilities on a given cluster, which other people use: no worker is killed and no process looked
+#: into.
 ELSEWHERE = frozenset({TASKS, COLLECTIONS, TRAVEL})
 
-#: Seconds for which a cluster that is there is waited for.
+#: Seconds to wait for a given cluster.
 CONNECTING = 10
 
 
 class Unavailable(Exception):
-    """An engine cannot be run here; the text says why."""
+    """An engine cannot run here; the text gives the reason."""
 
 
 class Engine:
@@ -50,13 +51,22 @@ class Engine:
     threads_per_worker
         The number of threads of each.
     address
-        The scheduler of a cluster that is there, in place of one that is started.
+        The scheduler of a given cluster, in place of a cluster that the engine starts.
+
+    Attributes
+    ----------
+    n_workers, threads_per_worker, address
+        The parameters; on a given cluster, its numbers.
+    client
+        Submits tasks; None before `start`, and for engines without a client.
+    stack
+        Holds all that `start` started.
     """
 
     name = ""
     #: The packages whose versions are reported.
     packages: tuple[str, ...] = ()
-    #: What the engine can do, of the words that cases ask for.
+    #: The abilities of the engine.
     speaks: frozenset[str] = frozenset()
     #: How many tasks may wait at the owner in the case that measures memory: normal, quick.
     pending = (20_000, 20_000)
@@ -81,15 +91,15 @@ class Engine:
         return {}
 
     def start(self) -> None:
-        """Start whatever runs tasks."""
+        """Start the processes that run tasks."""
 
     def close(self) -> None:
-        """End everything that ``start`` started."""
+        """End everything that `start` started."""
         self.client = None
         self.stack.close()
 
     def workers(self) -> list[str | None]:
-        """Return the addresses of the workers; None where a task cannot be sent to one."""
+        """Return the addresses of the workers; None where tasks cannot choose a worker."""
         return [None] * self.n_workers
 
     def compute(self, collection: Any) -> Any:
@@ -97,25 +107,26 @@ class Engine:
         raise NotImplementedError
 
     def wait_for_first(self, futures: list[Any]) -> None:
-        """Wait until any of these is done."""
+        """Wait until any of the futures is done."""
         from distributed import wait
 
         wait(futures, return_when="FIRST_COMPLETED")
 
     def count_as_completed(self, futures: list[Any]) -> int:
-        """Take each of these as it is done, and count them."""
+        """Take each future as it is done, and return their number."""
         from distributed import as_completed
 
         return sum(1 for _ in as_completed(futures))
 
     def fill(self) -> None:
-        """Wait until every worker is there, also one that starts in the place of a dead one."""
+        """Wait until every worker is there, also a worker that replaces a dead one."""
         self.client.gather(self.client.map(functions.sleep, [0.1] * self.slots, pure=False))
 
     def settle(self) -> None:
-        """Wait until what the last measurement left behind is done with."""
+        """Wait until the remains of the last measurement are gone."""
         gc.collect()
         if self.client is not None:
+            # This round trip follows the messages about dropped futures.
             self.client.submit(functions.noop, 0, pure=False).result()
         time.sleep(0.1)
 
@@ -137,7 +148,7 @@ class DistributedEngine(Engine):
     settings: Mapping[str, Any] = {}
 
     def start(self) -> None:
-        """Start the cluster, unless there is one, and the client."""
+        """Start the client, and a cluster unless there is a given one."""
         import dask
         from distributed import LocalCluster
 
@@ -145,6 +156,7 @@ class DistributedEngine(Engine):
         if self.address:
             self.client = stack.enter_context(self.connect(self.address, timeout=CONNECTING))
             self.client.wait_for_workers(1, timeout=CONNECTING)
+            # A given cluster has its own size.
             nthreads = self.client.nthreads().values()
             self.n_workers = len(nthreads)
             self.threads_per_worker = max(nthreads)
@@ -176,7 +188,7 @@ class DistributedEngine(Engine):
         return list(self.client.scheduler_info()["workers"])
 
     def fill(self) -> None:
-        """Wait until the scheduler has every worker, and each has done something."""
+        """Wait until the scheduler has every worker, and each worker has done something."""
         self.client.wait_for_workers(self.n_workers)
         super().fill()
 
@@ -189,7 +201,7 @@ class TunedEngine(DistributedEngine):
     """The stock client with a scheduler that sends tasks ahead without a limit."""
 
     name = "tuned"
-    # A chain has no tasks that could be sent ahead.
+    # Without `RECOVERY`: its chains have no tasks that could be sent ahead.
     speaks = DistributedEngine.speaks - {RECOVERY}
     settings: Mapping[str, Any] = {"distributed.scheduler.worker-saturation": float("inf")}
 
@@ -208,7 +220,7 @@ class OwnershipEngine(DistributedEngine):
 
 
 class RayEngine(Engine):
-    """Ray on this machine, with as many cores as the others have slots."""
+    """Ray on this machine, with as many cores as the other engines have slots."""
 
     name = "ray"
     packages = ("ray", "dask")
@@ -232,13 +244,13 @@ class RayEngine(Engine):
         return collection.compute(scheduler=ray_dask_get)
 
     def wait_for_first(self, futures: list[Any]) -> None:
-        """Wait until any of these is done."""
+        """Wait until any of the futures is done."""
         self.client.ray.wait([future.ref for future in futures])
 
     def count_as_completed(self, futures: list[Any]) -> int:
-        """Take each of these as it is done, up to a thousand at once, and count them.
+        """Take the futures as they are done, up to a thousand at once, and return their number.
 
-        One at a time takes Ray a time that grows with the square of their number.
+        Taking one at a time takes Ray a time that grows with the square of their number.
         """
         left = [future.ref for future in futures]
         while left:
@@ -254,12 +266,18 @@ class ThreadsEngine(Engine):
     speaks = frozenset({COLLECTIONS})
 
     def compute(self, collection: Any) -> Any:
-        """Compute a collection with as many threads as the others have slots."""
+        """Compute a collection with as many threads as the other engines have slots."""
         return collection.compute(scheduler="threads", num_workers=self.slots)
 
 
 class FloorEngine(Engine):
-    """The bare batched loop and the bare echo."""
+    """The bare batched loop and the bare echo.
+
+    Attributes
+    ----------
+    bare
+        The client of the floor, from `start` on.
+    """
 
     name = "floor"
     packages = ("distributed",)
@@ -274,6 +292,7 @@ class FloorEngine(Engine):
         return {"submit loop": self._loop, "round trip": self._echo}
 
     def _loop(self, n: int) -> dict[str, float]:
+        """Run the bare batched loop."""
         start = time.perf_counter()
         values = self.bare.map(n)
         seconds = time.perf_counter() - start
@@ -282,13 +301,14 @@ class FloorEngine(Engine):
         return {"rate": n / seconds}
 
     def _echo(self, n: int) -> dict[str, float]:
+        """Run the bare echo."""
         return round_trips(self.bare.call, n)
 
 
 def make_engine(
     name: str, n_workers: int = 2, threads_per_worker: int = 1, address: str = ""
 ) -> Engine:
-    """Make an engine by its name.
+    """Return an engine by its name.
 
     Parameters
     ----------
@@ -299,7 +319,7 @@ def make_engine(
     threads_per_worker
         The number of threads of each.
     address
-        The scheduler of a cluster that is there, in place of one that is started.
+        The scheduler of a given cluster, in place of a cluster that the engine starts.
     """
     kinds: list[type[Engine]] = [
         OwnershipEngine,

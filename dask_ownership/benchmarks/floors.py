@@ -1,15 +1,15 @@
-"""The two floors: what a bare batched loop and a bare echo cost, with nothing on top.
+"""The two floors: the cost of a bare batched loop and of a bare echo, with nothing on top.
 
-Both go through one ``distributed`` comm per worker process, between the same kinds of threads as
-a real call: calling thread, event loop, the worker's event loop, a thread there, and back. There
-are no tables, dependencies, references or errors here, so the difference between these numbers
-and an engine's is the price of what that engine does.
+Both go through one ``distributed`` comm per worker process, between the same kinds of threads as a
+real call: calling thread, event loop, the worker's event loop, a thread there, and back. There are
+no tables, dependencies, references or errors here, so the difference between these numbers and an
+engine's numbers is the price of the engine's work.
 
-The calling thread pickles the arguments of every call, appends to a deque and wakes its event
-loop once per batch. A message is a list of ``(number, function, arguments)``, pickled where they
-were called, the function once and not for every call. The worker's thread pops a deque,
-unpickles, calls, pickles the result and wakes its loop once per batch of replies. The calling
-thread unpickles the results.
+The calling thread pickles the arguments of every call, appends to a deque and wakes its event loop
+once per batch. A message is a list of ``(number, function, arguments)``, pickled in the calling
+thread, the function once and not for every call. The worker's thread pops a deque, unpickles,
+calls, pickles the result and wakes its loop once per batch of replies. The calling thread unpickles
+the results.
 """
 
 from __future__ import annotations
@@ -39,14 +39,25 @@ Message = tuple[Any, ...]
 
 
 class _Outbox:
-    """What waits to be written to one comm: filled by a thread, emptied on the event loop.
+    """Messages that wait to be written to one comm: filled by a thread, emptied on the event loop.
 
     Parameters
     ----------
     comm
         The comm to write to.
     loop
-        The event loop that the comm belongs to.
+        The event loop of the comm.
+
+    Attributes
+    ----------
+    comm, loop
+        The parameters.
+    queue
+        The waiting messages.
+    put
+        Appends a message to the queue.
+    awake
+        Whether the loop is going to write.
     """
 
     __slots__ = ("awake", "comm", "loop", "put", "queue")
@@ -59,13 +70,14 @@ class _Outbox:
         self.awake = False
 
     def wake(self) -> None:
-        """Have the loop write what is queued, unless it is going to anyway."""
+        """Have the loop write the queued messages, unless the loop is going to write anyway."""
         if not self.awake:
             self.awake = True
             self.loop.call_soon_threadsafe(self.flush)
 
     def flush(self) -> None:
-        """Write everything that is queued."""
+        """Write all queued messages."""
+        # First of all: a message that is appended from now on wakes the loop again.
         self.awake = False
         queue = self.queue
         while n := min(len(queue), BATCH):
@@ -73,7 +85,7 @@ class _Outbox:
 
 
 def step(coroutine: Any) -> None:
-    """Run a coroutine that has nothing to wait for, or leave the rest of it to the loop.
+    """Run a coroutine that never waits, without a task of its own; raise if it waits.
 
     ``TCP.write`` hands its bytes to the stream and returns without waiting.
     """
@@ -91,6 +103,25 @@ class FloorClient:
     ----------
     n_workers
         The number of worker processes, each with one thread that runs calls.
+
+    Attributes
+    ----------
+    n_workers
+        The parameter.
+    processes
+        The worker processes.
+    outboxes
+        One for each worker process.
+    results
+        Replies to the calls under way.
+    expected
+        How many replies these calls have in all.
+    function
+        ``noop``, pickled.
+    done
+        A lock that opens when all replies are there.
+    loop, thread
+        The event loop and its thread.
     """
 
     def __init__(self, n_workers: int) -> None:
@@ -124,6 +155,7 @@ class FloorClient:
                 self.processes.append(process)
             for process in self.processes:
                 assert process.stdout is not None
+                # A worker process prints its address as its first line.
                 address = process.stdout.readline().strip()
                 if not address:
                     raise RuntimeError("a worker process of the floor ended at its start")
@@ -139,6 +171,7 @@ class FloorClient:
             self.loop.call_soon_threadsafe(outbox.comm.abort)
         for process in self.processes:
             assert process.stdin is not None and process.stdout is not None
+            # A worker process ends when its standard input ends.
             process.stdin.close()
             try:
                 process.wait(10)
@@ -153,9 +186,10 @@ class FloorClient:
         self.outboxes.clear()
 
     def map(self, n: int) -> list[Any]:
-        """Call ``noop`` with the numbers below ``n``, in turn on every worker."""
+        """Call ``noop`` with the numbers below ``n``, on each worker in turn."""
         self.results = []
         self.expected = n
+        # Local names and inlined checks: this loop is what the engines are compared with.
         outboxes = self.outboxes
         last = len(outboxes) - 1
         turn = 0
@@ -174,7 +208,7 @@ class FloorClient:
         return values
 
     def call(self, value: Any) -> Any:
-        """Call ``noop(value)`` on the first worker and wait for its result."""
+        """Call ``noop(value)`` on the first worker and return the result."""
         self.results = []
         self.expected = 1
         outbox = self.outboxes[0]
@@ -184,6 +218,7 @@ class FloorClient:
         return pickle.loads(self.results[0][1])
 
     def _run(self) -> None:
+        """Run the event loop until `close` stops it."""
         asyncio.set_event_loop(self.loop)
         try:
             self.loop.run_forever()
@@ -195,6 +230,7 @@ class FloorClient:
             self.loop.close()
 
     async def _connect(self, address: str) -> _Outbox:
+        """Connect to a worker process, and read its replies from then on."""
         from distributed.comm import connect
 
         comm = await connect(address)
@@ -202,6 +238,7 @@ class FloorClient:
         return _Outbox(comm, self.loop)
 
     async def _read(self, comm: Any) -> None:
+        """Collect the replies that come through a comm."""
         from distributed.comm import CommClosedError
 
         with contextlib.suppress(CommClosedError):
@@ -214,7 +251,17 @@ class FloorClient:
 
 
 class _Calls:
-    """The calls that wait in a worker process, and the one thread that runs them."""
+    """The calls that wait in a worker process, and the one thread that runs them.
+
+    Attributes
+    ----------
+    queue
+        The waiting calls, each with the outbox for its reply.
+    waiting
+        Whether the thread waits for a call.
+    wakeup
+        Wakes the thread.
+    """
 
     def __init__(self) -> None:
         self.queue: deque[tuple[_Outbox, Message] | None] = deque()
@@ -230,16 +277,16 @@ class _Calls:
             self.wakeup.put(None)
 
     def end(self) -> None:
-        """End the thread when it has run what is queued."""
+        """End the thread after the queued calls."""
         self.queue.append(None)
         self.wakeup.put(None)
 
     def _pop(self) -> tuple[_Outbox, Message] | None:
-        """Wait for a call, and take it."""
+        """Wait for a call, and return it."""
         queue = self.queue
         while True:
-            # Said before looking again: a batch that comes in between wakes this thread once
-            # more than needed, and never once less.
+            # Set before the second look at the queue: a batch that comes in between wakes this
+            # thread once more than needed, and never once less.
             self.waiting = True
             if queue:
                 self.waiting = False
@@ -247,6 +294,7 @@ class _Calls:
             self.wakeup.get()
 
     def _run(self) -> None:
+        """Run calls until the end."""
         functions: dict[bytes, Any] = {}
         loads, dumps = pickle.loads, pickle.dumps
         queue = self.queue
@@ -261,7 +309,7 @@ class _Calls:
 
 
 async def _serve() -> None:
-    """Listen, print the address, and run what comes in until standard input ends."""
+    """Listen, print the address, and run incoming calls until standard input ends."""
     from distributed.comm import CommClosedError, listen
 
     loop = asyncio.get_running_loop()

@@ -42,7 +42,7 @@ def noop(value: Any = None) -> Any:
 
 
 def of_script() -> Any:
-    """`noop` as if the program itself defined it: it is not imported, but sent by value."""
+    """Return `noop` as a function of the program itself: it is not imported, but sent by value."""
     made = FunctionType(noop.__code__, {"__name__": "__main__"}, "noop", noop.__defaults__)
     made.__module__ = "__main__"
     return made
@@ -59,18 +59,18 @@ def add(left: int, right: int) -> int:
 
 
 def closure(value: int) -> Callable[[], int]:
-    """Make a function that can only be pickled by value."""
+    """Return a function that can only be pickled by value."""
     return lambda: value
 
 
 def sleep(seconds: float) -> float:
-    """Sleep, and return for how long."""
+    """Sleep, and return the seconds."""
     time.sleep(seconds)
     return seconds
 
 
 def make_array(n_bytes: int, value: int) -> Any:
-    """Make an array of that many bytes, all of one value."""
+    """Return an array of that many bytes, all of one value."""
     import numpy
 
     return numpy.full(n_bytes, value % 256, dtype="u1")
@@ -82,12 +82,12 @@ def shifted(array: Any) -> Any:
 
 
 def first_bytes(array: Any, index: int) -> int:
-    """Read one element of an array."""
+    """Return one element of an array."""
     return int(array[index % len(array)])
 
 
 def zeros(length: int) -> Any:
-    """Make an array of zeros, or a plain zero when the length is 0."""
+    """Return an array of zeros, or a plain zero when the length is 0."""
     if not length:
         return 0
     import numpy
@@ -96,7 +96,8 @@ def zeros(length: int) -> Any:
 
 
 def step(value: Any, seconds: float, path: str) -> Any:
-    """Note in the file at ``path`` which process this is, and return one more after that time."""
+    """Note this process in the file at ``path``, and return one more after so many seconds."""
+    # Taken first, so that writing the file is part of the step's time.
     end = time.perf_counter() + seconds
     with open(path, "a") as file:
         file.write(f"{os.getpid()}\n")
@@ -106,7 +107,7 @@ def step(value: Any, seconds: float, path: str) -> Any:
 
 
 def wait_for_removal(path: str, name: str) -> str:
-    """Say that this task runs, then keep its slot until the file at ``path`` is gone."""
+    """Show by a file that this task runs, then keep its slot until the file at ``path`` is gone."""
     Path(f"{path}.{name}").touch()
     while os.path.exists(path):
         time.sleep(0.01)
@@ -114,7 +115,8 @@ def wait_for_removal(path: str, name: str) -> str:
 
 
 def task_client() -> Any:
-    """Return the context manager of a client for use inside a task, of whatever engine runs it."""
+    """Return the context manager of a client for a task, of the engine that runs the task."""
+    # Only a process of Ray has imported ray.
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         return RayClient(ray)
@@ -141,7 +143,7 @@ def fib(n: int) -> int:
 
 
 class Held:
-    """Futures inside an object: they arrive as futures, where a list of them arrives as values."""
+    """Futures inside an object, which arrive as futures; a list of futures arrives as values."""
 
     def __init__(self, futures: list[Any]) -> None:
         self.futures = futures
@@ -166,7 +168,7 @@ def count(held: Held) -> int:
 
 
 def make_many(n: int) -> Held:
-    """Submit ``n`` no-ops and return their futures, without waiting for them."""
+    """Submit ``n`` no-ops and return their futures at once."""
     from distributed import get_client
 
     ray = sys.modules.get("ray")

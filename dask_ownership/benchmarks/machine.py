@@ -12,6 +12,7 @@ __all__ = ["describe"]
 
 
 def _cpu_model() -> str:
+    """Return the name of the processor."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:
@@ -23,13 +24,15 @@ def _cpu_model() -> str:
 
 
 def _cores() -> int:
+    """Return how many cores this process may use."""
+    # A container may allow fewer cores than the machine has.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def describe() -> dict[str, Any]:
-    """Return the processor, cores, memory, system, Python and the time."""
+    """Return the processor, cores, memory, load, system, Python and the time."""
     import psutil
 
     return {

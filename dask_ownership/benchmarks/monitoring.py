@@ -1,10 +1,10 @@
-"""What it costs to look: CPU time per task, and the scheduler's lag, with pages open and without.
+"""The cost of monitoring: CPU time per task, and the scheduler's lag, with pages and without.
 
-``python -m dask_ownership.benchmarks.monitoring`` starts a scheduler and workers, each in a
-process of its own, and a client that submits no-ops as fast as they come back. Three kinds of
-phases alternate: nobody looks; reports come in, and no page shows them; pages of the dashboard are
-open. After that pages stay open for a minute. CPU time is that of the scheduler, the workers and
-the client together, not of who looks.
+``python -m dask_ownership.benchmarks.monitoring`` starts a scheduler and workers, each in a process
+of its own, and a client that submits no-ops as fast as they come back. Phases of three kinds
+alternate: the cluster has no viewers; reports come in, and no page shows them; pages of the
+dashboard are open. After that pages stay open for a minute. CPU time is the sum over the scheduler,
+the workers and the client, without the viewers.
 """
 
 from __future__ import annotations
@@ -36,30 +36,31 @@ PROGRAM = "python -m dask_ownership.benchmarks.monitoring"
 PAGES = ("ownership", "status", "tasks")
 
 KINDS = ("closed", "reports", "open")
-"""Of phases."""
+"""Kinds of phases."""
 
 BATCH = 5000
-"""No-ops that are under way at once."""
+"""No-ops that are under way at the same time."""
 
 BEAT = 0.002
 """Seconds between two looks at the clock, for the lag of the scheduler's loop."""
 
 STARTING = 60.0
+"""Seconds for which a start, or a change of phase, may take."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What was measured in one stretch of time.
+    """The numbers of one stretch of time.
 
     Attributes
     ----------
     seconds : float
     tasks : int
-        That were done.
+        Tasks done.
     cpu : dict of str to float
         Seconds of CPU time of each process.
     lags : list of float
-        Seconds by which the scheduler's loop was late, for each time it was looked at.
+        Seconds by which the scheduler's loop was late, for each look at the clock.
     """
 
     seconds: float
@@ -79,7 +80,21 @@ class Phase:
 
 
 class Viewer:
-    """Pages that are open, as in browsers that take what is sent and show nothing."""
+    """Open pages, as in browsers that take all updates and display nothing.
+
+    Parameters
+    ----------
+    dashboard : str
+        Address of the dashboard.
+    pages : tuple of str
+
+    Attributes
+    ----------
+    dashboard, pages
+        The parameters.
+    updates : int
+        How many updates came.
+    """
 
     def __init__(self, dashboard: str, pages: tuple[str, ...]) -> None:
         self.dashboard = dashboard
@@ -95,6 +110,7 @@ class Viewer:
         tokens = {}
         for page in self.pages:
             with urlopen(f"{self.dashboard}/{page}", timeout=STARTING) as answer:
+                # The page of Bokeh carries the token for its own socket.
                 tokens[page] = re.findall(r'"token":"([^"]+)"', answer.read().decode())[0]
 
         async def connect() -> None:
@@ -111,6 +127,7 @@ class Viewer:
         asyncio.run_coroutine_threadsafe(connect(), self._loop).result(STARTING)
 
     async def _take(self, socket: Any) -> None:
+        """Count the updates of one page."""
         while await socket.read_message() is not None:
             self.updates += 1
 
@@ -133,20 +150,21 @@ class Viewer:
 
 
 async def beat(dask_scheduler: Any) -> None:
-    """Have the scheduler's loop note how late it is, from now on."""
+    """Have the scheduler's loop note how late it is, from now on. Runs at the scheduler."""
     lags = dask_scheduler.extensions["benchmark-lags"] = []
 
     async def note() -> None:
         while True:
             began = time.perf_counter()
             await asyncio.sleep(BEAT)
+            # A busy loop wakes the coroutine later than asked: the difference is the lag.
             lags.append(time.perf_counter() - began - BEAT)
 
     dask_scheduler.extensions["benchmark-beat"] = asyncio.ensure_future(note())
 
 
 def take_lags(dask_scheduler: Any) -> list[float]:
-    """What was noted since the last call."""
+    """Return the lags noted since the last call. Runs at the scheduler."""
     lags = dask_scheduler.extensions["benchmark-lags"]
     taken = list(lags)
     lags.clear()
@@ -154,12 +172,13 @@ def take_lags(dask_scheduler: Any) -> list[float]:
 
 
 def forget_lookers(dask_scheduler: Any) -> bool:
-    """Have the scheduler know that nobody looks any more; whether it has come to that."""
+    """End the watching of the cluster; return whether it has ended. Runs at the scheduler."""
+    # While the plugin is there, the feed keeps asking workers for notes.
     if "task-stream" in dask_scheduler.plugins:
         dask_scheduler.remove_plugin(name="task-stream")
     feed = dask_scheduler.extensions["dask-ownership"].feed
     feed.watchers.until = 0.0
-    # A page that was closed is kept up to date for half a minute, in case it comes back.
+    # Bokeh keeps a closed page up to date for half a minute, in case the browser comes back.
     sessions = any(
         context.sessions
         for app in dask_scheduler.http_application.applications
@@ -169,23 +188,34 @@ def forget_lookers(dask_scheduler: Any) -> bool:
 
 
 def look(dask_scheduler: Any) -> None:
-    """Have all owners and workers report for as long as anybody measures."""
+    """Have all owners and workers report for the time of a measurement. Runs at the scheduler."""
     dask_scheduler.extensions["dask-ownership"].feed.looked(24 * 3600)
 
 
 def looked_at(dask_scheduler: Any) -> bool:
-    """Whether reports come in."""
+    """Return whether reports come in. Runs at the scheduler."""
     feed = dask_scheduler.extensions["dask-ownership"].feed
     return bool(feed.watchers.on and feed.owners and feed.workers.last)
 
 
 class Cluster:
-    """A scheduler, workers and a client that submits, each a process.
+    """A scheduler, workers and a client that submits tasks, each a process.
 
     Parameters
     ----------
     workers : int
         Processes of one thread each.
+    directory : str
+        For the scheduler file.
+
+    Attributes
+    ----------
+    directory : str
+    processes : dict of str to subprocess.Popen
+    done : int
+        No-ops that came back.
+    control : distributed.Client
+        Runs functions at the scheduler.
     """
 
     def __init__(self, workers: int, directory: str) -> None:
@@ -214,6 +244,7 @@ class Cluster:
         self.control.run_on_scheduler(beat)
 
     def _start(self, name: str, command: list[str]) -> None:
+        """Start one process of the cluster."""
         self.processes[name] = subprocess.Popen(
             command,
             cwd=self.directory,
@@ -225,17 +256,18 @@ class Cluster:
         )
 
     def _read(self) -> None:
+        """Count the no-ops that the client process reports."""
         lines = self.processes["client"].stdout
         assert lines is not None
         for line in lines:
             self.done += int(line)
 
     def cpu(self) -> dict[str, float]:
-        """Seconds of CPU time of each process until now."""
+        """Return the seconds of CPU time of each process until now."""
         return {name: sum(p.cpu_times()[:2]) for name, p in self._sampled.items()}
 
     def phase(self, seconds: float) -> Phase:
-        """Measure for so long."""
+        """Measure for so many seconds."""
         self.control.run_on_scheduler(take_lags)
         before, done, began = self.cpu(), self.done, time.perf_counter()
         time.sleep(seconds)
@@ -260,7 +292,7 @@ class Cluster:
 
 
 def until(true: Callable[[], Any]) -> None:
-    """Wait until something is true."""
+    """Wait until a function returns a true value."""
     end = time.perf_counter() + STARTING
     while not true():
         if time.perf_counter() > end:
@@ -278,7 +310,7 @@ def load(file: str) -> None:
 
 @contextlib.contextmanager
 def cluster_and_viewer(workers: int, pages: tuple[str, ...]) -> Iterator[tuple[Cluster, Viewer]]:
-    """Both, for the time of a block."""
+    """Run a cluster and a viewer for the time of a block."""
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(
             tempfile.TemporaryDirectory(prefix="dask-benchmark-", ignore_cleanup_errors=True)
@@ -302,20 +334,20 @@ def measure(
     seconds, long : float
         How long each phase is, and the last one.
     pages : tuple of str
-        Which are open.
+        The pages to open.
 
     Returns
     -------
     tuple
-        For each round its phases by kind; by how many seconds the scheduler's loop was late at
-        most while the pages were opened; and the last phase.
+        For each round its phases by kind; by how many seconds the scheduler's loop was late at most
+        while the pages were opened; and the last phase.
     """
     found = []
     with cluster_and_viewer(workers, pages) as (cluster, viewer):
         control = cluster.control
         for number in range(rounds):
             phases = {}
-            # What drifts with time is the same for all.
+            # Every second round runs backwards, so that a drift over time affects all kinds alike.
             for kind in KINDS if number % 2 == 0 else reversed(KINDS):
                 if kind == "closed":
                     until(lambda: control.run_on_scheduler(forget_lookers))
@@ -337,13 +369,14 @@ def measure(
         opening = max(control.run_on_scheduler(take_lags))
         updates = viewer.updates
         last = cluster.phase(long)
+        # Pages that did not update would have cost nothing.
         if viewer.updates - updates < long:
             raise AssertionError(f"the pages had {viewer.updates - updates} updates in {long:g} s")
     return found, opening, last
 
 
 def main(words: list[str] | None = None) -> int:
-    """Measure, and print what was measured."""
+    """Measure, and print the numbers."""
     parser = argparse.ArgumentParser(prog=PROGRAM, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="of one thread each")
     parser.add_argument("--rounds", type=int, default=10, metavar="N", help="(default: 10)")

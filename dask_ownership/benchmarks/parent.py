@@ -1,4 +1,4 @@
-"""Starts an engine's process, listens to it, and ends everything that it started."""
+"""Starts an engine's process, reads its events, and ends all processes that it started."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from dask_ownership.benchmarks.cases import Case
 
 __all__ = ["EngineRun", "Options", "run_cases"]
 
-#: Set in the environment of everything that an engine starts, to find it again.
+#: Set in the environment of every process that an engine starts, to find the process again.
 MARK = "DASK_OWNERSHIP_BENCHMARK"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says.
+    """The options of the command line.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class Options:
     size
         The size of every case, in place of its own.
     address
-        The scheduler of a cluster that is there, in place of one that is started.
+        The scheduler of a given cluster, in place of a cluster that the engine starts.
     """
 
     quick: bool = False
@@ -63,16 +63,16 @@ class Options:
 
 @dataclass
 class EngineRun:
-    """What came of one engine.
+    """The results of one engine.
 
     Attributes
     ----------
     engine
-        Its name.
+        Name of the engine.
     versions
-        The versions of what it consists of.
+        Versions of the engine's packages.
     unavailable
-        Why it could not be run at all, or "".
+        Why the engine could not run at all, or "".
     results
         By case: the size, and by metric the median, the spread and the values.
     failed
@@ -92,21 +92,22 @@ Progress = Callable[[str, str, str], None]
 def run_cases(
     engine: str, cases: list[Case], options: Options, progress: Progress | None = None
 ) -> EngineRun:
-    """Run cases in an engine, each failure of which costs only its case.
+    """Run cases in an engine; each failure costs only its case.
 
     Parameters
     ----------
     engine
         The engine's name.
     cases
-        What to run; what the engine cannot run at all is passed over.
+        The cases to run; cases that the engine cannot run at all are passed over.
     options
-        How.
+        Sizes and limits.
     progress
         Called with the engine, the case and what happens.
     """
     run = EngineRun(engine)
     end = time.monotonic() + options.engine_timeout
+    # Isolated cases come last, each in a process of its own.
     together = [case for case in cases if not case.isolated]
     groups = [together] if together else []
     groups += [[case] for case in cases if case.isolated]
@@ -124,7 +125,7 @@ def run_cases(
 def _run_process(
     run: EngineRun, cases: list[Case], options: Options, end: float, progress: Progress
 ) -> list[Case]:
-    """Run cases in one process until one fails, and return those that are left to run."""
+    """Run cases in one process until a case fails, and return the cases that are left to run."""
     by_name = {case.name: case for case in cases}
     left = dict(by_name)
     current = ""
@@ -143,6 +144,7 @@ def _run_process(
                 )
                 return _give_up(run, left, current, reason)
             kind = event["event"]
+            # From these events on the process closes by itself.
             if kind in ("closed", "unavailable", "failed", "end"):
                 state["hangs"] = False
             if kind == "closed":
@@ -173,7 +175,13 @@ def _run_process(
 
 
 def _give_up(run: EngineRun, left: dict[str, Case], current: str, reason: str) -> list[Case]:
-    """Note a failure at the case that ran, or at the engine if none did."""
+    """Note a failure at the running case, or at the engine if no case runs.
+
+    Returns
+    -------
+    list of Case
+        The cases after the failed one.
+    """
     if not current:
         run.unavailable = reason
         return []
@@ -189,9 +197,10 @@ def _process(
     """Start the process of an engine.
 
     Yields its events, a function that reads its errors, and a dictionary whose ``hangs`` is to be
-    made false when the process is known to close what it started by itself.
+    made false when the process is known to close by itself what it started.
     """
     mark = uuid.uuid4().hex
+    # The process has to import this package also from a source tree that is not installed.
     root = str(Path(dask_ownership.__path__[0]).parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     environment = {
@@ -218,6 +227,8 @@ def _process(
             stderr=log,
             text=True,
             env=environment,
+            # Ctrl-C in the terminal goes to the benchmark only, which ends the processes of the
+            # engine.
             start_new_session=True,
         )
 
@@ -246,16 +257,16 @@ def _process(
 
 
 def _end(process: subprocess.Popen[str], mark: str, patience: float) -> None:
-    """Let a process close what it started, then end what is left, even if it moved away.
+    """Let a process close what it started, then end the rest, also daemons with other parents.
 
     Parameters
     ----------
     process
         The process of the engine.
     mark
-        What its environment, and that of all that it started, carries.
+        Value of `MARK` in the environment of the process and of all its descendants.
     patience
-        The seconds to wait for it.
+        The seconds to wait for the process.
     """
     import psutil
 
@@ -266,10 +277,12 @@ def _end(process: subprocess.Popen[str], mark: str, patience: float) -> None:
         process.wait()
     me = os.getpid()
     rest = []
+    # Daemons may have left the session of the process; the mark in their environment stays.
     for other in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if other.pid != me and other.environ().get(MARK) == mark:
                 rest.append(other)
+    # After an orderly end, descendants get some time to end by themselves.
     if rest and patience:
         _, rest = psutil.wait_procs(rest, timeout=5)
     for other in rest:

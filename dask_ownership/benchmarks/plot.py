@@ -22,6 +22,7 @@ COLOURS = {
 
 
 def _compared(case: Case) -> Metric | None:
+    """Return the metric by which engines are compared in a case, or None."""
     for metric in case.metrics:
         if metric.compared:
             return metric
@@ -32,7 +33,7 @@ def draw(runs: dict[str, EngineRun], cases: list[Case], path: str, caption: str)
     """Draw horizontal bars on a logarithmic scale, each with its number.
 
     A bar's length is how many times as fast as stock distributed the engine was. Without stock
-    distributed, the first engine that measured the case takes its place.
+    distributed, the first engine with a number for the case takes its place.
 
     Parameters
     ----------
@@ -43,10 +44,11 @@ def draw(runs: dict[str, EngineRun], cases: list[Case], path: str, caption: str)
     path
         The file to write.
     caption
-        What stands below.
+        The text below.
     """
     import matplotlib
 
+    # Draws without a display.
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -57,6 +59,7 @@ def draw(runs: dict[str, EngineRun], cases: list[Case], path: str, caption: str)
     figure, axes = pyplot.subplots(figsize=(10, height), layout="constrained")
     y = 0.0
     ticks, labels = [], []
+    # Engines with an entry in the legend.
     named: set[str] = set()
     for case, metric, found in groups:
         ticks.append(y + (len(found) - 1) / 2)
@@ -88,7 +91,7 @@ def draw(runs: dict[str, EngineRun], cases: list[Case], path: str, caption: str)
 def _measured(
     runs: dict[str, EngineRun], cases: list[Case]
 ) -> list[tuple[Case, Metric, dict[str, float]]]:
-    """The cases that can be drawn, each with its metric and the medians by engine.
+    """Return the cases that can be drawn, each with its metric and the medians by engine.
 
     Raises
     ------

@@ -39,6 +39,13 @@ class RayClient:
     ----------
     ray
         The module ``ray``, initialised.
+
+    Attributes
+    ----------
+    ray
+        The parameter.
+    functions
+        Remote functions by their functions.
     """
 
     def __init__(self, ray: Any) -> None:
@@ -52,10 +59,11 @@ class RayClient:
         self.functions.clear()
 
     def remote(self, function: Callable[..., Any]) -> Any:
-        """Make the remote function of a function, once."""
+        """Return the remote function of a function; made once for each function."""
         remote = self.functions.get(function)
         if remote is None:
             remote = self.ray.remote(function)
+            # Closures are all different and used once: keeping them would only take memory.
             if function.__name__ != "<lambda>":
                 self.functions[function] = remote
         return remote

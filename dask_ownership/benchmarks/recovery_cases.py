@@ -1,14 +1,14 @@
 """Cases in which a worker dies: how much longer a chain of tasks takes then.
 
 Wang et al. measure the same (*Ownership*, NSDI 2021): each task of a chain takes the value of the
-one before, the chain takes 10 s in all, and after half of it a worker dies. Small values are with
-the owner by then. Large ones are with the dead worker, and what came before them has been freed:
-the first half of the chain runs again.
+task before, the chain takes 10 s in all, and after half of the time a worker dies. Small values are
+with the owner by then. Large values are with the dead worker, and the values before were freed: the
+first half of the chain runs again.
 
-It is the worker that runs the chain that dies, by SIGKILL. What starts another in its place by
-default does so here too: Dask's nanny, and Ray's raylet. With Ray one of the worker processes of a
-machine dies: its large values live in that machine's shared memory, which stays, where those of
-Dask live in the process that dies.
+The dying worker is the worker that runs the chain; it dies by SIGKILL. It is replaced by the means
+that replace it by default: Dask's nanny, and Ray's raylet. With Ray one of the worker processes of
+a machine dies: its large values live in the machine's shared memory, which stays; Dask's large
+values live in the process that dies.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def recovery_large(engine: Engine, n: int) -> dict[str, float]:
 
 
 def _all_durations(engine: Engine, seconds: int, length: int) -> dict[str, float]:
+    """Run the chains of all durations, each without and with a death."""
     result = {}
     for milliseconds in DURATIONS:
         without, _ = _chain(engine, seconds, milliseconds, length, death=False)
@@ -56,11 +57,12 @@ def _all_durations(engine: Engine, seconds: int, length: int) -> dict[str, float
 def _chain(
     engine: Engine, seconds: int, milliseconds: int, length: int, death: bool
 ) -> tuple[float, int]:
-    """Run one chain; the seconds that it took, and how many steps were begun."""
+    """Run one chain; return the seconds it took, and how many steps were begun."""
     import numpy
 
     n = seconds * 1000 // milliseconds
     client = engine.client
+    # The worker that replaces the one killed last must be there.
     engine.fill()
     engine.settle()
     with tempfile.TemporaryDirectory(prefix="dask-benchmark-") as directory:
@@ -85,13 +87,14 @@ def _chain(
         if numpy.size(value) != max(length, 1) or not numpy.all(value == n):
             raise AssertionError(f"wrong answer: {value} instead of {n}")
         pids = _pids(path)
+    # After a death the steps come from at least two processes.
     if death and len(set(pids)) < 2:
         raise AssertionError("no worker died before the chain ended")
     return took, len(pids)
 
 
 def _pids(path: str) -> list[int]:
-    """Return the process of each step, in the order in which they began."""
+    """Return the process of each step, in the order in which the steps began."""
     return [int(line) for line in Path(path).read_text().split()]
 
 

@@ -1,4 +1,4 @@
-"""Tables of what was measured: plain text for the terminal, Markdown for a README."""
+"""Tables of the results: plain text for the terminal, Markdown for a README."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def _cell(run: EngineRun, case: Case, metric: str) -> str:
 
 
 def _title(case: Case, runs: Runs) -> str:
+    """Return the title of a case with the size that was run."""
     for run in runs.values():
         if case.name in run.results:
             return case.full_title(run.results[case.name]["size"])
@@ -56,7 +57,7 @@ def bar_rows(outcomes: list[Outcome]) -> list[Row]:
 
 
 def notes(runs: Runs) -> list[str]:
-    """Return what has to be said besides the numbers: what could not be run, and what failed."""
+    """Return remarks besides the numbers: engines that could not run, and cases that failed."""
     lines = []
     for run in runs.values():
         if run.unavailable:
@@ -66,10 +67,12 @@ def notes(runs: Runs) -> list[str]:
 
 
 def _plain(rows: list[Row]) -> str:
+    """Return a table as plain text."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
 
     def line(row: Row) -> str:
         cells = [
+            # The first two columns are names, all others numbers.
             cell.rjust(width) if i > 1 else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
@@ -80,6 +83,8 @@ def _plain(rows: list[Row]) -> str:
 
 
 def _markdown(rows: list[Row]) -> str:
+    """Return a table as Markdown."""
+
     def line(row: Row) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
 
@@ -88,7 +93,7 @@ def _markdown(rows: list[Row]) -> str:
 
 
 def describe(record: dict[str, Any]) -> str:
-    """Say in one line where and how the numbers were taken."""
+    """Return one line on where and how the numbers were taken."""
     machine = record["machine"]
     versions: dict[str, str] = {}
     for engine in record["engines"].values():
@@ -111,7 +116,7 @@ def describe(record: dict[str, Any]) -> str:
 def as_json(
     runs: Runs, cases: list[Case], options: dict[str, Any], machine: dict[str, Any], command: str
 ) -> dict[str, Any]:
-    """Return everything that is known about a run of the benchmark, for ``json.dump``."""
+    """Return all facts about a run of the benchmark, for ``json.dump``."""
     names = [case.name for case in cases]
     return {
         "format": 1,
@@ -140,16 +145,16 @@ def as_json(
 
 
 def render(runs: Runs, cases: list[Case], record: dict[str, Any], markdown: bool) -> str:
-    """Write the tables.
+    """Return the tables as text.
 
     Parameters
     ----------
     runs
         The engines' results.
     cases
-        What was asked for.
+        The chosen cases.
     record
-        What :func:`as_json` made of them.
+        The result of :func:`as_json` for them.
     markdown
         Whether to write GitHub's Markdown.
     """

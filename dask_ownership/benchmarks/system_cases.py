@@ -1,7 +1,7 @@
-"""Cases that look at the processes instead of the clock: memory, and the scheduler's messages.
+"""Cases that look at processes instead of the clock: memory, and the scheduler's messages.
 
 The embedded cluster's scheduler runs in the client's process. So the memory of a stock client is
-counted together with its scheduler's, which keeps a record of each task too.
+counted together with the memory of its scheduler, which keeps a record of each task too.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def pending_memory(engine: Engine, n: int) -> dict[str, float]:
         try:
             names = [f"{i}" for i in range(engine.slots)]
             workers = engine.workers()
+            # One task in each slot, so that none of the no-ops starts.
             blockers = [
                 client.submit(
                     functions.wait_for_removal,
@@ -59,6 +60,7 @@ def pending_memory(engine: Engine, n: int) -> dict[str, float]:
                 if clock() > end:
                     raise TimeoutError("the workers could not be blocked within 30 s")
                 time.sleep(0.01)
+            # Caches and buffers of the first tasks must not count.
             for _ in range(100):
                 client.submit(functions.noop, 0, pure=False)
             time.sleep(0.5)
@@ -81,13 +83,14 @@ def pending_memory(engine: Engine, n: int) -> dict[str, float]:
 
 
 def _steady_rss(process: Any, limit: float = 60.0) -> int:
-    """Wait until the process's memory has stopped to change by more than 1 %, and return it."""
+    """Wait until the process's memory changes by less than 1 %, and return it."""
     end = time.perf_counter() + limit
     rss = process.memory_info().rss
     calm = 0
     while calm < 4 and time.perf_counter() < end:
         time.sleep(0.5)
         now = process.memory_info().rss
+        # Four calm looks in a row, because memory may pause while it still grows.
         calm = calm + 1 if abs(now - rss) < rss / 100 else 0
         rss = now
     return int(rss)
@@ -101,9 +104,9 @@ WIDTH = 100
 
 
 def deep_reduction(engine: Engine, n: int) -> dict[str, float]:
-    """Sum ``n`` layers of 100 chunks each; the most that the workers grew meanwhile, together.
+    """Sum ``n`` layers of 100 chunks each; return the workers' greatest growth meanwhile, in sum.
 
-    All chunks together are far more than should ever be there at once.
+    All chunks together are far more than should ever be in memory at once.
     """
     import dask.array as da
     import psutil
@@ -137,7 +140,13 @@ def deep_reduction(engine: Engine, n: int) -> dict[str, float]:
 
 @dataclass
 class SchedulerTraffic:
-    """What a scheduler's comms carried, in both directions."""
+    """Messages and bytes of a scheduler's comms, in both directions.
+
+    Attributes
+    ----------
+    messages, bytes
+        The counts.
+    """
 
     messages: int = 0
     bytes: int = 0
@@ -154,7 +163,7 @@ _counting: contextvars.ContextVar[SchedulerTraffic | None] = contextvars.Context
 
 @contextmanager
 def count_scheduler_traffic(address: str) -> Iterator[SchedulerTraffic]:
-    """Count what goes through the comms that the scheduler in this process has accepted.
+    """Count the messages of the comms that the scheduler in this process has accepted.
 
     Parameters
     ----------
@@ -186,6 +195,8 @@ def count_scheduler_traffic(address: str) -> Iterator[SchedulerTraffic]:
             traffic.bytes += n_bytes
         return n_bytes
 
+    # Bytes are known only where a message is put together. The context variable tells which read
+    # asks for it.
     async def counted_from_frames(frames: Any, *args: Any, **kwargs: Any) -> Any:
         counting = _counting.get()
         if counting is not None:
@@ -214,11 +225,12 @@ def scheduler_messages(engine: Engine, n: int) -> dict[str, float]:
     run(200)
     time.sleep(1)
     with count_scheduler_traffic(client.scheduler.address) as traffic:
-        # A comm that waits to be read when the counting starts is counted from its next read on.
+        # A read that waits when the counting starts is not counted; the next read of its comm is.
         time.sleep(3)
         traffic.messages = traffic.bytes = 0
         start = time.perf_counter()
         run(n)
+        # Messages about dropped futures belong to the tasks.
         gc.collect()
         time.sleep(max(0.0, 5 - (time.perf_counter() - start)))
         asyncio.run_coroutine_threadsafe(asyncio.sleep(0), client.loop.asyncio_loop).result(60)

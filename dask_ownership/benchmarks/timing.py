@@ -1,4 +1,4 @@
-"""How single calls are timed, and answers are checked."""
+"""Timing of single calls, and checks of answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def round_trips(call: Callable[[int], Any], n: int, limit: float = 4.0) -> dict[
     Parameters
     ----------
     call
-        Calls with a number and returns it.
+        Makes a call with a number and returns the number.
     n
         The most calls.
     limit
@@ -38,6 +38,7 @@ def round_trips(call: Callable[[int], Any], n: int, limit: float = 4.0) -> dict[
         check(value, i)
         if stop > end and i >= 99:
             break
+    # `statistics.quantiles` needs two numbers.
     if len(times) < 2:
         times *= 2
     return {

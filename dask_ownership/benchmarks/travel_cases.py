@@ -1,7 +1,7 @@
 """Cases whose futures travel inside objects: few borrowers of one value, and very many futures.
 
-A borrower is a task that was given a future inside an object and submits tasks with it. Wang et al.
-measure the same (*Ownership*, NSDI 2021): the more processes submit, the more tasks per second.
+A borrower is a task that got a future inside an object and submits tasks with the future. Wang et
+al. measure the same (*Ownership*, NSDI 2021): the more processes submit, the more tasks per second.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ __all__ = ["BORROWERS", "borrow", "many_futures"]
 MEBIBYTE = 1 << 20
 
 BORROWERS = (0, 1, 2, 4, 8, 16)
-"""How many tasks borrow the value and submit; with 0 the client submits all."""
+"""How many tasks borrow the value and submit; with 0 the client submits all tasks."""
 
 
 def borrow(engine: Engine, n: int) -> dict[str, float]:
     """Use 1 MiB in ``n`` no-ops in all, submitted by the client or by borrowers."""
     client = engine.client
     array = client.submit(functions.make_array, MEBIBYTE, 1, pure=False)
+    # The value is there before the clock starts.
     array.result()
     result = {}
     for borrowers in BORROWERS:
@@ -45,7 +46,7 @@ def borrow(engine: Engine, n: int) -> dict[str, float]:
 
 
 def many_futures(engine: Engine, n: int) -> dict[str, float]:
-    """Send ``n`` futures inside one object, return them, and wait for as many that a task made."""
+    """Send ``n`` futures in one object, return them, and wait for as many futures of a task."""
     client = engine.client
     clock = time.perf_counter
     futures = client.map(functions.noop, range(n), pure=False)
@@ -62,6 +63,7 @@ def many_futures(engine: Engine, n: int) -> dict[str, float]:
     back = clock()
     if counted != n or len(returned.futures) != n:
         raise AssertionError(f"{counted} futures arrived and {len(returned.futures)} came back")
+    # Freeing so many futures belongs to no measurement.
     del held, returned, task
     engine.settle()
 

@@ -1,7 +1,7 @@
-"""``dask ownership ...``: what Dask's command line finds by its entry point ``dask_cli``.
+"""``dask ownership ...``: Dask's command line finds these commands by the entry point ``dask_cli``.
 
-Each command is a module of its own, which is imported when it is asked for: every ``dask``
-command loads this package.
+Each command is a module of its own, which is imported when the command runs: every ``dask`` command
+loads this package.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ COMMANDS = ("bench", "check", "simulate", "top", "version")
 
 
 class Commands(click.Group):
-    """A group whose commands are the ``command`` of the modules here."""
+    """A group whose commands are the ``command`` objects of the modules here."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        """All names, in the order in which they are shown."""
+        """Return the names of all commands, in the order of the help."""
         return list(COMMANDS)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        """The command of a name, None when there is none."""
+        """Return the command of a name, or None if there is none."""
         if name not in COMMANDS:
             return None
         command: click.Command = import_module(f"dask_ownership.cli.{name}").command

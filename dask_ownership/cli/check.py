@@ -1,4 +1,4 @@
-"""``dask ownership check``: whether owned tasks can run between here and a cluster."""
+"""``dask ownership check``: whether owned tasks can run between this process and a cluster."""
 
 from __future__ import annotations
 
@@ -36,26 +36,28 @@ COMPARED = ("dask_ownership", "dask", "distributed", "cloudpickle", "python")
 """Packages whose versions must be the same everywhere."""
 
 AT_ONCE = 200
-"""Workers that are asked at once."""
+"""Workers that are asked at the same time, at most."""
 
 NAMED = 3
-"""Workers that one line names."""
+"""Workers that one line names, at most."""
 
 PRELOAD = (
     "the first dask_ownership.Client installs it where clients may register plugins; else start "
     "the scheduler with --preload dask_ownership.preload"
 )
+"""Advice for a scheduler without the plugin."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, and that it is well, or what to do.
+    """One line of output: an aspect of the cluster, and either that it is well or what to do.
 
     Attributes
     ----------
     ok : bool or None
-        None for what is only said.
+        None for a line that is information only.
     what, text : str
+        The aspect, and the finding.
     """
 
     ok: bool | None
@@ -64,25 +66,25 @@ class Finding:
 
     @property
     def mark(self) -> str:
-        """The word before it."""
+        """The word at the beginning of the line."""
         return "-" if self.ok is None else "ok" if self.ok else "PROBLEM"
 
 
 @dataclass
 class Reached:
-    """What came of one worker.
+    """The results for one worker.
 
     Attributes
     ----------
     address : str
     unreachable : str
-        Why no connection to it opens, or "".
+        Why no connection to the worker opens, or "".
     refused : str
-        Why it does not take the owner's link, or "".
+        Why the worker does not take the owner's link, or "".
     versions : dict of str to str
-        Empty when it was not asked.
+        Versions of packages there; empty when the worker did not answer.
     way : str
-        ``"direct"`` or ``"relayed"``.
+        ``"direct"``, or ``"relayed"`` by the scheduler.
     round_trip : float
         Seconds for which a small question and its answer take.
     """
@@ -96,22 +98,23 @@ class Reached:
 
 
 def named(addresses: Iterable[str]) -> str:
-    """Some addresses, and how many more."""
+    """Return the first addresses, and the number of further ones."""
     those = list(addresses)
     more = f" and {len(those) - NAMED:,d} more" if len(those) > NAMED else ""
     return ", ".join(those[:NAMED]) + more
 
 
 def versions_in(found: Any) -> dict[str, str]:
-    """Of what Dask says of an installation, what is compared."""
+    """Return the compared versions from Dask's description of an installation."""
     packages = found.get("packages", {}) if isinstance(found, dict) else {}
     versions = {name: packages.get(name) or "not installed" for name in COMPARED}
+    # Python may differ in its last number.
     versions["python"] = ".".join(versions["python"].split(".")[:2])
     return versions
 
 
 async def examine(address: str, security: Security, seconds: float) -> AsyncIterator[Finding]:
-    """Look at a cluster, and change nothing there.
+    """Examine a cluster, and change nothing there; yield the findings.
 
     Raises
     ------
@@ -135,6 +138,7 @@ async def examine(address: str, security: Security, seconds: float) -> AsyncIter
             async with token_of(ask) as token:
                 reached = await reach_all(workers, ask, token)
         else:
+            # Without the plugin no owner can join, and workers are only asked for their versions.
             reached = await reach_all(workers, ask, None)
     here = versions_in(get_versions(packages=["dask_ownership"]))
     yield compare(here, at_scheduler, {r.address: r.versions for r in reached if r.versions})
@@ -156,9 +160,13 @@ async def examine(address: str, security: Security, seconds: float) -> AsyncIter
 async def scheduler_plugin(
     ask: Asking, versions: Mapping[str, str], workers: Iterable[Mapping[str, Any]]
 ) -> Finding:
-    """Whether the scheduler takes owners. Only a registered client would be let in."""
+    """Return whether the scheduler takes owners.
+
+    No owner joins by this question, because only a registered client would be let in.
+    """
     answer = None
-    # A scheduler logs a warning when it is asked for what it does not know.
+    # A scheduler logs a warning about an operation it does not know. So the question is asked only
+    # if the package is installed at the scheduler, or workers have the plugin's metric.
     if versions["dask_ownership"] != "not installed" or any(
         "owned_tasks" in worker.get("metrics", ()) for worker in workers
     ):
@@ -171,12 +179,15 @@ async def scheduler_plugin(
 
 
 Joined = tuple[str, str, dict[str, str]]
+"""Name and token of an owner, and incarnations of the workers by address."""
 
 
 @contextlib.asynccontextmanager
 async def token_of(ask: Asking) -> AsyncIterator[Joined]:
-    """An owner that joined, for as long as its client is there: its name, its token and the
-    incarnations of the workers by their addresses."""
+    """Join an owner, which stays joined as long as the context: only joined owners may open links.
+
+    Yields the name and token of the owner, and the incarnations of the workers by their addresses.
+    """
     owner = uuid4().hex
     try:
         client = await distributed.Client(
@@ -203,7 +214,7 @@ async def token_of(ask: Asking) -> AsyncIterator[Joined]:
 
 
 async def reach_all(workers: list[str], ask: Asking, token: Joined | None) -> list[Reached]:
-    """Ask all workers, many at once."""
+    """Ask all workers, `AT_ONCE` at a time."""
     turn = asyncio.Semaphore(AT_ONCE)
 
     async def one(address: str) -> Reached:
@@ -214,9 +225,10 @@ async def reach_all(workers: list[str], ask: Asking, token: Joined | None) -> li
 
 
 async def reach(address: str, ask: Asking, token: Joined | None) -> Reached:
-    """Ask a worker for its versions, and open a link to it as an owner does."""
+    """Ask a worker for its versions, and open a link to the worker as an owner does."""
     result = Reached(address)
     seconds = ask.seconds
+    # As an owner does: a worker that no dial reaches is asked by way of the scheduler.
     ways = Reach(
         ask.arguments,
         None if token is None else lambda: ask.address,
@@ -275,7 +287,7 @@ def compare(
     at_scheduler: Mapping[str, str],
     at_workers: Mapping[str, Mapping[str, str]],
 ) -> Finding:
-    """Whether versions are the same everywhere."""
+    """Return whether versions are the same here, at the scheduler and at all workers."""
     different = []
     for name in COMPARED:
         places: dict[str, list[str]] = defaultdict(list)
@@ -293,7 +305,7 @@ def compare(
 
 
 def worker_plugins(reached: list[Reached]) -> Finding:
-    """Whether every worker that was reached takes owners."""
+    """Return whether every worker that was reached takes owners."""
     refused = [r for r in reached if r.refused]
     if refused:
         text = f"{len(refused):,d} of {len(reached):,d} workers take no owned tasks: "
@@ -305,7 +317,7 @@ def worker_plugins(reached: list[Reached]) -> Finding:
 
 
 def reachable(reached: list[Reached]) -> Finding:
-    """Whether an owner here gets to every worker."""
+    """Return whether an owner in this process reaches every worker."""
     failed = [r for r in reached if r.unreachable]
     there = [r for r in reached if not r.unreachable]
     relayed = [r for r in there if r.way == "relayed"]
@@ -332,7 +344,7 @@ def reachable(reached: list[Reached]) -> Finding:
 
 
 def same_security(scheduler: str, workers: list[str]) -> Finding:
-    """Whether all or none speak TLS."""
+    """Return whether all processes speak TLS, or none does."""
     speaks: dict[bool, list[str]] = {True: [], False: []}
     for address in [scheduler, *workers]:
         speaks[address.startswith(("tls://", "wss://"))].append(address)
@@ -349,7 +361,7 @@ def same_security(scheduler: str, workers: list[str]) -> Finding:
 
 
 def show(finding: Finding) -> None:
-    """Print a line; in a terminal with its colour, and indented when it is long."""
+    """Print a line; in a terminal with its color, and with long text indented."""
     terminal = console()
     if not terminal.is_terminal:
         click.echo(f"{finding.mark:<8} {finding.what:<14} {finding.text}")
@@ -391,6 +403,7 @@ def command(
             well = well and finding.ok is not False
         return well
 
+    # Raises now if rich is missing, before the cluster is asked.
     console()
     security = security_of(tls_ca_file, tls_cert, tls_key)
     if not quietly(examined()):

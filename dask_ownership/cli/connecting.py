@@ -19,18 +19,19 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Result = TypeVar("Result")
 
 TIMEOUT = 5.0
-"""Seconds for which one answer is waited for, unless the user says otherwise."""
+"""Seconds to wait for one answer, unless the user says otherwise."""
 
 SOON = 0.3
-"""Seconds after which it is asked why a connection is not there yet."""
+"""Seconds after which `dial` asks why a connection is not there yet."""
 
 
 class Unreachable(click.ClickException):
-    """Nobody answers as a Dask scheduler or worker would; the text says why, in one line."""
+    """No Dask scheduler or worker answers at an address; the text gives the reason in one line."""
 
 
 def cluster_options(command: Command) -> Command:
-    """The options of commands that talk to a cluster."""
+    """Add the options of commands that talk to a cluster."""
+    # Decorators apply from the inside out: the last option is the first in the help.
     for option in (
         click.option(
             "--tls-key", type=click.Path(exists=True, dir_okay=False), help="PEM file of the key."
@@ -59,7 +60,7 @@ def cluster_options(command: Command) -> Command:
 
 
 def security_of(ca_file: str | None, cert: str | None, key: str | None) -> Security:
-    """The security that options ask for; what they leave open is in Dask's configuration."""
+    """Return the security that options ask for; Dask's configuration has the rest."""
     given = {"tls_ca_file": ca_file, "tls_client_cert": cert, "tls_client_key": key}
     given = {name: value for name, value in given.items() if value}
     if given:
@@ -68,18 +69,18 @@ def security_of(ca_file: str | None, cert: str | None, key: str | None) -> Secur
 
 
 def quietly(program: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine; what it cannot do it says itself, and no log of distributed does."""
+    """Run a coroutine without the log of distributed: the command reports its errors by itself."""
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     return asyncio.run(program)
 
 
 def complete(address: str, security: Security) -> str:
-    """An address with its protocol.
+    """Return an address with its protocol.
 
     Raises
     ------
     Unreachable
-        When it has no port.
+        When the address has no port.
     """
     if "://" not in address:
         address = f"{'tls' if security.require_encryption else 'tcp'}://{address}"
@@ -94,16 +95,17 @@ def complete(address: str, security: Security) -> str:
 
 
 async def dial(address: str, arguments: dict[str, Any], seconds: float) -> Comm:
-    """A connection to a server of Dask.
+    """Return a connection to a server of Dask.
 
     Raises
     ------
     Unreachable
-        When there is none in time, or nothing listens there.
+        When there is no connection in time, or nothing listens at the address.
     """
     connecting = asyncio.ensure_future(connect(address, timeout=seconds, **arguments))
     try:
-        # A connection that is refused is tried again by Dask for all the time that it has.
+        # Dask tries a refused connection again for all of its time. So a plain connection asks
+        # after a moment whether anything listens there at all.
         await asyncio.wait([connecting], timeout=min(SOON, seconds))
         if not connecting.done() and (why := await no_listener(address, seconds)):
             raise Unreachable(f"{address} cannot be reached: {why}")
@@ -115,11 +117,12 @@ async def dial(address: str, arguments: dict[str, Any], seconds: float) -> Comm:
     finally:
         if not connecting.done():
             connecting.cancel()
+        # No error of an abandoned attempt is reported later.
         await asyncio.gather(connecting, return_exceptions=True)
 
 
 async def no_listener(address: str, seconds: float) -> str:
-    """Why nothing listens at an address, or ""."""
+    """Return why nothing listens at an address, or ""."""
     if not address.startswith(("tcp://", "tls://")):
         return ""
     host, port = get_address_host_port(address)
@@ -134,7 +137,8 @@ async def no_listener(address: str, seconds: float) -> str:
 
 
 def reason(error: BaseException, seconds: float) -> str:
-    """What an error of a connection means to a user, in one line."""
+    """Return the meaning of a connection's error for a user, in one line."""
+    # Dask wraps errors of connections, several times: the innermost one tells what happened.
     deepest = error
     while (cause := deepest.__cause__) is not None and isinstance(cause, Exception):
         deepest = cause
@@ -148,7 +152,7 @@ def reason(error: BaseException, seconds: float) -> str:
         return f"TLS failed ({deepest.reason or deepest}); does it speak TLS, with this authority?"
     if "ssl_context" in str(deepest):
         return "it speaks TLS: give --tls-ca-file, --tls-cert and --tls-key, or configure them"
-    # What is no greeting of Dask is taken for lengths that no memory has.
+    # Other bytes than a greeting of Dask look like lengths of frames that no memory can hold.
     if isinstance(deepest, MemoryError | CommClosedError) or isinstance(error, CommClosedError):
         return (
             "the greeting failed: is it a Dask scheduler, and does it speak TLS (tls://, "
@@ -160,15 +164,22 @@ def reason(error: BaseException, seconds: float) -> str:
 
 
 class Asking:
-    """One connection to a scheduler, and what it answers.
+    """One connection to a server of Dask, for questions and answers.
+
+    Parameters
+    ----------
+    comm : distributed.comm.Comm
+    address : str
+    security : distributed.Security
+    seconds : float
+        How long each answer may take.
 
     Attributes
     ----------
-    address : str
+    address, security, seconds
+        The parameters.
     arguments : dict
-        Of the cluster's security, for the role of a client.
-    seconds : float
-        How long each answer may take.
+        Arguments of `connect` for a client with this security.
     """
 
     def __init__(self, comm: Comm, address: str, security: Security, seconds: float) -> None:
@@ -179,17 +190,18 @@ class Asking:
         self._comm = comm
 
     async def __call__(self, operation: str, **arguments: Any) -> Any:
-        """The answer to an operation; None from whoever does not know it.
+        """Return the answer to an operation; None if the server does not know the operation.
 
         Raises
         ------
         Unreachable
-            When there is none in time, or the connection ends.
+            When there is no answer in time, or the connection ends.
         """
         try:
             asked = send_recv(self._comm, op=operation, **arguments)
             return await asyncio.wait_for(asked, self.seconds)
         except Exception as error:
+            # A late answer must not be taken for the answer to the next question.
             self._comm.abort()
             if isinstance(error, CommClosedError):
                 why = "it closed the connection"
@@ -198,12 +210,12 @@ class Asking:
             raise Unreachable(f"{self.address} did not answer: {why}") from None
 
     async def identity(self) -> dict[str, Any]:
-        """Who the scheduler is, and its workers.
+        """Return the identity of the scheduler, with its workers.
 
         Raises
         ------
         Unreachable
-            When it is no scheduler.
+            When the server is no scheduler.
         """
         answer = await self("identity")
         kind = answer.get("type") if isinstance(answer, dict) else None
@@ -217,7 +229,7 @@ class Asking:
 
 @contextlib.asynccontextmanager
 async def scheduler_at(address: str, security: Security, seconds: float) -> AsyncIterator[Asking]:
-    """A connection to a scheduler.
+    """Open a connection to a scheduler for the time of a context.
 
     Raises
     ------

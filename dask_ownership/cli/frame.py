@@ -1,6 +1,6 @@
-"""One picture of a cluster for a terminal, of what the scheduler tells of its activity.
+"""One picture of a cluster for a terminal, drawn from the scheduler's answer to `ACTIVITY`.
 
-rich is an extra: it is imported when something is drawn.
+rich is an extra: the functions here import rich when they draw.
 """
 
 from __future__ import annotations
@@ -22,22 +22,34 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 WIDE = 110
-"""Columns from which on there is more to see."""
+"""Width of a terminal from which on all columns are displayed."""
 
 SPARKS = "▁▂▃▄▅▆▇█"
+"""Bars of eight heights."""
 
 EVENTS = 6
-"""Most lines of events."""
+"""Lines of events, at most."""
 
 NUMBERED = re.compile(r"^(.*?-[0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f-]+$")
-"""Ids of clients: what they are, and a number of five parts."""
+"""Ids of clients: a kind with the first part of a number, and the remaining four parts."""
 
 Entry = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its title, its text, and whether only wide terminals have it."""
+    """A column of a table.
+
+    Attributes
+    ----------
+    title : str
+    text : callable
+        From an entry to the text of its cell.
+    wide : bool
+        Whether only wide terminals have the column.
+    bad : bool
+        Whether any other number than 0 is worth a look.
+    """
 
     title: str
     text: Callable[[Entry], str]
@@ -47,7 +59,8 @@ class Column:
 
 
 def number(value: float) -> str:
-    """A count in at most seven characters."""
+    """Return a count in at most seven characters."""
+    # Counts below 100 000 are written in full.
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= 100 * size or (value >= size and unit != "k"):
             return (
@@ -57,7 +70,7 @@ def number(value: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A time in at most seven characters."""
+    """Return a time in at most seven characters."""
     if seconds is None:
         return "-"
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
@@ -67,20 +80,23 @@ def duration(seconds: float | None) -> str:
 
 
 def short(name: str) -> str:
-    """A client without the rest of its number, a worker as it is."""
+    """Return the name of a client without most of its number, any other name unchanged."""
     return NUMBERED.sub(r"\1", name)
 
 
 def percent(value: Any) -> str:
+    """Return a percentage, or "-" for None."""
     return "-" if value is None else f"{value:.0f}%"
 
 
 def amount(value: Any) -> str:
+    """Return a number of bytes, or "-" for None."""
     return "-" if value is None else format_bytes(int(value)) if value else "0"
 
 
 def again(owner: Entry) -> int:
-    """How often tasks of an owner were handed out again because something had gone wrong."""
+    """Return how often tasks of an owner were handed out again because of a failure."""
+    # A recall is no failure: it moves a task that had not started to an idle worker.
     return sum(count for reason, count in owner["again"].items() if reason != "recalled")
 
 
@@ -96,6 +112,7 @@ OWNERS = (
     Column("borrowed", lambda o: number(o["borrowed"]), wide=True),
     Column("lent", lambda o: number(o["lent"]), wide=True),
 )
+"""Columns of the table of owners."""
 
 WORKERS = (
     Column("tasks/s", lambda w: number(w["rate"])),
@@ -109,6 +126,7 @@ WORKERS = (
     Column("cpu", lambda w: percent(w.get("cpu")), wide=True),
     Column("memory", lambda w: amount(w.get("memory")), wide=True),
 )
+"""Columns of the table of workers."""
 
 ORDERS: dict[str, tuple[Callable[[Entry], Any], Callable[[Entry], Any]]] = {
     "rate": (lambda o: -o["rate"], lambda w: -w["rate"]),
@@ -120,17 +138,18 @@ ORDERS: dict[str, tuple[Callable[[Entry], Any], Callable[[Entry], Any]]] = {
     ),
     "name": (lambda o: o["name"], lambda w: w["address"]),
 }
+"""Sort keys of owners and of workers, by the name of the order."""
 
 
 def spark(values: Sequence[float], width: int) -> str:
-    """The last values as small bars; the highest is the greatest of them."""
+    """Return the last values as bars of text; the greatest value has the highest bar."""
     shown = values[-width:]
     most = max(shown, default=0.0) or 1.0
     return "".join(SPARKS[min(7, int(8 * value / most))] if value else " " for value in shown)
 
 
 def head(told: Entry, address: str, width: int) -> list[Text]:
-    """What there is to say of all together."""
+    """Return the lines about the whole cluster."""
     from rich.text import Text
 
     owners, workers, history = told["owners"], told["workers"], told["history"]
@@ -180,7 +199,7 @@ def table(
     rows: int,
     width: int,
 ) -> Table:
-    """So many rows of owners or workers."""
+    """Return a table of owners or workers with so many rows; the last row may count the rest."""
     from rich.table import Table
     from rich.text import Text
 
@@ -204,7 +223,7 @@ def table(
 
 
 def events(told: Entry, rows: int, width: int) -> list[Text]:
-    """The latest unusual events, newest first."""
+    """Return the latest unusual events, newest first."""
     from rich.text import Text
 
     lines = []
@@ -222,7 +241,7 @@ def events(told: Entry, rows: int, width: int) -> list[Text]:
 
 
 def foot(sort: str, width: int) -> Text:
-    """The keys."""
+    """Return the line of keys."""
     from rich.text import Text
 
     text = Text("sort by ", "dim", no_wrap=True)
@@ -243,26 +262,26 @@ def frame(
     height: int | None,
     metrics: Mapping[str, Entry] | None = None,
 ) -> RenderableType:
-    """The whole picture.
+    """Return the whole picture.
 
     Parameters
     ----------
     told : dict
-        What `dask_ownership.monitoring.feed.Feed.activity` gives.
+        The answer of `dask_ownership.monitoring.feed.Feed.activity`.
     address : str
-        The scheduler's.
+        Address of the scheduler.
     sort : str
         One of the values of `SORTS`.
     width, height : int
-        Of the terminal; without a height everything is shown, and no keys.
+        Size of the terminal; without a height all rows are displayed, and no keys.
     metrics : dict, optional
-        What workers' heartbeats said, by address.
+        Metrics in the heartbeats of workers, by address.
     """
     from rich.console import Group
     from rich.text import Text
 
     by_owner, by_worker = ORDERS[sort]
-    # The scheduler's own counts nothing until something lies in a queue or variable.
+    # The scheduler's own owner has nothing until an object is in a queue, variable or dataset.
     owners = sorted(
         (o for o in told["owners"] if o["kind"] != "scheduler" or o["objects"]), key=by_owner
     )
@@ -275,6 +294,8 @@ def frame(
         shown = events(told, EVENTS, width)
         of_owners, of_workers = len(owners), len(workers)
     else:
+        # Events get the lines that both tables leave over, at most a third. Owners get half of the
+        # rest, or more when there are few workers.
         left = height - len(lines) - 4  # the headers of both tables, a line between, the keys
         shown = events(
             told, max(0, min(EVENTS, left - len(owners) - len(workers) - 1, left // 3)), width
@@ -290,6 +311,7 @@ def frame(
     if shown:
         lines += [Text(), *shown]
     if height is not None:
+        # The keys are on the last line: blank lines fill the space above.
         used = 5 + 3 + min(len(owners), of_owners) + min(len(workers), of_workers)
         used += len(shown) + bool(shown)
         lines += [Text()] * max(0, height - used - 1)

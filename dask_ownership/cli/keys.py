@@ -1,4 +1,4 @@
-"""What is typed while ``dask ownership top`` shows its picture."""
+"""Keys pressed while ``dask ownership top`` displays its picture."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ import sys
 from collections.abc import Iterator
 
 SORTS = {"r": "rate", "p": "pending", "f": "failed", "m": "memory", "n": "name"}
-"""Keys and what they sort by."""
+"""Keys, and the orders they choose."""
 
 
 class Keys:
-    """What is typed, without echo and without waiting for the end of a line.
+    """Takes key presses without echo and without waiting for the end of a line.
 
     Attributes
     ----------
     sort : str
+        The chosen order.
     quit : bool
+        Whether the user wants to quit.
     pressed : asyncio.Event
-        Something is different from what is shown.
+        Set when `sort` or `quit` may differ from the picture.
     """
 
     def __init__(self, sort: str) -> None:
@@ -31,8 +33,9 @@ class Keys:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take keys and signals; afterwards the terminal is as it was."""
+        """Take keys and signals for the time of a context, and restore the terminal afterwards."""
         loop = asyncio.get_running_loop()
+        # A signal that ended the process at once would leave the terminal without echo.
         ends = [
             number
             for name in ("SIGINT", "SIGTERM", "SIGHUP")
@@ -51,10 +54,11 @@ class Keys:
 
     @contextlib.contextmanager
     def _typing(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+        """Take keys for the time of a context, if standard input is a terminal."""
         try:
             import termios
             import tty
-        except ImportError:  # on Windows, where Ctrl-C ends it
+        except ImportError:  # Windows has no termios; there Ctrl-C quits
             yield
             return
         if not sys.stdin.isatty():
@@ -62,6 +66,7 @@ class Keys:
             return
         there = sys.stdin.fileno()
         before = termios.tcgetattr(there)
+        # Keys arrive one by one and without echo; Ctrl-C still makes a signal.
         tty.setcbreak(there)
         loop.add_reader(there, self._read, there)
         try:
@@ -71,8 +76,9 @@ class Keys:
             termios.tcsetattr(there, termios.TCSADRAIN, before)
 
     def _read(self, there: int) -> None:
+        """Take the pressed keys."""
         typed = os.read(there, 64).decode(errors="ignore")
-        if not typed:  # the terminal is gone
+        if not typed:  # no bytes: the terminal is gone
             self.end()
         for key in typed.lower():
             if key == "q":
@@ -86,7 +92,7 @@ class Keys:
         self.pressed.set()
 
     async def within(self, seconds: float) -> None:
-        """Wait until something is pressed, or so long."""
+        """Wait until a key is pressed, for at most so many seconds."""
         with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
             await asyncio.wait_for(self.pressed.wait(), seconds)
         self.pressed.clear()

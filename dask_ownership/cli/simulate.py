@@ -1,4 +1,4 @@
-"""``dask ownership simulate``: what a cluster of another size would make of a program."""
+"""``dask ownership simulate``: predicts how a cluster of any size would run a program."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from dask_ownership.cli.terminal import console
 from dask_ownership.testing.prediction import Plan, Prediction, predict
 
 PARTS = 16
-"""Parts of the makespan of which the rate is shown."""
+"""Equal parts of the makespan; each has a line with its rate."""
 
 BAR = 40
 """Characters of the longest bar."""
 
 DEFAULT = Plan()
+"""The defaults of the options."""
 
 
 def seconds(text: str) -> float:
-    """A time as Dask writes it: ``10ms``, ``2s``, or a number of seconds."""
+    """Return the seconds of a text such as ``10ms`` or ``2s``, or of a number."""
     try:
         found = float(parse_timedelta(text, default="seconds"))
     except (ValueError, TypeError, KeyError):
@@ -34,7 +35,7 @@ def seconds(text: str) -> float:
 
 
 def spell(time: float) -> str:
-    """A time for people."""
+    """Return a time with its unit."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if time >= size:
             return f"{time / size:.4g} {unit}"
@@ -42,12 +43,15 @@ def spell(time: float) -> str:
 
 
 def count(number: float, what: str) -> str:
-    """A number of things, with the plural."""
+    """Return a number with a noun, in the plural if need be."""
     return f"{number:,.0f} {what}{'' if number == 1 else 's'}"
 
 
 def outcome(found: Prediction, undisturbed: Prediction | None) -> list[tuple[str, str]]:
-    """What there is to say of a prediction."""
+    """Return names and texts of the results of a prediction.
+
+    ``undisturbed`` is the prediction of the same program without deaths, if there are deaths.
+    """
     plan = found.plan
     rows = [
         ("makespan", spell(found.makespan)),
@@ -71,7 +75,7 @@ def outcome(found: Prediction, undisturbed: Prediction | None) -> list[tuple[str
 
 
 def bars(found: Prediction) -> list[tuple[str, str, str, str]]:
-    """Of each part of the makespan: its start, a bar, the rate, and how many workers died."""
+    """Return for each part of the makespan its start, a bar, its rate, and the number of deaths."""
     rates = found.rates(PARTS)
     width = found.makespan / PARTS
     most = max(rates) or 1.0
@@ -119,7 +123,7 @@ def draw(found: Prediction, path: str) -> None:
     from matplotlib.figure import Figure
 
     plan = found.plan
-    # Steps that are shorter than tasks would show their length and not the rate.
+    # Steps shorter than the tasks would picture the tasks' length and not the rate.
     parts = int(found.makespan / (3 * plan.length)) if plan.length else 10 * PARTS
     parts = max(PARTS, min(parts, 10 * PARTS))
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -252,6 +256,7 @@ def command(
         worker_cost=worker_cost,
         seed=SystemRandom().randrange(1 << 32) if seed is None else seed,
     )
+    # In a file the moving status would only be noise.
     shown = terminal.status("") if sys.stdout.isatty() else nullcontext()
     with shown as status:
 
@@ -261,6 +266,7 @@ def command(
 
         undisturbed = None
         if plan.kill_every:
+            # The same seed without deaths: the difference is the cost of the deaths.
             undisturbed = predict(replace(plan, kill_every=None), progress)
         found = predict(plan, progress)
     if found.unfinished:

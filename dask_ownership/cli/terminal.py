@@ -1,4 +1,4 @@
-"""What commands print with: rich, which is an extra of its own."""
+"""The console that commands print on, made by rich, which is an extra."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 def console() -> Console:
-    """A console on standard output.
+    """Return a console on standard output.
 
     Raises
     ------
     click.ClickException
-        When rich is not installed here.
+        When rich is not installed.
     """
     try:
         from rich.console import Console

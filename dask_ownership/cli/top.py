@@ -22,14 +22,25 @@ from dask_ownership.cli.terminal import console
 from dask_ownership.runtime.comm.scheduler_ops import ACTIVITY
 
 RATES = 1.2
-"""Seconds after which there are rates."""
+"""Seconds after which two reports give rates."""
 
 METRICS_EVERY = 5
-"""Pictures for which the workers' CPU and memory are taken as they were."""
+"""Pictures for which CPU and memory of workers are asked once."""
 
 
 class Source:
-    """What there is to show, asked of the scheduler."""
+    """Asks the scheduler for the content of a picture.
+
+    Parameters
+    ----------
+    ask : Asking
+
+    Attributes
+    ----------
+    ask : Asking
+    metrics : dict
+        Metrics in the heartbeats of workers, by address.
+    """
 
     def __init__(self, ask: Asking) -> None:
         self.ask = ask
@@ -37,7 +48,7 @@ class Source:
         self._asked = 0
 
     async def check(self) -> None:
-        """Find out whether it can be asked.
+        """Check that the scheduler can be asked.
 
         Raises
         ------
@@ -51,12 +62,13 @@ class Source:
             raise click.ClickException(f"{self.ask.address}: the plugin is {plugin.text}")
 
     async def told(self) -> dict[str, Any]:
-        """What all owners and workers do now.
+        """Return the activity of all owners and workers.
 
         Raises
         ------
         Unreachable
         """
+        # The identity of a scheduler lists all workers, which is much to send for each picture.
         if self._asked % METRICS_EVERY == 0:
             identity = await self.ask.identity()
             workers = identity["workers"].items()
@@ -74,6 +86,7 @@ class Source:
 async def show_once(source: Source, sort: str) -> None:
     """Print one picture."""
     await source.told()
+    # The first question makes the reports begin; rates need a second one.
     await asyncio.sleep(RATES)
     told = await source.told()
     terminal = console()
@@ -81,7 +94,7 @@ async def show_once(source: Source, sort: str) -> None:
 
 
 async def show_live(source: Source, sort: str, interval: float) -> None:
-    """Draw again and again, until `q`."""
+    """Draw pictures until `q` is pressed."""
     from rich.live import Live
 
     terminal = console()
@@ -94,6 +107,7 @@ async def show_live(source: Source, sort: str, interval: float) -> None:
     ):
         due = loop.time()
         while not keys.quit:
+            # A key redraws at once, from the last answer; the scheduler is asked at its interval.
             if loop.time() >= due:
                 told = await source.told()
                 due = loop.time() + interval

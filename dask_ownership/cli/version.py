@@ -1,4 +1,4 @@
-"""``dask ownership version``: what is installed here."""
+"""``dask ownership version``: the installed versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs where the user is."""
+"""The client, in the user's process and in tasks."""
 
 from dask_ownership.client.client import Client
 

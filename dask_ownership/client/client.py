@@ -1,8 +1,8 @@
-"""The client: a `distributed.Client` that owns what it submits.
+"""The client: a `distributed.Client` that owns the tasks it submits.
 
-What is overridden here goes to this process's `Owner`; what is inherited and not
-owned (actors, queues, variables, datasets, cluster administration) goes to the
-scheduler as in Dask. `Client.central_calls` counts the operations that went there.
+Methods that are overridden here go to this process's `Owner`. Inherited operations that are not
+owned (actors, queues, variables, datasets, cluster administration) go to the scheduler as in Dask.
+`Client.central_calls` counts the operations that went to the scheduler.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from dask_ownership.scheduler.plugin import OwnershipSchedulerPlugin
 
 
 def asked_for_actors(actors: Any) -> bool:
-    """Whether ``actors=`` names any; a collection has no truth value."""
+    """Return whether ``actors=`` names any; a Dask collection has no truth value."""
     if actors is None or isinstance(actors, bool | list | tuple | set | dict):
         return bool(actors)
     return True
@@ -45,13 +45,17 @@ def asked_for_actors(actors: Any) -> bool:
 class Client(Inspection, Queries, Data):
     """A `distributed.Client` whose tasks are owned by this process.
 
-    Takes what `distributed.Client` takes, and works on any Dask cluster where
-    dask_ownership is installed: the first client installs the plugins.
+    Takes the arguments of `distributed.Client`, and works on any Dask cluster where dask_ownership
+    is installed: the first client installs the plugins.
 
     Attributes
     ----------
     owner : dask_ownership.runtime.owner.owner.Owner
         The ownership table and the links of this client.
+    calls : dask_ownership.futures.submit.Calls
+        Makes the rows of this client's calls.
+    imports : dask_ownership.interop.bridge.Imports
+        Takes in futures of other clients.
     central_calls : int
         How many operations went to the central scheduler because they are not owned.
 
@@ -62,11 +66,11 @@ class Client(Inspection, Queries, Data):
     """
 
     def _scheduler_plugin(self) -> OwnershipSchedulerPlugin:
-        # Not of this object's class: workers may be unable to import one that a user derived.
+        # The base class, because workers may be unable to import a class that a user derived.
         return OwnershipSchedulerPlugin(Client.for_worker)
 
     def _inc_ref(self, key: Any) -> None:
-        """Stock futures of owned keys are refused: they would wait for the scheduler for ever."""
+        """Refuse a stock future of an owned key: it would wait for the scheduler for ever."""
         if self.owner.core.row(key) is not None:
             raise NotHere(
                 f"{key!r} is owned by this client; distributed.Future(key, client) makes futures "
@@ -94,33 +98,33 @@ class Client(Inspection, Queries, Data):
     ) -> Any:
         """Run a function on the cluster; see `distributed.Client.submit`.
 
-        Two more options are for the task unless the function takes an argument of that name
-        itself: when its signature has one, or ``**kwargs``, or cannot be read, the argument
-        goes to the function, as in Dask. With ``dask.annotate(timeout="30s")`` they are for
-        the task whatever the function takes.
+        Two more options are for the task unless the function takes an argument of that name itself:
+        when its signature has the name, or ``**kwargs``, or cannot be read, the argument goes to
+        the function, as in Dask. With ``dask.annotate(timeout="30s")`` the options are for the task
+        in any case.
 
         Parameters
         ----------
         timeout : float, str or timedelta, optional
-            Seconds, or a text such as ``"30s"``, for which it may run at a worker, from when it
-            got a slot, with all that it waits for; each attempt anew. Then it has failed with
-            `TaskTimeout`, unless there are ``retries`` left, and is cancelled: `cancelled` is
-            true there, a coroutine gets `asyncio.CancelledError`, what it submitted is
+            Seconds, or a text such as ``"30s"``, for which the task may run at a worker, from when
+            it got a slot, including its waits; each attempt anew. After that time the task fails
+            with `TaskTimeout`, unless there are ``retries`` left, and is cancelled: `cancelled` is
+            true there, a coroutine gets `asyncio.CancelledError`, and tasks that it submitted are
             cancelled. A function in a thread keeps its slot until it returns.
         at_most_once : bool, optional
-            Never to start it a second time. When its worker is gone and it may have started
-            there, it fails with `Uncertain`; a large value that is lost with its worker is
-            `LostData`. It starts at free slots only. Only `retry` runs it again. A task that
-            submits it should be run at most once as well, because it submits anew when it
-            runs again itself. With ``pure=True``, equal calls share one task while its future
-            lives, as for others.
+            Never start the task a second time. When its worker is gone and the task may have
+            started there, the task fails with `Uncertain`; a large value that is lost with its
+            worker is `LostData`. The task starts at free slots only. Only `retry` runs it again. A
+            task that submits such a task should be run at most once as well, because it submits
+            anew when it runs again itself. With ``pure=True``, equal calls share one task while its
+            future lives, as for other tasks.
 
         Raises
         ------
         NotSerializable
             When the function or an argument cannot be pickled.
         TypeError, ValueError
-            When an option has a wrong value, or there are ``retries`` of what runs at most once.
+            When an option has a wrong value, or a task that runs at most once has ``retries``.
         """
         if actor or actors:
             return super().submit(
@@ -134,9 +138,11 @@ class Client(Inspection, Queries, Data):
             raise TypeError("allow_other_workers= must be True or False")
         if allow_other_workers and workers is None:
             raise ValueError("Only use allow_other_workers= if using workers=")
+        # Looked at here because a call of `_check_open` for each task costs time.
         if self.status in ("closed", "closing"):
             self._check_open()
         limits = take_limits(func, kwargs) if kwargs else None
+        # Most calls have no options, and make no `CallOptions`.
         call = None
         if (
             workers is not None
@@ -177,13 +183,13 @@ class Client(Inspection, Queries, Data):
     ) -> Any:
         """Run a function on each item; see `distributed.Client.map`.
 
-        ``batch_size`` is taken and changes nothing: tasks leave in batches anyway.
-        ``timeout`` and ``at_most_once`` are those of `submit`, for each task.
+        ``batch_size`` is accepted and changes nothing: tasks leave in batches anyway. ``timeout``
+        and ``at_most_once`` are the options of `submit`, for each task.
 
-        With ``buffer_size`` the items may come from iterators and generators of any length,
-        and instead of a list comes an iterator of futures in their order, a
-        `dask_ownership.futures.streaming.Stream`, which submits at most that many tasks beyond
-        those that were consumed.
+        With ``buffer_size`` the items may come from iterators and generators of any length. The
+        result is then no list but an iterator of futures in their order, a
+        `dask_ownership.futures.streaming.Stream`, which submits at most that many tasks beyond the
+        consumed ones.
 
         Examples
         --------
@@ -244,7 +250,7 @@ class Client(Inspection, Queries, Data):
         fifo_timeout: Any = 0,
         actors: Any = None,
     ) -> dict[Any, Any]:
-        """Where `get`, `compute` and `persist` come together: rows of a graph."""
+        """Submit a graph; `get`, `compute` and `persist` of Dask all end here."""
         if allow_other_workers not in (True, False, None):
             raise TypeError("allow_other_workers= must be True, False, or None")
         self._check_open()
@@ -256,6 +262,8 @@ class Client(Inspection, Queries, Data):
             "retries": retries,
             "priority": user_priority,
         }
+        # Keys that need a P2P shuffle, and graphs with actors, go to the central scheduler; all
+        # other keys are owned.
         central = set(keys) if asked_for_actors(actors) else graph.central(keys)
         futures: dict[Any, Any] = {}
         if len(central) < len(set(keys)):
@@ -264,6 +272,8 @@ class Client(Inspection, Queries, Data):
         if central:
             self.central_calls += 1
             part, inputs = promoted_graph(self, graph, central, partial(self._input, graph))
+            # A graph that is central as a whole, without owned inputs, goes to the scheduler
+            # unchanged.
             if inputs or len(central) < len(set(keys)):
                 expr = part
             made = super()._graph_to_futures(
@@ -272,19 +282,20 @@ class Client(Inspection, Queries, Data):
                 user_priority=user_priority, resources=resources, retries=retries,
                 fifo_timeout=fifo_timeout, actors=actors,
             )  # fmt: skip
+            # The scheduler reads the owned inputs while these futures live.
             keep(inputs, made)
             futures.update(made)
         return futures
 
     def _input(self, graph: Graph, key: Any) -> Any:
-        """The owned future of a key of a graph that the central scheduler runs, if there is."""
+        """Return the owned future of a key in a graph for the central scheduler, or None."""
         future = graph.futures().get(key)
         if future is None and (row := self.owner.find(key)) is not None:
             future = Future(self, row)
         return future
 
     def _optimize_insert_futures(self, dsk: Any, keys: Any) -> Any:
-        """Put the futures that are here into a graph; what `normalize_collection` does."""
+        """Put this client's futures into a graph, for `normalize_collection`."""
         find = self.owner.find
         here = {
             key: distributed.Future(key, self) if row is None else Future(self, row)
@@ -311,7 +322,7 @@ class Client(Inspection, Queries, Data):
     ) -> Any:
         """Compute a graph; see `distributed.Client.get`.
 
-        Inside an owned task the slot is given up by itself while it waits.
+        Inside an owned task the wait gives the slot up by itself.
         """
         packed = super().get(
             dsk, keys, workers=workers, allow_other_workers=allow_other_workers,
@@ -340,10 +351,10 @@ class Client(Inspection, Queries, Data):
         Parameters
         ----------
         replicas : int, optional
-            Keep so many copies of each of their values, as `replicate` does, from when it
-            is there.
+            Keep so many copies of each value, as `replicate` does, from when the value is there.
         """
         wanted = None if replicas is None else wanted_copies(self.owner, replicas)
+        # A context variable, because Dask's `persist` calls `_graph_to_futures` without saying why.
         before = persisting.set(True)
         try:
             persisted = super().persist(
@@ -355,6 +366,7 @@ class Client(Inspection, Queries, Data):
             persisting.reset(before)
         if wanted is None:
             return persisted
+        # Futures of the central scheduler have no owner that could keep copies.
         for future in self._split(persisted)[0]:
             self.owner.call(self.owner.core.keep_copies, future._row, wanted)
         return persisted
@@ -368,7 +380,7 @@ class Client(Inspection, Queries, Data):
         direct: Any = None,
         asynchronous: bool | None = None,
     ) -> Any:
-        """Bring values here; see `distributed.Client.gather`."""
+        """Bring values to this process; see `distributed.Client.gather`."""
         if isinstance(futures, PyQueue):
             raise TypeError(
                 "Dask no longer supports gathering over Iterators and Queues. "
@@ -376,7 +388,7 @@ class Client(Inspection, Queries, Data):
             )
         if isinstance(futures, Iterator):
             return (self.gather(f, errors=errors, direct=direct) for f in futures)
-        if not self.owner.lost:  # else what is here can be read
+        if not self.owner.lost:  # values that are here stay readable after the scheduler is lost
             self._check_open()
         if errors not in ("raise", "skip"):
             raise ValueError(f"Bad value, `errors={errors}`")
@@ -384,6 +396,7 @@ class Client(Inspection, Queries, Data):
             return self._gather(futures, errors, direct)
         found: dict[Any, Any] = {}
         collect(futures, found)
+        # The fast path, without a coroutine, is for futures of this client only.
         if not all(map(self._owned, found)):
             return self.sync(self._gather, futures, errors, direct, asynchronous=False)
         gathering = Gathering(self, found, errors)
@@ -402,12 +415,14 @@ class Client(Inspection, Queries, Data):
         direct: Any = None,
         local_worker: Any = None,
     ) -> Any:
+        """Gather in a coroutine, also futures of the scheduler and of other clients."""
         found: dict[Any, Any] = {}
         collect(futures, found)
         owned = [f for f in found if isinstance(f, Future)]
         central = [f for f in found if not isinstance(f, Future)]
         for future in central:
             if isinstance(future, distributed.Future):
+                # Raises for a future that was unpickled without a client.
                 future._verify_initialized()
         if not owned and central:
             return await super()._gather(futures, errors, direct, local_worker)
@@ -416,12 +431,14 @@ class Client(Inspection, Queries, Data):
             got = await self._values(list(mine.values()), errors)
         values = {future: got[mine[future]] if future in mine else SKIPPED for future in owned}
         for future in central:
+            # One by one: with ``errors="skip"`` Dask leaves failed futures out of the list of
+            # values.
             one = await super()._gather([future], errors, direct, local_worker)
             values[future] = one[0] if one else SKIPPED
         return repack(futures, values, errors)
 
     async def _values(self, futures: list[Any], errors: str = "raise") -> dict[Any, Any]:
-        """Values of owned futures, once they are there."""
+        """Wait for owned futures, and return their values by future."""
         gathering = Gathering(self, futures, errors)
         await self.owner.wait_async(gathering.rows, stop_at_error=errors == "raise")
         remaining = gathering.read_here()
@@ -431,7 +448,7 @@ class Client(Inspection, Queries, Data):
         return gathering.values
 
     def _value_of(self, future: Any, timeout: Any) -> Any:
-        """The value of one owned future that ended, as `Future.result` needs it."""
+        """Return the value of an owned future that ended, for `Future.result`."""
         error = future._error()
         if error is not None:
             try:
@@ -442,13 +459,16 @@ class Client(Inspection, Queries, Data):
         return sync(self.loop, self._values, [future], callback_timeout=seconds)[future]
 
     def _as_mine(self, futures: Iterable[Any], errors: str) -> dict[Any, Any]:
-        """Owned futures, each with one of this client: those of others are borrowed."""
+        """Return owned futures with the futures of this client that stand for them.
+
+        Futures of other clients are borrowed.
+        """
         found: dict[Any, Any] = {}
         for future in futures:
             try:
                 found[future] = future if self._owned(future) else self.imports.future(future)
             except (OwnershipError, distributed.CancelledError):
-                # It is of another cluster, or its owner is closed, or it was released.
+                # The future is of another cluster, or its owner is closed, or it was released.
                 if errors == "raise":
                     raise
         return found
@@ -476,6 +496,9 @@ class Client(Inspection, Queries, Data):
             await super()._retry(others)
 
     def _send_to_scheduler(self, msg: dict[str, Any]) -> None:
+        """Send a message to the scheduler, except for `fire_and_forget` of owned keys."""
+        # This is all that the stock `fire_and_forget` does. The owner keeps such rows until they
+        # end.
         if msg.get("client") == "fire-and-forget" and msg.get("op") == "client-desires-keys":
             rows = [self.owner.core.row(key) for key in msg["keys"]]
             owned = [row for row in rows if row is not None]

@@ -1,4 +1,4 @@
-"""A client's connection to its cluster: it starts its owner, joins, is cut off and closes."""
+"""A client's connection to its cluster: how it starts its owner, joins, reconnects and closes."""
 
 from __future__ import annotations
 
@@ -42,17 +42,31 @@ from dask_ownership.scheduler.plugin import NAME, OwnershipSchedulerPlugin
 WAITS_FOR_TASKS = {
     "_exception", "_gather", "_rebalance", "_replicate", "_result", "_traceback", "_wait",
 }  # fmt: skip
-"""Coroutine functions, of Dask and here, that wait for what other tasks do."""
+"""Coroutine functions, of Dask and here, that wait for other tasks."""
 
 MAY_WAIT = {"_scatter", "_wait_for_workers", "scatter"}
-"""Those that wait when there are no workers."""
+"""Coroutine functions that wait only while there are no workers."""
 
 CLOSING = 30.0
-"""Seconds for which closing what did not come up is waited for."""
+"""Seconds for which a failed start waits for the client to close."""
 
 
 class ClusterConnection(distributed.Client):
-    """What of a `dask_ownership.Client` connects its owner to the cluster, until it closes."""
+    """The part of a `dask_ownership.Client` that connects its owner to the cluster until it closes.
+
+    Attributes
+    ----------
+    owner : Owner
+        The owner of this client's tasks; in a worker, the owner of the worker.
+    calls : Calls
+        Makes the rows of calls.
+    imports : Imports
+        Takes in futures of other clients.
+    scheduler : SchedulerProxy
+        The operations of the scheduler.
+    central_calls : int
+        How many operations went to the central scheduler because they are not owned.
+    """
 
     owner: Owner
     scheduler: Any
@@ -70,7 +84,10 @@ class ClusterConnection(distributed.Client):
 
     @classmethod
     def for_worker(cls, side: Any, timeout: Any = None) -> ClusterConnection:
-        """The client that tasks of a worker get: on the worker's loop, called there, and owner."""
+        """Return the client for tasks of a worker; must be called on the worker's loop.
+
+        ``side`` has the worker and the worker's owner, which the client shares.
+        """
         worker = side.worker
         return cls(
             worker.scheduler.address,
@@ -85,7 +102,7 @@ class ClusterConnection(distributed.Client):
         )
 
     def start(self, **kwargs: Any) -> None:
-        """Start the loop when it is this client's own, and connect."""
+        """Start the loop if the loop is this client's own, and connect."""
         if self.status == "newly-created":
             if self._worker_side is not None:
                 self.owner = self._worker_side.owner
@@ -109,12 +126,13 @@ class ClusterConnection(distributed.Client):
             self.futures, self.refcount = FuturesView(self), RefcountView(self)
             install()
             owned_clients[self.owner.incarnation] = self
-            # The clients of workers are among those: tasks shuffle too.
+            # Clients of workers count, too: tasks may shuffle as well.
             config.client_opened()
             self._counted_open = True
         try:
             super().start(**kwargs)
-        except BaseException:  # Ctrl-C too: nothing half made stays, the default client least
+        # Ctrl-C too: no half-made client stays, least of all as the default client.
+        except BaseException:
             if self.status != "closed":
                 with suppress(TimeoutError):
                     sync(self.loop, self._close, fast=True, callback_timeout=CLOSING)
@@ -122,11 +140,13 @@ class ClusterConnection(distributed.Client):
             raise
 
     async def _start(self, *args: Any, **kwargs: Any) -> Any:
+        """Start the owner and, if no cluster is named, a cluster in this process; then connect."""
         try:
             if self._worker_side is None:
                 await self.owner.start()
             if self.cluster is None and self._start_arg is None and self.scheduler_file is None:
-                # As Dask would, but as a whole: half a cluster cannot be closed.
+                # Dask would start the cluster as well, but an interrupt could leave half a cluster,
+                # which cannot be closed. The shield lets the start finish.
                 self._embedding = asyncio.ensure_future(self._embed())
                 await asyncio.shield(self._embedding)
             return await super()._start(*args, **kwargs)
@@ -136,14 +156,16 @@ class ClusterConnection(distributed.Client):
             raise
 
     async def _embed(self) -> None:
-        """Start the cluster of a client that was told of none."""
+        """Start the cluster of a client without an address or a cluster."""
         self.cluster = await LocalCluster(
             loop=self.loop, asynchronous=self._asynchronous, **self._startup_kwargs
         )
 
     async def _ensure_connected(self, timeout: Any = None) -> None:
+        """Connect to the scheduler, for the first time or again, and join."""
         if isinstance(self.scheduler, PooledRPCCall):
             self.scheduler = SchedulerProxy(self.scheduler, self)
+        # Without a task that reads reports this is the first connection.
         if self._handle_report_task is None or self.scheduler is None:
             await super()._ensure_connected(timeout)
         else:
@@ -151,6 +173,7 @@ class ClusterConnection(distributed.Client):
             await self._connect_again(timeout)
         if self.status != "running" or self._joined_comm is self.scheduler_comm:
             return
+        # Each connection joins once. Dask may call this method again while the join is under way.
         self._joined_comm = self.scheduler_comm
         try:
             if self._worker_side is not None:
@@ -163,9 +186,10 @@ class ClusterConnection(distributed.Client):
             raise
 
     async def _connect_again(self, timeout: Any) -> None:
-        """Connect to a scheduler that was lost, and close when it refuses.
+        """Connect again after the connection broke, and close when connections are refused.
 
-        What does not answer may be behind a partition: that is waited for as in Dask.
+        A scheduler that does not answer may be behind a partition: then the client waits as in
+        Dask.
         """
         limit = parse_timedelta(dask.config.get("ownership.scheduler-timeout", "2s"))
         connecting = super()._ensure_connected(timeout)
@@ -175,20 +199,22 @@ class ClusterConnection(distributed.Client):
         await self._close()
 
     def _lose(self, why: str) -> None:
-        """Say why this client closes by itself."""
+        """Keep the reason for which this client closes by itself."""
         self._lost = (
             f"the scheduler {self._rpc_address()} of {self.id} is gone: {why}. What was here by "
             "then can still be read; for all else make a new client"
         )
 
     async def _join(self) -> None:
-        """Install the plugins if nobody has, and learn who is in the cluster."""
+        """Install the plugins if the cluster has none, and learn who is in the cluster."""
         problem: Any = None
         try:
             await self._register_scheduler_plugin(
                 self._scheduler_plugin(), name=NAME, idempotent=True
             )
         except Exception as error:
+            # Clients may be forbidden to install plugins on a cluster that has the plugin already:
+            # joining decides.
             problem = error
         answer: Any = None
         try:
@@ -208,8 +234,9 @@ class ClusterConnection(distributed.Client):
         if (isinstance(answer, dict) and answer.get("status") == "unknown") or (
             answer is None and isinstance(problem, OSError)
         ):
-            # The connection broke again, or the end of the last one was noted after this one
-            # began: Dask registers this client anew when it sees its connection closed.
+            # The connection broke again, or the scheduler noted the end of the last connection
+            # after the present one began. Dask registers this client anew when the client sees its
+            # connection closed.
             self._joined_comm = None
             self.scheduler_comm.abort()
             return
@@ -222,10 +249,11 @@ class ClusterConnection(distributed.Client):
         )
 
     def _scheduler_plugin(self) -> OwnershipSchedulerPlugin:
-        """The plugin to install where nobody has; a `Client` says which client tasks get."""
+        """Return the plugin to install; `Client` overrides this, as the plugin names its class."""
         raise NotImplementedError
 
     async def _ask_who_is_there(self) -> Any:
+        """Ask the scheduler for the token and the members, on behalf of the owner."""
         owner = self.owner
         return await self._joining(
             self.scheduler,
@@ -235,12 +263,15 @@ class ClusterConnection(distributed.Client):
         )
 
     def _tell_backlog(self, tasks: int) -> None:
-        """For adaptive scaling; a few times while there is much to do, not per task."""
+        """Tell the scheduler how many tasks wait, for adaptive scaling.
+
+        Sent a few times while many tasks wait, and not per task.
+        """
         if self.status == "running":
             self._send_to_scheduler({"op": BACKLOG, "tasks": tasks})
 
     def _report(self, report: dict[str, Any]) -> bool:
-        """Tell the scheduler what this client owns; whether there is a connection."""
+        """Send a report of the owner to the scheduler; return whether there is a connection."""
         if self.status != "running":
             return False
         self._send_to_scheduler({"op": REPORT, "owner": self.owner.incarnation, "report": report})
@@ -249,8 +280,9 @@ class ClusterConnection(distributed.Client):
     def sync(self, func: Any, *args: Any, **kwargs: Any) -> Any:
         """Run a coroutine function on the loop and wait for it.
 
-        Inside a task without a slot when it waits for others. What the scheduler answers at
-        once keeps the slot: the task may hold a lock that all who would take it wait for.
+        Inside a task, a wait for other tasks gives the slot up. A question that the scheduler
+        answers at once keeps the slot: the task may hold a lock, and all tasks that could take the
+        slot may wait for that lock.
         """
         executor = self.owner.executor if hasattr(self, "owner") else None
         name = getattr(func, "__name__", "")
@@ -265,11 +297,14 @@ class ClusterConnection(distributed.Client):
         return await_without_slot(answer) if at_once else await_without_slot_if_long(answer)
 
     def _rpc_address(self) -> str:
+        """Return the address of the scheduler, for messages."""
         return str(getattr(self.scheduler, "address", "of this client"))
 
     async def _close(self, fast: bool = False) -> None:
+        """Close the owner, then the client."""
         if self.status == "closed":
             return
+        # The owner of a worker belongs to the worker and outlives this client.
         if self._worker_side is None and hasattr(self, "owner"):
             if not self._lost and self._gives_up():
                 self._lose(f"it did not answer again within {self._timeout:g} s")
@@ -284,7 +319,7 @@ class ClusterConnection(distributed.Client):
         await super()._close(fast=fast)
 
     def _gives_up(self) -> bool:
-        """Whether Dask closes this client because it could not connect again."""
+        """Return whether Dask closes this client because the client could not connect again."""
         return (
             self.status == "connecting"
             and self._handle_report_task is not None
@@ -292,19 +327,23 @@ class ClusterConnection(distributed.Client):
         )
 
     def _handle_restart(self) -> None:
+        """Cancel all rows when the cluster restarts, as Dask cancels its futures."""
         super()._handle_restart()
         self.owner.cancel(self.owner.core.rows(), "the cluster restarted")
 
     def _check_open(self) -> None:
+        """Raise when this client is closed."""
         if self.status in ("closed", "closing"):
             if self.owner.lost:
                 raise SchedulerGone(self.id, self.owner.lost)
             raise ClosedOwner(f"{self.id} is closed")
 
     def _owned(self, future: Any) -> bool:
+        """Return whether a future belongs to this client's owner."""
         return isinstance(future, Future) and future._owner is self.owner
 
     def _split(self, futures: Any) -> tuple[list[Any], list[Any]]:
+        """Split futures into those of this client's owner and the remaining ones."""
         found = distributed.futures_of(futures)
         mine = [f for f in found if self._owned(f)]
         return mine, [f for f in found if not self._owned(f)]

@@ -1,4 +1,4 @@
-"""Values at workers: what a client puts there, copies and moves."""
+"""Values at workers: putting them there, copying and moving them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dask_ownership.runtime.task import current_entry
 
 
 class Data(ClusterConnection):
-    """What of a `dask_ownership.Client` says at which workers values are."""
+    """The part of a `dask_ownership.Client` that decides at which workers values are."""
 
     def scatter(
         self,
@@ -35,7 +35,7 @@ class Data(ClusterConnection):
     ) -> Any:
         """Put values at workers; see `distributed.Client.scatter`.
 
-        They have no lineage: a value whose every holder is gone is lost.
+        Scattered values have no lineage: a value is lost when all of its holders are gone.
         """
         if isinstance(data, PyQueue | Iterator):
             raise TypeError(
@@ -43,6 +43,7 @@ class Data(ClusterConnection):
                 "Consider using a normal for loop and Client.submit"
             )
         self._check_open()
+        # Read in the calling thread: the loop does not know which task called.
         options = given_in(current_entry())
         return self.sync(
             self._scatter,
@@ -68,6 +69,7 @@ class Data(ClusterConnection):
         *,
         options: Options = NO_OPTIONS,
     ) -> Any:
+        # As in Dask: the client's timeout by default, and no limit for None.
         seconds = self._timeout if timeout is no_default else parse_timeout(timeout)
         within = inf if seconds is None else seconds
         return await scatter(
@@ -84,34 +86,30 @@ class Data(ClusterConnection):
         self, futures: Any, n: int | None = None, workers: Any = None, branching_factor: int = 2,
         **kwargs: Any,
     ) -> Any:  # fmt: skip
-        """Keep copies of values, so that no death costs them; see `distributed.Client.replicate`.
+        """Keep copies of values, so that deaths cost none; see `distributed.Client.replicate`.
 
-        Unlike there it lasts: when a worker with a copy dies or leaves, another copy is made,
-        as far as there are workers, for as long as somebody holds the future. So values
-        that were scattered survive, and values that were computed are not made again, unless
-        all workers that have one die before there is another. Called again with a smaller
-        ``n`` it frees what is more.
+        Unlike in Dask the copies last: when a holder dies or leaves, another copy is made, as far
+        as there are workers, for as long as a process holds the future. So scattered values
+        survive, and computed values are not made again, unless all holders die before there is
+        another copy. A second call with a smaller ``n`` frees surplus copies.
 
-        Values of up to 64 KiB are with this client already: nothing is done for those, nor
-        for futures that end without a value. Each copy needs a slot at its worker for a
-        moment.
+        Values of up to 64 KiB are with this client already: they need no copies, nor do futures
+        that end without a value. Each copy needs a slot at its worker for a moment.
 
         Parameters
         ----------
         futures : Future or nested list of Futures
         n : int, optional
-            How many copies, the first one included; one at each of the workers that are
-            there now when None.
+            How many copies, the first one included; one at each present worker when None.
         workers : str, list or None
-            Addresses, names or hosts. Copies elsewhere do not count, and only there others
-            are made.
+            Addresses, names or hosts. Only copies there count, and new copies are made only there.
         branching_factor : int
-            How many copies each copy gives to others at once.
+            How many copies each copy gives to other workers at once.
 
         Raises
         ------
         ValueError
-            When it asks for no copies, or names no worker.
+            When ``n`` is less than one, or ``workers`` names no worker.
         NotSerializable
             When a value cannot be copied.
 
@@ -140,11 +138,11 @@ class Data(ClusterConnection):
     def rebalance(self, futures: Any = None, workers: Any = None, **kwargs: Any) -> Any:
         """Move values so that workers have as many bytes; see `distributed.Client.rebalance`.
 
-        Of owned values those that this client stored at workers. They are evened out among
-        the workers until the fullest and the emptiest differ by less than a part of the mean
-        (``distributed.worker.memory.rebalance.sender-recipient-gap``, a tenth), or no value
-        is small enough; each is copied before it is freed. How full the workers' memory is
-        otherwise is not looked at.
+        Of owned values only the values that this client stored at workers are moved. They are
+        evened out among the workers until the fullest and the emptiest differ by less than a part
+        of the mean (``distributed.worker.memory.rebalance.sender-recipient-gap``, a tenth), or no
+        value is small enough; each value is copied before it is freed. Other contents of the
+        workers' memory do not count.
 
         Parameters
         ----------
@@ -158,13 +156,14 @@ class Data(ClusterConnection):
         KeyError
             For futures that ended without a value, and when ``workers`` names no worker.
         NotSerializable
-            When a value cannot be copied; the others are moved all the same.
+            When a value cannot be copied; all other values are moved nevertheless.
         """
         return self.sync(self._rebalance, futures, workers, **kwargs)
 
     async def _rebalance(self, futures: Any = None, workers: Any = None) -> None:
         self._check_open()
         mine, others = (None, None) if futures is None else self._split(futures)
+        # Without futures the values of the scheduler are moved as well.
         if futures is None or others:
             await super()._rebalance(others, listed(workers))
         if futures is None or mine:

@@ -1,9 +1,9 @@
 """Envelopes: values with owned futures inside that go through the scheduler.
 
-What is put into a queue, a variable or a dataset is pickled by the client; the scheduler
-passes the bytes on, and whoever takes it out unpickles it. Before it is put, the cluster
-is asked to hold what the futures inside stand for (`scheduler.detached`); when the taker is
-counted for them, that hold is let go of.
+A value for a queue, a variable or a dataset is pickled by the client; the scheduler passes the
+bytes on, and the client that takes the value out unpickles it. Before the value is put, the cluster
+is asked to hold the objects of the futures inside (`scheduler.detached`). The hold is released when
+the taker is counted as their borrower.
 """
 
 from __future__ import annotations
@@ -26,14 +26,19 @@ from dask_ownership.runtime.serialize import ATOMS, CALL, arriving, dumps, findi
 from dask_ownership.scheduler.detached import ENVELOPE, MARK
 
 KNOWN_SOON = 1.0
-"""Seconds for which whoever takes futures out waits to hear how they stand."""
+"""Seconds for which a client that takes futures out waits to hear their states."""
 
 opening: ContextVar[bool] = ContextVar("opening", default=False)
-"""Whether what arrives is left closed, for the client that asked for it."""
+"""Whether arriving envelopes stay closed, for the client that asked for them."""
 
 
 class Envelope:
-    """A pickled value, unpickled where it arrives."""
+    """A pickled value, unpickled where it arrives.
+
+    Attributes
+    ----------
+    pickled : bytes
+    """
 
     __slots__ = ("pickled",)
 
@@ -45,7 +50,10 @@ class Envelope:
 
 
 def arrived(pickled: bytes) -> Any:
-    """An envelope arrived: left closed for a client of this project, opened for any other."""
+    """Unpickle an envelope; it stays closed for a client of this project that waits for it.
+
+    Any other process opens it at once.
+    """
     return Envelope(pickled) if opening.get() else loads(pickled)
 
 
@@ -74,9 +82,12 @@ async def put(client: ClientLike, value: Any) -> tuple[str, Serialized] | None:
     if not found:
         return None
     hold = uuid4().hex
+    # The futures may be of several clients in this process: each owner says what it owns.
     owners = {future._owner.incarnation: future._owner for future in found}
     for owner in owners.values():
         rows = list({f._row: None for f in found if f._owner is owner})
+        # With the tasks of this client's rows the holder can make the objects again when this
+        # client is gone.
         functions, tasks, also = (
             owner.core.describe(rows) if owner is client.owner else ([], [], [])
         )
@@ -90,6 +101,7 @@ async def put(client: ClientLike, value: Any) -> tuple[str, Serialized] | None:
             functions=[(f.name, f.pickled, f.name if f.pickled == CALL else "") for f in functions],
             tasks=tasks,
         )
+        # The cluster does not hold the objects: pinned rows stay as long as their owner.
         if not counted:
             for row in rows:
                 owner.pin(row)
@@ -98,12 +110,12 @@ async def put(client: ClientLike, value: Any) -> tuple[str, Serialized] | None:
 
 
 def not_put(client: ClientLike, hold: str) -> None:
-    """What was to be put somewhere is not there."""
+    """Release a hold, because the value was not put after all."""
     client._send_to_scheduler({"op": RELEASE_HOLD, "hold": hold})
 
 
 async def closed(answer: Awaitable[Any]) -> Any:
-    """What the scheduler answers, with the envelopes in it closed."""
+    """Return the scheduler's answer, with the envelopes in it closed."""
     token = opening.set(True)
     try:
         return await answer
@@ -112,10 +124,10 @@ async def closed(answer: Awaitable[Any]) -> Any:
 
 
 async def take(client: ClientLike, hold: str | None, value: Any) -> Any:
-    """Open an envelope for a client, and have the hold let go of when all inside is counted.
+    """Open an envelope for a client, and release the hold when all futures inside are counted.
 
-    That is waited for, though not for long: with the count comes how the futures stand, and
-    Dask's know that at once.
+    Waits for the count, though not for long: the states of the futures come with the count, and a
+    stock future knows its state at once.
     """
     if type(value) is not Envelope:
         return value
@@ -137,7 +149,7 @@ async def take(client: ClientLike, hold: str | None, value: Any) -> Any:
         try:
             await asyncio.wait_for(known.wait(), KNOWN_SOON)
         except asyncio.TimeoutError:
-            pass  # its owner is away; the future finds out
+            pass  # the owner is away; the future waits for the owner by itself
     return content
 
 
@@ -146,7 +158,9 @@ async def put_item(client: ClientLike, operation: Any, row: Row | None, kwargs: 
     if row is not None:
         client.owner.core.hold(row)
         value: Any = Future(client, row)
+        # The scheduler must not see the owned key: it would wait for the key for ever.
         kwargs = {name: given for name, given in kwargs.items() if name != "key"}
+    # The key of a future of the scheduler goes the stock way.
     elif kwargs.get("key") is not None:
         return await operation(**kwargs)
     else:
@@ -163,7 +177,7 @@ async def put_item(client: ClientLike, operation: Any, row: Row | None, kwargs: 
 
 
 async def get_items(client: ClientLike, operation: Any, kwargs: Any) -> Any:
-    """Take something out of a queue or a variable."""
+    """Take an item, or several items, out of a queue or a variable."""
     got = await closed(operation(**kwargs, owner=client.owner.incarnation))
     for record in got if isinstance(got, list | tuple) else (got,):
         value = record.get("value") if isinstance(record, dict) else None
@@ -173,7 +187,7 @@ async def get_items(client: ClientLike, operation: Any, kwargs: Any) -> Any:
 
 
 async def publish(client: ClientLike, operation: Any, kwargs: Any) -> Any:
-    """Publish datasets."""
+    """Publish datasets, with their owned futures in envelopes."""
     holds: list[str | None] = []
     data: list[Any] = []
     try:
@@ -189,7 +203,7 @@ async def publish(client: ClientLike, operation: Any, kwargs: Any) -> Any:
 
 
 async def get_published(client: ClientLike, operation: Any, kwargs: Any) -> Any:
-    """Get published datasets."""
+    """Get published datasets, and open their envelopes."""
     got = await closed(operation(**kwargs, owner=client.owner.incarnation))
     shown = []
     for found in got:
@@ -207,4 +221,4 @@ AROUND = {
     "publish_put": publish,
     "publish_get": get_published,
 }
-"""Operations of the scheduler that take envelopes or give them."""
+"""Operations of the scheduler that put or take envelopes, and what runs in their place."""

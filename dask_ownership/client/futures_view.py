@@ -1,7 +1,7 @@
 """Views for ``Client.futures`` and ``Client.refcount``, which show owned futures too.
 
-Dask keeps there what the scheduler computes for a client, and changes it; that stays as it is.
-Who only looks finds the owned ones besides: by key, by ``in``, and counted by ``len``.
+Dask keeps the futures of the scheduler there, and changes these dicts; that works unchanged.
+Readers find owned futures as well: by key, by ``in``, and counted by ``len``.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from dask_ownership.futures.future import Future, RowState
 
 
 def count_futures(client: ClientLike, key: Any) -> int:
-    """How many futures of an owned key there are; none when it was cancelled."""
+    """Return how many futures of an owned key there are; none for a cancelled task."""
     row = client.owner.core.row(key)
     return 0 if row is None else _futures_of_row(client, row)
 
 
 def _futures_of_row(client: ClientLike, row: Row) -> int:
+    """Return how many futures a row has, without handles that are dropped but not counted off."""
     if row.state == CANCELLED:
         return 0
     return row.local_refs - client.owner.dropped(row)
@@ -38,8 +39,11 @@ class FuturesView(dict[Any, Any]):
         return super().__contains__(key) or count_futures(self._client, key) > 0
 
     def __missing__(self, key: Any) -> Any:
+        # A row may be in the table without a future, for other rows that need it: no future, no
+        # entry.
         if not count_futures(self._client, key):
             raise KeyError(key)
+        # This takes the handle of the future below.
         row = self._client.owner.find(key)
         if row is None:
             raise KeyError(key)

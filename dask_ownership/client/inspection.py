@@ -1,4 +1,4 @@
-"""What a client tells about what it owns: a snapshot, and stories."""
+"""What a client shows of its owned objects: texts, snapshots and stories."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dask_ownership.monitoring.representation import client_html, client_text
 
 
 class Inspection(ClusterConnection):
-    """What of a `dask_ownership.Client` is there to look at it."""
+    """The part of a `dask_ownership.Client` for people who look at it."""
 
     def __repr__(self) -> str:
         stock = super().__repr__()
@@ -23,11 +23,11 @@ class Inspection(ClusterConnection):
         return client_html(stock, self.owner) if hasattr(self, "owner") else stock
 
     def ownership(self, key: Any = None, *, asynchronous: bool | None = None) -> Any:
-        """What this process owns, borrows and lends now; or all about one object.
+        """Return what this process owns, borrows and lends now; or all facts about one object.
 
-        Inside a task this is about the worker's process. It asks nobody, and copies what it
-        finds: nothing is kept alive by it. Its time grows with the number of objects (about
-        a second for a million), during which the event loop does nothing else.
+        Inside a task this is about the worker's process. No other process is asked, and the
+        snapshot keeps nothing alive. The time grows with the number of objects (about a second for
+        a million), during which the event loop does nothing else.
 
         Parameters
         ----------
@@ -60,6 +60,7 @@ class Inspection(ClusterConnection):
 
     async def _ownership(self, key: Any = None) -> Any:
         self._check_open()
+        # So that the snapshot has what threads submitted just now.
         self.owner.process()
         if key is None:
             return take(self.owner, self.central_calls)
@@ -76,34 +77,33 @@ class Inspection(ClusterConnection):
         return look(self.owner, row)
 
     def story(self, *keys_or_futures: Any, on_error: str = "raise") -> Any:
-        """What happened to some keys, as far as it was unusual.
+        """Return the unusual events of some keys; see `distributed.Client.story`.
 
-        Owned tasks leave no trace while all goes well: writing it would cost more than
-        running them. Remembered are, for the latest 10 000 events of this process:
-        ``returned`` and ``recalled`` by a worker, ``retried``, ``worker-gone`` (under it),
-        ``worker-silent`` (it did not answer), ``recovered`` (from its lineage), ``repeated``
-        (for what it submitted), ``copy-gone`` (the last one), ``withdrawn`` (from borrowers),
-        ``evicted`` (its lineage), ``handed-over`` (by a worker that leaves) and ``adopted``
-        (from one), ``error``, ``cancelled`` and ``lost``. The last entry of each key is its
-        present state, if it is still there. What has a task handed out again (the first
-        seven) begins with the attempt that is over; how often that was in
-        all is in ``client.ownership().handed_out_again``. The cluster is not asked.
+        Owned tasks leave no trace while all goes well: writing it would cost more than running
+        them. This process remembers its latest 10 000 events: ``returned`` and ``recalled`` (by a
+        worker), ``retried``, ``worker-gone`` (under the task), ``worker-silent`` (the worker did
+        not answer), ``recovered`` (from lineage), ``repeated`` (for what the task submitted),
+        ``copy-gone`` (the last copy), ``not-copied`` (a replica could not be made), ``withdrawn``
+        (from borrowers), ``evicted`` (the lineage), ``handed-over`` (by a leaving worker),
+        ``adopted`` (from a leaving worker), ``error``, ``cancelled`` and ``lost``. The last entry
+        of each key is the present state, if the object is still there. The first seven events have
+        a task handed out again, and their details begin with the attempt that is over;
+        ``client.ownership().handed_out_again`` counts them all. The cluster is not asked.
 
-        Keys that are not owned or borrowed here go to the scheduler and the workers, see
-        `distributed.Client.story`.
+        Keys that are not owned or borrowed here go to the scheduler and the workers, as in Dask.
 
         Parameters
         ----------
         *keys_or_futures : hashable or Future
-            Or, for what is not owned, ids of stimuli.
+            Or, for keys of the scheduler, ids of stimuli.
         on_error : {"raise", "ignore"}
             What to do when the scheduler or a worker cannot be asked.
 
         Returns
         -------
         list of tuple
-            ``(key, event, detail, time)``, oldest first; then the present states; then what
-            Dask says of the others, in its own format.
+            ``(key, event, detail, time)``, oldest first; then the present states; then Dask's
+            answer about all other keys, in Dask's format.
         """
         return self.sync(self._story, *keys_or_futures, on_error=on_error)
 
@@ -119,6 +119,8 @@ class Inspection(ClusterConnection):
             known = isinstance(what, distributed.Future)
             key = what.key if known else what
             row = what._row if self._owned(what) else None if known else find(owner, key)
+            # A key whose row is gone may still have events. A stock future is of the scheduler in
+            # any case.
             if row is not None or (not known and history(owner, {key})):
                 mine[key] = row
             else:

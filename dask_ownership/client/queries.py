@@ -1,9 +1,9 @@
-"""Where values and tasks are: what a client answers as Dask's scheduler does.
+"""Where values and tasks are: a client's answers in the form of Dask's scheduler.
 
-What is owned (or borrowed) is looked up in this process, all else asked of the scheduler,
-and both are put together in the shapes that Dask's own methods have. A value that travelled
-to its owner is at no worker, and any worker gets it with the task that needs it. It is said
-to be where it was made: code that asks wants a worker to send tasks to, and finds one.
+Owned and borrowed keys are looked up in this process, all other keys at the scheduler, and both
+answers are joined in the shapes of Dask's own methods. An inline value is at no worker, and any
+worker gets it with the task that needs it. The answer names the worker that made the value: code
+that asks wants a worker to send tasks to, and finds one.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from dask_ownership.monitoring.lookup import find, name_of
 from dask_ownership.runtime.owner.owner import Owner
 
 ASKED = 5.0
-"""Seconds for which a worker may take to tell what its threads do."""
+"""Seconds for which a worker may take to answer what its threads do."""
 
 
 class Queries(ClusterConnection):
-    """What of a `dask_ownership.Client` answers where things are."""
+    """The part of a `dask_ownership.Client` that answers where things are."""
 
     def who_has(self, futures: Any = None, **kwargs: Any) -> Any:
-        """The workers that have each value; see `distributed.Client.who_has`.
+        """Return the workers that have each value; see `distributed.Client.who_has`.
 
-        A value of up to 64 KiB is with its owner, and named with the worker that made it,
-        or another one when that is gone. What has no value yet is at no worker.
+        A value of up to 64 KiB is with its owner; the answer names the worker that made the value,
+        or another worker when that worker is gone. A future without a value yet is at no worker.
 
         Parameters
         ----------
@@ -58,10 +58,9 @@ class Queries(ClusterConnection):
         return found
 
     def has_what(self, workers: Any = None, **kwargs: Any) -> Any:
-        """The keys of the values at each worker; see `distributed.Client.has_what`.
+        """Return the keys of the values at each worker; see `distributed.Client.has_what`.
 
-        Of owned values those that this client has futures of; see `who_has` for where they
-        are.
+        Owned values are listed if this client has futures of them; see `who_has` for their places.
 
         Returns
         -------
@@ -80,9 +79,9 @@ class Queries(ClusterConnection):
         return HasWhat(merged(answer, mine))
 
     def processing(self, workers: Any = None) -> Any:
-        """The tasks that each worker was given; see `distributed.Client.processing`.
+        """Return the tasks that each worker was given; see `distributed.Client.processing`.
 
-        Of owned tasks those of this client.
+        Owned tasks are listed if this client owns them.
 
         Returns
         -------
@@ -98,16 +97,16 @@ class Queries(ClusterConnection):
         return merged(answer, {a: [name_of(k) for k in v.pushed] for a, v in views.items()})
 
     def nbytes(self, keys: Any = None, summary: bool = True, **kwargs: Any) -> Any:
-        """The bytes of each value; see `distributed.Client.nbytes`.
+        """Return the bytes of each value; see `distributed.Client.nbytes`.
 
-        Of values that are with their owner: the bytes of the pickle. Of what has no value yet
-        -1, as in Dask, when its key is asked for.
+        For inline values the bytes of the pickle. For a key without a value yet -1, as in Dask,
+        when the caller names the key.
 
         Parameters
         ----------
         keys : list of hashable or Future, optional
         summary : bool
-            Add values up whose keys begin with the same name.
+            Add up values whose keys begin with the same name.
 
         Returns
         -------
@@ -135,9 +134,9 @@ class Queries(ClusterConnection):
         return found
 
     def call_stack(self, futures: Any = None, keys: Any = None) -> Any:
-        """What the threads that run tasks are doing; see `distributed.Client.call_stack`.
+        """Return what the threads that run tasks are doing; see `distributed.Client.call_stack`.
 
-        Of a task that waits for others: those that run.
+        For a task that waits for other tasks, the running ones among these.
 
         Parameters
         ----------
@@ -147,8 +146,8 @@ class Queries(ClusterConnection):
         Returns
         -------
         dict
-            Address to a dict of key and the texts of its frames. Without arguments all
-            threads, of every client. Coroutine tasks have no thread.
+            Address to a dict of key and the texts of its frames. Without arguments all threads, of
+            every client. Coroutine tasks have no thread.
         """
         return self.sync(self._call_stack, futures, keys)
 
@@ -171,7 +170,7 @@ class Queries(ClusterConnection):
                     self.owner.pool(address).call_stack(keys=names), ASKED
                 )
             except (OSError, asyncio.TimeoutError):
-                return  # it is gone or frozen: its threads do nothing that could be told
+                return  # a worker that is gone or frozen has no call stack to tell
             if stacks:
                 found.setdefault(address, {}).update(stacks)
 
@@ -179,11 +178,12 @@ class Queries(ClusterConnection):
         return found
 
     async def _asked(self, what: Any) -> tuple[dict[Any, Row], list[Any]]:
-        """Rows by the keys that users know; and keys of what is not owned or borrowed here."""
+        """Return rows by the keys that users know, and keys that are neither owned nor borrowed."""
         self._check_open()
         owner = self.owner
         owner.process()
         if what is None:
+            # Dormant rows have no value, and rows that make copies are no objects of the user.
             hidden = (DORMANT, FORGOTTEN)
             table = [row for row in owner.core.rows() if not row.roles & COPY]
             rows = {name_of(row.key): row for row in table if row.state not in hidden}
@@ -202,7 +202,7 @@ class Queries(ClusterConnection):
 
 
 def flat(what: Any) -> list[Any]:
-    """The futures and keys in a nested structure, collections included."""
+    """Return the futures and keys in a nested structure, collections included."""
     if isinstance(what, list | set):
         return [one for item in what for one in flat(item)]
     futures = distributed.futures_of(what)
@@ -212,17 +212,17 @@ def flat(what: Any) -> list[Any]:
 
 
 def listed(workers: Any) -> Any:
-    """``workers=`` as the scheduler takes it."""
+    """Return ``workers=`` in the form that the scheduler takes."""
     return workers if workers is None or isinstance(workers, list | tuple | set) else [workers]
 
 
 def merged(answer: dict[str, Any], mine: dict[str, list[Any]]) -> dict[str, Any]:
-    """The scheduler's answer for some workers, with what is owned there."""
+    """Return the scheduler's answer for some workers, with the owned keys there added."""
     return {w: (*theirs, *dict.fromkeys(mine.get(w, ()))) for w, theirs in answer.items()}
 
 
 def addresses(owner: Owner, row: Row) -> Collection[str]:
-    """Where tasks find a value, see the module. Loop thread."""
+    """Return the workers where tasks find a value, as the module says. Loop thread."""
     if row.state == STORED:
         return row.addresses if isinstance(row, Borrowed) else [v.address for v in row.locations]
     workers = owner.core.workers
@@ -230,11 +230,12 @@ def addresses(owner: Owner, row: Row) -> Collection[str]:
         return ()
     if row.worker is not None and row.worker.alive:
         return (row.worker.address,)
+    # Any worker would do. The hash of the key chooses the same worker each time, and spreads keys.
     return (sorted(workers)[crc32(repr(row.key).encode()) % len(workers)],)
 
 
 def unfinished(rows: Iterable[Row]) -> list[Row]:
-    """These rows and all that they wait for, without those that ended."""
+    """Return rows and all unfinished rows that they wait for, without the rows that ended."""
     seen: dict[Row, None] = {}
     stack = list(rows)
     while stack:

@@ -1,4 +1,4 @@
-"""Telling a scheduler that is gone from one that does not answer."""
+"""Telling a scheduler that is gone from a scheduler that does not answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAUSE = 0.1
 """Seconds between two tries."""
 
 TRIES = 8
-"""How often it is asked, at least, before a scheduler is said to be gone."""
+"""Connections tried, at least, before a scheduler counts as gone."""
 
 
 async def connected(
@@ -21,11 +21,12 @@ async def connected(
     connection_args: dict[str, Any],
     seconds: float,
 ) -> bool:
-    """Connect to an address again; False when nothing has listened there for so long.
+    """Connect to an address again; return False when connections are refused for so many seconds.
 
-    A connection that is refused says that the process is gone. One that gets no answer may be
-    a partition: that is left to ``connecting``, and to the time that it allows.
+    A refused connection says that the process is gone. A connection without an answer may be cut
+    off by a partition: then ``connecting`` decides, within its own time.
     """
+    # The first to end decides.
     tasks = [
         asyncio.ensure_future(connecting),
         asyncio.ensure_future(_refused(address, connection_args, seconds)),
@@ -42,11 +43,11 @@ async def connected(
 
 
 async def _refused(address: str, connection_args: dict[str, Any], seconds: float) -> None:
-    """Return when connections are refused for so long.
+    """Return when connections were refused for so many seconds.
 
-    Dask tries several times in the time it is given, and tells of the last try only, which its
-    own deadline may cut short: so there are several of these, and one that tells nothing does
-    not count against the others.
+    Dask's `connect` tries several times within its timeout, and reports only the last try, which
+    its own deadline may cut short. So there are several calls, and a call that reports no refusal
+    does not count against the other calls.
     """
     clock = asyncio.get_running_loop().time
     since: float | None = None
@@ -59,6 +60,7 @@ async def _refused(address: str, connection_args: dict[str, Any], seconds: float
                 since = started if since is None else since
                 if clock() - since >= seconds:
                     return
+        # A connection came up: the process is there.
         else:
             since = None
             comm.abort()
@@ -66,6 +68,7 @@ async def _refused(address: str, connection_args: dict[str, Any], seconds: float
 
 
 def _is_refusal(error: BaseException | None) -> bool:
+    """Return whether an error, or a cause of it, is a refused connection."""
     while error is not None:
         if isinstance(error, ConnectionRefusedError):
             return True

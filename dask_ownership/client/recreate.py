@@ -1,7 +1,7 @@
 """Recreating a task in the client's process, to run it once more under a debugger.
 
-An owner has the task of everything that failed, for retries, and of every stored value, as
-its lineage. What the central scheduler ran is asked from there, as in Dask.
+An owner keeps the task of every failed row, for retries, and of every stored value, as lineage.
+Tasks of the central scheduler come from the scheduler, as in Dask.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dask_ownership.runtime.serialize import arriving, call, loads_call
 class RecreateTasks(ReplayTaskClient):
     """`recreate_task_locally` and `recreate_error_locally` of one client.
 
-    Dask puts its own into every client that is made; this takes their place.
+    Dask puts its own object into every client when the client is made; this object takes its place.
     """
 
     client: Any
@@ -36,9 +36,10 @@ class RecreateTasks(ReplayTaskClient):
     def recreate_task_locally(self, future: Any) -> Any:
         """Run the task of a future in this thread, with its inputs brought here.
 
-        For debuggers: ``pdb.runcall(client.recreate_task_locally, future)``. The future stays
-        as it is. A small value (up to 64 KiB) that was computed knows how it was made only
-        with ``dask.config.set({"ownership.lineage.inline": True})`` before the client is made.
+        See `distributed.Client.recreate_task_locally`. For debuggers:
+        ``pdb.runcall(client.recreate_task_locally, future)``. The future stays as it is. The task
+        of a small computed value (up to 64 KiB) is kept only with
+        ``dask.config.set({"ownership.lineage.inline": True})`` before the client is made.
 
         Parameters
         ----------
@@ -48,39 +49,41 @@ class RecreateTasks(ReplayTaskClient):
         Returns
         -------
         object
-            What the task returns; of an asynchronous client, a coroutine.
+            The result of the task; for an asynchronous client, a coroutine.
 
         Raises
         ------
         NotHere
-            When the task is not kept here: it is another process's, or was let go of.
+            When the task is not kept here: another process owns it, or it was dropped.
         Exception
-            What the task raises.
+            The exception of the task.
         """
         return self._run(self._get_components_from_future, future)
 
     def recreate_error_locally(self, future: Any) -> Any:
         """Run the task that made a computation fail in this thread, where it raises again.
 
-        Of a future whose input failed, the task of that input, and so on.
+        See `distributed.Client.recreate_error_locally`. For a future whose input failed, the task
+        of that input, and so on.
 
         Parameters
         ----------
         future : Future, collection or nested list of them
-            The first that failed counts.
+            The first failed future counts.
 
         Raises
         ------
         ValueError
-            When none failed.
+            When no future failed.
         NotHere
-            When the task is another process's.
+            When another process owns the task.
         Exception
-            What the task raises.
+            The exception of the task.
         """
         return self._run(self._blamed, future)
 
     def _run(self, components: Any, future: Any) -> Any:
+        """Fetch the parts of a task on the loop, and call the task in this thread."""
         if self.client.asynchronous:
 
             async def run() -> Any:
@@ -92,9 +95,11 @@ class RecreateTasks(ReplayTaskClient):
         return task(values)
 
     async def _blamed(self, future: Any) -> Any:
+        """Return task and inputs for the first error among futures."""
         return await self._get_components_from_future(await self._get_errored_future(future))
 
     async def _get_task_runspec(self, future: Any) -> Any:
+        """Return the task of a future: from the owner's table, or from the scheduler."""
         client = self.client
         row = None
         if isinstance(future, distributed.Future):
@@ -109,18 +114,22 @@ class RecreateTasks(ReplayTaskClient):
         return local_task(client, row)
 
     async def _get_components_from_future(self, future: Any) -> Any:
+        """Return the task of a future, and the values of its inputs."""
         task = await self._get_task_runspec(future)
         client = self.client
         if isinstance(task, LocalTask):
+            # In an empty graph all keys are found in the table.
             futures = client._graph_to_futures({}, task.dependencies)
         else:
-            # Not for this client's own rows, and with a graph that the scheduler takes.
+            # The stock method, because these are keys of the scheduler, with a graph in the
+            # scheduler's form.
             futures = StockClient._graph_to_futures(
                 client, LLGExpr({}), task.dependencies, span_metadata={}
             )
         return task, await client._gather(futures)
 
     async def _get_errored_future(self, future: Any) -> Any:
+        """Return the key of the task that raised the error of the first failed future."""
         futures = distributed.futures_of(future)
         for one in futures:
             await one._state.wait()
@@ -134,6 +143,15 @@ class RecreateTasks(ReplayTaskClient):
 
 class LocalTask:
     """The task of an owned row, to be called with the values of its dependencies.
+
+    Parameters
+    ----------
+    client : Client
+    row : Row
+    function : Function
+    payload : bytes
+    inputs : iterable of Row
+        The rows of the payload's slots, in order.
 
     Attributes
     ----------
@@ -153,20 +171,21 @@ class LocalTask:
 
     @property
     def func(self) -> Any:
-        """As Dask's tasks call it."""
+        """The function, under the name that Dask's tasks have for it."""
         return self.function
 
     @property
     def function(self) -> Any:
-        """What the task calls; it may have come with the arguments."""
+        """The function of the task; a function with state is in the payload."""
         if self._function is not call:
             return self._function
+        # Only the function is wanted: the slots may stand for anything.
         with arriving(self._client):
             args, _ = loads_call(self._payload, [None] * len(self.dependencies))
         return args[0]
 
     def __call__(self, values: Mapping[Any, Any]) -> Any:
-        """What the task returns or raises, in the calling thread.
+        """Run the task in the calling thread; return or raise as the task does.
 
         A coroutine function is run to its end, unless a loop runs in this thread.
         """
@@ -175,6 +194,7 @@ class LocalTask:
         result = self._function(*args, **kwargs)
         if iscoroutine(result):
             try:
+                # Where a loop runs, the caller awaits the coroutine.
                 asyncio.get_running_loop()
             except RuntimeError:
                 return asyncio.run(result)
@@ -182,12 +202,12 @@ class LocalTask:
 
 
 def local_task(client: Any, row: Row) -> LocalTask:
-    """The task of a row. Loop thread.
+    """Return the task of a row. Loop thread.
 
     Raises
     ------
     NotHere
-        When another process has it, or nobody any more.
+        When another process owns the task, or no process keeps it any more.
     """
     if isinstance(row, Borrowed):
         raise NotHere(
@@ -204,6 +224,7 @@ def local_task(client: Any, row: Row) -> LocalTask:
 
 
 def _why_not(owner: Owner, row: Row) -> str:
+    """Return why the task of a row is not kept."""
     if row.state == INLINE and row.worker is not None and not owner.core.traces_inline:
         return (
             "its value travelled to its owner, and how it was made is not kept then, unless "

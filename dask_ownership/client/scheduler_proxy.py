@@ -1,8 +1,8 @@
-"""A proxy of the central scheduler, for what a client asks of it about owned keys.
+"""A proxy of the central scheduler, for a client's requests that may name owned keys.
 
-The scheduler knows nothing of owned keys and would wait for them for ever. Futures in
-queues, variables and datasets go there in envelopes (`dask_ownership.client.envelopes`) and are
-alive again where a client takes them out. Anything else that names an owned key is an error here.
+The scheduler knows nothing of owned keys and would wait for them for ever. Futures in queues,
+variables and datasets go there in envelopes (`dask_ownership.client.envelopes`) and are alive again
+where a client takes them out. Any other request with an owned key is an error here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dask_ownership.runtime.comm.scheduler_ops import HOLD, JOIN, WHERE
 HOUSEKEEPING = {
     "address", "close_rpc", "identity", "register_scheduler_plugin", HOLD, JOIN, WHERE,
 }  # fmt: skip
-"""Operations of the scheduler that every client uses, whatever it runs."""
+"""Operations of the scheduler that every client uses, whatever tasks it has."""
 
 CENTRAL_DATA = {
     "call_stack",
@@ -32,9 +32,10 @@ CENTRAL_DATA = {
     "retry",
     "who_has",
 }
-"""Operations of the scheduler on keys, none of which knows owned ones."""
+"""Operations of the scheduler on keys; none knows owned keys."""
 
 PUT = {"queue_put", "variable_set"}
+"""Operations of the scheduler that put one item somewhere."""
 
 
 class SchedulerProxy:
@@ -43,7 +44,7 @@ class SchedulerProxy:
     Parameters
     ----------
     rpc : distributed.core.PooledRPCCall
-        The operations as they are.
+        The operations of the scheduler itself.
     client : ClientLike
     """
 
@@ -58,11 +59,12 @@ class SchedulerProxy:
 
         def counted(**kwargs: Any) -> Any:
             if name == "who_has" and any(self._owned(key) for key in kwargs.get("keys") or ()):
-                # Packages ask the scheduler itself where to send tasks, XGBoost's for one.
+                # Packages, XGBoost's for one, ask the scheduler itself where to send tasks.
                 return self._client.who_has(list(kwargs["keys"]), asynchronous=True)
             if name in CENTRAL_DATA:
                 self._refuse_owned(name, kwargs)
             elif name == "publish_put":
+                # The scheduler would look for owned keys among its tasks.
                 kwargs["keys"] = self._without_owned(kwargs["keys"])
             self._client.central_calls += 1
             if name in PUT:
@@ -73,14 +75,15 @@ class SchedulerProxy:
                 return AROUND[name](self._client, operation, kwargs)
             return operation(**kwargs)
 
-        counted.__name__ = name  # `Client.sync` looks at it
+        counted.__name__ = name  # `Client.sync` looks at the name
         return counted
 
     def _owned(self, key: Any) -> Row | None:
-        """The row of a key that this client owns or borrows."""
+        """Return the row of a key that this client owns or borrows, or None."""
         return find(self._client.owner, key)
 
     def _refuse_owned(self, name: str, kwargs: dict[str, Any]) -> None:
+        """Raise when an operation on keys names an owned key."""
         keys = [kwargs.get("key")]
         for key in kwargs.get("keys") or ():
             keys.extend(key if isinstance(key, list) else [key])
@@ -92,7 +95,10 @@ class SchedulerProxy:
                 )
 
     def _without_owned(self, keys: list[Any]) -> list[Any]:
-        """Keys of one dataset, as distributed 2025.12 has them, or of several."""
+        """Return keys without the owned ones.
+
+        Distributed 2025.12 passes the keys of one dataset, later versions a list for each dataset.
+        """
         return [
             self._without_owned(key) if isinstance(key, list) else key
             for key in keys

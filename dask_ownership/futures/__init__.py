@@ -1,1 +1,1 @@
-"""The interface of tasks and futures, in any process that has an owner."""
+"""Futures, and the operations on them, in any process that has an owner."""

@@ -21,11 +21,11 @@ from dask_ownership.runtime.task import current_entry
 def checkpoint(name: str, value: Any) -> Any:
     """Keep a small value outside of this task's process, for a later attempt of the task.
 
-    The owner of the task keeps it, which is the process that submitted the task; nothing else
-    is needed. When this returns the owner has it. When the task has to run again, because its
-    worker died or because it failed and has ``retries``, `restore` gives what was kept last
-    under each name. All is dropped when the task ends with a value or is cancelled: a value
-    that is made again from its lineage is made without checkpoints.
+    The owner of the task, which is the process that submitted the task, keeps the value; no other
+    process takes part. When this returns the owner has the value. When the task has to run again,
+    because its worker died or because the task failed and has ``retries``, `restore` returns the
+    last value under each name. All values are dropped when the task ends with a value or is
+    cancelled: a task that runs again from its lineage runs without checkpoints.
 
     The task keeps its slot meanwhile: it waits for one round trip to its owner.
 
@@ -33,27 +33,27 @@ def checkpoint(name: str, value: Any) -> Any:
     ----------
     name : str
     value : object
-        It is pickled, as arguments are, and replaces what was kept under this name. All of
-        one task together may have ``ownership.checkpoint.max-bytes`` (1 MiB), by the
-        configuration of the worker.
+        Pickled, as arguments are, and replaces the value kept under this name. All values of one
+        task together may have ``ownership.checkpoint.max-bytes`` (1 MiB), by the configuration of
+        the worker.
 
     Returns
     -------
     awaitable or None
-        On a thread whose event loop runs, as in a coroutine task, it must be awaited.
+        On a thread with a running event loop, as in a coroutine task, the result must be awaited.
 
     Raises
     ------
     Superseded
-        When this is not the current attempt of the task any more: another one was started
-        elsewhere, or it was cancelled. What was kept is not touched.
+        When this is not the current attempt of the task any more: another attempt was started
+        elsewhere, or the task was cancelled. The kept values are not touched.
     ClosedOwner
         When the owner is gone, or this worker closes.
     ValueError
-        When it would be too much.
+        When the values would have too many bytes.
     NotSerializable
-        When the value cannot be pickled, or holds a future: nothing would keep what that
-        stands for.
+        When the value cannot be pickled, or holds a future: no handle would keep the future's
+        object alive.
     RuntimeError
         Outside of a task that dask_ownership runs.
 
@@ -85,6 +85,7 @@ def checkpoint(name: str, value: Any) -> Any:
         )
     answer = _send(entry, name, pickled)
     try:
+        # On an event loop, blocking would stop all coroutine tasks of the worker.
         asyncio.get_running_loop()
     except RuntimeError:
         _raise(entry, answer.result())
@@ -93,20 +94,20 @@ def checkpoint(name: str, value: Any) -> Any:
 
 
 def restore(name: str, default: Any = None) -> Any:
-    """What this task, or an earlier attempt of it, kept last with `checkpoint`.
+    """Return the value that this task, or an earlier attempt, kept last with `checkpoint`.
 
-    It came with the task: nobody is asked.
+    The values came with the task: no process is asked.
 
     Parameters
     ----------
     name : str
     default : object
-        What to give when nothing is kept under that name.
+        Returned when no value is kept under that name.
 
     Raises
     ------
     NotSerializable
-        When it cannot be unpickled here.
+        When the value cannot be unpickled here.
     RuntimeError
         Outside of a task that dask_ownership runs.
     """
@@ -126,6 +127,7 @@ def restore(name: str, default: Any = None) -> Any:
 
 
 def _task(asked: str) -> Entry:
+    """Return the entry of the task that the caller runs in; ``asked`` is the caller's name."""
     entry = current_entry()
     if entry is None:
         raise RuntimeError(
@@ -136,16 +138,20 @@ def _task(asked: str) -> Entry:
 
 
 def _check(name: Any) -> None:
+    """Raise TypeError when the name of a checkpoint is not a string."""
     if not isinstance(name, str):
         raise TypeError(f"the name of a checkpoint is a str, not {name!r}")
 
 
 def _send(entry: Entry, name: str, pickled: bytes) -> Answer[Failure | None]:
-    """Send it to the task's owner; what the owner says comes when it comes."""
+    """Send a pickled value to the owner of a task, and return the future of the owner's answer."""
     answer: Answer[Failure | None] = Answer()
-    answer.set_running_or_notify_cancel()  # who stops waiting does not take it back
+    # A caller that stops waiting does not take the value back.
+    answer.set_running_or_notify_cancel()
     limit = int(parse_bytes(dask.config.get("ownership.checkpoint.max-bytes")))
     executor = entry.session.runtime
+    # The size of all values of the task is checked and changed under one lock, because threads of
+    # one task may call `checkpoint` at the same time.
     with executor.lock:
         size = executor.core.checkpoint_size(entry, name, pickled)
         if size <= limit:
@@ -161,9 +167,11 @@ def _send(entry: Entry, name: str, pickled: bytes) -> Answer[Failure | None]:
 
 
 def _raise(entry: Entry, failure: Failure | None) -> None:
+    """Raise the error that an owner's answer stands for; None is success."""
     if failure is not None:
         raise from_failure(entry.key, failure)
 
 
 async def _answered(entry: Entry, answer: Answer[Failure | None]) -> None:
+    """Wait for an owner's answer in a coroutine."""
     _raise(entry, await asyncio.wrap_future(answer))

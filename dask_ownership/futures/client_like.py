@@ -1,4 +1,4 @@
-"""A client as the modules below it see it: those that `dask_ownership.Client` is made of."""
+"""The parts of `dask_ownership.Client` that the modules below the client use."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from dask_ownership.runtime.owner.owner import Owner
 
 
 class ImportsLike(Protocol):
-    """What takes futures of others into a client, see `dask_ownership.interop.bridge.Imports`."""
+    """Takes futures of other clients into a client, see `dask_ownership.interop.bridge.Imports`."""
 
     def future(self, value: Any) -> Future:
-        """A future of this client for what another has."""
+        """Return a future of this client for a future or an actor of another client."""
 
     def row(self, value: Any) -> Row:
-        """The row of what `future` takes, with a handle."""
+        """Return the row of the future that `future` would return, with a handle."""
 
 
 class ClientLike(Protocol):
-    """What a `dask_ownership.Client` is for the modules below it.
+    """The parts of a `dask_ownership.Client` that the modules below the client use.
 
     Attributes
     ----------
     owner : Owner
         The owner of this client's tasks.
     imports : ImportsLike
+        Takes in futures of other clients.
     futures : dict
-        Futures of this client by key, of the scheduler's too.
+        Futures of this client by key, also those of the central scheduler.
     scheduler : object
-        Gives the operations of the scheduler as methods.
+        Has the operations of the scheduler as methods.
     status : str
-        ``"running"`` while it is connected.
+        ``"running"`` while the client is connected.
     central_calls : int
         How many operations went to the central scheduler because they are not owned.
     """
@@ -49,6 +50,6 @@ class ClientLike(Protocol):
     def status(self) -> str: ...
 
     def who_has(self, futures: Any = None, **kwargs: Any) -> Any:
-        """The workers that have each value; a coroutine with ``asynchronous=True``."""
+        """Return the holders of each value; a coroutine with ``asynchronous=True``."""
 
     def _send_to_scheduler(self, msg: dict[str, Any]) -> None: ...

@@ -45,19 +45,23 @@ STATUS = {
     CANCELLED: "cancelled",
     LOST: "lost",
 }
+"""Status of a future in Dask's words, by the state of its row; all other states are "pending"."""
 
 owned_clients: WeakValueDictionary[str, Any] = WeakValueDictionary()
-"""Clients of this process by their owner's incarnation: where futures come home to."""
+"""Clients of this process by the incarnation of their owner.
+
+A future that returns to the process of its owner becomes a future of that client again.
+"""
 
 task_clients: WeakValueDictionary[str, Any] = WeakValueDictionary()
-"""What stands for the clients of workers in this process, by their owner's incarnation."""
+"""The clients that tasks of workers in this process get, by the incarnation of their owner."""
 
 
 class Future(distributed.Future):
     """A value that may not exist yet, owned by this process.
 
-    Everything `distributed.Future` offers, for a row of the ownership table, and therefore as
-    many methods as that has. Made by `Client`; users do not make any.
+    Offers everything that `distributed.Future` offers, for a row of the ownership table, and
+    therefore has as many methods. `Client` makes futures; users do not.
     """
 
     __slots__ = ("_cleared", "_client", "_owner", "_row")
@@ -69,6 +73,7 @@ class Future(distributed.Future):
         self._owner = client.owner
         self._row = row
         self._cleared = False
+        # Futures need no cycle collector, and a full collection over a million of them takes long.
         untrack(self)
 
     # ---- what stock code looks at ----
@@ -77,7 +82,7 @@ class Future(distributed.Future):
         pass
 
     def bind_client(self, client: Any) -> None:
-        """An owned future belongs to its owner from the start."""
+        """Do nothing: an owned future belongs to its owner from the start."""
 
     def _verify_initialized(self) -> None:
         pass
@@ -88,6 +93,7 @@ class Future(distributed.Future):
 
     @property
     def _state(self) -> RowState:
+        """The row in the shape that stock code expects of a future's state."""
         return RowState(self)
 
     # ---- state ----
@@ -100,10 +106,11 @@ class Future(distributed.Future):
         return STATUS.get(self._row.state, "pending")
 
     def done(self) -> bool:
-        """Whether the computation ended, with a value or without, or this was released."""
+        """Return whether the computation ended (in any way), or the future was released."""
         return self._cleared or self._row.state >= INLINE
 
     def cancelled(self) -> bool:
+        """Return whether the computation was cancelled, or the future was released."""
         return self.status == "cancelled"
 
     @property
@@ -112,6 +119,7 @@ class Future(distributed.Future):
         row = self._row
         if row.state == INLINE:
             try:
+                # Futures inside the value become futures of this client, and are dropped at once.
                 with arriving(self._client):
                     return type(loads(row.value))
             except Exception:
@@ -126,18 +134,20 @@ class Future(distributed.Future):
     # ---- outcome ----
 
     def _error(self) -> BaseException | None:
-        """Why there is no value, with its traceback; None when there is one."""
+        """Return why there is no value, with the task's traceback; None when there is a value."""
         row = self._row
         if self._cleared:
             return FutureCancelledError(self.key, "released", "the future was released")
         if row.state <= STORED:
-            return None  # or not yet: it was lost, and is being made again
+            return None  # or not yet: a lost value is being made again
         value = row.value
         if isinstance(value, Failure):
             return from_failure(
                 self.key, value, row.owner_ref[2] if isinstance(row, Borrowed) else ""
             )
         if isinstance(value, bytes):
+            # An error may hold futures. Opening it by way of the owner keeps the row until those
+            # are counted.
             if row.contains:
                 error: BaseException = self._owner.open(
                     self._client, row, lambda: loads_error(value)
@@ -147,7 +157,7 @@ class Future(distributed.Future):
         return FutureCancelledError(self.key, "released", "the future was released")
 
     def result(self, timeout: Any = None) -> Any:
-        """Wait for the value and bring it here.
+        """Wait for the value and bring the value to this process; see `distributed.Future.result`.
 
         Inside an owned task the slot is given up meanwhile.
 
@@ -156,7 +166,7 @@ class Future(distributed.Future):
         TimeoutError
             After ``timeout`` (seconds or a string such as ``"2s"``).
         Exception
-            What the task raised, or why its value is not to be had.
+            The exception of the task, or the reason why the value cannot be had.
         """
         client = self._client
         if client.asynchronous:
@@ -167,6 +177,7 @@ class Future(distributed.Future):
         row = self._row
         if row.state < INLINE:
             self._wait(timeout)
+        # The fast path of a small value, without a coroutine.
         if row.state == INLINE and not self._cleared:
             if row.contains:
                 return self._owner.open(client, row, lambda: loads_value(self.key, row.value))
@@ -175,12 +186,14 @@ class Future(distributed.Future):
             return client._value_of(self, timeout)
 
     def _wait(self, timeout: Any) -> None:
+        """Block until the row ends; a released future does not wait."""
         if self._cleared:
             return
         if not self._owner.wait((self._row,), parse_timeout(timeout)):
             raise asyncio.TimeoutError(f"{self.key!r} did not end within {timeout}")
 
     async def _result(self, raiseit: bool = True) -> Any:
+        """Return the value in a coroutine; without ``raiseit`` return the error as Dask does."""
         if not self._cleared:
             await self._owner.wait_async((self._row,))
         error = self._error()
@@ -191,43 +204,57 @@ class Future(distributed.Future):
             try:
                 raise error
             finally:
-                del error  # its traceback holds this frame, and so the future
+                del error  # the traceback holds this frame, and so the future
         if self.status == "error":
             return type(error), error, error.__traceback__
         return error
 
     async def _exception(self) -> BaseException | None:
+        """Wait in a coroutine, and return the exception of the task or None."""
         if not self._cleared:
             await self._owner.wait_async((self._row,))
         return self._raised()
 
     def _raised(self) -> BaseException | None:
-        """Why there is no value, but for one that was cancelled or released: as in Dask."""
+        """Return why there is no value; None for a cancelled or released future, as in Dask."""
         error = self._error()
         try:
             return None if type(error) is FutureCancelledError else error
         finally:
-            del error  # its traceback leads to this frame
+            del error  # the traceback leads to this frame
 
     def exception(self, timeout: Any = None, **kwargs: Any) -> Any:
-        """The exception of the task; None when it has a value, or was cancelled, as in Dask."""
+        """Return the exception of the task; None when there is a value, or the task was cancelled.
+
+        See `distributed.Future.exception`.
+        """
         if self._client.asynchronous:
             return asyncio.wait_for(self._exception(), parse_timeout(timeout))
         self._wait(timeout)
         return self._raised()
 
     async def _traceback(self) -> Any:
+        """Wait in a coroutine, and return the traceback of the task's exception or None."""
         return getattr(await self._exception(), "__traceback__", None)
 
     def traceback(self, timeout: Any = None, **kwargs: Any) -> Any:
-        """The traceback of the task's exception, or None."""
+        """Return the traceback of the task's exception, or None.
+
+        See `distributed.Future.traceback`.
+        """
         if self._client.asynchronous:
             return asyncio.wait_for(self._traceback(), parse_timeout(timeout))
-        # Not in a variable: its frames lead back to this one.
+        # The exception stays out of a variable: its traceback holds the frames that lead to this
+        # frame.
         return getattr(self.exception(timeout), "__traceback__", None)
 
     def add_done_callback(self, fn: Any) -> None:
-        """Call ``fn(future)`` in a thread when the computation ended."""
+        """Call ``fn(future)`` in a thread when the computation ended.
+
+        See `distributed.Future.add_done_callback`.
+        """
+        # One thread for the callbacks of all futures, Dask's own. A forked process has no such
+        # thread and makes another.
         cls = distributed.Future
         if cls._cb_executor is None or cls._cb_executor_pid != os.getpid():
             cls._cb_executor = ThreadPoolExecutor(1, thread_name_prefix="Dask-Callback-Thread")
@@ -253,35 +280,40 @@ class Future(distributed.Future):
     # ---- requests ----
 
     def cancel(self, reason: Any = None, msg: Any = None, **kwargs: Any) -> Any:
-        """Cancel the computation and what depends on it."""
+        """Cancel the computation and dependent tasks; see `distributed.Future.cancel`."""
         return self._client.cancel([self], reason=reason, msg=msg, **kwargs)
 
     def retry(self, **kwargs: Any) -> Any:
-        """Run it again after it failed."""
+        """Run the task again after an error; see `distributed.Future.retry`."""
         return self._client.retry([self], **kwargs)
 
     def release(self) -> None:
-        """Give this handle up. Twice is once."""
+        """Drop this handle; a second call does nothing. See `distributed.Future.release`."""
         if not self._cleared:
             self._cleared = True
             self._owner.drop(self._row)
 
     def __del__(self) -> None:
         try:
+            # A finalizer runs at any moment, also while its thread holds a lock: `drop` takes none.
             if not self._cleared:
                 self._cleared = True
                 self._owner.drop(self._row)
         except AttributeError:
-            pass  # it was never finished, or the interpreter is being taken down
+            pass  # the future was never initialized, or the interpreter is being taken down
 
     # ---- travelling ----
 
     def __reduce__(self) -> Any:
         owner = self._owner
         if pickling.names or (pickling.found is None and tokenizing()):
-            # One object for each name: a pickle tells equal objects from the same one twice, and
-            # a task that runs again may meet a future that it had twice as two of them.
+            # Equal names are one interned object: a pickle distinguishes two equal objects from one
+            # object that occurs twice, and a task that runs again may get one future as two objects
+            # where the attempt before got one object.
             return named, tuple([intern(repr(part)) for part in self.__dask_tokenize__()])
+        # Inside a call or a result this process keeps the object until the receiver is counted as a
+        # borrower. Of a pickle made by hand no process knows who reads it and when, so the row is
+        # pinned.
         if pickling.found is not None:
             pickling.found.append(self)
             owner.export(self._row)
@@ -304,11 +336,12 @@ class Future(distributed.Future):
         origin = self._owner.core.origin_of(self._row)
         heir = origin[4]
         if heir is not None:
-            # A task that runs again elsewhere makes the same of what it makes again.
+            # The heir's key stays the same when the submitting task runs again elsewhere; the owner
+            # does not.
             return type(self).__name__, self.key, heir[3]
         return type(self).__name__, self.key, origin[0], origin[5]
 
-    # As any object, and at the speed of C: sets of very many futures are usual.
+    # Identity, as for any object, and at the speed of C: sets of very many futures are usual.
     __hash__ = object.__hash__
     __eq__ = object.__eq__
 
@@ -325,10 +358,10 @@ class Future(distributed.Future):
 
 
 class TravelledFuture(distributed.Future):
-    """What a future becomes where there is no client that could ask its owner.
+    """A future in a process without a client that could ask the owner.
 
-    It can be passed on, and comes alive where there is one. Asking it for anything
-    says what it is.
+    It can be passed on, and becomes a live future in a process with a client. All other operations
+    raise `NotHere`, which names the owner.
     """
 
     def __init__(self, origin: Origin) -> None:
@@ -341,9 +374,10 @@ class TravelledFuture(distributed.Future):
         pass
 
     def bind_client(self, client: Any) -> None:
-        """No client of the central scheduler can ask for it."""
+        """Do nothing: no client of the central scheduler can ask for an owned object."""
 
     def _refuse(self) -> NotHere:
+        """Return the error that names the owner and says what to do."""
         return NotHere(
             f"the future {self.key!r} is owned by {self._origin[2]} and was unpickled where there "
             "is no dask_ownership.Client: make one of the same cluster first"
@@ -369,7 +403,7 @@ class TravelledFuture(distributed.Future):
         raise self._refuse()
 
     def release(self) -> None:
-        """There is nothing to release here."""
+        """Do nothing: there is no handle in this process."""
 
     def __del__(self) -> None:
         pass
@@ -393,16 +427,16 @@ class TravelledFuture(distributed.Future):
 
 
 def delegate(future: Any) -> Any:
-    """Have the value of another future be this task's: ``return delegate(future)``.
+    """Have the value of another future be this task's value: ``return delegate(future)``.
 
-    The task ends at once and keeps no slot and no thread; whoever waits for it gets what
-    the other resolves to, its error too. This is the tail spawn of CIEL: a loop of
-    tasks that each return a delegate of the next runs in constant memory of threads.
+    The task ends at once and keeps no slot and no thread; processes that wait for the task get the
+    value or error of the other future. This is the tail spawn of CIEL: a loop of tasks that each
+    return a delegate of the next task runs with a constant number of threads.
 
     Parameters
     ----------
     future : Future
-        One that this task submitted or was given.
+        A future that this task submitted or was given.
 
     Raises
     ------
@@ -417,14 +451,15 @@ def delegate(future: Any) -> Any:
 
 
 def named(*name: Any) -> Any:
-    """What a future is in a pickle that is only made to compare it with others."""
+    """Return the name of a future: its form in a pickle that is only made to be compared."""
     return name
 
 
 def come_home(incarnation: str, address: str, name: str, key: Any, heir: Any, life: int) -> Any:
-    """Unpickle a future: its owner's own where it is owned, borrowed elsewhere."""
+    """Unpickle a future: a handle on the owner's row, or in other processes on a borrowed row."""
     origin = (incarnation, address, name, key, heir, life)
-    # Who asks comes first: owners of one process borrow from each other like any others.
+    # The client or task that unpickles comes first: owners in one process borrow from each other as
+    # owners in different processes do.
     entry = current_entry()
     if unpickling.client is not None:
         client = unpickling.client
@@ -438,11 +473,12 @@ def come_home(incarnation: str, address: str, name: str, key: Any, heir: Any, li
 
 
 def _client_here() -> Any:
-    """The client that a future becomes one of, when nobody says which."""
+    """Return the client for a future that is unpickled outside of a client's or task's work."""
     try:
         default = distributed.default_client()
     except ValueError:
         default = None
+    # Dask's current client is taken if it is a client of dask_ownership.
     if default is not None and default.id in (c.id for c in owned_clients.values()):
         return default
     running = next((c for c in owned_clients.values() if c.status == "running"), None)
@@ -487,7 +523,12 @@ class RowState:
         return hash(self.future._row)
 
     async def wait(self, timeout: Any = None) -> None:
-        """Wait until the row ends."""
+        """Wait until the row ends.
+
+        Raises
+        ------
+        TimeoutError
+        """
         started = perf_counter()
         owner = self.future._owner
         if not await owner.wait_async((self.future._row,), timeout):

@@ -1,4 +1,4 @@
-"""Bringing the values of futures here."""
+"""Bringing the values of futures to this process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dask_ownership.runtime.serialize import loads_value
 
 
 class Gathering:
-    """Owned futures that ended, and their values as they come in.
+    """Owned futures that ended, and their values as these come in.
 
     Parameters
     ----------
@@ -27,8 +27,12 @@ class Gathering:
 
     Attributes
     ----------
+    client, errors
+        The parameters.
+    owner : Owner
+        The owner of the client.
     values : dict
-        Future to its value, `SKIPPED`, or None while it is not there.
+        Future to its value, `SKIPPED`, or None while the value is not here.
     """
 
     def __init__(self, client: Any, futures: Iterable[Any], errors: str) -> None:
@@ -39,10 +43,11 @@ class Gathering:
 
     @property
     def rows(self) -> list[Row]:
+        """The rows of all futures."""
         return [future._row for future in self.values]
 
     def read_here(self) -> list[Any]:
-        """Fill in what this process has; the futures whose values are elsewhere."""
+        """Fill in the values in this process; return the futures whose values are elsewhere."""
         values = self.values
         stored = []
         for future in values:
@@ -62,8 +67,9 @@ class Gathering:
                 stored.append(future)
             else:
                 if row.state < INLINE:
-                    # Waiting ended because another failed, and that one is told; or it was
-                    # lost since, and is being made again.
+                    # Waiting ended early because another future failed, and the error of that
+                    # future is raised. Or the value was lost after the wait and is being made
+                    # again: then fetching waits for it.
                     failed = next((f for f in values if f._row.state > STORED), None)
                     if failed is None:
                         stored.append(future)
@@ -73,7 +79,7 @@ class Gathering:
         return self._read_store(stored) if stored else stored
 
     def _read_store(self, futures: list[Any]) -> list[Any]:
-        """Fill in what this process's own worker stores; the futures that remain."""
+        """Fill in the values in the store of this process's worker; return the other futures."""
         executor = self.owner.executor
         if executor is None:
             return futures
@@ -87,7 +93,7 @@ class Gathering:
         return remaining
 
     def read_fetched(self, futures: list[Any], fetched: dict[Row, Any]) -> None:
-        """Fill in what `owner.fetch.fetch` brought."""
+        """Fill in the values that `owner.fetch.fetch` brought."""
         for future in futures:
             row = future._row
             try:
@@ -95,18 +101,20 @@ class Gathering:
                     unpack = partial(unpacked, future.key, fetched[row])
                     self.values[future] = self.owner.open(self.client, row, unpack)
                     continue
-                error = future._error()  # it was lost or cancelled meanwhile
+                error = future._error()  # the value was lost, or the task cancelled, meanwhile
             except Exception as problem:
                 error = problem
             try:
                 self._bad(future, error)
             finally:
-                del error  # its traceback holds this frame, and so the futures
+                del error  # the traceback holds this frame, and so the futures
 
     def _bad(self, future: Any, error: BaseException | None) -> None:
+        """Raise the error of a future, or skip the future, as the caller of gather wishes."""
         if self.errors != "raise":
             self.values[future] = SKIPPED
             return
+        # The traceback of the error holds this object, which must not keep all values alive.
         self.values.clear()
         try:
             raise error if error is not None else NotHere(f"{future.key!r} has no value")

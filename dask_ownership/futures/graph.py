@@ -1,8 +1,8 @@
 """From a Dask graph to rows.
 
-`get`, `compute` and `persist` all arrive here. The graph is materialised, culled
-to what is asked for and not known yet, ordered by `dask.order`, and each task
-becomes a row. Simple tasks become plain calls; nested ones travel as they are.
+`get`, `compute` and `persist` all arrive here. The graph is materialised, culled to the wanted keys
+and the keys they need as far as this process does not know them yet, and ordered by `dask.order`;
+then each task becomes a row. Simple tasks become plain calls; nested tasks travel as they are.
 """
 
 from __future__ import annotations
@@ -61,16 +61,18 @@ from dask_ownership.runtime.serialize import (
 from dask_ownership.runtime.task import current_entry
 
 SEQUENCES: dict[type, type] = {List: list, Tuple: tuple, Set: set}
+"""Dask's nodes for sequences, with the types of the sequences."""
 
 _UUID = "[0-9a-f]{8}-?[0-9a-f]{4}-?4[0-9a-f]{3}-?[89ab][0-9a-f]{3}-?[0-9a-f]{12}"
 RANDOM = re.compile(f"-{_UUID}$")
-"""Keys with which Dask names what is computed and what is delayed: a random UUID.
+"""Keys with a random UUID at the end, as Dask gives to computed and delayed objects.
 
-A task that runs again would not make the same, so inside a task they get names as impure calls
-have (`Calls.child_key`). One token in 64 looks like one, and gets such a name for nothing.
+A task that runs again would not make the same UUID, so inside a task such keys are replaced by keys
+like those of impure calls (`Calls.child_key`). One hash token in 64 looks like a UUID, and is
+replaced needlessly.
 """
 RANDOM_PARTS = re.compile(_UUID.encode())
-"""Such keys in a pickled call: tasks that were fused into one keep their own."""
+"""Random UUIDs in a pickled call: tasks that were fused into one task keep their keys inside."""
 
 
 class Graph:
@@ -78,10 +80,14 @@ class Graph:
 
     Attributes
     ----------
-    nodes : dict
-        Key to `GraphNode`.
     annotations : dict
         Name of the annotation to a dict of key and value.
+    expr : object
+        The graph as the caller gave it.
+    held : mapping
+        The graph before its conversion, with the futures in it.
+    nodes : dict
+        Key to `GraphNode`.
     """
 
     def __init__(self, expr: Any) -> None:
@@ -90,14 +96,17 @@ class Graph:
         if hasattr(expr, "__dask_annotations__"):
             for name, values in expr.__dask_annotations__().items():
                 self.annotations.setdefault(name, {}).update(values)
-        # Futures in the graph live as long as it does; conversion keeps their keys only.
+        # Futures in the graph have to live as long as this object, and the conversion keeps only
+        # their keys.
         self.expr = expr
         self.held = raw
         self._futures: dict[Any, Any] | None = None
         self.nodes: dict[Any, GraphNode] = convert_legacy_graph(dict(raw))
 
     def central(self, keys: Iterable[Any]) -> set[Any]:
-        """Those of the keys that only the central scheduler can make: they need a P2P shuffle."""
+        """Return the keys that need a P2P shuffle, which only the central scheduler can run."""
+        # A graph with a P2P shuffle has imported the module already; no other graph pays for the
+        # import.
         shuffle = sys.modules.get("distributed.shuffle._core")
         if shuffle is None:
             return set()
@@ -106,6 +115,7 @@ class Graph:
         if not barriers:
             return set()
         dependents = reverse_dict({key: node.dependencies for key, node in nodes.items()})
+        # All keys that depend on a barrier of a shuffle need the shuffle.
         need: set[Any] = set()
         while barriers:
             key = barriers.pop()
@@ -115,13 +125,14 @@ class Graph:
         return need & set(keys)
 
     def futures(self) -> dict[Any, Any]:
-        """Futures and actors of any client that stand in the graph, by their keys."""
+        """Return the futures and actors of any client in the graph, by their keys."""
         if self._futures is None:
             self._futures = {}
             for value in self.held.values():
                 _collect(value, self._futures)
             if isinstance(self.expr, Expr):
-                # Optimising a graph of layers leaves only the keys of futures in it.
+                # Optimising leaves only the keys of futures in a graph of layers; the layers have
+                # the futures.
                 for part in self.expr.walk():
                     if isinstance(part, HLGExpr):
                         for layer in getattr(part.hlg, "layers", {}).values():
@@ -132,6 +143,7 @@ class Graph:
 
 
 def _collect(value: Any, found: dict[Any, Any]) -> None:
+    """Add the futures and actors inside a value of a graph to ``found``."""
     if isinstance(value, distributed.Future | Actor):
         found[value.key] = value
     elif isinstance(value, Task):
@@ -153,22 +165,22 @@ def graph_futures(
     call: dict[str, Any],
     fifo_timeout: Any = 0,
 ) -> dict[Any, Future]:
-    """Futures of the keys; all that they need is submitted.
+    """Submit all that the keys need, and return the futures of the keys.
 
     Parameters
     ----------
     client : Client
     graph : Graph
     keys : set
-        What is asked for.
+        The wanted keys.
     internal_priority : dict or None
         Order of the keys; `dask.order` when None.
     call : dict
-        Options of the call: ``workers``, ``allow_other_workers``, ``resources``,
-        ``retries``, ``priority``. Annotations of a task win over them.
+        Options of the call: ``workers``, ``allow_other_workers``, ``resources``, ``retries``,
+        ``priority``. Annotations of a task win over the call.
     fifo_timeout : float, str or timedelta
-        Seconds, or a text such as ``"60s"``, after the graph before for which this one goes on
-        beside it and not behind it.
+        Seconds, or a text such as ``"60s"``. A graph that comes within this time after the last
+        graph runs beside the last graph and not behind it.
     """
     for key in keys:
         check_key(key)
@@ -184,20 +196,20 @@ def graph_futures(
 
 
 persisting: ContextVar[bool] = ContextVar("persisting", default=False)
-"""Whether what is asked for of a graph is to stay at the workers."""
+"""Whether the wanted values of a graph stay at the workers, as `persist` has it."""
 
 
 class TaskSettings:
-    """What the call of a graph, and annotations of its tasks, say of each task.
+    """Options of each task of a graph, from the call and the annotations.
 
     Parameters
     ----------
     call : dict
-        What the call says. Annotations of a task win over it.
+        Options of the call. Annotations of a task win over the call.
     annotations : dict
         Name of the annotation to a dict of key and value.
     entry : object or None
-        Of the task that submits the graph.
+        The entry of the task that submits the graph.
     """
 
     def __init__(
@@ -212,13 +224,14 @@ class TaskSettings:
             self._common = make_options(call_of(of_key(self._call, None)), entry)
 
     def of(self, key: Any) -> tuple[Any, Options]:
-        """Priority and options of a task.
+        """Return priority and options of a task.
 
         Raises
         ------
         TypeError, ValueError
-            When one has a wrong value.
+            When an option has a wrong value.
         """
+        # The usual case: all tasks of the graph share one `Options`.
         if not self._annotations and not self._per_key:
             return self._call.get("priority") or 0, self._common
         settings = dict(self._call)
@@ -231,7 +244,45 @@ class TaskSettings:
 
 
 class _Builder:
-    """The making of one graph's rows."""
+    """Makes the rows of one graph.
+
+    Parameters
+    ----------
+    client : Client
+    graph : Graph
+    keys : set
+        The wanted keys.
+    call : dict
+        Options of the call.
+
+    Attributes
+    ----------
+    calls : Calls
+        Makes rows of single calls for the client.
+    owner : Owner
+        The owner of the client.
+    graph, keys
+        The parameters.
+    rows : dict
+        Key to its row, for all rows made or found so far.
+    handles : list of Row
+        One item for each handle that this object holds, until `let_go`.
+    nbytes : int
+        Bytes of all payloads and literals.
+    functions : dict of int to ManyCalls
+        Functions of the graph's tasks by their ``id``.
+    nodes_by_prefix : dict of str to Function
+        Records of `run_node` by the prefix of keys.
+    run_node : bytes
+        The pickled function that runs a nested task.
+    entry : Entry or None
+        The task that submits the graph.
+    depth : int
+        Nesting of the graph's tasks.
+    settings : TaskSettings
+    persists : bool
+        Whether the wanted values stay at workers.
+    """
 
     def __init__(self, client: Any, graph: Graph, keys: set[Any], call: dict[str, Any]) -> None:
         self.calls: Calls = client.calls
@@ -242,6 +293,8 @@ class _Builder:
         self.handles: list[Row] = []
         self.nbytes = 0
         self.functions: dict[int, ManyCalls] = {}
+        # One record of `run_node` for each prefix, because a record has one name and one running
+        # time.
         self.nodes_by_prefix: dict[str, Function] = {}
         self.run_node = dumps(run_node)
         self.entry = current_entry() if self.owner.executor is not None else None
@@ -250,6 +303,7 @@ class _Builder:
         self.persists = persisting.get()
 
     def build(self, internal_priority: Any, fifo_timeout: Any) -> dict[Any, Future]:
+        """Submit all needed tasks in order, and return the futures of the wanted keys."""
         needed = self._needed()
         places = internal_priority or (
             order(needed) if len(needed) > 1 else dict.fromkeys(needed, 0)
@@ -263,17 +317,20 @@ class _Builder:
             row = self.rows.get(key)
             if row is None:
                 row = self._outside(key)
+            # The handle of the future; the handle that made the row is dropped by `let_go`.
             self.owner.core.hold(row)
             found[key] = Future(self.calls.client, row)
         return found
 
     def keep_copies(self) -> None:
-        """Have several copies kept of what is annotated with ``replicas``."""
+        """Have several copies kept of values that are annotated with ``replicas``."""
         annotated = self.graph.annotations.get("replicas", {})
         everywhere = dask.get_annotations().get("replicas")
         if not annotated and everywhere is None:
             return
         want = self.owner.core.keep_copies
+        # `dask.annotate` around the call counts for the wanted keys only; annotations of layers
+        # count for any task.
         for key, row in self.rows.items():
             number = annotated.get(key, everywhere if key in self.keys else None)
             if number is not None:
@@ -284,7 +341,7 @@ class _Builder:
         self.owner.drop_all(self.handles)
 
     def _needed(self) -> dict[Any, GraphNode]:
-        """Nodes that the keys need and that are not owned already."""
+        """Return the nodes that the wanted keys need and that have no row here yet."""
         nodes = self.graph.nodes
         needed: dict[Any, GraphNode] = {}
         stack = list(self.keys)
@@ -293,6 +350,7 @@ class _Builder:
             key = stack.pop()
             if key in needed or key in self.rows:
                 continue
+            # A row that is known here keeps its own inputs: the graph is not followed beyond it.
             known = find(key)
             if known is not None:
                 self.rows[key] = known
@@ -310,11 +368,11 @@ class _Builder:
 
     @cached_property
     def borrowed(self) -> dict[Any, Row]:
-        """What this process borrows, by the keys of its owners: Dask lowers futures in a
-        collection to their keys."""
+        """Borrowed rows by their owners' keys: Dask lowers futures in a collection to keys."""
         return {row.origin[3]: row for row in self.owner.core.rows() if row.borrowed}
 
     def _add(self, key: Any, node: GraphNode, place: int) -> None:
+        """Make the row of one node, unless the node is only another name of a row."""
         key = check_key(key)
         if isinstance(node, Alias):
             target = self.rows.get(node.target) or self._outside(node.target)
@@ -322,7 +380,7 @@ class _Builder:
                 self.rows[key] = target
                 return
             slots = {target: Slot(0)}
-            # What is persisted stays at a worker, also when it is another name of what is not.
+            # A persisted value stays at a worker, also as another name of a value that does not.
             stays = self.persists and key in self.keys
             function = self.owner.functions.get(literal if stays else identity)
             payload = dumps(((slots[target],), {}))
@@ -339,6 +397,8 @@ class _Builder:
             self.handles.append(row)
             return
         slots = {}
+        # Pickling collects the futures inside the call. A call that pickles in the middle of
+        # another pickling must not add to the list of the outer one.
         outer = pickling.found
         try:
             pickling.found = []
@@ -361,6 +421,8 @@ class _Builder:
         place = ordered(place, priority, self.depth)
         dependencies = tuple(slots)
         contains = tuple(r for r in rows if r is not None and r not in slots)
+        # The key must not depend on who owns the futures inside: that changes when the task runs
+        # again.
         call = dumps_names((args, kwargs)) if contains and self.entry is not None else payload
         name = self._name(key, function, call, dependencies)
         row = Row(name, function, payload, dependencies, place, options)
@@ -370,13 +432,14 @@ class _Builder:
     def _name(
         self, key: Any, function: Function, call: bytes, dependencies: tuple[Row, ...]
     ) -> Any:
-        """The key of a row: the graph's own, unless it would be another when this runs again."""
+        """Return the key of a row: the key in the graph, unless a new run would change that key."""
         if self.entry is not None and type(key) is str and RANDOM.search(key):
             call = RANDOM_PARTS.sub(b"", call)
             return self.calls.child_key(self.entry, function, call, dependencies)
         return key
 
     def _adopt(self, row: Row, key: Any) -> None:
+        """Submit a row, and remember the row under its key in the graph."""
         entry = self.entry
         owner = self.owner
         adopted = owner.submit(row) if entry is None else submit_child(owner, row, entry)
@@ -386,6 +449,7 @@ class _Builder:
     def _call_of(
         self, key: Any, node: GraphNode, slots: dict[Row, Slot]
     ) -> tuple[Function, Any, Any]:
+        """Return function, arguments and keyword arguments of the call that runs a node."""
         try:
             return self._plain_call(node, slots)
         except _Nested:
@@ -393,21 +457,24 @@ class _Builder:
             return self._whole_node(key, node, slots)
 
     def _plain_call(self, node: GraphNode, slots: dict[Row, Slot]) -> tuple[Function, Any, Any]:
-        """A task without nested tasks as a call of its function."""
+        """Return a task without nested tasks as a call of its function."""
         if type(node) is not Task:
             raise _Nested
         args = tuple([self._argument(a, slots) for a in node.args])
         kwargs = {name: self._argument(a, slots) for name, a in node.kwargs.items()}
-        # One graph is one moment: a function is pickled once however many tasks call it.
+        # All tasks of one graph are made at one moment: a function is pickled once for all of its
+        # tasks.
         function = self.functions.get(id(node.func))
         if function is None:
             function = self.functions[id(node.func)] = ManyCalls(self.owner.functions, node.func)
         record = function.record_for(args, kwargs)
+        # Such a function carries state: it travels with the arguments of each call.
         if record.pickled is CALL:
             args = (node.func, *args)
         return record, args, kwargs
 
     def _argument(self, argument: Any, slots: dict[Row, Slot]) -> Any:
+        """Return an argument with slots in place of tasks; raise `_Nested` for a nested task."""
         kind = type(argument)
         if isinstance(argument, TaskRef):
             return self._slot(argument.key, slots)
@@ -427,7 +494,7 @@ class _Builder:
     def _whole_node(
         self, key: Any, node: GraphNode, slots: dict[Row, Slot]
     ) -> tuple[Function, Any, Any]:
-        """A task that holds others: it travels as it is."""
+        """Return a task with nested tasks as a call of `run_node`, which does as Dask does."""
         values = {name: self._slot(name, slots) for name in node.dependencies}
         prefix = key_split(key)
         function = self.nodes_by_prefix.get(prefix)
@@ -440,6 +507,7 @@ class _Builder:
         return function, (node, values), {}
 
     def _slot(self, key: Any, slots: dict[Row, Slot]) -> Slot:
+        """Return the slot of a key among the dependencies of a call, if need be a new slot."""
         row = self.rows.get(key)
         if row is None:
             row = self._outside(key)
@@ -449,7 +517,7 @@ class _Builder:
         return slot
 
     def _outside(self, key: Any) -> Row:
-        """A row for what the graph does not make and has no row under its key yet."""
+        """Return a row for a key that the graph does not make: the row of a future."""
         client = self.calls.client
         future = self.graph.futures().get(key)
         if future is None and key in client.futures:
@@ -466,9 +534,9 @@ class _Builder:
         return row
 
     def _lost(self, key: Any) -> Row:
-        """A row for what nobody here owns and the graph does not make.
+        """Return a row without a value for a key that neither the graph nor a future has.
 
-        It stands in no table: the key itself is free.
+        The row stands in no table: the key itself is free.
         """
         detail = (
             "lost dependencies: the graph needs this key, does not make it, and this client does "
@@ -480,7 +548,7 @@ class _Builder:
         return row
 
     def _wishes(self, key: Any) -> tuple[Any, Options]:
-        """Priority and options of a task; what is persisted stays at a worker."""
+        """Return priority and options of a task; the value of a persisted key stays at a worker."""
         priority, options = self.settings.of(key)
         if self.persists and key in self.keys:
             options = replace(options, stays=True)
@@ -488,4 +556,4 @@ class _Builder:
 
 
 class _Nested(Exception):
-    """The task is more than one call."""
+    """Raised for a task that is more than one call."""

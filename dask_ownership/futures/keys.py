@@ -1,4 +1,4 @@
-"""Keys that users choose."""
+"""Keys that users choose, and tokens for keys that are made."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from distributed.scheduler import validate_key
 
 
 def check_key(key: Any) -> Any:
-    """Refuse what is no key, or one that cannot be sent to a worker.
+    """Refuse an object that is no key, or a key that cannot be sent to a worker.
 
     Returns
     -------
     hashable
-        The key, or an equal one of plain numbers and strings: arrays that are indexed by
-        arrays have NumPy's in their keys.
+        The key, or an equal key of plain numbers and strings: arrays that are indexed by arrays
+        have NumPy's numbers in their keys.
 
     Raises
     ------
     TypeError
-        As `distributed` does for other than strings, numbers and tuples of them; and for
+        As `distributed` does for other objects than strings, numbers and tuples of them; and for
         integers of more than 64 bits and strings that are no text.
     """
+    # Nearly all keys are of this kind, and need none of the checks below.
     if type(key) is str and key.isascii():
         return key
     try:
@@ -34,6 +35,7 @@ def check_key(key: Any) -> Any:
         key = _plain(key)
         validate_key(key)
     try:
+        # Workers receive keys as msgpack.
         msgpack.packb(key)
     except (OverflowError, UnicodeError, ValueError) as error:
         raise TypeError(f"the key {key!r} cannot be sent to a worker: {error}") from error
@@ -41,6 +43,7 @@ def check_key(key: Any) -> Any:
 
 
 def _plain(key: Any) -> Any:
+    """Return a key with Python's own numbers and strings in place of subclasses."""
     if isinstance(key, tuple):
         return tuple(map(_plain, key))
     if isinstance(key, bool):
@@ -53,9 +56,9 @@ def _plain(key: Any) -> Any:
 
 
 def token_of(*values: Any) -> str:
-    """The same for the same values, as far as `dask.tokenize` goes into them.
+    """Return a token that is the same for the same values, as far as `dask.tokenize` can tell.
 
-    What contains itself, or is too deep for it, gets another one each time.
+    A value that contains itself, or is too deep for `dask.tokenize`, gets another token each time.
     """
     try:
         return str(tokenize(*values))

@@ -1,11 +1,11 @@
-"""What a call, or ``dask.annotate`` around it, says of its task: where, how often, how long.
+"""Options of a task, from its call and from ``dask.annotate`` around the call.
 
-Functions may have arguments named ``timeout`` and ``at_most_once``, and existing code passes those
-through `submit`. So what the function itself takes goes to the function.
+Functions may have arguments named ``timeout`` and ``at_most_once``, and existing code passes these
+through `submit`. So an argument that the function itself takes goes to the function.
 
-As in Dask the annotations count that are active where something is submitted, so inside a task
-those of the task's own code: what it submits does not inherit what was said of the task itself,
-but for its ``span``.
+As in Dask, annotations count that are active where a task is submitted. Inside a task these are
+annotations in the task's own code: a child does not inherit the annotations of its parent, except
+for ``span``.
 """
 
 from __future__ import annotations
@@ -32,34 +32,36 @@ SETTINGS = (
     "executor",
     "span",
 )
-"""What calls and annotations say of a task, but for its limits."""
+"""Options of calls and annotations, without the limits."""
 
 FIFO_TIMEOUT = "100 ms"
-"""For how long after a graph what is submitted is of its generation (`scheduling.task_order`)."""
+"""Time after a graph in which single tasks are of its generation (`scheduling.task_order`)."""
 
 SAME = {"restrictions": "workers", "loose_restrictions": "allow_other_workers"}
-"""Older names of annotations."""
+"""Older names of annotations, and the present names."""
 
 
 def named(workers: Any) -> Any:
-    """``workers=`` with a number as the name that it is: 0 is a worker of every `LocalCluster`."""
+    """Return ``workers=`` with a number as a name: 0 is a worker of every `LocalCluster`."""
     return str(workers) if isinstance(workers, Real) else workers
 
 
 def merged(call: Mapping[str, Any], annotations: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a call, with annotations where it says nothing."""
+    """Return the options of a call, with annotations for the options that the call leaves out."""
     found = {SAME.get(k, k): v for k, v in annotations.items() if v is not None}
+    # A false value is the default of a call and leaves the option to annotations. An empty list of
+    # workers is a statement.
     found.update({k: v for k, v in call.items() if v or (k == "workers" and v is not None)})
     return found
 
 
 def varies(settings: Mapping[str, Any]) -> bool:
-    """Whether they depend on the key."""
+    """Return whether any setting depends on the key of the task."""
     return any(map(callable, settings.values()))
 
 
 def of_key(settings: Mapping[str, Any], key: Any) -> dict[str, Any]:
-    """What they say of one key."""
+    """Return the settings for one key."""
     found = {name: value(key) if callable(value) else value for name, value in settings.items()}
     found["workers"] = named(found.get("workers"))
     return found
@@ -68,10 +70,19 @@ def of_key(settings: Mapping[str, Any], key: Any) -> dict[str, Any]:
 # ---- limits ----
 
 LIMITS = ("timeout", "at_most_once")
+"""Options that go to the function if the function takes them."""
 
 
 class Limits(NamedTuple):
-    """What was asked for; None stands for nothing, which annotations may fill in."""
+    """Limits of a task; annotations may fill in a limit that is None.
+
+    Attributes
+    ----------
+    timeout : float or None
+        Seconds for which one attempt may run.
+    at_most_once : bool or None
+        Whether the task must not start again once it may have begun.
+    """
 
     timeout: float | None = None
     at_most_once: bool | None = None
@@ -80,10 +91,16 @@ class Limits(NamedTuple):
 NO_LIMITS = Limits()
 
 _taken: WeakKeyDictionary[Any, frozenset[str]] = WeakKeyDictionary()
+"""Results of `taken_by`, by function."""
 
 
 def take_limits(func: Callable[..., Any], kwargs: dict[str, Any]) -> Limits | None:
-    """Take those limits out of the arguments of a call that its function does not take.
+    """Take the limits out of the arguments of a call, unless the function itself takes them.
+
+    Returns
+    -------
+    Limits or None
+        None when the call has none.
 
     Raises
     ------
@@ -98,7 +115,7 @@ def take_limits(func: Callable[..., Any], kwargs: dict[str, Any]) -> Limits | No
 
 
 def annotated(annotations: Mapping[str, Any], limits: Limits | None) -> Limits | None:
-    """Limits of a call, with those of ``dask.annotate`` where it says nothing.
+    """Return the limits of a call, with annotations for the limits that the call leaves out.
 
     Raises
     ------
@@ -118,7 +135,10 @@ def annotated(annotations: Mapping[str, Any], limits: Limits | None) -> Limits |
 
 
 def taken_by(func: Callable[..., Any]) -> frozenset[str]:
-    """Which of the names a function takes itself; all when its signature cannot be read."""
+    """Return the names of limits that a function takes as arguments.
+
+    All names if the function takes any keyword, or if its signature cannot be read.
+    """
     try:
         return _taken[func]
     except (KeyError, TypeError):
@@ -129,6 +149,7 @@ def taken_by(func: Callable[..., Any]) -> frozenset[str]:
         found = frozenset(LIMITS)
     else:
         by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        # ``**kwargs`` may pass any name on to another function.
         if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
             found = frozenset(LIMITS)
         else:
@@ -136,11 +157,12 @@ def taken_by(func: Callable[..., Any]) -> frozenset[str]:
     try:
         _taken[func] = found
     except TypeError:
-        pass  # it has no hash, or nothing weak can refer to it
+        pass  # the function has no hash, or cannot be referred to weakly
     return found
 
 
 def _checked(given: dict[str, Any]) -> Limits:
+    """Return the limits after a check of their types."""
     at_most_once = given.get("at_most_once")
     if not isinstance(at_most_once, bool | None):
         raise TypeError(f"at_most_once= must be True or False, not {at_most_once!r}")
@@ -148,8 +170,10 @@ def _checked(given: dict[str, Any]) -> Limits:
 
 
 def _seconds(timeout: Any) -> float | None:
+    """Return a timeout in seconds; raise for a value that is no time above zero."""
     if timeout is None:
         return None
+    # True is a number in Python, but no time.
     if isinstance(timeout, bool) or not isinstance(timeout, Real | str | timedelta):
         raise TypeError(f'timeout= takes seconds or a text such as "30s", not {timeout!r}')
     try:
@@ -167,9 +191,9 @@ def _seconds(timeout: Any) -> float | None:
 
 
 class CallOptions(NamedTuple):
-    """What a call of `submit` or `map` says of its tasks, besides their function and arguments.
+    """Options of a call of `submit` or `map`, besides its function and arguments.
 
-    Most say nothing: they have None in its place. The first items are `SETTINGS`.
+    Most calls have no options, and None in place of this object. The first items are `SETTINGS`.
 
     Attributes
     ----------
@@ -177,7 +201,8 @@ class CallOptions(NamedTuple):
         As the user wrote them, unchecked.
     limits : Limits or None
     fifo_timeout : float, str or timedelta
-        Seconds, or a text such as ``"100 ms"``, after a graph for which it is of its generation.
+        Seconds, or a text such as ``"100 ms"``, after a graph in which the call belongs to the
+        generation of the graph.
     """
 
     workers: Any = None
@@ -197,7 +222,9 @@ PLAIN_CALL = CallOptions()
 def call_of(
     settings: Mapping[str, Any], limits: Limits | None = None, fifo_timeout: Any = FIFO_TIMEOUT
 ) -> CallOptions:
-    """Options of a call from settings by name, which may hold limits that the call has not.
+    """Return the options of a call from settings by name.
+
+    The settings may hold limits: these count where the call has none.
 
     Raises
     ------
@@ -211,7 +238,7 @@ def call_of(
 def with_annotations(
     call: CallOptions | None, annotations: Mapping[str, Any], key: Any
 ) -> CallOptions:
-    """What a call says of the task of a key, with annotations where it says nothing.
+    """Return the options of a call for the task of a key, completed by annotations.
 
     Raises
     ------
@@ -227,17 +254,17 @@ def with_annotations(
 
 
 def parent_of(entry: Any) -> Any:
-    """How rows name the task that submitted them."""
+    """Return the name of a submitting task, as rows have it: owner, key and attempt."""
     return (entry.session.owner, entry.key, entry.attempt) if entry is not None else None
 
 
 def given_in(entry: Any) -> Options:
-    """Options of a row for a value that the task of an entry has, if it is one."""
+    """Return the options of a row for a literal of an entry's task, or of a client."""
     return NO_OPTIONS if entry is None else Options(heir=entry.heir)
 
 
 def named_workers(workers: Any) -> tuple[str, ...] | None:
-    """What ``workers=`` names.
+    """Return the names in ``workers=``, or None without any.
 
     Raises
     ------
@@ -256,14 +283,17 @@ def named_workers(workers: Any) -> tuple[str, ...] | None:
 
 
 def make_options(call: CallOptions, entry: Any) -> Options:
-    """Options of a row from those of its call, and the entry of the task that submits it or None.
+    """Return the options of a row from the options of its call.
+
+    ``entry`` is the entry of the submitting task, or None in a client.
 
     Raises
     ------
     TypeError, ValueError
-        When one has a wrong value.
+        When an option has a wrong value.
     """
     workers, resources, retries, _, loose, executor, span, limits, _ = call
+    # The usual case: all plain calls of clients share one object.
     if entry is None and not (workers or resources or retries or limits or executor or span):
         return NO_OPTIONS
     names = named_workers(workers)

@@ -1,11 +1,11 @@
 """Progress bars of owned work.
 
-``progress(futures)`` and the bars behind it are Dask's own. They ask the scheduler how far
-the tasks are, which knows nothing of owned ones and would let them wait for ever. With this
-module imported they count the owned tasks here, and ask the scheduler for all others.
+``progress(futures)`` and the bars behind it are Dask's own. A stock bar asks the scheduler for the
+progress of tasks; the scheduler knows nothing of owned tasks, so the bar would wait for ever. With
+this module imported, bars count the owned tasks here, and ask the scheduler for all other tasks.
 
-One object hangs on all rows that a bar is about and is told of each that ends, as whoever
-waits for results is; the bar looks at its counts.
+One waiter hangs on all rows of a bar and is told of each row that ends, like any waiter for
+results; the bar reads the counts of the waiter.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from dask_ownership.runtime.serialize import loads_error
 __all__ = ["progress"]
 
 SPAN = ("default", "default")
-"""The group of owned tasks where bars are grouped by spans, which those have not."""
+"""Group of owned tasks in bars that are grouped by spans, which owned tasks have not."""
 
 
 class Part:
-    """The owned rows that a bar was asked for, of one client.
+    """The owned rows of one client in a bar.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class Part:
         Address.
     rows : list of Row
     futures : list of Future
-        Those that it was given: what a bar is about stays until it ends.
+        Futures that the bar was given; they keep the rows of the bar until the bar ends.
     """
 
     def __init__(self, client: Any) -> None:
@@ -57,23 +57,23 @@ class Part:
 
 
 class Tracker(Waiter):
-    """Which rows have no value yet, by group.
+    """Counts the rows of a bar that have no value yet, by group.
 
     Parameters
     ----------
     group_of : callable
         Key to the name of its group.
     changed : callable
-        Called on any thread when all rows have values, or one ended without.
+        Called on any thread when all rows have values, or a row ended without a value.
 
     Attributes
     ----------
     all : dict
-        Group to how many rows.
+        Group to its number of rows.
     pending : dict
-        Group to the rows without a value.
+        Group to its rows without a value.
     failed : Row or None
-        One that ended without a value.
+        The first row that ended without a value.
     """
 
     __slots__ = ("_changed", "_group_of", "all", "failed", "pending")
@@ -88,10 +88,11 @@ class Tracker(Waiter):
         self.failed: Row | None = None
 
     def _group(self, row: Row) -> Hashable:
+        """Return the name of the group of a row."""
         return self._group_of(name_of(row.key))
 
     def follow(self, part: Part, complete: bool) -> None:
-        """Count the rows of one client, and what they need that is still known."""
+        """Count the rows of one client, and the rows they need that are still in the table."""
         rows = needed(part.rows, complete)
         for row in rows:
             group = self._group(row)
@@ -100,11 +101,12 @@ class Tracker(Waiter):
         hang(self, rows, part.owner.lock)
 
     def leave(self, part: Part) -> None:
-        """Forget the rows."""
+        """Wait no more for the rows of one client."""
         rows = [row for pending in self.pending.values() for row in list(pending)]
         unhang(self, rows, part.owner.lock)
 
     def row_done(self, row: Row) -> None:
+        """Count a row that ended."""
         if row.state in (INLINE, STORED):
             self.pending[self._group(row)].discard(row)
             if not any(self.pending.values()):
@@ -114,7 +116,7 @@ class Tracker(Waiter):
             self._changed()
 
     def response(self) -> dict[str, Any]:
-        """As the scheduler answers for a bar with several groups."""
+        """Return the counts in the form of the scheduler's answer for a bar with several groups."""
         answer: dict[str, Any] = {
             "all": dict(self.all),
             "remaining": {group: len(rows) for group, rows in self.pending.items()},
@@ -123,13 +125,14 @@ class Tracker(Waiter):
         if self.failed is not None:
             answer["status"] = "error"
             error = error_of(self.failed)
-            if not isinstance(error, CancelledError):  # of that the scheduler tells no more
+            # The scheduler's answer has no more about a cancelled task.
+            if not isinstance(error, CancelledError):
                 answer.update(key=name_of(self.failed.key), exception=pickled(error))
         return answer
 
 
 def needed(rows: Iterable[Row], complete: bool) -> list[Row]:
-    """These rows and what they wait for; with ``complete`` what they failed with, too."""
+    """Return rows and their unfinished dependencies; with ``complete`` the finished ones, too."""
     seen: dict[Row, None] = dict.fromkeys(rows)
     stack = list(seen)
     while stack:
@@ -142,13 +145,13 @@ def needed(rows: Iterable[Row], complete: bool) -> list[Row]:
 
 
 def pickled(error: BaseException) -> bytes:
-    """An exception as the scheduler sends it to a bar."""
+    """Return an exception in the form that the scheduler sends to a bar."""
     shown: bytes = error_message(error)["exception"].data
     return shown
 
 
 def error_of(row: Row) -> BaseException:
-    """Why a row has no value."""
+    """Return the reason why a row has no value."""
     key = name_of(row.key)
     value = row.value
     if isinstance(value, Failure):
@@ -159,7 +162,13 @@ def error_of(row: Row) -> BaseException:
 
 
 def parts_of(keys: list[Any], scheduler: str | None) -> tuple[list[Part], list[Any]]:
-    """What of futures and keys is owned by clients of a scheduler; and all the others."""
+    """Split futures and keys into those owned by clients of a scheduler, and all others.
+
+    Returns
+    -------
+    tuple
+        A list of `Part`, and the futures and keys for the scheduler.
+    """
     parts: dict[Any, Part] = {}
     others = []
     for one in keys:
@@ -167,6 +176,7 @@ def parts_of(keys: list[Any], scheduler: str | None) -> tuple[list[Part], list[A
             client, row = one.client, one._row
         else:
             client, row = None, None
+            # A stock future belongs to the scheduler, even if an owned object has the same key.
             if not isinstance(one, distributed.Future):
                 client, row = _known(one, scheduler)
         if row is None:
@@ -180,6 +190,7 @@ def parts_of(keys: list[Any], scheduler: str | None) -> tuple[list[Part], list[A
 
 
 def _known(key: Any, scheduler: str | None) -> tuple[Any, Row | None]:
+    """Return the client with a row for a key, and the row; or None twice."""
     for client in list(owned_clients.values()):
         if scheduler in (None, client._rpc_address()):
             row = find(client.owner, key)
@@ -191,26 +202,27 @@ def _known(key: Any, scheduler: str | None) -> tuple[Any, Row | None]:
 async def listen(
     bar: Any, parts: list[Part], central: tuple[Any, Awaitable[None]] | None, group_by: Any
 ) -> None:
-    """Draw a bar until all ended or something failed.
+    """Draw a bar until all tasks ended or a task failed.
 
     Parameters
     ----------
-    bar
+    bar : distributed.diagnostics.progressbar.ProgressBar
     parts : list of Part
     central : tuple or None
-        A bar of what is not owned, which keeps what it hears as ``_last_response``, and what
-        has it listen.
+        A bar for the tasks of the scheduler, which keeps the last answer as ``_last_response``, and
+        the coroutine that runs the bar.
     group_by : callable, str or None
         None for a bar with one number.
     """
     loop = asyncio.get_running_loop()
     changed = asyncio.Event()
 
+    # Rows end on the loop of their owner, which may run in another thread than the bar.
     def wake() -> None:
         try:
             loop.call_soon_threadsafe(changed.set)
         except RuntimeError:
-            pass  # the bar's loop was closed under it
+            pass  # the loop of the bar was closed meanwhile
 
     by_key = {None: lambda key: None, "prefix": key_split, "spans": lambda key: SPAN}
     tracker = Tracker(group_by if callable(group_by) else by_key[group_by], wake)
@@ -228,6 +240,7 @@ async def listen(
             if other is not None:
                 response = both(response, getattr(other, "_last_response", None), group_by)
             if group_by is None:
+                # A plain bar of Dask has one number for all tasks.
                 response["all"] = sum(response["all"].values())
                 response["remaining"] = sum(response["remaining"].values())
             bar._last_response = response
@@ -237,7 +250,7 @@ async def listen(
                 bar._draw_stop(**response)
                 return
             if listening is not None and listening.done():
-                listening.result()  # what went wrong there
+                listening.result()  # raises if the bar of the scheduler failed
             changed.clear()
             try:
                 await asyncio.wait_for(changed.wait(), parse_timedelta(bar.interval))
@@ -246,15 +259,20 @@ async def listen(
     finally:
         for part in parts:
             tracker.leave(part)
+            # The bar lives on after it ended, and must not keep the futures.
             part.futures.clear()
         if listening is not None:
             listening.cancel()
 
 
 def both(mine: dict[str, Any], theirs: dict[str, Any] | None, group_by: Any) -> dict[str, Any]:
-    """One answer about owned tasks and others; those have not answered yet when None."""
+    """Combine the answers about owned tasks and about the scheduler's tasks.
+
+    ``theirs`` is None while the scheduler has not answered yet.
+    """
     if theirs is None:
         return mine if mine["status"] == "error" else {**mine, "status": None}
+    # The answer with the error wins, because its key and exception are to be displayed.
     answer = {**theirs, **mine} if mine["status"] == "error" else {**mine, **theirs}
     for what in ("all", "remaining"):
         counts = dict(mine[what])

@@ -1,4 +1,4 @@
-"""Evening out the bytes that a client has stored at workers."""
+"""Evening out the bytes of a client's stored values over the workers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from dask_ownership.runtime.parking import await_without_slot
 from dask_ownership.runtime.serialize import loads_error
 
 TOLD_WITHIN = 1.0
-"""Seconds for which it is waited for that workers hear what they may free."""
+"""Seconds to wait until workers hear which values they may free."""
 
 
 async def _told(views: Iterable[WorkerView]) -> None:
-    """Wait until workers have got what was sent to them by now; not long for one that is away."""
+    """Wait until workers received all that was sent to them, for at most `TOLD_WITHIN` seconds."""
     links = [view.link for view in views if isinstance(view.link, OwnerLink)]
     waiting = [(link.state, link.state.sent) for link in links]
     deadline = perf_counter() + TOLD_WITHIN
@@ -33,12 +33,12 @@ async def _told(views: Iterable[WorkerView]) -> None:
 
 
 async def rebalance(owner: Owner, rows: Iterable[Row] | None, workers: Any = None) -> None:
-    """Move values of these rows, or of all, and wait until that is done. Loop thread.
+    """Move the values of rows, or of all rows, and wait for the end of the moves. Loop thread.
 
     Raises
     ------
     KeyError
-        For rows that ended without a value, and when ``workers`` names none.
+        For rows that ended without a value, and when ``workers`` names no worker.
     NotSerializable
         When a value cannot be copied.
     """
@@ -59,6 +59,7 @@ async def rebalance(owner: Owner, rows: Iterable[Row] | None, workers: Any = Non
         if not places:
             there = ", ".join(core.workers) or "none"
             raise KeyError(f"workers={workers!r} names no worker; there are: {there}")
+    # All bytes of this owner at a worker count, also bytes of values that are not to be moved.
     stored = dict.fromkeys(places, 0)
     movable: list[Row] = []
     wanted = None if rows is None else set(rows)
@@ -68,10 +69,12 @@ async def rebalance(owner: Owner, rows: Iterable[Row] | None, workers: Any = Non
         for view in row.locations:
             if view.address in stored:
                 stored[view.address] += row.nbytes
+        # Copies at workers that the user named by `replicate` stay where they are.
         chosen = row.options.replicas is not None and row.options.replicas.workers is not None
         if (wanted is None or row in wanted) and not core.is_copied(row) and not chosen:
             movable.append(row)
     movable.sort(key=lambda row: row.order)
+    # The same setting as for Dask's own rebalance.
     gap = float(dask.config.get("distributed.worker.memory.rebalance.sender-recipient-gap"))
     values = [(row.nbytes, [v.address for v in row.locations]) for row in movable]
     todo = moves(stored, values, gap)
@@ -84,6 +87,8 @@ async def rebalance(owner: Owner, rows: Iterable[Row] | None, workers: Any = Non
     def one_settled(task: Row) -> None:
         nonlocal left
         left -= 1
+        # A move is a task of its own; a value of bytes in a state beyond `STORED` is its pickled
+        # error.
         if isinstance(task.value, bytes) and task.state > STORED:
             errors.append(task.value)
         if not left and not settled.done():
@@ -94,6 +99,7 @@ async def rebalance(owner: Owner, rows: Iterable[Row] | None, workers: Any = Non
     owner.step()
     await await_without_slot(settled)
     owner.step()
+    # A caller that looks at the workers' memory right after this call expects the bytes to be gone.
     await _told([places[source] for source in {source for _, source, _ in todo}])
     owner.check_open()
     if errors:

@@ -1,4 +1,4 @@
-"""Values of which a client keeps several copies."""
+"""Values of which an owner keeps several copies."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from dask_ownership.runtime.serialize import loads_error
 def wanted_copies(
     owner: Owner, n: Any = None, workers: Any = None, branching_factor: Any = 2
 ) -> Replication:
-    """What the user asked for.
+    """Return the copies that the user asked for, after checks.
 
     Raises
     ------
     TypeError, ValueError
-        When it makes no sense, or names no worker.
+        When a number makes no sense, or ``workers`` names no worker.
     """
     for what, value in (("n", n), ("branching_factor", branching_factor)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
@@ -48,16 +48,16 @@ def wanted_copies(
 
 
 async def replicate(owner: Owner, rows: Iterable[Row], wanted: Replication) -> None:
-    """Keep so many copies of the values of rows, and wait until they are there. Loop thread.
+    """Keep so many copies of the values of rows, and wait until the copies are there. Loop thread.
 
-    Rows that end without a value, and values that travelled to their owner, need none.
+    Rows that end without a value, and values that travelled to their owner, need no copies.
 
     Raises
     ------
     NotImplementedError
-        For what another process owns.
+        For a row that another process owns.
     NotSerializable
-        When a value cannot be copied; the others are all the same.
+        When a value cannot be copied; all other values are copied nevertheless.
     """
     rows = list(dict.fromkeys(rows))
     for row in rows:
@@ -67,6 +67,7 @@ async def replicate(owner: Owner, rows: Iterable[Row], wanted: Replication) -> N
                 "its owner: call replicate there"
             )
     await owner.wait_async(rows)
+    # `keep_copies` may call `one_settled` at once for a row that needs no copies.
     left = set(rows)
     errors: list[bytes] = []
     settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -22,7 +22,7 @@ from dask_ownership.runtime.owner.owner import Owner
 from dask_ownership.runtime.serialize import dumps
 
 Batches = dict[WorkerView, list[tuple[Row, Any]]]
-"""Rows and their values by the worker that is to hold them."""
+"""Rows and their values, by the worker that is to hold the values."""
 
 
 async def scatter(
@@ -35,7 +35,7 @@ async def scatter(
     timeout: float,
     options: Options = NO_OPTIONS,
 ) -> Any:
-    """Put values at workers; futures in the shape of the data.
+    """Put values at workers, and return futures in the structure of the data.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ async def scatter(
     workers : str, list or None
         Addresses, names or hosts.
     broadcast : bool or int
-        Put each value at all those workers, or at so many.
+        Put each value at all of these workers, or at so many.
     hash : bool
         Derive the keys from the values.
     timeout : float
@@ -55,7 +55,7 @@ async def scatter(
     Raises
     ------
     NoWorker
-        When there is none in that time.
+        When there is no worker in that time.
     NotSerializable
         When a value cannot be pickled.
     """
@@ -64,13 +64,15 @@ async def scatter(
     targets = Targets(owner, workers, timeout)
     views = await targets.find()
     copies = len(views) if broadcast is True else max(1, min(int(broadcast or 1), len(views)))
-    find = owner.find if isinstance(data, dict) else owner.known  # who gives names chooses them
+    find = owner.find if isinstance(data, dict) else owner.known  # keys of a dict are the user's
     scattering = Scattering(owner, targets, options)
     try:
+        # A second round puts values that another call was putting when it was interrupted.
         while values:
             new, elsewhere = scattering.begin(values, find)
             batches: Batches = {}
             for number, one in new:
+                # Values go around the workers in turn, and copies of a value to the workers behind.
                 for copy in range(copies):
                     batches.setdefault(views[(number + copy) % len(views)], []).append(one)
             await scattering.put(batches)
@@ -91,7 +93,13 @@ class Targets:
     workers : str, list or None
         Addresses, names or hosts.
     timeout : float
-        Seconds to wait for one.
+        Seconds to wait for a worker.
+
+    Attributes
+    ----------
+    owner : Owner
+    chosen : bool
+        Whether the caller named workers.
     """
 
     def __init__(self, owner: Owner, workers: Any, timeout: float) -> None:
@@ -102,9 +110,10 @@ class Targets:
         self._timeout = timeout
 
     async def find(self, tried: Mapping[WorkerView, Any] | None = None) -> list[WorkerView]:
-        """Workers that are there; this process's own first, when the caller chose none.
+        """Return present workers, in the order in which values go to them.
 
-        ``tried`` are those that were asked already, with why they did not take values.
+        The worker of this process comes first when the caller named no workers. ``tried`` maps
+        workers that did not take values to the reason; they are left out.
 
         Raises
         ------
@@ -120,10 +129,12 @@ class Targets:
         if not self.chosen and home is not None:
             views.sort(key=lambda view: view.address != home)
             return views
+        # Each call begins at another worker, so that many small calls spread over all workers.
         start = self.owner.places.one() % len(views)
         return views[start:] + views[:start]
 
     def _there(self) -> list[WorkerView]:
+        """Return the present workers that accept values and match the caller's names."""
         core = self.owner.core
         views: Iterable[WorkerView] = core.workers.values()
         if self.chosen:
@@ -131,6 +142,7 @@ class Targets:
         return [view for view in views if view.accepting]
 
     def _why_none(self, tried: Mapping[WorkerView, Any]) -> str:
+        """Return the reasons why no worker was found, for the error."""
         there = ", ".join(self.owner.core.workers) or "none"
         detail = f"workers={self._workers} within {self._timeout} s; there are: {there}"
         for view, problem in tried.items():
@@ -139,18 +151,19 @@ class Targets:
 
 
 class Scattering:
-    """The rows of one scatter, and where their values are by now.
+    """The rows of one scatter, and the workers with their values.
 
     Parameters
     ----------
     owner : Owner
     targets : Targets
-        Who is asked when a worker does not take its values.
+        Finds another worker when a worker does not take its values.
     options : Options
         Of the rows.
 
     Attributes
     ----------
+    owner : Owner
     rows : dict
         Key to its row, each with a handle.
     """
@@ -173,7 +186,7 @@ class Scattering:
         -------
         tuple
             Numbers of values with their new rows; and by key the values that another call is
-            putting.
+            putting at workers.
         """
         new: list[tuple[int, tuple[Row, Any]]] = []
         elsewhere: dict[Any, Any] = {}
@@ -182,6 +195,7 @@ class Scattering:
             known = find(key)
             if known is not None:
                 self.rows[key] = known
+                # A waiting row without a function is the row of another scatter.
                 if known.state == WAITING and known.function is None and not known.borrowed:
                     elsewhere[key] = value
                 continue
@@ -192,14 +206,14 @@ class Scattering:
         return new, elsewhere
 
     async def put(self, batches: Batches) -> None:
-        """Put values at workers, and at others where those do not take them.
+        """Put values at workers; values that a worker does not take go to another worker.
 
         Raises
         ------
         NoWorker
-            When nobody takes them.
+            When no worker takes the values.
         NotSerializable
-            When one cannot be pickled.
+            When a value cannot be pickled.
         """
         tried: dict[WorkerView, Any] = {}
         while batches:
@@ -210,8 +224,8 @@ class Scattering:
             refused: Batches = {}
             for (view, batch), outcome in zip(batches.items(), outcomes, strict=True):
                 if isinstance(outcome, OSError) or outcome is False:
-                    # It leaves, or it left, or does not answer: another one is asked, if
-                    # there is one.
+                    # The worker leaves, has left, or does not answer: another worker is asked, if
+                    # there is one. A frozen worker that the caller named is asked again.
                     if not isinstance(outcome, Stalled) or not self._targets.chosen:
                         tried[view] = outcome or "it leaves"
                     others = await self._targets.find(tried)
@@ -222,10 +236,11 @@ class Scattering:
         self._say_where()
 
     async def _put_at(self, view: WorkerView, batch: list[tuple[Row, Any]]) -> bool:
-        """Put values at one worker; False when it is about to leave and does not take them."""
+        """Put values at one worker; return False when the worker is leaving and takes none."""
         owner = self.owner
         executor = owner.executor
         if executor is not None and view.address == executor.worker.address:
+            # The worker of this process keeps the very objects, which need no pickling.
             hold = executor.hold
             sizes = [hold(owner.incarnation, row.key, row.attempt, value) for row, value in batch]
         else:
@@ -236,7 +251,8 @@ class Scattering:
                     owner=owner.incarnation, data=data, token=owner.token,
                 )  # fmt: skip
             except Stalled:
-                # It may have them, or find them when it wakes up: it is told when they are freed.
+                # The worker may have the values, or find the request when it wakes up. As a
+                # possible holder it is told when the values are freed.
                 for row, _ in batch:
                     self._perhaps.setdefault(row, []).append(view)
                 raise
@@ -251,14 +267,14 @@ class Scattering:
         return True
 
     def _say_where(self) -> None:
-        """Tell the core which workers have which values."""
+        """Tell the core the holders of each value."""
         for row in dict.fromkeys([*self._placed, *self._perhaps]):
             took = self._placed.get(row, [])
             holders = dict.fromkeys([*(view for view, _ in took), *self._perhaps.get(row, ())])
             self.owner.core.put(row, holders, took[0][1] if took else 0)
 
     async def left_behind(self, elsewhere: dict[Any, Any]) -> dict[Any, Any]:
-        """The values, by key, that another call did not put, as it was interrupted."""
+        """Return, by key, the values that another, interrupted call did not put at workers."""
         owner = self.owner
         values = {}
         for key, value in elsewhere.items():
@@ -268,14 +284,15 @@ class Scattering:
                 owner.drop(self.rows.pop(key))
                 values[key] = value
         if values:
+            # The row without a value has to leave the table before its key gets a new row.
             owner.process()
             await asyncio.sleep(0)
         return values
 
     def give_up(self, error: BaseException) -> None:
-        """End the rows that have no value, and drop all."""
+        """End the rows without a value, and drop the handles of all rows."""
         owner = self.owner
-        self._say_where()  # so that dropping them frees what was taken
+        self._say_where()  # so that dropping the rows frees the values at workers
         for row in self._made:
             if row.state < INLINE:
                 detail = f"the scatter that was to put it at a worker ended with {error!r}"
@@ -285,7 +302,7 @@ class Scattering:
 
 
 def _spread(data: Any, hash: bool) -> tuple[dict[Any, Any], Any]:
-    """Values by key, and what makes the user's structure of futures by key."""
+    """Return values by key, and a function from futures by key to the structure of the data."""
     if isinstance(data, range):
         data = list(data)
     kind = type(data)
@@ -306,11 +323,13 @@ def _spread(data: Any, hash: bool) -> tuple[dict[Any, Any], Any]:
 
 
 def _name(value: Any, hash: bool) -> str:
+    """Return the key of a value."""
     token = token_of(value) if hash else uuid.uuid4().hex
     return f"{type(value).__name__}-{token}"
 
 
 def _type_of(value: Any) -> bytes | None:
+    """Return the pickled type of a value, or None for a type that cannot be pickled."""
     try:
         return dumps(type(value))
     except Exception:

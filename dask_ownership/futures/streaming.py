@@ -1,11 +1,10 @@
-"""`Client.map` with ``buffer_size``: as many tasks at once as are wanted, of any number.
+"""`Client.map` with ``buffer_size``: any number of tasks, a limited number at once.
 
-A `Stream` is an iterator of futures, in the order of the items. It takes items from its
-sources only while fewer than ``buffer_size`` futures are submitted and not handed out, so a
-source may be a generator without end, and neither the owner nor the workers hold more
-than that many results.
+A `Stream` is an iterator of futures, in the order of the items. A stream takes items from its
+sources only while fewer than ``buffer_size`` futures are submitted and not handed out. So a source
+may be a generator without end, and neither the owner nor the workers hold more results than that.
 
-It keeps nothing that it handed out: a value is freed when the consumer drops its future.
+A stream keeps no future that it handed out: a value is freed when the consumer drops its future.
 """
 
 from __future__ import annotations
@@ -27,24 +26,23 @@ from dask_ownership.runtime.functions import ManyCalls
 class Stream(Iterator[Any]):
     """Futures of a `map`, submitted as they are consumed; made by `Client.map`.
 
-    Iterate over it with ``for``, or with ``async for`` in a coroutine. Each future has ended
-    when it is handed out: its ``result()`` gives the value at once, or raises what its
-    task raised, which ends no other.
+    Iterate over a stream with ``for``, or with ``async for`` in a coroutine. Each future has ended
+    when it is handed out: ``result()`` returns the value at once, or raises the exception of the
+    task, which ends no other task.
 
-    An item whose call cannot be made (an argument that cannot be pickled) raises at its
-    place, and the next call of ``next`` goes on with the next item. What a source
-    raises comes after all items before it, and ends the stream.
+    An item whose call cannot be made (an argument that cannot be pickled) raises at its place, and
+    the next call of ``next`` goes on with the next item. An error of a source comes after all items
+    before the error, and ends the stream.
 
     Parameters
     ----------
     client : Client
     func : callable
     sources : tuple of iterable
-        Iterables, iterators or, for ``async for``, asynchronous ones. The shortest ends
-        the stream.
+        Iterables, iterators or, for ``async for``, asynchronous ones. The shortest ends the stream.
     kwargs : dict
     call : CallOptions or None
-        What the call says of its tasks; None when it says nothing.
+        Options of the call; None without options.
     buffer_size : int
         How many futures may be submitted and not handed out.
     key : str or iterable, optional
@@ -52,14 +50,19 @@ class Stream(Iterator[Any]):
     pure : bool
         As in `Client.map`.
 
+    Attributes
+    ----------
+    buffer_size : int
+        The parameter.
+
     Notes
     -----
-    Nothing is submitted before the first future is asked for. Then the buffer is filled,
-    unless the oldest future ends first: a source that has its items late does not hold
-    back those that are finished, by more than one item.
+    Nothing is submitted before the first future is asked for. Then the buffer is filled, unless the
+    oldest future ends first: a source whose items come late delays finished futures by one item at
+    most.
 
-    A source that is a `Stream` itself gives its futures without waiting for them: they
-    become dependencies, and both stages run at once.
+    A source that is a `Stream` itself gives its futures without waiting for their values: the
+    futures become dependencies, and both stages run at once.
 
     One consumer at a time, as with generators.
     """
@@ -78,6 +81,7 @@ class Stream(Iterator[Any]):
     ) -> None:
         if isinstance(buffer_size, bool) or not isinstance(buffer_size, int) or buffer_size < 1:
             raise ValueError(f"buffer_size= takes a whole number above 0, not {buffer_size!r}")
+        # Wrong options raise here, where the user wrote them, and not at the first item.
         if call is not None:
             make_options(call, None)
             ordered(0, call.priority)
@@ -113,6 +117,7 @@ class Stream(Iterator[Any]):
         head = self._head()
         if head is None:
             raise StopIteration
+        # Waits for any end; the consumer asks the future for its outcome.
         self._client.owner.wait((head._row,))
         self._hand_out(head)
         return head
@@ -133,7 +138,7 @@ class Stream(Iterator[Any]):
         return head
 
     def take(self) -> Any:
-        """The next future, ended or not.
+        """Return the next future, whether or not it has ended.
 
         Raises
         ------
@@ -149,7 +154,7 @@ class Stream(Iterator[Any]):
         return head
 
     async def take_async(self) -> Any:
-        """As `take`, of asynchronous sources.
+        """Do as `take`, with asynchronous sources.
 
         Raises
         ------
@@ -167,10 +172,10 @@ class Stream(Iterator[Any]):
     # ---- the end ----
 
     def close(self) -> None:
-        """Submit no more, and release what was not handed out.
+        """Submit no more tasks, and release the futures that were not handed out.
 
-        Tasks that only this stream asked for are cancelled by that. The same happens when
-        the stream is dropped, or at the end of ``with stream:``.
+        Tasks that only this stream needs are cancelled by that. The same happens when the stream is
+        dropped, or at the end of ``with stream:``.
         """
         self._exhausted = True
         self._failure = None
@@ -195,9 +200,9 @@ class Stream(Iterator[Any]):
     # ---- inside ----
 
     def _wants_more(self, first: bool) -> bool:
-        """Whether to take one more item before the oldest future is handed out.
+        """Return whether to take one more item before the oldest future is handed out.
 
-        ``first`` says that none was taken for that one yet.
+        ``first`` says that no item was taken yet in this call of ``next``.
         """
         window = self._window
         if self._exhausted or len(window) >= self.buffer_size:
@@ -208,8 +213,9 @@ class Stream(Iterator[Any]):
         return isinstance(head, Future) and head._row.state < INLINE
 
     def _pull(self) -> None:
-        """Take one item of each source and submit it."""
+        """Take one item of each source and submit their call."""
         try:
+            # As in `zip`, items of the sources before the exhausted one are lost.
             args = tuple([_next(source) for source in self._sources])
         except StopIteration:
             self._exhausted = True
@@ -219,6 +225,7 @@ class Stream(Iterator[Any]):
             self._submit(args)
 
     async def _pull_async(self) -> None:
+        """Do as `_pull`, with asynchronous sources."""
         items = []
         try:
             for source in self._sources:
@@ -231,7 +238,7 @@ class Stream(Iterator[Any]):
             self._submit(tuple(items))
 
     def _submit(self, args: tuple[Any, ...]) -> None:
-        """Submit one item, or have its place raise why that cannot be."""
+        """Submit the call of one item; an error of the call stands at the item's place."""
         client = self._client
         number = self._number
         try:
@@ -250,19 +257,22 @@ class Stream(Iterator[Any]):
             row = client.calls.row(
                 self._func, args, self._kwargs, one, self._pure, self._call, function=record
             )
+        # No later item could be submitted either.
         except ClosedOwner as error:
             self._source_failed(error)
         except Exception as error:
-            self._window.append(error.with_traceback(None))  # its frames would hold this stream
+            # Frames of a traceback would hold this stream.
+            self._window.append(error.with_traceback(None))
         else:
             self._window.append(Future(client, row))
 
     def _source_failed(self, error: Exception) -> None:
+        """End the stream with an error, after all items before the error."""
         self._exhausted = True
         self._failure = error
 
     def _head(self) -> Future | None:
-        """The oldest future, or None at the end; raises what stands in its place."""
+        """Return the oldest future, or None at the end; raise an error that stands at its place."""
         if self._window:
             head = self._window[0]
             if isinstance(head, Future):
@@ -271,7 +281,7 @@ class Stream(Iterator[Any]):
             try:
                 raise head
             finally:
-                del head  # its traceback holds this frame
+                del head  # the traceback holds this frame
         failure, self._failure = self._failure, None
         if failure is not None:
             try:
@@ -281,12 +291,13 @@ class Stream(Iterator[Any]):
         return None
 
     def _hand_out(self, head: Future) -> None:
-        if self._window and self._window[0] is head:  # not closed while it was waited for
+        """Forget a future that is about to be returned to the consumer."""
+        if self._window and self._window[0] is head:  # `close` may have run during the wait
             self._window.popleft()
 
 
 def _iterator(source: Any) -> Any:
-    """An iterator, or an asynchronous one, of a source."""
+    """Return an iterator of a source, or an asynchronous iterator."""
     if isinstance(source, Iterable):
         return iter(source)
     if isinstance(source, AsyncIterable):
@@ -297,15 +308,17 @@ def _iterator(source: Any) -> Any:
 
 
 def _next(source: Any) -> Any:
+    """Return the next item of a source, or the next future of a stream before the future ends."""
     return source.take() if isinstance(source, Stream) else next(source)
 
 
 async def _next_async(source: Any) -> Any:
+    """Do as `_next`, with a source of any kind; raise StopAsyncIteration at the end."""
     if isinstance(source, Stream):
         return await source.take_async()
     if isinstance(source, Iterator):
         try:
             return next(source)
         except StopIteration:
-            raise StopAsyncIteration from None  # no coroutine may raise the other
+            raise StopAsyncIteration from None  # a coroutine must not raise StopIteration
     return await anext(source)

@@ -12,29 +12,32 @@ CONTAINERS = (list, tuple, set, frozenset)
 
 
 class _Skipped:
-    """Marks what ``errors="skip"`` leaves out."""
+    """Type of `SKIPPED`."""
 
 
 SKIPPED = _Skipped()
+"""In place of the value of a failed future with ``errors="skip"``."""
 
 
 def exchanged(value: Any, exchange: Callable[[Any], Any]) -> Any:
-    """A structure of lists, tuples, sets and dicts with each future and actor exchanged."""
+    """Return a structure with each future and actor replaced by ``exchange(future)``."""
     if isinstance(value, distributed.Future | Actor | BaseActorFuture):
         return exchange(value)
     if type(value) is dict:
         return {k: exchanged(v, exchange) for k, v in value.items()}
     if type(value) in CONTAINERS:
         items = [exchanged(item, exchange) for item in value]
+        # A container without futures stays the same object, which may be large.
         same = all(a is b for a, b in zip(items, value, strict=True))
         return value if same else type(value)(items)
+    # A namedtuple takes its fields as separate arguments.
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*[exchanged(item, exchange) for item in value])
     return value
 
 
 def collect(structure: Any, found: dict[Any, Any]) -> None:
-    """Futures in nested containers, in order."""
+    """Add the futures in nested containers to the keys of ``found``, in order."""
     kind = type(structure)
     if isinstance(structure, distributed.Future):
         found[structure] = None
@@ -50,7 +53,10 @@ def collect(structure: Any, found: dict[Any, Any]) -> None:
 
 
 def repack(structure: Any, values: dict[Any, Any], errors: str, top: bool = True) -> Any:
-    """The structure with values in place of futures; skipped ones go from the top list."""
+    """Return the structure with values in place of futures.
+
+    Skipped futures vanish from a list at the top, and become None elsewhere.
+    """
     kind = type(structure)
     if isinstance(structure, distributed.Future):
         value = values[structure]

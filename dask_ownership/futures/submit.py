@@ -39,18 +39,18 @@ from dask_ownership.runtime.serialize import ATOMS, CALL, dumps, dumps_call, dum
 from dask_ownership.runtime.task import current_entry
 
 MAYBE_LARGE = 1_000_000
-"""Bytes of a call above which the configuration is asked whether it is large."""
+"""Bytes of a call above which the size is compared with the configured threshold."""
 
 SHARED_ARGUMENT = "100 kB"
-"""Size of a keyword argument of `map` above which it becomes an object of its own."""
+"""Size of a keyword argument of `map` above which the argument becomes an object of its own."""
 
 
 CROSSING = (distributed.Future, Actor, BaseActorFuture)
-"""What stands in arguments for a value that is elsewhere."""
+"""Types of arguments that stand for a value elsewhere."""
 
 
 class ForeignInput(Exception):
-    """An argument is computed by the central scheduler."""
+    """Raised for an argument that is a future of the central scheduler or of another client."""
 
 
 class Calls:
@@ -59,7 +59,13 @@ class Calls:
     Parameters
     ----------
     client : ClientLike
-        Its owner is that of the rows.
+        Its owner owns the rows.
+
+    Attributes
+    ----------
+    client : ClientLike
+    owner : Owner
+        The owner of the client.
     """
 
     def __init__(self, client: ClientLike) -> None:
@@ -82,10 +88,10 @@ class Calls:
         *,
         function: Function | None = None,
     ) -> Row:
-        """The row of one `submit`, with a handle for its future.
+        """Return the row of one `submit`, with a handle for its future.
 
-        ``call`` is None when the call has no options. ``function`` is the record of ``func``,
-        where one moment has many calls of it.
+        ``call`` is None when the call has no options. ``function`` is the record of ``func`` if the
+        caller makes many calls of the function at one moment.
         """
         owner = self.owner
         if key is not None:
@@ -97,30 +103,36 @@ class Calls:
             key = self._pure_key(func, function, args, kwargs)
             find = owner.known
         executor = owner.executor
+        # Only a worker's owner can be called by a task.
         entry = current_entry() if executor is not None else None
         if key is not None and (known := find(key, parent_of(entry))) is not None:
+            # Other processes look for children that an earlier attempt of the task had submitted:
+            # if this key is one of them, the task's owner is told.
             if executor is not None and entry is not None and entry.sought:
                 executor.made(entry, key)
             return known
         if function.pickled is CALL:
+            # A function with state travels with the arguments of each call.
             args = (func, *args)
         name = function.name
         try:
             payload, dependencies, contains = dumps_call(args, kwargs, name, self.row_of, CROSSING)
         except ForeignInput:
-            # Futures that live until the row below uses what they stand for.
+            # Arguments with futures of this owner, which live until the row below uses their rows.
             args, kwargs = self.imported(args, kwargs)
             payload, dependencies, contains = dumps_call(args, kwargs, name, self.row_of, CROSSING)
         except NotSerializable:
             if function.pickled is CALL:
-                dumps_function(func, name)  # it may be what cannot be pickled
+                # Raises an error about the function if the function cannot be pickled.
+                dumps_function(func, name)
             raise
         if len(payload) + len(function.pickled) > MAYBE_LARGE:
             warn_if_large(len(payload) + len(function.pickled))
         if key is None and entry is None:
             key = f"{name}-{self._unique}{next(self._numbers):x}"
         elif key is None:
-            # The payload names owners of futures: others when this runs again.
+            # The payload names the owners of futures inside, which change when this task runs
+            # again.
             pickled = dumps_names((args, kwargs)) if contains else payload
             key = self.child_key(entry, function, pickled, dependencies)
         if annotations := dask.get_annotations():
@@ -137,14 +149,16 @@ class Calls:
         return owner.submit(row) if entry is None else submit_child(owner, row, entry)
 
     def row_of(self, future: Any, inside: bool = False) -> Row | None:
-        """The row of a future that this owner owns; ``inside`` an object it travels as it is.
+        """Return the row of a future of this owner.
+
+        ``inside`` says that the future is inside an object: it travels as a future.
 
         Raises
         ------
         NotHere
-            For a future of another process, or of another client inside an object.
+            For a future of a process without a client here, or of another client inside an object.
         ForeignInput
-            For what the central scheduler computes, and futures of another client.
+            For a future of the central scheduler or of another client, as an argument.
         """
         if type(future) is Future:
             if future._owner is self.owner:
@@ -160,7 +174,7 @@ class Calls:
         raise ForeignInput
 
     def imported(self, args: Any, kwargs: Any) -> Any:
-        """Arguments with futures of this owner in place of others."""
+        """Return arguments with futures of this owner in place of all other futures and actors."""
         imports = self.client.imports
 
         def take(value: Any) -> Any:
@@ -172,16 +186,17 @@ class Calls:
     def _pure_key(
         self, func: Any, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> str:
-        """The same key for the same call.
+        """Return a key that is the same for the same call.
 
-        Calls of importable functions with plain arguments are hashed here, about ten
-        times faster than by `dask.tokenize`, which does the others.
+        Calls of importable functions with plain arguments are hashed here, about ten times faster
+        than by `dask.tokenize`, which hashes all other calls.
         """
         if not kwargs and function.token is not None:
             for value in args:
                 if type(value) not in ATOMS:
                     break
             else:
+                # The representation of plain values tells their types and values apart.
                 digest = blake2b(repr(args).encode("utf-8", "surrogatepass"), digest_size=16,
                                  key=function.token)  # fmt: skip
                 return f"{function.name}-{digest.hexdigest()}"
@@ -190,15 +205,17 @@ class Calls:
     def child_key(
         self, entry: Any, function: Function, call: bytes, dependencies: tuple[Row, ...]
     ) -> str:
-        """The key of a call that a task makes, the same when the task runs again."""
+        """Return the key of a call made by a task, the same key when the task runs again."""
         fingerprint = function.pickled + call
-        if dependencies:  # for which the payload has slots only
+        if dependencies:  # the payload has only slots for dependencies
             origin_of = self.owner.core.origin_of
             fingerprint += repr([origin_of(row)[3] for row in dependencies]).encode()
         occurrences = entry.occurrences
         if occurrences is None:
             occurrences = entry.occurrences = {}
         digest = blake2b(fingerprint, digest_size=16).digest()
+        # A task may make the same impure call several times: the keys differ by the number of the
+        # call.
         occurrence = occurrences[digest] = occurrences.get(digest, -1) + 1
         return child_key(function.name, entry.identity, digest, occurrence)
 
@@ -213,16 +230,16 @@ class Calls:
         pure: bool,
         call: CallOptions | None = None,
     ) -> list[Future]:
-        """The futures of one `map`, which drop their rows when this is interrupted.
+        """Return the futures of one `map`; an interrupt drops the futures and their rows.
 
-        The function is pickled once, and large keyword arguments become objects that
-        are sent once per worker.
+        The function is pickled once, and large keyword arguments become objects that are sent once
+        per worker.
         """
         keys = list(key) if isinstance(key, list) else None
         if keys is None and key is not None and type(key) is not str:
             raise TypeError(f"map takes a list of keys or a string to begin them, not {key!r}")
         if kwargs:
-            kwargs = self.share(kwargs)  # futures that live as long as this call
+            kwargs = self.share(kwargs)  # futures of shared arguments live as long as this call
         futures: list[Future] = []
         items = list(zip(*iterables, strict=False))
         if keys is not None and len(keys) != len(items):
@@ -239,7 +256,7 @@ class Calls:
     def map_keys(
         self, func: Any, function: Function, key: Any, pure: bool, kwargs: dict[str, Any]
     ) -> MapKeys:
-        """The keys of one `map`; ``key`` is what was given for them.
+        """Return the keys of one `map`; ``key`` is the argument of `map`.
 
         ``function`` is the record of ``func``.
         """
@@ -251,11 +268,11 @@ class Calls:
         return MapKeys(prefix, unique, subject_of(func, function), kwargs)
 
     def share(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Keyword arguments of many calls, the large ones as futures of objects of their own."""
+        """Return keyword arguments of many calls, with futures in place of large values."""
         return {name: self._share(value) for name, value in kwargs.items()}
 
     def _share(self, value: Any) -> Any:
-        """A large value as a future of an object of its own."""
+        """Return a large value as the future of an object of its own, any other value as it is."""
         if isinstance(value, Future) or type(value) in ATOMS:
             return value
         if sizeof(value) <= self._shared_bytes:
@@ -264,7 +281,10 @@ class Calls:
         return Future(self.client, row)
 
     def literal(self, key: Any, value: Any) -> Row:
-        """A row whose value is known: here pickled, sent once to each worker that needs it."""
+        """Return a row with a known value.
+
+        The value is pickled here, and sent once to each worker that needs it.
+        """
         known = self.owner.known(key)
         if known is not None:
             return known
@@ -289,21 +309,25 @@ def warn_if_large(nbytes: int) -> None:
 
 
 def subject_of(func: Any, function: Function) -> Any:
-    """What stands for a function in a token: what is pickled already is not pickled again."""
+    """Return the object that stands for a function in a token.
+
+    A function that is pickled already is represented by the hash of its pickle, so that it is not
+    pickled again.
+    """
     return func if function.named or function.token is None else function.token
 
 
 class MapKeys:
-    """The keys of the calls of one `map` that was not given one for each.
+    """The keys of one `map` without a key for each call.
 
     Parameters
     ----------
     prefix : str or None
-        What was given for the keys of pure calls to begin with.
+        The user's prefix for the keys of pure calls.
     unique : str
-        What keys of impure calls begin with; empty when they are pure.
+        Beginning of the keys of impure calls; empty for pure calls.
     subject : object
-        What stands for the function in tokens.
+        Stands for the function in tokens.
     kwargs : dict
         Arguments of all calls.
     """
@@ -317,10 +341,10 @@ class MapKeys:
         self._kwargs = kwargs
 
     def of(self, number: int, args: Any) -> str | None:
-        """The key of one call; None where `Calls.row` makes it.
+        """Return the key of one call, or None if `Calls.row` makes the key.
 
-        So it does for impure calls inside a task, whose children have the same keys when it
-        runs again.
+        `Calls.row` makes the keys of impure calls inside a task, because the children must have the
+        same keys when the task runs again.
         """
         if self._unique:
             return f"{self._unique}-{number}" if current_entry() is None else None
@@ -332,12 +356,14 @@ class MapKeys:
 def submit_child(
     owner: Owner, row: Row, entry: Any, submit: Callable[[Row], Row] | None = None
 ) -> Row:
-    """Submit what a task submits; it does not run when that task was cancelled."""
+    """Submit a row for a task; the row does not run if that task was cancelled."""
     row = (owner.expect if entry.cancelled else submit or owner.submit)(row)
+    # As in `Calls.row`: this child may be one that other processes look for.
     if entry.sought:
         assert owner.executor is not None
         owner.executor.made(entry, row.key)
-    # After it is in the table: what cancels the children of the task there sees it, or this does.
+    # Checked again after the row is in the table: a cancellation that comes now either finds the
+    # row among the children, or is seen here.
     if entry.cancelled:
         detail = f"the task {entry.key!r} that submitted it was cancelled"
         owner.call(owner.core.cancel_children, parent_of(entry), detail, (row,))

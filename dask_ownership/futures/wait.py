@@ -1,7 +1,7 @@
 """`wait` and `as_completed` for owned futures.
 
-The stock functions work on owned futures too. These take constant time per
-completion, and give the slot up while they wait inside a task.
+The stock functions work on owned futures too. The functions here take constant time per completion,
+and give the slot up while they wait inside a task.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FIRST_COMPLETED = "FIRST_COMPLETED"
 
 
 def wait(fs: Any, timeout: Any = None, return_when: str = ALL_COMPLETED) -> Any:
-    """Wait until all futures, or the first, ended; see `distributed.wait`.
+    """Wait until all futures, or the first future, ended; see `distributed.wait`.
 
     Returns
     -------
@@ -53,6 +53,7 @@ def wait(fs: Any, timeout: Any = None, return_when: str = ALL_COMPLETED) -> Any:
         futures = futures_of(fs)
         for future in futures:
             future._verify_initialized()
+    # Futures of several owners, or of the scheduler as well, are left to the stock function.
     if not futures or any(type(f) is not Future for f in futures):
         return distributed.wait(fs, timeout=timeout, return_when=return_when)
     client = futures[0]._client
@@ -69,14 +70,17 @@ def wait(fs: Any, timeout: Any = None, return_when: str = ALL_COMPLETED) -> Any:
 
 
 async def _wait_async(client: Any, futures: Any, rows: Any, timeout: Any, first: bool) -> Any:
+    """Wait in a coroutine."""
     ended = await client.owner.wait_async(rows, timeout, any_one=first)
     return _outcome(futures, ended, timeout)
 
 
 def _outcome(futures: list[Any], ended: bool, timeout: Any) -> Any:
+    """Return the sets of futures, or raise for a timeout or a cancelled future."""
     if not ended:
         raise asyncio.TimeoutError(f"the futures did not end within {timeout}")
     done = {f for f in futures if f._row.state >= INLINE}
+    # As in Dask, a cancelled future raises, and a failed future does not.
     without_value = [f for f in done if f._cleared or f._row.state > STORED]
     cancelled = defaultdict(list)
     for future in without_value:
@@ -95,7 +99,11 @@ def _outcome(futures: list[Any], ended: bool, timeout: Any) -> Any:
 
 
 class _Rows:
-    """Rows of the futures that have not come out, listed only for who looks."""
+    """The rows of futures that have not come out, listed only when they are needed.
+
+    A worker with many parked tasks reads them, to start the tasks that parked tasks wait for. Other
+    waits cost no list.
+    """
 
     __slots__ = ("_waits",)
 
@@ -109,8 +117,17 @@ class _Rows:
 class as_completed(distributed.as_completed):
     """Futures in the order in which they end; see `distributed.as_completed`.
 
-    Takes owned futures; for others use the stock class, which becomes this one when all that it
-    is given at first are owned.
+    Takes owned futures only. For other futures use the stock class; an instance of the stock class
+    becomes one of this class when its first futures are all owned.
+
+    Attributes
+    ----------
+    futures : dict
+        Each future that has not come out, with the number of times it was added.
+    lock : threading.Lock
+        Covers the futures.
+    with_results, raise_errors : bool
+        As in Dask.
     """
 
     _was_stock = False
@@ -134,6 +151,7 @@ class as_completed(distributed.as_completed):
             self.update(futures)
 
     def _begin(self) -> None:
+        """Set up the attributes that the stock class does not have."""
         self._ended: deque[Any] = deque()
         self._gate: Any = None
         self._owner: Any = None
@@ -142,7 +160,7 @@ class as_completed(distributed.as_completed):
         self._async_loop: asyncio.AbstractEventLoop | None = None
 
     def update(self, futures: Iterable[Any]) -> None:
-        """Add futures; they come out when they end."""
+        """Add futures, which come out when they end; see `distributed.as_completed.update`."""
         added: dict[Row, list[Any]] = defaultdict(list)
         owners: dict[Any, list[Row]] = {}
         futures = list(futures)
@@ -167,6 +185,8 @@ class as_completed(distributed.as_completed):
                 for future in group:
                     self.futures[future] += 1
 
+        # One callback hangs on all rows of a call, so that a completion costs the same for any
+        # number of futures.
         def ended(row: Row) -> None:
             with self.lock:
                 self._ended.extend(added.pop(row, ()))
@@ -180,7 +200,7 @@ class as_completed(distributed.as_completed):
             hang(Callback(rows, ended), rows, owner.lock)
 
     def _be_stock(self, futures: list[Any]) -> None:
-        """Go on as Dask does: there are futures now that are not owned."""
+        """Become an instance of the stock class, because a future was added that is not owned."""
         with self.lock:
             there = [future for future, times in self.futures.items() for _ in range(times)]
             self.futures.clear()
@@ -189,25 +209,25 @@ class as_completed(distributed.as_completed):
         self.__class__ = distributed.as_completed
         distributed.as_completed.update(self, [*there, *futures])
         if gate is not None:
-            gate.open()  # who waits goes on there
+            gate.open()  # a waiting thread goes on in the stock class
         if self._async_loop is not None and self._async_gate is not None:
             self._async_loop.call_soon_threadsafe(self._async_gate.set)
 
     def add(self, future: Any) -> None:
-        """Add one future."""
+        """Add one future; see `distributed.as_completed.add`."""
         self.update((future,))
 
     def count(self) -> int:
-        """How many futures have not come out yet."""
+        """Return how many futures have not come out yet."""
         with self.lock:
             return sum(self.futures.values())
 
     def is_empty(self) -> bool:
-        """Whether no future is left, ended or not."""
+        """Return whether no future is left, ended or not."""
         return not self.count()
 
     def has_ready(self) -> bool:
-        """Whether a future that ended waits to come out."""
+        """Return whether an ended future is there that has not come out."""
         with self.lock:
             self._skip_cleared()
             return bool(self._ended)
@@ -222,21 +242,24 @@ class as_completed(distributed.as_completed):
         return f"<as_completed: waiting={self.count()} done={len(self._ended)}>"
 
     def _skip_cleared(self) -> None:
+        """Drop ended futures that were forgotten by `clear`. The lock is held."""
         while self._ended and self._ended[0] not in self.futures:
             self._ended.popleft()
 
     def _take(self) -> Any:
-        """The next future that ended, or None. The lock is held."""
+        """Return the next future that ended, or None. The lock is held."""
         self._skip_cleared()
         if not self._ended:
             return None
         future = self._ended.popleft()
+        # A future that was added several times comes out as often.
         self.futures[future] -= 1
         if not self.futures[future]:
             del self.futures[future]
         return future
 
     def _with_result(self, future: Any) -> Any:
+        """Return a future, with its result or error if the caller wants results."""
         if not self.with_results:
             return future
         error = future._error()
@@ -245,7 +268,7 @@ class as_completed(distributed.as_completed):
                 try:
                     raise error
                 finally:
-                    del error  # its traceback holds this frame, and so the future
+                    del error  # the traceback holds this frame, and so the future
             return future, (
                 (type(error), error, error.__traceback__) if future.status == "error" else error
             )
@@ -257,12 +280,13 @@ class as_completed(distributed.as_completed):
     def __next__(self) -> Any:
         while True:
             if not isinstance(self, as_completed):
-                return next(self)  # it was given others meanwhile
+                return next(self)  # `update` got other futures meanwhile, see `_be_stock`
             with self.lock:
                 future = self._take()
                 if future is None:
                     if not self.futures:
                         raise StopIteration
+                    # Made under the lock, so that a future that ends from now on opens it.
                     gate = self._gate = self._gate or Gate()
             if future is not None:
                 return self._with_result(future)
@@ -282,12 +306,14 @@ class as_completed(distributed.as_completed):
         return await asyncio.wait_for(self._anext(), self._deadline.remaining)
 
     async def _anext(self) -> Any:
+        """Return the next future in a coroutine, or raise StopAsyncIteration."""
         if self._async_gate is None:
             self._async_gate = asyncio.Event()
             self._async_loop = asyncio.get_running_loop()
         while True:
             if not isinstance(self, as_completed):
                 return await anext(self)
+            # Cleared before the look: a future that ends after the look opens the gate again.
             self._async_gate.clear()
             with self.lock:
                 future = self._take()
@@ -306,7 +332,7 @@ class as_completed(distributed.as_completed):
                 await await_without_slot(self._async_gate.wait())
 
     def next_batch(self, block: bool = True) -> list[Any]:
-        """All futures that ended and did not come out; with ``block`` at least one."""
+        """Return all ended futures that have not come out; with ``block`` at least one future."""
         batch = [next(self)] if block else []
         while True:
             with self.lock:
@@ -317,7 +343,7 @@ class as_completed(distributed.as_completed):
 
 
 def _takes(waits: Any, futures: list[Any]) -> bool:
-    """Have an empty `distributed.as_completed` be one for owned futures, if all are."""
+    """Turn an empty `distributed.as_completed` into one for owned futures, if all are owned."""
     if not futures or any(type(future) is not Future for future in futures):
         return False
     waits.__class__ = as_completed

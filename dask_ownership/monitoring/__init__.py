@@ -1,1 +1,1 @@
-"""What is told to those who look."""
+"""Everything that people see of owned tasks: snapshots, reports, metrics and dashboard pages."""

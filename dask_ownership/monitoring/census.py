@@ -1,8 +1,8 @@
-"""What an owner tells those who look at it: what it counts anyway, and a census of its rows.
+"""What an owner reports to viewers: totals that it counts anyway, and a census of its rows.
 
-Nothing is written per task for this. Totals are counted as things happen (`OwnerCore.counts`,
-`History.again`); how many rows there are of each kind is counted when somebody asks
-(`Census`), a few shards of the table at a time, so that a large table holds nobody up.
+No task pays for this. Totals are counted as things happen (`OwnerCore.counts`, `History.again`).
+How many rows there are of each kind is counted when a viewer asks (`Census`), a few shards of the
+table at a time, so that a large table does not block the event loop.
 """
 
 from __future__ import annotations
@@ -16,22 +16,25 @@ from dask_ownership.core.protocol.messages import Key
 from dask_ownership.core.protocol.states import DORMANT, ERROR, INLINE, STATE_NAMES, STORED
 
 GROUPS = 100
-"""Names of tasks that are told apart; what is beyond them is counted as `OTHERS`."""
+"""Names of tasks that a census tells apart; tasks of further names are counted as `OTHERS`."""
 
 OTHERS = "(others)"
 
 LISTED = 12
-"""Rows that are listed as the largest, and as the oldest."""
+"""Rows in the list of the largest rows, and in the list of the oldest rows."""
 
 EVENTS = 30
-"""Unusual events that are told of at once, the latest of them."""
+"""Unusual events in one report, at most: the latest ones."""
 
 COUNTED = (*range(ERROR + 1), DORMANT)
-"""States of rows that are in the table."""
+"""States of rows in the table."""
 
 
 def totals(core: OwnerCore) -> dict[str, Any]:
-    """What is counted anyway; the time it takes is that for the workers."""
+    """Return the totals of an owner, which are counted whether or not a viewer asks.
+
+    The cost grows with the number of workers, not with the number of rows.
+    """
     workers = core.placement.workers
     lineages = core.lineages
     return {
@@ -65,27 +68,29 @@ def totals(core: OwnerCore) -> dict[str, Any]:
 
 
 class Census:
-    """Counts the rows of one owner by what they are.
+    """Counts the rows of one owner by state, name of the task, worker and submitter.
 
     Parameters
     ----------
     core : OwnerCore
     name_of : callable
-        The name of the group of tasks that a key belongs to.
+        Returns the name of the group of tasks for a key.
 
     Attributes
     ----------
+    core, name_of
+        The parameters.
     states : list of int
-        Objects by state, as in `rows.table`; the last one is `DORMANT`. What is borrowed is
-        not among them.
+        Owned objects by state, indexed as in `protocol.states`; `DORMANT` (-1) is the last item.
+        Borrowed objects are not included.
     groups : dict of str to list of int
-        The same for each name.
+        The same numbers for each name of tasks.
     borrowed, borrowed_pending : int
-        Rows of what others own, and those of them without an outcome.
+        Borrowed rows, and borrowed rows without an outcome.
     stored : dict of str to int
-        Bytes of stored values by the worker that has them.
+        Bytes of stored values by the address of the holding worker.
     parents : dict of str to int
-        Rows by the incarnation of the owner whose task submitted them.
+        Rows by the incarnation of the owner whose task submitted the row.
     """
 
     def __init__(self, core: OwnerCore, name_of: Callable[[Key], str]) -> None:
@@ -102,11 +107,19 @@ class Census:
         self._shards: Iterator[dict[Key, Row]] = iter(core.table.rows.shards)
 
     def advance(self, over: Callable[[], bool]) -> bool:
-        """Count on until ``over()`` says that it is enough for now; whether all is counted."""
+        """Count further shards of the table until ``over()`` returns True.
+
+        Returns
+        -------
+        bool
+            Whether all shards are counted.
+        """
         lock = self.core.table.lock
         for shard in self._shards:
             if not shard:
                 continue
+            # Only copying a shard needs the lock: threads that submit do not wait while rows are
+            # counted.
             with lock:
                 rows = list(shard.values())
             self._count(rows)
@@ -115,24 +128,30 @@ class Census:
         return True
 
     def _count(self, rows: list[Row]) -> None:
+        """Add rows of one shard to the counts."""
         states = self.states
         groups = self.groups
         for row in rows:
             state = row.state
             if state > ERROR:
-                continue  # it is about to leave the table
+                continue  # a cancelled, lost or forgotten row is about to leave the table
             if row.borrowed:
                 self.borrowed += 1
+                # A state below `INLINE` is no outcome yet.
                 self.borrowed_pending += state < INLINE
                 continue
             states[state] += 1
             name = self.name_of(row.key)
             group = groups.get(name)
             if group is None:
+                # A program that makes up a name for each task must not grow the report without
+                # bound.
                 if len(groups) >= GROUPS:
                     name = OTHERS
                 group = groups.setdefault(name, [0] * len(states))
             group[state] += 1
+            # ``parent`` is the owner, key and attempt of the submitting task. What a client submits
+            # has none.
             if row.options.parent is not None:
                 submitter = row.options.parent[0]
                 self.parents[submitter] = self.parents.get(submitter, 0) + 1
@@ -143,21 +162,24 @@ class Census:
                 self._list(row)
 
     def _list(self, row: Row) -> None:
-        """Keep it in mind when it is among the largest, or the oldest."""
+        """Put a row with a value into the lists of the largest and the oldest rows if due."""
         largest, oldest = self._largest, self._oldest
-        # In lists that are cut now and then: most rows fail the first comparison.
+        # Short sorted lists, cut after each insertion: most rows fail the first comparison.
+        # ``id(row)`` decides between equal numbers, because rows cannot be compared.
         if len(largest) < LISTED or row.nbytes > largest[-1][0]:
             largest.append((row.nbytes, id(row), row))
             largest.sort(reverse=True)
             del largest[LISTED:]
+        # A literal has attempt 0: no worker ran it, so it has no age.
         if row.attempt and (len(oldest) < LISTED or row.attempt < oldest[-1][0]):
             oldest.append((row.attempt, id(row), row))
             oldest.sort()
             del oldest[LISTED:]
 
     def result(self) -> dict[str, Any]:
-        """What was counted, as plain values."""
+        """Return the counts as plain values that can be serialized."""
         return {
+            # `DORMANT` is -1: the last item of the lists, and of the names.
             "states": {STATE_NAMES[s]: self.states[s] for s in COUNTED},
             "groups": {
                 name: {STATE_NAMES[s]: group[s] for s in COUNTED if group[s]}
@@ -172,7 +194,7 @@ class Census:
         }
 
     def _described(self, row: Row) -> dict[str, Any]:
-        """One row, and what keeps it."""
+        """Return a row with all counts that keep the row in the table, as plain values."""
         return {
             "key": str(row.key),
             "state": STATE_NAMES[row.state],
@@ -189,7 +211,11 @@ class Census:
 
 
 def signature(core: OwnerCore) -> tuple[Any, ...]:
-    """What differs whenever a census could give something else; costs little."""
+    """Return a tuple that changes whenever a new census could give another result.
+
+    The cost grows with the number of workers. An owner takes a new census only when the tuple has
+    changed.
+    """
     return (
         *core.counts.values(),
         *core.history.again.values(),
@@ -205,26 +231,38 @@ def signature(core: OwnerCore) -> tuple[Any, ...]:
 
 
 def exchanged(core: OwnerCore) -> int:
-    """Bytes that went to workers and came from them; reading a value changes nothing else."""
+    """Return the number of bytes exchanged with workers.
+
+    Reading a value changes this number and no item of `signature`.
+    """
     views = core.placement.workers.values()
     return sum([view.traffic.sent + view.traffic.received for view in views])
 
 
 class Events:
-    """The unusual events of one owner, each told of once, as far as not too many are new."""
+    """Gives the unusual events of one owner, each event once, and at most `EVENTS` in one report.
+
+    Parameters
+    ----------
+    core : OwnerCore
+    """
 
     def __init__(self, core: OwnerCore) -> None:
+        """Begin after the events that the history has now."""
         self.core = core
         self._last: object = core.history.events[-1] if core.history.events else None
 
     def new(self) -> list[tuple[str, str, str, float]]:
-        """The latest of those since it was asked last, oldest first."""
+        """Return the latest events since the last call, oldest first, at most `EVENTS`."""
         found: list[tuple[str, str, str, float]] = []
         history = self.core.history.events
+        # The history drops its oldest events, so positions in the history shift. The last reported
+        # event itself marks the place up to which all is reported.
         for event in reversed(history):
             if event is self._last or len(found) == EVENTS:
                 break
             key, what, detail, when = event
+            # A detail may hold the long text of an error.
             found.append((str(key), what, detail[:300], when))
         if history:
             self._last = history[-1]
@@ -233,16 +271,17 @@ class Events:
 
 
 BUCKETS = 40
-"""Of a `Histogram`: the last one is for more than six days."""
+"""Buckets of a `Histogram`; the last one takes all times from ``2**38`` µs (3 days) on."""
 
 
 class Histogram:
-    """How often something took how long: counts by powers of two of microseconds.
+    """Counts how often a duration occurred, in buckets by powers of two of microseconds.
 
     Attributes
     ----------
     counts : list of int
-        ``counts[n]`` is for less than ``2**n`` microseconds and at least half of that.
+        ``counts[n]`` is for durations of less than ``2**n`` microseconds and at least half of that;
+        the last bucket has no upper bound.
     """
 
     __slots__ = ("counts",)
@@ -251,17 +290,32 @@ class Histogram:
         self.counts = [0] * BUCKETS
 
     def add(self, microseconds: float) -> None:
+        """Count one duration."""
         self.counts[min(int(max(microseconds, 0.0)).bit_length(), BUCKETS - 1)] += 1
 
 
 def percentile(counts: list[int], part: float) -> float | None:
-    """Microseconds that this part of what was counted took at most, interpolated; None of none."""
+    """Return the microseconds that a fraction of the counted durations took at most.
+
+    Parameters
+    ----------
+    counts : list of int
+        Counts of a `Histogram`.
+    part : float
+        The fraction, from 0 to 1.
+
+    Returns
+    -------
+    float or None
+        Interpolated within a bucket; None if no duration was counted.
+    """
     wanted = part * sum(counts)
     if not any(counts):
         return None
     seen = 0.0
     for number, count in enumerate(counts):
         if count and seen + count >= wanted:
+            # Durations count as spread evenly within their bucket.
             low = 0.0 if number == 0 else float(1 << (number - 1))
             return low + (float(1 << number) - low) * (wanted - seen) / count
         seen += count

@@ -1,9 +1,9 @@
 """Owned tasks on the pages of Dask's own dashboard: progress, groups, times, exceptions.
 
-Those pages read the scheduler's `TaskPrefix` and `TaskGroup` objects and its list of failed
-tasks. While somebody looks, each name of owned tasks has a group of its own there, called
-``"inc (owned)"``, whose counts and times are those that owners and workers report. Groups and
-tasks of the scheduler itself are not touched: a prefix is the sum of its groups.
+Dask's pages read the `TaskPrefix` and `TaskGroup` objects of the scheduler and the scheduler's list
+of failed tasks. While the cluster is watched, each name of owned tasks has a group there called
+``"inc (owned)"``, whose counts and times are the reports of owners and workers. Groups and tasks of
+the scheduler itself are not touched: a prefix is the sum of its groups.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ STATES = {
     "error": "erred",
     "dormant": "released",
 }
-"""What Dask calls the states of owned objects."""
+"""Name of the state on Dask's pages, for each state of an owned object."""
 
 OWNED = " (owned)"
-"""What the names of groups of owned tasks end with; no key of a task gives such a name."""
+"""End of the names of groups of owned tasks; no key of a task gives a group with such a name."""
 
 
 class StockPages:
-    """Keeps the scheduler's groups of owned tasks.
+    """Keeps the groups of owned tasks in the scheduler up to date.
 
     Parameters
     ----------
@@ -44,12 +44,13 @@ class StockPages:
     # ---- progress and groups ----
 
     def show(self, owners: Iterable[dict[str, Any]]) -> None:
-        """What owners have now, by name of the task and state."""
+        """Set the groups to the numbers that owners reported last, by task name and state."""
         wanted: dict[str, dict[str, int]] = {}
         for owner in owners:
             for name, states in owner["groups"].items():
                 sums = wanted.setdefault(name, {})
                 for state, number in states.items():
+                    # Two states of owned objects may be one state of Dask's tasks.
                     known = STATES[state]
                     sums[known] = sums.get(known, 0) + number
         for name in [*self._groups]:
@@ -59,19 +60,22 @@ class StockPages:
             self._set(self._group(name), sums)
 
     def hide(self) -> None:
-        """Nobody looks any more: numbers that nobody keeps up to date are not left."""
+        """Remove all groups of owned tasks: without viewers no reports keep their numbers true."""
         for name in [*self._groups]:
             self._forget(name)
 
     def _group(self, name: str) -> Any:
+        """Return the group of a name of owned tasks; make the group if the scheduler has none."""
         groups = self.scheduler.task_groups
         group = self._groups.get(name)
-        if group is None or groups.get(group.name) is not group:  # as after a restart
+        # A restart of the cluster clears the scheduler's groups.
+        if group is None or groups.get(group.name) is not group:
             prefix = self._prefix(name)
             group = self._groups[name] = groups[name + OWNED] = TaskGroup(name + OWNED, prefix)
         return group
 
     def _prefix(self, name: str) -> Any:
+        """Return the prefix of a name; make the prefix if the scheduler has none."""
         prefixes = self.scheduler.task_prefixes
         if name not in prefixes:
             prefixes[name] = TaskPrefix(name)
@@ -79,16 +83,20 @@ class StockPages:
 
     @staticmethod
     def _set(group: Any, sums: dict[str, int]) -> None:
+        """Set the counts of a group, and change the counts of its prefix by the difference."""
         prefix = group.prefix
         for state, before in group.states.items():
             more = sums.get(state, 0) - before
             if more:
+                # ``_size`` is what Dask's pages take for the number of all tasks of a group or
+                # prefix.
                 group.states[state] += more
                 group._size += more
                 prefix.states[state] += more
                 prefix._size += more
 
     def _forget(self, name: str) -> None:
+        """Take the counts of a group off its prefix, and remove the group from the scheduler."""
         group = self._groups.pop(name)
         self._set(group, {})
         if self.scheduler.task_groups.get(group.name) is group:
@@ -98,10 +106,19 @@ class StockPages:
     # ---- times ----
 
     def ran(self, worker: str, tallies: dict[str, Any]) -> None:
-        """A worker told how long tasks of each name took there for what, in all."""
+        """Add the times that a worker reported to groups and prefixes.
+
+        Parameters
+        ----------
+        worker : str
+            Address of the worker.
+        tallies : dict
+            Seconds by task name and action, in total since the worker counts.
+        """
         before = self._tallies.get(worker, {})
         self._tallies[worker] = tallies
         for name, actions in tallies.items():
+            # The worker reports totals. Only the growth since the last report is new.
             told = before.get(name, {})
             for action, seconds in actions.items():
                 more = seconds - told.get(action, 0.0)
@@ -111,18 +128,20 @@ class StockPages:
                         _add_time(self._groups[name], action, more)
 
     def worker_gone(self, worker: str) -> None:
+        """Forget the totals of a worker; another worker at this address counts from zero."""
         self._tallies.pop(worker, None)
 
     # ---- exceptions ----
 
     def failed(self, worker: str, failures: Iterable[Any]) -> None:
-        """A worker told which tasks failed there."""
+        """Add the tasks that failed at a worker to the scheduler's list of failed tasks."""
         for _, key, when, exception, traceback in failures:
             task = ErredTask(key, when, {worker}, exception, traceback)
+            # The newest failure comes first in Dask's list.
             self.scheduler.erred_tasks.appendleft(task)
 
 
 def _add_time(collection: Any, action: str, seconds: float) -> None:
-    """Time that tasks took, without touching the averages by which Dask schedules its own."""
+    """Add seconds to a prefix or group, without touching the averages by which Dask schedules."""
     collection._all_durations_us[action] += round(seconds * 1e6)
     collection._duration_us += round(seconds * 1e6)

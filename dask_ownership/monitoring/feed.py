@@ -1,11 +1,11 @@
-"""What all owners and workers do, gathered at the scheduler while somebody looks.
+"""The activity of all owners and workers, gathered at the scheduler while the cluster is watched.
 
-Somebody looks when a page of the dashboard is open in a browser, and for a while after
-`ACTIVITY` was asked or the metrics were read. From then on each client sends a report when
-something changed, at most twice a second (`dask_ownership.monitoring.owner_report`), and the
-scheduler asks each worker as often, less often when there are more than a hundred: one
-exchange for what its executor did, what its owner has, and what ran there for the task stream
-(`dask_ownership.monitoring.task_stream`). When nobody looks nothing is sent.
+The cluster is watched while a page of the dashboard is open in a browser, and for a while after a
+call of `ACTIVITY` or a reading of the metrics. Meanwhile each client sends a report when something
+changed, at most twice a second (`dask_ownership.monitoring.owner_report`). The scheduler asks each
+worker as often, less often when there are more than a hundred workers: one exchange carries the
+numbers of the executor, the report of the worker's owner, and the tasks that ran there for the task
+stream (`dask_ownership.monitoring.task_stream`). Without viewers nothing is sent.
 """
 
 from __future__ import annotations
@@ -29,21 +29,23 @@ from dask_ownership.runtime.dask.scheduler import Sender, pages_open
 logger = logging.getLogger("dask_ownership.scheduler")
 
 PER_WORKER = 0.005
-"""Seconds between two rounds for each worker of the cluster, as far as that is more than the
-time between two calls of `Feed.look`."""
+"""Seconds between two rounds, for each worker of the cluster.
+
+Rounds are at least as far apart as calls of `Feed.look`.
+"""
 
 LOOKED = 10.0
-"""Seconds for which somebody looks who asked once."""
+"""Seconds for which the cluster stays watched after a single request."""
 
 FIRST_REPORTS = 1.0
-"""Seconds for which the first reports of clients are waited for."""
+"""Seconds for which a request waits for the first reports of clients."""
 
 EVENTS = 200
-"""Unusual events that are remembered."""
+"""Unusual events that the feed remembers."""
 
 
 class Watchers:
-    """Whether somebody looks, and which clients were told so.
+    """Knows whether the cluster is watched, and which clients were told so.
 
     Parameters
     ----------
@@ -52,11 +54,11 @@ class Watchers:
     Attributes
     ----------
     on : bool
-        Somebody looked when clients were told last.
+        Whether the cluster was watched when clients were told last.
     until : float
-        When nobody does any more.
+        Time at which the cluster is watched no more.
     told : dict
-        Incarnation of each owner that was told to report to the id of its client.
+        Incarnation of each reporting owner to the id of its client.
     """
 
     def __init__(self, scheduler: Any) -> None:
@@ -66,7 +68,10 @@ class Watchers:
         self._scheduler = scheduler
 
     def tell(self, members: dict[str, tuple[str, str]]) -> bool:
-        """Tell clients, of these owners, whether somebody looks; gives that."""
+        """Tell clients whether the cluster is watched, and return that.
+
+        The clients are those among the owners in ``members``.
+        """
         self.on = time() < self.until
         if not self.on:
             for client in self.told.values():
@@ -79,13 +84,20 @@ class Watchers:
         return True
 
     def _tell(self, client: str, on: bool) -> bool:
+        """Tell one client; return whether the client is connected."""
         there = client in self._scheduler.client_comms
         if there:
             self._scheduler.client_send(client, {"op": WATCH, "on": on})
         return there
 
     def client_away(self, client: str) -> list[str]:
-        """Its owners, which are told again should it come back."""
+        """Forget that the owners of a client were told, so that a reconnected client is told again.
+
+        Returns
+        -------
+        list of str
+            Incarnations of the client's owners.
+        """
         owners = [owner for owner, told in self.told.items() if told == client]
         for owner in owners:
             del self.told[owner]
@@ -93,25 +105,44 @@ class Watchers:
 
 
 class Feed:
-    """Brings reports to the scheduler, and says what they say together.
+    """Collects the reports of owners and workers at the scheduler, and combines them.
 
     Parameters
     ----------
     scheduler : distributed.Scheduler
     owners : dict
-        Incarnation of each owner to ``("client", id)`` or ``("worker", address)``; somebody
-        else's.
+        Incarnation of each owner to ``("client", id)`` or ``("worker", address)``. The scheduler
+        plugin changes this dict; the feed only reads it.
     holder : Owner
-        The one in this process.
+        The owner in the scheduler's process, for objects in queues, variables and datasets.
     token : str
-        Proves to workers that it is the scheduler that asks.
+        Proves to workers that the scheduler is asking.
+    relays : callable
+        Returns the counts of the scheduler's relays, see `scheduler.relay`.
 
     Attributes
     ----------
+    scheduler : distributed.Scheduler
+    members : dict
+        The parameter ``owners``.
+    holder : Reporter
+        Reports what the scheduler's own owner has.
     watchers : Watchers
-        Those who look.
+        Whether the cluster is watched.
+    task_stream : TaskStream
+        Tasks that ran, for Dask's task stream.
     rounds : Rounds
-        What was brought together.
+        Combined numbers of the last minutes.
+    events : deque of dict
+        Unusual events of all owners, the latest `EVENTS`.
+    gone : int
+        How many workers left the cluster.
+    stock_pages : StockPages
+        Owned tasks on Dask's own pages.
+    owners : dict of str to Reported
+        Newest report of each owner, by incarnation.
+    workers : WorkerReports
+        Newest reports of workers.
     """
 
     def __init__(
@@ -142,49 +173,54 @@ class Feed:
         scheduler.handlers[ACTIVITY] = self.activity
         scheduler.stream_handlers[REPORT] = self.reported
 
-    # ---- who looks ----
+    # ---- viewers ----
 
     def looked(self, seconds: float = LOOKED) -> None:
-        """Somebody looks, and may look again within so many seconds."""
+        """Keep the cluster watched for so many seconds from now."""
         self.watchers.until = max(self.watchers.until, time() + seconds)
 
     def look(self) -> None:
-        """Bring reports together when it is time to. Called again and again."""
+        """Begin a round if one is due. The scheduler plugin calls this periodically."""
         if pages_open(self.scheduler):
             self.looked()
         self._watch()
+        # A round that takes longer than the interval is not overtaken by the next.
         if not self.idle and time() >= self._next and not self._fetching.locked():
             self._task = asyncio.ensure_future(self.fetch())
 
     @property
     def idle(self) -> bool:
-        """Whether nobody looks, and all were told so."""
+        """Whether the cluster is not watched, and every client and worker knows that."""
         return not (self.watchers.on or self.task_stream.wanted or self._asked)
 
     def _watch(self) -> None:
-        """Tell all owners whether somebody looks."""
+        """Tell all owners whether the cluster is watched; drop old numbers when it is not."""
         on = self.watchers.tell(self.members)
         if on != self.holder.watching:
             self.holder.watch(on)
         if not on and (self.owners or self.workers.last):
-            # Numbers that nobody keeps up to date are not left.
+            # No reports will keep these numbers up to date, so they are dropped.
             self.stock_pages.hide()
             self.owners.clear()
             self.workers.last.clear()
             self.rounds.clear_flow()
 
-    # ---- what is reported ----
+    # ---- reports ----
 
     def reported(self, sender: Any = None, owner: str = "", report: Any = None, **kw: Any) -> None:
-        """Stream handler of `REPORT`, of a client."""
+        """Stream handler of `REPORT`: take in the report of a client's owner."""
+        # Only the connection of the client that owns this incarnation may report for the owner.
         known = type(sender) is Sender and self.members.get(owner) == ("client", sender)
         if known and isinstance(report, dict):
             self._took(owner, report)
 
     def _took(self, owner: str, report: dict[str, Any]) -> None:
+        """Keep the newest report of an owner, and its new events."""
         there = self.owners.setdefault(owner, Reported())
         there.last = report
         names = self._names()
+        # The census counts the present rows of each submitter. When there are none, the submitters
+        # since the watching began stand in. The name decides between equal numbers.
         submitters = report["parents"] or dict.fromkeys(report["submitters"], 0)
         if submitters:
             known = max(submitters, key=lambda one: (submitters[one], one))
@@ -194,36 +230,40 @@ class Feed:
             self._event(when, what, who, key, detail)
 
     def _event(self, when: float, what: str, who: str, key: str, detail: str) -> None:
+        """Remember one unusual event."""
         event = {"time": when, "event": what, "owner": who, "key": key, "detail": detail}
         self.events.append(event)
 
     def _names(self) -> dict[str, str]:
+        """Return the names of owners by incarnation."""
         names = {owner: who for owner, (_, who) in self.members.items()}
         names[self.holder.owner.incarnation] = "scheduler"
         return names
 
     def owner_gone(self, owner: str) -> None:
-        """An owner is gone for good."""
+        """Forget an owner that is gone for good."""
         self.owners.pop(owner, None)
         self.watchers.told.pop(owner, None)
 
     def worker_gone(self, address: str) -> None:
-        """A worker left the cluster, in good order or not."""
+        """Forget a worker that left the cluster, in good order or not."""
         self.workers.gone(address)
         self.stock_pages.worker_gone(address)
         self.gone += 1
         self._event(time(), "worker-gone", address, "", "it left the cluster")
 
     def client_away(self, client: str) -> None:
-        """A client's connection is gone: should it come back it is told anew, and reports."""
+        """Forget the reports of a client without connection; a reconnected client reports again."""
         for owner in self.watchers.client_away(client):
             self.owners.pop(owner, None)
 
     async def fetch(self) -> None:
-        """One round: ask all workers, and bring together what is known."""
+        """Run one round: ask all workers, and combine their answers with the reports of clients."""
         async with self._fetching:
             note = self.task_stream.wanted
             watch = self.watchers.on
+            # While this is True some worker may be noting or reporting. The first round without a
+            # viewer tells workers to stop, so `idle` waits for that round.
             self._asked = note or watch
             workers = list(self.scheduler.workers)
             self._next = time() + PER_WORKER * len(workers)
@@ -237,7 +277,7 @@ class Feed:
             owners = {who: owner for owner, (kind, who) in self.members.items() if kind == "worker"}
             for address, answer in zip(workers, answers, strict=True):
                 if answer is None or address not in self.scheduler.workers:
-                    continue  # it is gone or frozen: what it said last stays
+                    continue  # a worker that is gone or frozen keeps its last report
                 self.workers.take_in(address, answer)
                 if answer["owner"] is not None and address in owners:
                     self._took(owners[address], answer["owner"])
@@ -247,25 +287,26 @@ class Feed:
             self._record()
 
     def _record(self) -> None:
-        """Remember this round, of the owners that are still there."""
+        """Add the present reports to the rounds, after dropping those of owners that are gone."""
         for owner in list(self.owners):
             if owner not in self.members and owner != self.holder.owner.incarnation:
                 del self.owners[owner]
         self.rounds.record(self.owners, self.workers.last, self._names())
         self.stock_pages.show(there.last for there in self.owners.values())
 
-    # ---- what is told ----
+    # ---- answers ----
 
     async def activity(self, history: bool = True) -> dict[str, Any]:
-        """Handler of `ACTIVITY`: what all owners and workers do; at most a second old.
+        """Handler of `ACTIVITY`: return what all owners and workers do, at most a second old.
 
-        Who asks again within ten seconds is told of changes since; the first answer may take a
-        second. It is made of plain values.
+        The first answer may take a second. The cluster stays watched for ten seconds, so that a
+        caller that asks again within that time gets newer reports at once. The answer is made of
+        plain values.
 
         Parameters
         ----------
         history : bool
-            Whether to tell of the last minutes as well.
+            Whether to include the last minutes.
 
         Returns
         -------
@@ -273,72 +314,77 @@ class Feed:
             ``time``
                 Seconds since the epoch, by the scheduler's clock, as all times here.
             ``owners`` : list of dict
-                One for each client, for each worker whose tasks submitted some, and for the
-                scheduler, which holds what lies in queues, variables and datasets:
+                One for each client, for each worker whose tasks submitted tasks, and for the
+                scheduler, which holds the objects in queues, variables and datasets:
 
-                - ``id`` (its incarnation), ``name`` (client id, worker address or
-                  ``"scheduler"``), ``kind`` (``client``, ``worker``, ``scheduler``), ``parent``
-                  (name of the owner whose tasks submit to this one, or ``""``), ``age``
-                  (seconds since its last report; one that does nothing sends none)
-                - since its start: ``submitted``, ``done``, ``failed``, ``attempts``, ``recovered``,
-                  ``evicted``, ``again``: how often tasks were handed out again, by reason, and
-                  ``losses``: what deaths cost it, see `failure_counts`
+                - ``id`` (incarnation), ``name`` (client id, worker address or ``"scheduler"``),
+                  ``kind`` (``client``, ``worker``, ``scheduler``), ``parent`` (name of the owner
+                  whose tasks submit to this owner, or ``""``), ``age`` (seconds since the last
+                  report; an owner that does nothing sends none)
+                - since the start of the owner: ``submitted``, ``done``, ``failed``, ``attempts``,
+                  ``recovered``, ``evicted``, ``again`` (how often tasks were handed out again, by
+                  reason) and ``losses`` (what deaths cost the owner, see
+                  `core.owner.rows.failure_counts`)
                 - ``rate``: tasks done per second, over the last five
-                - now: ``pending`` (not handed to a worker), ``running`` (handed to one),
-                  ``objects`` (rows), ``states`` (objects by state), ``groups`` (the same by name
-                  of the task), ``borrowed``, ``borrowed_pending``, ``lent``,
+                - now: ``pending`` (tasks not handed to a worker), ``running`` (tasks handed to a
+                  worker), ``objects`` (rows), ``states`` (objects by state), ``groups`` (the same
+                  by name of the task), ``borrowed``, ``borrowed_pending``, ``lent``,
                   ``inline_nbytes``, ``lineage_nbytes``, ``stored_nbytes`` (by worker)
-                - ``links``: by worker ``pushed`` (handed to it and not answered), ``given`` (since
-                  it joined), ``nthreads``, ``accepting``; ``depth``: tasks handed out per slot
-                - ``traffic``: by worker the bytes that were sent to it and received from it since
-                  it joined, see `dask_ownership.core.protocol.byte_counter`
+                - ``links``: by worker ``pushed`` (tasks handed to the worker and not answered),
+                  ``given`` (tasks handed to the worker since it joined), ``nthreads``,
+                  ``accepting``; ``depth``: tasks handed out per slot
+                - ``traffic``: by worker the bytes sent to the worker and received from it since it
+                  joined, see `dask_ownership.core.protocol.byte_counter`
                 - ``largest``, ``oldest``: lists of ``key``, ``state``, ``nbytes``, ``attempt``,
-                  ``since`` (when it was handed out last, within a second or a tenth of its age;
-                  None for a literal), ``workers``, and what keeps it: ``handles``, ``uses``,
-                  ``borrowers``, ``descendants``, ``pinned``
-                - ``latency``: ``waited``, ``ran``, ``took``: sampled tasks since somebody looks, by
-                  powers of two of microseconds, see `dask_ownership.monitoring.census.Histogram`
-                - ``recoveries``: when values were there again, and after how many seconds
-                - ``complete``: False while a large table is still being counted; then what is
-                  about states and groups is of the last count
+                  ``since`` (when the task was handed out last, within a second or a tenth of its
+                  age; None for a literal), ``workers``, and the counts that keep the object:
+                  ``handles``, ``uses``, ``borrowers``, ``descendants``, ``pinned``
+                - ``latency``: ``waited``, ``ran``, ``took``: sampled tasks since the
+                  watching began, by powers of two of microseconds, see
+                  `dask_ownership.monitoring.census.Histogram`
+                - ``recoveries``: when lost values were there again, and after how many seconds
+                - ``complete``: False while a large table is still being counted; then the numbers
+                  of states and groups are those of the last count
             ``workers`` : list of dict
                 ``address``, ``name``, ``threads``, ``running``, ``queued``, ``parked``,
-                ``accepting``; since its start ``done``, ``failed``, ``returned``; ``rate``;
-                ``stored``: ``objects``, ``nbytes``, of those bytes ``shared`` (by several owners)
-                and ``spilled``; ``received`` and ``sent``: bytes since the start by the other
-                worker; ``losses`` as those of an owner.
+                ``accepting``; since the start of the worker ``done``, ``failed``, ``returned``;
+                ``rate``; ``stored``: ``objects``, ``nbytes``, and the parts of these bytes that are
+                ``shared`` (by several owners) and ``spilled``; ``received`` and ``sent``: bytes
+                since the start by the other worker; ``losses`` as for an owner.
             ``flow`` : dict
                 Lists of ``[from, to, per second]``, over the last five seconds: ``tasks`` from
-                owners to workers, ``sent`` (bytes from owners to workers), ``received`` (bytes
-                from workers to owners), ``bytes`` (from worker to worker).
+                owners to workers, ``sent`` (bytes from owners to workers), ``received`` (bytes from
+                workers to owners), ``bytes`` (from worker to worker).
             ``losses`` : dict of str to dict
-                What deaths cost each process that is there, by its name: owners and workers.
+                What deaths cost each present owner and worker, by its name.
             ``relays`` : dict
-                How many are ``open``, were ``opened``, and ``nbytes`` that passed, see
-                `scheduler.relay`.
+                How many relays are ``open`` and were ``opened``, and the ``nbytes`` that passed,
+                see `scheduler.relay`.
             ``workers_gone`` : int
-                How many left the cluster since the first client came, in good order or not.
+                How many workers left the cluster since the first client came, in good order or not.
             ``events`` : list of dict
-                Unusual events of all owners since somebody looks, the latest 200: ``time``,
+                Unusual events of all owners since the watching began, the latest 200: ``time``,
                 ``event``, ``owner``, ``key``, ``detail``.
             ``history`` : list of dict
-                For up to five minutes, two per second, while somebody looks: ``time``, ``rate``
-                (tasks per second), ``pending``, ``pushed``, ``queued`` (at workers), ``running``,
-                ``threads``, ``again`` (by reason), and ``waited``, ``ran``, ``took``: the
-                percentiles 50, 90 and 99 in seconds of a sample of the last five, or None.
+                For up to five minutes, two per second, while the cluster is watched: ``time``,
+                ``rate`` (tasks per second), ``pending``, ``pushed``, ``queued`` (at workers),
+                ``running``, ``threads``, ``again`` (by reason), and ``waited``, ``ran``, ``took``:
+                the percentiles 50, 90 and 99 in seconds of a sample of the last five, or None.
         """
         first = not self.watchers.on
         self.looked()
         self._watch()
         if first or time() >= self._next - INTERVAL / 2:
             await self.fetch()
+        # Clients report by themselves after they were told. A client that does not answer must not
+        # hold up the answer for long.
         deadline = time() + FIRST_REPORTS
         while self.watchers.told.keys() - self.owners.keys() and time() < deadline:
             await asyncio.sleep(0.01)
         return self.now(history)
 
     def now(self, history: bool = True) -> dict[str, Any]:
-        """As `activity`, of what is known."""
+        """Return the same as `activity`, from the reports that are here."""
         now = time()
         kinds = {**self.members, self.holder.owner.incarnation: ("scheduler", "scheduler")}
         owners = [(owner, there) for owner, there in self.owners.items() if owner in kinds]
@@ -361,6 +407,7 @@ class Feed:
         return told
 
     def close(self) -> None:
+        """Stop a round that runs, and take this feed out of the metrics."""
         if self._task is not None:
             self._task.cancel()
         self.holder.close()
@@ -368,7 +415,7 @@ class Feed:
 
 
 def _owner(owner: str, kind: str, who: str, there: Reported, now: float) -> dict[str, Any]:
-    """One owner as `Feed.activity` tells it."""
+    """Return one owner in the form that `Feed.activity` documents."""
     last = there.last
     told = {k: v for k, v in last.items() if k not in ("time", "events", "submitters", "parents")}
     links = last["links"].values()

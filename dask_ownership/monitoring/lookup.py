@@ -1,8 +1,8 @@
-"""Looking up what an owner's table has, for people: one row, or all that there is.
+"""Looking up an owner's table for people: one row, or counts of all rows.
 
-The functions here read the table on the owner's event loop, where nothing changes rows
-meanwhile, and copy what they find. They cost time in proportion to the table (a second for
-a million objects) and nothing when they are not called.
+The functions here read the table on the owner's event loop, where no row changes meanwhile, and
+copy what they find. Their cost grows with the table (a second for a million objects). An owner
+whose table is not looked up pays nothing.
 """
 
 from __future__ import annotations
@@ -29,14 +29,17 @@ from dask_ownership.monitoring.snapshot import Event, ObjectSnapshot, Snapshot
 from dask_ownership.runtime.owner.owner import Owner
 
 KINDS = {INLINE: "inline", STORED: "stored"}
+"""How values are kept, by the states of rows with a value."""
 
 # ---- one row ----
 
 
 def find(owner: Owner, key: Hashable) -> Row | None:
-    """The row of a key that this process owns or borrows; takes no handle."""
+    """Return the row of a key that this process owns or borrows, or None; takes no handle."""
     row: Row | None = owner.core.table.rows.get(key)
     if row is None:
+        # A borrowed row stands in the table under another key. The key that users know is the
+        # fourth item of its origin.
         peers = list(owner.core.peers.known.values())
         borrowed = (row for peer in peers for row in list(peer.borrowed.values()))
         row = next((row for row in borrowed if row.origin[3] == key), None)
@@ -44,27 +47,32 @@ def find(owner: Owner, key: Hashable) -> Row | None:
 
 
 def name_of(key: Hashable) -> Hashable:
-    """The key that users know, of one in the table: a borrowed object has another there."""
+    """Return the key that users know for a key of the table.
+
+    The two differ for a borrowed object, whose key in the table also names its owner.
+    """
     if type(key) is tuple and len(key) == 4 and key[0] == "borrowed":
         return key[2]
     return key
 
 
 def named(rows: Iterable[Row]) -> list[Hashable]:
-    """The keys of rows, each once."""
+    """Return the keys of rows that users know, each key once."""
     return list(dict.fromkeys(name_of(row.key) for row in rows))
 
 
 def holders_of(row: Row) -> list[str]:
-    """The workers that have a copy of a value, or are being given one."""
+    """Return the addresses of the workers that have a copy of a value, or are being given one."""
     holders = [view.address for view in row.locations]
+    # ``addresses`` are the holders that the owner named, ``locations`` the workers that fetched a
+    # copy for tasks of this process.
     if isinstance(row, Borrowed):
         holders = list(dict.fromkeys([*row.addresses, *holders]))
     return holders
 
 
 def look(owner: Owner, row: Row) -> ObjectSnapshot:
-    """All about one row. Loop thread."""
+    """Return a snapshot of one row. Loop thread."""
     core = owner.core
     key = name_of(row.key)
     kind = KINDS.get(row.state)
@@ -72,7 +80,9 @@ def look(owner: Owner, row: Row) -> ObjectSnapshot:
     if isinstance(row.value, Failure):
         kind = "failure"
     elif row.state == ERROR:
+        # The value of such a row is its pickled error.
         kind, nbytes = "exception", len(row.value)
+    # Rows do not know every row that refers to them, so this is one pass over the table.
     dependents, lineage_of = _needing(core, row)
     borrowers = dict.fromkeys(peer.process[2] for peer, _ in core.lending.borrowers_of(row))
     return ObjectSnapshot(
@@ -92,6 +102,7 @@ def look(owner: Owner, row: Row) -> ObjectSnapshot:
         fire_and_forget=row in core.desired.rows,
         borrowers=list(borrowers),
         holders=holders_of(row),
+        # In other states `worker` is where the value was made.
         worker=row.worker.address if row.state == PUSHED else None,
         dependencies=named(row.dependencies),
         contains=named(row.contains),
@@ -108,7 +119,10 @@ def look(owner: Owner, row: Row) -> ObjectSnapshot:
 
 
 def _needing(core: OwnerCore, row: Row) -> tuple[list[Row], list[Row]]:
-    """The rows that need one as an input or inside, and those that can be made again with it."""
+    """Return the rows that need a row now, and the rows whose lineage needs the row.
+
+    The former have the row as an argument, or have its future inside their arguments or value.
+    """
     dependents: list[Row] = []
     lineage_of: list[Row] = []
     for other in core.table.all():
@@ -121,6 +135,7 @@ def _needing(core: OwnerCore, row: Row) -> tuple[list[Row], list[Row]]:
 
 
 def _told_options(options: Options, attempts: Attempts) -> dict[str, Any]:
+    """Return the options of a task, with the state of its attempts, as plain values."""
     return {
         "workers": options.workers,
         "allow_other_workers": options.loose,
@@ -137,6 +152,7 @@ def _told_options(options: Options, attempts: Attempts) -> dict[str, Any]:
 
 
 def _told_lineage(lineage: Lineage) -> dict[str, Any]:
+    """Return the lineage of a value as plain values."""
     return {
         "function": lineage.function.name,
         "payload_nbytes": len(lineage.payload or b""),
@@ -146,7 +162,10 @@ def _told_lineage(lineage: Lineage) -> dict[str, Any]:
 
 
 def _told_failure(row: Row) -> dict[str, Any] | None:
-    """Why a row has no value; of an exception, the key of the task that raised it."""
+    """Return why a row has no value, or None.
+
+    For an exception, ``key`` is the key of the task that raised it.
+    """
     value = row.value
     if isinstance(value, Failure):
         return {"kind": value.kind, "key": value.key, "detail": value.detail}
@@ -160,7 +179,11 @@ def _told_failure(row: Row) -> dict[str, Any] | None:
 
 
 def error_cause(row: Row) -> Row:
-    """The row whose task raised what another ended with. Loop thread."""
+    """Return the row whose task raised the error of a row. Loop thread.
+
+    An error passes from a task to the tasks that depend on it, so this follows dependencies with an
+    error to the first one.
+    """
     while cause := next((needed for needed in row.dependencies if needed.state == ERROR), None):
         row = cause
     return row
@@ -170,7 +193,7 @@ def error_cause(row: Row) -> Row:
 
 
 def history(owner: Owner, keys: Collection[Hashable]) -> list[Event]:
-    """What is remembered of keys, oldest first. Loop thread."""
+    """Return the remembered events of keys, oldest first. Loop thread."""
     return [
         (name_of(key), event, detail, when)
         for key, event, detail, when in owner.core.history.events
@@ -179,7 +202,7 @@ def history(owner: Owner, keys: Collection[Hashable]) -> list[Event]:
 
 
 def present(owner: Owner, row: Row) -> Event:
-    """The state of a row as the last entry of its story."""
+    """Return the present state of a row, in the form of an event that ends a story."""
     words = []
     if row.attempt and not row.borrowed:
         words.append(f"attempt {row.attempt}")
@@ -201,8 +224,9 @@ def present(owner: Owner, row: Row) -> Event:
 
 
 def take(owner: Owner, central_calls: int) -> Snapshot:
-    """Count everything. Loop thread."""
+    """Return a snapshot of all that this process owns, borrows and lends. Loop thread."""
     core = owner.core
+    # Rows with these states are not in the table, so a zero for them would say nothing.
     hidden = (CANCELLED, LOST, FORGOTTEN)
     objects = {name: 0 for state, name in enumerate(STATE_NAMES) if state not in hidden}
     inline = kept = 0
@@ -247,12 +271,14 @@ def take(owner: Owner, central_calls: int) -> Snapshot:
 
 
 def _references(core: OwnerCore) -> dict[str, int]:
-    """What keeps objects, owned and borrowed, by kind."""
+    """Return how many references of each kind keep objects, owned and borrowed ones."""
     kinds = ("handles", "uses", "borrowers", "descendants", "pinned", "fire_and_forget")
     counts = dict.fromkeys(kinds, 0)
     borrowers = core.lending.borrowers
     for row in core.table.all():
         pinned, desired = row in core.table.pinned, row in core.desired.rows
+        # A pin and a `fire_and_forget` each hold one handle, which is counted below under its own
+        # name.
         counts["handles"] += row.local_refs - pinned - desired
         counts["uses"] += row.task_refs
         counts["borrowers"] += len(borrowers.get(row, ()))
@@ -263,7 +289,7 @@ def _references(core: OwnerCore) -> dict[str, int]:
 
 
 def _borrowed(core: OwnerCore) -> dict[str, dict[str, int]]:
-    """What is borrowed, by the name of its owner."""
+    """Return the numbers of borrowed objects by the name of their owner."""
     owners: dict[str, dict[str, int]] = {}
     for row in core.table.all():
         if isinstance(row, Borrowed):
@@ -276,7 +302,7 @@ def _borrowed(core: OwnerCore) -> dict[str, dict[str, int]]:
 
 
 def _lent(core: OwnerCore) -> dict[str, int]:
-    """How many objects each process borrows, by its name."""
+    """Return how many objects each other process borrows, by the name of the borrower."""
     borrowers: dict[str, int] = {}
     for peer in core.peers.known.values():
         if peer.lent:
@@ -286,11 +312,12 @@ def _lent(core: OwnerCore) -> dict[str, int]:
 
 
 def _links(owner: Owner) -> dict[str, dict[str, Any]]:
-    """The links to workers, by their addresses."""
+    """Return the state of the links to workers, by the address of the worker."""
     links = {}
     for address, view in owner.core.placement.workers.items():
         link = view.link
         way = owner.reach.way_to(address)
+        # All bytes count as relayed while a relay reaches the worker, also earlier direct ones.
         moved = view.traffic.sent + view.traffic.received
         links[address] = {
             "connected": link is not None and link.connected,

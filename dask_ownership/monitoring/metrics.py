@@ -1,7 +1,7 @@
 """Numbers about owned tasks at the scheduler's ``/metrics``, for Prometheus.
 
-Reading them counts as looking: the first answer has what is known by then, later ones what was
-reported since.
+Reading the metrics makes the reader a viewer: the first answer has the reports that are there
+already, later answers have newer reports.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 BETWEEN = 120.0
-"""Seconds between two readings within which reports go on."""
+"""Seconds for which reports go on after a reading."""
 
 
 class Collector:
-    """Gives Prometheus what the feed of this process's newest scheduler says.
+    """Gives Prometheus the numbers of the newest scheduler's feed in this process.
 
     Attributes
     ----------
     feeds : list of Feed
-        Of the schedulers that run in this process, the newest last.
+        Feeds of the schedulers in this process, the newest last.
     registered : bool
+        Whether this collector is in the registry of Prometheus.
     """
 
     def __init__(self) -> None:
@@ -28,13 +29,15 @@ class Collector:
         self.registered = False
 
     def describe(self) -> list[Any]:
-        """Nothing is known before it is asked for."""
+        """Return nothing, so that registering this collector does not read the feed."""
         return []
 
     def collect(self) -> Iterator[Any]:
-        """All metrics."""
+        """Yield all metrics; the reading counts as a viewer for `BETWEEN` seconds."""
         if not self.feeds:
             return
+        # A process with several schedulers, one after the other, has one set of numbers: the
+        # newest.
         feed = self.feeds[-1]
         feed.looked(BETWEEN)
         told = feed.now(history=False)
@@ -50,20 +53,23 @@ class Collector:
 
 
 def gauge(name: str, text: str, values: Any, label: str = "") -> Any:
-    """A number that goes up and down; or several, by what a label names."""
+    """Return a metric that goes up and down, or one such metric for each value of a label."""
+    # Imported here because prometheus_client is optional. A collector runs only where it is
+    # installed.
     from prometheus_client.core import GaugeMetricFamily
 
     return _family(GaugeMetricFamily, name, text, values, label)
 
 
 def counter(name: str, text: str, values: Any, label: str = "") -> Any:
-    """A number that only grows; or several, by what a label names."""
+    """Return a metric that only grows, or one such metric for each value of a label."""
     from prometheus_client.core import CounterMetricFamily
 
     return _family(CounterMetricFamily, name, text, values, label)
 
 
 def _family(kind: Any, name: str, text: str, values: Any, label: str) -> Any:
+    """Return one metric; ``values`` is a number, or a dict from the label's value to a number."""
     if not label:
         return kind(f"dask_ownership_{name}", text, value=values)
     family = kind(f"dask_ownership_{name}", text, labels=[label])
@@ -73,6 +79,7 @@ def _family(kind: Any, name: str, text: str, values: Any, label: str) -> Any:
 
 
 def _summed(counts: Iterable[dict[str, float]]) -> dict[str, float]:
+    """Return the sums of dicts of numbers, key by key."""
     sums: dict[str, float] = {}
     for counted in counts:
         for key, number in counted.items():
@@ -81,7 +88,7 @@ def _summed(counts: Iterable[dict[str, float]]) -> dict[str, float]:
 
 
 def _of_owners(owners: list[dict[str, Any]]) -> Iterator[Any]:
-    """Metrics of what owners count."""
+    """Yield the metrics of owners, as sums over all owners."""
     yield gauge("owners", "Clients, workers and the scheduler, as owners", len(owners))
     states = _summed(owner["states"] for owner in owners)
     yield gauge("objects", "Owned objects", states, "state")
@@ -103,7 +110,7 @@ def _of_owners(owners: list[dict[str, Any]]) -> Iterator[Any]:
 
 
 def _of_workers(workers: list[dict[str, Any]]) -> Iterator[Any]:
-    """Metrics of what workers count."""
+    """Yield the metrics of workers, as sums over all workers."""
     for name in ("running", "queued", "parked"):
         text = f"Owned tasks {name} at workers"
         yield gauge(f"worker_tasks_{name}", text, sum(w[name] for w in workers))
@@ -117,11 +124,11 @@ def _of_workers(workers: list[dict[str, Any]]) -> Iterator[Any]:
 
 
 collector = Collector()
-"""The registry of Prometheus is one for each process."""
+"""The collector of this process: Prometheus has one registry per process."""
 
 
 def offer(feed: Any) -> None:
-    """Have ``/metrics`` tell of this feed, where prometheus_client is installed."""
+    """Have ``/metrics`` give the numbers of a feed, if prometheus_client is installed."""
     try:
         from prometheus_client import REGISTRY
     except ImportError:
@@ -133,6 +140,6 @@ def offer(feed: Any) -> None:
 
 
 def withdraw(feed: Any) -> None:
-    """The feed ends."""
+    """Have ``/metrics`` give the numbers of a feed no more, because its scheduler closes."""
     if feed in collector.feeds:
         collector.feeds.remove(feed)

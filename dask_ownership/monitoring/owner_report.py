@@ -1,9 +1,9 @@
-"""What an owner reports while somebody looks at the cluster.
+"""What an owner reports while the cluster is watched.
 
-A `Reporter` belongs to one owner, of a client or of a worker. Until somebody looks it does
-nothing, and a submit costs one look at an attribute per batch. Then it samples how long tasks
-wait and run, counts the table when something changed, and tells what changed, at most twice a
-second; see `dask_ownership.monitoring.feed` for where that goes.
+A `Reporter` belongs to one owner, of a client or of a worker. Until the cluster is watched the
+reporter does nothing, and a submit costs one look at an attribute per batch. Then the reporter
+samples how long tasks wait and run, counts the table when something changed, and sends the changes,
+at most twice a second; see `dask_ownership.monitoring.feed` for the receiver.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ INTERVAL = 0.5
 """Seconds between two reports."""
 
 SLICE = 0.003
-"""Seconds for which the table is counted at once."""
+"""Seconds of the event loop that one slice of a count takes."""
 
 PAUSE = 0.05
-"""Seconds between two slices of one count."""
+"""Seconds between two slices of a count."""
 
 SAMPLED = 4
-"""Tasks of one batch whose times are measured."""
+"""Tasks of one batch that are measured, at most."""
 
 SAMPLES = 200
-"""Tasks that are measured at the same time."""
+"""Tasks that are measured at the same time, at most."""
 
 NAMES = 10_000
-"""Names of groups of tasks that are remembered."""
+"""Names of groups of tasks in the cache of `group_of`."""
 
 HEX = 32
 """Digits of the hashes that Dask puts at the ends of keys."""
@@ -56,32 +56,36 @@ _names: dict[str, str] = {}
 
 
 def group_of(key: Key) -> str:
-    """The name of the group that a task is shown in: ``inc`` for ``inc-<hash>``, as in Dask.
+    """Return the name of the group that shows a task: ``inc`` for ``inc-<hash>``, as in Dask.
 
-    Faster than Dask's own `key_split`, which is asked once for each name.
+    Faster than Dask's own `key_split`, which runs once for each name.
     """
     stem: Any = key[0] if type(key) is tuple and key else key
     if type(stem) is not str:
         return _split(key)
+    # Without its hash, the key of every pure call of a function has the same stem, which is then in
+    # the cache.
     if len(stem) > HEX + 1 and stem[-HEX - 1] == "-":
         stem = stem[: -HEX - 1]
     name = _names.get(stem)
     if name is None:
         if len(_names) > NAMES:
+            # Rare, and simpler than an order of use: the cache fills again.
             _names.clear()
         name = _names[stem] = _split(stem)
     return name
 
 
 def _split(key: Key) -> str:
+    """Return Dask's name of the group of a key; "Other" if Dask finds none."""
     try:
         return str(key_split(key))
-    except Exception:  # an empty tuple, bytes that are no text
+    except Exception:  # for example an empty tuple, or bytes that are no text
         return "Other"
 
 
 class Sample(Waiter):
-    """Measures one task."""
+    """Measures one task, from submit to end."""
 
     __slots__ = ("began", "latencies")
 
@@ -90,19 +94,25 @@ class Sample(Waiter):
         self.began = perf_counter()
 
     def row_done(self, row: Row) -> None:
+        """Pass the time since the submit on."""
         self.latencies.ended(row, perf_counter() - self.began)
 
 
 class Latencies:
-    """How long tasks of one owner waited and ran, of a sample.
+    """How long sampled tasks of one owner waited and ran.
+
+    Parameters
+    ----------
+    owner : Owner
 
     Attributes
     ----------
+    owner : Owner
     waited, ran, took : Histogram
-        From submit to start, from start to end, and both, as far as this owner sees them:
-        waiting includes that for inputs and the way to the worker and back.
+        Times from submit to start, from start to end, and from submit to end, as far as the owner
+        can tell: ``waited`` includes the wait for inputs and the way to the worker and back.
     parents : dict of str to None
-        Incarnations of the owners whose tasks submitted tasks to this one.
+        Incarnations of the owners whose tasks submitted tasks to this owner.
     """
 
     def __init__(self, owner: Owner) -> None:
@@ -114,22 +124,26 @@ class Latencies:
         self._under_way = 0
 
     def submitted(self, rows: list[Row]) -> None:
-        """Measure some of these, which are about to be taken in. Loop thread."""
+        """Measure some rows of a batch that is about to be taken in. Loop thread."""
+        # The rows of one batch mostly have the same submitter, so the first row stands for all.
         options = rows[0].options
         if options is not NO_OPTIONS and options.parent is not None:
             self.parents[options.parent[0]] = None
         many = len(rows)
         for _ in range(min(many, SAMPLED, SAMPLES - self._under_way)):
+            # Two samples may fall on one row, which then counts twice.
             row = rows[0] if many == 1 else rows[random.randrange(many)]
+            # A borrowed row is the task of another owner, and an ended row is a literal.
             if not row.borrowed and not row.done:
                 self._under_way += 1
                 hang(Sample(self), (row,), self.owner.lock)
 
     def ended(self, row: Row, seconds: float) -> None:
-        """A task that is measured came to its end. Loop thread."""
+        """Count the times of a measured task that ended. Loop thread."""
         self._under_way -= 1
         if row.state == INLINE or row.state == STORED:
             microseconds = seconds * 1e6
+            # Once a task has run, `estimate` is the running time that its worker measured.
             ran = min(row.estimate, microseconds)
             self.ran.add(ran)
             self.waited.add(microseconds - ran)
@@ -137,18 +151,21 @@ class Latencies:
 
 
 class Reporter:
-    """Tells what one owner does, while somebody looks.
+    """Reports on one owner while the cluster is watched.
 
     Parameters
     ----------
     owner : Owner
     send : callable, optional
-        Takes each report; without it they are asked for with `report`.
+        Takes each report and returns whether the report left. Without ``send`` the scheduler asks
+        for reports by way of `report`.
 
     Attributes
     ----------
+    owner, send
+        The parameters.
     watching : bool
-        Somebody looks.
+        Whether the cluster is watched.
     """
 
     def __init__(self, owner: Owner, send: Callable[[dict[str, Any]], bool] | None = None) -> None:
@@ -164,20 +181,21 @@ class Reporter:
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self, on: bool = True) -> None:
-        """Somebody begins to look, or nobody does any more. Loop thread, and stream handler."""
-        self._sent = self._seen = None  # who begins to look has to hear all of it
+        """Begin or stop to report. Loop thread; for clients the stream handler of `WATCH`."""
+        self._sent = self._seen = None  # a new viewer needs a full report
         if on == self.watching:
             return
         self.watching = on
         self.owner.inbox.watch(self._latencies.submitted if on else None)
         if on:
+            # Events from before the cluster was watched are not reported.
             self._events.new()
             self._tick()
         else:
             self.close()
 
     def close(self) -> None:
-        """Stop."""
+        """Stop reporting."""
         self.owner.inbox.watch(None)
         self.watching = False
         self._census = None
@@ -186,18 +204,20 @@ class Reporter:
             self._timer = None
 
     def report(self) -> dict[str, Any] | None:
-        """What is new since the last report; None when nothing is. Loop thread.
+        """Return a report if anything changed since the last report, else None. Loop thread.
 
         Returns
         -------
         dict or None
-            As ``owners`` in `dask_ownership.monitoring.feed.Feed.activity`, as far as an owner
-            knows that itself.
+            An item of ``owners`` in `dask_ownership.monitoring.feed.Feed.activity`, without the
+            entries that only the scheduler knows.
         """
+        # Threads may have submitted rows since the loop looked last.
         self.owner.process()
         if self._census is None and self._seen != signature(self.owner.core):
             self._count()
-        # While the table is counted who looks is told what is counted anyway.
+        # While the table is being counted the report has new totals and the last census. Such a
+        # report sets `_sent` to None, so that another report follows.
         complete = self._census is None
         seen = (
             (self._seen, sum(self._latencies.took.counts), exchanged(self.owner.core))
@@ -223,7 +243,7 @@ class Reporter:
         }
 
     def _count(self) -> None:
-        """Begin to count the table, or go on; a small one is counted at once."""
+        """Count the table for one slice; a small table is finished within the first slice."""
         if self._census is None:
             self._seen = signature(self.owner.core)
             self._census = Census(self.owner.core, group_of)
@@ -235,16 +255,19 @@ class Reporter:
             asyncio.get_running_loop().call_later(PAUSE, self._go_on)
 
     def _go_on(self) -> None:
+        """Count the next slice."""
+        # Since the last slice the watching may have ended, or the owner closed.
         if self._census is not None and not self.owner.closed:
             self._count()
 
     def _tick(self) -> None:
-        """Send what is new, and do so again later."""
+        """Send a report if anything changed, and schedule the next tick."""
         self._timer = None
         if self.send is None or not self.watching or self.owner.closed:
             return
         report = self.report()
         if report is not None and not self.send(report):
-            self._sent = None  # it did not leave: there is no connection now
+            # Without a connection the report did not leave; the next tick sends it again.
+            self._sent = None
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(INTERVAL, self._tick)

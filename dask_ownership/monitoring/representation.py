@@ -1,7 +1,7 @@
-"""How clients and futures look in a notebook and a terminal: what Dask shows, and what is owned.
+"""How clients and futures look in notebooks and terminals: Dask's display and the owner's numbers.
 
-Nobody is asked: it is what this process knows. A notebook's table is counted from the rows, a
-tenth of a second for a million; the text of a client costs nothing.
+All of it comes from this process; no other process is asked. The table in a notebook is counted
+from the rows, a tenth of a second for a million rows; the text of a client costs nothing.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ GREY = "color: var(--jp-ui-font-color2, gray)"
 RED = "color: var(--jp-error-color0, red)"
 
 NAMED = 2
-"""Workers that are named as holders of a value."""
+"""Workers that are named as holders of a value; further holders are only counted."""
 
 
 def owned(owner: Owner) -> dict[str, str]:
-    """What a process owns now, by what it is. Any thread."""
+    """Return what a process owns now, by title, as texts. Any thread."""
     pending = running = finished = failed = borrowed = stored = 0
     for row in owner.core.table.all():
         state = row.state
@@ -56,14 +56,15 @@ def owned(owner: Owner) -> dict[str, str]:
 
 
 def client_html(stock: str, owner: Owner) -> str:
-    """What Dask shows of a client, and below it what its process owns."""
+    """Return Dask's HTML of a client, with the objects of the owner below."""
     section = Section("Owned by this process", [(k, v) for k, v in owned(owner).items()])
     return f'<div>{stock}<div style="margin-left: 48px;">{section.html()}</div></div>'
 
 
 def client_text(stock: str, owner: Owner) -> str:
-    """What Dask says of a client, and how much its process has; costs nothing per object."""
+    """Return Dask's text of a client, with two numbers of the owner; costs nothing per object."""
     objects = len(owner.core.table.rows)
+    # A text of another form, of another version of Dask or of a subclass, stays as it is.
     if not objects or not stock.endswith(">"):
         return stock
     running = sum(len(view.pushed) for view in list(owner.core.placement.workers.values()))
@@ -71,7 +72,7 @@ def client_text(stock: str, owner: Owner) -> str:
 
 
 def whereabouts(row: Row) -> str:
-    """Whose it is, and where its task or value is."""
+    """Return a text on the owner of a row, and where its task or value is."""
     state = row.state
     if isinstance(row, Borrowed):
         whose = f"borrowed from {row.owner_ref[2]}"
@@ -95,7 +96,7 @@ def whereabouts(row: Row) -> str:
 
 
 def future_html(future: Any) -> str:
-    """A future in one line: what it is, how it is, and where."""
+    """Return the HTML of a future: one line with status, type, key and whereabouts."""
     status, kind = future.status, future.type
     words = {
         "status": (status, RED if status in ("error", "lost") else ""),

@@ -1,7 +1,7 @@
-"""What all owners and workers did, brought together round by round.
+"""The activity of all owners and workers, combined round by round.
 
-In each round every owner and worker has reported once more, or what it reported last stays. Rates
-and percentiles are those of the last rounds.
+In each round every owner and worker has reported once more, or its last report stays. Rates and
+percentiles cover the last rounds.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from dask_ownership.monitoring.census import BUCKETS, percentile
 from dask_ownership.monitoring.rates import Counts, Flow
 
 HISTORY = 600
-"""Rounds that are remembered: about five minutes."""
+"""Remembered rounds: about five minutes."""
 
 WINDOW = 10
 """Rounds over which rates and percentiles are taken: about five seconds."""
 
 PENDING = ("waiting", "ready")
-"""States of tasks that were not handed to a worker."""
+"""States of tasks that are not handed to a worker yet."""
 
 
 class Reported:
-    """The newest that is known of one owner.
+    """The newest reports of one owner.
 
     Attributes
     ----------
     last : dict
-        Its newest report.
+        The newest report.
     done : deque of tuple
-        When how many of its tasks were done, in the last rounds.
+        Time, and number of tasks done by then, in the last rounds.
     parent : str
-        Name of the owner whose tasks submitted to this one last.
+        Name of the owner whose tasks submitted to this owner last.
     """
 
     def __init__(self) -> None:
@@ -45,27 +45,28 @@ class Reported:
 
 
 def rate(counted: Iterable[tuple[float, float]]) -> float:
-    """Per second, of what was counted when."""
+    """Return the growth per second of a count, from pairs of time and count."""
     points = list(counted)
     if len(points) < 2 or points[-1][0] <= points[0][0]:
         return 0.0
+    # A restarted process counts from zero again; the rate is zero then, not negative.
     return max(0.0, (points[-1][1] - points[0][1]) / (points[-1][0] - points[0][0]))
 
 
 def pending(report: dict[str, Any]) -> int:
-    """Tasks of an owner that were not handed to a worker."""
+    """Return the number of an owner's tasks that are not handed to a worker yet."""
     return sum(report["states"][state] for state in PENDING)
 
 
 class Rounds:
-    """Rounds, and what went from whom to whom in them.
+    """The last rounds, and the flows between owners and workers.
 
     Attributes
     ----------
     number : int
-        How many there were.
+        How many rounds were recorded.
     history : deque of dict
-        One for each round, see `activity.Feed.activity`.
+        One item for each round, see `feed.Feed.activity`.
     """
 
     def __init__(self) -> None:
@@ -85,7 +86,7 @@ class Rounds:
         Parameters
         ----------
         owners, workers : dict
-            What owners, by incarnation, and workers, by address, reported last.
+            Newest reports of owners, by incarnation, and of workers, by address.
         names : dict
             Names of owners by incarnation.
         """
@@ -95,6 +96,7 @@ class Rounds:
         for reported in owners.values():
             reported.done.append((now, reported.last["done"]))
         kinds = ([one["latency"][name] for one in last] for name in ("waited", "ran", "took"))
+        # Histograms of all owners are added bucket by bucket; without owners all are empty.
         sums = [
             [sum(counts) for counts in zip(*kind, strict=True)] or [0] * BUCKETS for kind in kinds
         ]
@@ -123,6 +125,7 @@ class Rounds:
         workers: Mapping[str, dict[str, Any]],
         names: Mapping[str, str],
     ) -> None:
+        """Remember how much went from each owner and worker to each other one so far."""
         flows: dict[str, dict[str, Counts]] = {kind: {} for kind in self._flows}
         for owner, there in owners.items():
             who = names.get(owner, owner)
@@ -131,23 +134,26 @@ class Rounds:
             flows["sent"][owner] = {(who, at): sent for at, (sent, _) in last["traffic"].items()}
             flows["received"][owner] = {(at, who): got for at, (_, got) in last["traffic"].items()}
         for address, counted in workers.items():
+            # Each transfer is counted once, where the value arrived.
             received = counted["received"].items()
             flows["bytes"][address] = {(peer, address): sums[0] for peer, sums in received}
         for kind, flow in self._flows.items():
             flow.record(now, flows[kind])
 
     def _percentiles(self, kind: int) -> list[float | None]:
-        """Of what was measured in the last rounds, in seconds."""
+        """Return percentiles in seconds of the durations measured in the last rounds."""
         first, last = self._times[0][kind], self._times[-1][kind]
+        # Histograms count since the watching began. The difference between two rounds is the
+        # part between them.
         new = [max(0, after - before) for before, after in zip(first, last, strict=True)]
         found = (percentile(new, part) for part in (0.5, 0.9, 0.99))
         return [None if one is None else one / 1e6 for one in found]
 
     def flow(self) -> dict[str, list[list[Any]]]:
-        """By kind ``[from, to, per second]``, over the last seconds."""
+        """Return ``[from, to, per second]`` of the last seconds, by kind."""
         return {kind: flow.rates() for kind, flow in self._flows.items()}
 
     def clear_flow(self) -> None:
-        """Forget what went from whom to whom: the next round does not follow the last one."""
+        """Forget the flows, because the next round does not follow the last one directly."""
         for flow in self._flows.values():
             flow.clear()

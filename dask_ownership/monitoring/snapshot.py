@@ -1,6 +1,6 @@
-"""Snapshots: what a process owns, borrows and lends at one moment, for people.
+"""Snapshots for people: what a process owns, borrows and lends at one moment.
 
-They are plain data: a snapshot holds no row and keeps no value alive. The functions of
+Snapshots are plain data: a snapshot holds no row and keeps no value alive. The functions of
 `dask_ownership.monitoring.lookup` make them.
 """
 
@@ -15,15 +15,14 @@ from dask.utils import format_bytes
 from dask_ownership.monitoring.html import SHOWN, Section, Shown, clock, counted, worded
 
 Event = tuple[Hashable, str, str, float]
-"""Key, what happened to it, how, and when."""
+"""Key, event, detail, and time."""
 
 
 @dataclass(frozen=True, repr=False)
 class Snapshot(Shown):
     """What one process owned, borrowed and lent at one moment.
 
-    Made by `Client.ownership`. Plain dicts and numbers, which can be pickled and are not
-    updated.
+    Made by `Client.ownership`. Plain dicts and numbers, which can be pickled and are not updated.
 
     Attributes
     ----------
@@ -33,48 +32,51 @@ class Snapshot(Shown):
         Seconds since the epoch.
     objects : dict of str to int
         How many objects this process owns, by state: ``waiting``, ``ready``, ``pushed``,
-        ``inline``, ``stored``, ``error``, ``dormant`` (only lineage needs it). Those that
-        were cancelled, lost or freed are in the table no more and not counted.
+        ``inline``, ``stored``, ``error``, ``dormant`` (only lineage needs the object). Cancelled,
+        lost and freed objects are in the table no more and not counted.
     inline_nbytes : int
-        Bytes of the pickled values that are here.
+        Bytes of the pickled values in this process.
     stored_nbytes : dict of str to int
-        Bytes of stored values by the worker that has them; a copy counts at each worker.
+        Bytes of stored values by the address of the holding worker; a copy counts at each worker.
     references : dict of str to int
-        What keeps objects, by kind: ``handles`` (futures in this process), ``uses`` (see
-        `dask_ownership.core.owner.rows.row`), ``borrowers`` (processes, for each object),
-        ``descendants`` (lineage that has it as an input), ``pinned`` (its future was
-        pickled by hand) and ``fire_and_forget``. What is borrowed counts too. All
-        borrowers of an object together are one of its uses.
+        References that keep objects, owned and borrowed, by kind: ``handles`` (futures in this
+        process), ``uses`` (see `dask_ownership.core.owner.rows.row`), ``borrowers`` (processes, for
+        each object), ``descendants`` (lineage with the object as an input), ``pinned`` (objects
+        whose future was pickled by hand) and ``fire_and_forget``. All borrowers of an object
+        together are also one of its uses.
     lineage : dict of str to int
-        ``kept`` (tasks), ``nbytes``, ``max_bytes``, ``pinned`` (inline values that only
-        lineage needs, whose bytes are part of ``nbytes``), ``evicted`` and ``recovered``
-        (both since the start).
+        ``kept`` (tasks), ``nbytes``, ``max_bytes``, ``pinned`` (inline values that only lineage
+        needs, whose bytes are part of ``nbytes``), ``evicted`` and ``recovered`` (both since the
+        start).
     borrowed : dict of str to dict
-        What this process borrows, by owner: ``objects``, ``pending`` (without an outcome
+        Objects that this process borrows, by owner: ``objects``, ``pending`` (without an outcome
         yet) and ``nbytes``.
     lent : dict of str to int
-        How many objects each process borrows from this one.
+        How many objects each other process borrows from this process.
     links : dict of str to dict
-        By worker: ``connected``, ``unacknowledged`` (batches), ``pushed`` (tasks that it
-        was given and has not answered), ``nthreads``, ``accepting``, ``way`` (``direct``, or
-        ``relayed`` by the scheduler) and ``relayed_nbytes``. The workers that this process never
-        had anything for are not connected.
+        By worker: ``connected``, ``unacknowledged`` (batches), ``pushed`` (tasks handed to the
+        worker and not answered), ``nthreads``, ``accepting``, ``way`` (``direct``, or ``relayed``
+        by the scheduler) and ``relayed_nbytes``. Workers for which this process never had anything
+        are not connected.
     refused : dict of str to str
         Workers that do not take links, and why.
     counts : dict of str to int
-        Since the start: ``submitted``, ``done``, ``failed``, ``attempts`` (numbers used up
-        for pushing and borrowing) and ``central_calls``.
+        Since the start: ``submitted``, ``done``, ``failed``, ``attempts`` (numbers used up for
+        pushing and borrowing) and ``central_calls``.
     handed_out_again : dict of str to int
-        Since the start, how often tasks were handed out once more, by why: ``worker_gone``
-        (it died under them, or while they waited there), ``recovered`` (from lineage, as the
-        value was lost, or for one that was), ``recalled`` (for a worker with nothing to do)
-        and ``returned`` (by a worker, which did not start them), ``retried`` (after they
-        failed). `Client.story` has each of them.
+        Since the start, how often tasks were handed out once more, by reason: ``worker_gone`` (the
+        worker died under the task, or while the task waited there), ``worker_silent`` (the worker
+        does not answer), ``recovered`` (from lineage, because the value, or a value that depends on
+        it, was lost), ``repeated`` (for the sake of what the task submitted), ``recalled`` (for a
+        worker with nothing to do), ``returned`` (by a worker that did not start the task, or
+        because the task raised ``Reschedule``) and ``retried`` (after an error). `Client.story` has
+        each event.
     losses : dict of str to int
-        Since the start, what deaths of other processes cost this one: ``workers_died`` (under
-        its tasks), ``killed_worker`` and ``uncertain`` (tasks that ended so), ``lost_data``
-        (values), ``owners_gone`` (from which it borrowed), ``orphaned`` (tasks at this worker
-        whose owner died), ``owner_lost`` (borrowed futures); see `failure_counts`.
+        Since the start, what deaths of other processes cost this process: ``workers_died`` (under
+        its tasks), ``killed_worker`` and ``uncertain`` (tasks with that outcome), ``lost_data``
+        (values), ``owners_gone`` (owners from which this process borrowed), ``orphaned`` (tasks at
+        this worker whose owner died), ``owner_lost`` (borrowed futures); see
+        `core.owner.rows.failure_counts`.
     """
 
     name: str
@@ -159,8 +161,8 @@ class Snapshot(Shown):
 class ObjectSnapshot(Shown):
     """All that one process knew of one object at one moment.
 
-    Made by ``Client.ownership(key)``. Rows are named by their keys. It has as many attributes as
-    there is to say of a row: they are flat, for those who type their names.
+    Made by ``Client.ownership(key)``. Rows are named by their keys. There are as many attributes as
+    facts about a row: they are flat, for people who type their names.
 
     Attributes
     ----------
@@ -168,51 +170,53 @@ class ObjectSnapshot(Shown):
     time : float
         Seconds since the epoch.
     owner : str
-        Name of the process that owns it.
+        Name of the process that owns the object.
     borrowed : bool
-        Whether that is another process; then only what this one knows is here.
+        Whether the owner is another process; then only what this process knows is here.
     state : str
-        One of `dask_ownership.core.owner.rows.table.STATE_NAMES`.
+        One of `dask_ownership.core.protocol.states.STATE_NAMES`.
     attempt : int
-        Number of the last hand-out, which is used once; 0 when it never was.
+        Number of the last hand-out, which is used once; 0 if the task was never handed out.
     function : str or None
         Name of the function, while the task has not ended with a value.
     kind : str or None
-        Of the value: ``inline``, ``stored``, ``exception`` or ``failure``; None without one.
+        Kind of the value: ``inline``, ``stored``, ``exception`` or ``failure``; None without one.
     nbytes : int
-        Of the value, or of the pickled exception.
+        Size of the value, or of the pickled exception.
     handles, uses, descendants : int
-        Counts that keep it, see `dask_ownership.core.owner.rows.row`.
+        Counts that keep the object, see `dask_ownership.core.owner.rows.row`.
     pinned, fire_and_forget : bool
-        Kept because its future was pickled by hand, or until it ends. Part of ``handles``.
+        Whether the object is kept because its future was pickled by hand, or until the task ends.
+        Each is also part of ``handles``.
     borrowers : list of str
-        Names of the processes that borrow it.
+        Names of the processes that borrow the object.
     holders : list of str
         Workers that have a copy, or are being given one.
     worker : str or None
-        Where it was pushed.
+        Worker to which the task is pushed.
     dependencies : list of hashable
-        What it takes as arguments, while it has not ended with a value.
+        Keys of the task's arguments, while the task has not ended with a value.
     contains : list of hashable
-        Whose futures are inside its arguments or its value.
+        Keys of the futures inside the task's arguments or its value.
     dependents : list of hashable
-        Which tasks take it as an argument, or have its future inside what they have.
+        Keys of tasks with the object as an argument, or with its future inside their arguments or
+        value.
     lineage_of : list of hashable
-        Which stored values can be made again only with it.
+        Keys of the stored values that can be made again only with this object.
     waiting : int
         How many dependencies have no value yet.
     no_worker : str or None
-        Why no worker that is there may run it, if none may: it waits for one to join.
+        Why no present worker may run the task, if so: the task waits for another worker to join.
     order : int
-        Its place; lower runs first.
+        Position among the tasks of the owner; lower runs first.
     options : dict
         ``workers``, ``allow_other_workers``, ``retries`` (left), ``resources``, ``executor``,
-        ``timeout`` (seconds), ``at_most_once``, ``depth``, ``deaths`` (of workers under it)
-        and ``recalled``.
+        ``timeout`` (seconds), ``at_most_once``, ``depth``, ``deaths`` (of workers under the task),
+        ``recalled`` and ``replicas`` (wanted copies of the value, or None).
     lineage : dict or None
-        How it can be made again: ``function``, ``payload_nbytes``, ``inputs``, ``contains``.
+        How the value can be made again: ``function``, ``payload_nbytes``, ``inputs``, ``contains``.
     failure : dict or None
-        Why there is no value: ``kind``, ``key`` that it happened to, ``detail``.
+        Why there is no value: ``kind``, ``key`` of the task that failed, ``detail``.
     history : list of tuple
         As `Client.story`, without the present state.
     """

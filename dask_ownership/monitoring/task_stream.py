@@ -1,17 +1,17 @@
-"""What ran where and when: owned tasks in Dask's task stream.
+"""Owned tasks in Dask's task stream: which task ran where and when.
 
-``get_task_stream``, ``performance_report`` and the dashboard read the buffer of the
-scheduler's ``TaskStreamPlugin``, which is there from when somebody asked for it. From then on
-workers note each owned task that ends, and the scheduler takes the notes with all else that it
-asks workers (`dask_ownership.monitoring.feed`): twice a second, less often from many workers,
-and before it answers a client. Until then a task costs one look at an attribute.
+``get_task_stream``, ``performance_report`` and the dashboard read the buffer of the scheduler's
+``TaskStreamPlugin``, which exists from the first request for the stream. From then on workers note
+each owned task that ends, and the scheduler takes the notes with all other reports of workers
+(`dask_ownership.monitoring.feed`): twice a second, less often from many workers, and before it
+answers a client. Until then a task costs one look at an attribute.
 
-Who asked for the stream (`READERS`) gets all that ended, as far as a worker keeps it: `KEPT` notes;
-when more tasks end between two rounds the oldest are dropped. While only pages show it a sample
-is noted, evenly over the time, so that rectangles that nobody can tell apart hold up neither the
-tasks nor the scheduler. The time of short tasks (`SHORT`) that are not in it counts for the name
-of the next one that is: all names together have their exact time, each its own as far as a
-sampling profiler would tell.
+A client that asks for the stream (`READERS`) gets all tasks that ended, as far as a worker keeps
+them: `KEPT` notes; when more tasks end between two rounds the oldest notes are dropped. While only
+pages show the stream a worker notes a sample, evenly over the time, so that rectangles too many to
+tell apart hold up neither the tasks nor the scheduler. The time of short tasks (`SHORT`) outside of
+the sample is added to the name of the next task in the sample: the sum over all names is exact, and
+the time of each name is as exact as in a sampling profiler.
 """
 
 from __future__ import annotations
@@ -38,43 +38,51 @@ from dask_ownership.runtime.task import SEEN, Outcome
 logger = logging.getLogger(__name__)
 
 KEPT = 20_000
-"""Notes that a worker keeps."""
+"""Notes that a worker keeps between two rounds."""
 
 REMEMBERED = 1000
-"""Transfers that are remembered until a task that waited for them ends; the same for tasks that
-read, wrote or unpickled something that took long, until they end."""
+"""Transfers, and tasks with long steps, that a worker remembers.
+
+A transfer is remembered until a task that waited for the value ends; a task that took long to read,
+write or unpickle, until the task ends.
+"""
 
 SHORT = 0.005
-"""Seconds: what takes less may be one of too many to look at each."""
+"""Seconds: tasks that take less may be too many to look at each."""
 
 AT_ONCE = 1.0
-"""Seconds for which a worker that had little to do may note without a pause."""
+"""Seconds of unused sample that a worker may make up for at once, after it had little to do."""
 
 TALLIED = 1000
-"""Names of tasks whose times are told apart; what is beyond them is counted as `OTHERS`."""
+"""Names of tasks whose times are told apart; tasks of further names are counted as `OTHERS`."""
 
 SHOWN = 600
-"""Notes of all workers together in a second, when only pages show them."""
+"""Notes of all workers together in a second, while only pages show the stream."""
 
 BEFORE = ("disk-read", "deserialize")
-"""What a task does before its function is called."""
+"""Actions of a task before its function is called."""
 
 READERS = ("get_task_stream", "get_task_stream_index", "performance_report")
 """Operations of the scheduler that read the buffer."""
 
 Step: TypeAlias = tuple[str, float, float, str]
-"""What was done, its start and stop (of the worker's clock), and where a value came from."""
+"""Action, start and stop (by the worker's clock), and the worker that a value came from."""
 
 Note: TypeAlias = tuple[Any, int, bool, int, bytes, str, tuple[Step, ...]]
-"""Key, thread, success, bytes, the type of the value (pickled, and its name; empty of a failure
-and of a type that cannot be unpickled), and the steps in their order."""
+"""Key, thread, success, bytes, pickled type of the value, name of the type, steps in order.
+
+Type and name are empty for a failure and for a type that cannot be unpickled.
+"""
 
 
 Noting = TypeVar("Noting", bound=Callable[..., None])
 
 
 def harmless(method: Noting) -> Noting:
-    """Never raises: what is noted of a task must not change what becomes of it."""
+    """Make a method of `Notes` log errors in place of raising them.
+
+    What is noted about a task must not change the task's outcome.
+    """
 
     @wraps(method)
     def note(self: Notes, entry: Entry, *args: Any) -> None:
@@ -91,22 +99,25 @@ def harmless(method: Noting) -> Noting:
 
 
 class Notes:
-    """What ran at one worker.
+    """Notes of the tasks that ended at one worker, and sums of their times.
 
     Parameters
     ----------
     watch : Watch
         Of the executor whose tasks are noted.
     group_of : callable
-        The name under which a key is counted.
+        Returns the name under which a key is counted.
 
     Attributes
     ----------
+    watch, group_of
+        The parameters.
     noting : bool
+        Whether tasks are noted for the stream, and not only counted in ``tallies``.
     failed : bool
-        Whether something could not be noted, which is logged once.
+        Whether a task could not be noted; only the first such error is logged.
     tallies : dict of str to dict
-        By name: how many seconds tasks took for each action while somebody looked.
+        By name: how many seconds tasks took for each action while the worker was watched.
     """
 
     def __init__(self, watch: Watch, group_of: Callable[[Any], str]) -> None:
@@ -124,15 +135,17 @@ class Notes:
         self._skipped = 0.0
 
     def close(self) -> None:
+        """Have the executor tell this object no more."""
         self.watch.by(None)
 
     def note(self, entry: Entry, outcome: Outcome, started: float) -> None:
-        """A task ended in this thread, or on the loop. Before that is said to its owner."""
+        """Note a task that ended, in its thread or on the loop, before its owner is told."""
         stopped = time()
-        # Where many end this is all that most of them cost.
+        # When many short tasks end, these two comparisons are all that most of them cost.
         if (
             stopped < self._next
             and stopped - started < SHORT
+            # A task with steps or transfers is always looked at, so that these are taken out.
             and not self._steps
             and not (self._transfers and entry.dependencies)
         ):
@@ -142,9 +155,12 @@ class Notes:
 
     @harmless
     def _look_at(self, entry: Entry, outcome: Outcome, started: float, stopped: float) -> None:
+        """Add the time of a task to the tallies, and note the task if the sample has room."""
         steps = self._steps_of(entry) if self._steps or self._transfers else []
         if outcome.message is None:
-            return  # it was given back
+            return  # the task was given back to its owner: it did not run
+        # Reading and unpickling come before the function is called, writing after: the rest is
+        # compute.
         began, ended = started, stopped
         for action, start, stop, _ in steps:
             if action in BEFORE:
@@ -164,7 +180,8 @@ class Notes:
                 tally[action] = tally.get(action, 0.0) + stop - start
             noted = self.noting and stopped >= self._next
             if stopped >= self._next:
-                # What was not used up before may be used now.
+                # Time in which the worker noted less than the sample allows may be made up for,
+                # `AT_ONCE` seconds of it at most.
                 self._next = max(self._next, stopped - AT_ONCE) + self._gap
         if not noted:
             return
@@ -174,7 +191,7 @@ class Notes:
             self._notes.append(note)
 
     def _steps_of(self, entry: Entry) -> list[Step]:
-        """What a task that ended did besides computing, and what it waited for."""
+        """Return the steps of an ended task besides computing, with the transfers of its inputs."""
         steps = self._steps.pop(entry, [])
         if self._transfers:
             found = (self._transfers.pop(d, None) for d in entry.dependencies if type(d) is Entry)
@@ -183,7 +200,7 @@ class Notes:
 
     @harmless
     def step(self, entry: Entry, action: str, began: float) -> None:
-        """A task did something else than computing, until now. In its thread."""
+        """Remember an action other than computing that ends now. In the task's thread."""
         now = time()
         before = self._steps.get(entry)
         if before:
@@ -191,30 +208,41 @@ class Notes:
         if now - began > SEEN:
             if before is None:
                 if len(self._steps) >= REMEMBERED:
-                    self._steps.clear()  # of tasks that ended when nobody looked any more
+                    self._steps.clear()  # left by tasks that ended after the last viewer had gone
                 before = self._steps.setdefault(entry, [])
             before.append((action, began, now, ""))
 
     @harmless
     def fetched(self, entry: Entry, seconds: float, source: str) -> None:
-        """A value arrived, for tasks that wait for it. Loop thread."""
+        """Remember the transfer of a value for which tasks wait. Loop thread."""
         if len(self._transfers) >= REMEMBERED:
-            self._transfers.clear()  # of tasks that were cancelled
+            self._transfers.clear()  # left by tasks that were cancelled
         now = time()
         self._transfers[entry] = ("transfer", now - seconds, now, source)
 
     def tallied(self) -> dict[str, dict[str, float]]:
-        """The tallies, as they are now."""
+        """Return a copy of the tallies."""
         with self._lock:
             return {name: dict(tally) for name, tally in self.tallies.items()}
 
     def take(self, watch: bool, note: bool, gap: float) -> list[Note]:
-        """What was noted; whether to count and to note from now on, and how far apart at least."""
+        """Return the notes since the last call, and set what to note from now on.
+
+        Parameters
+        ----------
+        watch : bool
+            Whether to add times to the tallies.
+        note : bool
+            Whether to note tasks for the stream.
+        gap : float
+            Seconds between two noted tasks, on average, at least.
+        """
         self.noting = note
         looked_at = watch or note
         self.watch.by(self if looked_at else None)
         with self._lock:
             self._gap = gap
+            # A worker that waited for a longer gap does not wait longer than the new gap.
             self._next = min(self._next, time() + gap)
             notes = list(self._notes)
             self._notes.clear()
@@ -225,17 +253,18 @@ class Notes:
 
 
 def _start(step: Step) -> float:
+    """Return when a step began."""
     return step[1]
 
 
 def _described(outcome: Outcome) -> tuple[bool, int, bytes, str]:
-    """Whether a task succeeded, how large its value is, and that one's type as in `Note`."""
+    """Return whether a task succeeded, the size of its value, and the value's type as in `Note`."""
     message = outcome.message
     if message[0] == m.STORED:
         try:
             kind = pickle.loads(message[4])
         except Exception:
-            # It can be pickled and not unpickled: that of a lock, for example.
+            # Some types can be pickled and not unpickled: the type of a lock, for example.
             return True, message[3] or 0, b"", ""
         return True, message[3] or 0, message[4], kind if type(kind) is str else typename(kind)
     if message[0] == m.DONE:
@@ -248,16 +277,21 @@ def _described(outcome: Outcome) -> tuple[bool, int, bytes, str]:
 
 
 class TaskStream:
-    """What ran at the workers, in the scheduler's buffer.
+    """Puts the notes of workers into the task stream of the scheduler.
 
     Parameters
     ----------
     scheduler : distributed.Scheduler
     fetch : callable
-        A coroutine function that has workers asked for notes now.
+        Coroutine function that asks all workers for their notes now.
+
+    Attributes
+    ----------
+    scheduler : distributed.Scheduler
     """
 
     def __init__(self, scheduler: Any, fetch: Callable[[], Awaitable[None]]) -> None:
+        """Wrap the scheduler's operations that read the stream."""
         self.scheduler = scheduler
         self._fetch = fetch
         self._read = False
@@ -267,18 +301,22 @@ class TaskStream:
 
     @property
     def wanted(self) -> bool:
-        """Whether workers are to note what runs."""
+        """Whether workers are to note tasks."""
         wanted = "task-stream" in self.scheduler.plugins
+        # A plugin that was removed and added again has no reader yet.
         self._read = self._read and wanted
         return wanted
 
     def gap(self, workers: int) -> float:
-        """Seconds between two tasks that each of so many workers notes, on average."""
+        """Return the seconds between two noted tasks at each of so many workers, on average."""
         return 0.0 if self._read else workers / SHOWN
 
     def _reader(self, stock: Any) -> Any:
+        """Return an operation that fetches all notes, then answers as the stock one does."""
+
         @wraps(stock)
         async def read(*args: Any, **kwargs: Any) -> Any:
+            # This adds the plugin to the scheduler if the stream was not read before.
             self.scheduler._task_stream_plugin()
             self._read = True
             await self._fetch()
@@ -288,7 +326,14 @@ class TaskStream:
         return read
 
     def took(self, workers: Iterable[str], answers: Iterable[Any]) -> None:
-        """Workers told what they noted; None of one that did not answer."""
+        """Add the notes of workers to the stream.
+
+        Parameters
+        ----------
+        workers : iterable of str
+        answers : iterable
+            The answer of each worker, in the same order; None for a worker that did not answer.
+        """
         plugin = self.scheduler.plugins.get("task-stream")
         if plugin is None:
             return
@@ -298,14 +343,18 @@ class TaskStream:
             if answer is not None
             for note in answer["notes"]
         ]
-        # In the order in which the tasks ended.
+        # Dask's buffer is in the order in which tasks ended.
         records.sort(key=lambda record: record["startstops"][-1]["stop"])
         plugin.buffer.extend(records)
+        # Clients remember the index up to which they have read the stream.
         plugin.index += len(records)
 
     @staticmethod
     def _record(worker: str, delay: float, note: Note) -> dict[str, Any]:
-        """One task, as the stream has it; ``delay`` is how far the worker's clock is behind."""
+        """Return a note in the form of Dask's stream.
+
+        ``delay`` is how far the clock of the worker is behind the clock of the scheduler.
+        """
         key, thread, good, nbytes, kind, name, steps = note
         startstops = []
         for action, start, stop, source in steps:

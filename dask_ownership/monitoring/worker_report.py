@@ -1,4 +1,7 @@
-"""What a worker tells the scheduler while somebody looks, see `dask_ownership.monitoring.feed`."""
+"""What a worker reports to the scheduler while the cluster is watched.
+
+The receiver is `dask_ownership.monitoring.feed`.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,27 @@ from dask_ownership.runtime.executor.server import Server
 logger = logging.getLogger("dask_ownership.worker")
 
 RUNTIME = str(Path(task.__file__).parent)
-"""Where the code that runs tasks is."""
+"""Folder of the code that runs tasks."""
 
 
 class WorkerActivity:
-    """Tells what one worker does.
+    """Answers the scheduler's questions about one worker.
 
     Parameters
     ----------
     worker : distributed.Worker
     server : Server
-        Of the executor that it tells of.
+        Of the executor whose tasks are reported.
     notes : Notes
+
+    Attributes
+    ----------
+    worker, notes
+        The parameters.
+    executor : Executor
+        The executor of the server.
+    reporter : Reporter
+        Reports on the owner in this process.
     """
 
     def __init__(self, worker: Any, server: Server, notes: Notes) -> None:
@@ -45,6 +57,7 @@ class WorkerActivity:
         self.worker.handlers[REPORT] = self._server.scheduler_operation(self.report)
 
     def close(self) -> None:
+        """Answer no more questions, and stop reporting."""
         self.worker.handlers.pop(REPORT, None)
         self.reporter.close()
 
@@ -61,20 +74,28 @@ class WorkerActivity:
         Parameters
         ----------
         watch : bool
-            Whether somebody looks.
+            Whether the cluster is watched.
         note : bool
-            Whether to note what runs from now on.
+            Whether to note tasks for the task stream from now on.
         again : bool
-            Whether what did not change is to be told once more.
+            Whether to send a full report, because the scheduler has none of this worker.
         gap : float
-            Seconds between two tasks that are noted, on average, at least.
+            Seconds between two noted tasks, on average, at least.
         failed : int
-            Number of the last failure that was told.
+            Number of the last failure that the scheduler was told of.
+
+        Returns
+        -------
+        dict
+            ``delay`` (between the clocks), ``notes``; while the cluster is watched also
+            ``executor`` (counts), ``owner`` (a report or None), ``tallies``, and ``failures`` since
+            ``failed``.
         """
         answer: dict[str, Any] = {
             "delay": self.worker.scheduler_delay,
             "notes": self.notes.take(watch, note, gap),
         }
+        # This also forgets the last report, so that the next one is full.
         if watch != self.reporter.watching or again:
             self.reporter.watch(watch)
         if watch:
@@ -89,7 +110,7 @@ class WorkerActivity:
         return answer
 
     def _counted(self) -> dict[str, Any]:
-        """What the executor counts."""
+        """Return the counts of the executor."""
         executor = self.executor
         core = executor.core
         store = executor.store
@@ -100,6 +121,7 @@ class WorkerActivity:
             "queued": core.queue.queued,
             "parked": len(core.queue.crowd),
             "accepting": core.queue.accepting,
+            # Each ended attempt is in "run", also a failed attempt and a returned task.
             "done": counts["run"] - counts["failed"] - counts["returned"],
             "failed": counts["failed"],
             "returned": counts["returned"],
@@ -115,7 +137,7 @@ class WorkerActivity:
 
 
 def described_failure(number: int, key: Any, when: float, pickled: bytes) -> list[Any]:
-    """Number, key, time, exception and traceback of a task that failed, as texts."""
+    """Return number, key, time, exception (text) and traceback (text) of a failed task."""
     _, traceback, text = pickle.loads(pickled)
     lines: list[str] = []
     try:
@@ -123,6 +145,7 @@ def described_failure(number: int, key: Any, when: float, pickled: bytes) -> lis
     except Exception as error:
         logger.debug("a traceback of %r could not be shown: %r", key, error)
     while lines and RUNTIME in lines[0]:
-        del lines[0]  # what called the task
+        del lines[0]  # frames of this package, which called the task
+    # The text of a pickled error begins with the key and the place of the task.
     exception = text.partition(" raised ")[2]
     return [number, str(key), when, exception[:10_000], "".join(lines)[-10_000:]]

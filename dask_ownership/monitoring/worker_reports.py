@@ -1,4 +1,4 @@
-"""What workers answer when the scheduler asks what their executors did."""
+"""Reports of workers at the scheduler: how it asks for them, and the newest of each worker."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ ASKED = 3.0
 
 
 class WorkerReports:
-    """Asks workers, and keeps their newest reports.
+    """Asks workers for reports, and keeps the newest report of each worker.
 
     Parameters
     ----------
     scheduler : distributed.Scheduler
     token : str
-        Proves to workers that it is the scheduler that asks.
+        Proves to workers that the scheduler is asking.
     stock_pages : StockPages
-        Is told which tasks ran and failed.
+        Gets the times of tasks and the failed tasks.
 
     Attributes
     ----------
     last : dict
-        Address to what the worker's executor did.
+        Address of each worker to the counts of its executor.
     """
 
     def __init__(self, scheduler: Any, token: str, stock_pages: StockPages) -> None:
@@ -44,27 +44,29 @@ class WorkerReports:
         self._failed: dict[str, int] = {}
 
     async def ask(self, worker: str, watch: bool, note: bool, gap: float) -> Any:
-        """What one worker says; None when it does not answer.
+        """Return the answer of one worker, or None if the worker does not answer.
 
-        ``watch`` asks for what it did, ``note`` for the tasks that ran, see
-        `task_stream.TaskStream.gap` for ``gap``.
+        ``watch`` asks for counts and the owner's report, ``note`` for the tasks that ran; for
+        ``gap`` see `task_stream.TaskStream.gap`.
         """
         try:
             asked = getattr(self._scheduler.rpc(worker), REPORT)(
                 watch=watch,
                 note=note,
+                # A worker reports changes only. A scheduler that has no report yet needs all.
                 again=watch and worker not in self.last,
                 gap=gap,
                 failed=self._failed.get(worker, 0),
                 token=self._token,
             )
+            # A frozen worker must not hold up the round.
             return await asyncio.wait_for(asked, ASKED)
         except Exception as error:
             logger.debug("what %s does is not known: %r", worker, error)
             return None
 
     def take_in(self, address: str, answer: dict[str, Any]) -> None:
-        """Keep what a worker answered."""
+        """Keep the answer of a worker."""
         self.last[address] = answer["executor"]
         self._stock_pages.ran(address, answer["tallies"])
         if answer["failures"]:
@@ -80,7 +82,9 @@ class WorkerReports:
         self._failed.pop(address, None)
 
     def told(self) -> list[dict[str, Any]]:
-        """All workers that are there, as `activity.Feed.activity` tells them."""
+        """Return all present workers in the form that `feed.Feed.activity` documents."""
+        # Workers count the bytes they receive. The bytes that a worker sent are the sum of what all
+        # other workers received from it.
         sent: dict[str, Counter[str]] = {}
         for address, counted in self.last.items():
             for peer, (nbytes, _, _) in counted["received"].items():

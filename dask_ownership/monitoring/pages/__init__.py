@@ -1,6 +1,7 @@
-"""Pages about ownership in Dask's dashboard; `install` adds them where there is one.
+"""Pages about ownership in Dask's dashboard; `install` adds them to a scheduler that has one.
 
-Bokeh may be missing, and takes long to import: the functions here import it when they are called.
+Bokeh may be missing, and takes long to import: the functions here import Bokeh when they are
+called.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ logger = logging.getLogger("dask_ownership.scheduler")
 
 
 def install(scheduler: Any) -> bool:
-    """Add the pages to a scheduler's dashboard while it runs.
+    """Add the pages to the dashboard of a running scheduler.
 
     Returns
     -------
     bool
-        False when it has none, as Bokeh is missing, too old or too new, or it was started
-        with ``dashboard=False``. Nothing else depends on it.
+        False when the scheduler has no dashboard: Bokeh is missing, too old or too new, or the
+        scheduler was started with ``dashboard=False``. Nothing else depends on the pages.
     """
     if not any(hasattr(app, "get_sessions") for app in applications(scheduler)):
         return False
@@ -33,5 +34,5 @@ def install(scheduler: Any) -> bool:
 
 
 def applications(scheduler: Any) -> list[Any]:
-    """What serves the scheduler's HTTP; Bokeh's are among these when there are pages."""
+    """Return the applications that serve the scheduler's HTTP, with Bokeh's if there is any."""
     return list(getattr(getattr(scheduler, "http_application", None), "applications", ()))

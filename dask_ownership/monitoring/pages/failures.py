@@ -1,4 +1,4 @@
-"""What did not go smoothly: what was handed out again, recovered or lost, unusual events."""
+"""The page Failures: tasks handed out again, recoveries, losses, and unusual events."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MEANING = {
     "returned": "the worker gave it back",
     "retried": "it failed before",
 }
-"""Why a task is handed out once more."""
+"""Reasons for handing a task out again, as the page words them."""
 
 COSTS = {
     WORKERS_DIED: "workers died",
@@ -51,13 +51,14 @@ COSTS = {
     ORPHANED: "tasks orphaned",
     OWNER_LOST: "borrowed futures lost",
 }
-"""What deaths cost, in the order in which it is shown."""
+"""What deaths cost, in the order of the page."""
 
 
 def numbers(title: str, called: str, source: Any, name: str, color: str) -> Any:
-    """Bars, one below the other, of how often each of what a column names happened."""
+    """Return a figure with horizontal bars: how often each item of a column occurred."""
     from bokeh.models import BasicTicker
 
+    # Bokeh draws the first factor at the bottom, the page has it at the top.
     fig = plot(title, "times", called, y_range=list(source.data[name])[::-1])
     fig.hbar(y=name, right="times", height=0.7, source=source, color=color)
     fig.x_range.start = 0
@@ -91,7 +92,7 @@ class Failures(Page):
         hover(losses, ("what", "@kind"), ("times", "@times"))
         self.summary = Div(text="", styles={"color": TEXT})
         self.recoveries_source = ColumnDataSource({"time": [], "seconds": [], "owner": []})
-        # Without any recoveries there is a time all the same.
+        # This line is invisible. It gives the plot a time axis also when there are no recoveries.
         self.time_source = ColumnDataSource({"time": [], "zero": []})
         self.events_source, events = table(
             {
@@ -116,7 +117,7 @@ class Failures(Page):
         )
 
     def _recoveries(self) -> Any:
-        """The plot of how long values that were lost took to be there again."""
+        """Return the plot of how long each recovery of a lost value took."""
         recoveries = plot(
             "Values made again after a loss",
             "time of day (UTC)",
@@ -132,6 +133,7 @@ class Failures(Page):
         return recoveries
 
     def show(self, told: dict[str, Any]) -> None:
+        """Bring all plots and tables up to date."""
         owners = told["owners"]
         counted = [
             {"reason": MEANING[reason], "times": sum(owner["again"][reason] for owner in owners)}
@@ -144,12 +146,14 @@ class Failures(Page):
         put(self.processes_source, processes)
         sums = {kind: sum(one[kind] for one in processes) for kind in LOSSES}
         bars = [{"kind": COSTS[kind], "times": times} for kind, times in sums.items()]
+        # The colors stay as they are.
         put(self.losses_source, bars, ("kind", "times"))
         failed = sum(owner["failed"] for owner in owners)
         self.summary.text = (
             f"Tasks of the {len(owners)} owners that are there that failed for good: {failed:,d}. "
             f"Workers that left the cluster: {told['workers_gone']:,d}."
         )
+        # The first and the last round give the time axis its ends.
         first = told["history"][:1] + told["history"][-1:]
         put(self.time_source, [{"time": milliseconds(one["time"]), "zero": 0} for one in first])
         recoveries = [

@@ -1,4 +1,4 @@
-"""Who sends what to whom: tasks from owners to workers, and bytes between all of them."""
+"""The page Flow: tasks from owners to workers, and bytes between owners and workers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,23 @@ from dask_ownership.monitoring.pages.objects import unique
 from dask_ownership.monitoring.pages.page import TEXT, Page, hover, plot, put, short
 
 PALETTE = ["#3b4a5a", "#2f6690", "#3a7ca5", "#58a4b0", "#8fc0a9", "#d9b44a", "#e8893d", "#e2543c"]
-"""From little to much, none of it white or black."""
+"""From little to much. None of the colors is white or black: the background may be either."""
 
 BYTES = ("bytes per second", "0.0 b")
-"""Unit and format."""
+"""Unit and format of bytes per second."""
 
 
 class Matrix:
-    """What goes from whom to whom, per second, as colours."""
+    """One flow as a matrix of colors: senders from top to bottom, receivers from left to right.
+
+    Attributes
+    ----------
+    source : bokeh.models.ColumnDataSource
+        One row for each pair.
+    fig : bokeh.plotting.figure
+    mapper : bokeh.models.LinearColorMapper
+        From an amount to its color.
+    """
 
     def __init__(self, title: str, x: str, y: str, unit: str, form: str) -> None:
         from bokeh.models import (
@@ -53,7 +62,7 @@ class Matrix:
         hover(self.fig, ("from", "@from"), ("to", "@to"), (unit, f"@many{{{form}}}"))
 
     def show(self, flow: list[list[Any]]) -> None:
-        """Pairs with how much goes per second."""
+        """Show pairs of sender and receiver with the amount per second."""
         rows = [
             {"from": short(source), "to": short(target), "many": many}
             for source, target, many in flow
@@ -61,11 +70,12 @@ class Matrix:
         put(self.source, rows)
         self.fig.x_range.factors = unique(sorted(one["to"] for one in rows))
         self.fig.y_range.factors = unique(sorted((one["from"] for one in rows), reverse=True))
+        # Colors span up to the largest amount; the tiny number keeps the span above zero.
         self.mapper.high = max([1e-9, *(one["many"] for one in rows)])
 
 
 class Flow(Page):
-    """Matrices: tasks and bytes of owners above, bytes between owners and workers below."""
+    """Four matrices: tasks and bytes to workers above, bytes from workers below."""
 
     def __init__(self, scheduler: Any, **kwargs: Any) -> None:
         from bokeh.layouts import column, row
@@ -85,5 +95,6 @@ class Flow(Page):
         )
 
     def show(self, told: dict[str, Any]) -> None:
+        """Bring all matrices up to date."""
         for kind in ("tasks", "sent", "received", "bytes"):
             getattr(self, kind).show(told["flow"][kind])

@@ -1,4 +1,4 @@
-"""How long tasks wait and run, how many do, and how many each slot has before it."""
+"""The page Latency: how long tasks wait and run, where tasks are, and the depth of each slot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WHERE = {
     "running": "running",
     "threads": "threads",
 }
-"""Where tasks are that have not ended, and how many may run at once."""
+"""Where tasks are that have not ended, and the threads: how many tasks may run at once."""
 
 PERCENTILES = ("p50", "p90", "p99")
 
@@ -59,12 +59,14 @@ class Latency(Page):
         )
 
     def show(self, told: dict[str, Any]) -> None:
+        """Add the rounds that the plots do not show yet."""
         rows = []
         for one in later(self.source, told["history"]):
             shown = {"time": milliseconds(one["time"]), **{name: one[name] for name in WHERE}}
             shown["depth"] = one["pushed"] / one["threads"] if one["threads"] else 0.0
             for kind in KINDS:
                 for part, seconds in zip(PERCENTILES, one[kind], strict=True):
+                    # A round without a measured task leaves a gap in the line.
                     shown[f"{kind}_{part}"] = nan if seconds is None else seconds
             rows.append(shown)
         append(self.source, rows)

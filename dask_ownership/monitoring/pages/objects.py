@@ -1,4 +1,4 @@
-"""What there is: objects by state and owner, bytes by worker, and what keeps the largest."""
+"""The page Objects: objects by state and owner, bytes by worker, and what keeps large objects."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ COLUMNS: dict[str, tuple[str, int, Any]] = {
 
 
 def bars(title: str, x: str, y: str, names: list[str], labels: list[str]) -> tuple[Any, Any]:
-    """Stacked bars, one below the other; their source and the figure."""
+    """Return the source and the figure of stacked horizontal bars."""
     from bokeh.models import ColumnDataSource, FactorRange
 
     source = ColumnDataSource({"who": [], **{name: [] for name in names}})
@@ -50,7 +50,7 @@ def bars(title: str, x: str, y: str, names: list[str], labels: list[str]) -> tup
 
 
 class Objects(Page):
-    """Bars and lists of objects."""
+    """Bars of objects and bytes, and lists of the largest and the oldest objects."""
 
     def __init__(self, scheduler: Any, **kwargs: Any) -> None:
         from bokeh.layouts import column, row
@@ -75,6 +75,7 @@ class Objects(Page):
         )
 
     def show(self, told: dict[str, Any]) -> None:
+        """Bring all bars and lists up to date."""
         owners = [owner for owner in told["owners"] if owner["objects"]]
         rows = [{"who": short(owner["name"]), **owner["states"]} for owner in owners]
         put(self.source, rows)
@@ -82,6 +83,7 @@ class Objects(Page):
         stored = [
             {
                 "who": short(worker["address"]),
+                # A value can be both shared and on disk: then the parts exceed the sum.
                 "owned": max(0, sizes["nbytes"] - sizes["shared"] - sizes["spilled"]),
                 "shared": sizes["shared"],
                 "spilled": sizes["spilled"],
@@ -96,6 +98,7 @@ class Objects(Page):
                 {
                     **one,
                     "owner": owner["name"],
+                    # An inline value has no workers.
                     "at": ", ".join(map(short, one["workers"])) or "its owner",
                     "age": "" if one["since"] is None else age(told["time"] - one["since"]),
                     "pinned": "yes" if one["pinned"] else "",
@@ -111,11 +114,11 @@ class Objects(Page):
 
 
 def age(seconds: float) -> str:
-    """Hours, minutes and seconds."""
+    """Return a duration as hours, minutes and seconds."""
     minutes, rest = divmod(max(0, int(seconds)), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def unique(names: Any) -> list[str]:
-    """Each name once, as a range of factors has to be."""
+    """Return each name once, because the factors of a range must be unique."""
     return list(dict.fromkeys(names))

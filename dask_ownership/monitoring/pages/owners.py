@@ -1,4 +1,4 @@
-"""Who owns tasks, and how much: the tree of owners."""
+"""The page Owners: the tree of owners, with the tasks and objects of each."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ STATES = [STATE_NAMES[state] for state in COUNTED]
 
 
 def tree(owners: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
-    """Owners with their depths, each behind the one whose tasks submit to it."""
+    """Return owners with their depths, each below the owner whose tasks submit to it."""
     names = {owner["name"] for owner in owners}
     children: dict[str, list[dict[str, Any]]] = {}
     for owner in owners:
+        # The parent may have left the cluster.
         above = owner["parent"] if owner["parent"] in names else ""
         children.setdefault(above, []).append(owner)
     found: list[tuple[int, dict[str, Any]]] = []
@@ -48,15 +49,16 @@ def tree(owners: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
         for child in sorted(children.get(owner["name"], ()), key=lambda one: one["name"]):
             place(child, depth + 1)
 
+    # Roots first: clients before the scheduler and workers.
     for owner in sorted(children.get("", ()), key=lambda one: (one["kind"], one["name"])):
         place(owner, 0)
     for owner in owners:
-        place(owner, 0)  # two whose tasks submit to each other are below no other
+        place(owner, 0)  # owners whose tasks submit to each other are below no other owner
     return found
 
 
 class Owners(Page):
-    """A line for each owner; its tasks by name and its links, when it is clicked on."""
+    """A line for each owner; a click on a line shows the owner's tasks by name and its links."""
 
     def __init__(self, scheduler: Any, **kwargs: Any) -> None:
         from bokeh.layouts import column
@@ -80,6 +82,7 @@ class Owners(Page):
                 "links": ("Links", 50, WHOLE),
             }
         )
+        # The incarnation is not a column of the table; it tells which owner was clicked on.
         self.source.data["id"] = []
         self.source.selected.on_change("indices", self._clicked)
         self.groups_source, groups = table(
@@ -117,18 +120,23 @@ class Owners(Page):
         )
 
     def _clicked(self, attribute: str, old: list[int], new: list[int]) -> None:
+        """Callback of a click on a line of the table: show that owner's tasks and links."""
         ids = list(self.source.data["id"])
+        # The number of rows may have changed since the click.
         self.chosen = ids[new[0]] if new and new[0] < len(ids) else ""
         self._show_chosen()
 
     def show(self, told: dict[str, Any]) -> None:
+        """Bring the tree, the plot and the tables up to date."""
         self._told = told
         rows = [
+            # An em space for each level indents the name; HTML drops ordinary spaces.
             {**owner, "name": "\u2003" * depth + owner["name"], "links": len(owner["links"])}
             for depth, owner in tree(told["owners"])
         ]
         put(self.source, rows)
         ids = [row["id"] for row in rows]
+        # Rows move when owners come and go. The selection follows the chosen owner.
         wanted = [ids.index(self.chosen)] if self.chosen in ids else []
         if self.source.selected.indices != wanted:
             self.source.selected.indices = wanted
@@ -137,6 +145,7 @@ class Owners(Page):
         self._show_chosen()
 
     def _show_chosen(self) -> None:
+        """Show the tasks and links of the chosen owner, or of all owners."""
         owners = self._told["owners"]
         chosen = [owner for owner in owners if owner["id"] == self.chosen]
         self.title.text = (

@@ -1,7 +1,7 @@
-"""What the pages have in common: where their numbers come from, and how they look.
+"""What the pages have in common: the source of their numbers, and their look.
 
-Text and lines are of a grey that can be read on white and on black, as pages also appear in
-JupyterLab, on whatever is behind them.
+Text and lines have a grey that can be read on white and on black, because pages also appear in
+JupyterLab on a background of any theme.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ INTERVAL = 500
 TEXT = "#808080"
 
 COLORS = ("#4c9be8", "#e8a33d", "#58b368", "#d9605a", "#a678d8", "#3fb6b2", "#c98a6b", "#9aa53b")
-"""Told apart on white and on black."""
+"""Colors that can be told apart on white and on black."""
 
 TABLE = """
 :host { color: #808080; z-index: 0; }
@@ -34,35 +34,44 @@ TABS = """
 
 
 class Page:
-    """One page: `root` is what is shown, `update` brings it up to date.
+    """One page: `root` is its Bokeh model, `update` brings it up to date.
 
     Parameters
     ----------
     scheduler : distributed.Scheduler
+
+    Attributes
+    ----------
+    feed : Feed
+        Activity of all owners and workers.
+    root : bokeh.models.UIElement
+        Set by the subclass.
     """
 
     def __init__(self, scheduler: Any, **kwargs: Any) -> None:
+        """Count the page as a viewer, before any report is here."""
         self.feed = scheduler.extensions["dask-ownership"].feed
         self.feed.looked()
         self.root: Any = None
         self._round = -1
 
     def update(self) -> None:
-        """Show what was reported since the last call, if anything was."""
+        """Show the latest round, unless the page shows it already."""
         from bokeh.core.properties import validate
 
         if self.feed.rounds.number != self._round:
             self._round = self.feed.rounds.number
+            # Bokeh need not check the values; Dask's own pages skip that as well.
             with validate(False):
                 self.show(self.feed.now())
 
     def show(self, told: dict[str, Any]) -> None:
-        """Show what `Feed.activity` tells."""
+        """Show the activity, in the form that `Feed.activity` documents."""
         raise NotImplementedError
 
 
 def plot(title: str, x: str, y: str, **options: Any) -> Any:
-    """A figure with labelled axes."""
+    """Return a figure with labelled axes."""
     from bokeh.plotting import figure
 
     fig = figure(
@@ -88,7 +97,10 @@ def plot(title: str, x: str, y: str, **options: Any) -> Any:
 
 
 def over_time(title: str, y: str, source: Any, lines: dict[str, str], **options: Any) -> Any:
-    """Lines over the time of day: names of columns to what they are called."""
+    """Return a figure with lines over the time of day.
+
+    ``lines`` maps names of columns to the names in the legend.
+    """
     from bokeh.models import LogTicker
 
     options = {"y_range": None, **options}
@@ -96,7 +108,7 @@ def over_time(title: str, y: str, source: Any, lines: dict[str, str], **options:
         del options["y_range"]
     fig = plot(title, "time of day (UTC)", y, x_axis_type="datetime", **options)
     if options.get("y_axis_type") == "log":
-        # Those of Bokeh, up to nine for each power of ten, are written over each other.
+        # Bokeh's own ticks, up to nine for each power of ten, are written over each other.
         fig.yaxis.ticker = LogTicker(mantissas=[1, 2, 5], desired_num_ticks=4)
     for (column, name), color in zip(lines.items(), COLORS, strict=False):
         fig.line("time", column, source=source, color=color, line_width=2, legend_label=name)
@@ -105,7 +117,7 @@ def over_time(title: str, y: str, source: Any, lines: dict[str, str], **options:
 
 
 def with_legend(fig: Any) -> None:
-    """A legend beside the plot, where it covers nothing."""
+    """Move the legend beside the plot, where the legend covers nothing."""
     legend = fig.legend[0]
     fig.add_layout(legend, "right")
     legend.label_text_color = TEXT
@@ -114,23 +126,26 @@ def with_legend(fig: Any) -> None:
 
 
 def hover(fig: Any, *tips: tuple[str, str]) -> None:
-    """What is told of what the pointer is at."""
+    """Have a figure display the values under the pointer."""
     from bokeh.models import HoverTool
 
     fig.add_tools(HoverTool(tooltips=list(tips), point_policy="follow_mouse"))
 
 
 def formatter(kind: str, **options: Any) -> Any:
-    """How the cells of a column are written, by the name of one of Bokeh's formatters."""
+    """Return one of Bokeh's formatters for the cells of a column, by its name."""
     import bokeh.models
 
     return getattr(bokeh.models, kind)(**options)
 
 
 def table(columns: dict[str, tuple[str, int, Any]], **options: Any) -> tuple[Any, Any]:
-    """The source of a table, and the table.
+    """Return the source of a table, and the table.
 
-    ``columns`` has for each name a title, a width, and what makes a formatter or None.
+    Parameters
+    ----------
+    columns : dict of str to tuple
+        For each name a title, a width, and a function that makes a formatter (or None).
     """
     from bokeh.models import ColumnDataSource, CustomJS, DataTable, TableColumn
 
@@ -148,14 +163,14 @@ def table(columns: dict[str, tuple[str, int, Any]], **options: Any) -> tuple[Any
         stylesheets=[TABLE],
         **options,
     )
-    # Bokeh 3.9 writes a table anew only when it has more or fewer rows than before.
+    # Bokeh 3.9 renders a table again only when its number of rows changes. This triggers it.
     written = CustomJS(args={"view": made.view}, code="view.change.emit()")
     source.js_on_change("data", written)
     return source, made
 
 
 def tabs(named: dict[str, Any]) -> Any:
-    """Pages behind tabs."""
+    """Return tabs, from titles to the models behind them."""
     from bokeh.models import TabPanel, Tabs
 
     panels = [TabPanel(child=child, title=title) for title, child in named.items()]
@@ -163,7 +178,7 @@ def tabs(named: dict[str, Any]) -> Any:
 
 
 def put(source: Any, rows: list[dict[str, Any]], names: Any = None) -> None:
-    """Have a source show these rows."""
+    """Replace the rows of a source."""
     from distributed.dashboard.utils import update
 
     names = list(source.data) if names is None else names
@@ -171,25 +186,25 @@ def put(source: Any, rows: list[dict[str, Any]], names: Any = None) -> None:
 
 
 def later(source: Any, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rounds that a source does not show yet."""
+    """Return the rounds that a source does not show yet."""
     times = source.data["time"]
     last = times[-1] if len(times) else 0.0
     return [one for one in history if milliseconds(one["time"]) > last]
 
 
 def append(source: Any, rows: list[dict[str, Any]]) -> None:
-    """Have a source show these rows as well; nothing but them is sent to the browser."""
+    """Add rows to a source; only the new rows are sent to the browser."""
     if rows:
         new = {name: [row[name] for row in rows] for name in source.data}
         source.stream(new, rollover=HISTORY)
 
 
 def milliseconds(seconds: float) -> float:
-    """A time as Bokeh takes it."""
+    """Return a time in the unit of Bokeh's time axes."""
     return seconds * 1000.0
 
 
 def short(name: str) -> str:
-    """The name of an owner or worker where there is little room."""
+    """Return a name of an owner or worker that fits into little room."""
     name = name.partition("://")[2] or name
     return name if len(name) <= 24 else f"{name[:14]}…{name[-8:]}"

@@ -1,4 +1,4 @@
-"""Puts the pages into the dashboard of a scheduler that runs."""
+"""Adds the pages to the dashboard of a running scheduler."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAGES: dict[str, type[Page]] = {
 }
 
 NAME = "ownership"
-"""Of the page with all of them, in the navigation bar."""
+"""Name of the page with all pages as tabs, in the navigation bar."""
 
 TEMPLATE = """
 {% extends "simple.html" %}
@@ -40,13 +40,20 @@ TEMPLATE = """
 
 
 class Together:
-    """All pages as tabs, each made when it is first to be seen and kept up to date while it is.
+    """All pages as tabs. A page is made when its tab first opens, and updated while open.
 
-    Making one holds the scheduler up for a tenth of a second.
+    Making a page blocks the scheduler for a tenth of a second.
 
     Parameters
     ----------
     scheduler : distributed.Scheduler
+
+    Attributes
+    ----------
+    scheduler : distributed.Scheduler
+    pages : dict of str to Page
+        The pages made so far, by name.
+    root : bokeh.models.Tabs
     """
 
     def __init__(self, scheduler: Any) -> None:
@@ -59,18 +66,19 @@ class Together:
         self.update()
 
     def update(self) -> None:
-        """Show what was reported since the last call."""
+        """Bring the page of the open tab up to date."""
         name = list(PAGES)[self.root.active]
         new = name not in self.pages
         if new:
             self.pages[name] = PAGES[name](self.scheduler)
+        # A new page is filled before it goes to the browser.
         self.pages[name].update()
         if new:
             self.root.tabs[self.root.active].child.children = [self.pages[name].root]
 
 
 def ownership_doc(scheduler: Any, extra: dict[str, Any], doc: Any) -> None:
-    """The page with all pages as tabs."""
+    """Fill a document with all pages as tabs."""
     from distributed.dashboard.components import add_periodic_callback
     from distributed.dashboard.components.scheduler import BOKEH_THEME, env
 
@@ -84,14 +92,15 @@ def ownership_doc(scheduler: Any, extra: dict[str, Any], doc: Any) -> None:
 
 
 def path_of(name: str) -> str:
-    """Where one page is by itself."""
+    """Return the path of one page by itself."""
     return f"/individual-{NAME}-{name}"
 
 
 class Plots(IndividualPlots):
-    """Names the pages for JupyterLab, with those that Dask names."""
+    """Names the pages for JupyterLab's Dask extension, beside Dask's own."""
 
     def write(self, chunk: Any) -> None:
+        """Add the pages to Dask's answer."""
         if isinstance(chunk, dict):
             chunk = {**chunk, **{f"{NAME} {name}".title(): path_of(name) for name in PAGES}}
         super().write(chunk)
@@ -103,13 +112,13 @@ def add_pages(scheduler: Any) -> None:
     Raises
     ------
     ImportError
-        When Bokeh is missing, or not one that Dask takes.
+        When Bokeh is missing, or its version does not suit Dask.
     """
     from distributed.dashboard.components.scheduler import individual_doc
     from distributed.dashboard.core import BokehApplication
     from distributed.dashboard.scheduler import template_variables
 
-    variables = template_variables(scheduler)  # shared by all pages
+    variables = template_variables(scheduler)  # all pages of the dashboard share this dict
     stock = next(a for a in scheduler.http_application.applications if hasattr(a, "get_sessions"))
     docs = {path_of(name): individual_doc(page, INTERVAL) for name, page in PAGES.items()}
     app = BokehApplication(
