@@ -27,7 +27,7 @@ from distributed import Client, Future, worker_client
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 FAN_IN = 8  # parts that one merge task takes
-RETAIN_PARENT = 10  # entries of each ranking
+KEEP = 10  # entries of each ranking
 
 # The deeper a task, the sooner it runs: what is begun is finished before more of it begins.
 MODULE, FUNCTION, MERGE = 1, 2, 3
@@ -118,8 +118,8 @@ def merge(parts: Sequence[Index]) -> Index:
 
 
 def top(measure: str, rows: Iterable[Any]) -> tuple[Any, ...]:
-    """The first ``RETAIN_PARENT`` rows by ``measure``."""
-    return tuple(nlargest(RETAIN_PARENT, rows, key=lambda row: (getattr(row, measure), row.name)))
+    """The first ``KEEP`` rows by ``measure``."""
+    return tuple(nlargest(KEEP, rows, key=lambda row: (getattr(row, measure), row.name)))
 
 
 def merge_tree(client: Client, parts: list[Future]) -> Future:

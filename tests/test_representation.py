@@ -72,7 +72,9 @@ def test_client_html_has_what_dask_shows_and_live_numbers(client: Client) -> Non
     assert f"Inline {format_bytes(client.owner.core.lifecycle.inline_bytes)}" in text
     assert f"Stored {format_bytes(client.ownership(stored).nbytes)}" in text
     kept = client.owner.core.lineages
-    assert f"Lineage {format_bytes(kept.nbytes)} of {format_bytes(kept.max_bytes)}" in text
+    assert (
+        f"Lineage {format_bytes(kept.nbytes)} of {format_bytes(kept.limits.lineage_bytes)}" in text
+    )
     assert kept.nbytes > 0
     wait(slow)
     assert "Pending 0 Running 0 Finished 8 Failed 1" in of(client)

@@ -84,7 +84,7 @@ def ownership_doc(scheduler: Any, extra: dict[str, Any], doc: Any) -> None:
 
     together = Together(scheduler)
     add_periodic_callback(doc, together, INTERVAL)
-    doc.title = "Dask: OwnerCore"
+    doc.title = "Dask: Ownership"
     doc.add_root(together.root)
     doc.template = env.from_string(TEMPLATE)
     doc.template_variables.update(extra)

@@ -48,6 +48,8 @@ async def fetch(owner: Owner, rows: Iterable[Row]) -> dict[Row, Any]:
         again: list[Row] = []
         for row in todo:
             index = tried.get(row, 0)
+            if row.state < INLINE:
+                again.append(row)  # its value was lost while others were waited for
             # Inline values were read above, and rows without a value are left out.
             if row.state != STORED:
                 continue

@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from time import time
-from typing import Any
+from typing import Any, NoReturn
 
 from dask.utils import parse_timedelta
 
@@ -140,9 +140,7 @@ class Inbox:
         SchedulerGone
         """
         if self.closed:
-            if self.lost:
-                raise SchedulerGone(row.key, f"it cannot be submitted: {self.lost}")
-            raise ClosedOwner(f"{self.core.name} is closed; it cannot submit {row.key!r}")
+            self._refuse(row)
         try:
             adopted = self.core.table.adopt(row)
             if adopted is row:
@@ -163,11 +161,17 @@ class Inbox:
         Return the given row, or the row already in the table under the same key.
         """
         if self.closed:
-            raise ClosedOwner(f"{self.core.name} is closed; it cannot submit {row.key!r}")
+            self._refuse(row)
         adopted = self.core.table.adopt(row)
         if adopted is row:
             untrack(row)
         return adopted
+
+    def _refuse(self, row: Row) -> NoReturn:
+        """Raise for a row that comes after the end."""
+        if self.lost:
+            raise SchedulerGone(row.key, f"it cannot be submitted: {self.lost}")
+        raise ClosedOwner(f"{self.core.name} is closed; it cannot submit {row.key!r}")
 
     def begin(self, row: Row) -> None:
         """Have the task of an expected row run, unless the row has ended meanwhile. Any thread."""
