@@ -81,8 +81,10 @@ class VirtualProcess:
         """
         if self._postponed and not (self.alive and self.frozen):
             # Deleted after the call: so calls that come meanwhile go behind it, see `when_awake`.
-            self._postponed[0]()
-            del self._postponed[0]
+            call = self._postponed[0]
+            call()
+            if self._postponed and self._postponed[0] is call:  # not cleared by the end of all
+                del self._postponed[0]
             self.wants_step()
             self.clock.later(0.0, self.thaw)
 

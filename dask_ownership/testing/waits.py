@@ -84,6 +84,7 @@ class Waits:
         return not any(
             worker.core.queue.accepting
             and worker.core.queue.busy < worker.slots
+            and not worker.core.queue.crowd.full  # one more task begins a second later
             and not _set_aside(worker)
             for worker in self.workers.values()
         )

@@ -272,3 +272,11 @@ def test_a_worker_that_answers_again_gets_a_copy():
     bench.core.suspensions.heard(bench.views["b"])
     bench.step()
     assert going(bench) == ["b"]
+
+
+def test_copies_that_options_ask_for_are_made_when_a_worker_joins():
+    bench = Bench("a")
+    row = computed(bench, "x", replicas=Replication(2))
+    assert [view.address for view in row.locations] == ["a"] and not going(bench)
+    join(bench, "b")
+    assert going(bench) == ["b"]

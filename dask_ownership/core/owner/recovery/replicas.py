@@ -72,6 +72,10 @@ class Replicas(RowListener):
                 self._lifecycle.drop_locations(row, spare, "is one more than was asked for")
         self.look(row)
 
+    def finishing(self, row: Row, arguments: tuple[Row, ...]) -> None:
+        """Note that copies of values are kept here: options of a task may ask for them, too."""
+        self.used = True
+
     def finished(self, row: Row) -> None:
         """Make copies of a replicated value that was made, perhaps again."""
         self.look(row)
