@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from dask.utils import format_bytes
+
 from dask_ownership.monitoring.pages.objects import unique
 from dask_ownership.monitoring.pages.page import TEXT, Page, hover, plot, put, short
 
@@ -75,12 +77,17 @@ class Matrix:
 
 
 class Flow(Page):
-    """Four matrices: tasks and bytes to workers above, bytes from workers below."""
+    """Four matrices: tasks and bytes to workers above, bytes from workers below.
+
+    A line above them says how much the scheduler relays, when it does.
+    """
 
     def __init__(self, scheduler: Any, **kwargs: Any) -> None:
         from bokeh.layouts import column, row
+        from bokeh.models import Div
 
         super().__init__(scheduler, **kwargs)
+        self.relays = Div(text="", styles={"color": TEXT})
         self.tasks = Matrix(
             "Tasks handed out", "to worker", "from owner", "tasks per second", "0,0.0"
         )
@@ -89,6 +96,7 @@ class Flow(Page):
         self.bytes = Matrix("Values between workers", "to worker", "from worker", *BYTES)
         self.source = self.tasks.source
         self.root = column(
+            self.relays,
             row(self.tasks.fig, self.sent.fig, sizing_mode="stretch_both"),
             row(self.bytes.fig, self.received.fig, sizing_mode="stretch_both"),
             sizing_mode="stretch_both",
@@ -98,3 +106,9 @@ class Flow(Page):
         """Bring all matrices up to date."""
         for kind in ("tasks", "sent", "received", "bytes"):
             getattr(self, kind).show(told["flow"][kind])
+        relays = told["relays"]
+        if relays.get("opened"):
+            self.relays.text = (
+                f"The scheduler relays over {relays['open']:,d} connections to workers that some "
+                f"processes cannot dial: {format_bytes(relays['nbytes'])} so far."
+            )
