@@ -197,3 +197,48 @@ def test_only_owners_get_relays_and_only_to_workers(
     ):
         answer = relayed.sync(ask_for_relay, scheduler, **message)
         assert answer["status"] == "refused" and reason in answer["reason"], message
+
+
+def test_some_workers_are_dialled_and_others_relayed_to(
+    relaying: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dial = reach.dial_raw
+    far = sorted(worker.worker_address for worker in relaying.workers.values())[0]
+
+    async def no_route_to_one(address: str, *arguments: Any) -> Any:
+        if address == far:
+            raise OSError(f"no route to {address}")
+        return await dial(address, *arguments)
+
+    monkeypatch.setattr(reach, "dial_raw", no_route_to_one)
+    with Client(relaying, set_as_default=False) as client:
+        wait_for_members(client, 2)
+        values = client.map(blob, [300_000] * 6, pure=False)
+        assert list(map(len, client.gather(values))) == [300_000] * 6
+        ways = {address: one["way"] for address, one in client.ownership().links.items()}
+        assert ways.pop(far) == "relayed" and set(ways.values()) == {"direct"}
+
+
+def test_relays_of_a_cluster_that_speaks_tls() -> None:
+    security = distributed.Security.temporary()
+    with (
+        dask.config.set(RELAY),
+        small_cluster(protocol="tls", security=security) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        wait_for_members(client, len(cluster.workers))
+        assert client.gather(client.map(inc, range(50), pure=False)) == list(range(1, 51))
+        assert len(client.submit(blob, 2_000_000).result(timeout=20)) == 2_000_000
+        assert relays(cluster).nbytes > 2_000_000
+
+
+def test_relays_over_web_sockets() -> None:
+    with (
+        dask.config.set(RELAY),
+        small_cluster(protocol="ws", n_workers=1) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        wait_for_members(client, 1)
+        assert client.gather(client.map(inc, range(50), pure=False)) == list(range(1, 51))
+        assert len(client.submit(blob, 2_000_000).result(timeout=20)) == 2_000_000
+        assert relays(cluster).nbytes > 2_000_000
