@@ -4,4 +4,13 @@ Nothing in this package imports asyncio, distributed, threading, time or random.
 Each class is told what happened and leaves the work to do in plain lists, so
 the same code runs on a real cluster (`dask_ownership.runtime`) and in the
 virtual one (`dask_ownership.testing`).
+
+Only the event loop of a process calls the core of its owner, with these exceptions for other
+threads: all of `Table`, and so ``hold``, ``rows``, ``row``, ``origin_of`` and ``value_name`` of
+`OwnerCore`; `Borrowing.arrive`; and `TaskOrder`. The core of an executor is called under the lock
+of the executor, by any thread.
+
+The rules that comments name are those of ``docs/architecture.md``. R1: every object has one owner,
+which alone writes the object's row. R5: a wait ends with a value, an error or another attempt, and
+only membership says that a process is dead. R6: when no process has a future, every table is empty.
 """

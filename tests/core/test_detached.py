@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from test_references import Side
 
-from dask_ownership.core.owner.references.detached import LineageSpec
+from dask_ownership.core.owner.references.detached import NOT_NEEDED, OPTIONS, LineageSpec
 from dask_ownership.core.owner.rows.options import Options
 from dask_ownership.core.owner.rows.row import HAS_BORROWERS, Row
 from dask_ownership.core.protocol import messages as m
@@ -391,3 +393,8 @@ def test_whether_the_owner_may_go(three):
     assert settled(held)
     three.gone(three.giver)
     assert held.state == STORED
+
+
+def test_each_option_is_told_to_other_owners_or_has_a_reason_not_to_be():
+    fields = {field.name for field in dataclasses.fields(Options)}
+    assert fields == {*OPTIONS, *NOT_NEEDED, "replicas"}

@@ -1322,3 +1322,17 @@ def test_a_ready_row_that_goes_with_one_that_no_worker_may_run_is_not_pushed():
     bench.step()
     assert outer.state == inside.state == FORGOTTEN
     assert bench.sent() == []
+
+
+def test_a_task_that_another_submitted_too_is_not_cancelled_while_its_value_is_made_again():
+    bench = Bench("a", "b")
+    mine = ("me", "parent", 1)
+    row = bench.row("shared", parent=mine)
+    bench.stored(row)
+    assert bench.row("shared", parent=("me", "other", 2)) is row
+    bench.core.missed(row, [row.locations[0].address])
+    bench.step()
+    assert row.state == PUSHED
+    bench.core.cancel_children(mine, "its parent was cancelled")
+    assert row.state == PUSHED
+    bench.release(row, row)

@@ -1,4 +1,10 @@
-"""Departures of workers: which task is blamed for a death, and which tasks run again elsewhere."""
+"""Departures of workers: which task is blamed for a death, and which tasks run again elsewhere.
+
+Only the scheduler says that a worker is gone: `scheduler.plugin` tells all owners, `Members` in the
+runtime ends the link, and `Membership.left` calls `OwnerCore.remove_worker`, which is
+`Departures.remove`. Then `Peers` tells all features that the owners at the worker are gone. A
+worker that refuses the link is removed in the same way, though the worker lives.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +49,9 @@ class Departures:
         self._limits = limits
 
     def remove(self, view: WorkerView, reason: str, reached: bool) -> None:
-        """Remove a worker: its tasks are tried elsewhere, and values without another copy are lost.
+        """Remove a worker: its tasks are tried elsewhere, and values it alone had are made again.
+
+        A value without lineage is lost.
 
         Parameters
         ----------

@@ -370,7 +370,8 @@ class Executor:
         (`Endings`). Nothing happens when the task does not run here.
         """
         entry = current_entry()
-        # The caller usually is the task itself. Otherwise the entry is found by its key.
+        # The caller usually is the task itself. Otherwise the entry is found by its key. Without
+        # the lock: an entry that is replaced meanwhile was not running.
         if entry is None or entry.heir[:4] != heir[:4]:
             session = self.core.sessions.get(heir[0])
             entry = session.entries.get(heir[3]) if session is not None else None

@@ -121,7 +121,7 @@ class Inbox:
         if place is None:
             if places.shared:  # a graph came just before, and the task may belong beside it
                 place = places.beside(parse_timedelta(fifo_timeout))
-            else:  # `places.one` without a call
+            else:  # `places.one` without a call, or a lock: two threads may get one place
                 place = places.next
                 places.next += 1
         return ordered(place, 0, depth) if depth else place

@@ -86,7 +86,7 @@ class Members:
         self.holder: Process = ("", "", "")
         self.joined = False
         self.cut_off = False
-        self._chronicle = chronicle
+        self._event_log = chronicle
         self._ask = ask
         self._unlink = unlink
         self._step = step
@@ -130,12 +130,12 @@ class Members:
                 self._left(before.incarnation)
             if self.core.membership.joined(view):
                 joined.append(view.address)
-        self._chronicle.joined(joined)
+        self._event_log.joined(joined)
         self._step()
 
     def process_gone(self, owner: str) -> None:
         """Take in that another owner is gone for good. Stream handler."""
-        with self._chronicle.burying([owner], owner):
+        with self._event_log.burying([owner], owner):
             self.core.membership.process_gone(owner)
         if not self._closed:
             self._step()
@@ -144,12 +144,12 @@ class Members:
         """Take in that a worker, with the owners there, is gone for good."""
         membership = self.core.membership
         view = membership.view_of(incarnation)
-        with self._chronicle.burying(membership.owners_at(incarnation), incarnation):
+        with self._event_log.burying(membership.owners_at(incarnation), incarnation):
             if view is None:  # not in use: refused, or known only as the place of other owners
                 membership.left(incarnation, "left the cluster")
                 return
             reached = self._unlink(view)
-            with self._chronicle.losing(view, "left the cluster"):
+            with self._event_log.losing(view, "left the cluster"):
                 membership.left(incarnation, "left the cluster", reached)
 
     def connected(self, yes: bool) -> None:

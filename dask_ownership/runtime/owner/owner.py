@@ -195,12 +195,12 @@ class Owner:
             now_direct=lambda address: self.connections.now_direct(address),
         )
         self.pool = RoutedPool(self.reach, deserialize=False, connection_args=connection_args)
-        self._liveness = FailureDetector(core, self.step)
-        self.patience = Backoff(self._liveness.limit)
-        self._chronicle = EventLog(core)
+        self._failure_detector = FailureDetector(core, self.step)
+        self.patience = Backoff(self._failure_detector.limit)
+        self._event_log = EventLog(core)
         self.members = Members(
             core,
-            self._chronicle,
+            self._event_log,
             ask,
             proof(secret, self.incarnation) if secret else "",
             lambda view: self.connections.end(view),
@@ -211,7 +211,7 @@ class Owner:
             executor,
             self.reach,
             self.pool,
-            self._liveness.limit,
+            self._failure_detector.limit,
             token=lambda: self.token,  # not known yet, when a client has still to join
             received=self.received,
             call=inbox.call,
@@ -230,7 +230,7 @@ class Owner:
         self._loop = asyncio.get_running_loop()
         self.waiting.start()
         await self.pool.start()
-        self._liveness.start()
+        self._failure_detector.start()
         self.inbox.start()
 
     @property
@@ -438,7 +438,7 @@ class Owner:
         self._sweeping = False
         if not self.inbox.closed:
             self.places.grow_old()
-            self._chronicle.look()
+            self._event_log.look()
             if not self._ticking:
                 # Without ticks, no worker has more tasks than threads. Yet these tasks may queue
                 # behind tasks of other owners, and are recalled for idle workers then.
@@ -497,7 +497,7 @@ class Owner:
         """
         if self.inbox.closed:
             return
-        self._liveness.stop()
+        self._failure_detector.stop()
         self.inbox.close(lost)
         # Other owners hear that this owner leaves, and workers get the rest of their outboxes,
         # before the links say that the owner closes.

@@ -194,7 +194,7 @@ class Lineages(RowListener):
                 self.nbytes -= row.nbytes
                 if row.lineage_refs:
                     # The row is kept for its children alone, and they do not need its value.
-                    self.unheld(row)
+                    self.only_lineage_left(row)
         self._lifecycle.forget_unneeded(rows)
 
     def _evict(self, newest: Row) -> None:
@@ -227,7 +227,7 @@ class Lineages(RowListener):
 
     # ---- values that only lineage needs ----
 
-    def unheld(self, row: Row) -> None:
+    def only_lineage_left(self, row: Row) -> None:
         """Free the value of a row that only lineage references keep, if a task can make it again.
 
         An inline value without lineage stays, and counts as bytes of lineage. A row that is kept

@@ -38,8 +38,15 @@ Task: TypeAlias = tuple[Any, ...]
 types only. ``function`` is a number in the list of functions; -1 says that ``value`` is the task's
 inline value."""
 
-OPTIONS = ("workers", "loose", "retries", "resources", "timeout", "depth", "within")
+OPTIONS = (
+    "workers", "loose", "retries", "resources", "timeout", "executor", "span", "stays", "depth",
+    "within",
+)  # fmt: skip
 """Options of a task that another owner needs to run the task, beside ``replicas``."""
+
+NOT_NEEDED = ("at_most_once", "parent", "heir", "repeats", "adopted", "lineage_spec")
+"""The others: a task that runs at most once is not made again; the rest says which task of which
+process submitted the task, or is about objects that change their owner."""
 
 
 class LineageSpec:

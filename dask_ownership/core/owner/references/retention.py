@@ -207,7 +207,7 @@ class Retention(RowListener):
         self.export(row)
         if row.local_refs <= 0 and row.task_refs <= 0:
             # So far only lineage of other rows kept the row. Its value may be freed.
-            self._lineages.unheld(row)
+            self._lineages.only_lineage_left(row)
 
     def let_go(self, row: Row) -> None:
         """Count one keeper less of a task, and drop a lineage that only the children needed."""

@@ -14,8 +14,8 @@ What a state requires
 ``INLINE``
     ``value`` is the pickled value. `Lifecycle.inline_bytes` counts its bytes.
 ``STORED``
-    The holders in ``locations``, at least one, have the value. A borrowed row names the holders in
-    ``addresses`` instead.
+    Holders in ``locations``, at least one, have the value; a worker there may only have been told
+    to fetch the value (`Copies.there`). A borrowed row names the holders in ``addresses`` instead.
 ``ERROR``
     ``value`` says why there is no value. The row keeps what a retry needs: function, payload and
     dependencies.
@@ -254,7 +254,7 @@ class Lifecycle:
         Copies at workers of this process are freed: the next value may be another value.
         """
         if row.locations:
-            self.unhold(row)
+            self.free_copies(row)
         row.state = WAITING
 
     def pushed(self, row: Row, view: WorkerView) -> None:
@@ -480,7 +480,7 @@ class Lifecycle:
         elif row.state == INLINE:
             self.inline_bytes -= row.nbytes
         if row.locations:
-            self.unhold(row)  # of a stored or borrowed value, or of a shared inline value
+            self.free_copies(row)  # of a stored or borrowed value, or of a shared inline value
         row.value = value  # before the state: another thread looks once the state is final
         row.state = state
         row.dependents = None
@@ -522,7 +522,8 @@ class Lifecycle:
     def drop_locations(self, row: Row, gone: set[WorkerView], reason: str) -> None:
         """Note that the workers ``gone`` do not have a value any more.
 
-        Without a further holder the value is made again, or is lost.
+        Without a further holder the value is made again, or is lost. A further holder may only have
+        been told to fetch the value: then ``MISSING`` or `OwnerCore.missed` leads here again.
         """
         addresses = ", ".join(sorted(view.address for view in gone))
         row.locations = tuple([view for view in row.locations if view not in gone])
@@ -540,7 +541,7 @@ class Lifecycle:
             why_not = self.why_not(row)
             self.lose(row, f"its only copy was at {addresses}, which {reason}; {why_not}")
 
-    def unhold(self, row: Row) -> None:
+    def free_copies(self, row: Row) -> None:
         """Free every copy of a value at the owner's workers."""
         self._free(row, row.locations)
         row.locations = ()
@@ -555,7 +556,8 @@ class Lifecycle:
     def withdraw(self, row: Row) -> None:
         """Have a row wait whose value is gone or whose error is tried again.
 
-        Listeners tell the borrowers and other readers of the value to wait as well.
+        `Lending` tells the borrowers. Readers in this process notice by themselves: ready rows in
+        `Dispatch.push`, pushed rows by ``GIVEN_BACK``, and gathers in the runtime.
         """
         roles = row.roles
         if roles:
@@ -583,7 +585,7 @@ class Lifecycle:
             row.worker.take_back(row)
         elif row.state == INLINE:
             self.inline_bytes -= row.nbytes
-        self.unhold(row)
+        self.free_copies(row)
         needed = row.dependencies + row.contains
         row.dependencies = row.contains = ()
         row.function = None
@@ -626,7 +628,9 @@ class Lifecycle:
             self._forget(dead)
 
     def _forget(self, dead: list[Row]) -> None:
-        """Free rows without a handle or a use, and rows that nothing else needed.
+        """Forget rows without a handle or a use, and rows that only these needed.
+
+        A row that descendants still count stays: `Lineages` decides about its value.
 
         A listener may release further rows here. They join the stack of the outer call, so chains
         of any length end without recursion.
@@ -645,14 +649,14 @@ class Lifecycle:
                 if row.lineage_refs:
                     # Descendants need the row: its value may be freed, but not the row.
                     for _, listener in self._listeners:
-                        listener.unheld(row)
+                        listener.only_lineage_left(row)
                     continue
                 if state == INLINE:
                     self.inline_bytes -= row.nbytes
                 elif state == PUSHED:
                     row.worker.take_back(row)
                 if row.locations:
-                    self.unhold(row)
+                    self.free_copies(row)
                 row.state = FORGOTTEN
                 roles = row.roles
                 if roles:

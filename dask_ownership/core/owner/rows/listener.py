@@ -15,7 +15,8 @@ class RowListener:
     """Base of the features that are told what becomes of rows with one of their roles.
 
     Every method here does nothing; a listener defines the methods for the events that concern the
-    feature. `instead`, `recover` and `unheld` are called for all rows, with a role or without.
+    feature. `instead`, `recover` and `only_lineage_left` are called for all rows, with a role or
+    without.
     """
 
     def finishing(self, row: Row, arguments: tuple[Row, ...]) -> None:
@@ -54,12 +55,18 @@ class RowListener:
         """Hear that a stored value has other holders than before."""
 
     def instead(self, row: Row, state: int) -> bool:
-        """Return True to keep a row from failing when its dependency has ended in ``state``."""
+        """Return True to keep a row from failing when its dependency has ended in ``state``.
+
+        Only `DetachedObjects` does.
+        """
         return False
 
     def recover(self, row: Row) -> bool:
-        """Return True when the feature has a row's value made again whose last copy is gone."""
+        """Return True when the feature has a row's value made again whose last copy is gone.
+
+        `Lineages`, `Reconstruction` and `DetachedObjects` are asked, in this order.
+        """
         return False
 
-    def unheld(self, row: Row) -> None:
+    def only_lineage_left(self, row: Row) -> None:
         """Hear that only descendants (rows that were made from the row) still count a row."""

@@ -1,5 +1,11 @@
 """Options of a row: what the user, or the submitting task, says of the row's task.
 
+A new option is a field below. To have an effect it also goes into the settings or limits of
+`futures.options` (and the test there in front of `NO_OPTIONS`); into `Dispatch._extra`, when the
+worker has to know of it; into `placement._restriction`, when it restricts where a task runs; into
+``OPTIONS`` or ``NOT_NEEDED`` of `references.detached`; into `Delegations.on_delegated`, when it
+outlives the task; and into `monitoring.lookup`, for those who look.
+
 An `Options` object is shared by rows and never written to; a row with other options gets another
 object, by `dataclasses.replace`. What becomes of the attempts of a row is no option, see
 `rows.attempts`.

@@ -1,7 +1,8 @@
 """A row: one object that this process owns or borrows, and the task that makes the object.
 
-A row is both, because a Dask task makes one object. Only the owner writes its rows (rule R1): the
-states are written by `rows.lifecycle` alone and the counts by `rows.table` alone.
+A row is both, because a Dask task makes one object. Only the owner writes its rows: the
+states are written by `rows.lifecycle` alone and the counts by `rows.table` alone. A row that is not
+submitted yet belongs to the thread that made it.
 """
 
 from __future__ import annotations
@@ -146,8 +147,8 @@ class Row:
     type_name: bytes | None = field(default=None, init=False)
     #: Handles: how many futures in this process hold the row, see `rows.table`.
     local_refs: int = field(default=1, init=False)
-    #: Uses: how many rows without an end need the row, and how many values contain its future; all
-    #: borrowers together count as one.
+    #: Uses: how many rows that did not end with a value need the row, and how many values contain
+    #: its future; all borrowers together count as one.
     task_refs: int = field(default=0, init=False)
     #: Descendants: how many lineages need the row, and how many processes have the row's task kept
     #: for its children.
@@ -190,6 +191,8 @@ class Row:
         mine = self.options.parent
         if mine is not None and mine != parent:
             self.options = replace(self.options, parent=None)
+            if self.lineage is not None:  # which brings its options back when it makes the value
+                self.lineage.options = replace(self.lineage.options, parent=None)
 
     @property
     def done(self) -> bool:

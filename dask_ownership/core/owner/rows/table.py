@@ -72,8 +72,10 @@ class Rows(Mapping[Key, Row]):
 class Table:
     """The rows of one owner by key, and their counts.
 
-    Two threads meet here in only one way: one thread looks a key up and takes a handle (`adopt`),
-    another thread counts down and takes out rows at zero (`release`). ``lock`` covers both.
+    Any thread looks keys up, takes handles on rows and names rows; only the loop counts down and
+    takes out rows at zero (`release`, `release_uses`, `unneeded`). ``lock`` covers both.
+    `Lifecycle._forget` then frees the values of these rows (``FREE`` to workers), and
+    `Lineages.only_lineage_left` decides about a row that lineage still needs.
 
     Parameters
     ----------
