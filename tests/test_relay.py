@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -100,7 +102,7 @@ def test_a_worker_dies_behind_a_relay() -> None:
         future = client.submit(blob, 300_000, workers=workers[0], allow_other_workers=True)
         assert len(future.result(timeout=20)) == 300_000
         nanny = next(w for w in cluster.workers.values() if w.worker_address == workers[0])
-        nanny.process.process.kill()
+        os.kill(nanny.pid, signal.SIGKILL)
         until(lambda: not any(r.target == workers[0] for r in relays(cluster).open), 20)
         assert len(client.submit(bytes, future).result(timeout=30)) == 300_000
 

@@ -29,7 +29,7 @@ from dask_ownership.runtime.comm.reach import dial_raw
 
 logger = logging.getLogger("dask_ownership.scheduler")
 
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 """Bytes that are passed on at once, at most."""
 
 OPENS = 5.0
@@ -212,6 +212,8 @@ class Relays:
             data = await read(CHUNK, partial=True)
             await self._passed(relay, len(data))
             await out.write(data)  # until the socket has taken all: no buffer grows
+            # While the streams are ready, none of these waits lets other parts of the loop run.
+            await asyncio.sleep(0)
 
     async def _pump_messages(self, relay: Relay, source: Comm, sink: Comm) -> None:
         """Pass messages on from one connection to another."""

@@ -29,7 +29,7 @@ from weakref import WeakValueDictionary
 
 import dask
 from distributed.comm import Comm, connect
-from distributed.comm.core import Connector
+from distributed.comm.core import Connector, FatalCommClosedError
 from distributed.comm.registry import Backend, backends, get_backend
 from distributed.core import ConnectionPool
 
@@ -68,7 +68,7 @@ _numbers = itertools.count()
 _reaches: WeakValueDictionary[int, Reach] = WeakValueDictionary()
 
 
-class NoRelay(OSError):
+class NoRelay(FatalCommClosedError):
     """The scheduler refuses to open a relay to a worker."""
 
 
@@ -203,7 +203,9 @@ class Reach:
                 return relay.result()
         error, refusal = dial.exception(), relay.exception()
         assert error is not None and refusal is not None
-        raise OSError(f"{error}; and by way of the scheduler: {refusal}") from error
+        reasons = f"{error}; and by way of the scheduler: {refusal}"
+        # The scheduler has said no: `connect` need not ask again and again.
+        raise (NoRelay if isinstance(refusal, NoRelay) else OSError)(reasons) from error
 
     def _let_go(self, opening: asyncio.Future[Comm]) -> None:
         """Cancel a connection on its way, or close the connection if it came all the same."""
