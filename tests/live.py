@@ -113,6 +113,13 @@ def until_handed_out(client: Client) -> None:
     until(handed_out)
 
 
+def deaths_under(client: Client, future: Any, alone: bool = False) -> int:
+    """How many workers died while a task may have run there; or only while nothing else did."""
+    story = [e for e in client.owner.core.history.events if e[0] == future.key]
+    ran = ("nothing else ran there",) if alone else ("may have run", "nothing else ran there")
+    return sum(e[1] == "worker-gone" and any(text in e[2] for text in ran) for e in story)
+
+
 def sessions_at_worker(dask_worker: Any) -> list[str]:
     """Owners that a worker has anything of."""
     return list(dask_worker.extensions["dask-ownership"].executor.core.sessions)

@@ -17,6 +17,7 @@ import pytest
 from live import (
     assert_nothing_left,
     blob,
+    deaths_under,
     inc,
     pid_of,
     slowinc,
@@ -118,7 +119,7 @@ def test_work_of_a_frozen_worker_is_done_elsewhere(client, tmp_path):
     assert [future.result() for future in (*running, *nested)] == before
     places = [client.submit(slow_where, pure=False) for _ in range(60)]
     assert set(client.gather(places)) == {victim, other}
-    assert not any(client.owner.core.attempts.of(future._row).deaths for future in running)
+    assert not any(deaths_under(client, future) for future in running)
     del running, chain, marks, nested, near, places
     assert_nothing_left(client)
 

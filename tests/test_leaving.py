@@ -10,7 +10,7 @@ import distributed
 import programs
 import pytest
 from distributed import wait
-from live import blob, inc, slowinc, small_cluster, until, wait_for_members
+from live import blob, deaths_under, inc, slowinc, small_cluster, until, wait_for_members
 
 from dask_ownership import Client
 from dask_ownership.core.owner.rows.row import HAS_BORROWERS
@@ -157,7 +157,7 @@ def test_adaptive_scaling_starts_from_nothing_and_keeps_busy_workers():
         until(lambda: len(client.owner.core.placement.workers) == 2, 20)
         busy = set(client.owner.core.placement.workers)
         assert client.gather(futures) == [1, 2, 3, 4]
-        assert all(client.owner.core.attempts.of(future._row).deaths == 0 for future in futures)
+        assert not any(deaths_under(client, future, alone=True) for future in futures)
         assert busy
         del futures
         until(lambda: not client.owner.core.placement.workers, 20)

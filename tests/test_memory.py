@@ -12,7 +12,15 @@ import dask.array as da
 import distributed
 import pytest
 from distributed import LocalCluster
-from live import assert_nothing_left, blob, small_cluster, until, wait_for_members, where
+from live import (
+    assert_nothing_left,
+    blob,
+    deaths_under,
+    small_cluster,
+    until,
+    wait_for_members,
+    where,
+)
 from tornado.iostream import IOStream
 
 from dask_ownership import Client
@@ -339,7 +347,7 @@ def test_values_of_a_worker_that_the_nanny_ended_are_made_again(tmp_path: Any) -
         assert eater.result(timeout=40) != first
         assert client.gather(values) == [blob(1_000_000, i) for i in range(5)]
         assert client.owner.core.lineages.recovered >= 5
-        assert len(client.owner.core.attempts.of(eater._row).died) == 1
+        assert deaths_under(client, eater) == 1
         del values, eater
         assert_nothing_left(client)
 

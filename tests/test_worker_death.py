@@ -12,6 +12,7 @@ import distributed
 import pytest
 from live import (
     blob,
+    deaths_under,
     inc,
     kill,
     pid_of,
@@ -293,7 +294,7 @@ def test_what_runs_beside_a_deadly_task_is_not_blamed():
             deadly.result(timeout=50)
         assert "3 of them while nothing else of any owner ran there" in str(info.value)
         assert client.gather(beside) == list(range(1, 31))
-        assert all(client.owner.core.attempts.of(f._row).deaths <= 1 for f in beside)
+        assert all(deaths_under(client, future, alone=True) <= 1 for future in beside)
 
 
 def test_what_another_owner_has_beside_a_deadly_task_is_not_blamed():
