@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import os
 import signal
 import subprocess
@@ -140,6 +142,58 @@ def test_a_worker_that_can_be_dialled_again_is_relayed_to_no_more(
         until(lambda: not relays(relaying).open, 10, "no relay is left")
 
 
+def test_requests_on_their_way_end_by_the_relay_that_is_left(
+    relaying: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dial that wins for any connection lets all users of relays dial, and breaks none."""
+    dial = reach.dial_raw
+
+    async def no_route(address: str, *arguments: Any) -> Any:
+        raise OSError(f"no route to {address}")
+
+    monkeypatch.setattr(reach, "dial_raw", no_route)
+    with Client(relaying, set_as_default=False) as client:
+        workers = wait_for_members(client, 2)
+        assert client.gather(client.map(inc, range(20), pure=False)) == list(range(1, 21))
+        until(lambda: sorted(client.owner.reach.relayed) == sorted(workers), 10, "both relayed")
+        pool = client.owner.pool
+
+        async def leave(worker: str) -> tuple[bool, bool, bool]:
+            busy = await pool.connect(worker)
+            idle = await pool.connect(worker)
+            pool.reuse(worker, idle)
+            monkeypatch.setattr(reach, "dial_raw", dial)
+            # More than the idle connection: the dial for the next one wins against its relay.
+            others = []
+            while client.owner.reach.way_to(worker) == "relayed" and len(others) < 20:
+                others.append(await pool.connect(worker))
+            await asyncio.sleep(0.1)
+            during = busy.closed()
+            for other in others:
+                pool.reuse(worker, other)
+            pool.reuse(worker, busy)
+            return during, busy.closed(), client.owner.reach.way_to(worker) == "direct"
+
+        assert client.sync(leave, workers[0]) == (False, True, True)
+        until(
+            lambda: not any(relay.target == workers[0] for relay in relays(relaying).open),
+            10, "no relay to the worker is left, not even that of the link",
+        )  # fmt: skip
+        assert client.gather(client.map(inc, range(20), pure=False)) == list(range(1, 21))
+
+
+def test_the_scheduler_keeps_file_descriptors_for_itself(
+    relaying: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relays(relaying), "_most", 0)
+    with (
+        dask.config.set({**RELAY, "distributed.comm.timeouts.connect": "1s"}),
+        Client(relaying, set_as_default=False) as client,
+        pytest.raises(NoWorker, match="file descriptors"),
+    ):
+        client.submit(inc, 1).result(timeout=20)
+
+
 def test_relays_may_be_switched_off() -> None:
     with (
         dask.config.set({"ownership.relay.enabled": False}),
@@ -163,6 +217,17 @@ def test_all_relays_together_stay_below_a_rate() -> None:
         began = time.monotonic()
         assert sum(map(len, client.gather(futures))) == 6_000_000
         assert time.monotonic() - began > 1.0
+        # What is small does not wait for what is large.
+        values = client.map(blob, [4_000_000] * 2, pure=False)
+        until(lambda: all(value.done() for value in values))
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            gathered = thread.submit(client.gather, values)
+            time.sleep(0.2)
+            began = time.monotonic()
+            assert client.submit(inc, 1, pure=False).result(timeout=20) == 2
+            assert time.monotonic() - began < 0.5
+            assert not gathered.done()
+            assert sum(map(len, gathered.result(timeout=30))) == 8_000_000
 
 
 def test_a_wrong_mode_is_named(relaying: LocalCluster) -> None:

@@ -144,7 +144,11 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         scheduler.handlers[DIAL] = self._operation(self.dial, "dialler")
         scheduler.handlers[WHERE] = self._operation(self.where, "asker")
         self.relays = Relays(
-            scheduler.connection_args, self.roster.workers, self._stranger, self._refusals
+            scheduler.connection_args,
+            self.roster.workers,
+            self._stranger,
+            self.roster.gone,
+            self._refusals,
         )
         scheduler.handlers[RELAY] = self.relays.relay
         name_senders(scheduler, (WORD, BACKLOG, REPORT))

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+import resource
+from collections.abc import Awaitable, Callable, Container, Mapping
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -31,6 +33,12 @@ logger = logging.getLogger("dask_ownership.scheduler")
 
 CHUNK = 1 << 20
 """Bytes that are passed on at once, at most."""
+
+SMALL_CHUNK = 1 << 16
+"""Bytes that are passed on at once by a relay that is not busy, or below a rate."""
+
+AT_ONCE = 1 << 12
+"""Bytes that pass without a wait for the rate: heartbeats and small answers must not be late."""
 
 OPENS = 5.0
 """Seconds for which a worker may take to accept a connection."""
@@ -73,11 +81,17 @@ class Bandwidth:
     ----------
     limit : float or None
         Bytes per second; None for no limit.
+
+    Attributes
+    ----------
+    chunk : int
+        Bytes that a relay may pass on at once.
     """
 
     def __init__(self, limit: float | None) -> None:
         self._limit = limit
         self._free_at = 0.0
+        self.chunk = CHUNK if limit is None else SMALL_CHUNK
 
     async def take(self, nbytes: int) -> None:
         """Count bytes of a relay, and wait until they may pass at the rate."""
@@ -86,7 +100,7 @@ class Bandwidth:
         now = monotonic()
         self._free_at = max(self._free_at, now) + nbytes / self._limit
         # Shorter waits add up in ``_free_at``: a sleep for each small batch would cost more.
-        if self._free_at - now > 0.01:
+        if self._free_at - now > 0.01 and nbytes > AT_ONCE:
             await asyncio.sleep(self._free_at - now)
 
 
@@ -101,6 +115,8 @@ class Relays:
         By the addresses of the workers of the cluster.
     stranger : callable
         ``stranger(name, token)``: why a caller is no owner of this cluster, or None.
+    gone : container of str
+        Incarnations of owners that are gone.
     refusals : Refusals
 
     Attributes
@@ -118,21 +134,26 @@ class Relays:
         connection_args: dict[str, Any],
         workers: Mapping[str, Any],
         stranger: Callable[[Any, Any], str | None],
+        gone: Container[str],
         refusals: Refusals,
     ) -> None:
         self._connection_args = connection_args
         self._workers = workers
         self._stranger = stranger
+        self._gone = gone
         self._refusals = refusals
         self._enabled = bool(dask.config.get("ownership.relay.enabled", True))
         most = dask.config.get("ownership.relay.max-bandwidth", None)
         self._bandwidth = Bandwidth(None if most is None else float(parse_bytes(most)))
+        # Each relay takes two file descriptors, and the scheduler needs others for itself.
+        self._most = max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        self._opening = 0
         self.open: set[Relay] = set()
         self.nbytes = 0
         self.opened = 0
 
     async def relay(
-        self, comm: Comm, target: Any = "", asker: Any = "", token: Any = None, **other: Any
+        self, comm: Comm, /, target: Any = "", asker: Any = "", token: Any = None, **other: Any
     ) -> Any:
         """Handler of `RELAY`: splice a connection with a new one to a worker, until either ends.
 
@@ -158,32 +179,47 @@ class Relays:
         if reason is not None:
             self._refusals.say("a relay", reason)
             return refusal(reason)
-        reason = self._refuse(target, other)
+        reason = self._refuse(target, asker, other)
         if reason is not None:
             return refusal(reason)
+        self._opening += 1
         try:
             there = await asyncio.wait_for(dial_raw(target, False, self._connection_args), OPENS)
-        except (OSError, asyncio.TimeoutError, TimeoutError) as error:
+        except Exception as error:  # of any kind: the address is what a worker said of itself
             return refusal(f"the scheduler cannot reach {target} either: {error!r}")
+        finally:
+            self._opening -= 1
         relay = Relay(asker, target, comm, there)
+        # Both may have left meanwhile.
+        if target not in self._workers or asker in self._gone:
+            relay.abort()
+            return Status.dont_reply
         self.open.add(relay)
         self.opened += 1
         try:
-            await comm.write({"status": "OK"})
-            await self._splice(relay)
+            with suppress(OSError):  # the caller may have taken a direct connection meanwhile
+                await comm.write({"status": "OK"})
+                await self._splice(relay)
         finally:
             self.open.discard(relay)
             relay.abort()
         return Status.dont_reply
 
-    def _refuse(self, target: Any, other: Mapping[str, Any]) -> str | None:
+    def _refuse(self, target: Any, asker: str, other: Mapping[str, Any]) -> str | None:
         """Why a relay to this worker is refused, or None."""
         if other or type(target) is not str:
             return "the arguments of a relay are not as expected"
         if not self._enabled:
             return "relays are switched off at the scheduler (ownership.relay.enabled)"
+        if asker in self._gone:
+            return "the scheduler counts this owner as gone"
         if target not in self._workers:
             return "there is no such worker in the cluster"
+        if len(self.open) + self._opening >= self._most:
+            return (
+                f"the scheduler relays {len(self.open)} connections already, which is half of the "
+                "file descriptors that it may open (ulimit -n)"
+            )
         return None
 
     async def _splice(self, relay: Relay) -> None:
@@ -208,20 +244,26 @@ class Relays:
         """Pass bytes on from one stream to another."""
         read: Callable[..., Awaitable[bytes]] = source.stream.read_bytes
         out: IOStream = sink.stream
-        # A call of the system for each 64 KiB, as usual, takes most of the time of a relay.
-        source.stream.read_chunk_size = CHUNK
+        chunk = source.stream.read_chunk_size = SMALL_CHUNK
         while True:
-            data = await read(CHUNK, partial=True)
+            data = await read(chunk, partial=True)
+            if len(data) == chunk < self._bandwidth.chunk:
+                # There is much to pass on. A call of the system for each 64 KiB would take most of
+                # the time of the relay.
+                chunk = source.stream.read_chunk_size = self._bandwidth.chunk
             await self._passed(relay, len(data))
             await out.write(data)  # until the socket has taken all: no buffer grows
             # While the streams are ready, none of these waits lets other parts of the loop run.
             await asyncio.sleep(0)
 
-    async def _pump_messages(self, relay: Relay, source: Comm, sink: Comm) -> None:
+    async def _pump_messages(self, relay: Relay, source: Comm, sink: Any) -> None:
         """Pass messages on from one connection to another."""
         while True:
             message = await source.read()
             await self._passed(relay, await sink.write(message))
+            if has_stream(sink):
+                # The comm does not wait until the socket has taken all.
+                await sink.stream.write(b"")
 
     async def _passed(self, relay: Relay, nbytes: int) -> None:
         """Count bytes of a relay, and wait as the bandwidth demands."""

@@ -33,9 +33,12 @@ class Channel(Protocol):
     ----------
     arrivals : int
         The number of reads that brought bytes: grows with each sign of life from the other end.
+    comm : Comm
+        The comm that the channel took over.
     """
 
     arrivals: int
+    comm: Comm
 
     @property
     def written(self) -> int:

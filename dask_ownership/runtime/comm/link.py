@@ -209,9 +209,9 @@ class OwnerLink:
             made.abort()  # this ends `listen` in `_run`, which dials again
         return self._pulse.owed
 
-    def dial_again(self) -> None:
-        """End the connection and dial again, because there is a better way to the worker now."""
-        if self._channel is not None:
+    def leave_relay(self, is_relay: Callable[[Comm], bool]) -> None:
+        """End the connection and dial again, if the connection is a relay."""
+        if self._channel is not None and is_relay(self._channel.comm):
             self._channel.abort()
 
     def _disappointed(self) -> None:

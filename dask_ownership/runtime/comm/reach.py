@@ -25,7 +25,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import dask
 from distributed.comm import Comm, connect
@@ -59,6 +59,9 @@ RELAY_TIMEOUT = 10.0
 RELAYED = ("tcp", "tls", "ws", "wss")
 """Schemes of addresses for which there are relays. Workers in the same process (``inproc``) are
 reached without."""
+
+ENCRYPTED = ("tls://", "wss://")
+"""Beginnings of addresses of workers that encrypt."""
 
 MODES = ("auto", "direct", "relay")
 """Values of ``ownership.reach``: dial and ask for relays, only dial, or only ask for relays."""
@@ -97,7 +100,8 @@ class Reach:
     asker, token : callable
         Return the incarnation of the owner in this process, and its token.
     now_direct : callable
-        Told of the address of a worker that was reached by a relay and can be dialled now.
+        Told of the address of a worker that was reached by a relay and can be dialled now. The
+        pools of this object have left their relays then.
 
     Attributes
     ----------
@@ -106,6 +110,8 @@ class Reach:
     relayed : dict of str to float
         Addresses of the workers reached by relays, with the seconds after which the process dials
         the worker again.
+    pools : WeakSet of RoutedPool
+        The pools that connect by way of this object.
     """
 
     def __init__(
@@ -123,6 +129,9 @@ class Reach:
         self._now_direct = now_direct
         self.mode = mode_of(dask.config.get("ownership.reach", "auto"))
         self.relayed: dict[str, float] = {}
+        self.pools: WeakSet[RoutedPool] = WeakSet()
+        # The connections that are relays.
+        self._relays: WeakSet[Comm] = WeakSet()
         # Timers of the next dials of workers with a relay; and connections on their way that are
         # not needed, or are tried in the background.
         self._trying: dict[str, asyncio.TimerHandle] = {}
@@ -145,6 +154,10 @@ class Reach:
         """Return ``"relayed"`` for a worker reached by a relay, and ``"direct"`` for any other."""
         return "relayed" if address in self.relayed else "direct"
 
+    def is_relay(self, comm: Comm) -> bool:
+        """Whether a connection that this object opened is a relay."""
+        return comm in self._relays
+
     async def open(self, address: str, deserialize: bool, arguments: dict[str, Any]) -> Comm:
         """Connect to a worker, directly or by a relay, without the first handshake.
 
@@ -161,7 +174,12 @@ class Reach:
         ------
         OSError
             When neither way leads to the worker. The text tells both reasons.
+        RuntimeError
+            When the configuration requires encryption and the worker does not encrypt. A relay
+            would not encrypt either, on its way from the scheduler to the worker.
         """
+        if arguments.get("require_encryption") and not address.startswith(ENCRYPTED):
+            raise RuntimeError(f"the configuration requires encryption, and {address} has none")
         if self.mode == "relay":
             comm = await self._relay(address, deserialize, arguments)
             self.relayed.setdefault(address, SELDOM)
@@ -174,6 +192,7 @@ class Reach:
                 start = SHORT_START if self.relayed else HEAD_START
                 await asyncio.wait([dial], timeout=start)
             if _succeeded(dial):
+                self._is_direct(address)
                 return dial.result()
             relay = asyncio.ensure_future(self._relay(address, deserialize, arguments))
             return await self._first(address, dial, relay)
@@ -250,16 +269,25 @@ class Reach:
             comm.abort()
             reason = answer.get("reason") if isinstance(answer, dict) else None
             raise NoRelay(reason or "the scheduler does not know of relays")
+        self._relays.add(comm)
         return comm
 
     # ---- leaving a relay for a direct connection ----
 
     def _is_direct(self, address: str) -> None:
-        """Note that a worker was reached directly, or needs no relay any more."""
-        self.relayed.pop(address, None)
-        trying = self._trying.pop(address, None)
-        if trying is not None:
-            trying.cancel()
+        """Note that a worker was dialled; leave its relays, if there are any."""
+        if address in self.relayed:
+            self.forget(address)
+            logger.info("%s can be dialled from here: it is relayed to no more", address)
+            # Later: the connection that has just been made is not handed to its user yet.
+            asyncio.get_running_loop().call_soon(self._leave_relays, address)
+
+    def _leave_relays(self, address: str) -> None:
+        """Let all users of relays to a worker dial the worker."""
+        if not self._closed and address not in self.relayed:
+            for pool in list(self.pools):
+                pool.leave_relays(address)
+            self._now_direct(address)
 
     def _is_relayed(self, address: str) -> None:
         """Note that a worker was reached by a relay, and dial the worker again later."""
@@ -284,9 +312,12 @@ class Reach:
             trying.add_done_callback(self._background.discard)
 
     async def _try_once(self, address: str) -> None:
-        """Dial a worker with a relay once; when the dial succeeds, tell `now_direct`."""
+        """Dial a worker with a relay once; when the dial succeeds, leave the relay."""
         try:
-            comm = await connect(address, timeout=HEAD_START, **self._connection_args)
+            # Some connectors take longer than `connect` allows them.
+            comm = await asyncio.wait_for(
+                connect(address, timeout=HEAD_START, **self._connection_args), 10 * HEAD_START
+            )
         except Exception:
             if address in self.relayed:
                 self.relayed[address] = min(2 * self.relayed[address], SELDOM)
@@ -294,12 +325,13 @@ class Reach:
             return
         comm.abort()  # the connection was for the test only: links and requests open their own
         self._is_direct(address)
-        logger.info("%s can be dialled from here: it is relayed to no more", address)
-        self._now_direct(address)
 
     def forget(self, address: str) -> None:
-        """Forget the way to a worker that is gone."""
-        self._is_direct(address)
+        """Forget the way to a worker that is gone, or needs no relay any more."""
+        self.relayed.pop(address, None)
+        trying = self._trying.pop(address, None)
+        if trying is not None:
+            trying.cancel()
 
     async def close(self) -> None:
         """End all timers and all connections on their way."""
@@ -335,23 +367,33 @@ class RoutedPool(ConnectionPool):
     def __init__(self, reach: Reach, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._reach = reach
+        reach.pools.add(self)
 
     async def connect(self, addr: str, timeout: float | None = None) -> Comm:
         """Return a connection to a worker, for the caller to give back by `reuse`."""
         return await super().connect(self._reach.route(addr), timeout)
 
     def reuse(self, addr: str, comm: Comm) -> None:
-        """Take a connection back from its caller."""
+        """Take a connection back from its caller; end a relay that is needed no more."""
+        if self._reach.is_relay(comm) and self._reach.way_to(addr) == "direct":
+            comm.abort()
         super().reuse(self._reach.route(addr), comm)
 
     def remove(self, addr: str, **reason: Any) -> None:
-        """End all connections to a worker that is gone, or is reached in another way now."""
+        """End all connections to a worker that is gone."""
+        self._reach.forget(addr)
         super().remove(self._reach.route(addr), **reason)
 
     def end_idle(self, addr: str) -> None:
         """End the idle connections to a worker, which lead the same way as a stalled connection."""
         for idle in list(self.available[self._reach.route(addr)]):
             idle.abort()
+
+    def leave_relays(self, addr: str) -> None:
+        """End the idle relays to a worker; requests on their way end first, see `reuse`."""
+        for idle in list(self.available[self._reach.route(addr)]):
+            if self._reach.is_relay(idle):
+                idle.abort()
 
 
 class _Connector(Connector):

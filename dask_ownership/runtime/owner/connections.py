@@ -136,7 +136,6 @@ class Connections:
         """
         link, view.link = view.link, None
         self._pool.remove(view.address)  # requests to the worker end
-        self._reach.forget(view.address)
         if link is None:
             return False
         link.closed = True  # at once: `close` below runs in a task of its own
@@ -147,10 +146,9 @@ class Connections:
 
     def now_direct(self, address: str) -> None:
         """Leave the relay to a worker that can be dialled now."""
-        self._pool.remove(address)
         view = self.core.placement.workers.get(address)
         if view is not None and isinstance(view.link, OwnerLink):
-            view.link.dial_again()
+            view.link.leave_relay(self._reach.is_relay)
 
     def dial(self, address: str) -> None:
         """Dial a worker that has a post for this process and no link. Stream handler."""
