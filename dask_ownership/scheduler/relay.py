@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import resource
 from collections.abc import Awaitable, Callable, Container, Mapping
 from contextlib import suppress
 from time import monotonic
 from typing import Any
 
 import dask
+import psutil
 from dask.utils import parse_bytes
 from distributed.comm import Comm
 from distributed.core import Status
@@ -42,6 +42,15 @@ AT_ONCE = 1 << 12
 
 OPENS = 5.0
 """Seconds for which a worker may take to accept a connection."""
+
+
+def file_descriptors() -> int:
+    """How many files and connections this process may have open."""
+    rlimit = getattr(psutil.Process(), "rlimit", None)  # of Linux only
+    if rlimit is None:
+        return 1024
+    soft, _ = rlimit(psutil.RLIMIT_NOFILE)
+    return int(soft) if soft > 0 else 1 << 20
 
 
 class Relay:
@@ -146,7 +155,7 @@ class Relays:
         most = dask.config.get("ownership.relay.max-bandwidth", None)
         self._bandwidth = Bandwidth(None if most is None else float(parse_bytes(most)))
         # Each relay takes two file descriptors, and the scheduler needs others for itself.
-        self._most = max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        self._most = max(1, file_descriptors() // 4)
         self._opening = 0
         self.open: set[Relay] = set()
         self.nbytes = 0
