@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -192,6 +193,26 @@ def test_the_scheduler_keeps_file_descriptors_for_itself(
         pytest.raises(NoWorker, match="file descriptors"),
     ):
         client.submit(inc, 1).result(timeout=20)
+
+
+def test_a_proxy_that_accepts_connections_and_leads_nowhere(
+    relaying: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dial = reach.dial_raw
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        nowhere = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+
+        async def by_the_proxy(address: str, *arguments: Any) -> Any:
+            return await dial(nowhere, *arguments)
+
+        monkeypatch.setattr(reach, "dial_raw", by_the_proxy)
+        with Client(relaying, set_as_default=False) as client:
+            wait_for_members(client, 2)
+            began = time.monotonic()
+            assert client.gather(client.map(inc, range(20), pure=False)) == list(range(1, 21))
+            assert time.monotonic() - began < 5
+            ways = {link["way"] for link in client.ownership().links.values()}
+            assert ways == {"relayed"}
 
 
 def test_relays_may_be_switched_off() -> None:

@@ -8,9 +8,11 @@ relay as over a direct connection, from the first handshake on; so links and req
 of relays.
 
 The dial begins first. When the dial takes longer than `HEAD_START`, the process asks for a relay as
-well, and takes the connection that is there first. For a worker that was reached by a relay, the
-process asks for a relay at once from then on, and dials the worker in the background now and then;
-when a dial succeeds, the process leaves the relay.
+well, and takes the connection that is there first. A connection is there when the worker has said
+a word over it: a proxy on the way may accept connections and lead nowhere.
+
+For a worker that was reached by a relay, the process asks for a relay at once from then on, and
+dials the worker in the background now and then; when a dial succeeds, the process leaves the relay.
 
 The module registers a comm backend of distributed, so all code that connects to addresses can
 connect this way: the address ``reach://N/tcp/host:port`` stands for the worker ``tcp://host:port``,
@@ -184,7 +186,7 @@ class Reach:
             comm = await self._relay(address, deserialize, arguments)
             self.relayed.setdefault(address, SELDOM)
             return comm
-        dial = asyncio.ensure_future(dial_raw(address, deserialize, arguments))
+        dial = asyncio.ensure_future(self._dial(address, deserialize, arguments))
         relay: asyncio.Future[Comm] | None = None
         try:
             # The dial of a worker without a relay has a head start: a direct way is the better one.
@@ -238,6 +240,10 @@ class Reach:
         self._background.add(opening)
         opening.add_done_callback(self._background.discard)
 
+    async def _dial(self, address: str, deserialize: bool, arguments: dict[str, Any]) -> Comm:
+        """Connect to a worker directly."""
+        return await _greeted(await dial_raw(address, deserialize, arguments))
+
     async def _relay(self, address: str, deserialize: bool, arguments: dict[str, Any]) -> Comm:
         """Connect to the scheduler, and have it splice the connection to one to the worker.
 
@@ -270,7 +276,7 @@ class Reach:
             reason = answer.get("reason") if isinstance(answer, dict) else None
             raise NoRelay(reason or "the scheduler does not know of relays")
         self._relays.add(comm)
-        return comm
+        return await _greeted(comm)
 
     # ---- leaving a relay for a direct connection ----
 
@@ -348,6 +354,27 @@ class Reach:
 def _succeeded(opening: asyncio.Future[Comm]) -> bool:
     """Whether a connection is there."""
     return opening.done() and not opening.cancelled() and opening.exception() is None
+
+
+async def _greeted(comm: Any) -> Any:
+    """Return a comm when its other end has begun the first handshake.
+
+    The end that listens speaks first. The message is read here, and once more by the code that does
+    the handshake.
+    """
+    try:
+        greeting = await comm.read()
+    except BaseException:
+        comm.abort()
+        raise
+
+    async def read_again(*args: Any, **kwargs: Any) -> Any:
+        """Return the message that was read; later calls read from the connection."""
+        del comm.read
+        return greeting
+
+    comm.read = read_again
+    return comm
 
 
 async def dial_raw(address: str, deserialize: bool, arguments: dict[str, Any]) -> Comm:
