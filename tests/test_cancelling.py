@@ -390,7 +390,7 @@ async def cancel_as_they_start(yes: bool, dask_worker: Any) -> None:
         type(coroutines)._start(coroutines, call)
         executor.started_by_test += 1
         with executor.lock:
-            executor.core._cancel(call[0])
+            executor.core.lifecycle.cancel(call[0])
         executor.flush()
 
     if yes:

@@ -138,7 +138,7 @@ def forget_values(dask_worker: Any) -> None:
     with executor.lock:
         for session in executor.core.sessions.values():
             for entry in list(session.entries.values()):
-                executor.core._drop(entry)
+                executor.core.lifecycle.drop(entry)
 
 
 def test_a_value_that_its_holder_does_not_have_is_made_again(client, tmp_path):

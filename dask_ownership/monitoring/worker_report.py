@@ -128,7 +128,7 @@ class WorkerActivity:
             "stored": {
                 "objects": len(store.sizes),
                 "nbytes": store.nbytes,
-                "shared": sum(store.sizes.get(name, 0) for name in list(core.shared)),
+                "shared": sum(store.sizes.get(name, 0) for name in list(core.lifecycle.shared)),
                 "spilled": store.spilled,
             },
             "received": {peer: list(sums) for peer, sums in executor.fetcher.received.items()},

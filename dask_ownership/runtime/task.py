@@ -1,7 +1,7 @@
 """Running one task: in a thread of this worker, or as a coroutine on its loop.
 
 This module has all the steps that cost time per task: unpickling the call, running the function,
-pickling the result. The bookkeeping is the job of `dask_ownership.core.executor.executor`.
+pickling the result. The bookkeeping is the job of `dask_ownership.core.executor.entry_lifecycle`.
 """
 
 from __future__ import annotations

@@ -205,7 +205,7 @@ class Network:
                 for watcher in self.watchers:
                     watcher.heard(pipe, message, to_worker)
                 # One at a time, so that each message is counted with the state that it meets.
-                pipe.worker.core.receive(pipe.session, [message])
+                pipe.worker.core.commands.receive(pipe.session, [message])
             pipe.worker.wants_step()
             for watcher in self.watchers:
                 watcher.worker_took_in(pipe.worker, messages)

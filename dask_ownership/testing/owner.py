@@ -237,7 +237,7 @@ class VirtualOwner(VirtualProcess):
             if pipe.worker.alive and pipe in self.world.network.pipes:
                 entry = Entry(pipe.session, key, row.attempt)
                 pipe.worker.store.put(entry, pickled)
-                pipe.worker.core.keep(entry)
+                pipe.worker.core.lifecycle.keep(entry)
                 pipe.worker.wants_step()
                 took.append(pipe.view)
             self.world.clock.later(self.world.network.delay(), answer)
@@ -286,7 +286,7 @@ class VirtualOwner(VirtualProcess):
         posts += self.core.effects.posts
         self.core.effects.posts = []
         for message in posts:
-            executor.deliver(message)
+            executor.posts.deliver(message)
 
     # ---- who is there ----
 

@@ -68,7 +68,7 @@ class Runner:
     def start(self, entry: Entry) -> None:
         """Begin a task with a slot, or give the task back when a part of it is not here."""
         if entry.function not in entry.session.functions:
-            self.core.give_back(entry, m.UNKNOWN_FUNCTION)
+            self.core.lifecycle.could_not_start(entry, m.UNKNOWN_FUNCTION)
             self.parking.release_slot(entry)
             return
         wanted = self.world.observer.wants(entry)
@@ -88,7 +88,7 @@ class Runner:
             else:
                 self.world.observer.assert_unwanted(entry.session.owner, entry, dependency)
                 missing = ((dependency.key, dependency.attempt, ()),)
-                self.core.give_back(entry, m.MISSING, missing)
+                self.core.lifecycle.could_not_start(entry, m.MISSING, missing)
                 self.parking.release_slot(entry)
                 return
             inputs.append(travel.number(value))
@@ -304,7 +304,7 @@ class Runner:
 
         def succeed() -> None:
             if self.owner.alive:
-                self.core.succeeded(entry, message, state, live)
+                self.core.lifecycle.succeeded(entry, message, state, live)
                 self.wants_step()
 
         # The slot is free at once, as in `Endings.ended`; the answer may have to wait.
@@ -327,7 +327,7 @@ class Runner:
         def end() -> None:
             if self.owner.alive:
                 # A delegated task keeps no value here: for the executor it ends as a failed one.
-                self.core.failed(entry, message)
+                self.core.lifecycle.failed(entry, message)
                 self.wants_step()
 
         self._when_all_is_said(entry, arrived, end)
@@ -342,7 +342,7 @@ class Runner:
 
         def fail() -> None:
             if self.owner.alive:
-                self.core.failed(entry, message)
+                self.core.lifecycle.failed(entry, message)
                 self.wants_step()
 
         self.parking.release_slot(entry)
@@ -368,5 +368,5 @@ class Runner:
         """Fail a task whose ``timeout`` is over, if the task still runs."""
         if self.owner.alive:
             pickled, _ = travel.dumps("its time is up")
-            self.core.expired(entry, (m.FAILED, entry.key, entry.attempt, pickled, 1.0))
+            self.core.lifecycle.expired(entry, (m.FAILED, entry.key, entry.attempt, pickled, 1.0))
             self.wants_step()

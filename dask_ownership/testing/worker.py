@@ -62,9 +62,8 @@ class VirtualWorker:
         self.world = world
         self.address = address
         self.slots = slots
-        self.core = ExecutorCore(slots, resources)
         incarnation = f"owner-of-{address}" + (f".{life}" if life > 1 else "")
-        self.core.home = incarnation
+        self.core = ExecutorCore(slots, resources, incarnation)
         self.store = Store(self.core, world.clock)
         self.owner = VirtualOwner(world, incarnation, home=address)
         self._dialled: set[str] = set()
@@ -126,7 +125,7 @@ class VirtualWorker:
             self.owner.core.cancel_children(parent, "its parent was cancelled")
             self.owner.wants_step()
         # As `DIAL`, but no owner is asked: here owners link when they hear of a worker.
-        for name in core.undelivered:
+        for name in core.posts.undelivered:
             if name not in self._dialled:
                 self._dialled.add(name)
                 self.later(self.world.network.delay(), partial(self._dial, name))
@@ -144,7 +143,8 @@ class VirtualWorker:
                 core.packed(session, batch[0], fresh)
                 self.world.network.send(pipe, batch, to_worker=False)
                 for message in cannot:
-                    core.unsendable(session, message, travel.dumps("it cannot be packed")[0])
+                    problem = travel.dumps("it cannot be packed")[0]
+                    core.lifecycle.unsendable(session, message, problem)
                     self.wants_step()
             elif pipe.there.unsaid:
                 self.world.network.send(pipe, pipe.there.pack([]), to_worker=False)
@@ -159,7 +159,7 @@ class VirtualWorker:
         """Ask the scheduler for an owner with undelivered posts, and drop the owner if gone."""
         self._dialled.discard(owner)
         if self.alive and not self.world.scheduler.expects(owner):
-            self.core.undeliverable(owner)
+            self.core.posts.undeliverable(owner)
             self.wants_step()
 
     # ---- links ----
@@ -179,7 +179,7 @@ class VirtualWorker:
         """Drop the link, the tasks and the values of an owner that is gone, and posts for it."""
         self.lose_link(owner)
         self.core.close(owner)
-        self.core.undeliverable(owner)
+        self.core.posts.undeliverable(owner)
         self.wants_step()
 
     # ---- the end ----
@@ -225,7 +225,7 @@ class VirtualWorker:
         if entry.state != ex.FETCHING or not self.alive:
             return
         if index >= len(entry.addresses):
-            self.core.fetch_failed(entry, absent)
+            self.core.lifecycle.fetch_failed(entry, absent)
             self.wants_step()
             return
         address = entry.addresses[index]
@@ -249,7 +249,7 @@ class VirtualWorker:
             if self.alive:
                 if entry.state == ex.FETCHING:
                     self.store.put(entry, value)
-                self.core.fetched(entry)
+                self.core.lifecycle.fetched(entry)
                 self.wants_step()
 
         parted = self.world.network.parted

@@ -79,13 +79,13 @@ def test_whom_nobody_wants_any_more_does_not_count(full, how):
         full.tell(push(waits.key))
     else:
         other = full.core.open("other")
-        full.core.receive(other, [push("z")])
+        full.core.commands.receive(other, [push("z")])
         full.core.close("owner")
     assert not full.core.queue.crowd.full
     assert full.starts() is not None
     for entry in full.waiting:  # they end all the same, in the end
         full.core.queue.goes_on(entry)
-        full.core.failed(entry, (m.FAILED, entry.key, entry.attempt, b"error", 1.0))
+        full.core.lifecycle.failed(entry, (m.FAILED, entry.key, entry.attempt, b"error", 1.0))
         full.core.queue.released_slot()
         check_executor(full.core)
 

@@ -28,7 +28,7 @@ class Bench:
         self.said()
 
     def tell(self, *batch, session: Session | None = None):
-        self.core.receive(session or self.session, batch)
+        self.core.commands.receive(session or self.session, batch)
         check_executor(self.core)
 
     def start(self) -> Entry:
@@ -39,7 +39,7 @@ class Bench:
 
     def inline(self, entry, value="value"):
         message = (m.DONE, entry.key, entry.attempt, b"value", 1.0)
-        kept = self.core.succeeded(entry, message, ex.HELD, value)
+        kept = self.core.lifecycle.succeeded(entry, message, ex.HELD, value)
         self.core.queue.released_slot()
         check_executor(self.core)
         return kept
@@ -47,13 +47,13 @@ class Bench:
     def stored(self, entry):
         entry.stored = f"{entry.key}-{entry.attempt}"
         message = (m.STORED, entry.key, entry.attempt, 8, None, 1.0)
-        kept = self.core.succeeded(entry, message, ex.KEPT, None)
+        kept = self.core.lifecycle.succeeded(entry, message, ex.KEPT, None)
         self.core.queue.released_slot()
         check_executor(self.core)
         return kept
 
     def fails(self, entry):
-        self.core.failed(entry, (m.FAILED, entry.key, entry.attempt, b"error", 1.0))
+        self.core.lifecycle.failed(entry, (m.FAILED, entry.key, entry.attempt, b"error", 1.0))
         self.core.queue.released_slot()
         check_executor(self.core)
 
@@ -158,7 +158,7 @@ def test_tasks_behind_one_that_ends_without_a_value_are_returned_with_it(bench, 
         bench.tell((m.CANCEL, "x", 1001), (m.CANCEL, "x", 1001))
         first = []
     else:
-        bench.core.give_back(entry, m.UNKNOWN_FUNCTION)
+        bench.core.lifecycle.could_not_start(entry, m.UNKNOWN_FUNCTION)
         bench.core.queue.released_slot()
         first = [("GIVEN_BACK", "x", 1001, m.UNKNOWN_FUNCTION, ())]
     assert bench.said() == [
@@ -252,7 +252,7 @@ def test_a_value_is_fetched_once_for_all_that_need_it(bench):
     (entry,) = bench.core.effects.fetches
     assert bench.core.queue.next_work() is None
     entry.stored = "far-copy"
-    bench.core.fetched(entry)
+    bench.core.lifecycle.fetched(entry)
     bench.inline(bench.start())
     bench.inline(bench.start())
     bench.acknowledge()
@@ -267,13 +267,13 @@ def test_a_fetch_that_ends_after_it_was_freed_deletes_its_own_value_only(bench):
     bench.tell(push("y", [far], 5101))
     first, second = bench.core.effects.fetches
     second.stored = "second"
-    bench.core.fetched(second)
-    bench.core.fetched(first)
-    bench.core.fetch_failed(first, ("there",))
-    bench.core.fetch_impossible(first, b"error")
+    bench.core.lifecycle.fetched(second)
+    bench.core.lifecycle.fetched(first)
+    bench.core.lifecycle.fetch_failed(first, ("there",))
+    bench.core.lifecycle.fetch_impossible(first, b"error")
     assert bench.core.effects.freed == []
     first.stored = "first"
-    bench.core.fetched(first)
+    bench.core.lifecycle.fetched(first)
     assert bench.core.effects.freed == ["first"]
     assert bench.start().dependencies == [second]
 
@@ -282,7 +282,7 @@ def test_a_fetch_that_fails_says_who_does_not_have_the_value(bench):
     bench.tell(push("x", [(m.REMOTE, "far", 7, 8, ("a", "b"), None)], 5200))
     (entry,) = bench.core.effects.fetches
     for _ in range(2):
-        bench.core.fetch_failed(entry, ("a",))
+        bench.core.lifecycle.fetch_failed(entry, ("a",))
     assert bench.said() == [("GIVEN_BACK", "x", 5200, m.MISSING, (("far", 7, ("a",)),))]
     check_executor_empty(bench.core)
 
@@ -293,7 +293,7 @@ def test_a_value_that_cannot_travel_fails_the_tasks_that_need_it(bench):
         push("y", [(m.LOCAL, "x", 5300)], 5301),
     )
     for _ in range(2):
-        bench.core.fetch_impossible(bench.core.effects.fetches[0], b"error")
+        bench.core.lifecycle.fetch_impossible(bench.core.effects.fetches[0], b"error")
     assert bench.said() == [
         ("FAILED", "x", 5300, b"error", 0.0),
         ("GIVEN_BACK", "y", 5301, m.BLOCKED, ()),
@@ -304,14 +304,14 @@ def test_a_value_that_cannot_travel_fails_the_tasks_that_need_it(bench):
 def test_a_scattered_value_is_not_freed_by_what_the_link_says_of_an_older_one(bench):
     first, second = Entry(bench.session, "s", 10), Entry(bench.session, "s", 20)
     first.stored, second.stored = "first", "second"
-    bench.core.keep(first)
-    bench.core.keep(first)
+    bench.core.lifecycle.keep(first)
+    bench.core.lifecycle.keep(first)
     assert bench.core.effects.freed == []
-    bench.core.keep(second)  # overtakes the FREE of the first
+    bench.core.lifecycle.keep(second)  # overtakes the FREE of the first
     assert bench.core.effects.freed == ["first"]
     late = Entry(bench.session, "s", 15)
     late.stored = "late"
-    bench.core.keep(late)
+    bench.core.lifecycle.keep(late)
     assert bench.core.effects.freed == ["first", "late"]
     bench.tell((m.FREE, ("s",), 12))
     assert bench.session.entries["s"] is second and second.state == ex.KEPT
@@ -324,7 +324,7 @@ def test_what_waits_for_a_task_does_not_get_what_was_scattered_under_its_key(ben
     bench.tell(push("x", attempt=1), push("y", [(m.LOCAL, "x", 1)], attempt=2))
     running = bench.start()
     scattered = Entry(bench.session, "x", 3)
-    bench.core.keep(scattered)
+    bench.core.lifecycle.keep(scattered)
     assert running.cancelled and bench.session.entries["x"] is scattered
     assert bench.said() == [("GIVEN_BACK", "y", 2, m.BLOCKED, ())]
     assert bench.core.queue.next_work() is None
@@ -435,10 +435,10 @@ def test_closing_drops_everything_and_late_messages_of_that_owner_change_nothing
     bench.tell(push("late"), (m.COPY, "c", 7, b"v"), (m.RECALL, 3), (m.FREE, ("s",), 1 << 30))
     bench.core.acknowledged(bench.session, 5)
     fetching.stored = "f"
-    bench.core.fetched(fetching)
+    bench.core.lifecycle.fetched(fetching)
     late = Entry(bench.session, "scattered", 9000)
     late.stored = "late"
-    bench.core.keep(late)
+    bench.core.lifecycle.keep(late)
     assert bench.core.queue.next_work() is None
     assert not bench.stored(running)
     assert sorted(bench.core.effects.freed) == sorted(
@@ -456,7 +456,7 @@ def test_two_owners_may_use_the_same_key(bench):
     first, second = bench.start(), bench.start()
     bench.stored(first)
     second.stored = "of the other"
-    bench.core.succeeded(second, (m.STORED, "x", 1, 1, None, 1.0), ex.KEPT, None)
+    bench.core.lifecycle.succeeded(second, (m.STORED, "x", 1, 1, None, 1.0), ex.KEPT, None)
     bench.tell((m.FREE, ("x",), 99), session=other)
     assert bench.core.effects.freed == ["of the other"]
     assert bench.session.entries["x"] is first
@@ -489,7 +489,7 @@ def test_a_task_whose_time_is_up_fails_then_and_keeps_its_slot_and_resources_unt
     x = bench.start()
     failure = (m.FAILED, "x", 1, b"its time is up", 1.0)
     for _ in range(2):  # twice is once
-        bench.core.expired(x, failure)
+        bench.core.lifecycle.expired(x, failure)
         assert (
             x.cancelled
             and bench.core.queue.busy == 1
@@ -507,7 +507,7 @@ def test_a_task_whose_time_is_up_fails_then_and_keeps_its_slot_and_resources_unt
     again = bench.start()
     assert again.attempt == 3 and not again.cancelled
     bench.inline(again)
-    bench.core.expired(again, failure)  # a clock that rang late
+    bench.core.lifecycle.expired(again, failure)  # a clock that rang late
     assert bench.said() == [("DONE", "x", 3, b"value", 1.0)]
     bench.acknowledge()
     check_executor_empty(bench.core)
@@ -518,12 +518,12 @@ def test_the_time_of_a_task_that_was_cancelled_or_whose_owner_is_gone_says_nothi
     bench.tell(push("x", attempt=1, timeout=1.0), push("y", attempt=2, timeout=1.0))
     x = bench.start()
     bench.tell((m.CANCEL, "x", 1))
-    bench.core.expired(x, (m.FAILED, "x", 1, b"late", 1.0))
+    bench.core.lifecycle.expired(x, (m.FAILED, "x", 1, b"late", 1.0))
     assert bench.said() == []
     bench.fails(x)
     y = bench.start()
     bench.core.close("owner")
-    bench.core.expired(y, (m.FAILED, "y", 2, b"late", 1.0))
+    bench.core.lifecycle.expired(y, (m.FAILED, "y", 2, b"late", 1.0))
     assert bench.session.outbox == [] and y.cancelled
     bench.fails(y)
     assert bench.core.queue.busy == 0
@@ -562,7 +562,7 @@ def test_an_alias_keeps_the_very_value_and_needs_no_slot(bench):
     assert alias.state == ex.KEPT and alias.stored == "x-1" and not bench.core.queue.queued
     assert bench.said() == [("STORED", "y", 2, None, None, 0.0)]
     bench.tell((m.FREE, ("x",), 9))
-    assert bench.core.effects.freed == [] and not bench.core.shared
+    assert bench.core.effects.freed == [] and not bench.core.lifecycle.shared
     bench.tell((m.FREE, ("y",), 9))
     assert bench.core.effects.freed == ["x-1"]
     check_executor_empty(bench.core)
@@ -572,7 +572,7 @@ def test_an_alias_of_what_is_on_its_way_is_done_when_that_is_here(bench):
     bench.tell(push("y", [(m.REMOTE, "x", 1, 8, ("w",), ("other", "x", 5))], attempt=2, alias=True))
     [fetched] = bench.core.effects.fetches
     fetched.stored = "x-0"
-    bench.core.fetched(fetched)
+    bench.core.lifecycle.fetched(fetched)
     assert bench.said() == [("STORED", "y", 2, None, None, 0.0)]
     assert bench.core.queue.next_work() is None
 
@@ -584,7 +584,7 @@ def test_an_alias_of_what_travelled_runs(bench):
 
 def test_functions_are_kept_within_bounds_of_bytes_and_until_they_are_forgotten(bench, monkeypatch):
     functions = bench.session.functions
-    monkeypatch.setattr("dask_ownership.core.executor.executor.FUNCTION_BYTES", 100)
+    monkeypatch.setattr("dask_ownership.core.executor.commands.FUNCTION_BYTES", 100)
     bench.tell((m.FUNCTION, 1, bytes(40)), (m.FUNCTION, 2, bytes(40)), (m.FUNCTION, 3, bytes(40)))
     assert list(functions) == [2, 3]
     bench.tell((m.FORGET, 2), (m.FORGET, 2), (m.FORGET, 1))
@@ -600,7 +600,7 @@ def test_functions_are_kept_within_bounds_of_bytes_and_until_they_are_forgotten(
 
 
 def test_very_many_functions_are_not_kept(bench, monkeypatch):
-    monkeypatch.setattr("dask_ownership.core.executor.executor.KNOWN_FUNCTIONS", 2)
+    monkeypatch.setattr("dask_ownership.core.executor.commands.KNOWN_FUNCTIONS", 2)
     bench.tell(*[(m.FUNCTION, i, b"f") for i in range(5)])
     assert list(bench.session.functions) == [3, 4]
 
@@ -620,7 +620,7 @@ def test_a_held_value_of_another_life_of_its_key_is_not_taken(bench):
     (fetched,) = bench.core.effects.fetches
     assert fetched.value_name == ("owner", "x", 2)
     fetched.stored = "new"
-    bench.core.fetched(fetched)
+    bench.core.lifecycle.fetched(fetched)
     assert bench.start().dependencies == [fetched]
 
 
@@ -641,7 +641,7 @@ def test_futures_in_a_held_value_stay_until_they_are_counted_though_its_key_is_u
     old = bench.start()
     old.contains = ["a future"]
     message = (m.DONE, "x", 1, b"value", 1.0, ("origin",))
-    bench.core.succeeded(old, message, ex.HELD, "old")
+    bench.core.lifecycle.succeeded(old, message, ex.HELD, "old")
     bench.core.queue.released_slot()
     bench.tell(push("x", attempt=2))
     assert old.contains == ["a future"]
@@ -661,7 +661,7 @@ def test_a_stored_value_of_another_life_is_freed_when_the_new_one_is_fetched(ben
     assert bench.core.find_value("owner", "x", 1) is None
     (fetched,) = bench.core.effects.fetches
     fetched.stored = "new"
-    bench.core.fetched(fetched)
+    bench.core.lifecycle.fetched(fetched)
     assert bench.core.find_value("owner", "x", 5) is fetched
     assert bench.core.find_value("owner", "x", 1) is None
     assert bench.core.find_value("other", "x", 5) is None
@@ -674,8 +674,8 @@ def test_what_waits_for_a_fetch_of_another_life_is_returned(bench):
     assert bench.said() == [("GIVEN_BACK", "y", 2, m.BLOCKED, ())]
     first, second = bench.core.effects.fetches
     first.stored, second.stored = "old", "new"
-    bench.core.fetched(first)
-    bench.core.fetched(second)
+    bench.core.lifecycle.fetched(first)
+    bench.core.lifecycle.fetched(second)
     assert bench.core.effects.freed == ["old"]
     assert bench.start().dependencies == [second]
 
@@ -694,7 +694,7 @@ def test_an_answer_that_cannot_be_packed_is_an_error_of_its_task(bench, state):
     elif state == "with futures":
         entry.contains = ["future"]
         message = (*message, ("origin",))
-        bench.core.succeeded(entry, message, ex.HELD, 1)
+        bench.core.lifecycle.succeeded(entry, message, ex.HELD, 1)
         bench.core.queue.released_slot()
     elif state == "failed":
         bench.fails(entry)
@@ -702,7 +702,7 @@ def test_an_answer_that_cannot_be_packed_is_an_error_of_its_task(bench, state):
     else:
         bench.inline(entry)
     bench.said()
-    bench.core.unsendable(bench.session, message, b"cannot be sent")
+    bench.core.lifecycle.unsendable(bench.session, message, b"cannot be sent")
     assert ("FAILED", "x", 1, b"cannot be sent", 0.0) in bench.said()
     assert "x" not in bench.session.entries and not bench.session.handed
     if state == "kept":
@@ -717,10 +717,10 @@ def test_messages_after_one_that_cannot_be_taken_in_are_taken_in(bench):
     kinds = [message[:1] for _, message, _ in bench.core.effects.broken]
     assert kinds == [one[:1] for one in bad[:4]] + [()], "an unknown kind is passed over"
     session, message, _ = bench.core.effects.broken[0]
-    bench.core.unsendable(session, message, b"cannot be taken in")
+    bench.core.lifecycle.unsendable(session, message, b"cannot be taken in")
     assert bench.said() == [("FAILED", "bad", 2, b"cannot be taken in", 0.0)]
     for other in bad[1:]:
-        bench.core.unsendable(session, other, b"cannot be taken in")
+        bench.core.lifecycle.unsendable(session, other, b"cannot be taken in")
     assert bench.said() == []
 
 

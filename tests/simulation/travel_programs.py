@@ -100,7 +100,7 @@ def expected(
     if task.uses == "child" and came:
         failed = any(e.failed for e in came)
         total = 0 if failed else 1 + sum(e.number for e in came)
-        children.append(Expected(total, [], failed, came))
+        children.append(Expected(total, [], failed, came, parents=above))
     if task.uses == "delegate" and (came or children):
         other = [*came, *children][0]
         return Expected(other.number, other.inner, other.failed, [*sources, other])

@@ -13,7 +13,7 @@ from dask_ownership.core.protocol.messages import Key, Message
 class ExecutorEffects:
     """Work that the runtime has to do for an executor, beside sending the outboxes of sessions."""
 
-    #: Values to fetch. Afterwards the runtime calls `ExecutorCore.fetched`, `fetch_failed` or
+    #: Values to fetch. Afterwards the runtime calls `EntryLifecycle.fetched`, `fetch_failed` or
     #: `fetch_impossible` for each.
     fetches: list[Entry] = field(default_factory=list)
     #: Names (`Entry.stored`) of values to delete from the store.

@@ -121,14 +121,14 @@ class Endings:
         """Put the answer for the owner of a task into the outbox. The lock is held."""
         if outcome.gave_back is not None:
             self.counts["returned"] += 1
-            self._core.give_back(entry, *outcome.gave_back)
+            self._core.lifecycle.could_not_start(entry, *outcome.gave_back)
         elif outcome.state == ex.GONE:
             if outcome.message[0] == m.FAILED:
                 self.counts["failed"] += 1
                 self.failures.append((self.counts["failed"], entry.key, time(), outcome.message[3]))
-            self._core.failed(entry, outcome.message)
+            self._core.lifecycle.failed(entry, outcome.message)
         else:
-            self._core.succeeded(entry, outcome.message, outcome.state, outcome.value)
+            self._core.lifecycle.succeeded(entry, outcome.message, outcome.state, outcome.value)
 
     def _expired(self, entry: Entry) -> None:
         """Fail a task whose ``timeout`` is over, while its function still runs. Loop thread."""
@@ -140,5 +140,6 @@ class Endings:
         except TaskTimeout as error:
             pickled = dumps_error(error, entry.key, f"worker {address}")
         with self._lock:
-            self._core.expired(entry, (m.FAILED, entry.key, entry.attempt, pickled, seconds * 1e6))
+            message = (m.FAILED, entry.key, entry.attempt, pickled, seconds * 1e6)
+            self._core.lifecycle.expired(entry, message)
         self._flushing.soon()

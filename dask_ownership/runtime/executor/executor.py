@@ -294,7 +294,7 @@ class Executor:
             del self.dropped[next(iter(self.dropped))]
         with self.lock:
             orphaned = self.core.close(owner)
-            self.core.undeliverable(owner)
+            self.core.posts.undeliverable(owner)
         if died:
             self.owner.core.losses[ORPHANED] += orphaned
         link = self.links.pop(owner, None)
@@ -311,14 +311,14 @@ class Executor:
     def undeliverable(self, owner: str) -> None:
         """Drop an owner unknown to the scheduler; senders of posts to it hear so. Loop thread."""
         with self.lock:
-            self.core.undeliverable(owner)
+            self.core.posts.undeliverable(owner)
         self.drop_owner(owner)
 
     def deliver(self, posts: Iterable[Any]) -> None:
         """Pass on posts of the owner in this process. Loop thread."""
         with self.lock:
             for message in posts:
-                self.core.deliver(message)
+                self.core.posts.deliver(message)
         self.flushing.soon()
 
     def receive(self, link: ExecutorLink, batch: Any) -> None:
@@ -327,7 +327,7 @@ class Executor:
         with self.lock:
             self.core.acknowledged(link.session, link.state.acknowledged)
             if messages:
-                self.core.receive(link.session, messages)
+                self.core.commands.receive(link.session, messages)
         if messages:
             self._provide()
             # A post for another owner leaves with the next flush: until then more may come.
@@ -341,7 +341,7 @@ class Executor:
         """Fail the task of an answer that cannot be packed. Loop thread."""
         where = f"its owner {session.process[2]} from {self.worker.address}"
         with self.lock:
-            self.core.unsendable(session, message, not_sendable(message, where, error))
+            self.core.lifecycle.unsendable(session, message, not_sendable(message, where, error))
         self.flushing.soon()
 
     def _not_taken_in(self, session: ex.Session, message: m.Message, error: Exception) -> None:
@@ -438,7 +438,7 @@ class Executor:
                 elif link.state.unsaid >= UNSAID_BATCHES:
                     outgoing.append((link, [], []))
             effects = core.effects.take()
-            undelivered = [*core.undelivered, *unlinked]
+            undelivered = [*core.posts.undelivered, *unlinked]
             # Ordinary Dask tasks get one slot at a time while both kinds of tasks wait, and all
             # free ones when no owned task waits. A busy slot is returned when its task ends.
             if self.slots.overdue:
@@ -587,7 +587,7 @@ class Executor:
         entry.contains = contains or None
         nbytes = self.store.put(entry, value)
         with self.lock:
-            self.core.keep(entry)
+            self.core.lifecycle.keep(entry)
         return nbytes
 
 

@@ -89,7 +89,7 @@ class Inputs:
             self.failed(entry, str(error), ())
             return
         with self._lock:
-            self._core.fetched(entry)
+            self._core.lifecycle.fetched(entry)
         self._provide()
         self._flush()
 
@@ -103,9 +103,13 @@ class Inputs:
         """
         with self._lock:
             there = self._core.find_value(*entry.value_name)
-            if there is None or entry.state != ex.FETCHING or not self._core.share(entry, there):
+            if (
+                there is None
+                or entry.state != ex.FETCHING
+                or not self._core.lifecycle.share(entry, there)
+            ):
                 return False
-            self._core.fetched(entry)
+            self._core.lifecycle.fetched(entry)
         self._provide()
         self._flush()
         return True
@@ -125,7 +129,7 @@ class Inputs:
         """
         with self._lock:
             if reason is None:
-                self._core.fetch_failed(entry, absent)
+                self._core.lifecycle.fetch_failed(entry, absent)
             else:
                 try:
                     raise NotSerializable(
@@ -133,5 +137,6 @@ class Inputs:
                         f"{self._address}: {reason}"
                     )
                 except NotSerializable as error:
-                    self._core.fetch_impossible(entry, dumps_error(error, entry.key, self._address))
+                    pickled = dumps_error(error, entry.key, self._address)
+                    self._core.lifecycle.fetch_impossible(entry, pickled)
         self._flush()

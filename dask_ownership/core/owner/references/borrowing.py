@@ -86,6 +86,10 @@ class _Both:
 class Borrowing(RowListener):
     """Borrows objects for one process, and takes in what their owners say.
 
+    The class is a listener, a set of handlers for three messages of owners, and the calls by which
+    futures come and go. They change the same state of a borrowed row: hence the number of
+    methods.
+
     Parameters
     ----------
     lifecycle : Lifecycle

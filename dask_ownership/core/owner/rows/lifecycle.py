@@ -121,6 +121,9 @@ REMEMBERED = 10_000
 class Lifecycle:
     """Takes the rows of one owner from state to state.
 
+    All transitions are here and nowhere else, one method for each cause, so that a reader finds the
+    whole life of a row in one place: hence the number of methods.
+
     Parameters
     ----------
     table : Table
