@@ -31,9 +31,13 @@ def behind(network) -> Iterator[list[Behind]]:
         one.proxy.go_on()
 
 
-@pytest.fixture
-def client(network, behind) -> Iterator[Client]:
-    with Client(network[0], set_as_default=False) as client:
+@pytest.fixture(params=["direct", "relay"])
+def client(network, behind, request) -> Iterator[Client]:
+    """A client that reaches the workers directly, or by relays: through the scheduler."""
+    with (
+        dask.config.set({"ownership.reach": request.param}),
+        Client(network[0], set_as_default=False) as client,
+    ):
         two_workers(client)
         yield client
 
@@ -184,6 +188,38 @@ def test_a_client_that_lost_the_scheduler_goes_on(network, behind, tmp_path):
             assert small.result() == 1
             expected = ["small", *map(str, range(60))]
             assert sorted(lines(path)) == sorted(expected)
+    finally:
+        proxy.close()
+
+
+def test_relays_stall_and_break_as_the_way_to_the_scheduler_does(network, behind, tmp_path):
+    """A client that reaches the scheduler only, and sometimes not even that."""
+    path = tmp_path / "ran"
+    proxy = Proxy(int(network[0].rpartition(":")[2]))
+    try:
+        with (
+            dask.config.set({"ownership.reach": "relay"}),
+            Client(proxy.address, set_as_default=False) as client,
+        ):
+            two_workers(client)
+            stored = client.submit(blob, 300_000, 5, pure=False)
+            wait(stored, timeout=20)
+            running = [
+                client.submit(append_line, str(path), f"{i}", 0.02, key=f"relayed-{i}")
+                for i in range(200)
+            ]
+            proxy.stall()
+            time.sleep(3)
+            proxy.go_on()
+            comm = client.scheduler_comm
+            for _ in range(3):
+                proxy.cut()
+                until(lambda c=comm: client.scheduler_comm not in (None, c), 10, "connected again")
+                comm = client.scheduler_comm
+            assert client.gather(running)
+            assert sorted(map(int, lines(path))) == list(range(200))
+            assert len(stored.result(timeout=10)) == 300_000
+            assert client.submit(length, stored).result(timeout=10) == 300_000
     finally:
         proxy.close()
 
