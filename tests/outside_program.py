@@ -9,6 +9,8 @@ from typing import Any
 
 import dask
 import dask.array as da
+import dask.dataframe as dd
+import pandas as pd
 from distributed import get_client
 
 from dask_ownership import Client
@@ -36,6 +38,8 @@ def main() -> None:
         scattered = client.scatter(b"x" * 1_000_000)
         assert client.submit(len, scattered).result(timeout=20) == 1_000_000
         assert da.ones((500, 500), chunks=(100, 100)).sum().compute() == 250_000
+        frame = dd.from_pandas(pd.DataFrame({"a": range(100), "b": [0, 1] * 50}), npartitions=4)
+        assert list(frame.groupby("b").a.sum().compute()) == [2450, 2500]
         with dask.config.set(scheduler="ownership"):
             assert dask.delayed(inc)(5).compute() == 6
         ways: dict[str, Any] = client.ownership().links

@@ -236,3 +236,9 @@ def test_the_page_about_the_architecture_lists_the_modules_of_the_core():
     spec.loader.exec_module(made)
     page = made.PAGE.read_text(encoding="utf-8")
     assert made.written(page) == page, "run python ci/modules.py"
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """Because ``pytest`` without arguments could not collect both."""
+    names = [path.name for path in (ROOT.parent / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
