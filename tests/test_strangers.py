@@ -25,6 +25,7 @@ from dask_ownership.runtime.comm.scheduler_ops import (
     HOLD,
     JOIN,
     RELAY,
+    RELEASE_HOLD,
     REPORT,
     WHERE,
     WORD,
@@ -212,6 +213,32 @@ def test_nobody_says_anything_for_another_client(local: LocalCluster) -> None:
         assert plugin.backlogs == {attacker.id: 1_000}
         with Client(local, set_as_default=False) as another:
             assert another.submit(inc, 1, pure=False).result(timeout=20) == 2
+
+
+def test_nobody_lets_go_of_what_another_owner_has_put_at_the_cluster(local: LocalCluster) -> None:
+    with (
+        Client(local, set_as_default=False) as putter,
+        Client(local, set_as_default=False) as other,
+        distributed.Client(local, set_as_default=False) as stranger,
+    ):
+        queue = distributed.Queue("kept", client=putter)
+        queue.put(putter.submit(inc, 1, pure=False))
+        plugin = local.scheduler.extensions["dask-ownership"]
+        (hold,) = plugin.holding.holds
+        owner = putter.owner.incarnation
+        mine = {"owner": other.owner.incarnation, "token": other.owner.token}
+        for taken in (True, False):
+            for more in ({}, {"owner": owner}, {"owner": owner, "token": "x"}, mine, {"owner": []}):
+                message = {"op": RELEASE_HOLD, "hold": hold, "taken": taken, **more}
+                other._send_to_scheduler(message)
+                stranger._send_to_scheduler(message)
+                stranger._send_to_scheduler({**message, "hold": ["x"], "more": 1})
+        for client in (other, stranger):  # what the client sent before was read when this was
+            client._send_to_scheduler({"op": BACKLOG, "tasks": 7})
+            until(lambda c=client: plugin.backlogs.get(c.id) == 7)
+        assert list(plugin.holding.holds) == [hold]
+        assert distributed.Queue("kept", client=other).get(timeout=5).result(timeout=10) == 2
+        until(lambda: not plugin.holding.holds, what="released by the one who took it")
 
 
 def test_nobody_joins_as_a_worker_or_client_that_is_there(local: LocalCluster) -> None:

@@ -111,7 +111,21 @@ async def put(client: ClientLike, value: Any) -> tuple[str, Serialized] | None:
 
 def not_put(client: ClientLike, hold: str) -> None:
     """Release a hold, because the value was not put after all."""
-    client._send_to_scheduler({"op": RELEASE_HOLD, "hold": hold})
+    _release(client, hold, taken=False)
+
+
+def _release(client: ClientLike, hold: str | None, taken: bool) -> None:
+    """Tell the scheduler that this process does not need a hold any more."""
+    owner = client.owner
+    client._send_to_scheduler(
+        {
+            "op": RELEASE_HOLD,
+            "hold": hold,
+            "owner": owner.incarnation,
+            "token": owner.token,
+            "taken": taken,
+        }
+    )
 
 
 async def closed(answer: Awaitable[Any]) -> Any:
@@ -139,9 +153,7 @@ async def take(client: ClientLike, hold: str | None, value: Any) -> Any:
     def counted() -> None:
         known.set()
         if client.status == "running":
-            client._send_to_scheduler(
-                {"op": RELEASE_HOLD, "hold": hold, "owner": client.owner.incarnation}
-            )
+            _release(client, hold, taken=True)
 
     owner = client.owner
     owner.call(owner.core.when_acknowledged, rows, counted)

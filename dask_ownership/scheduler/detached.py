@@ -39,14 +39,17 @@ class Hold:
 
     Attributes
     ----------
+    putter : str
+        Incarnation of the owner that puts the item somewhere.
     rows : list of Row
     count : int
         One for the place of the item, and one for each owner that is taking the item out.
     """
 
-    __slots__ = ("count", "rows")
+    __slots__ = ("count", "putter", "rows")
 
-    def __init__(self) -> None:
+    def __init__(self, putter: str) -> None:
+        self.putter = putter
         self.rows: list[Row] = []
         self.count = 1
 
@@ -109,7 +112,13 @@ class Holding:
         handlers = self.scheduler.handlers
         streams = self.scheduler.stream_handlers
         handlers[HOLD] = self._operation(self.hold, "asker")
-        streams[RELEASE_HOLD] = self.taken
+        release = self._operation(self.release, "owner")
+
+        async def released(client: Any = None, worker: Any = None, **message: Any) -> None:
+            """Drop what the scheduler adds to messages of a stream: the token names the sender."""
+            await release(**message)
+
+        streams[RELEASE_HOLD] = released
         for name, around in (
             ("queue_get", self._queue_get),
             ("variable_set", self._variable_set),
@@ -175,7 +184,7 @@ class Holding:
         ]
         there = self.holds.get(hold)
         if there is None:
-            there = self.holds[hold] = Hold()
+            there = self.holds[hold] = Hold(asker)
         rows = self.owner.hold(origins, LineageSpec(tuple(owner), known, tasks))
         there.rows.extend(rows)
         if not self.scheduler.workers:
@@ -198,26 +207,32 @@ class Holding:
             for row in there.rows:
                 self.owner.drop(row)
 
-    def taken(self, hold: Any = "", owner: Any = "", **kwargs: Any) -> None:
-        """Stream handler of `RELEASE_HOLD`: let go of a hold that is not needed any more.
+    def release(self, hold: str, owner: str, taken: bool) -> None:
+        """Stream handler of `RELEASE_HOLD`: let go of a hold that an owner does not need any more.
 
-        With an owner: that owner has taken the item out and is counted as a borrower. Without:
-        the item could not be put anywhere.
+        Parameters
+        ----------
+        hold : str
+        owner : str
+            The incarnation of the owner. The operation has checked it.
+        taken : bool
+            Whether the owner has taken the item out and is counted as a borrower. Else the owner
+            could not put the item anywhere.
         """
-        if type(hold) is not str or type(owner) is not str:
-            return
-        # Each owner can count a hold down only as often as it has taken the item out.
-        if owner:
+        if taken:
+            # Each owner can count a hold down only as often as it has taken the item out.
             taking = self.taking.get(owner)
             if taking is None or not taking[hold]:
                 return
             taking[hold] -= 1
             if not taking[hold]:
                 del taking[hold]
+        elif hold not in self.holds or self.holds[hold].putter != owner:
+            return
         self.let_go(hold)
 
     def _give(self, hold: str, owner: str) -> None:
-        """Count an owner that begins to take an item out, until `taken` or `gone`."""
+        """Count an owner that begins to take an item out, until `release` or `gone`."""
         self.holds[hold].count += 1
         self.taking.setdefault(owner, Counter())[hold] += 1
 
