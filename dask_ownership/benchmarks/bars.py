@@ -85,6 +85,10 @@ BARS: tuple[Bar, ...] = (
         for peer in ("distributed", "ray")
     ),
     Bar("scheduler messages", "messages", "", 200, at_most=True),
+    Bar("relay", "rate", "distributed", 20),
+    Bar("relay", "p50", "", 1, at_most=True),
+    Bar("relay", "grown", "", 64, at_most=True),
+    Bar("relay", "lag", "", 50, at_most=True),
 )
 
 

@@ -18,6 +18,7 @@ from dask_ownership.benchmarks import (
     collection_cases,
     functions,
     recovery_cases,
+    relay_cases,
     system_cases,
     travel_cases,
 )
@@ -328,6 +329,17 @@ MESSAGES = (
     Metric("messages", "messages", "messages", compared=False),
     Metric("bytes", "bytes", "B", compared=False),
 )
+RELAY = tuple(
+    Metric(f"{prefix}{name}", f"{label}{way}", unit, higher, compared=False)
+    for prefix, way in (("", ""), ("direct_", ", directly"))
+    for name, label, unit, higher in (
+        ("rate", "no-ops", "tasks/s", True),
+        ("p50", "round trip, median", "ms", False),
+        ("bandwidth", "gather", "MB/s", True),
+        ("grown", "scheduler's memory", "MiB", False),
+        ("lag", "scheduler's loop late", "ms", False),
+    )
+)
 BORROW = tuple(Metric(f"b{b}", f"b = {b}", "tasks/s", higher=True) for b in travel_cases.BORROWERS)
 MANY = tuple(
     Metric(name, label, "µs each", compared=False)
@@ -502,6 +514,18 @@ CASES: tuple[Case, ...] = (
         10_000,
         2_000,
         MESSAGES,
+        SCHEDULER,
+        warm_up=0,
+        isolated=True,
+        repeat=3,
+    ),
+    Case(
+        "relay",
+        "a client that reaches the scheduler only",
+        relay_cases.relay,
+        10_000,
+        1_000,
+        RELAY,
         SCHEDULER,
         warm_up=0,
         isolated=True,

@@ -1,0 +1,143 @@
+"""The case in which a client reaches the scheduler only, and the scheduler relays to workers.
+
+Scheduler and workers are processes of their own here, because the scheduler's memory and the lag
+of its event loop are measured. The stock client of the same case has the stock scheduler's own way:
+tasks and gathered values go through the scheduler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from dask_ownership.benchmarks import functions
+from dask_ownership.benchmarks.engines import Engine
+from dask_ownership.benchmarks.timing import check, round_trips
+
+__all__ = ["relay"]
+
+MEBIBYTE = 1 << 20
+
+PART = 64 * MEBIBYTE
+"""Bytes of each value that is gathered."""
+
+TASKS_PER_PART = 625
+"""For 10 000 tasks 16 values are gathered: 1 GiB."""
+
+LOOK = 0.005
+"""Seconds between two looks at the scheduler's event loop, and at its memory."""
+
+
+def relay(engine: Engine, n: int) -> dict[str, float]:
+    """Run ``n`` no-ops, round trips and a gather by relays, and by direct links where there are."""
+    import dask
+    from distributed.deploy.subprocess import SubprocessCluster
+
+    if engine.name != "ownership":
+        with SubprocessCluster(**_shape(engine)) as cluster, engine.connect(cluster) as client:
+            return _measure(client, n)
+    found: dict[str, float] = {}
+    with SubprocessCluster(**_shape(engine)) as cluster:
+        for way in ("relay", "direct"):
+            with dask.config.set({"ownership.reach": way}), engine.connect(cluster) as client:
+                measured = _measure(client, n)
+                ways = {link["way"] for link in client.ownership().links.values()}
+                check(ways, {"relayed" if way == "relay" else "direct"})
+            prefix = "" if way == "relay" else "direct_"
+            found.update({f"{prefix}{name}": value for name, value in measured.items()})
+    return found
+
+
+def _shape(engine: Engine) -> dict[str, Any]:
+    """Return the arguments of a cluster with as many workers and threads as an engine has."""
+    return {
+        "n_workers": engine.n_workers,
+        "threads_per_worker": engine.threads_per_worker,
+        "dashboard_address": ":0",
+    }
+
+
+def _measure(client: Any, n: int) -> dict[str, float]:
+    """Return the rate of ``n`` no-ops, the median round trip, and what a gather costs."""
+    import psutil
+    from distributed import wait
+
+    client.wait_for_workers(1)
+    check(client.gather(client.map(functions.noop, range(200), pure=False)), [*range(200)])
+    client.run_on_scheduler(_watch_loop)
+    scheduler = psutil.Process(client.run_on_scheduler(os.getpid))
+
+    start = time.perf_counter()
+    values = client.gather(client.map(functions.noop, range(n), pure=False))
+    rate = n / (time.perf_counter() - start)
+    check(values, [*range(n)])
+    lag = client.run_on_scheduler(_greatest_lag)
+
+    def call(i: int) -> Any:
+        return client.submit(functions.noop, i, pure=False).result()
+
+    trip = round_trips(call, 300)["p50"]
+
+    parts = max(1, n // TASKS_PER_PART)
+    futures = client.map(functions.make_array, [PART] * parts, range(parts), pure=False)
+    wait(futures)
+    client.run_on_scheduler(_greatest_lag)
+    with _growth(scheduler) as grown:
+        start = time.perf_counter()
+        received = sum(array.nbytes for array in client.gather(futures))
+        seconds = time.perf_counter() - start
+    check(received, parts * PART)
+    return {
+        "rate": rate,
+        "p50": trip,
+        "bandwidth": received / seconds / 1e6,
+        "grown": grown[0] / MEBIBYTE,
+        "lag": max(lag, client.run_on_scheduler(_greatest_lag)) * 1000,
+    }
+
+
+@contextmanager
+def _growth(process: Any) -> Iterator[list[int]]:
+    """Watch a process's memory; at the end the list has its greatest growth, in bytes."""
+    before = process.memory_info().rss
+    grown = [0]
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(LOOK):
+            grown[0] = max(grown[0], process.memory_info().rss - before)
+
+    watcher = threading.Thread(target=watch, name="memory-watch")
+    watcher.start()
+    try:
+        yield grown
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _watch_loop(dask_scheduler: Any) -> None:
+    """Note from now on how late the scheduler's event loop is, at most."""
+
+    async def watch() -> None:
+        while True:
+            start = time.perf_counter()
+            await asyncio.sleep(LOOK)
+            late = time.perf_counter() - start - LOOK
+            dask_scheduler.benchmark_lag = max(dask_scheduler.benchmark_lag, late)
+
+    if not hasattr(dask_scheduler, "benchmark_lag"):
+        # Kept, because the loop itself has weak references to its tasks only.
+        dask_scheduler.benchmark_watch = asyncio.ensure_future(watch())
+    dask_scheduler.benchmark_lag = 0.0
+
+
+def _greatest_lag(dask_scheduler: Any) -> float:
+    """Return the greatest lag since the last call, in seconds."""
+    lag, dask_scheduler.benchmark_lag = dask_scheduler.benchmark_lag, 0.0
+    return float(lag)
