@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dask_ownership.benchmarks import functions
-from dask_ownership.benchmarks.engines import Engine
+from dask_ownership.benchmarks.engines import DistributedEngine, Engine
 from dask_ownership.benchmarks.timing import check, round_trips
 
 __all__ = ["relay"]
@@ -38,6 +38,7 @@ def relay(engine: Engine, n: int) -> dict[str, float]:
     import dask
     from distributed.deploy.subprocess import SubprocessCluster
 
+    assert isinstance(engine, DistributedEngine)  # as the ability `SCHEDULER` says
     if engine.name != "ownership":
         with SubprocessCluster(**_shape(engine)) as cluster, engine.connect(cluster) as client:
             return _measure(client, n)
