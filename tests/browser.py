@@ -145,15 +145,10 @@ class Browser:
         return result["result"]
 
     async def theme(self, dark: bool) -> None:
-        """Which theme the browser asks pages for, and what is behind those that have none."""
+        """Which theme the browser asks pages for."""
         value = "dark" if dark else "light"
         feature = {"name": "prefers-color-scheme", "value": value}
         await self.do("Emulation.setEmulatedMedia", features=[feature])
-        shade = 0x1B if dark else 0xFF
-        await self.do(
-            "Emulation.setDefaultBackgroundColorOverride",
-            color={"r": shade, "g": shade, "b": shade, "a": 1},
-        )
 
     async def go(self, url: str) -> None:
         await self.do("Page.navigate", url=url)

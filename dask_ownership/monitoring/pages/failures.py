@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from dask_ownership.core.owner.rows.failure_counts import (
     KILLED_WORKER,
-    KILLS,
     LOSSES,
     LOST_DATA,
     ORPHANED,
@@ -17,18 +15,18 @@ from dask_ownership.core.owner.rows.failure_counts import (
     WORKERS_DIED,
 )
 from dask_ownership.core.owner.rows.history import AGAIN
-from dask_ownership.monitoring.pages.owners import CODE, WHOLE
+from dask_ownership.monitoring.pages.cells import CLOCK, CODE, WHOLE
+from dask_ownership.monitoring.pages.look import AGAIN as AMBER
+from dask_ownership.monitoring.pages.look import ERROR, STORED
 from dask_ownership.monitoring.pages.page import (
-    COLORS,
-    TEXT,
     Page,
-    formatter,
     hover,
     milliseconds,
     plot,
     put,
     table,
     tabs,
+    words,
 )
 
 MEANING = {
@@ -54,6 +52,10 @@ COSTS = {
 """What deaths cost, in the order of the page."""
 
 
+ENDED = (KILLED_WORKER, UNCERTAIN, LOST_DATA, OWNER_LOST)
+"""What ended in an error of a future; all else was made good."""
+
+
 def numbers(title: str, called: str, source: Any, name: str, color: str) -> Any:
     """Return a figure with horizontal bars: how often each item of a column occurred."""
     from bokeh.models import BasicTicker
@@ -72,31 +74,31 @@ class Failures(Page):
 
     def __init__(self, scheduler: Any, **kwargs: Any) -> None:
         from bokeh.layouts import column, row
-        from bokeh.models import ColumnDataSource, Div
+        from bokeh.models import ColumnDataSource
 
         super().__init__(scheduler, **kwargs)
         factors = [MEANING[reason] for reason in AGAIN]
         self.source = ColumnDataSource({"reason": factors, "times": [0] * len(factors)})
-        again = numbers("Tasks handed out again", "because", self.source, "reason", COLORS[0])
+        again = numbers("Tasks handed out again", "because", self.source, "reason", AMBER)
         hover(again, ("because", "@reason"), ("times", "@times"))
         costs = [COSTS[kind] for kind in LOSSES]
         self.losses_source = ColumnDataSource(
             {
                 "kind": costs,
                 "times": [0] * len(costs),
-                "color": [COLORS[3] if kind in KILLS else COLORS[4] for kind in LOSSES],
+                "color": [ERROR if kind in ENDED else AMBER for kind in LOSSES],
             }
         )
-        title = "Kills (red) and owner losses (violet)"
+        title = "What deaths cost (red: ended in an error)"
         losses = numbers(title, "what happened", self.losses_source, "kind", "color")
         hover(losses, ("what", "@kind"), ("times", "@times"))
-        self.summary = Div(text="", styles={"color": TEXT})
+        self.summary = words()
         self.recoveries_source = ColumnDataSource({"time": [], "seconds": [], "owner": []})
         # This line is invisible. It gives the plot a time axis also when there are no recoveries.
         self.time_source = ColumnDataSource({"time": [], "zero": []})
         self.events_source, events = table(
             {
-                "time": ("Time (UTC)", 90, partial(formatter, "DateFormatter", format="%H:%M:%S")),
+                "time": ("Time (UTC)", 90, CLOCK),
                 "event": ("Event", 90, None),
                 "key": ("Key", 220, CODE),
                 "owner": ("Owner", 180, CODE),
@@ -125,9 +127,7 @@ class Failures(Page):
             x_axis_type="datetime",
         )
         recoveries.line("time", "zero", source=self.time_source, line_alpha=0)
-        recoveries.scatter(
-            "time", "seconds", source=self.recoveries_source, size=8, color=COLORS[1]
-        )
+        recoveries.scatter("time", "seconds", source=self.recoveries_source, size=8, color=STORED)
         recoveries.y_range.start = 0
         hover(recoveries, ("owner", "@owner"), ("seconds", "@seconds{0.000}"))
         return recoveries

@@ -6,8 +6,9 @@ from typing import Any
 
 from dask.utils import format_bytes
 
+from dask_ownership.monitoring.pages.look import TEXT
 from dask_ownership.monitoring.pages.objects import unique
-from dask_ownership.monitoring.pages.page import TEXT, Page, hover, plot, put, short
+from dask_ownership.monitoring.pages.page import Page, hover, plot, put, short, words
 
 PALETTE = ["#3b4a5a", "#2f6690", "#3a7ca5", "#58a4b0", "#8fc0a9", "#d9b44a", "#e8893d", "#e2543c"]
 """From little to much. None of the colors is white or black: the background may be either."""
@@ -84,10 +85,9 @@ class Flow(Page):
 
     def __init__(self, scheduler: Any, **kwargs: Any) -> None:
         from bokeh.layouts import column, row
-        from bokeh.models import Div
 
         super().__init__(scheduler, **kwargs)
-        self.relays = Div(text="", styles={"color": TEXT})
+        self.relays = words()
         self.tasks = Matrix(
             "Tasks handed out", "to worker", "from owner", "tasks per second", "0,0.0"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import nan
 from typing import Any
 
+from dask_ownership.monitoring.pages.look import AGAIN, READY, RUNNING, SHADES, WAITING
 from dask_ownership.monitoring.pages.page import Page, append, later, milliseconds, over_time
 
 KINDS = {
@@ -14,10 +15,10 @@ KINDS = {
 }
 
 WHERE = {
-    "pending": "with owners",
-    "queued": "queued at workers",
-    "running": "running",
-    "threads": "threads",
+    "pending": ("with owners", WAITING),
+    "queued": ("queued at workers", READY),
+    "running": ("running", RUNNING),
+    "threads": ("threads", AGAIN),
 }
 """Where tasks are that have not ended, and the threads: how many tasks may run at once."""
 
@@ -40,16 +41,19 @@ class Latency(Page):
                 title,
                 "seconds",
                 self.source,
-                {f"{kind}_{part}": f"{part[1:]} %" for part in PERCENTILES},
+                {
+                    f"{kind}_{part}": (f"{part[1:]} %", shade)
+                    for part, shade in zip(PERCENTILES, SHADES, strict=True)
+                },
                 y_axis_type="log",
             )
             for kind, title in KINDS.items()
         }
         depth = over_time(
-            "Pipelining", "tasks handed out per slot", self.source, {"depth": "per slot"}
+            "Pipelining", "tasks handed out per slot", self.source, {"depth": ("per slot", RUNNING)}
         )
         depth.y_range.start = 0
-        where = over_time("Queueing against running", "tasks", self.source, WHERE)
+        where = self.where = over_time("Queueing against running", "tasks", self.source, WHERE)
         where.y_range.start = 0
         self.root = column(
             row(figures["took"], where, sizing_mode="stretch_both"),

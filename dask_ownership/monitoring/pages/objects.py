@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from dask_ownership.monitoring.pages.owners import BYTES, CODE, STATES, WHOLE
+from dask_ownership.monitoring.pages.cells import BYTES, CODE, WHOLE
+from dask_ownership.monitoring.pages.look import AGAIN, INLINE, STATE_COLORS, STATE_LABELS, STORED
 from dask_ownership.monitoring.pages.page import (
-    COLORS,
     Page,
     hover,
     plot,
@@ -18,6 +19,8 @@ from dask_ownership.monitoring.pages.page import (
 )
 
 BYTES_OF = {"owned": "of one owner", "shared": "shared", "spilled": "on disk"}
+
+BYTES_COLORS = (STORED, INLINE, AGAIN)
 
 COLUMNS: dict[str, tuple[str, int, Any]] = {
     "key": ("Key", 260, CODE),
@@ -35,14 +38,26 @@ COLUMNS: dict[str, tuple[str, int, Any]] = {
 }
 
 
-def bars(title: str, x: str, y: str, names: list[str], labels: list[str]) -> tuple[Any, Any]:
-    """Return the source and the figure of stacked horizontal bars."""
+def bars(
+    title: str, x: str, y: str, labels: dict[str, str], colors: Iterable[str]
+) -> tuple[Any, Any]:
+    """Return the source and the figure of stacked horizontal bars.
+
+    ``labels`` maps names of columns to the names in the legend.
+    """
     from bokeh.models import ColumnDataSource, FactorRange
 
+    names = list(labels)
     source = ColumnDataSource({"who": [], **{name: [] for name in names}})
     fig = plot(title, x, y, y_range=FactorRange())
-    colors = [COLORS[n % len(COLORS)] for n in range(len(names))]
-    fig.hbar_stack(names, y="who", height=0.7, color=colors, source=source, legend_label=labels)
+    fig.hbar_stack(
+        names,
+        y="who",
+        height=0.7,
+        color=list(colors),
+        source=source,
+        legend_label=list(labels.values()),
+    )
     fig.x_range.start = 0
     fig.ygrid.grid_line_color = None
     with_legend(fig)
@@ -57,11 +72,13 @@ class Objects(Page):
         from bokeh.models import AdaptiveTicker, BasicTickFormatter, NumeralTickFormatter
 
         super().__init__(scheduler, **kwargs)
-        self.source, self.states = bars("Objects by owner", "objects", "owner", STATES, STATES)
+        self.source, self.states = bars(
+            "Objects by owner", "objects", "owner", STATE_LABELS, STATE_COLORS.values()
+        )
         self.states.xaxis.formatter = BasicTickFormatter(use_scientific=False)
-        hover(self.states, ("owner", "@who"), *((state, f"@{state}") for state in STATES))
+        hover(self.states, ("owner", "@who"), *((w, f"@{n}") for n, w in STATE_LABELS.items()))
         self.bytes_source, self.bytes = bars(
-            "Stored values by worker", "bytes", "worker", list(BYTES_OF), list(BYTES_OF.values())
+            "Stored values by worker", "bytes", "worker", BYTES_OF, BYTES_COLORS
         )
         self.bytes.xaxis.ticker = AdaptiveTicker(base=1024, mantissas=[1, 64, 128, 256, 512])
         self.bytes.xaxis.formatter = NumeralTickFormatter(format="0.0 b")

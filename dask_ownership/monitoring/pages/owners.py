@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-from dask_ownership.core.protocol.states import STATE_NAMES
-from dask_ownership.monitoring.census import COUNTED
+from dask_ownership.monitoring.pages.cells import BYTES, CODE, RATE, WHOLE
+from dask_ownership.monitoring.pages.look import STATE_LABELS, STATES, STORED
 from dask_ownership.monitoring.pages.page import (
-    TEXT,
     Page,
     append,
-    formatter,
     later,
     milliseconds,
     over_time,
     put,
     table,
     tabs,
+    words,
 )
-
-WHOLE = partial(formatter, "NumberFormatter", format="0,0")
-BYTES = partial(formatter, "NumberFormatter", format="0.0 b")
-RATE = partial(formatter, "NumberFormatter", format="0,0.0")
-CODE = partial(
-    formatter, "HTMLTemplateFormatter", template='<code title="<%- value %>"><%- value %></code>'
-)
-
-STATES = [STATE_NAMES[state] for state in COUNTED]
 
 
 def tree(owners: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
@@ -62,7 +51,7 @@ class Owners(Page):
 
     def __init__(self, scheduler: Any, **kwargs: Any) -> None:
         from bokeh.layouts import column
-        from bokeh.models import ColumnDataSource, Div
+        from bokeh.models import ColumnDataSource
 
         super().__init__(scheduler, **kwargs)
         self.source, shown = table(
@@ -88,7 +77,7 @@ class Owners(Page):
         self.groups_source, groups = table(
             {
                 "group": ("Tasks called", 200, CODE),
-                **{state: (state.title(), 70, WHOLE) for state in STATES},
+                **{state: (word.capitalize(), 70, WHOLE) for state, word in STATE_LABELS.items()},
             }
         )
         self.links_source, links = table(
@@ -103,10 +92,13 @@ class Owners(Page):
                 "received": ("Received", 80, BYTES),
             }
         )
-        self.title = Div(text="", styles={"color": TEXT, "font-weight": "bold"})
+        self.title = words(**{"font-weight": "bold"})
         self.history_source = ColumnDataSource({"time": [], "rate": []})
         rates = over_time(
-            "Tasks of all owners", "tasks done per second", self.history_source, {"rate": "done"}
+            "Tasks of all owners",
+            "tasks done per second",
+            self.history_source,
+            {"rate": ("done", STORED)},
         )
         rates.y_range.start = 0
         self.chosen = ""

@@ -1,36 +1,14 @@
-"""What the pages have in common: the source of their numbers, and their look.
-
-Text and lines have a grey that can be read on white and on black, because pages also appear in
-JupyterLab on a background of any theme.
-"""
+"""What the pages have in common: the source of their numbers, and the parts they are made of."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from dask_ownership.monitoring.pages.look import TABLE, TABS, TEXT, WORDS
 from dask_ownership.monitoring.rounds import HISTORY
 
 INTERVAL = 500
 """Milliseconds between two updates."""
-
-TEXT = "#808080"
-
-COLORS = ("#4c9be8", "#e8a33d", "#58b368", "#d9605a", "#a678d8", "#3fb6b2", "#c98a6b", "#9aa53b")
-"""Colors that can be told apart on white and on black."""
-
-TABLE = """
-:host { color: #808080; z-index: 0; }
-.slick-header-column, .slick-row, .slick-cell {
-  background: transparent !important; color: #808080;
-}
-.slick-row:hover, .slick-cell.selected { background: rgba(128, 128, 128, 0.25) !important; }
-.slick-cell { border-color: rgba(128, 128, 128, 0.3) !important; }
-"""
-
-TABS = """
-.bk-tab { color: #808080; }
-.bk-tab.bk-active { background: rgba(128, 128, 128, 0.2); color: #808080; }
-"""
 
 
 class Page:
@@ -96,10 +74,12 @@ def plot(title: str, x: str, y: str, **options: Any) -> Any:
     return fig
 
 
-def over_time(title: str, y: str, source: Any, lines: dict[str, str], **options: Any) -> Any:
+def over_time(
+    title: str, y: str, source: Any, lines: dict[str, tuple[str, str]], **options: Any
+) -> Any:
     """Return a figure with lines over the time of day.
 
-    ``lines`` maps names of columns to the names in the legend.
+    ``lines`` maps names of columns to the names in the legend and the colors.
     """
     from bokeh.models import LogTicker
 
@@ -110,7 +90,7 @@ def over_time(title: str, y: str, source: Any, lines: dict[str, str], **options:
     if options.get("y_axis_type") == "log":
         # Bokeh's own ticks, up to nine for each power of ten, are written over each other.
         fig.yaxis.ticker = LogTicker(mantissas=[1, 2, 5], desired_num_ticks=4)
-    for (column, name), color in zip(lines.items(), COLORS, strict=False):
+    for column, (name, color) in lines.items():
         fig.line("time", column, source=source, color=color, line_width=2, legend_label=name)
     with_legend(fig)
     return fig
@@ -132,11 +112,11 @@ def hover(fig: Any, *tips: tuple[str, str]) -> None:
     fig.add_tools(HoverTool(tooltips=list(tips), point_policy="follow_mouse"))
 
 
-def formatter(kind: str, **options: Any) -> Any:
-    """Return one of Bokeh's formatters for the cells of a column, by its name."""
-    import bokeh.models
+def words(text: str = "", **styles: str) -> Any:
+    """Return a text above plots or tables."""
+    from bokeh.models import Div
 
-    return getattr(bokeh.models, kind)(**options)
+    return Div(text=text, styles=styles, stylesheets=[WORDS])
 
 
 def table(columns: dict[str, tuple[str, int, Any]], **options: Any) -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from distributed.http.scheduler.info import IndividualPlots
@@ -10,6 +11,7 @@ from tornado.ioloop import IOLoop
 from dask_ownership.monitoring.pages.failures import Failures
 from dask_ownership.monitoring.pages.flow import Flow
 from dask_ownership.monitoring.pages.latency import Latency
+from dask_ownership.monitoring.pages.look import ALONE, TOGETHER
 from dask_ownership.monitoring.pages.objects import Objects
 from dask_ownership.monitoring.pages.owners import Owners
 from dask_ownership.monitoring.pages.page import INTERVAL, Page, tabs
@@ -24,19 +26,6 @@ PAGES: dict[str, type[Page]] = {
 
 NAME = "ownership"
 """Name of the page with all pages as tabs, in the navigation bar."""
-
-TEMPLATE = """
-{% extends "simple.html" %}
-{% block extra_resources %}
-<style>
-  @media (prefers-color-scheme: dark) {
-    html { background: #1b1b1b; }
-    .navbar ul, .dropdown-content { background-color: #2d2d2d; }
-    .navbar li a { color: #dddddd; }
-  }
-</style>
-{% endblock %}
-"""
 
 
 class Together:
@@ -86,8 +75,22 @@ def ownership_doc(scheduler: Any, extra: dict[str, Any], doc: Any) -> None:
     add_periodic_callback(doc, together, INTERVAL)
     doc.title = "Dask: Ownership"
     doc.add_root(together.root)
-    doc.template = env.from_string(TEMPLATE)
+    doc.template = env.from_string(TOGETHER)
     doc.template_variables.update(extra)
+    doc.theme = BOKEH_THEME
+
+
+def alone_doc(name: str, scheduler: Any, extra: dict[str, Any], doc: Any) -> None:
+    """Fill a document with one page by itself."""
+    from distributed.dashboard.components import add_periodic_callback
+    from distributed.dashboard.components.scheduler import BOKEH_THEME, env
+
+    page = PAGES[name](scheduler)
+    page.update()
+    add_periodic_callback(doc, page, INTERVAL)
+    doc.title = f"Dask: {NAME} {name}".title()
+    doc.add_root(page.root)
+    doc.template = env.from_string(ALONE)
     doc.theme = BOKEH_THEME
 
 
@@ -114,13 +117,12 @@ def add_pages(scheduler: Any) -> None:
     ImportError
         When Bokeh is missing, or its version does not suit Dask.
     """
-    from distributed.dashboard.components.scheduler import individual_doc
     from distributed.dashboard.core import BokehApplication
     from distributed.dashboard.scheduler import template_variables
 
     variables = template_variables(scheduler)  # all pages of the dashboard share this dict
     stock = next(a for a in scheduler.http_application.applications if hasattr(a, "get_sessions"))
-    docs = {path_of(name): individual_doc(page, INTERVAL) for name, page in PAGES.items()}
+    docs = {path_of(name): partial(alone_doc, name) for name in PAGES}
     app = BokehApplication(
         {f"/{NAME}": ownership_doc, **docs},
         scheduler,
