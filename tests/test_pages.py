@@ -6,8 +6,10 @@ from importlib.util import find_spec
 from typing import Any
 
 import pytest
+from live import boom, until
+from test_activity import activity, mine
 
-from dask_ownership import Client
+from dask_ownership import Client, wait
 
 pytestmark = pytest.mark.skipif(find_spec("bokeh") is None, reason="bokeh is not installed")
 
@@ -51,3 +53,71 @@ def test_a_color_means_the_same_on_all_pages(client: Client) -> None:
     # Red are only errors: a worker that died may have cost nothing.
     assert shown["tasks: KilledWorker"] == shown["values lost"] == look.ERROR
     assert shown["workers died"] == shown["owners gone"] == look.AGAIN
+
+
+def lines(source: Any) -> list[dict[str, Any]]:
+    """The lines of a table."""
+    names = list(source.data)
+    return [dict(zip(names, line, strict=True)) for line in zip(*source.data.values(), strict=True)]
+
+
+def parse(row: str) -> float:
+    return float(row)
+
+
+def test_failures_say_what_was_raised_and_where(client: Client) -> None:
+    activity(client)
+    bad = [client.submit(parse, "12,5", key=f"parse-{n}", retries=n) for n in range(2)]
+    bad.append(client.submit(boom, "text"))
+    wait(bad)
+
+    def failures(text: str = "") -> Any:
+        def look(page: Any) -> Any:
+            page.filter.value_input = text
+            return {
+                "groups": lines(page.groups_source),
+                "errors": lines(page.errors_source),
+                "events": lines(page.events_source),
+                "bars": dict(zip(*page.source.data.values(), strict=True)),
+                "summary": page.summary.text,
+            }
+
+        activity(client)
+        return opened(client, "failures", look)
+
+    def told() -> Any:
+        shown = failures("parse")
+        return [one for one in shown["groups"] if one["times"] == 3] and shown
+
+    shown = until(told)
+    (group,) = shown["groups"]
+    assert (group["name"], group["exception"]) == ("parse", "ValueError")
+    assert group["message"] == "could not convert string to float: '12,5'"
+    assert group["where"] == f"test_pages.py, line {parse.__code__.co_firstlineno + 1}, in parse"
+    assert group["owner"] == client.id and group["worker"].startswith("tcp://")
+    assert {one["key"] for one in shown["errors"]} == {"parse-0", "parse-1"}
+    ended = [one for one in shown["events"] if one["event"] in ("error", "retried")]
+    assert len(ended) == 3
+    assert all("ValueError: could not convert string" in one["detail"] for one in ended)
+    # The filter takes words of any column.
+    both = failures(f"boom zerodivision {client.id}")
+    assert [one["exception"] for one in both["groups"]] == ["ZeroDivisionError"]
+    assert not failures("no such word")["errors"]
+
+
+def test_recalls_are_no_failures(client: Client) -> None:
+    core = client.owner.core
+    core.history.again["recalled"] += 7
+    core.history.events.append(("moved", "recalled", "from a, for a worker with nothing to do", 1))
+    assert activity(client)["owners"]
+    core.history.events.append(("moved", "recalled", "from b, for a worker with nothing to do", 2))
+    core.history.again["recalled"] += 1
+    until(lambda: mine(client, activity(client))["again"]["recalled"] >= 8)
+
+    def look(page: Any) -> Any:
+        return page.summary.text, [*page.source.data["reason"]], [*page.events_source.data["event"]]
+
+    summary, reasons, events = opened(client, "failures", look)
+    moved = summary.partition("which is no failure: ")[2].rstrip(".")
+    assert int(moved) >= 8
+    assert "recalled" not in events and not [one for one in reasons if "idle" in one]

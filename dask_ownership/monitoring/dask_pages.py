@@ -135,7 +135,7 @@ class StockPages:
 
     def failed(self, worker: str, failures: Iterable[Any]) -> None:
         """Add the tasks that failed at a worker to the scheduler's list of failed tasks."""
-        for _, key, when, exception, traceback in failures:
+        for _, key, when, exception, traceback, *_ in failures:
             task = ErredTask(key, when, {worker}, exception, traceback)
             # The newest failure comes first in Dask's list.
             self.scheduler.erred_tasks.appendleft(task)

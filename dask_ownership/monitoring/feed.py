@@ -19,6 +19,7 @@ from typing import Any
 
 from dask_ownership.monitoring import metrics
 from dask_ownership.monitoring.dask_pages import StockPages
+from dask_ownership.monitoring.failed_tasks import FailedTasks
 from dask_ownership.monitoring.owner_report import INTERVAL, Reporter
 from dask_ownership.monitoring.rounds import Reported, Rounds, pending, rate
 from dask_ownership.monitoring.task_stream import TaskStream
@@ -139,6 +140,8 @@ class Feed:
         How many workers left the cluster.
     stock_pages : StockPages
         Owned tasks on Dask's own pages.
+    failed_tasks : FailedTasks
+        Failed tasks that workers reported.
     owners : dict of str to Reported
         Newest report of each owner, by incarnation.
     workers : WorkerReports
@@ -164,7 +167,8 @@ class Feed:
         self.gone = 0
         self.stock_pages = StockPages(scheduler)
         self.owners: dict[str, Reported] = {}
-        self.workers = WorkerReports(scheduler, token, self.stock_pages)
+        self.failed_tasks = FailedTasks()
+        self.workers = WorkerReports(scheduler, token, self.stock_pages, self.failed_tasks)
         self._next = 0.0
         self._asked = False
         self._fetching = asyncio.Lock()
@@ -365,6 +369,13 @@ class Feed:
             ``events`` : list of dict
                 Unusual events of all owners since the watching began, the latest 200: ``time``,
                 ``event``, ``owner``, ``key``, ``detail``.
+            ``failures``, ``failure_groups`` : list of dict
+                Attempts that raised an error, as far as workers remembered them when the watching
+                began (the latest 20 of each) or reported them since. One by one the latest 200,
+                oldest first: ``time``, ``name`` (of the group), ``exception`` (the type),
+                ``message``, ``key``, ``owner``, ``worker``, ``attempt``, ``traceback``. And by
+                ``name`` and ``exception``, the most frequent first: ``times``, with the rest as of
+                the latest.
             ``history`` : list of dict
                 For up to five minutes, two per second, while the cluster is watched: ``time``,
                 ``rate`` (tasks per second), ``pending``, ``pushed``, ``queued`` (at workers),
@@ -401,6 +412,8 @@ class Feed:
             "workers_gone": self.gone,
             "relays": self._relays(),
             "events": list(self.events),
+            "failures": list(self.failed_tasks.latest),
+            "failure_groups": self.failed_tasks.groups(),
         }
         if history:
             told["history"] = list(self.rounds.history)

@@ -136,8 +136,13 @@ class WorkerActivity:
         }
 
 
-def described_failure(number: int, key: Any, when: float, pickled: bytes) -> list[Any]:
-    """Return number, key, time, exception (text) and traceback (text) of a failed task."""
+def described_failure(
+    number: int, key: Any, when: float, pickled: bytes, owner: str, attempt: int
+) -> list[Any]:
+    """Return a failed task as plain values.
+
+    These are number, key, time, exception (text), traceback (text), owner and attempt.
+    """
     _, traceback, text = pickle.loads(pickled)
     lines: list[str] = []
     try:
@@ -148,4 +153,5 @@ def described_failure(number: int, key: Any, when: float, pickled: bytes) -> lis
         del lines[0]  # frames of this package, which called the task
     # The text of a pickled error begins with the key and the place of the task.
     exception = text.partition(" raised ")[2]
-    return [number, str(key), when, exception[:10_000], "".join(lines)[-10_000:]]
+    text = "".join(lines)[-10_000:]
+    return [number, str(key), when, exception[:10_000], text, owner, attempt]

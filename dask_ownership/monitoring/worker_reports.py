@@ -9,6 +9,7 @@ from time import time
 from typing import Any
 
 from dask_ownership.monitoring.dask_pages import StockPages
+from dask_ownership.monitoring.failed_tasks import FailedTasks
 from dask_ownership.monitoring.rounds import WINDOW, rate
 from dask_ownership.runtime.comm.scheduler_ops import REPORT
 
@@ -28,6 +29,8 @@ class WorkerReports:
         Proves to workers that the scheduler is asking.
     stock_pages : StockPages
         Gets the times of tasks and the failed tasks.
+    failed_tasks : FailedTasks
+        Gets the failed tasks.
 
     Attributes
     ----------
@@ -35,11 +38,14 @@ class WorkerReports:
         Address of each worker to the counts of its executor.
     """
 
-    def __init__(self, scheduler: Any, token: str, stock_pages: StockPages) -> None:
+    def __init__(
+        self, scheduler: Any, token: str, stock_pages: StockPages, failed_tasks: FailedTasks
+    ) -> None:
         self.last: dict[str, dict[str, Any]] = {}
         self._scheduler = scheduler
         self._token = token
         self._stock_pages = stock_pages
+        self._failed_tasks = failed_tasks
         self._done: dict[str, deque[tuple[float, int]]] = {}
         self._failed: dict[str, int] = {}
 
@@ -71,6 +77,7 @@ class WorkerReports:
         self._stock_pages.ran(address, answer["tallies"])
         if answer["failures"]:
             self._stock_pages.failed(address, answer["failures"])
+            self._failed_tasks.took(address, answer["failures"])
             self._failed[address] = answer["failures"][-1][0]
         done = self._done.setdefault(address, deque(maxlen=WINDOW))
         done.append((time(), answer["executor"]["done"]))

@@ -20,6 +20,12 @@ CLOCK = partial(formatter, "DateFormatter", format="%H:%M:%S")
 CODE = partial(
     formatter, "HTMLTemplateFormatter", template='<code title="<%- value %>"><%- value %></code>'
 )
+FRAMES = partial(
+    formatter,
+    "HTMLTemplateFormatter",
+    template='<code title="<%- traceback %>"><%- value %></code>',
+)
+"""The last line of a traceback; the column ``traceback`` has all of it, under the pointer."""
 WORDS = partial(
     formatter, "HTMLTemplateFormatter", template='<span title="<%- value %>"><%- value %></span>'
 )

@@ -1,9 +1,13 @@
-"""The page Failures: tasks handed out again, recoveries, losses, and unusual events."""
+"""The page Failures: errors of tasks, tasks handed out again, what deaths cost, and events.
+
+A task that is recalled for an idle worker has not failed: the page has recalls as a number only.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from dask_ownership.core.owner.rows import restarts
 from dask_ownership.core.owner.rows.failure_counts import (
     KILLED_WORKER,
     LOSSES,
@@ -15,30 +19,32 @@ from dask_ownership.core.owner.rows.failure_counts import (
     WORKERS_DIED,
 )
 from dask_ownership.core.owner.rows.history import AGAIN
-from dask_ownership.monitoring.pages.cells import CLOCK, CODE, WHOLE
-from dask_ownership.monitoring.pages.look import AGAIN as AMBER
-from dask_ownership.monitoring.pages.look import ERROR, STORED
+from dask_ownership.monitoring.pages import look
+from dask_ownership.monitoring.pages.cells import CLOCK, CODE, FRAMES, WHOLE, WORDS
 from dask_ownership.monitoring.pages.page import (
     Page,
     hover,
+    matching,
     milliseconds,
     plot,
     put,
+    search,
     table,
     tabs,
     words,
 )
+
+RECALLED = restarts.RECALLED.event
 
 MEANING = {
     "worker-gone": "its worker left",
     "worker-silent": "its worker did not answer",
     "recovered": "its value was lost",
     "repeated": "for what it submitted",
-    "recalled": "for an idle worker",
     "returned": "the worker gave it back",
     "retried": "it failed before",
 }
-"""Reasons for handing a task out again, as the page words them."""
+"""Reasons for handing a task out again, as the page words them, from the top."""
 
 COSTS = {
     WORKERS_DIED: "workers died",
@@ -51,9 +57,11 @@ COSTS = {
 }
 """What deaths cost, in the order of the page."""
 
-
 ENDED = (KILLED_WORKER, UNCERTAIN, LOST_DATA, OWNER_LOST)
 """What ended in an error of a future; all else was made good."""
+
+RAISED = ("error", "retried")
+"""Events of tasks that raised an error."""
 
 
 def numbers(title: str, called: str, source: Any, name: str, color: str) -> Any:
@@ -70,23 +78,23 @@ def numbers(title: str, called: str, source: Any, name: str, color: str) -> Any:
 
 
 class Failures(Page):
-    """Bars by reason and by cost, recoveries over time, and lists of events and costs."""
+    """Lists of errors and events below bars by reason and by cost, and recoveries over time."""
 
     def __init__(self, scheduler: Any, **kwargs: Any) -> None:
         from bokeh.layouts import column, row
         from bokeh.models import ColumnDataSource
 
         super().__init__(scheduler, **kwargs)
-        factors = [MEANING[reason] for reason in AGAIN]
+        factors = list(MEANING.values())
         self.source = ColumnDataSource({"reason": factors, "times": [0] * len(factors)})
-        again = numbers("Tasks handed out again", "because", self.source, "reason", AMBER)
+        again = numbers("Tasks handed out again", "because", self.source, "reason", look.AGAIN)
         hover(again, ("because", "@reason"), ("times", "@times"))
         costs = [COSTS[kind] for kind in LOSSES]
         self.losses_source = ColumnDataSource(
             {
                 "kind": costs,
                 "times": [0] * len(costs),
-                "color": [ERROR if kind in ENDED else AMBER for kind in LOSSES],
+                "color": [look.ERROR if kind in ENDED else look.AGAIN for kind in LOSSES],
             }
         )
         title = "What deaths cost (red: ended in an error)"
@@ -96,13 +104,50 @@ class Failures(Page):
         self.recoveries_source = ColumnDataSource({"time": [], "seconds": [], "owner": []})
         # This line is invisible. It gives the plot a time axis also when there are no recoveries.
         self.time_source = ColumnDataSource({"time": [], "zero": []})
+        self.filter = search(self._fill)
+        self._told: dict[str, Any] = {}
+        lists = self._lists()
+        self.root = column(
+            self.summary,
+            row(again, losses, self._recoveries(), sizing_mode="stretch_both"),
+            self.filter,
+            lists,
+            sizing_mode="stretch_both",
+        )
+
+    def _lists(self) -> Any:
+        """Make the tables, and return the tabs that they are in."""
+        told = {
+            "name": ("Tasks called", 130, CODE),
+            "exception": ("Exception", 130, CODE),
+            "message": ("Message", 330, WORDS),
+        }
+        place = {
+            "key": ("Key", 190, CODE),
+            "worker": ("Worker", 150, CODE),
+            "owner": ("Owner", 150, CODE),
+            "where": ("Raised in", 220, FRAMES),
+        }
+        self.groups_source, groups = table(
+            {
+                **told,
+                "times": ("Times", 50, WHOLE),
+                "time": ("Last (UTC)", 80, CLOCK),
+                **{
+                    name: (f"Last {title.lower()}", *rest) for name, (title, *rest) in place.items()
+                },
+            }
+        )
+        self.errors_source, errors = table({"time": ("Time (UTC)", 80, CLOCK), **told, **place})
+        for source in (self.groups_source, self.errors_source):
+            source.data["traceback"] = []
         self.events_source, events = table(
             {
                 "time": ("Time (UTC)", 90, CLOCK),
                 "event": ("Event", 90, None),
                 "key": ("Key", 220, CODE),
                 "owner": ("Owner", 180, CODE),
-                "detail": ("What happened", 500, CODE),
+                "detail": ("What happened", 500, WORDS),
             }
         )
         self.processes_source, processes = table(
@@ -111,11 +156,13 @@ class Failures(Page):
                 **{kind: (cost[0].upper() + cost[1:], 130, WHOLE) for kind, cost in COSTS.items()},
             }
         )
-        self.root = column(
-            self.summary,
-            row(again, losses, self._recoveries(), sizing_mode="stretch_both"),
-            tabs({"Events": events, "Kills and owner losses by process": processes}),
-            sizing_mode="stretch_both",
+        return tabs(
+            {
+                "Errors by task": groups,
+                "Errors": errors,
+                "Events": events,
+                "Deaths by process": processes,
+            }
         )
 
     def _recoveries(self) -> Any:
@@ -127,31 +174,29 @@ class Failures(Page):
             x_axis_type="datetime",
         )
         recoveries.line("time", "zero", source=self.time_source, line_alpha=0)
-        recoveries.scatter("time", "seconds", source=self.recoveries_source, size=8, color=STORED)
+        recoveries.scatter(
+            "time", "seconds", source=self.recoveries_source, size=8, color=look.STORED
+        )
         recoveries.y_range.start = 0
         hover(recoveries, ("owner", "@owner"), ("seconds", "@seconds{0.000}"))
         return recoveries
 
     def show(self, told: dict[str, Any]) -> None:
         """Bring all plots and tables up to date."""
+        self._told = told
         owners = told["owners"]
-        counted = [
-            {"reason": MEANING[reason], "times": sum(owner["again"][reason] for owner in owners)}
-            for reason in AGAIN
-        ]
+        again = {kind: sum(owner["again"][kind] for owner in owners) for kind in AGAIN}
+        counted = [{"reason": text, "times": again[kind]} for kind, text in MEANING.items()]
         put(self.source, counted)
-        processes = [
-            {"who": who, **counts} for who, counts in told["losses"].items() if any(counts.values())
-        ]
-        put(self.processes_source, processes)
-        sums = {kind: sum(one[kind] for one in processes) for kind in LOSSES}
+        sums = {kind: sum(one[kind] for one in told["losses"].values()) for kind in LOSSES}
         bars = [{"kind": COSTS[kind], "times": times} for kind, times in sums.items()]
         # The colors stay as they are.
         put(self.losses_source, bars, ("kind", "times"))
         failed = sum(owner["failed"] for owner in owners)
         self.summary.text = (
             f"Tasks of the {len(owners)} owners that are there that failed for good: {failed:,d}. "
-            f"Workers that left the cluster: {told['workers_gone']:,d}."
+            f"Workers that left the cluster: {told['workers_gone']:,d}. Tasks moved to idle "
+            f"workers before they began, which is no failure: {again[RECALLED]:,d}."
         )
         # The first and the last round give the time axis its ends.
         first = told["history"][:1] + told["history"][-1:]
@@ -162,5 +207,40 @@ class Failures(Page):
             for when, seconds in owner["recoveries"]
         ]
         put(self.recoveries_source, recoveries)
-        events = [{**event, "time": milliseconds(event["time"])} for event in told["events"]]
-        put(self.events_source, events[::-1])
+        self._fill()
+
+    def _fill(self) -> None:
+        """Fill the tables with the lines that the filter lets pass, newest first."""
+        if not self._told:
+            return
+        told, text = self._told, self.filter.value_input
+        put(self.groups_source, matching(map(_line, told["failure_groups"]), text))
+        put(self.errors_source, matching(map(_line, told["failures"][::-1]), text))
+        raised = {one["key"]: f"{one['exception']}: {one['message']}" for one in told["failures"]}
+        events = [
+            {
+                **event,
+                "time": milliseconds(event["time"]),
+                "detail": f"{event['detail']} ({raised[event['key']]})"
+                if event["event"] in RAISED and event["key"] in raised
+                else event["detail"],
+            }
+            for event in told["events"][::-1]
+            if event["event"] != RECALLED
+        ]
+        put(self.events_source, matching(events, text))
+        processes = [
+            {"who": who, **counts} for who, counts in told["losses"].items() if any(counts.values())
+        ]
+        put(self.processes_source, matching(processes, text))
+
+
+def _line(failure: dict[str, Any]) -> dict[str, Any]:
+    """Return a failure as a line of a table."""
+    frames = [line.strip() for line in failure["traceback"].splitlines() if " line " in line]
+    return {
+        **failure,
+        "time": milliseconds(failure["time"]),
+        # `File "/home/me/prices.py", line 7, in parse` becomes `prices.py", line 7, in parse`.
+        "where": frames[-1].rpartition("/")[2].replace('"', "") if frames else "",
+    }

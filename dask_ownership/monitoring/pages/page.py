@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from dask_ownership.monitoring.pages.look import TABLE, TABS, TEXT, WORDS
+from dask_ownership.monitoring.pages.look import INPUT, TABLE, TABS, TEXT, WORDS
 from dask_ownership.monitoring.rounds import HISTORY
 
 INTERVAL = 500
@@ -155,6 +156,33 @@ def tabs(named: dict[str, Any]) -> Any:
 
     panels = [TabPanel(child=child, title=title) for title, child in named.items()]
     return Tabs(tabs=panels, sizing_mode="stretch_both", stylesheets=[TABS])
+
+
+def search(changed: Callable[[], None]) -> Any:
+    """Return a field for words; ``changed`` is called with each letter.
+
+    `matching` takes the ``value_input`` of the field.
+    """
+    from bokeh.models import TextInput
+
+    field = TextInput(
+        placeholder="filter: words that a line contains", width=320, stylesheets=[INPUT]
+    )
+    field.on_change("value_input", lambda attribute, old, new: changed())
+    return field
+
+
+def matching(rows: Iterable[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+    """Return the rows that contain all words of a text, in any column and in any case."""
+    wanted = text.lower().split()
+    if not wanted:
+        return list(rows)
+    found = []
+    for row in rows:
+        written = " ".join(map(str, row.values())).lower()
+        if all(word in written for word in wanted):
+            found.append(row)
+    return found
 
 
 def put(source: Any, rows: list[dict[str, Any]], names: Any = None) -> None:

@@ -46,7 +46,8 @@ class Endings:
     counts : dict of str to int
         How many tasks ran, were coroutines, failed, and were given back.
     failures : deque of tuple
-        Number, key, time and pickled error of each of the last tasks that failed.
+        Number, key, time, pickled error, name of the owner and attempt of each of the last tasks
+        that failed.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Endings:
     ) -> None:
         self.clocks = Clocks(worker.loop.asyncio_loop, self._expired)
         self.counts = {"run": 0, "coroutines": 0, "failed": 0, "returned": 0}
-        self.failures: deque[tuple[int, Any, float, bytes]] = deque(maxlen=FAILURES)
+        self.failures: deque[tuple[int, Any, float, bytes, str, int]] = deque(maxlen=FAILURES)
         self._worker = worker
         self._core = core
         self._lock = lock
@@ -125,7 +126,9 @@ class Endings:
         elif outcome.state == ex.GONE:
             if outcome.message[0] == m.FAILED:
                 self.counts["failed"] += 1
-                self.failures.append((self.counts["failed"], entry.key, time(), outcome.message[3]))
+                number, error = self.counts["failed"], outcome.message[3]
+                who = entry.session.process[2]
+                self.failures.append((number, entry.key, time(), error, who, entry.attempt))
             self._core.lifecycle.failed(entry, outcome.message)
         else:
             self._core.lifecycle.succeeded(entry, outcome.message, outcome.state, outcome.value)
