@@ -121,3 +121,22 @@ def test_recalls_are_no_failures(client: Client) -> None:
     moved = summary.partition("which is no failure: ")[2].rstrip(".")
     assert int(moved) >= 8
     assert "recalled" not in events and not [one for one in reasons if "idle" in one]
+
+
+def test_a_flow_has_one_hue_numbers_and_a_zero_state() -> None:
+    from dask_ownership.monitoring.pages.flow import Matrix, nbytes_per_second
+
+    matrix = Matrix("Values", "to", "from", "bytes per second", nbytes_per_second)
+    matrix.show([])
+    assert matrix.fig.title.text == "Values, bytes per second: none in the last seconds"
+    matrix.show([["a", "b", 2 << 20], ["b", "a", 1024], ["b", "c", 0]])
+    assert matrix.fig.title.text == "Values, bytes per second"
+    most, little, nothing = lines(matrix.source)
+    assert [one["number"] for one in (most, little, nothing)] == ["2.00 MiB", "1.00 kiB", "0"]
+    # One color, the stronger the more; a field with nothing has none.
+    assert isinstance(matrix.fig.renderers[0].glyph.fill_color, str)
+    assert most["alpha"] == 1 and 0.1 < little["alpha"] < 0.2 and nothing["alpha"] == 0
+    many = [[str(n), str(m), 1] for n in range(20) for m in range(20)]
+    matrix.show(many)
+    # No room for numbers: they are under the pointer.
+    assert {(one["number"], one["text"]) for one in lines(matrix.source)} == {("", "1 B")}

@@ -2,79 +2,113 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from dask.utils import format_bytes
 
-from dask_ownership.monitoring.pages.look import TEXT
-from dask_ownership.monitoring.pages.objects import unique
-from dask_ownership.monitoring.pages.page import Page, hover, plot, put, short, words
+from dask_ownership.monitoring.pages.look import RUNNING, TEXT
+from dask_ownership.monitoring.pages.page import Page, hover, plot, put, short, unique, words
 
-PALETTE = ["#3b4a5a", "#2f6690", "#3a7ca5", "#58a4b0", "#8fc0a9", "#d9b44a", "#e8893d", "#e2543c"]
-"""From little to much. None of the colors is white or black: the background may be either."""
+NUMBERED = 12
+"""Senders or receivers of a matrix with numbers in its fields; more leave no room."""
 
-BYTES = ("bytes per second", "0.0 b")
-"""Unit and format of bytes per second."""
+FAINTEST = 0.12
+"""Opacity of a field with next to nothing; a field with nothing has none."""
+
+DARK = 0.55
+"""Opacity from which on white numbers are easier to read than grey ones."""
+
+
+def per_second(tasks: float) -> str:
+    """Return a number of tasks per second as text."""
+    return f"{tasks:,.0f}" if tasks >= 10 or not tasks else f"{tasks:.1f}"
+
+
+def nbytes_per_second(nbytes: float) -> str:
+    """Return a number of bytes per second as text."""
+    return format_bytes(int(nbytes)) if nbytes >= 1 else "0"
 
 
 class Matrix:
-    """One flow as a matrix of colors: senders from top to bottom, receivers from left to right.
+    """One flow as fields of one color: senders from top to bottom, receivers from left to right.
+
+    The more goes from a sender to a receiver, the stronger is the color; the number is in the
+    field.
+
+    Parameters
+    ----------
+    title, x, y : str
+    unit : str
+        Of the amounts.
+    text : callable
+        From an amount to its text.
 
     Attributes
     ----------
     source : bokeh.models.ColumnDataSource
         One row for each pair.
     fig : bokeh.plotting.figure
-    mapper : bokeh.models.LinearColorMapper
-        From an amount to its color.
     """
 
-    def __init__(self, title: str, x: str, y: str, unit: str, form: str) -> None:
-        from bokeh.models import (
-            ColorBar,
-            ColumnDataSource,
-            FactorRange,
-            LinearColorMapper,
-            NumeralTickFormatter,
-        )
+    def __init__(self, title: str, x: str, y: str, unit: str, text: Callable[[float], str]) -> None:
+        from bokeh.models import ColumnDataSource, FactorRange
 
-        self.source = ColumnDataSource({"from": [], "to": [], "many": []})
-        self.fig = plot(title, x, y, x_range=FactorRange(), y_range=FactorRange())
-        self.mapper = LinearColorMapper(palette=PALETTE, low=0, high=1)
-        fill = {"field": "many", "transform": self.mapper}
+        self.title = f"{title}, {unit}"
+        self._text = text
+        columns = ("from", "to", "many", "text", "number", "alpha", "color")
+        self.source = ColumnDataSource({name: [] for name in columns})
+        self.fig = plot(self.title, x, y, x_range=FactorRange(), y_range=FactorRange())
         self.fig.rect(
             "to",
             "from",
             width=0.95,
             height=0.95,
             source=self.source,
-            fill_color=fill,
-            line_color=None,
+            fill_color=RUNNING,
+            fill_alpha="alpha",
+            line_color=TEXT,
+            line_alpha=0.3,
+        )
+        self.fig.text(
+            "to",
+            "from",
+            "number",
+            source=self.source,
+            text_color="color",
+            text_align="center",
+            text_baseline="middle",
+            text_font_size="12px",
         )
         self.fig.xaxis.major_label_orientation = 0.7
         self.fig.grid.grid_line_color = None
-        bar = ColorBar(
-            color_mapper=self.mapper,
-            title=unit,
-            formatter=NumeralTickFormatter(format=form),
-            background_fill_alpha=0.0,
-            title_text_color=TEXT,
-            major_label_text_color=TEXT,
-        )
-        self.fig.add_layout(bar, "right")
-        hover(self.fig, ("from", "@from"), ("to", "@to"), (unit, f"@many{{{form}}}"))
+        hover(self.fig, ("from", "@from"), ("to", "@to"), (unit, "@text"))
 
     def show(self, flow: list[list[Any]]) -> None:
         """Show pairs of sender and receiver with the amount per second."""
-        rows = [
-            {"from": short(source), "to": short(target), "many": many}
-            for source, target, many in flow
-        ]
+        senders = unique(sorted((short(one) for one, _, _ in flow), reverse=True))
+        receivers = unique(sorted(short(one) for _, one, _ in flow))
+        most = max((many for _, _, many in flow), default=0)
+        numbered = max(len(senders), len(receivers)) <= NUMBERED
+        rows = []
+        for source, target, many in flow:
+            alpha = FAINTEST + (1 - FAINTEST) * many / most if many else 0.0
+            text = self._text(many)
+            rows.append(
+                {
+                    "from": short(source),
+                    "to": short(target),
+                    "many": many,
+                    "text": text,
+                    "number": text if numbered else "",
+                    "alpha": alpha,
+                    "color": "#ffffff" if alpha > DARK else TEXT,
+                }
+            )
         put(self.source, rows)
-        self.fig.x_range.factors = unique(sorted(one["to"] for one in rows))
-        self.fig.y_range.factors = unique(sorted((one["from"] for one in rows), reverse=True))
-        # Colors span up to the largest amount; the tiny number keeps the span above zero.
-        self.mapper.high = max([1e-9, *(one["many"] for one in rows)])
+        self.fig.x_range.factors = receivers
+        self.fig.y_range.factors = senders
+        self.fig.title.text = self.title if most else f"{self.title}: none in the last seconds"
 
 
 class Flow(Page):
@@ -89,11 +123,12 @@ class Flow(Page):
         super().__init__(scheduler, **kwargs)
         self.relays = words()
         self.tasks = Matrix(
-            "Tasks handed out", "to worker", "from owner", "tasks per second", "0,0.0"
+            "Tasks handed out", "to worker", "from owner", "tasks per second", per_second
         )
-        self.sent = Matrix("Bytes to workers", "to worker", "from owner", *BYTES)
-        self.received = Matrix("Bytes to owners", "to owner", "from worker", *BYTES)
-        self.bytes = Matrix("Values between workers", "to worker", "from worker", *BYTES)
+        unit = ("bytes per second", nbytes_per_second)
+        self.sent = Matrix("To workers", "to worker", "from owner", *unit)
+        self.received = Matrix("To owners", "to owner", "from worker", *unit)
+        self.bytes = Matrix("Values between workers", "to worker", "from worker", *unit)
         self.source = self.tasks.source
         self.root = column(
             self.relays,

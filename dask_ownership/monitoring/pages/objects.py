@@ -15,6 +15,7 @@ from dask_ownership.monitoring.pages.page import (
     short,
     table,
     tabs,
+    unique,
     with_legend,
 )
 
@@ -134,8 +135,3 @@ def age(seconds: float) -> str:
     """Return a duration as hours, minutes and seconds."""
     minutes, rest = divmod(max(0, int(seconds)), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-
-
-def unique(names: Any) -> list[str]:
-    """Return each name once, because the factors of a range must be unique."""
-    return list(dict.fromkeys(names))

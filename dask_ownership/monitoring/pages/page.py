@@ -216,3 +216,8 @@ def short(name: str) -> str:
     """Return a name of an owner or worker that fits into little room."""
     name = name.partition("://")[2] or name
     return name if len(name) <= 24 else f"{name[:14]}…{name[-8:]}"
+
+
+def unique(names: Iterable[str]) -> list[str]:
+    """Return each name once, because the factors of a range must be unique."""
+    return list(dict.fromkeys(names))
