@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from math import isnan
 from typing import Any
 
 import pytest
@@ -140,3 +141,31 @@ def test_a_flow_has_one_hue_numbers_and_a_zero_state() -> None:
     matrix.show(many)
     # No room for numbers: they are under the pointer.
     assert {(one["number"], one["text"]) for one in lines(matrix.source)} == {("", "1 B")}
+
+
+def test_one_range_of_times_and_no_line_over_a_gap(client: Client) -> None:
+    def pause(dask_scheduler: Any) -> None:
+        feed = dask_scheduler.extensions["dask-ownership"].feed
+        feed.watchers.until = 0.0
+        feed._watch()
+
+    activity(client)
+    client.run_on_scheduler(pause)
+    activity(client)
+
+    def look(page: Any) -> Any:
+        figs = [page.where, page.depth, *page.figures.values()]
+        source = page.source.data
+        points = list(zip(source["time"], source["running"], source["ran_p50"], strict=True))
+        return len({fig.x_range.id for fig in figs}), points
+
+    ranges, points = opened(client, "latency", look)
+    assert ranges == 1
+    times = [when for when, *_ in points]
+    assert times == sorted(times)
+    # Between the rounds before and after, there is a point without a number.
+    (*_, gap) = [n for n, (_, running, _) in enumerate(points) if isnan(running)]
+    assert 0 < gap < len(points) - 1
+    assert not isnan(points[gap - 1][1]) and not isnan(points[gap + 1][1])
+    owners = opened(client, "owners", lambda page: [*page.history_source.data["rate"]])
+    assert any(map(isnan, owners))

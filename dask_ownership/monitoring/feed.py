@@ -207,7 +207,7 @@ class Feed:
             self.stock_pages.hide()
             self.owners.clear()
             self.workers.last.clear()
-            self.rounds.clear_flow()
+            self.rounds.interrupt()
 
     # ---- reports ----
 
@@ -378,9 +378,10 @@ class Feed:
                 the latest.
             ``history`` : list of dict
                 For up to five minutes, two per second, while the cluster is watched: ``time``,
-                ``rate`` (tasks per second), ``pending``, ``pushed``, ``queued`` (at workers),
-                ``running``, ``threads``, ``again`` (by reason), and ``waited``, ``ran``, ``took``:
-                the percentiles 50, 90 and 99 in seconds of a sample of the last five, or None.
+                ``after_gap`` (whether the cluster was not watched just before), ``rate`` (tasks per
+                second), ``pending``, ``pushed``, ``queued`` (at workers), ``running``, ``threads``,
+                ``again`` (by reason), and ``waited``, ``ran``, ``took``: the percentiles 50, 90 and
+                99 in seconds of a sample of the last five, or None.
         """
         first = not self.watchers.on
         self.looked()

@@ -73,6 +73,7 @@ class Rounds:
         self.number = 0
         self.history: deque[dict[str, Any]] = deque(maxlen=HISTORY)
         self._times: deque[tuple[list[int], list[int], list[int]]] = deque(maxlen=WINDOW)
+        self._gap = False
         self._flows = {kind: Flow() for kind in ("tasks", "sent", "received", "bytes")}
 
     def record(
@@ -105,6 +106,7 @@ class Rounds:
         self.history.append(
             {
                 "time": now,
+                "after_gap": self._gap,
                 "rate": sum(rate(reported.done) for reported in owners.values()),
                 "pending": sum(pending(one) for one in last),
                 "pushed": sum(one["states"]["pushed"] for one in last),
@@ -117,6 +119,7 @@ class Rounds:
                 "took": self._percentiles(2),
             }
         )
+        self._gap = False
 
     def _record_flow(
         self,
@@ -153,7 +156,8 @@ class Rounds:
         """Return ``[from, to, per second]`` of the last seconds, by kind."""
         return {kind: flow.rates() for kind, flow in self._flows.items()}
 
-    def clear_flow(self) -> None:
-        """Forget the flows, because the next round does not follow the last one directly."""
+    def interrupt(self) -> None:
+        """Note that the next round does not follow the last one directly; forget the flows."""
+        self._gap = bool(self.history)
         for flow in self._flows.values():
             flow.clear()

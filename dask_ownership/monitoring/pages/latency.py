@@ -6,7 +6,14 @@ from math import nan
 from typing import Any
 
 from dask_ownership.monitoring.pages.look import AGAIN, READY, RUNNING, SHADES, WAITING
-from dask_ownership.monitoring.pages.page import Page, append, later, milliseconds, over_time
+from dask_ownership.monitoring.pages.page import (
+    Page,
+    append,
+    last_minutes,
+    later,
+    milliseconds,
+    over_time,
+)
 
 KINDS = {
     "took": "Submit to done",
@@ -36,7 +43,9 @@ class Latency(Page):
         columns = [f"{kind}_{part}" for kind in KINDS for part in PERCENTILES]
         names = ["time", *columns, "depth", *WHERE]
         self.source = ColumnDataSource({name: [] for name in names})
-        figures = {
+        # One range for all: what happened at the same time is at the same place.
+        times = last_minutes()
+        figures = self.figures = {
             kind: over_time(
                 title,
                 "seconds",
@@ -46,14 +55,21 @@ class Latency(Page):
                     for part, shade in zip(PERCENTILES, SHADES, strict=True)
                 },
                 y_axis_type="log",
+                x_range=times,
             )
             for kind, title in KINDS.items()
         }
-        depth = over_time(
-            "Pipelining", "tasks handed out per slot", self.source, {"depth": ("per slot", RUNNING)}
+        depth = self.depth = over_time(
+            "Pipelining",
+            "tasks handed out per slot",
+            self.source,
+            {"depth": ("per slot", RUNNING)},
+            x_range=times,
         )
         depth.y_range.start = 0
-        where = self.where = over_time("Queueing against running", "tasks", self.source, WHERE)
+        where = self.where = over_time(
+            "Queueing against running", "tasks", self.source, WHERE, x_range=times
+        )
         where.y_range.start = 0
         self.root = column(
             row(figures["took"], where, sizing_mode="stretch_both"),
@@ -64,9 +80,13 @@ class Latency(Page):
 
     def show(self, told: dict[str, Any]) -> None:
         """Add the rounds that the plots do not show yet."""
-        rows = []
+        rows: list[dict[str, Any]] = []
         for one in later(self.source, told["history"]):
-            shown = {"time": milliseconds(one["time"]), **{name: one[name] for name in WHERE}}
+            shown = {
+                "time": milliseconds(one["time"]),
+                "after_gap": one["after_gap"],
+                **{name: one[name] for name in WHERE},
+            }
             shown["depth"] = one["pushed"] / one["threads"] if one["threads"] else 0.0
             for kind in KINDS:
                 for part, seconds in zip(PERCENTILES, one[kind], strict=True):

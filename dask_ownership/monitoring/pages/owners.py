@@ -9,6 +9,7 @@ from dask_ownership.monitoring.pages.look import STATE_LABELS, STATES, STORED
 from dask_ownership.monitoring.pages.page import (
     Page,
     append,
+    last_minutes,
     later,
     milliseconds,
     over_time,
@@ -99,6 +100,7 @@ class Owners(Page):
             "tasks done per second",
             self.history_source,
             {"rate": ("done", STORED)},
+            x_range=last_minutes(),
         )
         rates.y_range.start = 0
         self.chosen = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import nan
 from typing import Any
 
 from dask_ownership.monitoring.pages.look import INPUT, TABLE, TABS, TEXT, WORDS
@@ -10,6 +11,10 @@ from dask_ownership.monitoring.rounds import HISTORY
 
 INTERVAL = 500
 """Milliseconds between two updates."""
+
+
+SHOWN = 300_000
+"""Milliseconds that plots over time show, at most."""
 
 
 class Page:
@@ -75,6 +80,13 @@ def plot(title: str, x: str, y: str, **options: Any) -> Any:
     return fig
 
 
+def last_minutes() -> Any:
+    """Return the range of times of all plots of one page: what they have, at most `SHOWN`."""
+    from bokeh.models import DataRange1d
+
+    return DataRange1d(follow="end", follow_interval=SHOWN, range_padding=0.0)
+
+
 def over_time(
     title: str, y: str, source: Any, lines: dict[str, tuple[str, str]], **options: Any
 ) -> Any:
@@ -84,9 +96,6 @@ def over_time(
     """
     from bokeh.models import LogTicker
 
-    options = {"y_range": None, **options}
-    if options["y_range"] is None:
-        del options["y_range"]
     fig = plot(title, "time of day (UTC)", y, x_axis_type="datetime", **options)
     if options.get("y_axis_type") == "log":
         # Bokeh's own ticks, up to nine for each power of ten, are written over each other.
@@ -201,9 +210,17 @@ def later(source: Any, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def append(source: Any, rows: list[dict[str, Any]]) -> None:
-    """Add rows to a source; only the new rows are sent to the browser."""
-    if rows:
-        new = {name: [row[name] for row in rows] for name in source.data}
+    """Add rows to a source; only the new rows are sent to the browser.
+
+    A row with ``after_gap`` comes after a row without numbers, over which no line is drawn.
+    """
+    added: list[dict[str, Any]] = []
+    for row in rows:
+        if row["after_gap"]:
+            added.append({**dict.fromkeys(source.data, nan), "time": row["time"] - 1.0})
+        added.append(row)
+    if added:
+        new = {name: [row[name] for row in added] for name in source.data}
         source.stream(new, rollover=HISTORY)
 
 
