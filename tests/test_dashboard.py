@@ -21,7 +21,7 @@ from dask_ownership import Client, wait
 
 pytestmark = pytest.mark.alone  # it says how long things may take
 
-NAMES = ("owners", "objects", "flow", "failures", "latency")
+NAMES = ("owners", "tasks", "objects", "flow", "failures", "latency")
 
 bokeh = pytest.mark.skipif(find_spec("bokeh") is None, reason="bokeh is not installed")
 

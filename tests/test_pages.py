@@ -6,8 +6,9 @@ from importlib.util import find_spec
 from math import isnan
 from typing import Any
 
+import distributed
 import pytest
-from live import boom, until
+from live import boom, inc, until
 from test_activity import activity, mine
 
 from dask_ownership import Client, wait
@@ -169,3 +170,44 @@ def test_one_range_of_times_and_no_line_over_a_gap(client: Client) -> None:
     assert not isnan(points[gap - 1][1]) and not isnan(points[gap + 1][1])
     owners = opened(client, "owners", lambda page: [*page.history_source.data["rate"]])
     assert any(map(isnan, owners))
+
+
+def test_tasks_say_why_they_wait(client: Client, workers: Any) -> None:
+    gate = "open-tasks-page"
+    held = client.map(wait_for_event, [gate] * 2, key=["held-0", "held-1"], pure=False)
+    nowhere = client.submit(inc, 1, resources={"GPU": 1}, key="needs-gpu")
+    pinned = client.submit(inc, 1, workers=["10.0.0.9:1"], key="pinned")
+    behind = client.submit(inc, nowhere, key="behind")
+
+    def look(page: Any) -> Any:
+        return lines(page.source), lines(page.groups_source)
+
+    def told() -> Any:
+        activity(client)
+        single, groups = opened(client, "tasks", look)
+        mine = {one["key"]: one for one in single if one["owner"] == client.id}
+        return len(mine) == 5 and (mine, groups)
+
+    single, groups = until(told)
+    assert single["needs-gpu"]["state"] == "ready"
+    assert "no worker has resources={'GPU': 1" in single["needs-gpu"]["why"]
+    assert "workers=[10.0.0.9:1] names no worker" in single["pinned"]["why"]
+    assert single["behind"]["state"] == "waiting"
+    assert single["behind"]["why"].startswith("for 1 of 1 inputs: needs-gpu (no worker has")
+    assert {single[one.key]["worker"] for one in held} == set(workers)
+    assert single["held-0"]["state"] == "handed out" and single["held-0"]["age"]
+    (by_name,) = [one for one in groups if one["name"] == "held" and one["owner"] == client.id]
+    assert by_name["pushed"] == 2 and by_name["why"].startswith("runs at tcp://")
+
+    def only(page: Any) -> Any:
+        page.filter.value_input = "gpu no worker"
+        return [*page.source.data["key"]]
+
+    assert sorted(opened(client, "tasks", only)) == ["behind", "needs-gpu"]
+    distributed.Event(gate, client).set()
+    client.cancel([nowhere, pinned, behind])
+    wait(held)
+
+
+def wait_for_event(name: str) -> None:
+    distributed.Event(name).wait(20)

@@ -13,7 +13,15 @@ from typing import Any
 from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.core.protocol.messages import Key
-from dask_ownership.core.protocol.states import DORMANT, ERROR, INLINE, STATE_NAMES, STORED
+from dask_ownership.core.protocol.states import (
+    DORMANT,
+    ERROR,
+    INLINE,
+    STATE_NAMES,
+    STORED,
+    WAITING,
+)
+from dask_ownership.monitoring.waits import Unfinished, key_of
 
 GROUPS = 100
 """Names of tasks that a census tells apart; tasks of further names are counted as `OTHERS`."""
@@ -102,6 +110,7 @@ class Census:
         self.borrowed_pending = 0
         self.stored: dict[str, int] = {}
         self.parents: dict[str, int] = {}
+        self._unfinished = Unfinished(core)
         self._largest: list[tuple[int, int, Row]] = []
         self._oldest: list[tuple[int, int, Row]] = []
         self._shards: Iterator[dict[Key, Row]] = iter(core.table.rows.shards)
@@ -160,6 +169,8 @@ class Census:
                     self.stored[view.address] = self.stored.get(view.address, 0) + row.nbytes
             if state == INLINE or state == STORED:
                 self._list(row)
+            elif WAITING <= state < INLINE:
+                self._unfinished.add(name, row)
 
     def _list(self, row: Row) -> None:
         """Put a row with a value into the lists of the largest and the oldest rows if due."""
@@ -189,6 +200,7 @@ class Census:
             "borrowed_pending": self.borrowed_pending,
             "stored_nbytes": self.stored,
             "parents": self.parents,
+            "unfinished": self._unfinished.told(),
             "largest": [self._described(row) for _, _, row in self._largest],
             "oldest": [self._described(row) for _, _, row in self._oldest],
         }
@@ -196,7 +208,7 @@ class Census:
     def _described(self, row: Row) -> dict[str, Any]:
         """Return a row with all counts that keep the row in the table, as plain values."""
         return {
-            "key": str(row.key),
+            "key": key_of(row.key),
             "state": STATE_NAMES[row.state],
             "nbytes": row.nbytes,
             "attempt": row.attempt,
@@ -227,6 +239,10 @@ def signature(core: OwnerCore) -> tuple[Any, ...]:
         core.lineages.recovered,
         sum([len(view.pushed) for view in core.placement.workers.values()]),
         sum([view.link is not None for view in core.placement.workers.values()]),
+        # These decide why tasks wait.
+        len(core.placement.workers),
+        sum([view.accepting for view in core.placement.workers.values()]),
+        len(core.refused),
     )
 
 

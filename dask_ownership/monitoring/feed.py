@@ -343,6 +343,9 @@ class Feed:
                   ``since`` (when the task was handed out last, within a second or a tenth of its
                   age; None for a literal), ``workers``, and the counts that keep the object:
                   ``handles``, ``uses``, ``borrowers``, ``descendants``, ``pinned``
+                - ``unfinished``: some of the tasks that have not ended, of each name and state the
+                  first: ``key``, ``name`` (of the group), ``state``, ``attempt``, ``since`` (when
+                  it was handed out, or None), ``worker``, and ``why`` it waits
                 - ``latency``: ``waited``, ``ran``, ``took``: sampled tasks since the
                   watching began, by powers of two of microseconds, see
                   `dask_ownership.monitoring.census.Histogram`

@@ -19,6 +19,7 @@ from dask.utils import key_split
 from dask_ownership.core.owner.rows.options import NO_OPTIONS
 from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.core.protocol.messages import Key
+from dask_ownership.core.protocol.names import is_adopted
 from dask_ownership.core.protocol.states import INLINE, STORED
 from dask_ownership.monitoring.census import (
     Census,
@@ -60,6 +61,8 @@ def group_of(key: Key) -> str:
 
     Faster than Dask's own `key_split`, which runs once for each name.
     """
+    if type(key) is tuple and is_adopted(key):
+        key = key[2]  # an object that its owner took over keeps its name
     stem: Any = key[0] if type(key) is tuple and key else key
     if type(stem) is not str:
         return _split(key)

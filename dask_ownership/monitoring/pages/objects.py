@@ -9,6 +9,7 @@ from dask_ownership.monitoring.pages.cells import BYTES, CODE, WHOLE
 from dask_ownership.monitoring.pages.look import AGAIN, INLINE, STATE_COLORS, STATE_LABELS, STORED
 from dask_ownership.monitoring.pages.page import (
     Page,
+    age,
     hover,
     plot,
     put,
@@ -129,9 +130,3 @@ class Objects(Page):
             else:
                 listed.sort(key=lambda one: one["since"] or told["time"])
             put(source, listed[:50])
-
-
-def age(seconds: float) -> str:
-    """Return a duration as hours, minutes and seconds."""
-    minutes, rest = divmod(max(0, int(seconds)), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -238,3 +238,9 @@ def short(name: str) -> str:
 def unique(names: Iterable[str]) -> list[str]:
     """Return each name once, because the factors of a range must be unique."""
     return list(dict.fromkeys(names))
+
+
+def age(seconds: float) -> str:
+    """Return a duration as hours, minutes and seconds."""
+    minutes, rest = divmod(max(0, int(seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

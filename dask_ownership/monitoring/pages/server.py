@@ -15,9 +15,11 @@ from dask_ownership.monitoring.pages.look import ALONE, TOGETHER
 from dask_ownership.monitoring.pages.objects import Objects
 from dask_ownership.monitoring.pages.owners import Owners
 from dask_ownership.monitoring.pages.page import INTERVAL, Page, tabs
+from dask_ownership.monitoring.pages.tasks import Tasks
 
 PAGES: dict[str, type[Page]] = {
     "owners": Owners,
+    "tasks": Tasks,
     "objects": Objects,
     "flow": Flow,
     "failures": Failures,

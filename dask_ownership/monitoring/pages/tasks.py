@@ -1,0 +1,103 @@
+"""The page Tasks: how many tasks there are of each name and owner, and why tasks wait."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dask_ownership.monitoring.pages.cells import CODE, WHOLE, WORDS
+from dask_ownership.monitoring.pages.look import STATE_LABELS
+from dask_ownership.monitoring.pages.page import (
+    Page,
+    age,
+    matching,
+    put,
+    search,
+    table,
+    tabs,
+)
+
+UNFINISHED = ("waiting", "ready", "pushed")
+
+VALUES = ("inline", "stored")
+
+
+class Tasks(Page):
+    """A line for each owner and name of tasks, and a line for some of the unfinished tasks."""
+
+    def __init__(self, scheduler: Any, **kwargs: Any) -> None:
+        from bokeh.layouts import column
+
+        super().__init__(scheduler, **kwargs)
+        self.filter = search(self._fill)
+        self._told: dict[str, Any] = {"owners": []}
+        self.groups_source, groups = table(
+            {
+                "name": ("Tasks called", 150, CODE),
+                "owner": ("Owner", 200, CODE),
+                **{state: (STATE_LABELS[state].capitalize(), 75, WHOLE) for state in UNFINISHED},
+                "values": ("Values", 75, WHOLE),
+                "error": ("Errors", 75, WHOLE),
+                "why": ("Why the first of them waits", 520, WORDS),
+            }
+        )
+        self.source, single = table(
+            {
+                "key": ("Key", 230, CODE),
+                "state": ("State", 80, None),
+                "why": ("Why it waits", 520, WORDS),
+                "age": ("Since", 70, None),
+                "attempt": ("Attempt", 60, WHOLE),
+                "worker": ("Worker", 170, CODE),
+                "owner": ("Owner", 200, CODE),
+            }
+        )
+        self.root = column(
+            self.filter,
+            tabs({"By name and owner": groups, "Unfinished, the first of each name": single}),
+            sizing_mode="stretch_both",
+        )
+
+    def show(self, told: dict[str, Any]) -> None:
+        """Bring both tables up to date."""
+        self._told = told
+        self._fill()
+
+    def _fill(self) -> None:
+        """Fill the tables with the lines that the filter lets pass."""
+        owners, text = self._told["owners"], self.filter.value_input
+        put(self.groups_source, matching(_groups(owners), text))
+        single = [
+            {
+                **task,
+                "state": STATE_LABELS[task["state"]],
+                "age": "" if task["since"] is None else age(self._told["time"] - task["since"]),
+                "owner": owner["name"],
+            }
+            for owner in owners
+            for task in owner["unfinished"]
+        ]
+        # Those that wait for a worker come first, then those that wait for others.
+        single.sort(key=lambda task: task["state"] != "ready")
+        put(self.source, matching(single, text))
+
+
+def _groups(owners: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a line for each owner and name of tasks, those with most unfinished tasks first."""
+    lines = []
+    for owner in owners:
+        reasons: dict[str, str] = {}
+        for task in owner["unfinished"]:
+            reasons.setdefault(task["name"], task["why"])
+        for name, states in owner["groups"].items():
+            lines.append(
+                {
+                    "name": name,
+                    "owner": owner["name"],
+                    **{state: states.get(state, 0) for state in UNFINISHED},
+                    "values": sum(states.get(state, 0) for state in VALUES),
+                    "error": states.get("error", 0),
+                    "why": reasons.get(name, ""),
+                }
+            )
+    lines.sort(key=lambda line: [-line["ready"], -line["waiting"], -line["pushed"]])
+    return lines
