@@ -248,6 +248,21 @@ SHOWN = """
 """The texts above tables."""
 
 
+LINKS = """
+(function look(root) {
+  return [...root.querySelectorAll("*")].flatMap(one =>
+    [...(one.shadowRoot ? look(one.shadowRoot) : []),
+     ...(one.tagName == "A" && one.href.includes("/logs/") ? [one.href] : [])]);
+})(document)
+"""
+"""Where the links to logs in tables lead."""
+
+
+def text_at(url: str) -> str:
+    with urlopen(url) as answer:
+        return str(answer.read().decode())
+
+
 BACKGROUND = "getComputedStyle(document.documentElement).backgroundColor"
 
 
@@ -272,6 +287,11 @@ def test_in_a_browser_each_page_shows_a_running_program(client: Client, workers:
             await browser.until(f"({WRITTEN}) != {before}")
             await browser.click(client.id)
             await browser.until(f"({SHOWN}).includes('links of {client.id}')")
+            # A worker in a table leads to its logs.
+            await browser.click("Links")
+            link = await browser.until(f"({LINKS})[0]")
+            assert link.startswith(f"{base}/info/logs/tcp%3A%2F%2F")
+            assert "Logs" in await asyncio.to_thread(text_at, link)
             # Only the tab that is to be seen is kept up to date.
             await browser.click("Latency")
             rows = await browser.js(ROWS)

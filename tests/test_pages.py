@@ -204,7 +204,7 @@ def test_tasks_say_why_they_wait(client: Client, workers: Any) -> None:
         return [*page.source.data["key"]]
 
     assert sorted(opened(client, "tasks", only)) == ["behind", "needs-gpu"]
-    distributed.Event(gate, client).set()
+    distributed.Event(gate).set()
     client.cancel([nowhere, pinned, behind])
     wait(held)
 

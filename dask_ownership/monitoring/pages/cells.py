@@ -20,6 +20,17 @@ CLOCK = partial(formatter, "DateFormatter", format="%H:%M:%S")
 CODE = partial(
     formatter, "HTMLTemplateFormatter", template='<code title="<%- value %>"><%- value %></code>'
 )
+PROCESS = partial(
+    formatter,
+    "HTMLTemplateFormatter",
+    template="""
+<code title="<%- value %>"><% if (value == "scheduler") { %><a target="_blank"
+href="info/main/logs.html"><%- value %></a><% } else if (value.includes("://")) { %><a
+target="_blank" href="info/logs/<%= encodeURIComponent(value.trim()) %>.html"><%- value %></a><%
+} else { %><%- value %><% } %></code>
+""",
+)
+"""A worker or the scheduler, with a link to its logs; a client has none."""
 FRAMES = partial(
     formatter,
     "HTMLTemplateFormatter",

@@ -20,7 +20,7 @@ from dask_ownership.core.owner.rows.failure_counts import (
 )
 from dask_ownership.core.owner.rows.history import AGAIN
 from dask_ownership.monitoring.pages import look
-from dask_ownership.monitoring.pages.cells import CLOCK, CODE, FRAMES, WHOLE, WORDS
+from dask_ownership.monitoring.pages.cells import CLOCK, CODE, FRAMES, PROCESS, WHOLE, WORDS
 from dask_ownership.monitoring.pages.page import (
     Page,
     hover,
@@ -124,8 +124,8 @@ class Failures(Page):
         }
         place = {
             "key": ("Key", 190, CODE),
-            "worker": ("Worker", 150, CODE),
-            "owner": ("Owner", 150, CODE),
+            "worker": ("Worker", 150, PROCESS),
+            "owner": ("Owner", 150, PROCESS),
             "where": ("Raised in", 220, FRAMES),
         }
         self.groups_source, groups = table(
@@ -146,13 +146,13 @@ class Failures(Page):
                 "time": ("Time (UTC)", 90, CLOCK),
                 "event": ("Event", 90, None),
                 "key": ("Key", 220, CODE),
-                "owner": ("Owner", 180, CODE),
+                "owner": ("Owner", 180, PROCESS),
                 "detail": ("What happened", 500, WORDS),
             }
         )
         self.processes_source, processes = table(
             {
-                "who": ("Owner or worker", 220, CODE),
+                "who": ("Owner or worker", 220, PROCESS),
                 **{kind: (cost[0].upper() + cost[1:], 130, WHOLE) for kind, cost in COSTS.items()},
             }
         )

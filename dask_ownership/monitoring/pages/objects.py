@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from dask_ownership.monitoring.pages.cells import BYTES, CODE, WHOLE
+from dask_ownership.monitoring.pages.cells import BYTES, CODE, PROCESS, WHOLE
 from dask_ownership.monitoring.pages.look import AGAIN, INLINE, STATE_COLORS, STATE_LABELS, STORED
 from dask_ownership.monitoring.pages.page import (
     Page,
@@ -26,7 +26,7 @@ BYTES_COLORS = (STORED, INLINE, AGAIN)
 
 COLUMNS: dict[str, tuple[str, int, Any]] = {
     "key": ("Key", 260, CODE),
-    "owner": ("Owner", 170, CODE),
+    "owner": ("Owner", 170, PROCESS),
     "state": ("State", 60, None),
     "nbytes": ("Bytes", 70, BYTES),
     "at": ("At", 150, CODE),

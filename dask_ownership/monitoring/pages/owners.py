@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dask_ownership.monitoring.pages.cells import BYTES, CODE, RATE, WHOLE
+from dask_ownership.monitoring.pages.cells import BYTES, CODE, PROCESS, RATE, WHOLE
 from dask_ownership.monitoring.pages.look import STATE_LABELS, STATES, STORED
 from dask_ownership.monitoring.pages.page import (
     Page,
@@ -83,8 +83,8 @@ class Owners(Page):
         )
         self.links_source, links = table(
             {
-                "owner": ("Owner", 200, CODE),
-                "worker": ("Worker", 200, CODE),
+                "owner": ("Owner", 200, PROCESS),
+                "worker": ("Worker", 200, PROCESS),
                 "pushed": ("Handed out", 80, WHOLE),
                 "given": ("Since it joined", 100, WHOLE),
                 "nthreads": ("Threads", 60, WHOLE),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dask_ownership.monitoring.pages.cells import CODE, WHOLE, WORDS
+from dask_ownership.monitoring.pages.cells import CODE, PROCESS, WHOLE, WORDS
 from dask_ownership.monitoring.pages.look import STATE_LABELS
 from dask_ownership.monitoring.pages.page import (
     Page,
@@ -33,7 +33,7 @@ class Tasks(Page):
         self.groups_source, groups = table(
             {
                 "name": ("Tasks called", 150, CODE),
-                "owner": ("Owner", 200, CODE),
+                "owner": ("Owner", 200, PROCESS),
                 **{state: (STATE_LABELS[state].capitalize(), 75, WHOLE) for state in UNFINISHED},
                 "values": ("Values", 75, WHOLE),
                 "error": ("Errors", 75, WHOLE),
@@ -47,8 +47,8 @@ class Tasks(Page):
                 "why": ("Why it waits", 520, WORDS),
                 "age": ("Since", 70, None),
                 "attempt": ("Attempt", 60, WHOLE),
-                "worker": ("Worker", 170, CODE),
-                "owner": ("Owner", 200, CODE),
+                "worker": ("Worker", 170, PROCESS),
+                "owner": ("Owner", 200, PROCESS),
             }
         )
         self.root = column(
