@@ -6,9 +6,10 @@ from importlib.util import find_spec
 from math import isnan
 from typing import Any
 
+import dask
 import distributed
 import pytest
-from live import boom, inc, until
+from live import blob, boom, inc, until
 from test_activity import activity, mine
 
 from dask_ownership import Client, wait
@@ -211,3 +212,56 @@ def test_tasks_say_why_they_wait(client: Client, workers: Any) -> None:
 
 def wait_for_event(name: str) -> None:
     distributed.Event(name).wait(20)
+
+
+def test_memory_by_name_and_what_is_kept_for_the_cluster(client: Client, workers: Any) -> None:
+    large = [client.submit(blob, 300_000, n, key=f"memory-{n}", pure=False) for n in range(2)]
+    small = client.submit(inc, 1, key="little")
+    wait([*large, small])
+    client.publish_dataset(large[0], name="prices")
+    distributed.Variable("latest").set(large[1])
+
+    def look(page: Any) -> Any:
+        return lines(page.memory_source), lines(page.detached_source)
+
+    def told() -> Any:
+        activity(client)
+        memory, detached = opened(client, "objects", look)
+        names = {one["who"]: one for one in memory}
+        kept = {one["name"]: one for one in detached}
+        done = names.get("memory", {}).get("stored", 0) >= 4 * 300_000
+        return done and len(kept) == 2 and (names, kept)
+
+    # Each of the two values counts for the client and for the scheduler, which keeps it.
+    names, kept = until(told)
+    assert names["memory"]["inline"] == 0 and "adopted" not in names
+    assert names["little"]["stored"] == 0 < names["little"]["inline"] < 100
+    assert kept["prices"]["kind"] == "dataset" and kept["latest"]["kind"] == "variable"
+    for one in kept.values():
+        assert one["objects"] == 1 and one["nbytes"] >= 300_000 and one["states"] == "stored"
+        assert one["at"] in workers
+    client.unpublish_dataset("prices")
+    distributed.Variable("latest").delete()
+
+    def nothing() -> Any:
+        activity(client)
+        return opened(client, "objects", look)[1] == []
+
+    until(nothing)
+
+
+def test_relays_are_told_with_their_ends(client: Client, cluster: Any, workers: Any) -> None:
+    with (
+        dask.config.set({"ownership.reach": "relay"}),
+        Client(cluster, set_as_default=False) as far,
+    ):
+        assert len(far.submit(bytes, 100_000, workers=workers[0]).result()) == 100_000
+
+        def look(page: Any) -> Any:
+            return lines(page.connections_source), page.connections.visible, page.relays.text
+
+        activity(client)
+        shown, visible, text = opened(client, "flow", look)
+        mine = {one["worker"]: one["nbytes"] for one in shown if one["owner"] == far.id}
+        assert mine[workers[0]] > 100_000
+        assert visible and text.startswith(f"The scheduler relays over {len(shown)} connections")

@@ -93,6 +93,9 @@ class Census:
         Borrowed objects are not included.
     groups : dict of str to list of int
         The same numbers for each name of tasks.
+    nbytes : dict of str to list of int
+        For each name of tasks the bytes of inline values, and those of stored values, where a copy
+        counts at each worker.
     borrowed, borrowed_pending : int
         Borrowed rows, and borrowed rows without an outcome.
     stored : dict of str to int
@@ -106,6 +109,7 @@ class Census:
         self.name_of = name_of
         self.states = [0] * len(STATE_NAMES)
         self.groups: dict[str, list[int]] = {}
+        self.nbytes: dict[str, list[int]] = {}
         self.borrowed = 0
         self.borrowed_pending = 0
         self.stored: dict[str, int] = {}
@@ -168,6 +172,8 @@ class Census:
                 for view in row.locations:
                     self.stored[view.address] = self.stored.get(view.address, 0) + row.nbytes
             if state == INLINE or state == STORED:
+                nbytes = self.nbytes.get(name) or self.nbytes.setdefault(name, [0, 0])
+                nbytes[state - INLINE] += row.nbytes * (len(row.locations) or 1)
                 self._list(row)
             elif WAITING <= state < INLINE:
                 self._unfinished.add(name, row)
@@ -196,6 +202,7 @@ class Census:
                 name: {STATE_NAMES[s]: group[s] for s in COUNTED if group[s]}
                 for name, group in self.groups.items()
             },
+            "group_nbytes": self.nbytes,
             "borrowed": self.borrowed,
             "borrowed_pending": self.borrowed_pending,
             "stored_nbytes": self.stored,

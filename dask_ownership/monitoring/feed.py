@@ -119,7 +119,9 @@ class Feed:
     token : str
         Proves to workers that the scheduler is asking.
     relays : callable
-        Returns the counts of the scheduler's relays, see `scheduler.relay`.
+        Returns what the scheduler relays, see `scheduler.relay`.
+    detached : callable
+        Returns what is held for the cluster, see `scheduler.detached`.
 
     Attributes
     ----------
@@ -154,11 +156,13 @@ class Feed:
         owners: dict[str, tuple[str, str]],
         holder: Any,
         token: str,
-        relays: Callable[[], dict[str, int]] = dict,
+        relays: Callable[[], dict[str, Any]] = dict,
+        detached: Callable[[], list[dict[str, Any]]] = list,
     ) -> None:
         self.scheduler = scheduler
         self.members = owners
         self._relays = relays
+        self._detached = detached
         self.holder = Reporter(holder)
         self.watchers = Watchers(scheduler)
         self.task_stream = TaskStream(scheduler, self.fetch)
@@ -334,6 +338,7 @@ class Feed:
                   worker), ``objects`` (rows), ``states`` (objects by state), ``groups`` (the same
                   by name of the task), ``borrowed``, ``borrowed_pending``, ``lent``,
                   ``inline_nbytes``, ``lineage_nbytes``, ``stored_nbytes`` (by worker)
+                - ``group_nbytes``: by name of the task the bytes of inline and of stored values
                 - ``links``: by worker ``pushed`` (tasks handed to the worker and not answered),
                   ``given`` (tasks handed to the worker since it joined), ``nthreads``,
                   ``accepting``; ``depth``: tasks handed out per slot
@@ -365,8 +370,11 @@ class Feed:
             ``losses`` : dict of str to dict
                 What deaths cost each present owner and worker, by its name.
             ``relays`` : dict
-                How many relays are ``open`` and were ``opened``, and the ``nbytes`` that passed,
-                see `scheduler.relay`.
+                How many relays are ``open`` and were ``opened``, and the ``nbytes`` that passed;
+                ``connections``: ``[owner, worker, bytes]`` of each open relay.
+            ``detached`` : list of dict
+                Items of queues, variables and datasets with objects: ``kind``, ``name``,
+                ``objects``, ``nbytes``, ``states`` (names), ``workers`` with the values.
             ``workers_gone`` : int
                 How many workers left the cluster since the first client came, in good order or not.
             ``events`` : list of dict
@@ -414,7 +422,8 @@ class Feed:
                 **{worker["address"]: worker["losses"] for worker in workers},
             },
             "workers_gone": self.gone,
-            "relays": self._relays(),
+            "relays": self._relayed(),
+            "detached": self._detached(),
             "events": list(self.events),
             "failures": list(self.failed_tasks.latest),
             "failure_groups": self.failed_tasks.groups(),
@@ -422,6 +431,13 @@ class Feed:
         if history:
             told["history"] = list(self.rounds.history)
         return told
+
+    def _relayed(self) -> dict[str, Any]:
+        """Return what the scheduler relays, with the names of owners."""
+        told = self._relays()
+        names = self._names()
+        open_now = told.get("connections", ())
+        return {**told, "connections": [[names.get(o, o), *rest] for o, *rest in open_now]}
 
     def close(self) -> None:
         """Stop a round that runs, and take this feed out of the metrics."""

@@ -20,6 +20,7 @@ from typing import Any
 from dask_ownership.core.owner.references.detached import LineageSpec
 from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.core.protocol.messages import is_origin
+from dask_ownership.core.protocol.states import STATE_NAMES
 from dask_ownership.runtime.comm.scheduler_ops import HOLD, RELEASE_HOLD
 from dask_ownership.runtime.owner.owner import Owner
 
@@ -242,6 +243,33 @@ class Holding:
             for _ in range(count):
                 self.let_go(hold)
         self.owner.members.process_gone(owner)
+
+    def told(self) -> list[dict[str, Any]]:
+        """Return what is held for each item, as plain values."""
+        extensions = self.scheduler.extensions
+        queues = extensions["queues"].queues if "queues" in extensions else {}
+        places = [
+            *(("dataset", name, hold) for name, hold in self.datasets.items()),
+            *(("variable", name, hold) for name, hold in self.variables.items()),
+            *(
+                ("queue", name, _hold_of(record))
+                for name, queue in queues.items()
+                for record in queue._queue
+            ),
+        ]
+        return [
+            {
+                "kind": kind,
+                "name": str(name),
+                "objects": len(rows),
+                "nbytes": sum(row.nbytes for row in rows),
+                "states": sorted({STATE_NAMES[row.state] for row in rows}),
+                "workers": sorted({view.address for row in rows for view in row.locations}),
+            }
+            for kind, name, hold in places
+            if hold in self.holds
+            for rows in (self.holds[hold].rows,)
+        ]
 
     def restart(self) -> None:
         """Cancel all rows, because a restart of the cluster has dropped all values."""

@@ -155,7 +155,12 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         scheduler.stream_handlers[WORD] = self.word
         token = proof(self.secret, SCHEDULER)  # shown to workers, whose handlers check it
         self.feed = Feed(
-            scheduler, self.roster.owners, self.holding.owner, token, self.relays.counts
+            scheduler,
+            self.roster.owners,
+            self.holding.owner,
+            token,
+            self.relays.told,
+            self.holding.told,
         )
         pages.install(scheduler)
         before_retirement(scheduler, self.leave)

@@ -280,9 +280,17 @@ class Relays:
         self.nbytes += nbytes
         await self._bandwidth.take(nbytes)
 
-    def counts(self) -> dict[str, int]:
-        """Numbers of open and of opened relays, and of bytes that have passed."""
-        return {"open": len(self.open), "opened": self.opened, "nbytes": self.nbytes}
+    def told(self) -> dict[str, Any]:
+        """Numbers of open and of opened relays and of bytes that have passed, and each open relay.
+
+        A relay is told as the incarnation of the owner, the address of the worker, and bytes.
+        """
+        return {
+            "open": len(self.open),
+            "opened": self.opened,
+            "nbytes": self.nbytes,
+            "connections": [[one.asker, one.target, one.nbytes] for one in self.open],
+        }
 
     # ---- ends ----
 

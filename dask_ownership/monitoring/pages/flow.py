@@ -7,8 +7,9 @@ from typing import Any
 
 from dask.utils import format_bytes
 
+from dask_ownership.monitoring.pages.cells import BYTES, PROCESS
 from dask_ownership.monitoring.pages.look import RUNNING, TEXT
-from dask_ownership.monitoring.pages.page import Page, hover, plot, put, short, unique, words
+from dask_ownership.monitoring.pages.page import Page, hover, plot, put, short, table, unique, words
 
 NUMBERED = 12
 """Senders or receivers of a matrix with numbers in its fields; more leave no room."""
@@ -114,7 +115,8 @@ class Matrix:
 class Flow(Page):
     """Four matrices: tasks and bytes to workers above, bytes from workers below.
 
-    A line above them says how much the scheduler relays, when it does.
+    A line above them says how much the scheduler relays, when it does, and a table below them
+    between whom.
     """
 
     def __init__(self, scheduler: Any, **kwargs: Any) -> None:
@@ -130,10 +132,19 @@ class Flow(Page):
         self.received = Matrix("To owners", "to owner", "from worker", *unit)
         self.bytes = Matrix("Values between workers", "to worker", "from worker", *unit)
         self.source = self.tasks.source
+        self.connections_source, self.connections = table(
+            {
+                "owner": ("From owner", 300, PROCESS),
+                "worker": ("By way of the scheduler to worker", 300, PROCESS),
+                "nbytes": ("Bytes so far", 120, BYTES),
+            },
+            visible=False,
+        )
         self.root = column(
             self.relays,
             row(self.tasks.fig, self.sent.fig, sizing_mode="stretch_both"),
             row(self.bytes.fig, self.received.fig, sizing_mode="stretch_both"),
+            self.connections,
             sizing_mode="stretch_both",
         )
 
@@ -147,3 +158,10 @@ class Flow(Page):
                 f"The scheduler relays over {relays['open']:,d} connections to workers that some "
                 f"processes cannot dial: {format_bytes(relays['nbytes'])} so far."
             )
+        open_now = [
+            {"owner": owner, "worker": worker, "nbytes": nbytes}
+            for owner, worker, nbytes in relays.get("connections", ())
+        ]
+        open_now.sort(key=lambda relay: -relay["nbytes"])
+        put(self.connections_source, open_now)
+        self.connections.visible = bool(open_now)

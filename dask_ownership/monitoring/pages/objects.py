@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from dask_ownership.monitoring.pages.cells import BYTES, CODE, PROCESS, WHOLE
+from dask_ownership.monitoring.pages.cells import BYTES, CODE, PROCESS, WHOLE, WORDS
 from dask_ownership.monitoring.pages.look import AGAIN, INLINE, STATE_COLORS, STATE_LABELS, STORED
 from dask_ownership.monitoring.pages.page import (
     Page,
@@ -23,6 +23,13 @@ from dask_ownership.monitoring.pages.page import (
 BYTES_OF = {"owned": "of one owner", "shared": "shared", "spilled": "on disk"}
 
 BYTES_COLORS = (STORED, INLINE, AGAIN)
+
+MEMORY = {"inline": "at the owner", "stored": "at workers"}
+
+MEMORY_COLORS = (INLINE, STORED)
+
+NAMES = 15
+"""Names of tasks with bars of their own: those with most bytes."""
 
 COLUMNS: dict[str, tuple[str, int, Any]] = {
     "key": ("Key", 260, CODE),
@@ -66,12 +73,21 @@ def bars(
     return source, fig
 
 
+def in_bytes(fig: Any) -> None:
+    """Have the horizontal axis of a figure count bytes."""
+    from bokeh.models import AdaptiveTicker, NumeralTickFormatter
+
+    ticks = AdaptiveTicker(base=1024, mantissas=[1, 64, 128, 256, 512], desired_num_ticks=4)
+    fig.xaxis.ticker = ticks
+    fig.xaxis.formatter = NumeralTickFormatter(format="0.0 b")
+
+
 class Objects(Page):
     """Bars of objects and bytes, and lists of the largest and the oldest objects."""
 
     def __init__(self, scheduler: Any, **kwargs: Any) -> None:
         from bokeh.layouts import column, row
-        from bokeh.models import AdaptiveTicker, BasicTickFormatter, NumeralTickFormatter
+        from bokeh.models import BasicTickFormatter
 
         super().__init__(scheduler, **kwargs)
         self.source, self.states = bars(
@@ -82,14 +98,34 @@ class Objects(Page):
         self.bytes_source, self.bytes = bars(
             "Stored values by worker", "bytes", "worker", BYTES_OF, BYTES_COLORS
         )
-        self.bytes.xaxis.ticker = AdaptiveTicker(base=1024, mantissas=[1, 64, 128, 256, 512])
-        self.bytes.xaxis.formatter = NumeralTickFormatter(format="0.0 b")
+        in_bytes(self.bytes)
         hover(self.bytes, ("worker", "@who"), *((w, f"@{n}{{0.0 b}}") for n, w in BYTES_OF.items()))
+        self.memory_source, self.memory = bars(
+            "Memory by name of the task", "bytes", "tasks called", MEMORY, MEMORY_COLORS
+        )
+        in_bytes(self.memory)
+        hover(self.memory, ("name", "@who"), *((w, f"@{n}{{0.0 b}}") for n, w in MEMORY.items()))
+        self.detached_source, detached = table(
+            {
+                "kind": ("Kept by a", 90, None),
+                "name": ("Name", 260, CODE),
+                "objects": ("Objects", 70, WHOLE),
+                "nbytes": ("Bytes", 80, BYTES),
+                "states": ("State", 120, None),
+                "at": ("At", 400, WORDS),
+            }
+        )
         self.largest_source, largest = table(COLUMNS)
         self.oldest_source, oldest = table(COLUMNS)
         self.root = column(
-            row(self.states, self.bytes, sizing_mode="stretch_both"),
-            tabs({"Largest, and what keeps them": largest, "Oldest, and what keeps them": oldest}),
+            row(self.states, self.memory, self.bytes, sizing_mode="stretch_both"),
+            tabs(
+                {
+                    "Largest, and what keeps them": largest,
+                    "Oldest, and what keeps them": oldest,
+                    "Kept for the cluster": detached,
+                }
+            ),
             sizing_mode="stretch_both",
         )
 
@@ -112,6 +148,23 @@ class Objects(Page):
         ]
         put(self.bytes_source, stored)
         self.bytes.y_range.factors = unique(row["who"] for row in reversed(stored))
+        names: dict[str, list[int]] = {}
+        for owner in owners:
+            for name, nbytes in owner["group_nbytes"].items():
+                names[name] = [a + b for a, b in zip(names.get(name, (0, 0)), nbytes, strict=True)]
+        largest = sorted(names.items(), key=lambda item: -sum(item[1]))[:NAMES]
+        memory = [{"who": name, "inline": i, "stored": s} for name, (i, s) in largest if i + s]
+        put(self.memory_source, memory)
+        self.memory.y_range.factors = unique(row["who"] for row in reversed(memory))
+        detached = [
+            {
+                **one,
+                "states": ", ".join(one["states"]),
+                "at": ", ".join(one["workers"]) or "the scheduler",
+            }
+            for one in told["detached"]
+        ]
+        put(self.detached_source, detached)
         for name, source in (("largest", self.largest_source), ("oldest", self.oldest_source)):
             listed = [
                 {
