@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from itertools import pairwise
 from math import isnan
 from typing import Any
+from urllib.request import urlopen
 
 import dask
 import distributed
 import pytest
-from live import blob, boom, inc, until
+from live import blob, boom, inc, slowinc, until
 from test_activity import activity, mine
 
 from dask_ownership import Client, wait
@@ -265,3 +269,30 @@ def test_relays_are_told_with_their_ends(client: Client, cluster: Any, workers: 
         mine = {one["worker"]: one["nbytes"] for one in shown if one["owner"] == far.id}
         assert mine[workers[0]] > 100_000
         assert visible and text.startswith(f"The scheduler relays over {len(shown)} connections")
+
+
+def test_the_timeline_is_a_chrome_trace(client: Client, workers: Any) -> None:
+    link = client.dashboard_link.replace("/status", "/ownership-timeline.json?seconds=0.5")
+    with ThreadPoolExecutor(1) as pool, urlopen(link.replace("0.5", "0")):
+        reading = pool.submit(lambda: urlopen(link))
+        futures = client.map(slowinc, range(20), delay=0.02, key="on-the-timeline")
+        bad = client.submit(boom, key="boom-on-the-timeline")
+        wait([*futures, bad])
+        with reading.result(20) as answer:
+            assert "attachment" in answer.headers["Content-Disposition"]
+            trace = json.load(answer)
+    events = trace["traceEvents"]
+    named = {one["pid"]: one["args"]["name"] for one in events if one["name"] == "process_name"}
+    assert set(workers) <= set(named.values())
+    ran = [one for one in events if one["ph"] == "X" and one["name"] == "on-the-timeline"]
+    assert len(ran) == 20 and {one["cat"] for one in ran} == {"compute"}
+    assert all(15_000 < one["dur"] < 2_000_000 for one in ran)
+    # Two tasks in one thread do not overlap.
+    spans: dict[Any, list[tuple[int, int]]] = {}
+    for one in sorted(ran, key=lambda one: one["ts"]):
+        spans.setdefault((one["pid"], one["tid"]), []).append((one["ts"], one["ts"] + one["dur"]))
+    for of_thread in spans.values():
+        assert all(end <= start for (_, end), (start, _) in pairwise(of_thread))
+    (failed,) = [one for one in events if one.get("args", {}).get("key") == "boom-on-the-timeline"]
+    assert failed["cname"] == "terrible"  # red
+    assert "ownership-timeline.json" in opened(client, "tasks", lambda page: page.timeline.text)

@@ -16,6 +16,7 @@ the time of each name is as exact as in a sampling profiler.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import pickle
 from collections import deque
@@ -324,6 +325,18 @@ class TaskStream:
             return await answer if isawaitable(answer) else answer
 
         return read
+
+    async def recorded(self, seconds: float) -> list[dict[str, Any]]:
+        """Return the stream after so many seconds in which workers note all tasks."""
+        plugin = self.scheduler._task_stream_plugin()
+        before, self._read = self.wanted and self._read, True
+        try:
+            await self._fetch()
+            await asyncio.sleep(seconds)
+            await self._fetch()
+        finally:
+            self._read = before
+        return list(plugin.buffer)
 
     def took(self, workers: Iterable[str], answers: Iterable[Any]) -> None:
         """Add the notes of workers to the stream.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from functools import partial
 from typing import Any
 
 from distributed.http.scheduler.info import IndividualPlots
 from tornado.ioloop import IOLoop
+from tornado.web import HTTPError, RequestHandler
 
 from dask_ownership.monitoring.pages.failures import Failures
 from dask_ownership.monitoring.pages.flow import Flow
@@ -15,7 +18,8 @@ from dask_ownership.monitoring.pages.look import ALONE, TOGETHER
 from dask_ownership.monitoring.pages.objects import Objects
 from dask_ownership.monitoring.pages.owners import Owners
 from dask_ownership.monitoring.pages.page import INTERVAL, Page, tabs
-from dask_ownership.monitoring.pages.tasks import Tasks
+from dask_ownership.monitoring.pages.tasks import RECORDED, TIMELINE, Tasks
+from dask_ownership.monitoring.timeline import chrome_trace
 
 PAGES: dict[str, type[Page]] = {
     "owners": Owners,
@@ -28,6 +32,10 @@ PAGES: dict[str, type[Page]] = {
 
 NAME = "ownership"
 """Name of the page with all pages as tabs, in the navigation bar."""
+
+
+MOST_RECORDED = 60.0
+"""Seconds for which a download of the timeline records, at most."""
 
 
 class Together:
@@ -101,6 +109,27 @@ def path_of(name: str) -> str:
     return f"/individual-{NAME}-{name}"
 
 
+class Timeline(RequestHandler):
+    """Sends the task stream of the last minutes and the next seconds, as a Chrome trace."""
+
+    def initialize(self, dask_server: Any) -> None:
+        """Take the scheduler, which Dask's HTTP handlers call their server."""
+        self.scheduler = dask_server
+
+    async def get(self) -> None:
+        """Answer a download; ``?seconds=`` says for how long all tasks are noted first."""
+        try:
+            seconds = float(self.get_query_argument("seconds", str(RECORDED)))
+        except ValueError:
+            raise HTTPError(400, reason="seconds is not a number") from None
+        stream = self.scheduler.extensions["dask-ownership"].feed.task_stream
+        records = await stream.recorded(min(max(0.0, seconds), MOST_RECORDED))
+        self.set_header("Content-Type", "application/json")
+        self.set_header("Content-Disposition", 'attachment; filename="dask-timeline.json"')
+        # Beside the loop: a full stream makes tens of megabytes.
+        await self.finish(await asyncio.to_thread(lambda: json.dumps(chrome_trace(records))))
+
+
 class Plots(IndividualPlots):
     """Names the pages for JupyterLab's Dask extension, beside Dask's own."""
 
@@ -135,7 +164,11 @@ def add_pages(scheduler: Any) -> None:
     app.initialize(IOLoop.current())
     app.start()
     scheduler.http_application.add_handlers(
-        ".*$", [(f"{stock.prefix}/individual-plots.json", Plots, {"dask_server": scheduler})]
+        ".*$",
+        [
+            (f"{stock.prefix}/individual-plots.json", Plots, {"dask_server": scheduler}),
+            (f"{stock.prefix}/{TIMELINE}", Timeline, {"dask_server": scheduler}),
+        ],
     )
     if NAME not in variables["pages"]:
         variables["pages"].insert(1, NAME)

@@ -14,7 +14,14 @@ from dask_ownership.monitoring.pages.page import (
     search,
     table,
     tabs,
+    words,
 )
+
+TIMELINE = "ownership-timeline.json"
+"""Path of the timeline, beside that of the page."""
+
+RECORDED = 5.0
+"""Seconds for which a download of the timeline records all tasks."""
 
 UNFINISHED = ("waiting", "ready", "pushed")
 
@@ -25,7 +32,7 @@ class Tasks(Page):
     """A line for each owner and name of tasks, and a line for some of the unfinished tasks."""
 
     def __init__(self, scheduler: Any, **kwargs: Any) -> None:
-        from bokeh.layouts import column
+        from bokeh.layouts import column, row
 
         super().__init__(scheduler, **kwargs)
         self.filter = search(self._fill)
@@ -51,8 +58,13 @@ class Tasks(Page):
                 "owner": ("Owner", 200, PROCESS),
             }
         )
+        self.timeline = words(
+            f'<a href="{TIMELINE}">Download a timeline</a> of the tasks that ran: what the task '
+            f"stream has, and all tasks of the next {RECORDED:g} seconds. It is a Chrome trace, "
+            "for ui.perfetto.dev or chrome://tracing."
+        )
         self.root = column(
-            self.filter,
+            row(self.filter, self.timeline),
             tabs({"By name and owner": groups, "Unfinished, the first of each name": single}),
             sizing_mode="stretch_both",
         )
