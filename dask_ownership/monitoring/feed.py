@@ -350,7 +350,8 @@ class Feed:
                   ``handles``, ``uses``, ``borrowers``, ``descendants``, ``pinned``
                 - ``unfinished``: some of the tasks that have not ended, of each name and state the
                   first: ``key``, ``name`` (of the group), ``state``, ``attempt``, ``since`` (when
-                  it was handed out, or None), ``worker``, and ``why`` it waits
+                  it was handed out, or None), ``worker``, ``stuck`` (whether no present worker may
+                  run it), and ``why`` it waits
                 - ``latency``: ``waited``, ``ran``, ``took``: sampled tasks since the
                   watching began, by powers of two of microseconds, see
                   `dask_ownership.monitoring.census.Histogram`

@@ -61,9 +61,9 @@ def _no_room(core: OwnerCore, row: Row) -> str:
         return f"no sign of life from {', '.join(silent)}"
     if not taking:
         return "the workers that may run it take no tasks now: they are paused or leave"
-    who = taking[0].address if len(taking) == 1 else f"{len(taking)} workers"
+    who = taking[0].address if len(taking) == 1 else f"the {len(taking)} workers that may run it"
     before = sum(len(view.pushed) for view in taking)
-    return f"{who} may run it and have enough to do: {before} tasks are handed out before it"
+    return f"for {who}: tasks handed out before it: {before}"
 
 
 def _at_worker(row: Row) -> str:
@@ -114,6 +114,7 @@ class Unfinished:
                 "attempt": row.attempt,
                 "since": core.attempt_times.since(row.attempt) if row.state == PUSHED else None,
                 "worker": row.worker.address if row.state == PUSHED else "",
+                "stuck": core.infeasible.why(row) is not None,
                 "why": why(core, row),
             }
             for name, row in rows[:DESCRIBED]

@@ -122,7 +122,7 @@ class Failures(Page):
             "exception": ("Exception", 130, CODE),
             "message": ("Message", 330, WORDS),
         }
-        place = {
+        place: dict[str, tuple[str, int, Any]] = {
             "key": ("Key", 190, CODE),
             "worker": ("Worker", 150, PROCESS),
             "owner": ("Owner", 150, PROCESS),
@@ -134,7 +134,8 @@ class Failures(Page):
                 "times": ("Times", 50, WHOLE),
                 "time": ("Last (UTC)", 80, CLOCK),
                 **{
-                    name: (f"Last {title.lower()}", *rest) for name, (title, *rest) in place.items()
+                    name: (f"Last {title.lower()}", width, form)
+                    for name, (title, width, form) in place.items()
                 },
             }
         )
@@ -242,5 +243,7 @@ def _line(failure: dict[str, Any]) -> dict[str, Any]:
         **failure,
         "time": milliseconds(failure["time"]),
         # `File "/home/me/prices.py", line 7, in parse` becomes `prices.py", line 7, in parse`.
-        "where": frames[-1].rpartition("/")[2].replace('"', "") if frames else "",
+        "where": frames[-1].rpartition("/")[2].removeprefix("File ").replace('"', "")
+        if frames
+        else "",
     }

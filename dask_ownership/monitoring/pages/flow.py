@@ -7,8 +7,8 @@ from typing import Any
 
 from dask.utils import format_bytes
 
-from dask_ownership.monitoring.pages.cells import BYTES, PROCESS
-from dask_ownership.monitoring.pages.look import RUNNING, TEXT
+from dask_ownership.monitoring.pages.cells import BYTES, PROCESS, WHOLE
+from dask_ownership.monitoring.pages.look import AMOUNT, TEXT
 from dask_ownership.monitoring.pages.page import Page, hover, plot, put, short, table, unique, words
 
 NUMBERED = 12
@@ -23,7 +23,7 @@ DARK = 0.55
 
 def per_second(tasks: float) -> str:
     """Return a number of tasks per second as text."""
-    return f"{tasks:,.0f}" if tasks >= 10 or not tasks else f"{tasks:.1f}"
+    return f"{tasks:,.0f}" if tasks >= 10 or tasks < 0.05 else f"{tasks:.1f}"
 
 
 def nbytes_per_second(nbytes: float) -> str:
@@ -66,7 +66,7 @@ class Matrix:
             width=0.95,
             height=0.95,
             source=self.source,
-            fill_color=RUNNING,
+            fill_color=AMOUNT,
             fill_alpha="alpha",
             line_color=TEXT,
             line_alpha=0.3,
@@ -93,8 +93,8 @@ class Matrix:
         numbered = max(len(senders), len(receivers)) <= NUMBERED
         rows = []
         for source, target, many in flow:
-            alpha = FAINTEST + (1 - FAINTEST) * many / most if many else 0.0
             text = self._text(many)
+            alpha = 0.0 if text == "0" else FAINTEST + (1 - FAINTEST) * many / most
             rows.append(
                 {
                     "from": short(source),
@@ -136,6 +136,7 @@ class Flow(Page):
             {
                 "owner": ("From owner", 300, PROCESS),
                 "worker": ("By way of the scheduler to worker", 300, PROCESS),
+                "connections": ("Connections", 100, WHOLE),
                 "nbytes": ("Bytes so far", 120, BYTES),
             },
             visible=False,
@@ -158,10 +159,13 @@ class Flow(Page):
                 f"The scheduler relays over {relays['open']:,d} connections to workers that some "
                 f"processes cannot dial: {format_bytes(relays['nbytes'])} so far."
             )
-        open_now = [
-            {"owner": owner, "worker": worker, "nbytes": nbytes}
-            for owner, worker, nbytes in relays.get("connections", ())
+        sums: dict[tuple[str, str], list[int]] = {}
+        for owner, worker, nbytes in relays.get("connections", ()):
+            sums.setdefault((owner, worker), []).append(nbytes)
+        rows: list[dict[str, Any]] = [
+            {"owner": owner, "worker": worker, "connections": len(each), "nbytes": sum(each)}
+            for (owner, worker), each in sums.items()
         ]
-        open_now.sort(key=lambda relay: -relay["nbytes"])
-        put(self.connections_source, open_now)
-        self.connections.visible = bool(open_now)
+        rows.sort(key=lambda relayed: -relayed["nbytes"])
+        put(self.connections_source, rows)
+        self.connections.visible = bool(rows)

@@ -32,6 +32,9 @@ STATE_COLORS = dict(
 STATE_LABELS = {state: "handed out" if state == "pushed" else state for state in STATES}
 """States as the pages word them."""
 
+AMOUNT = "#2f7bcc"
+"""What is more or less; white numbers can be read on it."""
+
 SHADES = ("#9cc8f2", "#4c9be8", "#1f5fa8")
 """Three shades of one hue, for the percentiles of one thing."""
 

@@ -64,6 +64,7 @@ def bars(
         y="who",
         height=0.7,
         color=list(colors),
+        line_color=None,
         source=source,
         legend_label=list(labels.values()),
     )
@@ -153,7 +154,9 @@ class Objects(Page):
             for name, nbytes in owner["group_nbytes"].items():
                 names[name] = [a + b for a, b in zip(names.get(name, (0, 0)), nbytes, strict=True)]
         largest = sorted(names.items(), key=lambda item: -sum(item[1]))[:NAMES]
-        memory = [{"who": name, "inline": i, "stored": s} for name, (i, s) in largest if i + s]
+        memory: list[dict[str, Any]] = [
+            {"who": name, "inline": i, "stored": s} for name, (i, s) in largest if i + s
+        ]
         put(self.memory_source, memory)
         self.memory.y_range.factors = unique(row["who"] for row in reversed(memory))
         detached = [

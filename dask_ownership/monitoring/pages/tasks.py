@@ -88,18 +88,21 @@ class Tasks(Page):
             for owner in owners
             for task in owner["unfinished"]
         ]
-        # Those that wait for a worker come first, then those that wait for others.
-        single.sort(key=lambda task: task["state"] != "ready")
+        single.sort(key=lambda task: (not task["stuck"], task["state"] != "ready"))
         put(self.source, matching(single, text))
 
 
 def _groups(owners: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a line for each owner and name of tasks, those with most unfinished tasks first."""
+    """Return a line for each owner and name of tasks.
+
+    Those that no worker may run come first, then those with most unfinished tasks.
+    """
     lines = []
     for owner in owners:
         reasons: dict[str, str] = {}
-        for task in owner["unfinished"]:
+        for task in sorted(owner["unfinished"], key=lambda task: not task["stuck"]):
             reasons.setdefault(task["name"], task["why"])
+        stuck = {task["name"] for task in owner["unfinished"] if task["stuck"]}
         for name, states in owner["groups"].items():
             lines.append(
                 {
@@ -109,7 +112,10 @@ def _groups(owners: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "values": sum(states.get(state, 0) for state in VALUES),
                     "error": states.get("error", 0),
                     "why": reasons.get(name, ""),
+                    "stuck": name in stuck,
                 }
             )
-    lines.sort(key=lambda line: [-line["ready"], -line["waiting"], -line["pushed"]])
+    lines.sort(
+        key=lambda line: (not line["stuck"], -line["ready"], -line["waiting"], -line["pushed"])
+    )
     return lines
