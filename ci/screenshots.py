@@ -114,15 +114,18 @@ async def look(base: str, folder: Path, kill: Any) -> None:
         await asyncio.sleep(BEFORE / 2)
         for path, name in (
             ("ownership", "ownership"),
-            *((f"individual-ownership-{name}", name) for name in PAGES),
+            # The first page is what the tabs begin with.
+            *((f"individual-ownership-{name}", name) for name in list(PAGES)[1:]),
             ("status", "status"),
         ):
-            for theme in ("light", "dark"):
+            # Dask's own pages are light in any browser.
+            for theme in ("light",) if path == "status" else ("light", "dark"):
                 await browser.theme(theme == "dark")
                 await browser.go(f"{base}/{path}")
                 await asyncio.sleep(3)
                 await browser.screenshot(folder / f"{name}-{theme}.png")
-        print(browser.problems)
+        for problem in browser.problems:
+            print(problem, file=sys.stderr)
 
 
 def main(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from colorsys import rgb_to_hsv
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from itertools import pairwise
@@ -133,6 +134,7 @@ def test_recalls_are_no_failures(client: Client) -> None:
 
 
 def test_a_flow_has_one_hue_numbers_and_a_zero_state() -> None:
+    from dask_ownership.monitoring.pages import look
     from dask_ownership.monitoring.pages.flow import Matrix, nbytes_per_second
 
     matrix = Matrix("Values", "to", "from", "bytes per second", nbytes_per_second)
@@ -142,9 +144,11 @@ def test_a_flow_has_one_hue_numbers_and_a_zero_state() -> None:
     assert matrix.fig.title.text == "Values, bytes per second"
     most, little, nothing = lines(matrix.source)
     assert [one["number"] for one in (most, little, nothing)] == ["2.00 MiB", "1.00 kiB", "0"]
-    # One color, the stronger the more; a field with nothing has none.
-    assert isinstance(matrix.fig.renderers[0].glyph.fill_color, str)
-    assert most["alpha"] == 1 and 0.1 < little["alpha"] < 0.2 and nothing["alpha"] == 0
+    # One hue from little to much; a field with nothing has no color.
+    assert (most["fill"], little["fill"]) == (look.amount(1), look.amount(0.0005))
+    assert nothing["fill"] == "transparent" and nothing["color"] == look.TEXT
+    hues = [rgb_to_hsv(*bytes.fromhex(look.amount(part)[1:]))[0] for part in (0, 0.3, 1)]
+    assert max(hues) - min(hues) < 0.01
     many = [[str(n), str(m), 1] for n in range(20) for m in range(20)]
     matrix.show(many)
     # No room for numbers: they are under the pointer.

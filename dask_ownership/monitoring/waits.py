@@ -88,8 +88,10 @@ class Unfinished:
 
     def add(self, name: str, row: Row) -> None:
         """Keep a row if it comes before other rows of its name and state."""
-        kept = self._rows.setdefault((name, row.state), [])
-        # Most rows fail the first comparison.
+        kept = self._rows.get((name, row.state))
+        if kept is None:
+            kept = self._rows[name, row.state] = []
+        # Most rows fail this comparison.
         if len(kept) < EXAMPLES or row.order < kept[-1].order:
             kept.append(row)
             kept.sort(key=lambda one: one.order)

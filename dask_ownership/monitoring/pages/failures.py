@@ -60,6 +60,8 @@ COSTS = {
 ENDED = (KILLED_WORKER, UNCERTAIN, LOST_DATA, OWNER_LOST)
 """What ended in an error of a future; all else was made good."""
 
+RECOVERIES = "Values made again after a loss"
+
 RAISED = ("error", "retried")
 """Events of tasks that raised an error."""
 
@@ -168,8 +170,8 @@ class Failures(Page):
 
     def _recoveries(self) -> Any:
         """Return the plot of how long each recovery of a lost value took."""
-        recoveries = plot(
-            "Values made again after a loss",
+        recoveries = self.recoveries = plot(
+            RECOVERIES,
             "time of day (UTC)",
             "seconds until it was there again",
             x_axis_type="datetime",
@@ -208,6 +210,7 @@ class Failures(Page):
             for when, seconds in owner["recoveries"]
         ]
         put(self.recoveries_source, recoveries)
+        self.recoveries.title.text = RECOVERIES if recoveries else f"{RECOVERIES}: none"
         self._fill()
 
     def _fill(self) -> None:

@@ -8,17 +8,11 @@ from typing import Any
 from dask.utils import format_bytes
 
 from dask_ownership.monitoring.pages.cells import BYTES, PROCESS, WHOLE
-from dask_ownership.monitoring.pages.look import AMOUNT, TEXT
+from dask_ownership.monitoring.pages.look import TEXT, amount
 from dask_ownership.monitoring.pages.page import Page, hover, plot, put, short, table, unique, words
 
 NUMBERED = 12
 """Senders or receivers of a matrix with numbers in its fields; more leave no room."""
-
-FAINTEST = 0.12
-"""Opacity of a field with next to nothing; a field with nothing has none."""
-
-DARK = 0.55
-"""Opacity from which on white numbers are easier to read than grey ones."""
 
 
 def per_second(tasks: float) -> str:
@@ -32,7 +26,7 @@ def nbytes_per_second(nbytes: float) -> str:
 
 
 class Matrix:
-    """One flow as fields of one color: senders from top to bottom, receivers from left to right.
+    """One flow as fields of one hue: senders from top to bottom, receivers from left to right.
 
     The more goes from a sender to a receiver, the stronger is the color; the number is in the
     field.
@@ -57,7 +51,7 @@ class Matrix:
 
         self.title = f"{title}, {unit}"
         self._text = text
-        columns = ("from", "to", "many", "text", "number", "alpha", "color")
+        columns = ("from", "to", "many", "text", "number", "fill", "color")
         self.source = ColumnDataSource({name: [] for name in columns})
         self.fig = plot(self.title, x, y, x_range=FactorRange(), y_range=FactorRange())
         self.fig.rect(
@@ -66,8 +60,7 @@ class Matrix:
             width=0.95,
             height=0.95,
             source=self.source,
-            fill_color=AMOUNT,
-            fill_alpha="alpha",
+            fill_color="fill",
             line_color=TEXT,
             line_alpha=0.3,
         )
@@ -94,7 +87,7 @@ class Matrix:
         rows = []
         for source, target, many in flow:
             text = self._text(many)
-            alpha = 0.0 if text == "0" else FAINTEST + (1 - FAINTEST) * many / most
+            nothing = text == "0"
             rows.append(
                 {
                     "from": short(source),
@@ -102,8 +95,8 @@ class Matrix:
                     "many": many,
                     "text": text,
                     "number": text if numbered else "",
-                    "alpha": alpha,
-                    "color": "#ffffff" if alpha > DARK else TEXT,
+                    "fill": "transparent" if nothing else amount(many / most),
+                    "color": TEXT if nothing else "#ffffff",
                 }
             )
         put(self.source, rows)

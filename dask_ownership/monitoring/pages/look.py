@@ -32,8 +32,16 @@ STATE_COLORS = dict(
 STATE_LABELS = {state: "handed out" if state == "pushed" else state for state in STATES}
 """States as the pages word them."""
 
-AMOUNT = "#2f7bcc"
-"""What is more or less; white numbers can be read on it."""
+LITTLE = (0x70, 0x85, 0x9B)
+MUCH = (0x0B, 0x62, 0xC4)
+"""Red, green and blue of a little and of much: one hue, on which white numbers can be read."""
+
+
+def amount(part: float) -> str:
+    """Return the color of an amount, as a part of the largest."""
+    mixed = (round(low + part * (high - low)) for low, high in zip(LITTLE, MUCH, strict=True))
+    return "#{:02x}{:02x}{:02x}".format(*mixed)
+
 
 SHADES = ("#9cc8f2", "#4c9be8", "#1f5fa8")
 """Three shades of one hue, for the percentiles of one thing."""

@@ -78,7 +78,7 @@ def in_bytes(fig: Any) -> None:
     """Have the horizontal axis of a figure count bytes."""
     from bokeh.models import AdaptiveTicker, NumeralTickFormatter
 
-    ticks = AdaptiveTicker(base=1024, mantissas=[1, 64, 128, 256, 512], desired_num_ticks=4)
+    ticks = AdaptiveTicker(base=1024, mantissas=[2**n for n in range(10)], desired_num_ticks=4)
     fig.xaxis.ticker = ticks
     fig.xaxis.formatter = NumeralTickFormatter(format="0.0 b")
 
