@@ -30,6 +30,9 @@ from dask_ownership.monitoring.pages.server import PAGES  # noqa: E402
 
 SIZE = (1440, 900)
 
+DRAWN = "window.Bokeh != null && Object.keys(Bokeh.index).length > 0"
+"""The page is there."""
+
 BEFORE = 25.0
 """Seconds for which pages are open before the pictures are taken, so that lines have a length."""
 
@@ -62,6 +65,10 @@ def parse(row: str) -> float:
     return float(row)
 
 
+def price_of(name: str) -> float:
+    return {"tea": 1.5}[name]
+
+
 def train(model: bytearray, epochs: int) -> int:
     time.sleep(6)
     return len(model) * epochs
@@ -90,6 +97,8 @@ def program(client: Client, stop: threading.Event) -> None:
         kept = [*kept, *blocks, merged][-14:]
         if turn % 4 == 0:
             kept.append(client.submit(parse, "12,5", key=f"parse-{turn}"))
+        if turn % 7 == 0:
+            kept.append(client.submit(price_of, "coffee", key=f"price-of-{turn}"))
         if turn % 9 == 0:
             kept.append(client.submit(parse, "", retries=1, key=f"parse-{turn}-again"))
         wait([*cleaned, merged, *searches])
@@ -122,6 +131,8 @@ async def look(base: str, folder: Path, kill: Any) -> None:
             for theme in ("light",) if path == "status" else ("light", "dark"):
                 await browser.theme(theme == "dark")
                 await browser.go(f"{base}/{path}")
+                await browser.until(f"location.pathname == '/{path}'")
+                await browser.until(DRAWN)
                 await asyncio.sleep(3)
                 await browser.screenshot(folder / f"{name}-{theme}.png")
         for problem in browser.problems:
