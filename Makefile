@@ -19,7 +19,7 @@ TENTH  := --tenth --modes ours --fresh --jobs 2
 CODE   := $(wildcard dask_ownership tests examples ci)
 
 .PHONY: demo demo-compare test test-fast lint test-slow test-compat soak simulate replay bench conformance
-.PHONY: conformance-dask clean coverage mutation test-downstream
+.PHONY: conformance-dask clean coverage mutation test-downstream packages
 
 demo: $(VENV)/stamp
 	$(BIN)/python examples/stdlib_index.py $(ARGS)
@@ -81,6 +81,10 @@ test-downstream: .venv-downstream/stamp
 	.venv-downstream/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	.venv-downstream/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[downstream]'
 	@touch $@
+
+# The sdist and the wheel, tried in clean environments with each Python that is here.
+packages:
+	$(PYTHON) ci/packages.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .venv-downstream .conformance .versions build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -21,7 +21,6 @@ def console() -> Console:
     try:
         from rich.console import Console
     except ImportError:
-        raise click.ClickException(
-            "this command needs rich: pip install 'dask-ownership[cli]'"
-        ) from None
+        # The package itself, because the extra `cli` has different names in a clone and elsewhere.
+        raise click.ClickException("this command needs rich: pip install rich") from None
     return Console(highlight=False)
