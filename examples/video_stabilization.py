@@ -17,6 +17,7 @@ move is known, so the result is checked. Files need `av` or OpenCV; with OpenCV 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -234,6 +235,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--checkpoint", type=int, default=0, metavar="FRAMES", help="between two")
     parser.add_argument("--plot", metavar="FILE", help="draw how late frames are")
+    parser.add_argument("--json", metavar="FILE", help="write how late each frame is, in ms")
     args = parser.parse_args()
     if args.checkpoint and args.engine == "distributed":
         parser.error("--checkpoint needs the engine ownership: stock Dask has no checkpoints")
@@ -257,6 +259,9 @@ def main() -> int:
     sinks = run(videos, args)
     if args.plot:
         plot(lateness(sinks), args)
+    if args.json:
+        late = {number: values.tolist() for number, values in lateness(sinks).items()}
+        Path(args.json).write_text(json.dumps({"arguments": vars(args), "late_ms": late}))
     return report(videos, sinks, args)
 
 

@@ -31,3 +31,14 @@ def test_a_video_is_steadier_and_whole_after_its_owner_died(tmp_path: Path) -> N
     header, frame, rest = (tmp_path / "video-0.y4m").read_bytes().split(b"\n", 2)
     assert header == b"YUV4MPEG2 W320 H240 F25000:1000 Ip A1:1 Cmono" and frame == b"FRAME"
     assert rest.count(b"FRAME\n") >= 74
+
+
+def test_requests_are_answered_without_the_router_having_a_photo() -> None:
+    printed = run_example(
+        "model_serving.py", "--seconds", "2", "--rate", "80", "--batch", "8", "--fail", "model",
+        "--at", "1",
+    )  # fmt: skip
+    assert "kill -9 of a model" in printed
+    assert "all 160 requests were answered, also those of the model that was killed." in printed
+    assert "photos: 41.9 MB; through the router: 0.0 MB" in printed
+    assert float(re.search(r"right answers: ([\d.]+)%", printed).group(1)) > 90

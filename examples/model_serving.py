@@ -1,0 +1,175 @@
+"""Serve a model to clients that ask at a fixed rate, through a router that makes batches.
+
+    python examples/model_serving.py                          160 requests a second for 10 s
+    python examples/model_serving.py --rate 400 --fail model --at 5
+    python examples/model_serving.py --by-value               photos go through the router
+    python examples/model_serving.py --engine distributed     the same program on stock Dask
+
+A request is a photo of a handwritten digit, 256 KiB, prepared by a task. The client hands the
+*future* of the photo to the router, which never fetches it: it passes the futures of a full batch
+on to a model, and gives the future of the answers back. So photos go from the worker that prepared
+them to the model, and the router has nothing to carry. The program counts the bytes.
+
+The digits and the model are scikit-learn's. Answers are compared with what the digits are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import serving_tasks
+from distributed import Client, LocalCluster
+from serving_tasks import Answer, Held, Plan
+
+PERCENTILES = (50, 90, 99, 99.9, 100)
+
+
+def connect(engine: str, cluster: LocalCluster) -> Client:
+    if engine == "distributed":
+        return Client(cluster)
+    from dask_ownership import Client as Engine
+
+    return Engine(cluster)
+
+
+def run(args: argparse.Namespace) -> tuple[list[Answer], int]:
+    """Serve all requests; return the answers, and the bytes of photos that the router got."""
+    # Dask names the workers by numbers: the router, then the clients, then the models.
+    router, askers = 0, list(range(1, 1 + args.clients))
+    models = list(range(1 + args.clients, 1 + args.clients + args.models))
+    with (
+        LocalCluster(
+            n_workers=1 + args.clients + args.models, threads_per_worker=1, dashboard_address=":0"
+        ) as cluster,
+        connect(args.engine, cluster) as client,
+    ):
+        ready = {
+            name: client.submit(serving_tasks.warm_up, workers=[name], pure=False)
+            for name in (router, *askers, *models)
+        }
+        pids = client.gather(ready)
+        model = client.submit(serving_tasks.train, workers=models)
+        model.result()
+        start = time.time() + 0.5
+        rate = args.rate / args.clients
+        requests = round(args.seconds * rate)
+        seconds = args.model_ms / 1000
+        plan = Plan(start, rate, requests, args.batch, seconds, args.by_value, router, models)
+        tasks = [
+            client.submit(serving_tasks.ask, number, plan, Held(model), workers=[name])
+            for number, name in enumerate(askers)
+        ]
+        if args.fail:
+            killer = threading.Timer(start + args.at - time.time(), kill, (pids[models[0]],))
+            killer.start()
+        while not all(task.done() for task in tasks):
+            time.sleep(1)
+            now = min(time.time() - start, args.seconds)
+            print(f"{now:.0f} of {args.seconds:g} s", flush=True)
+        answers = [answer for answers in client.gather(tasks) for answer in answers]
+        arrived = client.submit(serving_tasks.arrived, workers=[router], pure=False).result()
+    if len(answers) != requests * args.clients:
+        raise SystemExit(f"{len(answers)} answers to {requests * args.clients} requests")
+    return answers, arrived
+
+
+def kill(pid: int) -> None:
+    print("kill -9 of a model", flush=True)
+    os.kill(pid, signal.SIGKILL)
+
+
+def report(answers: list[Answer], arrived: int, args: argparse.Namespace) -> int:
+    """Print what came of it, and return the exit status."""
+    photo = (8 * serving_tasks.SCALE) ** 2 * 4
+    late = np.array([answer.seconds * 1000 for answer in answers])
+    print(f"\n{args.engine}, {args.rate:g} requests/s, batches of {args.batch}")
+    print("milliseconds from question to answer:", end="")
+    for name, value in zip(PERCENTILES, np.percentile(late, PERCENTILES), strict=True):
+        print(f"  p{name:g} {value:.1f}", end="")
+    print(f"\nall {len(answers)} requests were answered", end="")
+    print(", also those of the model that was killed." if args.fail else ".")
+    print(
+        f"photos: {len(answers) * photo / 1e6:.1f} MB; through the router: {arrived / 1e6:.1f} MB"
+    )
+    target = serving_tasks.digits().target
+    right = np.mean([answer.told == target[answer.digit] for answer in answers])
+    print(f"right answers: {right:.1%}")
+    return 0 if right > 0.9 else 1
+
+
+def plot(answers: list[Answer], args: argparse.Namespace) -> None:
+    """Draw the share of requests that were answered within so long."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("--plot needs matplotlib: pip install matplotlib")
+        return
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    late = np.sort([answer.seconds * 1000 for answer in answers])
+    axes.plot(late, np.arange(1, len(late) + 1) / len(late) * 100)
+    axes.set_xscale("log")
+    axes.set_xlabel("answered within (ms)")
+    axes.set_ylabel("requests (%)")
+    failure = f", a model killed after {args.at:g} s" if args.fail else ""
+    axes.set_title(f"{args.rate:g} requests/s, {args.engine}{failure}")
+    axes.grid(alpha=0.3)
+    figure.savefig(args.plot, dpi=120)
+
+
+def parse_args() -> argparse.Namespace:
+    def seconds(text: str) -> float:
+        return float(text.removesuffix("s"))
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rate", type=float, default=160, help="requests per second; default: 160")
+    parser.add_argument("--seconds", type=seconds, default=10.0, help="default: 10")
+    parser.add_argument("--batch", type=int, default=16, help="requests in one; default: 16")
+    parser.add_argument("--clients", type=int, default=1, help="processes that ask; default: 1")
+    parser.add_argument("--models", type=int, default=2, help="processes that answer; default: 2")
+    parser.add_argument(
+        "--model-ms",
+        type=float,
+        default=35,
+        metavar="MS",
+        help="that a model takes longer for a batch, as a large one would; default: 35",
+    )
+    parser.add_argument("--by-value", action="store_true", help="photos go through the router")
+    parser.add_argument("--engine", choices=("ownership", "distributed"), default="ownership")
+    parser.add_argument("--fail", choices=("model",), help="kill the worker of a model")
+    parser.add_argument(
+        "--at", type=seconds, default=5.0, help="seconds after the start; default: 5"
+    )
+    parser.add_argument("--plot", metavar="FILE", help="draw how long answers took")
+    parser.add_argument("--json", metavar="FILE", help="write how long each answer took, in ms")
+    args = parser.parse_args()
+    if min(args.rate, args.seconds, args.batch, args.clients, args.models) <= 0:
+        parser.error("numbers must be positive")
+    if args.fail and args.at >= args.seconds:
+        parser.error("--at must be before the end")
+    return args
+
+
+def main() -> int:
+    args = parse_args()
+    answers, arrived = run(args)
+    if args.plot:
+        plot(answers, args)
+    if args.json:
+        record = {"arguments": vars(args), "ms": [answer.seconds * 1000 for answer in answers]}
+        Path(args.json).write_text(json.dumps({**record, "bytes_through_router": arrived}))
+    return report(answers, arrived, args)
+
+
+if __name__ == "__main__":  # worker processes import this file
+    sys.exit(main())
