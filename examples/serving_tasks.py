@@ -151,6 +151,7 @@ async def ask(number: int, plan: Plan, model: Held) -> list[Answer]:
     async def take(batch: Batch | None) -> None:
         if batch is None:
             return
+        batch.answers.bind_client(client)  # stock Dask finds none for a future in a result
         told = await batch.answers
         now = time.time()
         for request, digit in zip(batch.requests, told, strict=True):

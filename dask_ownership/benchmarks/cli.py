@@ -14,6 +14,7 @@ from dataclasses import asdict
 from dask_ownership.benchmarks.cases import CASES, Case, case_named
 from dask_ownership.benchmarks.engines import ENGINES
 from dask_ownership.benchmarks.machine import describe
+from dask_ownership.benchmarks.paper.cli import main as run_paper
 from dask_ownership.benchmarks.parent import EngineRun, Options, run_cases
 from dask_ownership.benchmarks.plot import draw
 from dask_ownership.benchmarks.report import as_json, render
@@ -33,7 +34,9 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program,
         description="Measure dask_ownership against other ways to run the same tasks.",
-        epilog="Cases: " + ", ".join(case.name for case in CASES),
+        epilog="Cases: "
+        + ", ".join(case.name for case in CASES)
+        + f". The experiments of the paper: {program} paper --help.",
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, few repeats")
     parser.add_argument(
@@ -162,6 +165,8 @@ def main(argv: list[str] | None = None, program: str = PROGRAM) -> int:
     """
     parser = _parser(program)
     arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["paper"]:
+        return run_paper(arguments[1:], program)
     options = parser.parse_args(arguments)
     try:
         engines, cases = _choose(options)

@@ -1,0 +1,66 @@
+"""The experiments of the paper: what they measure is written, kept and printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dask_ownership.benchmarks.cli import main
+from dask_ownership.benchmarks.paper import prediction
+from dask_ownership.benchmarks.paper.experiments import System
+
+
+def test_measured_points_are_kept_and_printed_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "measured.json"
+    other = {"points": [{"system": "ray", "ms": 1.0}], "machine": "another"}
+    file.write_text(json.dumps({"experiments": {"latency": other, "video": other}}))
+    command = ["paper", "latency", "--engines", "synchronous", "--quick", "--json", str(file)]
+    assert main(command) == 0
+    measured = json.loads(file.read_text())["experiments"]
+    assert measured["video"] == other
+    assert measured["latency"]["points"][0] == other["points"][0]
+    points = measured["latency"]["points"][1:]
+    kinds = {(p["passed"], p["place"], p["mode"]) for p in points}
+    assert len(kinds) == len(points) == 6
+    assert all(p["system"] == "synchronous" and p["ms"] > 0 for p in points)
+    assert "cores" in measured["latency"]["machine"]
+    printed = capsys.readouterr().out
+
+    assert main(["paper", "latency", "--redraw", "--json", str(file)]) == 0
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        (["latencies"], "unknown experiment latencies"),
+        (["--engines", "spark"], "unknown engine spark"),
+        (["--redraw"], "--redraw needs --json"),
+    ],
+)
+def test_wrong_arguments_are_named(
+    wrong: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["paper", *wrong])
+    assert exit.value.code == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_predictions_stay_below_their_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction, "WORKERS", (1, 4))
+    monkeypatch.setattr(prediction, "OWNERS", (1, 10))
+    monkeypatch.setattr(prediction, "measure", lambda system, workers, length, n: 50_000.0)
+    points = list(prediction.prediction(System("ownership", "ownership", calls=100), 0.1))
+    bounds = {
+        (p["owners"], p["workers"], p["length"]): p["rate"] for p in points if p["kind"] == "bound"
+    }
+    predicted = [p for p in points if p["kind"] == "predicted"]
+    assert len(predicted) == len(bounds) == 6
+    for point in predicted:
+        bound = bounds[point["owners"], point["workers"], point["length"]]
+        assert 0.2 * bound < point["rate"] <= bound * 1.001
