@@ -7,6 +7,7 @@ owned (actors, queues, variables, datasets, cluster administration) go to the sc
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from functools import partial
 from numbers import Number
@@ -21,6 +22,7 @@ from distributed.utils import sync
 from dask_ownership.client.data import Data
 from dask_ownership.client.inspection import Inspection
 from dask_ownership.client.queries import Queries
+from dask_ownership.core.protocol.states import STORED
 from dask_ownership.errors import NotHere, OwnershipError
 from dask_ownership.futures.future import Future
 from dask_ownership.futures.gather import Gathering
@@ -30,6 +32,7 @@ from dask_ownership.futures.replicate import wanted_copies
 from dask_ownership.futures.streaming import Stream
 from dask_ownership.futures.structures import SKIPPED, collect, repack
 from dask_ownership.interop.bridge import promoted_graph
+from dask_ownership.monitoring.pending import late
 from dask_ownership.runtime.dask.client import keep, parse_timeout
 from dask_ownership.runtime.owner.fetch import fetch
 from dask_ownership.scheduler.plugin import OwnershipSchedulerPlugin
@@ -456,7 +459,12 @@ class Client(Inspection, Queries, Data):
             finally:
                 del error  # its traceback holds this frame, and so the future
         seconds = parse_timeout(timeout)
-        return sync(self.loop, self._values, [future], callback_timeout=seconds)[future]
+        try:
+            return sync(self.loop, self._values, [future], callback_timeout=seconds)[future]
+        except (TimeoutError, asyncio.TimeoutError):
+            if future._row.state > STORED:
+                raise  # the value was lost meanwhile, and the task raised the error
+            raise asyncio.TimeoutError(late(self.owner.core, [future._row], seconds)) from None
 
     def _as_mine(self, futures: Iterable[Any], errors: str) -> dict[Any, Any]:
         """Return owned futures with the futures of this client that stand for them.

@@ -22,6 +22,7 @@ from dask_ownership.client.scheduler_proxy import SchedulerProxy
 from dask_ownership.errors import ClosedOwner, PluginMissing, SchedulerGone
 from dask_ownership.futures.future import Future, owned_clients
 from dask_ownership.futures.submit import Calls
+from dask_ownership.futures.wait import telling_why
 from dask_ownership.interop.bridge import Imports, install
 from dask_ownership.monitoring.owner_report import Reporter
 from dask_ownership.runtime.comm.scheduler_ops import (
@@ -286,6 +287,8 @@ class ClusterConnection(distributed.Client):
         """
         executor = self.owner.executor if hasattr(self, "owner") else None
         name = getattr(func, "__name__", "")
+        if name == "_wait":
+            func = telling_why(func)
         if executor is None or name not in WAITS_FOR_TASKS | MAY_WAIT:
             return super().sync(func, *args, **kwargs)
         at_once = name in WAITS_FOR_TASKS

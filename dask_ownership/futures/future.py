@@ -6,10 +6,9 @@ import asyncio
 import builtins
 import logging
 import os
-from collections.abc import Generator
+from collections.abc import Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from sys import intern
-from time import perf_counter
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -22,6 +21,7 @@ from dask_ownership.core.protocol.messages import Origin
 from dask_ownership.core.protocol.names import held_at
 from dask_ownership.core.protocol.states import CANCELLED, ERROR, INLINE, LOST, STORED
 from dask_ownership.errors import FutureCancelledError, NotHere, from_failure
+from dask_ownership.monitoring.pending import late
 from dask_ownership.monitoring.representation import future_html
 from dask_ownership.runtime.dask.client import parse_timeout, tokenizing
 from dask_ownership.runtime.importing import loads
@@ -170,10 +170,7 @@ class Future(distributed.Future):
         """
         client = self._client
         if client.asynchronous:
-            coroutine = self._result()
-            if timeout is not None:
-                return asyncio.wait_for(coroutine, parse_timeout(timeout))
-            return coroutine
+            return self._result() if timeout is None else self._in_time(self._result(), timeout)
         row = self._row
         if row.state < INLINE:
             self._wait(timeout)
@@ -189,8 +186,19 @@ class Future(distributed.Future):
         """Block until the row ends; a released future does not wait."""
         if self._cleared:
             return
-        if not self._owner.wait((self._row,), parse_timeout(timeout)):
-            raise asyncio.TimeoutError(f"{self.key!r} did not end within {timeout}")
+        seconds = parse_timeout(timeout)
+        if not self._owner.wait((self._row,), seconds):
+            raise asyncio.TimeoutError(late(self._owner.core, (self._row,), seconds))
+
+    async def _in_time(self, outcome: Coroutine[Any, Any, Any], timeout: Any) -> Any:
+        """Return what a coroutine of this future returns; say why when the time runs out."""
+        seconds = parse_timeout(timeout)
+        try:
+            return await asyncio.wait_for(outcome, seconds)
+        except (TimeoutError, asyncio.TimeoutError):
+            if self._row.state > STORED:
+                raise  # the task itself raised the error
+            raise asyncio.TimeoutError(late(self._owner.core, (self._row,), seconds)) from None
 
     async def _result(self, raiseit: bool = True) -> Any:
         """Return the value in a coroutine; without ``raiseit`` return the error as Dask does."""
@@ -229,7 +237,7 @@ class Future(distributed.Future):
         See `distributed.Future.exception`.
         """
         if self._client.asynchronous:
-            return asyncio.wait_for(self._exception(), parse_timeout(timeout))
+            return self._in_time(self._exception(), timeout)
         self._wait(timeout)
         return self._raised()
 
@@ -243,7 +251,7 @@ class Future(distributed.Future):
         See `distributed.Future.traceback`.
         """
         if self._client.asynchronous:
-            return asyncio.wait_for(self._traceback(), parse_timeout(timeout))
+            return self._in_time(self._traceback(), timeout)
         # The exception stays out of a variable: its traceback holds the frames that lead to this
         # frame.
         return getattr(self.exception(timeout), "__traceback__", None)
@@ -529,11 +537,9 @@ class RowState:
         ------
         TimeoutError
         """
-        started = perf_counter()
-        owner = self.future._owner
-        if not await owner.wait_async((self.future._row,), timeout):
-            waited = perf_counter() - started
-            raise asyncio.TimeoutError(f"{self.key!r} did not end within {waited:.1f} s")
+        owner, rows = self.future._owner, (self.future._row,)
+        if not await owner.wait_async(rows, timeout):
+            raise asyncio.TimeoutError(late(owner.core, rows, timeout))
 
     def __repr__(self) -> str:
         return f"<RowState: {self.status}>"

@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
+from functools import wraps
 from typing import Any
 
 import distributed
@@ -21,6 +22,7 @@ from distributed.utils import Deadline
 from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.core.protocol.states import INLINE, STORED
 from dask_ownership.futures.future import Future
+from dask_ownership.monitoring.pending import late
 from dask_ownership.runtime.dask.client import complete_by, parse_timeout
 from dask_ownership.runtime.owner.waiting import Callback, Gate, hang
 from dask_ownership.runtime.parking import await_without_slot
@@ -66,7 +68,7 @@ def wait(fs: Any, timeout: Any = None, return_when: str = ALL_COMPLETED) -> Any:
     if client.asynchronous:
         return _wait_async(client, futures, rows, seconds, first)
     ended = client.owner.wait(rows, seconds, any_one=first)
-    return _outcome(futures, ended, timeout)
+    return _outcome(futures, ended, seconds)
 
 
 async def _wait_async(client: Any, futures: Any, rows: Any, timeout: Any, first: bool) -> Any:
@@ -75,10 +77,10 @@ async def _wait_async(client: Any, futures: Any, rows: Any, timeout: Any, first:
     return _outcome(futures, ended, timeout)
 
 
-def _outcome(futures: list[Any], ended: bool, timeout: Any) -> Any:
+def _outcome(futures: list[Any], ended: bool, timeout: float | None) -> Any:
     """Return the sets of futures, or raise for a timeout or a cancelled future."""
     if not ended:
-        raise asyncio.TimeoutError(f"the futures did not end within {timeout}")
+        raise asyncio.TimeoutError(late(futures[0]._owner.core, [f._row for f in futures], timeout))
     done = {f for f in futures if f._row.state >= INLINE}
     # As in Dask, a cancelled future raises, and a failed future does not.
     without_value = [f for f in done if f._cleared or f._row.state > STORED]
@@ -96,6 +98,25 @@ def _outcome(futures: list[Any], ended: bool, timeout: Any) -> Any:
         ]
         raise FuturesCancelledError(groups)
     return DoneAndNotDoneFutures(done, set(futures) - done)
+
+
+def telling_why(stock_wait: Any) -> Any:
+    """Return the coroutine function of Dask's `wait`, with a reason when the time runs out."""
+
+    @wraps(stock_wait)
+    async def _wait(fs: Any, timeout: Any = None, **options: Any) -> Any:
+        try:
+            return await stock_wait(fs, timeout=timeout, **options)
+        except (TimeoutError, asyncio.TimeoutError):
+            owned = [f for f in futures_of(fs) if type(f) is Future]
+            if not owned:
+                raise
+            # Of one owner, of which all of the futures usually are.
+            owner = owned[0]._owner
+            rows = [f._row for f in owned if f._owner is owner]
+            raise asyncio.TimeoutError(late(owner.core, rows, timeout)) from None
+
+    return _wait
 
 
 class _Rows:
@@ -292,7 +313,7 @@ class as_completed(distributed.as_completed):
                 return self._with_result(future)
             left = self._deadline.remaining if self._deadline.expires else None
             if left is not None and left <= 0:
-                raise asyncio.TimeoutError("no further future ended in time")
+                raise self._late()
             self._owner.wait_at(gate, left, _Rows(self))
 
     next = __next__
@@ -303,7 +324,18 @@ class as_completed(distributed.as_completed):
     async def __anext__(self) -> Any:
         if not self._deadline.expires:
             return await self._anext()
-        return await asyncio.wait_for(self._anext(), self._deadline.remaining)
+        try:
+            return await asyncio.wait_for(self._anext(), self._deadline.remaining)
+        except (TimeoutError, asyncio.TimeoutError):
+            if self._deadline.remaining:
+                raise  # a task raised the error
+            raise self._late() from None
+
+    def _late(self) -> asyncio.TimeoutError:
+        """Return the error when the time of all waits together is up."""
+        rows = list(_Rows(self))
+        text = late(self._owner.core, rows, self._deadline.duration)
+        return asyncio.TimeoutError(text)
 
     async def _anext(self) -> Any:
         """Return the next future in a coroutine, or raise StopAsyncIteration."""

@@ -25,6 +25,7 @@ from dask_ownership.core.protocol.states import (
     STATE_NAMES,
     STORED,
 )
+from dask_ownership.monitoring.pending import why
 from dask_ownership.monitoring.snapshot import Event, ObjectSnapshot, Snapshot
 from dask_ownership.runtime.owner.owner import Owner
 
@@ -110,6 +111,7 @@ def look(owner: Owner, row: Row) -> ObjectSnapshot:
         lineage_of=named(lineage_of),
         waiting=row.waiting if not row.done else 0,
         no_worker=core.infeasible.why(row),
+        why=None if row.done else why(core, row),
         order=row.order,
         options=_told_options(row.options, owner.core.attempts.of(row)),
         lineage=None if row.lineage is None else _told_lineage(row.lineage),
@@ -211,8 +213,8 @@ def present(owner: Owner, row: Row) -> Event:
     elif row.state == STORED:
         places = row.addresses if isinstance(row, Borrowed) else [v.address for v in row.locations]
         words.append(f"at {', '.join(places)}")
-    if why := owner.core.infeasible.why(row):
-        words.append(why)
+    if reason := owner.core.infeasible.why(row):
+        words.append(reason)
     if row.state in KINDS:
         words.append(f"{row.nbytes} bytes")
     if isinstance(row, Borrowed):
@@ -264,7 +266,7 @@ def take(owner: Owner, central_calls: int) -> Snapshot:
         refused=dict(core.refused),
         counts={**core.counts, "attempts": core.lifecycle.numbers, "central_calls": central_calls},
         handed_out_again={
-            why.replace("-", "_"): times for why, times in core.history.again.items()
+            event.replace("-", "_"): times for event, times in core.history.again.items()
         },
         losses={kind.replace("-", "_"): number for kind, number in core.losses.items()},
     )

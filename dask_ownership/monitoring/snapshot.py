@@ -207,6 +207,8 @@ class ObjectSnapshot(Shown):
         How many dependencies have no value yet.
     no_worker : str or None
         Why no present worker may run the task, if so: the task waits for another worker to join.
+    why : str or None
+        Why the object has no end yet, in a sentence; None when it has one.
     order : int
         Position among the tasks of the owner; lower runs first.
     options : dict
@@ -244,6 +246,7 @@ class ObjectSnapshot(Shown):
     lineage_of: list[Hashable]
     waiting: int
     no_worker: str | None
+    why: str | None
     order: int
     options: dict[str, Any]
     lineage: dict[str, Any] | None
@@ -260,7 +263,7 @@ class ObjectSnapshot(Shown):
             "function": self.function,
             "pushed to": self.worker,
             "waits for": self.waiting,
-            "no worker": self.no_worker,
+            "because": self.why,
         }
         value = {
             "kind": self.kind or "none yet",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.rows.worker_view import WorkerView
@@ -19,6 +20,12 @@ logger = logging.getLogger("dask_ownership.owner")
 
 NAMED = 3
 """Number of workers that one line names."""
+
+PATIENCE = 5.0
+"""Seconds for which tasks that no worker may run wait before a line warns of them."""
+
+LOOK = 1.0
+"""Seconds between two looks for such tasks."""
 
 
 def named(addresses: list[str]) -> str:
@@ -44,6 +51,10 @@ class EventLog:
         self.core = core
         # The time of the last loss of values that are being made again; 0 when there are none.
         self._lost_at = 0.0
+        # Since when no worker may run the tasks of a kind, and the kinds that were warned of.
+        self._infeasible: dict[Any, float] = {}
+        self._warned: set[Any] = set()
+        self._looked = 0.0
 
     def joined(self, addresses: list[str]) -> None:
         """Log workers that joined the cluster."""
@@ -101,6 +112,32 @@ class EventLog:
                 counted(borrowed, "object"),
                 who,
             )
+
+    def infeasible(self, now: float) -> None:
+        """Warn of tasks that wait because no worker may run them, once for each kind of task.
+
+        Parameters
+        ----------
+        now : float
+            Seconds. A second call within `LOOK` does nothing.
+        """
+        if now - self._looked < LOOK:
+            return
+        self._looked = now
+        kinds = {kind: (row, count) for kind, row, count in self.core.infeasible.kinds()}
+        self._infeasible = {kind: self._infeasible.get(kind, now) for kind in kinds}
+        self._warned &= kinds.keys()
+        for kind, since in self._infeasible.items():
+            if now - since >= PATIENCE and kind not in self._warned:
+                self._warned.add(kind)
+                row, count = kinds[kind]
+                logger.warning(
+                    "%s has %s that no worker can run, and so wait; one of them is %r: %s",
+                    self.core.name,
+                    counted(count, "task"),
+                    row.key,
+                    self.core.infeasible.why(row),
+                )
 
     def look(self) -> None:
         """Log the recovery when all lost values are there again."""

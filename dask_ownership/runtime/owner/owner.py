@@ -450,7 +450,8 @@ class Owner:
             self._backlog.look()
 
     def _look_at_unmatched(self) -> None:
-        """End rows that have waited too long for a worker that may run them, if so configured."""
+        """Warn of rows that no worker may run; end those that waited too long, if so configured."""
+        self._event_log.infeasible(perf_counter())
         timeout = dask.config.get("distributed.scheduler.no-workers-timeout", None)
         if timeout is not None:
             self.core.infeasible.expire(perf_counter(), parse_timedelta(timeout))

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from dask_ownership.core.owner.rows.lifecycle import Lifecycle
 from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.core.owner.scheduling.builtin import BuiltinFunctions
 from dask_ownership.core.owner.scheduling.placement import Placement
 from dask_ownership.core.protocol.failure import Failure
 from dask_ownership.core.protocol.states import ERROR, READY
+
+NAMED = 5
+"""Workers that a reason names, at most."""
+
+
+def _listed(words: list[str]) -> str:
+    """Return the first words as text, and how many more there are."""
+    more = f"; and {len(words) - NAMED:,d} more" if len(words) > NAMED else ""
+    return "; ".join(sorted(words)[:NAMED]) + more
+
+
+def _amounts(resources: Mapping[str, float]) -> dict[str, float]:
+    """Return resources as a user writes them: 1 and not 1.0."""
+    return {name: int(n) if n == int(n) else n for name, n in resources.items()}
 
 
 class Infeasible:
@@ -38,27 +55,40 @@ class Infeasible:
         self._since: dict[Row, float] = {}
 
     def why(self, row: Row) -> str | None:
-        """Return why a ready row is infeasible, for people; None when a worker may run the row."""
+        """Return why a ready row is infeasible, for people; None when a worker may run the row.
+
+        Any thread.
+        """
         placement = self._placement
         if row.state != READY or placement.allowed(row):
             return None
-        there = ", ".join(sorted(placement.workers)) or "none"
+        there = list(placement.workers.values())  # a copy: any thread may ask
         options = row.options
-        if options.workers is not None and not placement.matching(options.workers):
+        if not there:
+            reason = "there is no worker"
+        elif options.workers is not None and not placement.matching(options.workers):
+            workers = _listed([f"{view.address}, named {view.name!r}" for view in there])
             reason = (
                 f"workers=[{', '.join(options.workers)}] names no worker of the cluster (its "
-                f"workers: {there}); use allow_other_workers=True to run it elsewhere"
+                f"workers: {workers}); use allow_other_workers=True to run it elsewhere"
             )
         elif options.resources:
-            amounts = ", ".join(
-                [f"{view.address} has {view.resources}" for view in placement.workers.values()]
-            )
-            reason = f"no worker has resources={options.resources} ({amounts})"
+            amounts = _listed([f"{v.address} has {_amounts(v.resources) or 'none'}" for v in there])
+            reason = f"no worker has resources={_amounts(options.resources)} ({amounts})"
+            if options.workers is not None:
+                reason = f"{reason} and is one of workers=[{', '.join(options.workers)}]"
         else:
-            reason = "there is no worker"
+            reason = "no worker takes it"
         if self._refused:
-            reason += "; workers that do not take part: " + "; ".join(self._refused.values())
+            reason += f"; workers that do not take part: {_listed(list(self._refused.values()))}"
         return reason
+
+    def kinds(self) -> list[tuple[Any, Row, int]]:
+        """Return each kind of infeasible rows, with a row of the kind and about how many there are.
+
+        The cost is that of the kinds, and not of the rows.
+        """
+        return self._placement.infeasible_kinds()
 
     def hopeless(self, row: Row) -> bool:
         """Return whether an infeasible row should fail now, because waiting serves no purpose."""

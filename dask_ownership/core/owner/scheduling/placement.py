@@ -107,7 +107,7 @@ class Placement:
     def matching(self, names: Iterable[str]) -> list[WorkerView]:
         """Return the workers with an address, name or host among ``names``."""
         names = tuple(names)
-        return [w for w in self.workers.values() if any(w.answers_to(n) for n in names)]
+        return [w for w in list(self.workers.values()) if any(w.answers_to(n) for n in names)]
 
     # ---- ready rows ----
 
@@ -194,6 +194,21 @@ class Placement:
             for row in self._restricted[_restriction(first)].items()
             if row.state == READY
         ]
+
+    def infeasible_kinds(self) -> list[tuple[Any, Row, int]]:
+        """Return the kinds of ready rows that no member may run.
+
+        Each kind comes with its first row, and with the number of queued rows, rows that are not
+        ready any more included. Without members all unrestricted rows are a kind, None.
+        """
+        found: list[tuple[Any, Row, int]] = [
+            (_restriction(row), row, len(self._restricted[_restriction(row)]))
+            for row, views in self.restricted()
+            if not views
+        ]
+        if not self.workers and self.any_ready:
+            found.append((None, self._free.peek(), len(self._free)))
+        return found
 
     def take_restricted(self, row: Row) -> None:
         """Remove a row that `restricted` returned.
