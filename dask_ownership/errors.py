@@ -54,7 +54,10 @@ class LostData(OwnershipError, CancelledError):
         self.detail = detail
 
     def __str__(self) -> str:
-        return f"the value of {self.key!r} is lost: {self.detail}"
+        return (
+            f"the value of {self.key!r} is lost: {self.detail}. Submit or scatter it again; "
+            "client.replicate keeps copies at several workers"
+        )
 
 
 class OwnerLost(LostData):
@@ -83,7 +86,7 @@ class OwnerLost(LostData):
         led = ", ".join(self.chain[1:]) or "no other process"
         return (
             f"the value of {self.key!r} is lost with its owner {self.owner}: {self.reason} "
-            f"(what submitted it was owned by {led})"
+            f"(what submitted it was owned by {led}). Submit it again, from a process that lives"
         )
 
 
@@ -246,6 +249,13 @@ class ClosedOwner(OwnershipError, CancelledError, RuntimeError):
     """
 
 
+CLOSED = (
+    "Gather what you need before the client closes; a queue, variable or dataset keeps values "
+    "beyond their client"
+)
+"""What to do about the futures of a closed client."""
+
+
 class SchedulerGone(ClosedOwner, FutureCancelledError):
     """The scheduler, or the connection to it, is gone for good, and so the client closed.
 
@@ -285,7 +295,8 @@ def from_failure(key: Hashable, failure: Failure, lender: str = "") -> BaseExcep
         if failure.key != key:
             detail = f"its input {failure.key!r} was cancelled ({detail})"
         where = failure.where or (f"borrowed from {lender}" if lender else "")
-        return FutureCancelledError(key, detail, f"It was {where}." if where else None)
+        place = f"It was {where}. " if where else ""
+        return FutureCancelledError(key, detail, f"{place}Submit it again to have its value.")
     if failure.kind == "owner-lost":
         owner = failure.chain[0] if failure.chain else "?"
         return OwnerLost(failure.key, owner, failure.detail, failure.chain)
@@ -301,4 +312,4 @@ def from_failure(key: Hashable, failure: Failure, lender: str = "") -> BaseExcep
     kind = kinds.get(failure.kind)
     if kind is not None:
         return kind(failure.key, failure.detail)
-    return ClosedOwner(f"{key!r}: {failure.detail}")
+    return ClosedOwner(f"{key!r}: {failure.detail}. {CLOSED}")

@@ -104,8 +104,9 @@ def test_errors_of_tasks_stay_what_they_are(client: Client) -> None:
     def late() -> None:
         raise TimeoutError("of the task")
 
-    with pytest.raises(TimeoutError, match=r"^of the task$"):
+    with pytest.raises(TimeoutError) as told:
         client.submit(late).result(timeout=20)
+    assert str(told.value) == "of the task"
 
 
 def test_warning_once_for_each_reason(

@@ -155,7 +155,10 @@ def test_task_that_kills_its_worker_each_time(client):
     with pytest.raises(KilledWorker, match="'deadly'") as info:
         deadly.result(timeout=50)
     assert "tcp://" in str(info.value)
-    assert "workers died while it ran there" in str(info.value)
+    assert "4 workers died while it ran there" in str(info.value)
+    assert str(info.value).count("left the cluster (unexpectedly") == 4
+    assert "memory when last heard of" in str(info.value)
+    assert "allowed-failures" in str(info.value)
     assert isinstance(info.value, distributed.KilledWorker)
     assert client.gather(innocent) == client.gather(more) == list(range(1, 41))
 

@@ -339,7 +339,7 @@ class ClusterConnection(distributed.Client):
         if self.status in ("closed", "closing"):
             if self.owner.lost:
                 raise SchedulerGone(self.id, self.owner.lost)
-            raise ClosedOwner(f"{self.id} is closed")
+            raise ClosedOwner(f"{self.id} is closed; make a new Client to go on")
 
     def _owned(self, future: Any) -> bool:
         """Return whether a future belongs to this client's owner."""

@@ -23,7 +23,7 @@ from distributed.sizeof import safe_sizeof
 
 from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.core.protocol.messages import Process
-from dask_ownership.errors import NotSerializable, TaskExit
+from dask_ownership.errors import NotSerializable, NotUnpickled, TaskExit, TaskTimeout
 from dask_ownership.runtime.importing import loads
 
 logger = logging.getLogger("dask_ownership.serialize")
@@ -438,6 +438,24 @@ def _dumps_bare(error: BaseException) -> bytes | None:
         return None
 
 
+OF_THEIR_OWN = (TaskExit, TaskTimeout, NotUnpickled)
+"""Errors whose text names the task and the worker."""
+
+
+def note_on(error: BaseException, note: str) -> None:
+    """Add a note to an exception, from Python 3.11 on, unless it has the note or may not have one.
+
+    A note is an attribute: an exception with an equality of its own may compare all attributes.
+    """
+    if isinstance(error, OF_THEIR_OWN) or type(error).__eq__ is not object.__eq__:
+        return
+    try:
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)  # type: ignore[attr-defined, unused-ignore]
+    except Exception:
+        pass  # Python 3.10 has no notes, and a class may refuse attributes
+
+
 def loads_error(pickled: bytes) -> BaseException:
     """Unpickle an exception, with its traceback when the traceback could travel."""
     # An unpickled traceback refers to the frames in which the unpickling ran. None of these frames
@@ -452,6 +470,7 @@ def loads_error(pickled: bytes) -> BaseException:
     except Exception:
         frames = None
     try:
+        note_on(error, f"raised by {text.partition(' raised ')[0]}")
         if not isinstance(frames, TracebackType):
             return error
         # The first frames, down to the task's function, are of this project.

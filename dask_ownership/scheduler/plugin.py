@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import dask
-from dask.utils import parse_timedelta
+from dask.utils import format_bytes, parse_timedelta
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.protocol.pickle import dumps
 from tornado.ioloop import PeriodicCallback
@@ -26,6 +26,7 @@ from dask_ownership.runtime.comm.scheduler_ops import (
     BACKLOG,
     DIAL,
     JOIN,
+    LEFT,
     MEMBERS,
     OWNER_GONE,
     PROMOTED,
@@ -36,6 +37,7 @@ from dask_ownership.runtime.comm.scheduler_ops import (
     WORD,
     Found,
     Member,
+    Removed,
     incarnation_of,
 )
 from dask_ownership.runtime.comm.secret import SCHEDULER, proof, proves
@@ -61,6 +63,19 @@ UNANSWERED = 5.0
 
 WATCH_INTERVAL = 500
 """Milliseconds between looks at the metrics in the workers' heartbeats."""
+
+
+UNEXPECTED = ("handle-worker-cleanup", "check-worker-ttl")
+"""Beginnings of the stimuli by which the scheduler removes workers that did not say goodbye."""
+
+
+def how_it_left(state: Any) -> str:
+    """Return what became of a worker that did not say goodbye, from its state at the scheduler."""
+    used, limit = state.metrics.get("memory"), state.memory_limit
+    if not used:
+        return f"{LEFT} (unexpectedly)"
+    most = f" of {format_bytes(limit)}" if limit else ""
+    return f"{LEFT} (unexpectedly; it used {format_bytes(used)}{most} of memory when last heard of)"
 
 
 class OwnershipSchedulerPlugin(SchedulerPlugin):
@@ -100,6 +115,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         self.secret = ""
         self.roster = Roster()
         self.backlogs: dict[str, int] = {}
+        self._states: dict[str, Any] = {}  # of a worker that left the scheduler has no state
         self._words: dict[str, str] = {}
         self.holding: Any = None
         self.scheduler: Any = None
@@ -134,6 +150,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         # Workers that registered before the plugin was there; later ones come by `add_worker`.
         for address, state in scheduler.workers.items():
             self.roster.workers[address] = incarnation_of(state.server_id)
+            self._states[address] = state
         self.holding = Holding(
             scheduler, self.secret, self._operation, self.roster.owners, self._who_is_there
         )
@@ -376,7 +393,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
         """Tell owners of a worker that registered, or that has other resources than before."""
-        state = scheduler.workers[worker]
+        state = self._states[worker] = scheduler.workers[worker]
         self.roster.workers[worker] = incarnation_of(state.server_id)
         self._tell_members([self._member(state)], [])
 
@@ -386,7 +403,10 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         Workers hear it, too, and drop the tasks and values of the owner at that worker.
         """
         incarnation, owners = self.roster.worker_left(worker)
-        self._tell_members([], [(worker, incarnation)])
+        state = self._states.pop(worker, None)
+        unexpected = str(kwargs.get("stimulus_id", "")).startswith(UNEXPECTED)
+        last_words = how_it_left(state) if unexpected and state is not None else LEFT
+        self._tell_members([], [(worker, incarnation, last_words)])
         if self.feed is not None:
             self.feed.worker_gone(worker)
         if self.relays is not None:
@@ -428,7 +448,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             self.scheduler.worker_send(who, message)
         return bool(kind)
 
-    def _tell_members(self, added: list[Member], removed: list[tuple[str, str]]) -> None:
+    def _tell_members(self, added: list[Member], removed: list[Removed]) -> None:
         """Tell the holder, all workers and all clients of members that came and went."""
         self.holding.owner.members.changed(added, removed)
         message = {"op": MEMBERS, "added": added, "removed": removed}

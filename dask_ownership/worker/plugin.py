@@ -26,6 +26,7 @@ from dask_ownership.runtime.comm.scheduler_ops import (
     OWNER_GONE,
     PROMOTION_OVER,
     Member,
+    Removed,
     incarnation_of,
 )
 from dask_ownership.runtime.comm.secret import join
@@ -210,12 +211,12 @@ class WorkerSide:
         self._stock_client = worker._get_client
         worker._get_client = self.get_client
 
-    def members_changed(self, added: list[Member], removed: list[tuple[str, str]]) -> None:
+    def members_changed(self, added: list[Member], removed: list[Removed]) -> None:
         """Stream handler of `MEMBERS`: take in workers that came and went."""
         self.executor.fetcher.members_changed(
-            [member["address"] for member in added], [address for address, _ in removed]
+            [member["address"] for member in added], [address for address, *_ in removed]
         )
-        for _, incarnation in removed:
+        for _, incarnation, _ in removed:
             self.executor.drop_owners_at(incarnation)
         self.owner.members.changed(added, removed)
 

@@ -143,7 +143,10 @@ class Departures:
             return False
         detail = (
             f"{times} workers died while it ran there, {record.deaths} of them while nothing "
-            f"else of any owner ran there: {', '.join(record.died)}"
+            f"else of any owner ran there: {', '.join(record.died)}. The logs of these workers, "
+            "and of their nannies for exit codes, say what ended them: code of the task that "
+            "crashes, or too little memory. distributed.scheduler.allowed-failures, where the task "
+            f"was submitted, is how many such deaths are allowed ({allowed})"
         )
         self._lifecycle.losses[KILLED_WORKER] += 1
         self._lifecycle.fail(row, ERROR, Failure("killed-worker", row.key, detail))

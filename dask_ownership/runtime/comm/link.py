@@ -27,7 +27,7 @@ from dask_ownership.runtime.comm.request import LONGEST
 
 logger = logging.getLogger("dask_ownership.link")
 
-PROTOCOL = 6
+PROTOCOL = 7
 """Version of the messages; both ends of a link must have the same version."""
 
 BYE = "bye"

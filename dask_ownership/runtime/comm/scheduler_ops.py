@@ -5,7 +5,7 @@ By these operations owners learn from the scheduler plugin who is in the cluster
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 
 class Member(TypedDict):
@@ -31,6 +31,13 @@ class Member(TypedDict):
     resources: dict[str, float]
 
 
+Removed: TypeAlias = tuple[str, str, str]
+"""A worker that is gone: its address, its incarnation, and what became of it, for people."""
+
+LEFT = "left the cluster"
+"""What became of a worker of which no more is known."""
+
+
 def incarnation_of(server_id: str) -> str:
     """Return the incarnation of a worker, made from the id that Dask gave its process."""
     return server_id.replace("-", "")
@@ -44,8 +51,8 @@ WORD = "ownership-word"
 client. So only the client itself can join as this client, see `comm.secret`."""
 
 MEMBERS = "ownership-members"
-"""Stream operation: the scheduler tells owners of changes, with the members added, and the address
-and incarnation of each worker gone."""
+"""Stream operation: the scheduler tells owners of changes, with the members added, and a `Removed`
+for each worker gone."""
 
 OWNER_GONE = "ownership-owner-gone"
 """Stream operation: the scheduler tells workers and clients that an owner is gone."""

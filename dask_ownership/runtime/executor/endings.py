@@ -141,7 +141,8 @@ class Endings:
         try:
             raise TaskTimeout(entry.key, address, seconds)
         except TaskTimeout as error:
-            pickled = dumps_error(error, entry.key, f"worker {address}")
+            where = f"worker {address} (attempt {entry.attempt})"
+            pickled = dumps_error(error, entry.key, where)
         with self._lock:
             message = (m.FAILED, entry.key, entry.attempt, pickled, seconds * 1e6)
             self._core.lifecycle.expired(entry, message)

@@ -23,7 +23,7 @@ from dask_ownership.core.owner.scheduling.task_order import TaskOrder
 from dask_ownership.core.protocol.messages import Origin
 from dask_ownership.core.protocol.order import ordered
 from dask_ownership.core.protocol.states import DORMANT, WAITING
-from dask_ownership.errors import ClosedOwner, SchedulerGone
+from dask_ownership.errors import CLOSED, ClosedOwner, SchedulerGone
 from dask_ownership.runtime.owner.gc import untrack
 from dask_ownership.runtime.owner.home import Home
 from dask_ownership.runtime.owner.waiting import Gate
@@ -100,7 +100,9 @@ class Inbox:
         if self.closed:
             if self.lost:
                 raise SchedulerGone(self.core.name, self.lost)
-            raise ClosedOwner(f"{self.core.name} is closed; its futures cannot be waited for")
+            raise ClosedOwner(
+                f"{self.core.name} is closed; its futures cannot be waited for. {CLOSED}"
+            )
 
     # ---- any thread: tasks ----
 
@@ -171,7 +173,7 @@ class Inbox:
         """Raise for a row that comes after the end."""
         if self.lost:
             raise SchedulerGone(row.key, f"it cannot be submitted: {self.lost}")
-        raise ClosedOwner(f"{self.core.name} is closed; it cannot submit {row.key!r}")
+        raise ClosedOwner(f"{self.core.name} is closed; make a new one to submit {row.key!r}")
 
     def begin(self, row: Row) -> None:
         """Have the task of an expected row run, unless the row has ended meanwhile. Any thread."""

@@ -16,7 +16,7 @@ from dask_ownership.core.owner.rows.worker_view import WorkerView
 from dask_ownership.core.protocol.failure import Failure
 from dask_ownership.core.protocol.messages import Process
 from dask_ownership.core.protocol.states import READY
-from dask_ownership.runtime.comm.scheduler_ops import Member
+from dask_ownership.runtime.comm.scheduler_ops import LEFT, Member, Removed
 from dask_ownership.runtime.owner.event_log import EventLog
 
 logger = logging.getLogger("dask_ownership.owner")
@@ -96,7 +96,7 @@ class Members:
 
     # ---- what the scheduler says ----
 
-    def changed(self, added: Iterable[Member], removed: Iterable[tuple[str, str]]) -> None:
+    def changed(self, added: Iterable[Member], removed: Iterable[Removed]) -> None:
         """Take in a change of the workers; taking it in twice changes nothing. Stream handler.
 
         An owner that has not begun to join ignores changes: a worker's owner joins, and uses
@@ -106,14 +106,14 @@ class Members:
         ----------
         added : iterable of Member
             Workers that joined, or have other resources.
-        removed : iterable of tuple
-            The address and the incarnation of each worker that is gone.
+        removed : iterable of Removed
+            The workers that are gone.
         """
         if not self._began or self._closed:
             return
         # Removed workers first: a new worker may have the address of one of them.
-        for _, incarnation in removed:
-            self._left(incarnation)
+        for _, incarnation, how in removed:
+            self._left(incarnation, how)
         joined = []
         for member in added:
             view = WorkerView(
@@ -140,17 +140,17 @@ class Members:
         if not self._closed:
             self._step()
 
-    def _left(self, incarnation: str) -> None:
-        """Take in that a worker, with the owners there, is gone for good."""
+    def _left(self, incarnation: str, how: str = LEFT) -> None:
+        """Take in that a worker, with the owners there, is gone for good; ``how`` is for people."""
         membership = self.core.membership
         view = membership.view_of(incarnation)
         with self._event_log.burying(membership.owners_at(incarnation), incarnation):
             if view is None:  # not in use: refused, or known only as the place of other owners
-                membership.left(incarnation, "left the cluster")
+                membership.left(incarnation, how)
                 return
             reached = self._unlink(view)
-            with self._event_log.losing(view, "left the cluster"):
-                membership.left(incarnation, "left the cluster", reached)
+            with self._event_log.losing(view, how):
+                membership.left(incarnation, how, reached)
 
     def connected(self, yes: bool) -> None:
         """Note whether there is a connection to the scheduler."""
