@@ -122,6 +122,7 @@ WORKERS = (
     Column("failed", lambda w: number(w["failed"]), bad=True),
     Column("stored", lambda w: amount(w["stored"]["nbytes"])),
     Column("waiting", lambda w: number(w["parked"]), wide=True),
+    Column("lingers", lambda w: number(w["lingering"]), wide=True, bad=True),
     Column("spilled", lambda w: amount(w["stored"]["spilled"]), wide=True),
     Column("cpu", lambda w: percent(w.get("cpu")), wide=True),
     Column("memory", lambda w: amount(w.get("memory")), wide=True),
@@ -173,6 +174,7 @@ def head(told: Entry, address: str, width: int) -> list[Text]:
     for count, what in (
         (sum(o["failed"] for o in owners), "failed"),
         (sum(o["recovered"] for o in owners), "recovered"),
+        (sum(w["lingering"] for w in workers), "cancelled but still running"),
         (told["workers_gone"], "worker gone" if told["workers_gone"] == 1 else "workers gone"),
     ):
         failures.append(f"{number(count)} {what}  ", "red" if count else "")

@@ -16,7 +16,7 @@ from typing import Any
 
 import distributed
 from dask.optimization import cull
-from dask.utils import shorten_traceback
+from dask.utils import key_split, shorten_traceback
 from distributed.utils import sync
 
 from dask_ownership.client.data import Data
@@ -27,7 +27,14 @@ from dask_ownership.errors import NotHere, OwnershipError
 from dask_ownership.futures.future import Future
 from dask_ownership.futures.gather import Gathering
 from dask_ownership.futures.graph import Graph, graph_futures, persisting
-from dask_ownership.futures.options import FIFO_TIMEOUT, PLAIN_CALL, CallOptions, named, take_limits
+from dask_ownership.futures.options import (
+    FIFO_TIMEOUT,
+    PLAIN_CALL,
+    CallOptions,
+    named,
+    parent_of,
+    take_limits,
+)
 from dask_ownership.futures.replicate import wanted_copies
 from dask_ownership.futures.streaming import Stream
 from dask_ownership.futures.structures import SKIPPED, collect, repack
@@ -35,6 +42,7 @@ from dask_ownership.interop.bridge import promoted_graph
 from dask_ownership.monitoring.pending import late
 from dask_ownership.runtime.dask.client import keep, parse_timeout
 from dask_ownership.runtime.owner.fetch import fetch
+from dask_ownership.runtime.task import current_entry
 from dask_ownership.scheduler.plugin import OwnershipSchedulerPlugin
 
 
@@ -136,7 +144,10 @@ class Client(Inspection, Queries, Data):
                 allow_other_workers=allow_other_workers, actor=True, pure=pure, **kwargs,
             )  # fmt: skip
         if not callable(func):
-            raise TypeError("First input to submit must be a callable function")
+            raise TypeError(
+                f"First input to submit must be a callable function, not {func!r:.100}; its "
+                "arguments come after it, as in submit(function, argument)"
+            )
         if allow_other_workers not in (True, False, None):
             raise TypeError("allow_other_workers= must be True or False")
         if allow_other_workers and workers is None:
@@ -394,7 +405,7 @@ class Client(Inspection, Queries, Data):
         if not self.owner.lost:  # values that are here stay readable after the scheduler is lost
             self._check_open()
         if errors not in ("raise", "skip"):
-            raise ValueError(f"Bad value, `errors={errors}`")
+            raise ValueError(f"Bad value, `errors={errors}`; it is 'raise' or 'skip'")
         if self.asynchronous if asynchronous is None else asynchronous:
             return self._gather(futures, errors, direct)
         found: dict[Any, Any] = {}
@@ -494,6 +505,47 @@ class Client(Inspection, Queries, Data):
         if others:
             self.central_calls += 1
             await super()._cancel(others, reason=reason, msg=msg, force=force)
+
+    def cancel_pending(self, name: str | None = None, *, asynchronous: bool | None = None) -> Any:
+        """Cancel all tasks of this client that have not ended, after a notebook's stop button.
+
+        The stop button ends the wait of a cell, and not the tasks for which the cell waited: these
+        go on as long as a variable has their futures. Values that are here already stay. In a task
+        only the tasks that this task submitted are cancelled. As with `cancel`, a function that
+        runs in a thread keeps its slot until it returns; ``client.ownership().lingering`` has
+        these.
+
+        Parameters
+        ----------
+        name : str, optional
+            Cancel only tasks of functions with this name, as in the keys: ``"inc"`` for ``inc-1``.
+        asynchronous : bool, optional
+            Whether to return a coroutine, as for other methods of a client.
+
+        Returns
+        -------
+        int
+            How many tasks are cancelled. Tasks that depend on these end with them.
+
+        Examples
+        --------
+        >>> client.cancel_pending()  # doctest: +SKIP
+        12000
+        """
+        parent = parent_of(current_entry())
+        return self.sync(self._cancel_pending, name, parent, asynchronous=asynchronous)
+
+    async def _cancel_pending(self, name: str | None, parent: Any) -> int:
+        self._check_open()
+        self.owner.process()  # so that the rows are here which threads submitted just now
+        rows = [
+            row
+            for row in self.owner.core.pending()
+            if (name is None or key_split(row.key) == name)
+            and (self._worker_side is None or row.options.parent == parent)
+        ]
+        self.owner.cancel(rows, "cancel_pending() of its client")
+        return len(rows)
 
     async def _retry(self, futures: Any) -> None:
         self._check_open()

@@ -21,7 +21,7 @@ from dask_ownership.core.protocol.messages import Origin
 from dask_ownership.core.protocol.names import held_at
 from dask_ownership.core.protocol.states import CANCELLED, ERROR, INLINE, LOST, STORED
 from dask_ownership.errors import FutureCancelledError, NotHere, from_failure
-from dask_ownership.monitoring.pending import late
+from dask_ownership.monitoring.pending import late, lingers_at
 from dask_ownership.monitoring.representation import future_html
 from dask_ownership.runtime.dask.client import parse_timeout, tokenizing
 from dask_ownership.runtime.importing import loads
@@ -46,6 +46,9 @@ STATUS = {
     LOST: "lost",
 }
 """Status of a future in Dask's words, by the state of its row; all other states are "pending"."""
+
+RELEASED = "The future was released; keep it as long as its value is needed"
+"""What a released future says."""
 
 owned_clients: WeakValueDictionary[str, Any] = WeakValueDictionary()
 """Clients of this process by the incarnation of their owner.
@@ -137,7 +140,7 @@ class Future(distributed.Future):
         """Return why there is no value, with the task's traceback; None when there is a value."""
         row = self._row
         if self._cleared:
-            return FutureCancelledError(self.key, "released", "the future was released")
+            return FutureCancelledError(self.key, "released", RELEASED)
         if row.state <= STORED:
             return None  # or not yet: a lost value is being made again
         value = row.value
@@ -154,7 +157,7 @@ class Future(distributed.Future):
                 )
                 return error
             return loads_error(value)
-        return FutureCancelledError(self.key, "released", "the future was released")
+        return FutureCancelledError(self.key, "released", RELEASED)
 
     def result(self, timeout: Any = None) -> Any:
         """Wait for the value and bring the value to this process; see `distributed.Future.result`.
@@ -356,7 +359,9 @@ class Future(distributed.Future):
     def __repr__(self) -> str:
         kind = self.type
         middle = f" type: {typename(kind)}," if kind else ""
-        return f"<Future: {self.status},{middle} key: {self.key}>"
+        there = lingers_at(self._owner.core, self._row) if self._row.state > STORED else ()
+        lingers = f", its function still runs at {', '.join(there)}" if there else ""
+        return f"<Future: {self.status},{middle} key: {self.key}{lingers}>"
 
     def __str__(self) -> str:
         return repr(self)

@@ -63,6 +63,11 @@ def wait(fs: Any, timeout: Any = None, return_when: str = ALL_COMPLETED) -> Any:
     if any(f._owner is not owner for f in futures):
         return distributed.wait(fs, timeout=timeout, return_when=return_when)
     rows = [f._row for f in futures]
+    if isinstance(timeout, distributed.Future | list | tuple | set):
+        raise TypeError(
+            "wait takes a list of futures, as in wait([x, y]), and its timeout= is a time, not a "
+            f"{type(timeout).__name__}"
+        )
     seconds = parse_timeout(timeout)
     first = return_when == FIRST_COMPLETED
     if client.asynchronous:

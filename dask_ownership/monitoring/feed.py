@@ -360,10 +360,11 @@ class Feed:
                   of states and groups are those of the last count
             ``workers`` : list of dict
                 ``address``, ``name``, ``threads``, ``running``, ``queued``, ``parked``,
-                ``accepting``; since the start of the worker ``done``, ``failed``, ``returned``;
-                ``rate``; ``stored``: ``objects``, ``nbytes``, and the parts of these bytes that are
-                ``shared`` (by several owners) and ``spilled``; ``received`` and ``sent``: bytes
-                since the start by the other worker; ``losses`` as for an owner.
+                ``lingering`` (cancelled tasks whose functions keep slots), ``accepting``; since the
+                start of the worker ``done``, ``failed``, ``returned``; ``rate``; ``stored``:
+                ``objects``, ``nbytes``, and the parts of these bytes that are ``shared`` (by
+                several owners) and ``spilled``; ``received`` and ``sent``: bytes since the start by
+                the other worker; ``losses`` as for an owner.
             ``flow`` : dict
                 Lists of ``[from, to, per second]``, over the last five seconds: ``tasks`` from
                 owners to workers, ``sent`` (bytes from owners to workers), ``received`` (bytes from

@@ -25,7 +25,7 @@ from dask_ownership.core.protocol.states import (
     STATE_NAMES,
     STORED,
 )
-from dask_ownership.monitoring.pending import why
+from dask_ownership.monitoring.pending import lingers_at, why
 from dask_ownership.monitoring.snapshot import Event, ObjectSnapshot, Snapshot
 from dask_ownership.runtime.owner.owner import Owner
 
@@ -112,6 +112,7 @@ def look(owner: Owner, row: Row) -> ObjectSnapshot:
         waiting=row.waiting if not row.done else 0,
         no_worker=core.infeasible.why(row),
         why=None if row.done else why(core, row),
+        lingers_at=lingers_at(core, row),
         order=row.order,
         options=_told_options(row.options, owner.core.attempts.of(row)),
         lineage=None if row.lineage is None else _told_lineage(row.lineage),
@@ -267,6 +268,11 @@ def take(owner: Owner, central_calls: int) -> Snapshot:
         counts={**core.counts, "attempts": core.lifecycle.numbers, "central_calls": central_calls},
         handed_out_again={
             event.replace("-", "_"): times for event, times in core.history.again.items()
+        },
+        lingering={
+            view.address: [name_of(key) for key, _ in view.lingering]
+            for view in core.placement.workers.values()
+            if view.lingering
         },
         losses={kind.replace("-", "_"): number for kind, number in core.losses.items()},
     )

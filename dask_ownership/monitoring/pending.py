@@ -62,6 +62,15 @@ def at(row: Row) -> str:
     return f"at {', '.join(dict.fromkeys(holders[:TOLD]))}"
 
 
+def lingers_at(core: OwnerCore, row: Row) -> list[str]:
+    """Return the workers where cancelled attempts of a row go on and keep slots."""
+    return [
+        view.address
+        for view in list(core.placement.workers.values())
+        if view.lingering and any(key == row.key for key, _ in list(view.lingering))
+    ]
+
+
 def why(core: OwnerCore, row: Row) -> str:
     """Return why a row has not ended; of a row that waits for inputs, the reason of one of them."""
     root, steps = _root(row)

@@ -64,11 +64,14 @@ def client_html(stock: str, owner: Owner) -> str:
 def client_text(stock: str, owner: Owner) -> str:
     """Return Dask's text of a client, with two numbers of the owner; costs nothing per object."""
     objects = len(owner.core.table.rows)
+    views = list(owner.core.placement.workers.values())
+    running = sum(len(view.pushed) for view in views)
+    lingering = sum(len(view.lingering) for view in views)
+    lingers = f" cancelled-but-running={lingering}" if lingering else ""
     # A text of another form, of another version of Dask or of a subclass, stays as it is.
-    if not objects or not stock.endswith(">"):
+    if not (objects or lingering) or not stock.endswith(">"):
         return stock
-    running = sum(len(view.pushed) for view in list(owner.core.placement.workers.values()))
-    return f"{stock[:-1]}, objects={objects} running={running}>"
+    return f"{stock[:-1]}, objects={objects} running={running}{lingers}>"
 
 
 def whereabouts(row: Row) -> str:

@@ -77,6 +77,9 @@ class Snapshot(Shown):
         (values), ``owners_gone`` (owners from which this process borrowed), ``orphaned`` (tasks at
         this worker whose owner died), ``owner_lost`` (borrowed futures); see
         `core.owner.rows.failure_counts`.
+    lingering : dict of str to list
+        By worker the keys of cancelled tasks, and of tasks whose ``timeout`` is up, whose functions
+        go on and keep slots: a thread cannot be stopped.
     """
 
     name: str
@@ -93,6 +96,7 @@ class Snapshot(Shown):
     counts: dict[str, int]
     handed_out_again: dict[str, int]
     losses: dict[str, int]
+    lingering: dict[str, list[Hashable]]
 
     def _head(self) -> tuple[str, str]:
         return "Ownership of", self.name
@@ -104,7 +108,11 @@ class Snapshot(Shown):
             Section("Objects", counted({"owned": sum(self.objects.values()), **self.objects})),
             Section(
                 "Bytes",
-                [("inline", format_bytes(self.inline_nbytes)), ("stored", format_bytes(stored))],
+                [
+                    (kind, format_bytes(nbytes))
+                    for kind, nbytes in (("inline", self.inline_nbytes), ("stored", stored))
+                    if nbytes
+                ],
             ),
             Section(
                 "Stored at",
@@ -115,8 +123,8 @@ class Snapshot(Shown):
             Section(
                 "Lineage",
                 [
-                    ("tasks kept", f"{lineage['kept']:,d}"),
-                    ("used", format_bytes(lineage["nbytes"])),
+                    *counted({"tasks kept": lineage["kept"]}),
+                    *([("used", format_bytes(lineage["nbytes"]))] if lineage["nbytes"] else []),
                     ("allowed", format_bytes(lineage["max_bytes"])),
                     *counted({k: lineage[k] for k in ("pinned", "evicted", "recovered")}),
                 ],
@@ -149,6 +157,11 @@ class Snapshot(Shown):
                     for address, link in self.links.items()
                 ],
                 ("worker", "connected", "unacknowledged", "pushed", "threads", "accepting", "way"),
+            ),
+            Section(
+                "Cancelled, still running",
+                [(at, ", ".join(map(str, keys[:3]))) for at, keys in self.lingering.items()],
+                ("worker", "keys"),
             ),
             Section("Refused", [*self.refused.items()], ("worker", "reason")),
             Section("Counts", counted(self.counts)),
@@ -209,6 +222,8 @@ class ObjectSnapshot(Shown):
         Why no present worker may run the task, if so: the task waits for another worker to join.
     why : str or None
         Why the object has no end yet, in a sentence; None when it has one.
+    lingers_at : list of str
+        Workers where a cancelled attempt of the task goes on and keeps a slot.
     order : int
         Position among the tasks of the owner; lower runs first.
     options : dict
@@ -247,6 +262,7 @@ class ObjectSnapshot(Shown):
     waiting: int
     no_worker: str | None
     why: str | None
+    lingers_at: list[str]
     order: int
     options: dict[str, Any]
     lineage: dict[str, Any] | None
@@ -264,6 +280,7 @@ class ObjectSnapshot(Shown):
             "pushed to": self.worker,
             "waits for": self.waiting,
             "because": self.why,
+            "still runs at": ", ".join(self.lingers_at),
         }
         value = {
             "kind": self.kind or "none yet",

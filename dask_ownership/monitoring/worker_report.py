@@ -120,6 +120,7 @@ class WorkerActivity:
             "running": core.queue.busy,
             "queued": core.queue.queued,
             "parked": len(core.queue.crowd),
+            "lingering": len(core.lifecycle.lingering),
             "accepting": core.queue.accepting,
             # Each ended attempt is in "run", also a failed attempt and a returned task.
             "done": counts["run"] - counts["failed"] - counts["returned"],

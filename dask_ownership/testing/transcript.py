@@ -84,6 +84,8 @@ class Transcript(Watcher):
             return ""
         if kind == m.WATCH_CHILDREN:
             return f"{self.key(message[1])}: {' '.join(map(self.key, message[3]))}"
+        if kind == m.LINGERS:
+            return f"{self.key(message[1])} {'goes on' if message[3] else 'has ended'}"
         if kind == m.CHILD_SUBMITTED:
             return f"{self.key(message[1])}: {self.key(message[3])}"
         attempt = f" attempt {message[2]}" if kind in (m.PUSH, m.CANCEL) else ""

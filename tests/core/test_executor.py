@@ -156,7 +156,7 @@ def test_tasks_behind_one_that_ends_without_a_value_are_returned_with_it(bench, 
         first = [("FAILED", "x", 1001, b"error", 1.0)]
     elif end == "cancel":
         bench.tell((m.CANCEL, "x", 1001), (m.CANCEL, "x", 1001))
-        first = []
+        first = [("LINGERS", "x", 1001, True)]
     else:
         bench.core.lifecycle.could_not_start(entry, m.UNKNOWN_FUNCTION)
         bench.core.queue.released_slot()
@@ -170,7 +170,7 @@ def test_tasks_behind_one_that_ends_without_a_value_are_returned_with_it(bench, 
     if end == "cancel":
         assert bench.core.effects.interrupted == [entry]
         assert not bench.inline(entry)
-        assert bench.said() == []
+        assert bench.said() == [("LINGERS", "x", 1001, False)]
     check_executor_empty(bench.core)
 
 
@@ -210,7 +210,11 @@ def test_a_superseded_attempt_that_ends_late_touches_nothing_of_the_next(bench):
     assert bench.stored(new)
     assert not bench.stored(old)
     assert bench.core.effects.freed == ["x-4000"], "only what the old attempt made"
-    assert bench.said() == [("STORED", "x", 4001, 8, None, 1.0)]
+    assert bench.said() == [
+        ("LINGERS", "x", 4000, True),
+        ("STORED", "x", 4001, 8, None, 1.0),
+        ("LINGERS", "x", 4000, False),
+    ]
     assert bench.session.entries["x"] is new and new.stored == "x-4001"
 
 
@@ -223,7 +227,11 @@ def test_a_push_supersedes_an_older_attempt_even_without_a_cancel(bench):
     new = bench.start()
     bench.inline(old)
     bench.inline(new)
-    assert bench.said() == [("DONE", "x", 4101, b"value", 1.0)]
+    assert bench.said() == [
+        ("LINGERS", "x", 4100, True),
+        ("LINGERS", "x", 4100, False),
+        ("DONE", "x", 4101, b"value", 1.0),
+    ]
 
 
 def test_a_copy_is_there_until_it_is_freed(bench):
@@ -326,7 +334,7 @@ def test_what_waits_for_a_task_does_not_get_what_was_scattered_under_its_key(ben
     scattered = Entry(bench.session, "x", 3)
     bench.core.lifecycle.keep(scattered)
     assert running.cancelled and bench.session.entries["x"] is scattered
-    assert bench.said() == [("GIVEN_BACK", "y", 2, m.BLOCKED, ())]
+    assert bench.said() == [("LINGERS", "x", 1, True), ("GIVEN_BACK", "y", 2, m.BLOCKED, ())]
     assert bench.core.queue.next_work() is None
 
 
@@ -497,6 +505,7 @@ def test_a_task_whose_time_is_up_fails_then_and_keeps_its_slot_and_resources_unt
         )
     assert bench.said() == [
         ("FAILED", "x", 1, b"its time is up", 1.0),
+        ("LINGERS", "x", 1, True),
         ("GIVEN_BACK", "behind", 2, m.BLOCKED, ()),
     ]
     assert bench.core.effects.interrupted == [x]
@@ -508,7 +517,7 @@ def test_a_task_whose_time_is_up_fails_then_and_keeps_its_slot_and_resources_unt
     assert again.attempt == 3 and not again.cancelled
     bench.inline(again)
     bench.core.lifecycle.expired(again, failure)  # a clock that rang late
-    assert bench.said() == [("DONE", "x", 3, b"value", 1.0)]
+    assert bench.said() == [("LINGERS", "x", 1, False), ("DONE", "x", 3, b"value", 1.0)]
     bench.acknowledge()
     check_executor_empty(bench.core)
     assert bench.core.queue.busy == 0 and bench.core.queue.resources.available == {"gpu": 1}
@@ -519,7 +528,7 @@ def test_the_time_of_a_task_that_was_cancelled_or_whose_owner_is_gone_says_nothi
     x = bench.start()
     bench.tell((m.CANCEL, "x", 1))
     bench.core.lifecycle.expired(x, (m.FAILED, "x", 1, b"late", 1.0))
-    assert bench.said() == []
+    assert bench.said() == [("LINGERS", "x", 1, True)]
     bench.fails(x)
     y = bench.start()
     bench.core.close("owner")

@@ -48,6 +48,8 @@ class EntryLifecycle:
     ----------
     shared : dict
         Name of a value that several entries have to how many entries there are beyond one.
+    lingering : set of Entry
+        Cancelled tasks that keep their slots, because their functions go on.
     """
 
     def __init__(self, run_queue: RunQueue, effects: ExecutorEffects, savings: Savings) -> None:
@@ -55,6 +57,7 @@ class EntryLifecycle:
         self._effects = effects
         self._savings = savings
         self.shared: dict[Any, int] = {}
+        self.lingering: set[Entry] = set()
 
     def queue(self, entry: Entry) -> None:
         """Queue a task that has all its inputs, or end an alias of a stored value at once."""
@@ -77,6 +80,7 @@ class EntryLifecycle:
             self._run_queue.release_resources(entry)
         session = entry.session
         if entry.cancelled or session.closed:
+            self._lingers_no_more(entry)
             self._forget(entry)
             return False
         entry.state = state
@@ -110,6 +114,8 @@ class EntryLifecycle:
         heard = not entry.cancelled and not entry.session.closed
         if heard:
             entry.session.outbox.append(message)
+        else:
+            self._lingers_no_more(entry)
         self._forget(entry)
         # The entry, `GONE`, keeps the futures inside the answer until REFS_COUNTED.
         if heard and len(message) > 5:
@@ -129,6 +135,8 @@ class EntryLifecycle:
     def could_not_start(self, entry: Entry, reason: int, keys: tuple[Any, ...] = ()) -> None:
         """Give a task back that took a slot and could not run, for a reason of `GIVEN_BACK`."""
         self._run_queue.release_resources(entry)
+        if entry.cancelled:
+            self._lingers_no_more(entry)
         if entry.state != GONE:
             self.give_back(entry, reason, keys)
 
@@ -231,9 +239,25 @@ class EntryLifecycle:
     def _interrupt(self, entry: Entry) -> None:
         """Mark a running task as cancelled; the runtime then cancels its coroutine and children."""
         entry.cancelled = True
-        self._run_queue.crowd.unwanted(entry)
+        crowd = self._run_queue.crowd
+        if entry not in crowd.waiting:  # a parked task has no slot
+            self.lingering.add(entry)
+            self._say_lingers(entry, True)
+        crowd.unwanted(entry)
         self._effects.interrupted.append(entry)
         self._savings.cancelled(entry)
+
+    def _lingers_no_more(self, entry: Entry) -> None:
+        """Take in that the function of a cancelled task has ended."""
+        if entry in self.lingering:
+            self.lingering.remove(entry)
+            self._say_lingers(entry, False)
+
+    @staticmethod
+    def _say_lingers(entry: Entry, yes: bool) -> None:
+        """Tell the owner of a cancelled task whether its function goes on."""
+        if not entry.session.closed:
+            entry.session.outbox.append((m.LINGERS, entry.key, entry.attempt, yes))
 
     def drop(self, entry: Entry) -> None:
         """Take an entry out, of a task or a value in any state."""

@@ -474,6 +474,14 @@ class OwnerCore:
             else:
                 self.lifecycle.fail(row, CANCELLED, failure)
 
+    def pending(self) -> list[Row]:
+        """Return the rows whose tasks users submitted to this owner and that have not ended."""
+        return [
+            row
+            for row in self.table.all()
+            if WAITING <= row.state <= PUSHED and not row.roles & (BORROWED | COPY)
+        ]
+
     def cancel_children(self, parent: Any, detail: str, among: Iterable[Row] | None = None) -> None:
         """Cancel the unfinished children of a task, but none that another task or process has.
 

@@ -97,7 +97,7 @@ class Results:
             m.DELEGATED: self._inside_late,
             m.GIVEN_BACK: self._returned_late,
         }
-        self.of_no_task: dict[int, Handler] = {}
+        self.of_no_task: dict[int, Handler] = {m.LINGERS: self._lingers}
 
     def receive(self, view: WorkerView, batch: Iterable[Message], now: float) -> None:
         """Take in a batch of a worker's answers, in the worker's order.
@@ -318,6 +318,14 @@ class Results:
             view.alone = None
 
     # ---- the attempt is an old one ----
+
+    @staticmethod
+    def _lingers(view: WorkerView, key: Key, attempt: int, yes: bool) -> None:
+        """Handle `LINGERS`: note which cancelled attempts keep slots of a worker, for people."""
+        if yes:
+            view.lingering[key, attempt] = None
+        else:
+            view.lingering.pop((key, attempt), None)
 
     @staticmethod
     def _alone_late(view: WorkerView, key: Key, attempt: int, yes: bool) -> None:

@@ -153,6 +153,10 @@ ALONE = 24
 """``(ALONE, key, attempt, yes)``: this suspect has the worker for itself, or has the worker no
 more. The next task begins after `GO`. See `executor.exclusion`."""
 
+LINGERS = 25
+"""``(LINGERS, key, attempt, yes)``: a cancelled attempt keeps its slot, because its function goes
+on; with False the function has ended."""
+
 LEAVING = 18
 """``(LEAVING,)``: the worker is about to leave; owners are to move the values there."""
 
@@ -234,6 +238,7 @@ NAMES = {
     REFS_COUNTED: "REFS_COUNTED",
     POST: "POST",
     DELEGATED: "DELEGATED",
+    LINGERS: "LINGERS",
     LEAVING: "LEAVING",
     CHILD_SUBMITTED: "CHILD_SUBMITTED",
     CHECKPOINT: "CHECKPOINT",

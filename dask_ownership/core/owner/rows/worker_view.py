@@ -71,6 +71,8 @@ class WorkerView:
         When the worker last answered, or was given work after having none, in microseconds.
     recalled : bool
         A recall is under way.
+    lingering : dict
+        Key and attempt of each cancelled task that keeps a slot, because its function goes on.
     link : object
         The runtime's link to the worker; None while there is none.
     traffic : ByteCounter
@@ -92,6 +94,7 @@ class WorkerView:
         "host",
         "incarnation",
         "leaving",
+        "lingering",
         "link",
         "load",
         "low",
@@ -142,6 +145,7 @@ class WorkerView:
         self.copies: dict[Any, int] = {}
         self.heard = 0.0
         self.recalled = False
+        self.lingering: dict[tuple[Key, int], None] = {}
         self.link: Any = None
         self.traffic = ByteCounter()
 
