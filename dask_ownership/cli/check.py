@@ -42,10 +42,16 @@ NAMED = 3
 """Workers that one line names, at most."""
 
 PRELOAD = (
-    "the first dask_ownership.Client installs it where clients may register plugins; else start "
-    "the scheduler with --preload dask_ownership.preload"
+    "the first dask_ownership.Client installs it, unless clients may not register plugins there: "
+    "then start the scheduler with --preload dask_ownership.preload"
 )
-"""Advice for a scheduler without the plugin."""
+"""What is to come at a scheduler without the plugin."""
+
+INSTALL = (
+    "the scheduler cannot import dask_ownership: install it there and at the workers, in the "
+    "version that is here"
+)
+"""Advice for a scheduler without the package."""
 
 
 @dataclass(frozen=True)
@@ -165,14 +171,15 @@ async def scheduler_plugin(
     No owner joins by this question, because only a registered client would be let in.
     """
     answer = None
+    installed = versions["dask_ownership"] != "not installed"
     # A scheduler logs a warning about an operation it does not know. So the question is asked only
     # if the package is installed at the scheduler, or workers have the plugin's metric.
-    if versions["dask_ownership"] != "not installed" or any(
-        "owned_tasks" in worker.get("metrics", ()) for worker in workers
-    ):
+    if installed or any("owned_tasks" in worker.get("metrics", ()) for worker in workers):
         answer = await ask(JOIN, protocol=PROTOCOL)
+    if not isinstance(answer, dict) and installed:
+        return Finding(None, "plugin", f"not installed at the scheduler yet: {PRELOAD}")
     if not isinstance(answer, dict):
-        return Finding(False, "plugin", f"not installed at the scheduler: {PRELOAD}")
+        return Finding(False, "plugin", f"not installed at the scheduler: {INSTALL}")
     if answer.get("status") == "refused":
         return Finding(False, "plugin", str(answer.get("reason")))
     return Finding(True, "plugin", f"installed at the scheduler, protocol {PROTOCOL}")

@@ -15,11 +15,19 @@ from distributed import Security
 from distributed.comm import Comm, CommClosedError, connect, get_address_host_port
 from distributed.core import send_recv
 
+from dask_ownership.runtime.comm.web import WEB_SERVER, speaks_http, web_page
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 Result = TypeVar("Result")
 
 TIMEOUT = 5.0
 """Seconds to wait for one answer, unless the user says otherwise."""
+
+GREETING = "the greeting failed"
+"""Beginning of the meaning of an error: something answers that is no Dask."""
+
+NO_ANSWER = "no answer"
+"""Beginning of the meaning of an error: nothing answers."""
 
 SOON = 0.3
 """Seconds after which `dial` asks why a connection is not there yet."""
@@ -82,6 +90,8 @@ def complete(address: str, security: Security) -> str:
     Unreachable
         When the address has no port.
     """
+    if web := web_page(address):
+        raise Unreachable(web)
     if "://" not in address:
         address = f"{'tls' if security.require_encryption else 'tcp'}://{address}"
     try:
@@ -113,7 +123,10 @@ async def dial(address: str, arguments: dict[str, Any], seconds: float) -> Comm:
     except Unreachable:
         raise
     except Exception as error:
-        raise Unreachable(f"{address} cannot be reached: {reason(error, seconds)}") from None
+        why = reason(error, seconds)
+        if why.startswith((GREETING, NO_ANSWER)) and await speaks_http(address):
+            why = WEB_SERVER
+        raise Unreachable(f"{address} cannot be reached: {why}") from None
     finally:
         if not connecting.done():
             connecting.cancel()
@@ -154,12 +167,9 @@ def reason(error: BaseException, seconds: float) -> str:
         return "it speaks TLS: give --tls-ca-file, --tls-cert and --tls-key, or configure them"
     # Other bytes than a greeting of Dask look like lengths of frames that no memory can hold.
     if isinstance(deepest, MemoryError | CommClosedError) or isinstance(error, CommClosedError):
-        return (
-            "the greeting failed: is it a Dask scheduler, and does it speak TLS (tls://, "
-            "--tls-ca-file)?"
-        )
+        return f"{GREETING}: is it a Dask scheduler, and does it speak TLS (tls://, --tls-ca-file)?"
     if isinstance(deepest, TimeoutError | asyncio.TimeoutError):
-        return f"no answer within {seconds:g} s"
+        return f"{NO_ANSWER} within {seconds:g} s"
     return " ".join(f"{type(deepest).__name__}: {deepest}".split())
 
 

@@ -7,9 +7,7 @@ from contextlib import suppress
 from inspect import isawaitable
 from typing import Any
 
-import dask
 import distributed
-from dask.utils import parse_timedelta
 from distributed import LocalCluster
 from distributed.core import PooledRPCCall
 from distributed.utils import sync
@@ -35,6 +33,7 @@ from dask_ownership.runtime.comm.scheduler_ops import (
     WATCH,
 )
 from dask_ownership.runtime.comm.secret import Joining
+from dask_ownership.runtime.comm.web import unless_web, web_page
 from dask_ownership.runtime.owner.members import NotJoined
 from dask_ownership.runtime.owner.owner import Owner
 from dask_ownership.runtime.parking import await_without_slot, await_without_slot_if_long
@@ -73,6 +72,11 @@ class ClusterConnection(distributed.Client):
     scheduler: Any
 
     def __init__(self, *args: Any, _worker_side: Any = None, **kwargs: Any) -> None:
+        # Checked before anything starts. A worker has its configuration from elsewhere.
+        if _worker_side is None:
+            config.check()
+            if web := web_page(kwargs.get("address", args[0] if args else None)):
+                raise ValueError(web)
         self._worker_side = _worker_side
         self._joined_comm: Any = None
         self.central_calls = 0
@@ -168,7 +172,8 @@ class ClusterConnection(distributed.Client):
             self.scheduler = SchedulerProxy(self.scheduler, self)
         # Without a task that reads reports this is the first connection.
         if self._handle_report_task is None or self.scheduler is None:
-            await super()._ensure_connected(timeout)
+            connecting = super()._ensure_connected(timeout)
+            await unless_web(connecting, self._start_arg)
         else:
             self.owner.members.connected(False)
             await self._connect_again(timeout)
@@ -192,7 +197,7 @@ class ClusterConnection(distributed.Client):
         A scheduler that does not answer may be behind a partition: then the client waits as in
         Dask.
         """
-        limit = parse_timedelta(dask.config.get("ownership.scheduler-timeout", "2s"))
+        limit = config.value_of("ownership.scheduler-timeout")
         connecting = super()._ensure_connected(timeout)
         if await connected(connecting, self._rpc_address(), self.connection_args, limit):
             return

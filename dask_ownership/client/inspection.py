@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import distributed
@@ -9,6 +10,14 @@ import distributed
 from dask_ownership.client.connection import ClusterConnection
 from dask_ownership.monitoring.lookup import find, history, look, present, take
 from dask_ownership.monitoring.representation import client_html, client_text
+
+
+def _on_loop(loop: asyncio.AbstractEventLoop) -> bool:
+    """Return whether the caller is on an event loop."""
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
 
 
 class Inspection(ClusterConnection):
@@ -40,7 +49,8 @@ class Inspection(ClusterConnection):
         -------
         dask_ownership.monitoring.snapshot.Snapshot
             Or, for one object, `dask_ownership.monitoring.snapshot.ObjectSnapshot`. Both are
-            readable in a terminal and a notebook, have plain attributes, and ``to_dict()``.
+            readable in a terminal and a notebook, have plain attributes, and ``to_dict()``. On an
+            asynchronous client the snapshot is here at once, and may be awaited as well.
 
         Raises
         ------
@@ -56,9 +66,15 @@ class Inspection(ClusterConnection):
         ['tcp://127.0.0.1:40331']
         """
         self._check_open()
+        if asynchronous is None and _on_loop(self.loop.asyncio_loop):
+            return self._look_up(key)  # nothing has to be waited for
         return self.sync(self._ownership, key, asynchronous=asynchronous)
 
     async def _ownership(self, key: Any = None) -> Any:
+        return self._look_up(key)
+
+    def _look_up(self, key: Any) -> Any:
+        """Return the snapshot for `ownership`. Loop thread."""
         self._check_open()
         # So that the snapshot has what threads submitted just now.
         self.owner.process()

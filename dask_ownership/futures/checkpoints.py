@@ -6,9 +6,7 @@ import asyncio
 from concurrent.futures import Future as Answer
 from typing import Any
 
-import dask
-from dask.utils import parse_bytes
-
+from dask_ownership.config import value_of
 from dask_ownership.core.executor.checkpoints import restored
 from dask_ownership.core.executor.session import Entry
 from dask_ownership.core.protocol.failure import Failure
@@ -148,7 +146,7 @@ def _send(entry: Entry, name: str, pickled: bytes) -> Answer[Failure | None]:
     answer: Answer[Failure | None] = Answer()
     # A caller that stops waiting does not take the value back.
     answer.set_running_or_notify_cancel()
-    limit = int(parse_bytes(dask.config.get("ownership.checkpoint.max-bytes")))
+    limit = value_of("ownership.checkpoint.max-bytes")
     executor = entry.session.runtime
     # The size of all values of the task is checked and changed under one lock, because threads of
     # one task may call `checkpoint` at the same time.

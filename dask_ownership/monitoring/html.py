@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from html import escape
@@ -72,8 +72,8 @@ def cells(tag: str, words: Iterable[str], style: str = "") -> str:
 
 
 def counted(counts: dict[str, int]) -> list[tuple[str, ...]]:
-    """Return names with their numbers, as rows of a section."""
-    return [(name.replace("_", " "), f"{count:,d}") for name, count in counts.items()]
+    """Return names with their numbers, as rows of a section; zeros are left out."""
+    return [(name.replace("_", " "), f"{count:,d}") for name, count in counts.items() if count]
 
 
 def worded(values: dict[str, Any] | None) -> list[tuple[str, ...]]:
@@ -100,6 +100,11 @@ class Shown:
     def to_dict(self) -> dict[str, Any]:
         """Return the attributes as a dict of plain values that shares nothing with the snapshot."""
         return asdict(self)  # type: ignore[call-overload]
+
+    def __await__(self) -> Generator[None, None, Any]:
+        """Return the snapshot itself: asynchronous programs may await it, and need not."""
+        return self
+        yield  # so that this is a generator
 
     def _head(self) -> tuple[str, str]:
         """Return the kind of snapshot and the name of its subject, for the title."""

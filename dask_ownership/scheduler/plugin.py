@@ -11,12 +11,12 @@ from time import time
 from typing import Any
 from uuid import uuid4
 
-import dask
-from dask.utils import format_bytes, parse_timedelta
+from dask.utils import format_bytes
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.protocol.pickle import dumps
 from tornado.ioloop import PeriodicCallback
 
+from dask_ownership.config import value_of
 from dask_ownership.core.roster import CLIENT, LONGEST, WORKER, Roster
 from dask_ownership.monitoring import pages
 from dask_ownership.monitoring.feed import Feed
@@ -214,7 +214,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
 
     def _read_grace(self) -> None:
         """Take ``ownership.grace`` from the configuration, which may change while this runs."""
-        self.roster.grace = parse_timedelta(dask.config.get("ownership.grace", "10s"))
+        self.roster.grace = value_of("ownership.grace")
 
     # ---- who may take part ----
 
@@ -377,7 +377,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         # When all workers leave, none is there to take values.
         others = bool(set(self.scheduler.workers) - set(addresses))
         wait = wait and others
-        timeout = parse_timedelta(dask.config.get("ownership.leave-timeout", "30s"))
+        timeout = value_of("ownership.leave-timeout")
 
         async def leave(address: str) -> None:
             try:

@@ -18,13 +18,12 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any
 
-import dask
 import psutil
-from dask.utils import parse_bytes
 from distributed.comm import Comm
 from distributed.core import Status
 from tornado.iostream import IOStream
 
+from dask_ownership.config import value_of
 from dask_ownership.runtime.comm.channel import has_stream
 from dask_ownership.runtime.comm.operations import Refusals, refusal
 from dask_ownership.runtime.comm.reach import dial_raw
@@ -151,9 +150,8 @@ class Relays:
         self._stranger = stranger
         self._gone = gone
         self._refusals = refusals
-        self._enabled = bool(dask.config.get("ownership.relay.enabled", True))
-        most = dask.config.get("ownership.relay.max-bandwidth", None)
-        self._bandwidth = Bandwidth(None if most is None else float(parse_bytes(most)))
+        self._enabled: bool = value_of("ownership.relay.enabled")
+        self._bandwidth = Bandwidth(value_of("ownership.relay.max-bandwidth"))
         # Each relay takes two file descriptors, and the scheduler needs others for itself.
         self._most = max(1, file_descriptors() // 4)
         self._opening = 0

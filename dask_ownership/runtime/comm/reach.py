@@ -29,12 +29,12 @@ from contextlib import suppress
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
-import dask
 from distributed.comm import Comm, connect
 from distributed.comm.core import Connector, FatalCommClosedError
 from distributed.comm.registry import Backend, backends, get_backend
 from distributed.core import ConnectionPool
 
+from dask_ownership.config import value_of
 from dask_ownership.runtime.comm.scheduler_ops import RELAY
 
 logger = logging.getLogger("dask_ownership.link")
@@ -77,19 +77,6 @@ class NoRelay(FatalCommClosedError):
     """The scheduler refuses to open a relay to a worker."""
 
 
-def mode_of(value: Any) -> str:
-    """Check and return a value of ``ownership.reach``.
-
-    Raises
-    ------
-    ValueError
-        When the value is none of `MODES`.
-    """
-    if value not in MODES:
-        raise ValueError(f"ownership.reach is one of {', '.join(MODES)}, not {value!r}")
-    return str(value)
-
-
 class Reach:
     """The ways from one process to the workers of its cluster.
 
@@ -129,7 +116,7 @@ class Reach:
         self._asker = asker
         self._token = token
         self._now_direct = now_direct
-        self.mode = mode_of(dask.config.get("ownership.reach", "auto"))
+        self.mode: str = value_of("ownership.reach")
         self.relayed: dict[str, float] = {}
         self.pools: WeakSet[RoutedPool] = WeakSet()
         # The connections that are relays.

@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import dask
-from dask.utils import parse_timedelta
 from distributed.comm import Comm
 from distributed.core import send_recv
 
+from dask_ownership.config import value_of
 from dask_ownership.runtime.comm.reach import RoutedPool
 from dask_ownership.runtime.dask.comm import moved_bytes
 
@@ -23,7 +22,7 @@ LONGEST = 60.0
 
 def silence() -> float:
     """Return the seconds for which a worker may be silent: ``ownership.silence``."""
-    return float(parse_timedelta(dask.config.get("ownership.silence", "5s")))
+    return float(value_of("ownership.silence"))
 
 
 class Stalled(OSError):

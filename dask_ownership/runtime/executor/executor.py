@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-import dask
-from dask.utils import parse_bytes
 from tornado.ioloop import PeriodicCallback
 
+from dask_ownership.config import value_of
 from dask_ownership.core.executor import session as ex
 from dask_ownership.core.executor.effects import ExecutorEffects
 from dask_ownership.core.executor.executor import ExecutorCore
@@ -133,7 +132,7 @@ class Executor:
         self.core.queue.resources.available = {}
         self.core.queue.resources.threads = partial(threads_of, worker)
         self.store = Store(worker)
-        self.inline_limit = int(parse_bytes(dask.config.get("ownership.inline.limit", "64 KiB")))
+        self.inline_limit: int = value_of("ownership.inline.limit")
         self.links: dict[str, ExecutorLink] = {}
         self.dropped: dict[str, None] = {}
         self.closed = False

@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 import dask
-from dask.utils import parse_bytes, parse_timedelta
+from dask.utils import parse_timedelta
 from distributed.system import MEMORY_LIMIT
 
+from dask_ownership.config import value_of
 from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.references.detached import LineageSpec
 from dask_ownership.core.owner.rows.limits import Limits
@@ -56,10 +57,8 @@ SWEEP = 0.03
 
 def max_bytes(of: str) -> int:
     """Return ``ownership.<of>.max-bytes``; by default a tenth of the memory, at most 1 GiB."""
-    configured = dask.config.get(f"ownership.{of}.max-bytes", None)
-    if configured is not None:
-        return int(parse_bytes(configured))
-    return int(min(1 << 30, MEMORY_LIMIT // 10))
+    configured: int | None = value_of(f"ownership.{of}.max-bytes")
+    return int(min(1 << 30, MEMORY_LIMIT // 10)) if configured is None else configured
 
 
 class Handle:
@@ -165,9 +164,9 @@ class Owner:
             home=address,
             process=(self.incarnation, address or "", name),
             clock=time,
-            trace_inline=bool(dask.config.get("ownership.lineage.inline", False)),
+            trace_inline=value_of("ownership.lineage.inline"),
             limits=Limits(
-                allowed_failures=int(dask.config.get("distributed.scheduler.allowed-failures")),
+                allowed_failures=value_of("distributed.scheduler.allowed-failures"),
                 inline_bytes=max_bytes("inline"),
                 lineage_bytes=max_bytes("lineage"),
             ),
