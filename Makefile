@@ -19,7 +19,7 @@ TENTH  := --tenth --modes ours --fresh --jobs 2
 CODE   := $(wildcard dask_ownership tests examples ci)
 
 .PHONY: demo demo-compare test test-fast lint test-slow test-compat soak simulate replay bench conformance
-.PHONY: conformance-dask clean coverage mutation test-downstream packages
+.PHONY: conformance-dask clean coverage mutation test-downstream packages docs
 
 demo: $(VENV)/stamp
 	$(BIN)/python examples/stdlib_index.py $(ARGS)
@@ -65,6 +65,10 @@ soak: $(VENV)/stamp
 bench: $(VENV)/stamp-bench
 	$(BIN)/python -m dask_ownership.benchmarks $(ARGS)
 
+# The site of the documentation, in site/; a warning is an error.
+docs: $(VENV)/stamp-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet $(ARGS)
+
 conformance: $(VENV)/stamp-conformance
 	$(BIN)/python ci/conformance $(ARGS)
 	$(if $(ARGS),,$(MAKE) conformance-dask)
@@ -87,7 +91,7 @@ packages:
 	$(PYTHON) ci/packages.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) .venv-downstream .conformance .versions build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-downstream .conformance .versions build dist site *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -rf dask-worker-space dask-scratch-space
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -101,6 +105,10 @@ $(VENV)/stamp: pyproject.toml
 
 $(VENV)/stamp-bench: $(VENV)/stamp
 	$(PIP) --editable '.[bench]'
+	@touch $@
+
+$(VENV)/stamp-docs: $(VENV)/stamp
+	$(PIP) --editable '.[docs]'
 	@touch $@
 
 # A quarter of a gigabyte, which no other target needs.
