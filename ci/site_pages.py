@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: pages that are no files of ``docs/``, and links that lead out of it.
+"""Hooks of mkdocs: pages that are no files of ``docs/``, links that lead out of it, docstrings.
 
 The Markdown files of the repository link to each other as files, so that they can be read on a
 forge. On the site the same links lead to pages: this module has the page of each file. A link to
@@ -76,8 +76,23 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+API = re.compile(r"^<!-- api: (\S+) \[(.*)\] -->$", re.MULTILINE)
+
+
+def with_docstrings(text: str) -> str:
+    """The text with a directive of mkdocstrings in place of each comment that names an object."""
+
+    def directive(found: re.Match[str]) -> str:
+        name, members = found.groups()
+        return (
+            f"::: {name}\n    options:\n      members: [{members}]\n      inherited_members: true"
+        )
+
+    return API.sub(directive, text)
+
+
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Lead links of the pages of ``docs/`` to pages of the site."""
     if page.file.src_uri in PAGES.values():
         return markdown
-    return with_links_of_the_site(markdown, f"docs/{page.file.src_uri}")
+    return with_links_of_the_site(with_docstrings(markdown), f"docs/{page.file.src_uri}")

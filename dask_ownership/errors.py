@@ -1,4 +1,8 @@
-"""Every error of this project that a user can meet, with its reason."""
+"""Every error of this project that a user can meet, with its cause and what to do.
+
+The docstrings are also the page ``docs/errors.md``, which ``ci/reference.py`` writes: each says the
+cause first, and then, in a paragraph that begins with *What to do*, the cure.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +44,12 @@ class OwnershipError(Exception):
 class LostData(OwnershipError, CancelledError):
     """The only copy of a value is gone, and nothing can make the value again.
 
+    The value was scattered, or its lineage was evicted, or its task runs at most once: the message
+    says which, and where the copies were.
+
+    What to do: scatter the value, or submit its task, again. ``client.replicate`` keeps copies of
+    values that must not be lost; ``ownership.lineage.max-bytes`` bounds the lineage.
+
     Attributes
     ----------
     key : hashable
@@ -62,6 +72,14 @@ class LostData(OwnershipError, CancelledError):
 
 class OwnerLost(LostData):
     """The owner of a value died, and the owners that led to it did not make the value again.
+
+    The owner was a worker whose task had submitted the lost task. That task, the parent, runs again
+    when its value or its children are asked for; here it did not submit the lost task once more, or
+    failed, or could not run.
+
+    What to do: submit the parent again. A parent that submits the same calls each time it runs has
+    its children made again; what depends on the time or on a random number belongs in the
+    arguments. Workers that are retired hand over what they own; those that are killed cannot.
 
     Attributes
     ----------
@@ -93,6 +111,14 @@ class OwnerLost(LostData):
 class KilledWorker(OwnershipError, _StockKilledWorker):
     """A task was given up because workers kept dying under it.
 
+    More than ``distributed.scheduler.allowed-failures`` workers died, all but the first of them
+    while nothing else ran there.
+
+    What to do: find out what ends the process: its exit code is in the log of the nanny, and memory
+    is the usual reason. Give the worker more memory or the task less data, and keep code that may
+    crash in a process of its own. Where workers are killed for other reasons, raise
+    ``distributed.scheduler.allowed-failures``.
+
     Attributes
     ----------
     key : hashable
@@ -114,6 +140,9 @@ class TaskTimeout(OwnershipError, TimeoutError):
 
     The thread of the task goes on until its function returns; there `dask_ownership.cancelled` is
     true.
+
+    What to do: give the task a longer ``timeout=``, or ``retries=``, of which each has the whole
+    time. A function that asks `dask_ownership.cancelled` now and then frees its slot at once.
 
     Attributes
     ----------
@@ -140,6 +169,9 @@ class TaskTimeout(OwnershipError, TimeoutError):
 class Uncertain(OwnershipError):
     """A task with ``at_most_once=True`` may have run or not: its worker is gone.
 
+    What to do: look on the outside whether the task has done its work. If not, ``client.retry``
+    runs it again.
+
     Attributes
     ----------
     key : hashable
@@ -159,6 +191,14 @@ class Uncertain(OwnershipError):
 class NoWorker(OwnershipError, ValueError):
     """No worker of the cluster may or can run the task.
 
+    Either ``workers=`` or ``resources=`` matched no worker for
+    ``distributed.scheduler.no-workers-timeout``, or the workers that are there cannot be reached
+    from here, or have no dask_ownership, or another version of it.
+
+    What to do: the message names the workers and the reasons; ``dask ownership check ADDRESS`` says
+    the same of a cluster. Start a worker that matches, or change the restriction; install the
+    package in the same version everywhere; see to it that workers can be dialled or relayed to.
+
     Attributes
     ----------
     key : hashable
@@ -176,11 +216,20 @@ class NoWorker(OwnershipError, ValueError):
 
 
 class NoWorkerInTime(NoWorker, TimeoutError):
-    """No worker took scattered values before the timeout."""
+    """No worker took scattered values before the timeout.
+
+    What to do: wait for workers first, with ``client.wait_for_workers(1)``, or give ``scatter`` a
+    longer ``timeout=``.
+    """
 
 
 class Superseded(OwnershipError, RuntimeError):
     """An attempt that is not the current attempt of its task any more asked for something.
+
+    Another attempt was started elsewhere, because this worker did not answer for a while, or the
+    task was cancelled.
+
+    What to do: nothing; let the exception end the attempt. Its result is not wanted.
 
     Attributes
     ----------
@@ -198,25 +247,49 @@ class Superseded(OwnershipError, RuntimeError):
 
 
 class NotSerializable(OwnershipError, TypeError):
-    """A function, argument, result, value or exception cannot be pickled or unpickled."""
+    """A function, argument, result, value or exception cannot be pickled or unpickled.
+
+    What to do: the message names the object. Open files, connections and locks inside the task;
+    pass paths and names. Return plain data. An exception whose ``__init__`` hands other arguments
+    to its base than it takes needs ``__reduce__``. Scatter arguments of 4 GiB and more, and pass
+    the future.
+    """
 
 
 class NotUnpickled(NotSerializable, RuntimeError):
-    """A worker could not unpickle the function or the arguments of a task."""
+    """A worker could not unpickle the function or the arguments of a task.
+
+    Most often a module is not installed at the worker, or is there in another version.
+
+    What to do: install the module there, or send it with ``client.upload_file``.
+    """
 
 
 class NotHere(OwnershipError, RuntimeError):
-    """A future was asked for something in a process that cannot answer: its owner is elsewhere."""
+    """A future was asked for something in a process that cannot answer: its owner is elsewhere.
+
+    The process has no `dask_ownership.Client` of the cluster, or a stock client only.
+
+    What to do: make a `dask_ownership.Client` of the same cluster before the future is unpickled.
+    Passing the future on needs none.
+    """
 
 
 class PluginMissing(OwnershipError, RuntimeError):
-    """The cluster has no ownership plugin, and this client may not install the plugin."""
+    """The cluster has no ownership plugin, and this client may not install the plugin.
+
+    What to do: start the scheduler with ``--preload dask_ownership.preload``, with the package
+    installed there.
+    """
 
 
 class InternalError(OwnershipError, RuntimeError):
     """A fault of this project, or of a process with another version, while it dealt with a task.
 
     The fault ends that task and no other task.
+
+    What to do: compare the versions with ``dask ownership check ADDRESS``. If they are the same
+    everywhere, report the fault with the log of that process; the task can be submitted again.
 
     Attributes
     ----------
@@ -238,6 +311,8 @@ class TaskExit(OwnershipError, RuntimeError):
 
     The exception itself would end other processes, or cancel the coroutine that asks for the
     result.
+
+    What to do: raise an ordinary exception in the task, or return.
     """
 
 
@@ -246,6 +321,9 @@ class ClosedOwner(OwnershipError, CancelledError, RuntimeError):
 
     Closing frees every value, also values that were here already, so that the answer of a future
     does not depend on the size of its value.
+
+    What to do: read the values before the client closes, which it does at the end of its ``with``
+    block. What has to outlive a client goes into a queue, a variable or a dataset.
     """
 
 
@@ -261,6 +339,9 @@ class SchedulerGone(ClosedOwner, FutureCancelledError):
 
     Stock Dask closes the workers with the scheduler. Values that were here by then can still be
     read.
+
+    What to do: read the values that are here, make a new client of a scheduler that runs, and
+    submit the rest again.
 
     Attributes
     ----------
