@@ -67,7 +67,7 @@ bench: $(VENV)/stamp-bench
 
 # The site of the documentation, in site/; a warning is an error.
 docs: $(VENV)/stamp-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build $(ARGS)
 
 conformance: $(VENV)/stamp-conformance
 	$(BIN)/python ci/conformance $(ARGS)

@@ -45,13 +45,15 @@ def with_links_of_the_site(text: str, path: str) -> str:
         file, _, anchor = target.partition("#")
         if not file or "://" in file or file.startswith("mailto:"):
             return found[0]
-        page = page_of(posixpath.normpath(posixpath.join(posixpath.dirname(path), file)))
+        there = posixpath.normpath(posixpath.join(posixpath.dirname(path), file))
+        page = page_of(there)
         if page is None:
-            return words
+            # A link that leads nowhere stays, for mkdocs to warn of.
+            return words if (TOP / there).exists() else found[0]
         return f"{mark}[{words}]({page}{'#' + anchor if anchor else ''})"
 
     # Parts with odd numbers are code.
-    parts = re.split(r"(^```.*?^```$|`[^`\n]+`)", text, flags=re.MULTILINE | re.DOTALL)
+    parts = re.split(r"(^```.*?^```$)", text, flags=re.MULTILINE | re.DOTALL)
     return "".join(part if i % 2 else LINK.sub(link, part) for i, part in enumerate(parts))
 
 
