@@ -1,11 +1,16 @@
-"""Cells that are stopped in the kernel of a notebook; run by `test_interrupts.py`.
+"""Cells in the kernel of a notebook, and cells that are stopped there.
 
-A program of its own, as the client of the kernel leaves sockets open.
+A program of its own, as the client of the kernel leaves sockets open. Without arguments it stops
+cells, for `test_interrupts.py`; with the path of a notebook it prints what each of its cells shows,
+for `test_documents.py`.
 """
 
 from __future__ import annotations
 
+import json
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 from jupyter_client.manager import start_new_kernel
@@ -44,6 +49,8 @@ class Notebook:
             content = message["content"]
             if message["msg_type"] == "execute_result":
                 shown.append(content["data"]["text/plain"])
+            elif message["msg_type"] == "stream" and content["name"] == "stdout":
+                shown.append(content["text"])
             elif message["msg_type"] == "error":
                 shown.append(content["ename"])
 
@@ -52,8 +59,23 @@ class Notebook:
         self.channels.execute_interactive(source, timeout=20, output_hook=hook)
         return "".join(shown)
 
+    def close(self) -> None:
+        self.channels.stop_channels()
+        self.manager.shutdown_kernel(now=True)
 
-def main() -> None:
+
+def shown_by(path: Path) -> list[str]:
+    """What each cell with code shows, in order."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    notebook = Notebook()
+    try:
+        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        return [notebook.run(source) for source in code]
+    finally:
+        notebook.close()
+
+
+def stop_cells() -> None:
     notebook = Notebook()
     try:
         assert notebook.run(START).startswith("<Client:")
@@ -66,9 +88,11 @@ def main() -> None:
         assert notebook.run("await client.submit(slow, 1, pure=False)") == "2"
         assert notebook.run("client.close()") == ""
     finally:
-        notebook.channels.stop_channels()
-        notebook.manager.shutdown_kernel(now=True)
+        notebook.close()
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:]:
+        print(json.dumps(shown_by(Path(sys.argv[1]))))
+    else:
+        stop_cells()

@@ -13,7 +13,7 @@ import dask_ownership
 from dask_ownership import errors
 
 TOP = Path(__file__).parent.parent
-sys.path.insert(0, str(TOP / "ci"))
+sys.path.append(str(TOP / "ci"))
 
 import reference  # noqa: E402
 
