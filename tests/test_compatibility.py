@@ -26,7 +26,15 @@ CLASSES = {
     "`as_completed`": (distributed.as_completed, dask_ownership.as_completed),
 }
 
-ONLY_HERE = {"ownership", "owner", "central_calls", "calls", "for_worker", "imports"}
+ONLY_HERE = {
+    "ownership",
+    "owner",
+    "central_calls",
+    "calls",
+    "cancel_pending",
+    "for_worker",
+    "imports",
+}
 """Public names of a client that Dask's has not; the document names them."""
 
 GONE_SINCE = {"io_loop", "register_scheduler_plugin", "register_worker_plugin"}
