@@ -42,3 +42,16 @@ def test_requests_are_answered_without_the_router_having_a_photo() -> None:
     assert "all 160 requests were answered, also those of the model that was killed." in printed
     assert "photos: 41.9 MB; through the router: 0.0 MB" in printed
     assert float(re.search(r"right answers: ([\d.]+)%", printed).group(1)) > 90
+
+
+def test_rows_are_sorted_as_by_stock_dask() -> None:
+    printed = run_example("shuffle.py", "--size", "40MB", "--parts", "6", "--compare")
+    assert printed.count("All rows are there, and in order.") == 2
+
+
+def test_a_search_cancels_what_loses_however_deep() -> None:
+    printed = run_example("search.py", "--depth", "3")
+    assert float(re.search(r"best: ([\d.]+)% of the digits", printed).group(1)) > 90
+    trained, whole = re.search(r"(\d+) models trained, of (\d+) in the", printed).groups()
+    assert int(trained) < int(whole) == 84
+    assert "0 more were trained in the second after the end." in printed
