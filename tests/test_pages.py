@@ -204,13 +204,13 @@ def test_tasks_say_why_they_wait(client: Client, workers: Any) -> None:
     assert "no worker has resources={'GPU': 1" in single["needs-gpu"]["why"]
     assert "workers=[10.0.0.9:1] names no worker" in single["pinned"]["why"]
     assert single["behind"]["state"] == "waiting"
-    assert single["behind"]["why"].startswith("for 1 of 1 inputs: needs-gpu (no worker has")
+    assert single["behind"]["why"].startswith("it waits for its input 'needs-gpu': no worker has")
     assert {single[one.key]["worker"] for one in held} == set(workers)
     assert single["held-0"]["state"] == "handed out" and single["held-0"]["age"]
     (by_name,) = [one for one in groups if one["name"] == "held" and one["owner"] == client.id]
     # What no worker may run comes first.
     assert {one["name"] for one in groups[:2]} == {"needs-gpu", "pinned"}
-    assert by_name["pushed"] == 2 and by_name["why"].startswith("runs at tcp://")
+    assert by_name["pushed"] == 2 and by_name["why"].startswith("it was handed to tcp://")
 
     def only(page: Any) -> Any:
         page.filter.value_input = "gpu no worker"

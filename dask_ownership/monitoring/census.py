@@ -21,7 +21,8 @@ from dask_ownership.core.protocol.states import (
     STORED,
     WAITING,
 )
-from dask_ownership.monitoring.waits import Unfinished, key_of
+from dask_ownership.monitoring.pending import name_of
+from dask_ownership.monitoring.unfinished import Unfinished
 
 GROUPS = 100
 """Names of tasks that a census tells apart; tasks of further names are counted as `OTHERS`."""
@@ -215,7 +216,7 @@ class Census:
     def _described(self, row: Row) -> dict[str, Any]:
         """Return a row with all counts that keep the row in the table, as plain values."""
         return {
-            "key": key_of(row.key),
+            "key": str(name_of(row)),
             "state": STATE_NAMES[row.state],
             "nbytes": row.nbytes,
             "attempt": row.attempt,

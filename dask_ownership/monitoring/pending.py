@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.rows.row import Borrowed, Row
 from dask_ownership.core.owner.rows.worker_view import WorkerView
+from dask_ownership.core.protocol.names import is_adopted
 from dask_ownership.core.protocol.states import INLINE, PUSHED, READY, STATE_NAMES, STORED, WAITING
 
 LOOKED_AT = 100
@@ -51,7 +52,9 @@ def late(core: OwnerCore, rows: Sequence[Row], seconds: float | None) -> str:
 
 def name_of(row: Row) -> object:
     """Return the key of a row that users know."""
-    return row.origin[3] if isinstance(row, Borrowed) else row.key
+    key = row.origin[3] if isinstance(row, Borrowed) else row.key
+    # The third item of the key of an object that its owner took over is the key at its first owner.
+    return key[2] if isinstance(key, tuple) and is_adopted(key) else key
 
 
 def at(row: Row) -> str:
