@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -321,3 +322,25 @@ def test_coroutines_give_their_slot_up_too(narrow):
     for i in range(6):
         Event(f"coroutine-{i}", client=narrow).set()
     assert narrow.gather(futures) == [f"coroutine-{i}" for i in range(6)]
+
+
+def short_sleep(x: int) -> int:
+    time.sleep(0.003)
+    return x
+
+
+async def waits_many_times(n: int) -> int:
+    client = get_client()
+
+    async def one(i: int) -> int:
+        await asyncio.sleep(0.004 * i)
+        return int(await client.submit(programs.inc, i, pure=False, priority=1))
+
+    return sum(await asyncio.gather(*map(one, range(n))))
+
+
+def test_a_coroutine_that_waits_for_a_slot_can_begin_another_wait(narrow):
+    # The others take the slot whenever the coroutine task waits, so it has to wait for the slot.
+    others = narrow.map(short_sleep, range(300), pure=False)
+    assert narrow.submit(waits_many_times, 200, pure=False, priority=2).result(timeout=20) == 20100
+    assert narrow.gather(others) == list(range(300))

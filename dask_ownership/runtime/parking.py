@@ -408,10 +408,15 @@ class Parking:
         with self.lock:
             # A coroutine task may await several things at once, and has one slot to give up.
             entry.parks += 1
-            if entry.parks == 1:
-                self._park(entry, rows)
-            else:
+            if entry.parks > 1:
                 entry.awaits = (*entry.awaits, *rows)
+            elif (token := self.core.queue.stays_parked(entry)) is not None:
+                # An earlier wait of the task has ended, and its coroutine waits for the slot. The
+                # task stays parked for this wait, and that coroutine goes on meanwhile.
+                entry.awaits = rows
+                token.release()
+            else:
+                self._park(entry, rows)
         self._flush_soon()
         try:
             value = await awaitable

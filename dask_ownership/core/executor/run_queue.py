@@ -345,6 +345,20 @@ class RunQueue:
         self.goes_on(entry)
         return True
 
+    def stays_parked(self, entry: Entry) -> Any:
+        """Withdraw the wish of a parked task for a slot: the task waits for something else.
+
+        Returns
+        -------
+        object
+            The token, as given to `wants_slot`; None when the task has no such wish.
+        """
+        for pair in self.resuming:
+            if pair[1] is entry:
+                self.resuming.remove(pair)
+                return pair[0]
+        return None
+
     def _resumed(self, entry: Entry) -> None:
         self.busy += 1
         self.crowd.remove(entry)
