@@ -213,6 +213,40 @@ def test_two_clients_in_one_loop(cluster: LocalCluster) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("kind", [as_completed, distributed.as_completed])
+def test_cancelled_futures_come_out_with_results_and_only_errors_raise(run: Any, kind: Any) -> None:
+    async def main(client: Client) -> None:
+        failed, cancelled = client.submit(oops), client.submit(sleep, 30)
+        await client.cancel([cancelled])
+        [(future, error)] = [pair async for pair in kind([cancelled], with_results=True)]
+        assert future is cancelled and isinstance(error, CancelledError)
+        with pytest.raises(Oops):
+            async for _ in kind([cancelled, failed], with_results=True):
+                pass
+
+    run(main)
+
+
+def test_two_coroutines_share_the_futures_and_whoever_waits_for_the_condition_is_told(
+    run: Any,
+) -> None:
+    async def main(client: Client) -> None:
+        futures = client.map(slowly, range(20), pure=False)
+        ended = as_completed(futures)
+
+        async def take() -> list[Any]:
+            return [future async for future in ended]
+
+        async def told() -> None:
+            async with ended.condition:
+                await ended.condition.wait()
+
+        one, other, _ = await asyncio.wait_for(asyncio.gather(take(), take(), told()), 20)
+        assert sorted(f.key for f in one + other) == sorted(f.key for f in futures)
+
+    run(main)
+
+
 def test_wait_and_as_completed(run: Any) -> None:
     async def main(client: Client) -> None:
         futures = client.map(inc, range(10))

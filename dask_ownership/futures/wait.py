@@ -182,8 +182,9 @@ class as_completed(distributed.as_completed):
         self._gate: Any = None
         self._owner: Any = None
         self._client: Any = None
-        self._async_gate: asyncio.Event | None = None
         self._async_loop: asyncio.AbstractEventLoop | None = None
+        self._notifying: asyncio.Task[None] | None = None
+        self._condition_of_ends = asyncio.Condition()
 
     def update(self, futures: Iterable[Any]) -> None:
         """Add futures, which come out when they end; see `distributed.as_completed.update`."""
@@ -211,6 +212,8 @@ class as_completed(distributed.as_completed):
                 for future in group:
                     self.futures[future] += 1
 
+        notify = self._notify_soon
+
         # One callback hangs on all rows of a call, so that a completion costs the same for any
         # number of futures.
         def ended(row: Row) -> None:
@@ -219,8 +222,8 @@ class as_completed(distributed.as_completed):
                 gate, self._gate = self._gate, None
             if gate is not None:
                 gate.open()
-            if self._async_loop is not None and self._async_gate is not None:
-                self._async_loop.call_soon_threadsafe(self._async_gate.set)
+            if self._async_loop is not None:
+                self._async_loop.call_soon_threadsafe(notify)
 
         for owner, rows in owners.items():
             hang(Callback(rows, ended), rows, owner.lock)
@@ -232,12 +235,28 @@ class as_completed(distributed.as_completed):
             self.futures.clear()
             self._ended.clear()
             gate, self._gate = self._gate, None
+        notify = self._notify_soon
         self.__class__ = distributed.as_completed
         distributed.as_completed.update(self, [*there, *futures])
         if gate is not None:
             gate.open()  # a waiting thread goes on in the stock class
-        if self._async_loop is not None and self._async_gate is not None:
-            self._async_loop.call_soon_threadsafe(self._async_gate.set)
+        if self._async_loop is not None:
+            self._async_loop.call_soon_threadsafe(notify)
+
+    @property
+    def condition(self) -> asyncio.Condition:
+        """Notified when futures end, once a coroutine has begun to iterate."""
+        return self._condition_of_ends
+
+    def _notify_soon(self) -> None:
+        """Notify the coroutines that wait, once for all calls until then. Loop of the iteration."""
+        if self._notifying is None:
+            self._notifying = asyncio.ensure_future(as_completed._notify(self))
+
+    async def _notify(self) -> None:
+        async with self._condition_of_ends:
+            self._notifying = None  # what ends from now on is for the next notification
+            self._condition_of_ends.notify_all()
 
     def add(self, future: Any) -> None:
         """Add one future; see `distributed.as_completed.add`."""
@@ -344,29 +363,33 @@ class as_completed(distributed.as_completed):
 
     async def _anext(self) -> Any:
         """Return the next future in a coroutine, or raise StopAsyncIteration."""
-        if self._async_gate is None:
-            self._async_gate = asyncio.Event()
-            self._async_loop = asyncio.get_running_loop()
+        self._async_loop = asyncio.get_running_loop()
         while True:
             if not isinstance(self, as_completed):
                 return await anext(self)
-            # Cleared before the look: a future that ends after the look opens the gate again.
-            self._async_gate.clear()
             with self.lock:
                 future = self._take()
                 empty = not self.futures
             if future is not None:
                 if not self.with_results:
                     return future
-                result = await future._result(raiseit=self.raise_errors)
-                return future, result
+                # As in Dask, a cancelled future comes out with its error, and raises nothing.
+                raiseit = self.raise_errors and future.status == "error"
+                return future, await future._result(raiseit=raiseit)
             if empty:
                 raise StopAsyncIteration
             if self._owner.executor is not None:
-                waits = self._async_gate.wait()
-                await self._owner.executor.parking.wait_async(waits, _Rows(self))
+                await self._owner.executor.parking.wait_async(self._wait(), _Rows(self))
             else:
-                await await_without_slot(self._async_gate.wait())
+                await await_without_slot(self._wait())
+
+    async def _wait(self) -> None:
+        """Wait until a future ends, or no future is left."""
+        condition = self._condition_of_ends
+        async with condition:
+            # Notifications take the condition first: none is missed between this look and the wait.
+            if isinstance(self, as_completed) and not self._ended and self.futures:
+                await condition.wait()
 
     def next_batch(self, block: bool = True) -> list[Any]:
         """Return all ended futures that have not come out; with ``block`` at least one future."""
