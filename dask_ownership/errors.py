@@ -276,10 +276,12 @@ class NotHere(OwnershipError, RuntimeError):
 
 
 class PluginMissing(OwnershipError, RuntimeError):
-    """The cluster has no ownership plugin, and this client may not install the plugin.
+    """The cluster does not take owned tasks from this client.
+
+    It has no ownership plugin that this client may install, or another version of the protocol.
 
     What to do: start the scheduler with ``--preload dask_ownership.preload``, with the package
-    installed there.
+    installed there, in the version that the client has.
     """
 
 

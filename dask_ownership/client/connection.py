@@ -247,6 +247,10 @@ class ClusterConnection(distributed.Client):
             self.scheduler_comm.abort()
             return
         reason = answer.get("reason") if isinstance(answer, dict) else repr(problem)
+        if isinstance(answer, dict) and answer.get("status") == "refused":
+            raise PluginMissing(
+                f"the scheduler {self._rpc_address()} refuses this client: {reason}"
+            )
         raise PluginMissing(
             f"the scheduler {self._rpc_address()} does not take owners, and this client may "
             f"not install the plugin there ({reason}). Start the scheduler with "

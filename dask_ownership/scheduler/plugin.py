@@ -20,7 +20,7 @@ from dask_ownership.config import value_of
 from dask_ownership.core.roster import CLIENT, LONGEST, WORKER, Roster
 from dask_ownership.monitoring import pages
 from dask_ownership.monitoring.feed import Feed
-from dask_ownership.runtime.comm.link import PROTOCOL
+from dask_ownership.runtime.comm.link import other_protocol
 from dask_ownership.runtime.comm.operations import Refusals, operation, refusal
 from dask_ownership.runtime.comm.scheduler_ops import (
     BACKLOG,
@@ -157,7 +157,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         self.roster.holder = self.holding.owner.incarnation
         await self.holding.start()
         # No check in front: an owner gets its token by `join`, which checks another proof.
-        scheduler.handlers[JOIN] = operation(self.join, lambda message: None, self._refusals)
+        scheduler.handlers[JOIN] = operation(self.join, self._other_protocol, self._refusals)
         scheduler.handlers[DIAL] = self._operation(self.dial, "dialler")
         scheduler.handlers[WHERE] = self._operation(self.where, "asker")
         self.relays = Relays(
@@ -217,6 +217,13 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         self.roster.grace = value_of("ownership.grace")
 
     # ---- who may take part ----
+
+    def _other_protocol(self, message: dict[str, Any]) -> str | None:
+        """Why a caller of `JOIN` is refused for its version, or None.
+
+        Asked before the arguments are looked at: another version may have other arguments.
+        """
+        return other_protocol("the scheduler", message.get("protocol"))
 
     def _operation(self, handler: Callable[..., Any], caller: str) -> Callable[..., Any]:
         """Wrap a handler for owners of this cluster; the argument ``caller`` names the caller."""
@@ -280,13 +287,6 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             the status ``prove`` the client may try again: its word may be on its way.
         """
         kind, who = (CLIENT, client) if client else (WORKER, worker or "")
-        if protocol != PROTOCOL:
-            reason = (
-                f"the scheduler speaks version {PROTOCOL} of the ownership protocol and the owner "
-                f"version {protocol!r:.20}: install the same dask_ownership in both places"
-            )
-            self._refusals.say(f"the owner {who or owner!r:.100}", reason)
-            return refusal(reason)
         there = self.scheduler.clients if kind == CLIENT else self.scheduler.workers
         if who not in there:
             return {"status": "unknown", "reason": "only registered clients and workers may join"}

@@ -28,7 +28,7 @@ from dask_ownership.runtime.comm.request import LONGEST
 logger = logging.getLogger("dask_ownership.link")
 
 PROTOCOL = 7
-"""Version of the messages; both ends of a link must have the same version."""
+"""Version of the messages; an owner, its workers and the scheduler must have the same version."""
 
 BYE = "bye"
 """Sent in place of a batch by an owner that closes."""
@@ -50,6 +50,21 @@ LONGEST_DIAL = 10.0
 def ignore(message: Message, error: Exception) -> None:
     """Log a message that cannot be packed: the default of a link."""
     logger.error("a message cannot be packed: %r", error)
+
+
+def other_protocol(who: str, protocol: Any) -> str | None:
+    """Return why ``who``, which has this version, refuses an owner of another one, or None.
+
+    ``protocol`` is as the owner sent it, and so of any type.
+    """
+    if protocol == PROTOCOL and type(protocol) is int:
+        return None
+    older = "the owner" if type(protocol) is int and protocol < PROTOCOL else who
+    return (
+        f"{who} speaks version {PROTOCOL} of the ownership protocol and the owner version "
+        f"{protocol!r:.20}: install the same dask_ownership in both places ({older} has the older "
+        "one)"
+    )
 
 
 class LinkRefused(Exception):

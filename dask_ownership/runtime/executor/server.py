@@ -13,7 +13,7 @@ from distributed.protocol import Serialize, Serialized
 
 from dask_ownership.core.protocol.names import worker_of
 from dask_ownership.runtime.comm.channel import Channel, channel, has_stream
-from dask_ownership.runtime.comm.link import BYE, PROTOCOL, ExecutorLink
+from dask_ownership.runtime.comm.link import BYE, ExecutorLink, other_protocol
 from dask_ownership.runtime.comm.operations import Refusals, operation, refusal
 from dask_ownership.runtime.comm.secret import SCHEDULER, proves
 from dask_ownership.runtime.comm.transfer import pack, unpack_off_loop
@@ -87,13 +87,7 @@ class Server:
         """Why a link is refused, or None. All arguments are of any type."""
         address = self.worker.address
         # First, because an owner of another version may send all other arguments differently.
-        if protocol != PROTOCOL:
-            return (
-                f"the worker {address} speaks version {PROTOCOL} of the ownership protocol and "
-                f"the owner version {protocol!r:.20}: install the same dask_ownership in both "
-                "places"
-            )
-        reason = self.stranger(owner, token)
+        reason = other_protocol(f"the worker {address}", protocol) or self.stranger(owner, token)
         if reason is None and tuple(map(type, greeting)) != (int, str, str):
             reason = f"the worker {address} does not understand this greeting"
         if reason is None and self._closing:
