@@ -7,8 +7,9 @@ Write ``from dask_ownership import Client`` in place of ``from distributed impor
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
-from distributed import fire_and_forget, get_client, get_worker, worker_client
+from distributed import fire_and_forget, get_worker, worker_client
 
 from dask_ownership import config as _config
 
@@ -42,6 +43,14 @@ from dask_ownership.futures.progress import progress  # noqa: E402
 from dask_ownership.futures.wait import as_completed, wait  # noqa: E402
 from dask_ownership.get import get  # noqa: E402
 from dask_ownership.runtime.task import cancelled  # noqa: E402
+
+if TYPE_CHECKING:
+
+    def get_client(address: Any = None, timeout: Any = None, **options: Any) -> Client:
+        """Return this project's client, as `distributed.get_client` does in owned tasks."""
+
+else:
+    from distributed import get_client
 
 try:
     __version__ = version("dask-ownership")

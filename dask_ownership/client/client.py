@@ -8,11 +8,11 @@ owned (actors, queues, variables, datasets, cluster administration) go to the sc
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, Callable, Coroutine, Generator, Iterable, Iterator
 from functools import partial
 from numbers import Number
 from queue import Queue as PyQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 import distributed
 from dask.optimization import cull
@@ -25,7 +25,7 @@ from dask_ownership.client.queries import Queries
 from dask_ownership.core.protocol.states import STORED
 from dask_ownership.errors import NotHere, OwnershipError
 from dask_ownership.futures.future import Future
-from dask_ownership.futures.gather import Gathering
+from dask_ownership.futures.gather import Gathered, Gathering
 from dask_ownership.futures.graph import Graph, graph_futures, persisting
 from dask_ownership.futures.options import (
     FIFO_TIMEOUT,
@@ -44,6 +44,12 @@ from dask_ownership.runtime.dask.client import keep, parse_timeout
 from dask_ownership.runtime.owner.fetch import fetch
 from dask_ownership.runtime.task import current_entry
 from dask_ownership.scheduler.plugin import OwnershipSchedulerPlugin
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def asked_for_actors(actors: Any) -> bool:
@@ -89,9 +95,37 @@ class Client(Inspection, Queries, Data):
             )
         super()._inc_ref(key)
 
+    if TYPE_CHECKING:  # Dask does not say so
+
+        def __enter__(self) -> Self: ...
+        async def __aenter__(self) -> Self: ...
+        def __await__(self) -> Generator[Any, None, Self]: ...
+
     # ---- submitting ----
 
+    # A checker takes the first that fits. Arguments are checked by nobody: a future may be in the
+    # place of any value, at any depth, which no type says.
+    @overload
     def submit(
+        self, func: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Future[T]: ...
+    @overload
+    def submit(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]: ...
+    @overload
+    def submit(
+        self, func: Callable[..., Any], *args: Any, actor: Literal[True], **options: Any
+    ) -> Any: ...
+    @overload
+    def submit(
+        self, func: Callable[..., Any], *args: Any, actors: Literal[True], **options: Any
+    ) -> Any: ...
+    @overload
+    def submit(
+        self, func: Callable[..., Coroutine[Any, Any, T]], *args: Any, **options: Any
+    ) -> Future[T]: ...
+    @overload
+    def submit(self, func: Callable[..., T], *args: Any, **options: Any) -> Future[T]: ...
+    def submit(  # type: ignore[misc]  # a function's own arguments may have an option's name
         self,
         func: Callable[..., Any],
         *args: Any,
@@ -177,6 +211,40 @@ class Client(Inspection, Queries, Data):
             )
         return Future(self, self.calls.row(func, args, kwargs, key, pure, call))
 
+    @overload
+    def map(
+        self,
+        func: Callable[..., Coroutine[Any, Any, T]],
+        *iterables: Any,
+        buffer_size: int,
+        **options: Any,
+    ) -> Stream[T]: ...
+    @overload
+    def map(
+        self, func: Callable[..., T], *iterables: Any, buffer_size: int, **options: Any
+    ) -> Stream[T]: ...
+    @overload
+    def map(
+        self, func: Callable[..., Any], *iterables: Any, actor: Literal[True], **options: Any
+    ) -> list[Any]: ...
+    @overload
+    def map(
+        self, func: Callable[..., Any], *iterables: Any, actors: Literal[True], **options: Any
+    ) -> list[Any]: ...
+    @overload
+    def map(
+        self,
+        func: Callable[..., Coroutine[Any, Any, T]],
+        *iterables: Any,
+        buffer_size: None = None,
+        **options: Any,
+    ) -> list[Future[T]]: ...
+    @overload
+    def map(
+        self, func: Callable[..., T], *iterables: Any, buffer_size: None = None, **options: Any
+    ) -> list[Future[T]]: ...
+    @overload
+    def map(self, func: Callable[..., Any], *iterables: Any, **options: Any) -> Any: ...
     def map(
         self,
         func: Callable[..., Any],
@@ -387,6 +455,18 @@ class Client(Inspection, Queries, Data):
 
     # ---- results ----
 
+    # In a coroutine the result is awaited: hence `Gathered`, which is a list for both kinds of
+    # clients.
+    @overload
+    def gather(
+        self, futures: list[Future[T]], errors: str = "raise", direct: Any = None,
+        asynchronous: bool | None = None,
+    ) -> Gathered[T]: ...  # fmt: skip
+    @overload
+    def gather(
+        self, futures: Any, errors: str = "raise", direct: Any = None,
+        asynchronous: bool | None = None,
+    ) -> Any: ...  # fmt: skip
     def gather(
         self,
         futures: Any,

@@ -9,7 +9,7 @@ import os
 from collections.abc import Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from sys import intern
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, overload
 from weakref import WeakValueDictionary
 
 import distributed
@@ -36,6 +36,17 @@ from dask_ownership.runtime.serialize import (
 )
 from dask_ownership.runtime.task import Delegated, current_entry
 
+if TYPE_CHECKING:
+    # A checker knows this module everywhere; Python itself has the default only since 3.13.
+    from typing_extensions import TypeVar
+
+    T_co = TypeVar("T_co", covariant=True, default=Any)
+else:
+    from typing import TypeVar
+
+    T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
+
 logger = logging.getLogger("dask_ownership.client")
 
 STATUS = {
@@ -60,8 +71,8 @@ task_clients: WeakValueDictionary[str, Any] = WeakValueDictionary()
 """The clients that tasks of workers in this process get, by the incarnation of their owner."""
 
 
-class Future(distributed.Future):
-    """A value that may not exist yet, owned by this process.
+class Future(distributed.Future, Generic[T_co]):
+    """A value that may not exist yet, owned by this process; ``Future[int]`` for an int.
 
     Offers everything that `distributed.Future` offers, for a row of the ownership table, and
     therefore has as many methods. `Client` makes futures; users do not.
@@ -159,7 +170,7 @@ class Future(distributed.Future):
             return loads_error(value)
         return FutureCancelledError(self.key, "released", RELEASED)
 
-    def result(self, timeout: Any = None) -> Any:
+    def result(self, timeout: Any = None) -> T_co:
         """Wait for the value and bring the value to this process; see `distributed.Future.result`.
 
         Inside an owned task the slot is given up meanwhile.
@@ -173,7 +184,8 @@ class Future(distributed.Future):
         """
         client = self._client
         if client.asynchronous:
-            return self._result() if timeout is None else self._in_time(self._result(), timeout)
+            coroutine: Any = self._result()  # to be awaited, which the annotation does not say
+            return coroutine if timeout is None else self._in_time(coroutine, timeout)
         row = self._row
         if row.state < INLINE:
             self._wait(timeout)
@@ -333,14 +345,14 @@ class Future(distributed.Future):
         origin = owner.core.origin_of(self._row)
         return come_home, held_at(origin, pickling.holder) if pickling.holder else origin
 
-    def __copy__(self) -> Future:
+    def __copy__(self) -> Future[T_co]:
         self._owner.core.hold(self._row)
         return Future(self._client, self._row)
 
-    def __deepcopy__(self, memo: Any) -> Future:
+    def __deepcopy__(self, memo: Any) -> Future[T_co]:
         return self.__copy__()
 
-    def __await__(self) -> Generator[Any, None, Any]:
+    def __await__(self) -> Generator[Any, None, T_co]:
         return self._result().__await__()
 
     def __dask_tokenize__(self) -> Any:
@@ -439,6 +451,10 @@ class TravelledFuture(distributed.Future):
     __str__ = __repr__
 
 
+@overload
+def delegate(future: Future[T]) -> T: ...
+@overload
+def delegate(future: Any) -> Any: ...
 def delegate(future: Any) -> Any:
     """Have the value of another future be this task's value: ``return delegate(future)``.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.core.protocol.states import INLINE, STORED
@@ -13,6 +13,19 @@ from dask_ownership.futures.structures import SKIPPED
 from dask_ownership.runtime.owner.fetch import unpacked
 from dask_ownership.runtime.owner.owner import Owner
 from dask_ownership.runtime.serialize import loads_value
+
+T = TypeVar("T")
+
+
+class Gathered(list[T]):
+    """What `Client.gather` gives for a list, for type checkers: the values.
+
+    An asynchronous client gives an awaitable of them, and a checker cannot know which client it is.
+    There is no instance of this class.
+    """
+
+    def __await__(self) -> Generator[Any, None, list[T]]:
+        raise NotImplementedError
 
 
 class Gathering:

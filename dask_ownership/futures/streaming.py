@@ -12,18 +12,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from queue import Queue
-from typing import Any
+from typing import Any, Generic
 
 from dask_ownership.core.protocol.order import ordered
 from dask_ownership.core.protocol.states import INLINE
 from dask_ownership.errors import ClosedOwner
-from dask_ownership.futures.future import Future
+from dask_ownership.futures.future import Future, T_co
 from dask_ownership.futures.options import CallOptions, make_options
 from dask_ownership.futures.submit import CROSSING
 from dask_ownership.runtime.functions import ManyCalls
 
 
-class Stream(Iterator[Any]):
+class Stream(Iterator[Future[T_co]], Generic[T_co]):
     """Futures of a `map`, submitted as they are consumed; made by `Client.map`.
 
     Iterate over a stream with ``for``, or with ``async for`` in a coroutine. Each future has ended
@@ -104,10 +104,10 @@ class Stream(Iterator[Any]):
 
     # ---- consuming ----
 
-    def __iter__(self) -> Stream:
+    def __iter__(self) -> Stream[T_co]:
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> Future[T_co]:
         if self._asynchronous:
             raise TypeError("a source of this stream is asynchronous: use `async for`")
         first = True
@@ -122,10 +122,10 @@ class Stream(Iterator[Any]):
         self._hand_out(head)
         return head
 
-    def __aiter__(self) -> Stream:
+    def __aiter__(self) -> Stream[T_co]:
         return self
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> Future[T_co]:
         first = True
         while self._wants_more(first):
             await self._pull_async()
