@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 import distributed
 from dask.optimization import cull
-from dask.utils import key_split, shorten_traceback
+from dask.utils import shorten_traceback
 from distributed.utils import sync
 
 from dask_ownership.client.data import Data
 from dask_ownership.client.inspection import Inspection
 from dask_ownership.client.queries import Queries
+from dask_ownership.client.requests import Requests
 from dask_ownership.core.protocol.states import STORED
 from dask_ownership.errors import NotHere, OwnershipError
 from dask_ownership.futures.future import Future
@@ -32,7 +33,6 @@ from dask_ownership.futures.options import (
     PLAIN_CALL,
     CallOptions,
     named,
-    parent_of,
     take_limits,
 )
 from dask_ownership.futures.replicate import wanted_copies
@@ -42,7 +42,6 @@ from dask_ownership.interop.bridge import promoted_graph
 from dask_ownership.monitoring.pending import late
 from dask_ownership.runtime.dask.client import keep, parse_timeout
 from dask_ownership.runtime.owner.fetch import fetch
-from dask_ownership.runtime.task import current_entry
 from dask_ownership.scheduler.plugin import OwnershipSchedulerPlugin
 
 P = ParamSpec("P")
@@ -59,7 +58,7 @@ def asked_for_actors(actors: Any) -> bool:
     return True
 
 
-class Client(Inspection, Queries, Data):
+class Client(Inspection, Queries, Data, Requests):
     """A `distributed.Client` whose tasks are owned by this process.
 
     Takes the arguments of `distributed.Client`, and works on any Dask cluster where dask_ownership
@@ -571,69 +570,6 @@ class Client(Inspection, Queries, Data):
                 if errors == "raise":
                     raise
         return found
-
-    # ---- requests about futures ----
-
-    async def _cancel(
-        self, futures: Any, reason: Any = None, msg: Any = None, force: bool = False
-    ) -> None:
-        self._check_open()
-        mine, others = self._split(futures)
-        if mine:
-            detail = str(msg or reason or "cancelled by its client")
-            self.owner.cancel([f._row for f in mine], detail)
-        if others:
-            self.central_calls += 1
-            await super()._cancel(others, reason=reason, msg=msg, force=force)
-
-    def cancel_pending(self, name: str | None = None, *, asynchronous: bool | None = None) -> Any:
-        """Cancel all tasks of this client that have not ended, after a notebook's stop button.
-
-        The stop button ends the wait of a cell, and not the tasks for which the cell waited: these
-        go on as long as a variable has their futures. Values that are here already stay. In a task
-        only the tasks that this task submitted are cancelled. As with `cancel`, a function that
-        runs in a thread keeps its slot until it returns; ``client.ownership().lingering`` has
-        these.
-
-        Parameters
-        ----------
-        name : str, optional
-            Cancel only tasks of functions with this name, as in the keys: ``"inc"`` for ``inc-1``.
-        asynchronous : bool, optional
-            Whether to return a coroutine, as for other methods of a client.
-
-        Returns
-        -------
-        int
-            How many tasks are cancelled. Tasks that depend on these end with them.
-
-        Examples
-        --------
-        >>> client.cancel_pending()  # doctest: +SKIP
-        12000
-        """
-        parent = parent_of(current_entry())
-        return self.sync(self._cancel_pending, name, parent, asynchronous=asynchronous)
-
-    async def _cancel_pending(self, name: str | None, parent: Any) -> int:
-        self._check_open()
-        self.owner.process()  # so that the rows are here which threads submitted just now
-        rows = [
-            row
-            for row in self.owner.core.pending()
-            if (name is None or key_split(row.key) == name)
-            and (self._worker_side is None or row.options.parent == parent)
-        ]
-        self.owner.cancel(rows, "cancel_pending() of its client")
-        return len(rows)
-
-    async def _retry(self, futures: Any) -> None:
-        self._check_open()
-        mine, others = self._split(futures)
-        if mine:
-            self.owner.retry([f._row for f in mine])
-        if others:
-            await super()._retry(others)
 
     def _send_to_scheduler(self, msg: dict[str, Any]) -> None:
         """Send a message to the scheduler, except for `fire_and_forget` of owned keys."""

@@ -185,7 +185,9 @@ class Future(distributed.Future, Generic[T_co]):
         client = self._client
         if client.asynchronous:
             coroutine: Any = self._result()  # to be awaited, which the annotation does not say
-            return coroutine if timeout is None else self._in_time(coroutine, timeout)
+            if timeout is not None:
+                coroutine = self._in_time(coroutine, timeout)
+            return coroutine
         row = self._row
         if row.state < INLINE:
             self._wait(timeout)
