@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 from concurrent.futures import CancelledError
 from typing import Any
 
@@ -44,6 +44,29 @@ class Pair(namedtuple("Pair", "ab, c")):
 def third(pair: Pair) -> Any:
     assert pair.ab == "a-b"
     return pair.c
+
+
+class Futures(list):
+    """As libraries have lists of their futures."""
+
+
+def kinds(container: Any) -> list[str]:
+    items = container.values() if isinstance(container, dict) else container
+    return [type(container).__name__, *(type(item).__name__ for item in items)]
+
+
+def test_subclasses_of_containers_arrive_as_plain_ones_when_they_have_futures(
+    client: Client,
+) -> None:
+    future = client.submit(programs.inc, 1)
+    for given, arrives in (
+        (Futures([future, 2]), ["list", "int", "int"]),
+        (Futures([1, 2]), ["Futures", "int", "int"]),
+        (OrderedDict(a=future), ["dict", "int"]),
+        (OrderedDict(a=1), ["OrderedDict", "int"]),
+        ({"a": Futures([future])}, ["dict", "list"]),
+    ):
+        assert client.submit(kinds, given).result() == arrives
 
 
 def test_a_future_in_a_namedtuple_with_a_constructor_of_its_own(client: Client) -> None:

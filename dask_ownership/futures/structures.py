@@ -8,7 +8,7 @@ from typing import Any
 import distributed
 from distributed.actor import Actor, BaseActorFuture
 
-CONTAINERS = (list, tuple, set, frozenset)
+from dask_ownership.runtime.serialize import SEQUENCES
 
 
 class _Skipped:
@@ -23,16 +23,19 @@ def exchanged(value: Any, exchange: Callable[[Any], Any]) -> Any:
     """Return a structure with each future and actor replaced by ``exchange(future)``."""
     if isinstance(value, distributed.Future | Actor | BaseActorFuture):
         return exchange(value)
-    if type(value) is dict:
-        return {k: exchanged(v, exchange) for k, v in value.items()}
-    if type(value) in CONTAINERS:
+    if isinstance(value, dict):
+        entries = {k: exchanged(v, exchange) for k, v in value.items()}
+        same = all(a is b for a, b in zip(entries.values(), value.values(), strict=True))
+        return value if same else entries
+    if isinstance(value, SEQUENCES):
         items = [exchanged(item, exchange) for item in value]
         # A container without futures stays the same object, which may be large.
-        same = all(a is b for a, b in zip(items, value, strict=True))
-        return value if same else type(value)(items)
-    # A namedtuple takes its fields as separate arguments.
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*[exchanged(item, exchange) for item in value])
+        if all(a is b for a, b in zip(items, value, strict=True)):
+            return value
+        # A namedtuple takes its fields as separate arguments.
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*items)
+        return next(plain for plain in SEQUENCES if isinstance(value, plain))(items)
     return value
 
 
@@ -41,7 +44,7 @@ def collect(structure: Any, found: dict[Any, Any]) -> None:
     kind = type(structure)
     if isinstance(structure, distributed.Future):
         found[structure] = None
-    elif kind in CONTAINERS:
+    elif kind in SEQUENCES:
         for item in structure:
             collect(item, found)
     elif kind is dict:
@@ -61,7 +64,7 @@ def repack(structure: Any, values: dict[Any, Any], errors: str, top: bool = True
     if isinstance(structure, distributed.Future):
         value = values[structure]
         return None if value is SKIPPED else value
-    if kind in CONTAINERS:
+    if kind in SEQUENCES:
         if top and kind is list and errors == "skip":
             structure = [
                 item

@@ -31,8 +31,8 @@ logger = logging.getLogger("dask_ownership.serialize")
 ATOMS = frozenset({int, float, bool, type(None), str, bytes, complex})
 """Types whose instances have no futures inside and are pickled at once."""
 
-CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
-"""Types in which futures are dependencies of a call, as in Dask; subclasses are not among them."""
+SEQUENCES = (list, tuple, set, frozenset)
+"""Types in which, besides dict, futures are dependencies of a call, as in Dask."""
 
 
 def dumps(value: Any) -> bytes:
@@ -231,7 +231,7 @@ def dumps_call(
             if slot is None:
                 slot = slots[row] = Slot(len(slots))
             return slot
-        if kind is dict:
+        if isinstance(value, dict):
             items = {replace(k): replace(v) for k, v in value.items()}
             same = all(a is b for a, b in zip(items.values(), value.values(), strict=False))
             return (
@@ -239,16 +239,16 @@ def dumps_call(
                 if same and len(items) == len(value) and items.keys() == value.keys()
                 else items
             )
-        if kind in CONTAINERS:
+        if isinstance(value, SEQUENCES):
             made = [replace(item) for item in value]
             if all(a is b for a, b in zip(made, value, strict=False)):
                 return value
-            return kind(made)
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            made = [replace(item) for item in value]
-            if all(a is b for a, b in zip(made, value, strict=False)):
-                return value
-            return kind._make(made)  # a named tuple may have a constructor with other parameters
+            if isinstance(value, tuple) and hasattr(value, "_fields"):
+                return kind._make(
+                    made
+                )  # a named tuple may have a constructor with other parameters
+            # As in Dask, values of a subclass arrive in the plain container.
+            return next(plain for plain in SEQUENCES if isinstance(value, plain))(made)
         return value
 
     try:
