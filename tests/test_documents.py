@@ -38,12 +38,9 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(TOP))
 
 
-# The quick start runs in a notebook, and the README has a program.
-IN_TURN = [
-    path
-    for path in documents.pages()
-    if path not in (README, documents.QUICKSTART) and examples(path)
-]
+# The quick start runs in a notebook, the README has a program, and `test_mistakes` makes mistakes.
+ELSEWHERE = (README, documents.QUICKSTART, TOP / "docs" / "mistakes.md")
+IN_TURN = [path for path in documents.pages() if path not in ELSEWHERE and examples(path)]
 
 
 @pytest.fixture
