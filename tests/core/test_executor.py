@@ -121,6 +121,23 @@ def test_a_parked_task_comes_before_new_ones_and_keeps_to_the_slots(bench):
     assert (bench.core.queue.busy, len(bench.core.queue.crowd)) == (1, 0)
 
 
+def test_a_parked_task_that_waits_again_before_it_has_a_slot_stays_parked(bench):
+    bench.tell(push("p"), push("x"))
+    parent = bench.start()
+    queue = bench.core.queue
+    queue.parked(parent)
+    x = bench.start()
+    queue.wants_slot("first wait", parent)
+    assert queue.stays_parked(parent) == "first wait"
+    assert queue.stays_parked(parent) is None
+    bench.inline(x)
+    assert queue.next_work() is None, "the wish for a slot is withdrawn"
+    assert (queue.busy, len(queue.crowd)) == (0, 1)
+    queue.wants_slot("second wait", parent)
+    assert queue.next_work() == "second wait"
+    assert (queue.busy, len(queue.crowd)) == (1, 0)
+
+
 def test_a_value_that_is_held_goes_when_its_owner_has_it_but_not_for_tasks_here(bench):
     x = (m.LOCAL, "x", 900)
     bench.tell(push("x", attempt=900), push("y", [x]), push("z", [x]))
