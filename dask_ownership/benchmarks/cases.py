@@ -329,16 +329,12 @@ MESSAGES = (
     Metric("messages", "messages", "messages", compared=False),
     Metric("bytes", "bytes", "B", compared=False),
 )
-RELAY = tuple(
-    Metric(f"{prefix}{name}", f"{label}{way}", unit, higher, compared=False)
-    for prefix, way in (("", ""), ("direct_", ", directly"))
-    for name, label, unit, higher in (
-        ("rate", "no-ops", "tasks/s", True),
-        ("p50", "round trip, median", "ms", False),
-        ("bandwidth", "gather", "MB/s", True),
-        ("grown", "scheduler's memory", "MiB", False),
-        ("lag", "scheduler's loop late", "ms", False),
-    )
+REACH = (
+    Metric("rate", "no-ops", "tasks/s", higher=True, compared=False),
+    Metric("p50", "round trip, median", "ms", compared=False),
+    Metric("bandwidth", "gather", "MB/s", higher=True, compared=False),
+    Metric("grown", "scheduler's memory", "MiB", compared=False),
+    Metric("lag", "scheduler's loop late", "ms", compared=False),
 )
 BORROW = tuple(Metric(f"b{b}", f"b = {b}", "tasks/s", higher=True) for b in travel_cases.BORROWERS)
 MANY = tuple(
@@ -525,7 +521,19 @@ CASES: tuple[Case, ...] = (
         relay_cases.relay,
         10_000,
         1_000,
-        RELAY,
+        REACH,
+        SCHEDULER,
+        warm_up=0,
+        isolated=True,
+        repeat=3,
+    ),
+    Case(
+        "direct",
+        "a client that reaches the workers",
+        relay_cases.direct,
+        10_000,
+        1_000,
+        REACH,
         SCHEDULER,
         warm_up=0,
         isolated=True,

@@ -1,8 +1,8 @@
-"""The case in which a client reaches the scheduler only, and the scheduler relays to workers.
+"""A client that reaches the scheduler only, so that the scheduler relays, and one that does not.
 
 Scheduler and workers are processes of their own here, because the scheduler's memory and the lag
-of its event loop are measured. The stock client of the same case has the stock scheduler's own way:
-tasks and gathered values go through the scheduler.
+of its event loop are measured. The tasks and the gathered values of a stock client go through the
+scheduler in both cases.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dask_ownership.benchmarks import functions
 from dask_ownership.benchmarks.engines import DistributedEngine, Engine
 from dask_ownership.benchmarks.timing import check, round_trips
 
-__all__ = ["relay"]
+__all__ = ["direct", "relay"]
 
 MEBIBYTE = 1 << 20
 
@@ -34,33 +34,34 @@ LOOK = 0.005
 
 
 def relay(engine: Engine, n: int) -> dict[str, float]:
-    """Run ``n`` no-ops, round trips and a gather by relays, and by direct links where there are."""
+    """Run ``n`` no-ops, round trips and a gather; the client reaches the scheduler only."""
+    return _run(engine, n, "relay", "relayed")
+
+
+def direct(engine: Engine, n: int) -> dict[str, float]:
+    """Run the same with a client that reaches the workers."""
+    return _run(engine, n, "direct", "direct")
+
+
+def _run(engine: Engine, n: int, reach: str, way: str) -> dict[str, float]:
+    """Measure on a cluster of processes; ``way`` is that of the links to be, where there are."""
     import dask
     from distributed.deploy.subprocess import SubprocessCluster
 
     assert isinstance(engine, DistributedEngine)  # as the ability `SCHEDULER` says
-    if engine.name != "ownership":
-        with SubprocessCluster(**_shape(engine)) as cluster, engine.connect(cluster) as client:
-            return _measure(client, n)
-    found: dict[str, float] = {}
-    with SubprocessCluster(**_shape(engine)) as cluster:
-        for way in ("relay", "direct"):
-            with dask.config.set({"ownership.reach": way}), engine.connect(cluster) as client:
-                measured = _measure(client, n)
-                ways = {link["way"] for link in client.ownership().links.values()}
-                check(ways, {"relayed" if way == "relay" else "direct"})
-            prefix = "" if way == "relay" else "direct_"
-            found.update({f"{prefix}{name}": value for name, value in measured.items()})
-    return found
-
-
-def _shape(engine: Engine) -> dict[str, Any]:
-    """Return the arguments of a cluster with as many workers and threads as an engine has."""
-    return {
-        "n_workers": engine.n_workers,
-        "threads_per_worker": engine.threads_per_worker,
-        "dashboard_address": ":0",
-    }
+    with (
+        SubprocessCluster(
+            n_workers=engine.n_workers,
+            threads_per_worker=engine.threads_per_worker,
+            dashboard_address=":0",
+        ) as cluster,
+        dask.config.set({"ownership.reach": reach}),
+        engine.connect(cluster) as client,
+    ):
+        measured = _measure(client, n)
+        if engine.name == "ownership":
+            check({link["way"] for link in client.ownership().links.values()}, {way})
+        return measured
 
 
 def _measure(client: Any, n: int) -> dict[str, float]:
@@ -97,7 +98,7 @@ def _measure(client: Any, n: int) -> dict[str, float]:
         "rate": rate,
         "p50": trip,
         "bandwidth": received / seconds / 1e6,
-        "grown": grown[0] / MEBIBYTE,
+        "grown": max(grown[0], 1) / MEBIBYTE,
         "lag": max(lag, client.run_on_scheduler(_greatest_lag)) * 1000,
     }
 
