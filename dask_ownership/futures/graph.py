@@ -189,7 +189,7 @@ def graph_futures(
         found = builder.build(internal_priority, fifo_timeout)
         builder.keep_copies()
         if builder.nbytes > MAYBE_LARGE:
-            warn_if_large(builder.nbytes, "large graph")
+            warn_if_large(builder.nbytes)
         return found
     finally:
         builder.let_go()
