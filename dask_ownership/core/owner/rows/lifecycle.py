@@ -54,7 +54,7 @@ from dask_ownership.core.owner.rows import restarts
 from dask_ownership.core.owner.rows.attempts import AttemptRecords
 from dask_ownership.core.owner.rows.effects import OwnerEffects
 from dask_ownership.core.owner.rows.failure_counts import LOST_DATA, UNCERTAIN
-from dask_ownership.core.owner.rows.listener import RowListener
+from dask_ownership.core.owner.rows.listener import Listeners, RowListener
 from dask_ownership.core.owner.rows.options import NO_OPTIONS
 from dask_ownership.core.owner.rows.row import (
     HAS_BORROWERS,
@@ -187,23 +187,13 @@ class Lifecycle:
         self.counts = {"submitted": 0, "done": 0, "failed": 0}
         self.cancelled_lives: dict[tuple[Key, int], None] = {}
         self.of_all = 0
-        self._listeners: list[tuple[int, RowListener]] = []
-        self._of_roles: dict[int, tuple[RowListener, ...]] = {}
+        self._listeners = Listeners()
         self._forgetting: list[Row] = []
         self._forgets = False
 
     def listen(self, listener: RowListener, roles: int = 0) -> None:
         """Have a listener told of rows with one of ``roles``, after all earlier listeners."""
-        self._listeners.append((roles, listener))
-        self._of_roles.clear()
-
-    def _who_listens(self, roles: int) -> tuple[RowListener, ...]:
-        """Return the listeners to rows with ``roles``, in the order of `listen`."""
-        found = self._of_roles.get(roles)
-        if found is None:
-            found = tuple([one for mask, one in self._listeners if mask & roles])
-            self._of_roles[roles] = found
-        return found
+        self._listeners.add(listener, roles)
 
     # ---- on the way to a value ----
 
@@ -383,7 +373,7 @@ class Lifecycle:
         self.counts["done"] += 1
         roles = row.roles | self.of_all
         if roles:
-            for listener in self._who_listens(roles):
+            for listener in self._listeners[roles]:
                 listener.finishing(row, arguments)
         dependents = row.dependents
         dependencies = row.dependencies
@@ -411,14 +401,14 @@ class Lifecycle:
             self.release_uses(dependencies + arguments)
         roles = row.roles
         if roles:
-            for listener in self._who_listens(roles):
+            for listener in self._listeners[roles]:
                 listener.finished(row)
 
     # ---- an end without a value ----
 
     def inherit(self, row: Row, dependency: Row) -> None:
         """Fail a row with the error of its dependency, unless a listener has the row go on."""
-        if self._goes_on(row, dependency.state):
+        if self._listeners.has_instead(row, dependency.state):
             return
         if dependency.state == CANCELLED:
             self.fail(row, CANCELLED, dependency.value)
@@ -446,7 +436,7 @@ class Lifecycle:
                 continue
             if inside:
                 if row.roles & RETAINED:
-                    for listener in self._who_listens(RETAINED):
+                    for listener in self._listeners[RETAINED]:
                         listener.failing(row)
                 self.table.use_all(inside)
                 row.contains += inside
@@ -465,11 +455,8 @@ class Lifecycle:
         dependents = row.dependents or ()
         self.end(row, state, value)
         for dependent in dependents:
-            if not self._goes_on(dependent, state):
+            if not self._listeners.has_instead(dependent, state):
                 self.fail(dependent, CANCELLED if state == CANCELLED else ERROR, value)
-
-    def _goes_on(self, row: Row, state: int) -> bool:
-        return any(listener.instead(row, state) for _, listener in self._listeners)
 
     def end(self, row: Row, state: int, value: bytes | Failure | None) -> None:
         """End one row without a value; a value that the row had is freed."""
@@ -504,7 +491,7 @@ class Lifecycle:
             self.release_uses(needed)
         if row.roles:
             roles = row.roles
-            for listener in self._who_listens(roles):
+            for listener in self._listeners[roles]:
                 listener.ended(row)
 
     def let_go_of_inside(self, row: Row) -> None:
@@ -536,11 +523,11 @@ class Lifecycle:
             return
         if row.locations:
             if row.roles:
-                for listener in self._who_listens(row.roles):
+                for listener in self._listeners[row.roles]:
                     listener.locations_changed(row)
             return
         self.log(row, "copy-gone", f"the only one was at {addresses}, which {reason}")
-        if not self._recover(row):
+        if not self._listeners.recover(row):
             why_not = self.why_not(row)
             self.lose(row, f"its only copy was at {addresses}, which {reason}; {why_not}")
 
@@ -564,7 +551,7 @@ class Lifecycle:
         """
         roles = row.roles
         if roles:
-            for listener in self._who_listens(roles):
+            for listener in self._listeners[roles]:
                 listener.withdrawn(row)
         row.state = WAITING
 
@@ -604,11 +591,8 @@ class Lifecycle:
 
     def wake(self, row: Row) -> None:
         """Have the value of a dormant row made again, because a future or a task needs it."""
-        if row.state == DORMANT and not self._recover(row):
+        if row.state == DORMANT and not self._listeners.recover(row):
             self.lose(row, f"it was freed when nobody held it, and {self.why_not(row)}")
-
-    def _recover(self, row: Row) -> bool:
-        return any(listener.recover(row) for _, listener in self._listeners)
 
     # ---- counts that come to zero ----
 
@@ -651,7 +635,7 @@ class Lifecycle:
                     continue
                 if row.lineage_refs:
                     # Descendants need the row: its value may be freed, but not the row.
-                    for _, listener in self._listeners:
+                    for listener in self._listeners.everyone:
                         listener.only_lineage_left(row)
                     continue
                 if state == INLINE:
@@ -663,7 +647,7 @@ class Lifecycle:
                 row.state = FORGOTTEN
                 roles = row.roles
                 if roles:
-                    for listener in self._who_listens(roles):
+                    for listener in self._listeners[roles]:
                         listener.forgotten(row)
                 if row.waiters is not None:
                     self._effects.completed.append(row)

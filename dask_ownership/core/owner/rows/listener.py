@@ -70,3 +70,39 @@ class RowListener:
 
     def only_lineage_left(self, row: Row) -> None:
         """Hear that only descendants (rows that were made from the row) still count a row."""
+
+
+class Listeners(dict[int, tuple[RowListener, ...]]):
+    """The listeners of one `Lifecycle`: roles of a row, to the listeners that hear of the row.
+
+    The dict fills itself: a combination of roles is looked up once, in the order of `add`.
+
+    Attributes
+    ----------
+    everyone : list of RowListener
+        All listeners, for the events that concern every row.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.everyone: list[RowListener] = []
+        self._masks: list[int] = []
+
+    def add(self, listener: RowListener, roles: int) -> None:
+        """Have a listener hear of rows with one of ``roles``, after all earlier listeners."""
+        self.everyone.append(listener)
+        self._masks.append(roles)
+        self.clear()
+
+    def __missing__(self, roles: int) -> tuple[RowListener, ...]:
+        pairs = zip(self.everyone, self._masks, strict=True)
+        found = self[roles] = tuple([one for one, mask in pairs if mask & roles])
+        return found
+
+    def has_instead(self, row: Row, state: int) -> bool:
+        """Tell whether a listener keeps a row from failing; see `RowListener.instead`."""
+        return any(listener.instead(row, state) for listener in self.everyone)
+
+    def recover(self, row: Row) -> bool:
+        """Tell whether a listener has a row's value made again; see `RowListener.recover`."""
+        return any(listener.recover(row) for listener in self.everyone)
