@@ -1,7 +1,8 @@
 """Cells in the kernel of a notebook, and cells that are stopped there.
 
 A program of its own, as the client of the kernel leaves sockets open. Without arguments it stops
-cells, for `test_interrupts.py`; with the path of a notebook it prints what each of its cells shows,
+cells, for `test_interrupts.py`, and on a machine that reaches the scheduler only, for
+`test_relay.py`; with the path of a notebook it prints what each of its cells shows,
 for `test_documents.py`.
 """
 
@@ -18,7 +19,9 @@ from jupyter_client.manager import start_new_kernel
 START = """
 import os, time, dask
 from dask_ownership import Client, as_completed, wait
-client = Client(n_workers=2, threads_per_worker=1, dashboard_address=":0")
+local = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
+scheduler = os.environ.get("SCHEDULER")
+client = Client(scheduler) if scheduler else Client(**local)
 def slow(x):
     time.sleep(0.25)
     return x + 1

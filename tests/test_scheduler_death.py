@@ -7,8 +7,6 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,50 +18,12 @@ import distributed
 import pytest
 from distributed.client import FutureCancelledError, FuturesCancelledError
 from live import blob, inc, sessions_at_worker, until
+from processes import Cluster
 
 from dask_ownership import Client, ClosedOwner, SchedulerGone, as_completed, wait
 
 SECONDS = 5
 """Within which everything is to end."""
-
-
-class Cluster:
-    """``dask scheduler`` and two ``dask worker`` processes."""
-
-    def __init__(self, directory: Path) -> None:
-        self.file = str(directory / "scheduler.json")
-        self.directory = directory
-        self.started: list[subprocess.Popen[bytes]] = []
-        common = ["--scheduler-file", self.file]
-        self.start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", *common)
-        for _ in range(2):
-            self.start("worker", "--nthreads", "2", "--no-nanny", "--no-dashboard", *common)
-
-    @property
-    def scheduler(self) -> subprocess.Popen[bytes]:
-        return self.started[0]
-
-    def start(self, *words: str) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dask", *words],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd=self.directory,
-        )
-        self.started.append(process)
-        return process
-
-    def connect(self, **options: Any) -> Client:
-        until(lambda: os.path.exists(self.file), 20)
-        client = Client(scheduler_file=self.file, timeout=20, **options)
-        until(lambda: len(client.owner.core.placement.workers) == 2, 20, "two workers")
-        return client
-
-    def end(self) -> None:
-        for process in self.started:
-            process.kill()
-        for process in self.started:
-            process.wait()
 
 
 @pytest.fixture
@@ -343,9 +303,11 @@ def test_a_partition_that_outlasts_the_grace(tmp_path, monkeypatch):
             assert here.result() == 2
 
 
-def test_a_scheduler_that_is_started_again_in_time(cluster, tmp_path):
+@pytest.mark.parametrize("way", ["direct", "relay"])
+def test_a_scheduler_that_is_started_again_in_time(cluster, tmp_path, way):
     """Tasks are handed to the new scheduler's workers, when the client may wait for it."""
-    with dask.config.set({"ownership.scheduler-timeout": "30s"}), cluster.connect() as client:
+    waits_long = {"ownership.scheduler-timeout": "30s", "ownership.reach": way}
+    with dask.config.set(waits_long), cluster.connect() as client:
         here = client.submit(inc, 1)
         there = client.submit(blob, 70_000, key="there")
         running = client.submit(hold, str(tmp_path / "running"), 2, key="running")
@@ -358,7 +320,7 @@ def test_a_scheduler_that_is_started_again_in_time(cluster, tmp_path):
             worker.wait(20)
         common = ["--scheduler-file", cluster.file, "--no-dashboard"]
         cluster.start("scheduler", "--host", "127.0.0.1", "--port", port, *common)
-        cluster.start("worker", "--no-nanny", *common)
+        cluster.start_worker()
         assert running.result(timeout=30) is None
         assert here.result() == 2
         assert len(there.result(timeout=20)) == 70_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from live import (
     wait_for_members,
     where,
 )
+from processes import Cluster
 
 from dask_ownership import Client, wait
 from dask_ownership.errors import KilledWorker, LostData, NoWorker
@@ -282,6 +284,36 @@ def test_without_nannies():
         cluster.scale(1)
         assert future.result(timeout=20) != only
         assert len(value.result(timeout=20)) == 200_000  # made again
+
+
+@pytest.mark.parametrize("way", ["direct", "relay"])
+def test_a_worker_that_comes_back_on_its_address(tmp_path, way):
+    """Another process answers there: it has no values, and links and relays lead to it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    address = f"tcp://127.0.0.1:{port}"
+    options = ("--host", "127.0.0.1", "--worker-port", str(port))
+    cluster = Cluster(tmp_path)
+    try:
+        with dask.config.set({"ownership.reach": way}), cluster.connect() as client:
+            workers = client.owner.core.placement.workers
+            before = cluster.start_worker(*options)
+            until(lambda: address in workers, 20, "the third worker")
+            stored = client.submit(blob, 300_000, workers=address, allow_other_workers=True)
+            wait(stored, timeout=20)
+            for _ in range(2):
+                before.kill()
+                before.wait()
+                after = cluster.start_worker(*options)
+                # Submitted while the old process is dead and the new one has not registered yet.
+                there = client.submit(os.getpid, workers=address, pure=False)
+                size = client.submit(length, stored, workers=address, pure=False)
+                assert there.result(timeout=30) == after.pid
+                assert size.result(timeout=30) == 300_000
+                assert len(stored.result(timeout=20)) == 300_000
+                before = after
+    finally:
+        cluster.end()
 
 
 def test_what_runs_beside_a_deadly_task_is_not_blamed():
