@@ -1,10 +1,7 @@
 """Options of a row: what the user, or the submitting task, says of the row's task.
 
-A new option is a field below. To have an effect it also goes into the settings or limits of
-`futures.options` (and the test there in front of `NO_OPTIONS`); into `Dispatch._extra`, when the
-worker has to know of it; into `placement._restriction`, when it restricts where a task runs; into
-``OPTIONS`` or ``NOT_NEEDED`` of `references.detached`; into `Delegations.on_delegated`, when it
-outlives the task; and into `monitoring.lookup`, for those who look.
+A new option is a field below; ``CONTRIBUTING.md`` lists the other places (*The path of a first
+change*).
 
 An `Options` object is shared by rows and never written to; a row with other options gets another
 object, by `dataclasses.replace`. What becomes of the attempts of a row is no option, see
@@ -67,6 +64,19 @@ class Options:
     replicas: Replication | None = None
     #: The value stays at the worker that makes it, however small the value is.
     stays: bool = False
+
+    @property
+    def restricted(self) -> bool:
+        """Whether the task may not simply go to any worker that has room for it.
+
+        `Placement` queues restricted tasks apart, and `Dispatch` pushes none behind its inputs.
+        """
+        return self.workers is not None or bool(self.resources) or self.at_most_once
+
+    def restriction(self) -> tuple[Any, ...]:
+        """Return the kind of a restricted task: tasks of one kind wait for the same workers."""
+        resources = self.resources or {}
+        return (self.workers, self.loose, tuple(sorted(resources.items())), self.at_most_once)
 
 
 NO_OPTIONS = Options()

@@ -238,9 +238,7 @@ class Dispatch:
             or not view.accepting
             or view.reserved
             or view.load >= WINDOW * view.nthreads
-            or row.options.workers is not None
-            or row.options.resources
-            or row.options.at_most_once
+            or (row.options is not NO_OPTIONS and row.options.restricted)
         ):
             return False
         for dependency in row.dependencies:

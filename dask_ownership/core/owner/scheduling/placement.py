@@ -42,18 +42,6 @@ HELD_UP = 300_000.0
 """The same for a worker that has no more tasks of this owner than the worker can run at once."""
 
 
-def _restriction(row: Row) -> tuple[Any, ...]:
-    """Return the kind of a restricted row: rows of one kind wait for the same workers."""
-    options = row.options
-    resources = options.resources or {}
-    return (
-        options.workers,
-        options.loose,
-        tuple(sorted(resources.items())),
-        options.at_most_once,
-    )
-
-
 class Placement:
     """The ready rows of one owner, and the workers that may take them.
 
@@ -117,8 +105,8 @@ class Placement:
         if options is NO_OPTIONS:  # nearly all rows: one test
             self._free.push(row)
             return
-        if options.workers is not None or options.resources or options.at_most_once:
-            kind = _restriction(row)
+        if options.restricted:
+            kind = options.restriction()
             queue = self._restricted.get(kind)
             if queue is None:
                 queue = self._restricted[kind] = OrderedQueue()
@@ -191,7 +179,7 @@ class Placement:
             row
             for first, views in self.restricted()
             if not views
-            for row in self._restricted[_restriction(first)].items()
+            for row in self._restricted[first.options.restriction()].items()
             if row.state == READY
         ]
 
@@ -202,7 +190,7 @@ class Placement:
         ready any more included. Without members all unrestricted rows are a kind, None.
         """
         found: list[tuple[Any, Row, int]] = [
-            (_restriction(row), row, len(self._restricted[_restriction(row)]))
+            (row.options.restriction(), row, len(self._restricted[row.options.restriction()]))
             for row, views in self.restricted()
             if not views
         ]
@@ -215,7 +203,7 @@ class Placement:
 
         A row that is not the first of its kind any more stays, and is dropped when its turn comes.
         """
-        queue = self._restricted[_restriction(row)]
+        queue = self._restricted[row.options.restriction()]
         if queue.peek() is row:
             queue.pop()
 
