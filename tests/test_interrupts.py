@@ -254,6 +254,7 @@ def open_clients() -> int:
     return config._open_clients
 
 
+@pytest.mark.usefixtures("spawned")
 def test_interrupted_start_leaves_nothing() -> None:
     """No process, thread, default client or setting of one that did not come up."""
     threads, processes, opened = threads_of_this_process(), child_processes(), open_clients()
@@ -283,6 +284,7 @@ def test_interrupted_connection(cluster: LocalCluster) -> None:
         assert client.submit(inc, 1).result() == 2
 
 
+@pytest.mark.usefixtures("spawned")
 def test_cancelled_start_of_an_asynchronous_client() -> None:
     processes = child_processes()
 
