@@ -126,6 +126,12 @@ def fails_at_first(path: str, times: int = 1) -> int:
     return ran
 
 
+def value_after(path: str, value: Any) -> Any:
+    """A value, once the test allows the end."""
+    wait_for_file(path)
+    return value
+
+
 def wait_for_file(path: str, timeout: float = 10) -> str:
     """Run until the test allows the end."""
     deadline = time.time() + timeout

@@ -27,6 +27,7 @@ from live import (
     until_there,
     wait_for_members,
 )
+from programs import value_after
 from test_borrowing import Box, add, give_back, here, length, make
 
 import dask_ownership
@@ -361,13 +362,15 @@ def unpin_here(client: Client) -> None:
         client.owner.drop(row)
 
 
-def test_a_task_with_a_future_is_tried_again_after_its_worker_was_killed(mortal):
+def test_a_task_with_a_future_is_tried_again_after_its_worker_was_killed(mortal, tmp_path):
     victim, other = wait_for_members(mortal, 2)
-    slow = mortal.submit(slowinc, 1, 1.0, workers=[other], pure=False)
+    go = tmp_path / "go"
+    slow = mortal.submit(value_after, str(go), 2, workers=[other], pure=False)
     task = mortal.submit(add, Box(slow), workers=[victim], allow_other_workers=True, pure=False)
     del slow
     until_there(mortal, "parked", task)
     kill(mortal, victim)
+    go.touch()
     assert task.result(timeout=20) == 2
 
 
@@ -393,11 +396,13 @@ def test_a_value_with_futures_is_made_again_when_its_worker_dies(mortal):
     until(lambda: "inner-of-lost" not in mortal.owner.core.table.rows, 5)
 
 
-def test_a_task_is_cancelled_that_waits_for_its_future(mortal):
-    slow = mortal.submit(slowinc, 1, 0.7, pure=False)
+def test_a_task_is_cancelled_that_waits_for_its_future(mortal, tmp_path):
+    go = tmp_path / "go"
+    slow = mortal.submit(value_after, str(go), 2, pure=False)
     task = mortal.submit(add, Box(slow), pure=False)
     until_there(mortal, "parked", task)
     task.cancel()
+    go.touch()
     del slow
     until(lambda: not rows_of(mortal), 5)
 

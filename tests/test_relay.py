@@ -66,7 +66,8 @@ def test_from_a_machine_that_reaches_the_scheduler_only(
 ) -> None:
     """With no option; the program, or the kernel of the notebook, has no other network."""
     here = Path(__file__).parent
-    before = relays(relaying).opened
+    with Client(relaying, set_as_default=False):  # the first client installs what relays
+        before = relays(relaying).opened
     command = [sys.executable, str(here / program)]
     done = subprocess.run(
         [sys.executable, str(here / "outside.py"), relaying.scheduler_address, *command],
