@@ -265,6 +265,32 @@ def test_workers_that_cannot_take_part(spoil, text, caplog):
                 other.submit(inc, 1, pure=False).result(timeout=10)
 
 
+def test_a_worker_that_hears_of_the_plugin_after_its_owners_heard_of_it():
+    """The scheduler tells owners of a worker before it answers the worker's registration."""
+    with small_cluster(processes=False, n_workers=1) as cluster, Client(cluster) as client:
+        only = wait_for_members(client, 1)[0]
+
+        def delay_handlers(dask_worker):
+            names = [name for name in dask_worker.handlers if name.startswith("ownership")]
+            taken = {name: dask_worker.handlers.pop(name) for name in names}
+            dask_worker.loop.call_later(1, dask_worker.handlers.update, taken)
+
+        client.run(delay_handlers)
+        with Client(cluster, set_as_default=False) as late:
+            assert late.submit(where, pure=False).result(timeout=10) == only
+
+
+def test_a_worker_that_closes_refuses_its_owners_in_words(caplog):
+    """Another owner dials again when its link ends, and may not know yet that the worker closes."""
+    with small_cluster(processes=False, n_workers=1) as cluster, Client(cluster) as client:
+        only = wait_for_members(client, 1)[0]
+        client.run(lambda dask_worker: dask_worker.extensions["dask-ownership"].server.close())
+        token = client.owner.token
+        answer = ask_plainly(only, {**OPERATIONS[0], "protocol": PROTOCOL, "token": token})
+        assert answer["status"] == "refused" and "is closing" in answer["reason"]
+    assert "No handler" not in caplog.text
+
+
 def test_many_clients_leave_no_threads(local):
     Client(local.scheduler_address, set_as_default=False).close()
     before = threading.active_count()

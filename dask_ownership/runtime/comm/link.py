@@ -46,6 +46,9 @@ CANCELLED_AGAIN = 0.5
 LONGEST_DIAL = 10.0
 """Seconds that one dial may take at most, before the next dial."""
 
+SET_UP = 2.0
+"""Seconds for which a worker may not know links yet, after it registered."""
+
 
 def ignore(message: Message, error: Exception) -> None:
     """Log a message that cannot be packed: the default of a link."""
@@ -69,6 +72,14 @@ def other_protocol(who: str, protocol: Any) -> str | None:
 
 class LinkRefused(Exception):
     """The worker answered, and refuses the link."""
+
+
+class NotSetUp(LinkRefused):
+    """The worker does not know the operation: it was told of the worker plugin too late, or never.
+
+    Owners may hear of a worker before the worker hears of the plugin: both follow from the
+    registration of the worker. So the link dials on for `SET_UP` seconds.
+    """
 
 
 class AnotherWorker(Exception):
@@ -258,8 +269,11 @@ class OwnerLink:
                 opened = True
                 await greeted.listen(self._arrived)
             except LinkRefused as error:
-                self.closed = True
-                self.refused(str(error))
+                if isinstance(error, NotSetUp) and perf_counter() - began < SET_UP:
+                    pause = max(pause, SET_UP / 10)  # the worker logs each dial that it refuses
+                else:
+                    self.closed = True
+                    self.refused(str(error))
             except Exception as error:
                 if comm is not None and not self.closed:
                     lost_at = perf_counter()
@@ -332,7 +346,7 @@ class OwnerLink:
         )
         answer = await comm.read()
         if not isinstance(answer, dict):  # Dask answers None to an unknown operation
-            raise LinkRefused(
+            raise NotSetUp(
                 f"the worker {self.address} does not know dask_ownership: install the package "
                 "there, and start it again so that the worker plugin is set up"
             )

@@ -22,6 +22,8 @@ from dask_ownership.runtime.owner.owner import Handle
 
 logger = logging.getLogger("dask_ownership.executor")
 
+OPERATIONS = ("ownership_link", "ownership_get", "ownership_put", "ownership_leave")
+
 LEAVE_INTERVAL = 0.02
 """Seconds between looks at whether a worker can leave."""
 
@@ -48,16 +50,25 @@ class Server:
 
     def start(self) -> None:
         """Register the handlers that peers and the scheduler call."""
-        handlers = self.worker.handlers
-        handlers["ownership_link"] = self.link
-        handlers["ownership_get"] = self._operation(self.get, "reader")
-        handlers["ownership_put"] = self._operation(self.put, "owner")
-        handlers["ownership_leave"] = self.scheduler_operation(self.leave)
+        handlers = (
+            self.link,
+            self._operation(self.get, "reader"),
+            self._operation(self.put, "owner"),
+            self.scheduler_operation(self.leave),
+        )
+        self.worker.handlers.update(zip(OPERATIONS, handlers, strict=True))
 
     def close(self) -> None:
-        """Take the handlers away from the worker."""
-        for name in ("ownership_link", "ownership_get", "ownership_put", "ownership_leave"):
-            self.worker.handlers.pop(name, None)
+        """Refuse all operations from now on.
+
+        The handlers stay: owners may not have heard yet that the worker closes, and Dask logs a
+        traceback for an operation without a handler.
+        """
+        for name in OPERATIONS:
+            self.worker.handlers[name] = self._refuse_all
+
+    def _refuse_all(self, **message: Any) -> dict[str, Any]:
+        return refusal(f"the worker {self.worker.address} is closing")
 
     # ---- who may ask ----
 
