@@ -321,7 +321,7 @@ def test_one_that_had_it_from_its_owner_learns_that_it_is_held(three):
     assert taken.owner_ref[0] == "holder" and not row.roles & HAS_BORROWERS
     three.gone(three.giver)
     assert taken.state == STORED
-    three.taker.core.lifecycle.release_uses([taken])
+    three.taker.core.lifecycle.release_task_refs([taken])
     three.taker.release(taken)
     three.holder.release(held)
     three.carry(without=three.giver)

@@ -39,9 +39,9 @@ def test_a_row_goes_out_when_nothing_counts_it_and_only_once():
     x.local_refs, x.task_refs = 2, 1
     assert table.release([x]) == []
     assert table.release([x]) == []
-    assert table.release_uses([x]) == [x]
+    assert table.release_task_refs([x]) == [x]
     x.state = FORGOTTEN
-    assert table.release_uses([x]) == table.release([x]) == []
+    assert table.release_task_refs([x]) == table.release([x]) == []
     assert len(list(table.rows.values())) == 0
 
 

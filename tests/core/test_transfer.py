@@ -197,7 +197,7 @@ def test_what_comes_home_after_it_was_handed_over_is_borrowed(three):
     assert inside is came
     three.carry()
     assert came.value == b"value" and three.leaver.core.table.origin_of(came) == origin
-    three.leaver.core.lifecycle.release_uses([inside])
+    three.leaver.core.lifecycle.release_task_refs([inside])
     three.leaver.release(came)
 
 

@@ -226,7 +226,8 @@ class Results:
         else:
             rows = self._borrowing.inside_result(view, row, inside)
             lifecycle.fail(row, ERROR, error, rows)
-            lifecycle.release_uses(rows)  # each row that ended with the error has uses of its own
+            # Each row that ended with the error has task references of its own.
+            lifecycle.release_task_refs(rows)
 
     def _returned(
         self,

@@ -180,7 +180,7 @@ class Borrowing(RowListener):
         new: list[Borrowed] = []
         for origin in origins:
             if origin[0] == self._peers.process[0]:
-                row = table.use(origin[3], origin[5])
+                row = table.find_for_task(origin[3], origin[5])
                 if row is not None:
                     row.shared_with(None)  # cancelling the parent does not cancel the row any more
                     self._lifecycle.wake(row)
@@ -190,11 +190,11 @@ class Borrowing(RowListener):
                     continue
             made = self._borrowed(origin)
             if made.owner_ref[0] == self._peers.process[0] and (
-                row := table.use(made.owner_ref[3])
+                row := table.find_for_task(made.owner_ref[3])
             ):
                 rows.append(row)  # this process holds the object, as a row of its own
                 continue
-            adopted = table.adopt_for_use(made)
+            adopted = table.adopt_for_task(made)
             if adopted is made:
                 new.append(made)
             elif (place := self.held_elsewhere(adopted, origin)) is not None:
@@ -294,8 +294,8 @@ class Borrowing(RowListener):
         """
         if outer.state == FORGOTTEN:
             return
-        self._table.use_all((outer,))
-        self.when_acknowledged(rows, lambda: self._lifecycle.release_uses((outer,)))
+        self._table.add_task_refs((outer,))
+        self.when_acknowledged(rows, lambda: self._lifecycle.release_task_refs((outer,)))
 
     def inside_result(
         self, view: WorkerView, row: Row, inside: Iterable[Origin]
@@ -309,7 +309,7 @@ class Borrowing(RowListener):
         self.when_acknowledged(inner, counted(view, row.key, row.attempt))
         # A row that contains its own future would never be freed.
         if row in inner:
-            self._lifecycle.release_uses([r for r in inner if r is row])
+            self._lifecycle.release_task_refs([r for r in inner if r is row])
             inner = tuple([r for r in inner if r is not row])
         return inner
 
@@ -346,7 +346,7 @@ class Borrowing(RowListener):
         """Have a failed row, and all rows that failed with it, wait for the owner's next try."""
         inside, row.contains = row.contains, ()
         revive(self._lifecycle, [row])
-        self._lifecycle.release_uses(inside)
+        self._lifecycle.release_task_refs(inside)
 
     def missed(self, row: Borrowed, addresses: Iterable[str]) -> None:
         """Ask the owner for other locations: workers at ``addresses`` do not have the value."""

@@ -95,7 +95,7 @@ class Delegations:
         )
         functions = self._functions
         needed = lifecycle.become(row, functions.identity, functions.payload, inner)
-        lifecycle.release_uses(needed)
+        lifecycle.release_task_refs(needed)
         if self.waits_for_itself(row):
             return
         # `inside_result` leaves out the row itself, and an object that this owner has freed.

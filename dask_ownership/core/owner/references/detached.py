@@ -214,7 +214,7 @@ class DetachedObjects(RowListener):
             row = self._functions.alias(key, taken, options)
             self._table.adopt(row)
             self._submit([row])
-            self._lifecycle.release_uses(taken)  # the row has its own references
+            self._lifecycle.release_task_refs(taken)  # the row has its own references
             rows.append(row)
         return rows
 
@@ -227,7 +227,7 @@ class DetachedObjects(RowListener):
         if not self.holds:
             return None
         rows = self.hold(origins, NOTHING)
-        self._table.handles_to_uses(rows)
+        self._table.local_to_task_refs(rows)
         return tuple(rows)
 
     def settled(self, row: Row) -> bool:
@@ -290,7 +290,7 @@ class DetachedObjects(RowListener):
         _give_options(row, options, origin, bequest)
         self._submit(made)
         self._lifecycle.release(made)  # the rows that need them have references of their own
-        self._lifecycle.release_uses(old)
+        self._lifecycle.release_task_refs(old)
         self._lifecycle.log(row, "repeated", f"{origin[2]}, which owned it, is gone or freed it")
         self._lifecycle.wait(row)
         return True
@@ -327,7 +327,7 @@ class DetachedObjects(RowListener):
             _give_options(row, options, None, None)
         row.contains = inside
         self._table.adopt(row)
-        self._lifecycle.release_uses((*taken, *inside))  # the row has its own references
+        self._lifecycle.release_task_refs((*taken, *inside))  # the row has its own references
         return row
 
     def _rows(self, bequest: LineageSpec, references: Iterable[Reference]) -> tuple[Row, ...]:
@@ -343,7 +343,7 @@ class DetachedObjects(RowListener):
             else:
                 origin = reference
                 key = adopted_key(origin)
-            row = self._table.use(key)
+            row = self._table.find_for_task(key)
             if row is not None:
                 self._lifecycle.wake(row)
                 rows.append(row)

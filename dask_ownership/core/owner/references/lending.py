@@ -221,7 +221,7 @@ class Lending(RowListener):
         object was cancelled or freed. ``gone`` is the incarnation of the owner whose death made
         the peer borrow here.
         """
-        row = self._table.use(key, life)
+        row = self._table.find_for_task(key, life)
         if row is None and path is not None:
             row = self._ask(key, tuple(path))
         if row is None:
@@ -231,8 +231,8 @@ class Lending(RowListener):
                 return
             self._peers.say(peer, (BORROW_ACK, key, number, self._outcome_of_gone(key, life)))
             return
-        # All borrowers of a row together are one task reference, which `use` or `ask` has just
-        # counted. It is released at the end when the row had borrowers before.
+        # All borrowers of a row together are one task reference, which `find_for_task` or `ask`
+        # has just counted. It is released at the end when the row had borrowers before.
         borrowers = self.borrowers.get(row)
         had_some = borrowers is not None
         if borrowers is None:
@@ -261,7 +261,7 @@ class Lending(RowListener):
         if row.attempt and row.state == WAITING and row.function is self._alias:
             self._delegated(row)
         if had_some:
-            self._lifecycle.release_uses((row,))
+            self._lifecycle.release_task_refs((row,))
 
     def _outcome_of_gone(self, key: Key, life: int = 0) -> Outcome:
         """Return the outcome to tell a borrower of an object that is not in the table any more.
@@ -300,7 +300,7 @@ class Lending(RowListener):
             row.roles &= ~HAS_BORROWERS
             # A row that lost its value kept the futures inside for borrowers, see `Lifecycle.end`.
             self._lifecycle.let_go_of_inside(row)
-            self._lifecycle.release_uses((row,))
+            self._lifecycle.release_task_refs((row,))
 
     def _on_request(self, peer: Peer, what: str, key: Key, number: int, detail: Any) -> None:
         """Handle REQUEST: do for a borrower what ``what`` says, see ``requests``."""

@@ -198,7 +198,7 @@ class Reconstruction(RowListener):
         Return the row of the question, which stands under ``key`` and has one task reference.
         """
         row = Row(key, None, None, (), 0)
-        self._table.adopt_for_use(row)
+        self._table.adopt_for_task(row)
         question = self._ask(row, path)
         self._look(row, question)
         return row
@@ -252,7 +252,7 @@ class Reconstruction(RowListener):
         """
         if row.state != WAITING:
             return
-        self._table.use_all((child,))
+        self._table.add_task_refs((child,))
         row.contains += (child,)
         # The path is (task, child, ...): the keys below the child are still to be found.
         below = question.path[2:]
@@ -337,7 +337,7 @@ class Reconstruction(RowListener):
                 self._found(row, question, made)
                 return
             del search.made[path[1]]  # the worker that owned the child has died since
-            self._lifecycle.release_uses((made,))
+            self._lifecycle.release_task_refs((made,))
         asked = search.questions.setdefault(path[1], [])
         asked.append(row)
         question.task = task
@@ -352,7 +352,7 @@ class Reconstruction(RowListener):
         """Forget where the object of a question was found, and look for it anew."""
         question.owner_ref = question.rest = None
         found, row.contains = row.contains, ()
-        self._lifecycle.release_uses(found)
+        self._lifecycle.release_task_refs(found)
         self._look(row, question)
 
     def _inside(self, task: Row, key: Key, delegated: bool) -> Row | None:
@@ -501,10 +501,10 @@ class Reconstruction(RowListener):
         ``repeats`` is the first row when ``task`` is a repeat.
         """
         if repeats is None:
-            self._table.use_all((task,))
+            self._table.add_task_refs((task,))
         else:
             # No future has a repeat: its one local reference becomes that of the search.
-            self._table.handles_to_uses((task,))
+            self._table.local_to_task_refs((task,))
             self.repeats[repeats] = task
         task.roles |= SOUGHT
         # A task that is kept does not lose its lineage when it ends: another search may follow.
@@ -523,4 +523,4 @@ class Reconstruction(RowListener):
     def _leave(self, task: Row, search: Search) -> None:
         """Release a task and the children it has submitted, so that a repeat is forgotten."""
         self._retention.let_go(search.repeats or task)
-        self._lifecycle.release_uses((*search.made.values(), task))
+        self._lifecycle.release_task_refs((*search.made.values(), task))

@@ -207,7 +207,7 @@ class OwnershipTransfer:
         """Begin to hand a row over: borrow the heir's object, which the heir makes from the row."""
         origin = self._table.origin_of(row)
         made = Borrowed((*heir, adopted_key(origin), None, 0))
-        known = self._table.adopt_for_use(made)
+        known = self._table.adopt_for_task(made)
         assert isinstance(known, Borrowed)
         self.under_way[row] = Handover(known)
         # Else this process borrows the heir's object already.
@@ -243,7 +243,7 @@ class OwnershipTransfer:
 
     def _end(self, row: Row) -> None:
         """End a handover, and release the heir's object."""
-        self._lifecycle.release_uses([self.under_way.pop(row).made])
+        self._lifecycle.release_task_refs([self.under_way.pop(row).made])
 
     # ---- the heir ----
 
@@ -290,7 +290,7 @@ class OwnershipTransfer:
         row = self._functions.alias(key, taken, options)
         self._table.adopt(row)
         self._submit([row])
-        self._lifecycle.release_uses(taken)  # the row has its own references
+        self._lifecycle.release_task_refs(taken)  # the row has its own references
         if pinned:
             self._table.pin(row)
         self._retention.export(row)

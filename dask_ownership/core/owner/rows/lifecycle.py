@@ -360,7 +360,7 @@ class Lifecycle:
     def finish_as(self, row: Row, source: Row) -> None:
         """End an alias with the inline value of the row ``source``."""
         row.worker = source.worker  # an inline value is said to be where it was made
-        self.table.use_all(source.contains)
+        self.table.add_task_refs(source.contains)
         self.finish_inline(row, source.value, source.contains)
 
     def _finish(self, row: Row, state: int, inside: tuple[Row, ...]) -> None:
@@ -398,7 +398,7 @@ class Lifecycle:
         if row.waiters is not None:
             self._effects.completed.append(row)
         if dependencies or arguments:
-            self.release_uses(dependencies + arguments)
+            self.release_task_refs(dependencies + arguments)
         roles = row.roles
         if roles:
             for listener in self._listeners[roles]:
@@ -438,7 +438,7 @@ class Lifecycle:
                 if row.roles & RETAINED:
                     for listener in self._listeners[RETAINED]:
                         listener.failing(row)
-                self.table.use_all(inside)
+                self.table.add_task_refs(inside)
                 row.contains += inside
             stack.extend(row.dependents or ())
             self.end(row, state, value)
@@ -488,7 +488,7 @@ class Lifecycle:
             row.payload = None
             row.function = None
             self.table.remove(row)
-            self.release_uses(needed)
+            self.release_task_refs(needed)
         if row.roles:
             roles = row.roles
             for listener in self._listeners[roles]:
@@ -498,14 +498,14 @@ class Lifecycle:
         """Let go of the futures inside a former value, once a row has no borrowers any more."""
         if row.state in (CANCELLED, LOST):
             inside, row.contains = row.contains, ()
-            self.release_uses(inside)
+            self.release_task_refs(inside)
 
     def cannot_be_retried(self, row: Row) -> None:
         """Drop the task and the dependencies of a failed row, so that no retry runs the task."""
         needed, row.dependencies = row.dependencies, ()
         row.function = None
         row.payload = None
-        self.release_uses(needed)
+        self.release_task_refs(needed)
 
     # ---- where a stored value is ----
 
@@ -567,7 +567,7 @@ class Lifecycle:
         row.locations = ()
         row.value = None
         row.state = WAITING
-        self.table.use_all((*row.dependencies, *row.contains))
+        self.table.add_task_refs((*row.dependencies, *row.contains))
 
     def sleep(self, row: Row) -> None:
         """Free the value of a row, or give up making the value: only lineage needs the row."""
@@ -583,7 +583,7 @@ class Lifecycle:
         row.worker = None
         row.value = None
         row.state = DORMANT
-        self.release_uses(needed)
+        self.release_task_refs(needed)
         if self.table.is_held(row):
             # Another thread found the row by its key before the row was dormant, and so did not
             # wake it.
@@ -602,9 +602,9 @@ class Lifecycle:
         if dead:
             self._forget(dead)
 
-    def release_uses(self, rows: Iterable[Row]) -> None:
+    def release_task_refs(self, rows: Iterable[Row]) -> None:
         """Let go of one use of each row."""
-        dead = self.table.release_uses(rows)
+        dead = self.table.release_task_refs(rows)
         if dead:
             self._forget(dead)
 
@@ -657,7 +657,7 @@ class Lifecycle:
                 if row.dependencies or row.contains:
                     needed = row.dependencies + row.contains
                     row.dependencies = row.contains = ()
-                    stack.extend(self.table.release_uses(needed))
+                    stack.extend(self.table.release_task_refs(needed))
         finally:
             self._forgets = False
 

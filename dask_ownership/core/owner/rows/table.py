@@ -73,7 +73,7 @@ class Table:
     """The rows of one owner by key, and their counts.
 
     Any thread looks keys up, takes handles on rows and names rows; only the loop counts down and
-    takes out rows at zero (`release`, `release_uses`, `unneeded`). ``lock`` covers both.
+    takes out rows at zero (`release`, `release_task_refs`, `unneeded`). ``lock`` covers both.
     `Lifecycle._forget` then frees the values of these rows (``FREE`` to workers), and
     `Lineages.only_lineage_left` decides about a row that lineage still needs.
 
@@ -146,7 +146,7 @@ class Table:
             shard[row.key] = row
         return row
 
-    def adopt_for_use(self, row: Row) -> Row:
+    def adopt_for_task(self, row: Row) -> Row:
         """Add a row with one use, or count one use of the row that has the key already.
 
         Return the row in the table, as `adopt` does. The row must not have dependencies.
@@ -168,13 +168,13 @@ class Table:
         with self.lock:
             row.local_refs += 1
 
-    def use_all(self, rows: Iterable[Row]) -> None:
+    def add_task_refs(self, rows: Iterable[Row]) -> None:
         """Count one use more of each row."""
         with self.lock:
             for row in rows:
                 row.task_refs += 1
 
-    def handles_to_uses(self, rows: Iterable[Row]) -> None:
+    def local_to_task_refs(self, rows: Iterable[Row]) -> None:
         """Count one use in place of one handle of each row."""
         with self.lock:
             for row in rows:
@@ -214,7 +214,7 @@ class Table:
         row: Row | None = self.rows.get(key)
         return None if row is None or (life and row.life != life) else row
 
-    def use(self, key: Key, life: int = 0) -> Row | None:
+    def find_for_task(self, key: Key, life: int = 0) -> Row | None:
         """Return the row as `living` does, and count one use more."""
         with self.lock:
             row = self.living(key, life)
@@ -268,7 +268,7 @@ class Table:
                     dead.append(row)
         return dead
 
-    def release_uses(self, rows: Iterable[Row]) -> list[Row]:
+    def release_task_refs(self, rows: Iterable[Row]) -> list[Row]:
         """Count one use of each row down, and return rows as `release` does."""
         dead = []
         with self.lock:
