@@ -141,7 +141,7 @@ def test_is_hashable_and_compares(client: Client) -> None:
     assert a == a
 
 
-def test_copies_are_handles(client: Client) -> None:
+def test_copies_are_local_references(client: Client) -> None:
     future = client.submit(ones, 100_000)
     future.result()
     other = copy.copy(future)

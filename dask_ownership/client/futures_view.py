@@ -22,7 +22,7 @@ def count_futures(client: ClientLike, key: Any) -> int:
 
 
 def _futures_of_row(client: ClientLike, row: Row) -> int:
-    """Return how many futures a row has, without handles that are dropped but not counted off."""
+    """Return how many futures a row has, without those that are dropped but not counted off."""
     if row.state == CANCELLED:
         return 0
     return row.local_refs - client.owner.dropped(row)
@@ -43,7 +43,7 @@ class FuturesView(dict[Any, Any]):
         # entry.
         if not count_futures(self._client, key):
             raise KeyError(key)
-        # This takes the handle of the future below.
+        # This takes the local reference of the future below.
         row = self._client.owner.find(key)
         if row is None:
             raise KeyError(key)

@@ -50,7 +50,7 @@ def checkpoint(name: str, value: Any) -> Any:
     ValueError
         When the values would have too many bytes.
     NotSerializable
-        When the value cannot be pickled, or holds a future: no handle would keep the future's
+        When the value cannot be pickled, or holds a future: nothing would keep the future's
         object alive.
     RuntimeError
         Outside of a task that dask_ownership runs.

@@ -16,7 +16,7 @@ class ImportsLike(Protocol):
         """Return a future of this client for a future or an actor of another client."""
 
     def row(self, value: Any) -> Row:
-        """Return the row of the future that `future` would return, with a handle."""
+        """Return the row of the future that `future` would return, with a local reference."""
 
 
 class ClientLike(Protocol):

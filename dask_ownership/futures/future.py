@@ -1,4 +1,4 @@
-"""Futures: thin handles on rows."""
+"""Futures: thin objects, each a local reference to a row."""
 
 from __future__ import annotations
 
@@ -313,7 +313,7 @@ class Future(distributed.Future, Generic[T_co]):
         return self._client.retry([self], **kwargs)
 
     def release(self) -> None:
-        """Drop this handle; a second call does nothing. See `distributed.Future.release`."""
+        """Drop this future; a second call does nothing. See `distributed.Future.release`."""
         if not self._cleared:
             self._cleared = True
             self._owner.drop(self._row)
@@ -430,7 +430,7 @@ class TravelledFuture(distributed.Future):
         raise self._refuse()
 
     def release(self) -> None:
-        """Do nothing: there is no handle in this process."""
+        """Do nothing: there is no local reference in this process."""
 
     def __del__(self) -> None:
         pass
@@ -487,7 +487,7 @@ def named(*name: Any) -> Any:
 
 
 def come_home(incarnation: str, address: str, name: str, key: Any, heir: Any, life: int) -> Any:
-    """Unpickle a future: a handle on the owner's row, or in other processes on a borrowed row."""
+    """Unpickle a future: of the owner's row, or in other processes of a borrowed row."""
     origin = (incarnation, address, name, key, heir, life)
     # The client or task that unpickles comes first: owners in one process borrow from each other as
     # owners in different processes do.

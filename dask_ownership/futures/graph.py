@@ -265,8 +265,8 @@ class _Builder:
         The parameters.
     rows : dict
         Key to its row, for all rows made or found so far.
-    handles : list of Row
-        One item for each handle that this object holds, until `let_go`.
+    kept : list of Row
+        One item for each local reference that this object has, until `let_go`.
     nbytes : int
         Bytes of all payloads and literals.
     functions : dict of int to ManyCalls
@@ -290,7 +290,7 @@ class _Builder:
         self.graph = graph
         self.keys = keys
         self.rows: dict[Any, Row] = {}
-        self.handles: list[Row] = []
+        self.kept: list[Row] = []
         self.nbytes = 0
         self.functions: dict[int, ManyCalls] = {}
         # One record of `run_node` for each prefix, because a record has one name and one running
@@ -317,7 +317,7 @@ class _Builder:
             row = self.rows.get(key)
             if row is None:
                 row = self._outside(key)
-            # The handle of the future; the handle that made the row is dropped by `let_go`.
+            # The local reference of the future; `let_go` drops the one that the row was made with.
             self.owner.core.hold(row)
             found[key] = Future(self.calls.client, row)
         return found
@@ -337,8 +337,8 @@ class _Builder:
                 self.owner.call(want, row, wanted_copies(self.owner, number))
 
     def let_go(self) -> None:
-        """Drop the handles that kept rows while the graph was being made."""
-        self.owner.drop_all(self.handles)
+        """Drop the local references that kept rows while the graph was being made."""
+        self.owner.drop_all(self.kept)
 
     def _needed(self) -> dict[Any, GraphNode]:
         """Return the nodes that the wanted keys need and that have no row here yet."""
@@ -354,7 +354,7 @@ class _Builder:
             known = find(key)
             if known is not None:
                 self.rows[key] = known
-                self.handles.append(known)
+                self.kept.append(known)
                 continue
             node = nodes.get(key)
             if node is not None:
@@ -363,7 +363,7 @@ class _Builder:
             elif (row := self.borrowed.get(key)) is not None:
                 self.owner.core.hold(row)
                 self.rows[key] = row
-                self.handles.append(row)
+                self.kept.append(row)
         return needed
 
     @cached_property
@@ -394,7 +394,7 @@ class _Builder:
             row = self.calls.literal(key, node.value)
             self.nbytes += row.nbytes
             self.rows[key] = row
-            self.handles.append(row)
+            self.kept.append(row)
             return
         slots = {}
         # Pickling collects the futures inside the call. A call that pickles in the middle of
@@ -444,7 +444,7 @@ class _Builder:
         owner = self.owner
         adopted = owner.submit(row) if entry is None else submit_child(owner, row, entry)
         self.rows[key] = adopted
-        self.handles.append(adopted)
+        self.kept.append(adopted)
 
     def _call_of(
         self, key: Any, node: GraphNode, slots: dict[Row, Slot]
@@ -530,7 +530,7 @@ class _Builder:
         else:
             row = client.imports.row(future)
         self.rows[key] = row
-        self.handles.append(row)
+        self.kept.append(row)
         return row
 
     def _lost(self, key: Any) -> Row:
@@ -544,7 +544,7 @@ class _Builder:
         )
         failure = Failure("cancelled", key, detail)
         row = self.rows[key] = Row.without_value(key, CANCELLED, failure)
-        self.handles.append(row)
+        self.kept.append(row)
         return row
 
     def _wishes(self, key: Any) -> tuple[Any, Options]:

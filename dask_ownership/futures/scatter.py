@@ -165,7 +165,7 @@ class Scattering:
     ----------
     owner : Owner
     rows : dict
-        Key to its row, each with a handle.
+        Key to its row, each with a local reference.
     """
 
     def __init__(self, owner: Owner, targets: Targets, options: Options) -> None:
@@ -290,7 +290,7 @@ class Scattering:
         return values
 
     def give_up(self, error: BaseException) -> None:
-        """End the rows without a value, and drop the handles of all rows."""
+        """End the rows without a value, and drop the local references of all rows."""
         owner = self.owner
         self._say_where()  # so that dropping the rows frees the values at workers
         for row in self._made:

@@ -88,7 +88,7 @@ class Calls:
         *,
         function: Function | None = None,
     ) -> Row:
-        """Return the row of one `submit`, with a handle for its future.
+        """Return the row of one `submit`, with a local reference for its future.
 
         ``call`` is None when the call has no options. ``function`` is the record of ``func`` if the
         caller makes many calls of the function at one moment.
@@ -118,7 +118,7 @@ class Calls:
         try:
             payload, dependencies, contains = dumps_call(args, kwargs, name, self.row_of, CROSSING)
         except ForeignInput:
-            # Arguments with futures of this owner, which live until the row below uses their rows.
+            # Arguments with futures of this owner, which live until the row below needs their rows.
             args, kwargs = self.imported(args, kwargs)
             payload, dependencies, contains = dumps_call(args, kwargs, name, self.row_of, CROSSING)
         except NotSerializable:

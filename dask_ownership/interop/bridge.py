@@ -41,7 +41,7 @@ from dask_ownership.futures.submit import submit_child
 from dask_ownership.interop.tasks import bring_central, bring_owned
 from dask_ownership.runtime.comm.scheduler_ops import PROMOTED, WHERE
 from dask_ownership.runtime.dask.client import cross_in_clients, scheduler_id
-from dask_ownership.runtime.owner.owner import Handle
+from dask_ownership.runtime.owner.owner import LocalRef
 from dask_ownership.runtime.serialize import dumps, dumps_error
 from dask_ownership.runtime.task import current_entry
 
@@ -105,7 +105,7 @@ def promote(client: Any, futures: Iterable[Any]) -> dict[Any, Any]:
         name = f"{PROMOTED}{owner.incarnation}-{next(_numbers):x}"
         if owner.incarnation in owned_clients:
             owned_clients[owner.incarnation].central_calls += 1
-        owner.promoted[name] = Handle(owner, row)  # until `PROMOTION_OVER` names it
+        owner.promoted[name] = LocalRef(owner, row)  # until `PROMOTION_OVER` names it
         owner.export(row)
         new[name] = future
         nodes[name] = Task(name, bring_owned, name, owner.core.origin_of(row))

@@ -36,7 +36,7 @@ KINDS = {INLINE: "inline", STORED: "stored"}
 
 
 def find(owner: Owner, key: Hashable) -> Row | None:
-    """Return the row of a key that this process owns or borrows, or None; takes no handle."""
+    """Return the row of a key that this process owns or borrows, or None; counts no reference."""
     row: Row | None = owner.core.table.rows.get(key)
     if row is None:
         # A borrowed row stands in the table under another key. The key that users know is the
@@ -285,8 +285,8 @@ def _references(core: OwnerCore) -> dict[str, int]:
     borrowers = core.lending.borrowers
     for row in core.table.all():
         pinned, desired = row in core.table.pinned, row in core.desired.rows
-        # A pin and a `fire_and_forget` each hold one handle, which is counted below under its own
-        # name.
+        # A pin and a `fire_and_forget` each are one local reference, which is counted below under
+        # its own name.
         counts["handles"] += row.local_refs - pinned - desired
         counts["uses"] += row.task_refs
         counts["borrowers"] += len(borrowers.get(row, ()))

@@ -73,7 +73,7 @@ class Clock:
         self.now, _, call = heappop(self._events)
         call()
         # The local ``call`` keeps the futures of the event until the steps are taken: a process
-        # gives their handles up after its step, and not before.
+        # gives these up after its step, and not before.
         self.settle()
 
     def pass_until(self, time: float) -> None:

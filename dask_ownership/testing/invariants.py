@@ -24,23 +24,23 @@ def check_ownership(owner: OwnerCore) -> None:
     """Check that the rows, counts and views of workers of one owner agree with each other."""
     rows = rows_of(owner)
     # Count the references anew, from the objects that hold them.
-    uses: Counter[Row] = Counter()
-    descendants: Counter[Row] = Counter()
+    task_refs: Counter[Row] = Counter()
+    lineage_refs: Counter[Row] = Counter()
     kept = 0
-    descendants.update(owner.retention.keepers)
+    lineage_refs.update(owner.retention.keepers)
     for row in rows:
         if row.dependencies:
-            uses.update(row.dependencies)
+            task_refs.update(row.dependencies)
         if row.contains:
-            uses.update(row.contains)
+            task_refs.update(row.contains)
         if row.lineage is not None:
-            descendants.update(row.lineage.dependencies)
-            descendants.update(row.lineage.contains)
+            lineage_refs.update(row.lineage.dependencies)
+            lineage_refs.update(row.lineage.contains)
             kept += row.lineage.nbytes
         # All borrowers of a row together are one task reference.
         if row in owner.lending.borrowers:
             assert owner.lending.borrowers[row] and row.roles & HAS_BORROWERS, row
-            uses[row] += 1
+            task_refs[row] += 1
         else:
             assert not row.roles & HAS_BORROWERS, row
     for row in rows:
@@ -49,7 +49,7 @@ def check_ownership(owner: OwnerCore) -> None:
         assert row.local_refs > 0 or row.task_refs > 0 or row.lineage_refs > 0, (
             f"nobody counts {row}"
         )
-        assert row.lineage_refs == descendants[row], (row, row.lineage_refs, descendants[row])
+        assert row.lineage_refs == lineage_refs[row], (row, row.lineage_refs, lineage_refs[row])
         # Only lineage needs a dormant row, whose value is freed.
         if row.state == DORMANT:
             assert row.lineage is not None and not row.locations, row
@@ -57,7 +57,9 @@ def check_ownership(owner: OwnerCore) -> None:
             for needed in (*row.lineage.dependencies, *row.lineage.contains):
                 assert needed.state != FORGOTTEN, f"{needed} is lineage of {row}, freed early"
         # It may be more: a search for children holds a row, and so does the opening of its value.
-        assert row.task_refs >= uses[row], f"{row} is used by {uses[row]}, counted {row.task_refs}"
+        assert row.task_refs >= task_refs[row], (
+            f"{row} has {task_refs[row]} task references, counted {row.task_refs}"
+        )
         if row.state == PUSHED:
             assert row.worker.alive, f"{row} is with a dead worker"
             assert row.worker.pushed.get(key) is row, f"{row} is not in its worker's list"

@@ -55,7 +55,7 @@ class VirtualOwner(VirtualProcess):
     process : Process
     core : OwnerCore
     dropped : list of Row
-        Rows of handles that were given up since the last step, one entry for each handle.
+        Rows of dropped local references since the last step, one entry for each reference.
     posts : list of tuple
         Posts that the executor in this process has not taken over yet.
     function : Function

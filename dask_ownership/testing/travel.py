@@ -17,7 +17,7 @@ class FutureOwner(Protocol):
     ----------
     core : OwnerCore
     dropped : list of Row
-        Rows of handles that were given up: the owner counts them off with its next step.
+        Rows of dropped local references: the owner counts them off with its next step.
     """
 
     core: OwnerCore
@@ -29,7 +29,7 @@ class FutureOwner(Protocol):
 
 
 class VirtualFuture:
-    """One handle on a row, given up when the last reference to this object goes."""
+    """One local reference to a row, dropped when this object goes."""
 
     __slots__ = ("owner", "row")
 

@@ -254,8 +254,7 @@ def test_a_value_is_kept_until_the_futures_inside_are_counted(pair):
     borrowed = pair.lent(row)
     (mine,) = borrowed.contains
     assert not mine.acknowledged
-    handles = borrowed.task_refs
-    assert handles == 1
+    assert borrowed.task_refs == 1
     pair.borrower.release(borrowed)
     assert borrowed.state == INLINE, "its owner must keep y until y's owner counts this one"
     pair.borrower.core.borrowing._counted(mine)

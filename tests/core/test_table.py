@@ -13,7 +13,7 @@ def make(key, *dependencies, **options):
     return Row(key, None, None, dependencies, 0, Options(**options))
 
 
-def test_a_key_has_one_row_and_each_adoption_one_handle():
+def test_a_key_has_one_row_and_each_adoption_one_local_reference():
     table = Table(nullcontext(), ("me", "", "me"))
     first = make("x")
     assert table.adopt(first) is first and first.local_refs == 1

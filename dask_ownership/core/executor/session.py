@@ -102,7 +102,7 @@ class Entry:
     occurrences : dict or None
         How often the task made each call, for the keys of its children.
     contains : object
-        The futures inside the value, or handles by which the runtime keeps these alive.
+        The futures inside the value, or local references by which the runtime keeps these.
     arrived : list of Row or None
         Rows of the futures that came in the arguments; written by the runtime.
     named : Heir or None

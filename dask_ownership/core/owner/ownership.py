@@ -423,7 +423,7 @@ class OwnerCore:
                 self.moves.away(row, view)
 
     def expect(self, key: Key, options: Options) -> Row:
-        """Add and return a row with one handle, for a value on its way to workers; see `put`."""
+        """Add and return a row with a local reference, whose value is on its way; see `put`."""
         row = self.table.adopt(Row(key, None, None, (), 0, options))
         self.lifecycle.numbers += 1
         row.attempt = self.lifecycle.numbers
@@ -455,7 +455,7 @@ class OwnerCore:
         self.desired.keep(rows)
 
     def release(self, rows: Iterable[Row]) -> None:
-        """Let go of one handle of each row."""
+        """Let go of one local reference of each row."""
         self.lifecycle.release(rows)
 
     def cancel(self, rows: Iterable[Row], detail: str) -> None:

@@ -41,7 +41,7 @@ from dask_ownership.runtime.executor.store import Store
 from dask_ownership.runtime.executor.threads import Coroutines, Threads
 from dask_ownership.runtime.executor.watch import Watch
 from dask_ownership.runtime.owner.members import Ask
-from dask_ownership.runtime.owner.owner import Handle, Owner
+from dask_ownership.runtime.owner.owner import LocalRef, Owner
 from dask_ownership.runtime.parking import (
     await_without_slot,
     await_without_slot_if_long,
@@ -354,12 +354,12 @@ class Executor:
         row = self.owner.core.table.find(child)
         if row is None:
             return
-        handle = Handle(self.owner, row)
-        self.owner.drop(row)  # the local reference that `find` took; the handle has its own
+        local_ref = LocalRef(self.owner, row)
+        self.owner.drop(row)  # the local reference that `find` took
         self.owner.export(row)
         origin = self.owner.core.table.origin_of(row)
         with self.lock:
-            self.core.made(entry, child, origin, handle)
+            self.core.made(entry, child, origin, local_ref)
         self.flushing.soon()
 
     def say_escaped(self, heir: Origin) -> None:
@@ -578,7 +578,8 @@ class Executor:
     def hold(self, owner: str, key: Any, number: int, value: Any, contains: Any = None) -> int:
         """Keep a scattered value for its owner, who numbers it like an attempt; its bytes.
 
-        ``contains`` has handles of the futures inside; None has the value searched for futures.
+        ``contains`` has local references for the futures inside; None has the value searched for
+        futures.
         """
         entry = Entry(self.link_of(owner).session, key, number)
         if contains is None and type(value) not in ATOMS:

@@ -14,7 +14,7 @@ from dask_ownership.core.executor.session import Entry
 from dask_ownership.errors import NotSerializable
 from dask_ownership.runtime.comm.transfer import unpack_off_loop
 from dask_ownership.runtime.executor.store import Store
-from dask_ownership.runtime.owner.owner import Handle, Owner
+from dask_ownership.runtime.owner.owner import LocalRef, Owner
 from dask_ownership.runtime.serialize import dumps_error
 
 
@@ -71,11 +71,11 @@ class Inputs:
         if not rows:
             self._keep(entry, value)
             return
-        handles = [Handle(self._owner, row) for row in rows]
+        local_refs = [LocalRef(self._owner, row) for row in rows]
         # The sender, or the row of the value, keeps the futures inside for now. A task here may
         # use the value only when this process is counted for those futures itself.
         self._owner.core.borrowing.when_acknowledged(
-            rows, lambda: self._keep(entry, value, handles)
+            rows, lambda: self._keep(entry, value, local_refs)
         )
 
     def _keep(self, entry: Entry, value: Any, contains: Any = None) -> None:

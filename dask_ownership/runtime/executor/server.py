@@ -18,7 +18,7 @@ from dask_ownership.runtime.comm.operations import Refusals, operation, refusal
 from dask_ownership.runtime.comm.secret import SCHEDULER, proves
 from dask_ownership.runtime.comm.transfer import pack, unpack_off_loop
 from dask_ownership.runtime.executor.executor import Executor
-from dask_ownership.runtime.owner.owner import Handle
+from dask_ownership.runtime.owner.owner import LocalRef
 
 logger = logging.getLogger("dask_ownership.executor")
 
@@ -305,8 +305,8 @@ class Server:
             packed = Serialized(sealed.header, sealed.frames)
             value, rows = await unpack_off_loop(packed, self.executor.task_client)
             arrived.extend(rows)
-            handles = [Handle(mine, row) for row in rows]
-            sizes.append(self.executor.hold(owner, key, number, value, handles))
+            local_refs = [LocalRef(mine, row) for row in rows]
+            sizes.append(self.executor.hold(owner, key, number, value, local_refs))
         if arrived:
             # With the answer the owner may let go of the futures inside the values.
             counted = asyncio.Event()

@@ -27,7 +27,7 @@ class Containing:
     """A value with futures inside, as it stands in ``data``.
 
     When the value spills, the futures are pickled with it and the `Future` objects go away. The
-    handles in `Entry.contains` keep their rows meanwhile.
+    local references in `Entry.contains` keep their rows meanwhile.
     """
 
     __slots__ = ("value",)

@@ -1,4 +1,4 @@
-"""The inbox of an owner, filled by any thread: rows to run, dropped handles, calls to the core.
+"""The inbox of an owner, filled by any thread: rows to run, dropped references, calls to the core.
 
 A submitting thread makes a row, adds the row to the table and appends it to the inbox, and never
 blocks. The first item wakes the event loop, which then takes in all items at once.
@@ -32,7 +32,7 @@ from dask_ownership.runtime.serialize import arriving, unpickling
 logger = logging.getLogger("dask_ownership.owner")
 
 DROPPED_AT_ONCE = 1000
-"""Dropped handles above which the loop is woken to count them off."""
+"""Dropped local references above which the loop is woken to count them off."""
 
 FIND_TIMEOUT = 5.0
 """Seconds for which `find` waits for the event loop, at most."""
@@ -54,9 +54,9 @@ class Inbox:
     places : TaskOrder
         Gives each task its place in the order of tasks.
     gone : deque
-        A row for each dropped handle that is not counted off yet. Also pairs of a row and the rows
-        of the futures inside its value, from `open`: the row is kept until the owners of these
-        futures count this process.
+        A row for each dropped local reference that is not counted off yet. Also pairs of a row and
+        the rows of the futures inside its value, from `open`: the row is kept until the owners of
+        these futures count this process.
     closed : bool
         Whether the owner takes no more tasks.
     lost : str
@@ -187,48 +187,49 @@ class Inbox:
         if not self._awake:
             self._wake()
 
-    def _left_behind(self, row: Row, handle: bool) -> None:
+    def _left_behind(self, row: Row, local_ref: bool) -> None:
         """Repair the state of a row after an interrupt of the thread that added it. Loop thread.
 
         Another thread may have found the row under its key, and would wait for ever for a row that
-        the core has not taken in. The ``handle`` belongs to a future that is not made any more.
+        the core has not taken in. With ``local_ref`` a local reference is dropped, whose future is
+        not made any more.
         """
         if self.core.table.rows.get(row.key) is row:
             if row.state == WAITING and not row.waiting and not row.attempt:
                 self.core.submit((row,))
-            if handle:
+            if local_ref:
                 self.core.release((row,))
 
-    # ---- any thread: handles ----
+    # ---- any thread: local references ----
 
     def dropped(self, row: Row) -> int:
-        """Return the number of dropped handles of a row that are not counted off yet."""
+        """Return how many dropped local references of a row are not counted off yet."""
         return list(self.gone).count(row) if self.gone else 0
 
     def drop(self, row: Row) -> None:
-        """Drop one handle of a row. Called by finalizers, in any thread, at any moment."""
+        """Drop one local reference of a row. Called by finalizers, in any thread, at any moment."""
         self.gone.append(row)
         # The loop sweeps at regular times while the table has rows (`owner.SWEEP`). Waking the loop
-        # for each handle would cost more than all the rest of a round trip.
+        # each time would cost more than all the rest of a round trip.
         if len(self.gone) > DROPPED_AT_ONCE and not self._awake:
             self._wake()
 
     def drop_all(self, rows: Iterable[Row]) -> None:
-        """Drop one handle of each row, as `drop`; an interrupt drops all of them or none."""
+        """Drop one local reference of each row, as `drop`; an interrupt drops all or none."""
         self.gone.extend(rows)
         if len(self.gone) > DROPPED_AT_ONCE and not self._awake:
             self._wake()
 
     def find(self, key: Hashable, parent: Any = None) -> Row | None:
-        """Return the row of a key chosen by a user, with one more handle, or None.
+        """Return the row of a key chosen by a user, with one more local reference, or None.
 
         When all futures of such a key are gone the user may give the key to another call. So the
-        dropped handles are counted off before the answer.
+        dropped references are counted off before the answer.
         """
         row = self.known(key, parent)
         if row is None or not self.gone or self._loop is None:
             return row
-        self.gone.append(row)  # the handle that `known` took
+        self.gone.append(row)  # the local reference that `known` took
         if threading.get_ident() == self._loop_thread:
             self._release_gone()
         else:  # only the loop may change the core
@@ -238,7 +239,7 @@ class Inbox:
         return self.known(key, parent)
 
     def known(self, key: Hashable, parent: Any = None) -> Row | None:
-        """Return the row of a key with one more handle, as `find`, but take the table as it is.
+        """Return the row of a key as `find` does, but take the table as it is.
 
         For keys of pure calls, which always mean the same object.
         """
@@ -250,9 +251,10 @@ class Inbox:
     # ---- any thread: futures that travel ----
 
     def arrive(self, origin: Origin) -> Row:
-        """Return the row of a future unpickled in this process, with one more handle. Any thread.
+        """Return the row of a future unpickled in this process. Any thread.
 
-        A future of another owner makes this process a borrower.
+        The row has one more local reference, for the future. A future of another owner makes this
+        process a borrower.
         """
         row: Row | None = None
         try:
@@ -313,8 +315,8 @@ class Inbox:
         with arriving(client) as arrived:
             value = load()
         if arrived:
-            # In `gone` and not among the items, to stay in order with dropped handles, such as the
-            # caller's own of this row.
+            # In `gone` and not among the items, to stay in order with dropped references, such as
+            # the caller's own of this row.
             self.gone.append((row, arrived))
             if not self._awake:
                 self._wake()
@@ -367,7 +369,7 @@ class Inbox:
         self._step()
 
     def _release_gone(self, gate: Gate | None = None) -> None:
-        """Count off the dropped handles, then open the gate. Loop thread."""
+        """Count off the dropped local references, then open the gate. Loop thread."""
         todo = self.gone
         rows: list[Row] = []
         while todo:
@@ -375,7 +377,7 @@ class Inbox:
             if type(item) is not tuple:
                 rows.append(item)
                 continue
-            # A pair of `open`: handles dropped before are released before, and later ones later.
+            # A pair of `open`: what was dropped before is released before, and the rest later.
             self.core.release(rows)
             rows = []
             self.core.borrowing.hold_until_counted(*item)

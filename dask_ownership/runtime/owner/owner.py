@@ -52,7 +52,7 @@ TICK = 0.005
 acknowledge."""
 
 SWEEP = 0.03
-"""Seconds after which dropped handles are counted off."""
+"""Seconds after which dropped local references are counted off."""
 
 
 def max_bytes(of: str) -> int:
@@ -61,8 +61,8 @@ def max_bytes(of: str) -> int:
     return int(min(1 << 30, MEMORY_LIMIT // 10)) if configured is None else configured
 
 
-class Handle:
-    """One handle on a row, dropped when the last reference to this object goes.
+class LocalRef:
+    """One local reference to a row, dropped when this object goes.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ class Owner:
     process, place, places, submit, expect, begin, call, check_open
         As in `Inbox`, for tasks.
     drop, drop_all, dropped, find, known, arrive, export, pin, open
-        As in `Inbox`, for handles and for futures that travel.
+        As in `Inbox`, for local references and for futures that travel.
     waiting : Waiting
         Threads and coroutines that wait for rows.
     wait, wait_at, wait_async
@@ -138,7 +138,7 @@ class Owner:
         The members of the cluster.
     connections : Connections
         The links to workers.
-    promoted : dict of str to Handle
+    promoted : dict of str to LocalRef
         Objects that the central scheduler may read, by their names there.
     """
 
@@ -217,7 +217,7 @@ class Owner:
             refused=self.members.refused,
             unreachable=self.members.unreachable,
         )
-        self.promoted: dict[str, Handle] = {}
+        self.promoted: dict[str, LocalRef] = {}
         # `_ticking` and `_sweeping` say whether a timer is running already.
         self._backlog = Backlog(core.placement, tell_backlog)
         self._ticking = False
@@ -276,7 +276,7 @@ class Owner:
         return result
 
     def hold(self, origins: Iterable[Origin], bequest: LineageSpec) -> list[Row]:
-        """Hold objects of other owners; return rows with one more handle each. Loop thread.
+        """Hold objects of other owners; return rows with a local reference each. Loop thread.
 
         The ``bequest`` says how the objects are made.
         """
@@ -433,7 +433,7 @@ class Owner:
         self.step()
 
     def _sweep(self) -> None:
-        """Count off dropped handles, and do the work that no event starts. Loop thread."""
+        """Count off dropped local references, and do the work that no event starts. Loop thread."""
         self._sweeping = False
         if not self.inbox.closed:
             self.places.grow_old()

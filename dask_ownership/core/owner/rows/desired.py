@@ -12,7 +12,7 @@ from dask_ownership.core.protocol.states import INLINE
 
 
 class Desired(RowListener):
-    """The rows that an owner keeps until their tasks end, with one handle each.
+    """The rows that an owner keeps until their tasks end, with a local reference each.
 
     Parameters
     ----------

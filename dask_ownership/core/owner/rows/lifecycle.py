@@ -23,8 +23,8 @@ What a state requires
     ``value`` says why. The row has left the table and keeps nothing else. Only while borrowers are
     left does the row keep the futures inside its former value.
 ``DORMANT``
-    The value was freed, because no future and no task needed the value. A descendant may need the
-    value again: so the row has a lineage, from which the value is made again.
+    The value was freed, because no future and no task needed the value. A row made from the row
+    may need the value again: so the row has a lineage, from which the value is made again.
 ``FORGOTTEN``
     Nothing counts the row. The row has left the table and never comes back.
 
@@ -40,10 +40,10 @@ Three rules keep another part from seeing an end half done:
 
 1. The value is written before the state, because another thread reads the value of a row as soon as
    the state is final.
-2. The futures inside a value are counted before the uses of the arguments are let go of. A value
-   may contain the future of an argument, and nothing may be freed in between.
-3. Waiting rows are told before uses are let go of, and listeners come last. Listeners may do
-   anything, also end other rows, and find the ended row complete.
+2. The futures inside a value are counted before the task references of the arguments are let go
+   of. A value may contain the future of an argument, and nothing may be freed in between.
+3. Waiting rows are told before task references are let go of, and listeners come last. Listeners
+   may do anything, also end other rows, and find the ended row complete.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ TRANSITIONS = frozenset(
         (STORED, WAITING),
         (ERROR, WAITING),
         (DORMANT, WAITING),
-        # Only descendants need the value, perhaps while it is being made again.
+        # Only lineage needs the value, perhaps while it is being made again.
         *((state, DORMANT) for state in (WAITING, READY, PUSHED, INLINE, STORED, ERROR)),
         # No value.
         *((state, ERROR) for state in (DORMANT, WAITING, READY, PUSHED, STORED)),
@@ -307,7 +307,8 @@ class Lifecycle:
         Returns
         -------
         tuple of Row
-            The rows that the former task needed. The caller lets go of these uses, once each.
+            The rows that the former task needed. The caller releases these task references, once
+            each.
         """
         needed = row.dependencies + row.contains
         row.function = function
@@ -323,7 +324,8 @@ class Lifecycle:
     def finish_inline(self, row: Row, value: bytes, inside: tuple[Row, ...] = ()) -> None:
         """End a row with its pickled value.
 
-        ``inside`` are the rows of the futures inside the value, each with a use counted already.
+        ``inside`` are the rows of the futures inside the value, each with a task reference counted
+        already.
         """
         row.value = value
         row.nbytes = len(value)
@@ -369,7 +371,7 @@ class Lifecycle:
         row.contains = inside
         row.state = state  # after the value: another thread reads the value from here on
         if arguments is inside:
-            arguments = ()  # a borrowed or scattered row: the same uses go on
+            arguments = ()  # a borrowed or scattered row: the same references go on
         self.counts["done"] += 1
         roles = row.roles | self.of_all
         if roles:
@@ -426,7 +428,7 @@ class Lifecycle:
         """End a row without a value, and all rows that wait for the row, and so on.
 
         ``inside`` are the rows of the futures in a pickled error; every row with the error has a
-        use of each.
+        task reference to each.
         """
         self.counts["failed"] += 1
         stack = [row]
@@ -597,27 +599,27 @@ class Lifecycle:
     # ---- counts that come to zero ----
 
     def release(self, rows: Iterable[Row]) -> None:
-        """Let go of one handle of each row."""
+        """Let go of one local reference of each row."""
         dead = self.table.release(rows)
         if dead:
             self._forget(dead)
 
     def release_task_refs(self, rows: Iterable[Row]) -> None:
-        """Let go of one use of each row."""
+        """Let go of one task reference of each row."""
         dead = self.table.release_task_refs(rows)
         if dead:
             self._forget(dead)
 
     def forget_unneeded(self, rows: Iterable[Row]) -> None:
-        """Forget the rows that nothing counts after descendants went away."""
+        """Forget the rows that nothing counts after lineage references went away."""
         dead = self.table.unneeded(rows)
         if dead:
             self._forget(dead)
 
     def _forget(self, dead: list[Row]) -> None:
-        """Forget rows without a handle or a use, and rows that only these needed.
+        """Forget rows without a local and a task reference, and rows that only these needed.
 
-        A row that descendants still count stays: `Lineages` decides about its value.
+        A row with lineage references stays: `Lineages` decides about its value.
 
         A listener may release further rows here. They join the stack of the outer call, so chains
         of any length end without recursion.
@@ -634,7 +636,7 @@ class Lifecycle:
                 if state == FORGOTTEN:
                     continue
                 if row.lineage_refs:
-                    # Descendants need the row: its value may be freed, but not the row.
+                    # Lineage needs the row: its value may be freed, but not the row.
                     for listener in self._listeners.everyone:
                         listener.only_lineage_left(row)
                     continue

@@ -69,7 +69,7 @@ class RowListener:
         return False
 
     def only_lineage_left(self, row: Row) -> None:
-        """Hear that only descendants (rows that were made from the row) still count a row."""
+        """Hear that only lineage references are left of a row."""
 
 
 class Listeners(dict[int, tuple[RowListener, ...]]):

@@ -145,13 +145,13 @@ class Row:
     locations: tuple[Any, ...] = field(default=(), init=False)
     #: Pickled type of a stored value.
     type_name: bytes | None = field(default=None, init=False)
-    #: Handles: how many futures in this process hold the row, see `rows.table`.
+    #: Local references: how many futures and pins in this process keep the row, see `rows.table`.
     local_refs: int = field(default=1, init=False)
-    #: Uses: how many rows that did not end with a value need the row, and how many values contain
-    #: its future; all borrowers together count as one.
+    #: Task references: how many rows that did not end with a value need the row, and how many
+    #: values contain its future; all borrowers together count as one.
     task_refs: int = field(default=0, init=False)
-    #: Descendants: how many lineages need the row, and how many processes have the row's task kept
-    #: for its children.
+    #: Lineage references: how many lineages need the row, and how many processes have the row's
+    #: task kept for its children.
     lineage_refs: int = field(default=0, init=False)
     #: Tells the row from earlier and later rows of this process with the same key: a number that
     #: the row gets when another process is about to hear of the row, 0 until then.

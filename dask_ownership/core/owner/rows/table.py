@@ -3,17 +3,17 @@
 Each row has three counts:
 
 ``local_refs``
-    Handles: futures in this process, and pins such as ``fire_and_forget``.
+    Local references: futures in this process, and pins such as ``fire_and_forget``.
 ``task_refs``
-    Uses: tasks that have the row as an argument and did not end with a value, and rows whose
-    arguments, value or error contain a future of the row. All borrowers together are one use, and
-    so is a handover of the row to another owner.
+    Task references: tasks that have the row as an argument and did not end with a value, and rows
+    whose arguments, value or error contain a future of the row. All borrowers together are one
+    task reference, and so is a handover of the row to another owner.
 ``lineage_refs``
-    Descendants: rows that were made from the row, see `recovery.lineage`; and processes that own
-    children of the row's task, see `references.retention`.
+    Lineage references: rows that were made from the row, see `recovery.lineage`; and processes
+    that own children of the row's task, see `references.retention`.
 
-A row is forgotten when all three counts are zero. When only descendants are left, the value is
-freed if the row's task can make it again.
+A row is forgotten when all three counts are zero. When only lineage references are left, the value
+is freed if the row's task can make it again.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Rows(Mapping[Key, Row]):
 class Table:
     """The rows of one owner by key, and their counts.
 
-    Any thread looks keys up, takes handles on rows and names rows; only the loop counts down and
+    Any thread looks keys up, takes local references and names rows; only the loop counts down and
     takes out rows at zero (`release`, `release_task_refs`, `unneeded`). ``lock`` covers both.
     `Lifecycle._forget` then frees the values of these rows (``FREE`` to workers), and
     `Lineages.only_lineage_left` decides about a row that lineage still needs.
@@ -109,7 +109,7 @@ class Table:
         self.pinned: set[Row] = set()
 
     def pin(self, row: Row) -> None:
-        """Keep a row as in ``pinned``, with one handle however often the row is pinned."""
+        """Keep a row as in ``pinned``, with one local reference however often it is pinned."""
         with self.lock:
             if row not in self.pinned:
                 self.pinned.add(row)
@@ -121,7 +121,7 @@ class Table:
             return [row for shard in filter(None, self.rows.shards) for row in shard.values()]
 
     def adopt(self, row: Row) -> Row:
-        """Add a row with one handle, or take a handle on the row that has the key already.
+        """Add a row with one local reference, or count one more of the row that has the key.
 
         Returns
         -------
@@ -147,7 +147,7 @@ class Table:
         return row
 
     def adopt_for_task(self, row: Row) -> Row:
-        """Add a row with one use, or count one use of the row that has the key already.
+        """Add a row with one task reference, or count one more of the row that has the key.
 
         Return the row in the table, as `adopt` does. The row must not have dependencies.
         """
@@ -164,36 +164,36 @@ class Table:
             self.rows.remove(row)
 
     def hold(self, row: Row) -> None:
-        """Count one handle more of a row."""
+        """Count one local reference more of a row."""
         with self.lock:
             row.local_refs += 1
 
     def add_task_refs(self, rows: Iterable[Row]) -> None:
-        """Count one use more of each row."""
+        """Count one task reference more of each row."""
         with self.lock:
             for row in rows:
                 row.task_refs += 1
 
     def local_to_task_refs(self, rows: Iterable[Row]) -> None:
-        """Count one use in place of one handle of each row."""
+        """Count one task reference in place of one local reference of each row."""
         with self.lock:
             for row in rows:
                 row.local_refs -= 1
                 row.task_refs += 1
 
     def retain(self, rows: Iterable[Row]) -> None:
-        """Count one descendant more of each row."""
+        """Count one lineage reference more of each row."""
         with self.lock:
             for row in rows:
                 row.lineage_refs += 1
 
     def unretain(self, row: Row) -> None:
-        """Count one descendant less of a row; `unneeded` takes the row out if nothing counts it."""
+        """Count one lineage reference less of a row; `unneeded` takes out a row at zero."""
         with self.lock:
             row.lineage_refs -= 1
 
     def is_held(self, row: Row) -> bool:
-        """Return whether a handle or a use counts a row."""
+        """Return whether a row has local or task references."""
         with self.lock:
             return row.local_refs > 0 or row.task_refs > 0
 
@@ -215,7 +215,7 @@ class Table:
         return None if row is None or (life and row.life != life) else row
 
     def find_for_task(self, key: Key, life: int = 0) -> Row | None:
-        """Return the row as `living` does, and count one use more."""
+        """Return the row as `living` does, and count one task reference more."""
         with self.lock:
             row = self.living(key, life)
             if row is not None:
@@ -223,7 +223,7 @@ class Table:
         return row
 
     def find(self, key: Key, parent: Any = None, life: int = 0) -> Row | None:
-        """Return the row as `living` does, and count one handle more.
+        """Return the row as `living` does, and count one local reference more.
 
         ``parent`` is the asking task, as in `Options.parent`.
         """
@@ -235,13 +235,13 @@ class Table:
         return row
 
     def release(self, rows: Iterable[Row]) -> list[Row]:
-        """Count one handle of each row down.
+        """Count one local reference of each row down.
 
         Returns
         -------
         list of Row
-            Rows without a handle and a use now. They are taken out of the table, unless
-            descendants count them.
+            Rows without a local and a task reference now. They are taken out of the table, unless
+            they have lineage references.
         """
         dead = []
         with self.lock:
@@ -269,7 +269,7 @@ class Table:
         return dead
 
     def release_task_refs(self, rows: Iterable[Row]) -> list[Row]:
-        """Count one use of each row down, and return rows as `release` does."""
+        """Count one task reference of each row down, and return rows as `release` does."""
         dead = []
         with self.lock:
             for row in rows:
