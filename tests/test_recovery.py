@@ -141,7 +141,7 @@ def forget_values(dask_worker: Any) -> None:
                 executor.core.lifecycle.drop(entry)
 
 
-def test_a_value_that_its_holder_does_not_have_is_made_again(client, tmp_path):
+def test_a_value_that_its_location_does_not_have_is_made_again(client, tmp_path):
     path = tmp_path / "runs"
     value = client.submit(ones, 100_000, str(path), pure=False)
     for times in (2, 3):
@@ -151,7 +151,7 @@ def test_a_value_that_its_holder_does_not_have_is_made_again(client, tmp_path):
         assert runs(path) == times
 
 
-def test_a_borrowed_value_that_its_holder_does_not_have_is_made_again(client):
+def test_a_borrowed_value_that_its_location_does_not_have_is_made_again(client):
     value = client.submit(blob, 300_000, pure=False)
     wait(value)
     reader = client.submit(read_when_told, Box(value), pure=False)

@@ -35,7 +35,7 @@ class Data(ClusterConnection):
     ) -> Any:
         """Put values at workers; see `distributed.Client.scatter`.
 
-        Scattered values have no lineage: a value is lost when all of its holders are gone.
+        Scattered values have no lineage: a value is lost when all workers with a copy are gone.
         """
         if isinstance(data, PyQueue | Iterator):
             raise TypeError(
@@ -88,10 +88,10 @@ class Data(ClusterConnection):
     ) -> Any:  # fmt: skip
         """Keep copies of values, so that deaths cost none; see `distributed.Client.replicate`.
 
-        Unlike in Dask the copies last: when a holder dies or leaves, another copy is made, as far
+        Unlike in Dask the copies last: when a worker dies or leaves, another copy is made, as far
         as there are workers, for as long as a process holds the future. So scattered values
-        survive, and computed values are not made again, unless all holders die before there is
-        another copy. A second call with a smaller ``n`` frees surplus copies.
+        survive, and computed values are not made again, unless all workers with a copy die before
+        there is another. A second call with a smaller ``n`` frees surplus copies.
 
         Values of up to 64 KiB are with this client already: they need no copies, nor do futures
         that end without a value. Each copy needs a slot at its worker for a moment.

@@ -50,6 +50,6 @@ class ClientLike(Protocol):
     def status(self) -> str: ...
 
     def who_has(self, futures: Any = None, **kwargs: Any) -> Any:
-        """Return the holders of each value; a coroutine with ``asynchronous=True``."""
+        """Return the locations of each value; a coroutine with ``asynchronous=True``."""
 
     def _send_to_scheduler(self, msg: dict[str, Any]) -> None: ...

@@ -252,7 +252,7 @@ class Scattering:
                 )  # fmt: skip
             except Stalled:
                 # The worker may have the values, or find the request when it wakes up. As a
-                # possible holder it is told when the values are freed.
+                # possible location it is told when the values are freed.
                 for row, _ in batch:
                     self._perhaps.setdefault(row, []).append(view)
                 raise
@@ -267,11 +267,11 @@ class Scattering:
         return True
 
     def _say_where(self) -> None:
-        """Tell the core the holders of each value."""
+        """Tell the core the locations of each value."""
         for row in dict.fromkeys([*self._placed, *self._perhaps]):
             took = self._placed.get(row, [])
-            holders = dict.fromkeys([*(view for view, _ in took), *self._perhaps.get(row, ())])
-            self.owner.core.put(row, holders, took[0][1] if took else 0)
+            locations = dict.fromkeys([*(view for view, _ in took), *self._perhaps.get(row, ())])
+            self.owner.core.put(row, locations, took[0][1] if took else 0)
 
     async def left_behind(self, elsewhere: dict[Any, Any]) -> dict[Any, Any]:
         """Return, by key, the values that another, interrupted call did not put at workers."""

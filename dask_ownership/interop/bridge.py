@@ -110,7 +110,7 @@ def promote(client: Any, futures: Iterable[Any]) -> dict[Any, Any]:
         new[name] = future
         nodes[name] = Task(name, bring_owned, name, owner.core.origin_of(row))
         if row.state == STORED:
-            places[name] = _holders(row)
+            places[name] = _addresses(row)
     if not new:
         return found
     # Near the values when that is possible. Any other worker can fetch the values, too.
@@ -150,8 +150,8 @@ def _check_promotable(client: Any, future: Any) -> None:
         )
 
 
-def _holders(row: Row) -> list[str]:
-    """Addresses of the workers with the value of a stored row."""
+def _addresses(row: Row) -> list[str]:
+    """Addresses of the locations of a stored value."""
     if isinstance(row, Borrowed):
         return list(row.addresses)
     return [view.address for view in row.locations]

@@ -62,14 +62,14 @@ def named(rows: Iterable[Row]) -> list[Hashable]:
     return list(dict.fromkeys(name_of(row.key) for row in rows))
 
 
-def holders_of(row: Row) -> list[str]:
+def locations_of(row: Row) -> list[str]:
     """Return the addresses of the workers that have a copy of a value, or are being given one."""
-    holders = [view.address for view in row.locations]
-    # ``addresses`` are the holders that the owner named, ``locations`` the workers that fetched a
-    # copy for tasks of this process.
+    addresses = [view.address for view in row.locations]
+    # ``row.addresses`` are the locations that the owner named, ``row.locations`` the workers that
+    # fetched a copy for tasks of this process.
     if isinstance(row, Borrowed):
-        holders = list(dict.fromkeys([*row.addresses, *holders]))
-    return holders
+        addresses = list(dict.fromkeys([*row.addresses, *addresses]))
+    return addresses
 
 
 def look(owner: Owner, row: Row) -> ObjectSnapshot:
@@ -102,7 +102,7 @@ def look(owner: Owner, row: Row) -> ObjectSnapshot:
         pinned=row in core.table.pinned,
         fire_and_forget=row in core.desired.rows,
         borrowers=list(borrowers),
-        holders=holders_of(row),
+        holders=locations_of(row),
         # In other states `worker` is where the value was made.
         worker=row.worker.address if row.state == PUSHED else None,
         dependencies=named(row.dependencies),

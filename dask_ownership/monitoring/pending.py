@@ -59,10 +59,10 @@ def name_of(row: Row) -> object:
 
 def at(row: Row) -> str:
     """Return where the value of a stored row is, as text."""
-    holders = [view.address for view in row.locations]
+    addresses = [view.address for view in row.locations]
     if isinstance(row, Borrowed):
-        holders = [*row.addresses, *holders]
-    return f"at {', '.join(dict.fromkeys(holders[:TOLD]))}"
+        addresses = [*row.addresses, *addresses]
+    return f"at {', '.join(dict.fromkeys(addresses[:TOLD]))}"
 
 
 def lingers_at(core: OwnerCore, row: Row) -> list[str]:

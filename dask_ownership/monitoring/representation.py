@@ -14,14 +14,14 @@ from dask.utils import format_bytes, key_split, typename
 from dask_ownership.core.owner.rows.row import Borrowed, Row
 from dask_ownership.core.protocol.states import ERROR, INLINE, PUSHED, READY, STORED, WAITING
 from dask_ownership.monitoring.html import Section
-from dask_ownership.monitoring.lookup import holders_of
+from dask_ownership.monitoring.lookup import locations_of
 from dask_ownership.runtime.owner.owner import Owner
 
 GREY = "color: var(--jp-ui-font-color2, gray)"
 RED = "color: var(--jp-error-color0, red)"
 
 NAMED = 2
-"""Workers that are named as holders of a value; further holders are only counted."""
+"""Locations of a value that are named; further locations are only counted."""
 
 
 def owned(owner: Owner) -> dict[str, str]:
@@ -92,7 +92,7 @@ def whereabouts(row: Row) -> str:
     if state == INLINE:
         return f"{whose}, {format_bytes(row.nbytes)} inline"
     if state == STORED:
-        places = holders_of(row)
+        places = locations_of(row)
         more = f" and {len(places) - NAMED} more" if len(places) > NAMED else ""
         return f"{whose}, {format_bytes(row.nbytes)} at {', '.join(places[:NAMED])}{more}"
     return whose

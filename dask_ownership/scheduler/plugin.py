@@ -340,7 +340,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             return {"state": "unknown", "who_has": []}
         found: Found = {
             "state": state.state,
-            "who_has": [holder.address for holder in state.who_has or ()],
+            "who_has": [worker.address for worker in state.who_has or ()],
         }
         # A task that failed because of an input has its error at that input.
         if state.state == "erred":

@@ -15,28 +15,28 @@ Granted = Callable[[], None]
 
 
 class Locks:
-    """Locks by name, each given to one holder at a time, in the order of asking."""
+    """Locks by name, each given to one task at a time, in the order of asking."""
 
     def __init__(self) -> None:
-        self.locations: dict[str, Any] = {}
+        self.taken: dict[str, Any] = {}
         self._waiting: dict[str, deque[tuple[Any, Granted]]] = {}
 
-    def acquire(self, name: str, holder: Any, granted: Granted) -> None:
-        """Call ``granted`` when the holder has the lock, which may be at once."""
-        if name not in self.locations:
-            self.locations[name] = holder
+    def acquire(self, name: str, task: Any, granted: Granted) -> None:
+        """Call ``granted`` when the task has the lock, which may be at once."""
+        if name not in self.taken:
+            self.taken[name] = task
             granted()
         else:
-            self._waiting.setdefault(name, deque()).append((holder, granted))
+            self._waiting.setdefault(name, deque()).append((task, granted))
 
-    def release(self, name: str, holder: Any) -> None:
-        """Give a lock to the next in turn; a holder that only waits stops waiting."""
+    def release(self, name: str, task: Any) -> None:
+        """Give a lock to the next in turn; a task that only waits stops waiting."""
         waiting = self._waiting.get(name, deque())
-        if self.locations.get(name) is not holder:
-            self._waiting[name] = deque(one for one in waiting if one[0] is not holder)
+        if self.taken.get(name) is not task:
+            self._waiting[name] = deque(one for one in waiting if one[0] is not task)
             return
-        del self.locations[name]
+        del self.taken[name]
         if waiting:
             next_one, granted = waiting.popleft()
-            self.locations[name] = next_one
+            self.taken[name] = next_one
             granted()

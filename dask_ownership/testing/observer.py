@@ -63,7 +63,7 @@ class Observer:
     # ---- values ----
 
     def read(self, owner: OwnerProcess, row: Row) -> int:
-        """The value of a row that has one, as a number; read from a holder when it is stored."""
+        """The value of a row that has one, as a number; read from a location when it is stored."""
         if row.state == INLINE:
             assert isinstance(row.value, bytes)
             return travel.number(travel.loads(owner, row.value)[0])
@@ -88,7 +88,7 @@ class Observer:
     def outcome(self, owner: OwnerProcess, row: Row) -> Any:
         """The value of a row, or ``"error"``, ``"cancelled"``, ``"lost"`` or another failure."""
         if row.state == STORED and not self.copies(owner, row):
-            return "lost"  # the owner has not heard of the death of the last holder yet
+            return "lost"  # the owner has not heard of the death of the last location yet
         if row.state in (INLINE, STORED):
             return self.read(owner, row)
         if row.state == CANCELLED:
@@ -165,7 +165,7 @@ class Observer:
             for needed in row.dependencies:
                 # The dependency may have been made again meanwhile, as another value. Or it was
                 # moved from a leaving worker, which gives back all tasks that it did not start,
-                # unless it stays after all. Or it never arrived, because its holder was silent.
+                # unless it stays after all. Or it never arrived, because its location was silent.
                 assert (
                     (
                         (self.record.retiring or self.record.watchful)
@@ -201,24 +201,24 @@ class Observer:
         touched.clear()
 
     def _check_stored(self, owner: OwnerProcess, row: Row) -> None:
-        """Check that holders have a stored value, unless the value is recorded as lost."""
+        """Check that its locations have a stored value, unless the value is recorded as lost."""
         name = (owner.name, row.key)
         if name in self.record.lost or name in self.record.remade:
             return
         if row.borrowed:
             assert self.copies(owner, row) or self.has_moved(row), f"{row} was freed early"
         elif not all(map(self.scheduler.is_there, row.locations)):
-            self.note_loss(owner, row)  # a holder was taken for dead, and lives on for a while
+            self.note_loss(owner, row)  # a worker was taken for dead, and lives on for a while
         else:
             assert self.copies(owner, row), f"{row} was freed early everywhere"
             primary = self.workers.get(row.locations[0].address)
-            # After the death or departure of a holder the first one may still be fetching.
+            # After the death or departure of a location the first one may still be fetching.
             assert (
                 self.record.killed
                 or self.record.retiring
                 or primary is None
                 or primary.store.find((owner.name, row.key, version_of(row)))
-            ), f"{row} was freed early at its first holder"
+            ), f"{row} was freed early at its first location"
 
     def assert_empty(self) -> None:
         """Check that every table is empty, in every process (rule R6)."""

@@ -402,7 +402,7 @@ class VirtualOwner(VirtualProcess):
         return futures
 
     def look_again(self, row: Row) -> None:
-        """Take in that no holder gave the value of a stored row, as `fetch` of the runtime does."""
+        """Take in that no location gave the value of a row, as `fetch` of the runtime does."""
         if row.state == STORED:
             if isinstance(row, Borrowed):
                 addresses = list(row.addresses)

@@ -168,7 +168,7 @@ class Parking:
         def arrives() -> None:
             nonlocal over
             over = True
-            # The process has ended while the lock was on its way: the next holder gets it.
+            # The process has ended while the lock was on its way: the next task gets it.
             if not self.owner.alive:
                 self.world.locks.release(task.cluster_lock, entry)
             elif parked:

@@ -113,15 +113,15 @@ class Transcript(Watcher):
         self._before = now
 
     def _state(self, owner: VirtualOwner, row: Row) -> str:
-        """The state of a row in words: with its worker, holders and borrowers."""
+        """The state of a row in words: with its worker, locations and borrowers."""
         state = STATE_NAMES[row.state]
         if row.worker is not None and state == "pushed":
             state += f" to {row.worker.address}"
-        holders = [view.address for view in row.locations]
+        addresses = [view.address for view in row.locations]
         if isinstance(row, Borrowed) and state == "stored":
-            holders = list(row.addresses)
-        if holders and state == "stored":
-            state += f" at {', '.join(holders)}"
+            addresses = list(row.addresses)
+        if addresses and state == "stored":
+            state += f" at {', '.join(addresses)}"
         borrowers = owner.core.lending.borrowers_of(row)
         if borrowers:
             state += f", borrowed by {', '.join(peer.process[2] for peer, _ in borrowers)}"

@@ -34,8 +34,8 @@ def test_training_beside_the_data(client: Client, workers: list[str], rows: int)
     assert asked == client.who_has(parts)
     by_key = {part.key: part for part in parts}
     by_worker = defaultdict(list)
-    for key, holders in asked.items():
-        by_worker[next(iter(holders))].append(by_key[key])
+    for key, locations in asked.items():
+        by_worker[next(iter(locations))].append(by_key[key])
     assert set(by_worker) <= set(workers)
     futures = [
         client.submit(

@@ -144,11 +144,11 @@ def test_a_copy_of_what_is_looked_for_elsewhere_is_called_off(bench):
     above = (*bench.core.peers.process, "parent", None)
     options = Options(heir=above, adopted=("gone", "", "gone", "child", above, 1))
     row = bench.core.table.adopt(Row("taken over", None, None, (), 0, options))
-    holder = next(a for a, view in bench.views.items() if view is not parent.worker)
-    bench.core.put(row, [bench.views[holder]], 1000)
-    bench.leave(holder)
+    location = next(a for a, view in bench.views.items() if view is not parent.worker)
+    bench.core.put(row, [bench.views[location]], 1000)
+    bench.leave(location)
     assert [task.dependencies for task in bench.core.copies.under_way] == [(row,)]
-    bench.core.remove_worker(bench.views[holder], "died")
+    bench.core.remove_worker(bench.views[location], "died")
     [task] = bench.core.copies.under_way
     missing = ((row.key, row.attempt, ()),)
     message = (m.GIVEN_BACK, task.key, task.attempt, m.MISSING, missing)

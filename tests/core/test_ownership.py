@@ -1162,9 +1162,9 @@ def test_a_stored_value_of_such_a_task_that_is_lost_is_not_made_again():
     after = bench.row("after", once)
     bench.stored(after)
     view = once.locations[0]
-    for holder in {view, after.locations[0]}:
-        if holder.alive:
-            bench.core.remove_worker(holder, "died")
+    for location in {view, after.locations[0]}:
+        if location.alive:
+            bench.core.remove_worker(location, "died")
     bench.core.add_worker(WorkerView("c"))
     bench.step()
     assert once.state == LOST and "at most once" in once.value.detail

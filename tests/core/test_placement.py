@@ -20,9 +20,9 @@ def ready(key, order=0, dependencies=(), **options):
     return row
 
 
-def stored(key, nbytes, *holders):
+def stored(key, nbytes, *locations):
     row = Row(key, None, None, (), 0)
-    row.state, row.nbytes, row.locations = STORED, nbytes, holders
+    row.state, row.nbytes, row.locations = STORED, nbytes, locations
     return row
 
 
@@ -102,9 +102,9 @@ def test_a_task_goes_to_its_data_unless_moving_it_is_faster():
     a, b = view("a"), view("b")
     placement.add_worker(a)
     placement.add_worker(b)
-    for holder in (a, b):
-        large = ready("x", dependencies=(stored("d", 10**8, holder), stored("e", 10, a)))
-        assert placement.choose(large) is holder
+    for location in (a, b):
+        large = ready("x", dependencies=(stored("d", 10**8, location), stored("e", 10, a)))
+        assert placement.choose(large) is location
     a.active, a.load = 1, 9_000.0
     assert placement.choose(ready("y", dependencies=(stored("d", 10**8, a),))) is a
     assert placement.choose(ready("y", dependencies=(stored("d", 10, a),))) is b

@@ -11,8 +11,8 @@ from dask_ownership.core.owner.recovery.rebalance import moves
 def after(stored: dict[str, int], values: list[tuple[int, list[str]]]) -> dict[str, int]:
     loads = dict(stored)
     for number, source, target in moves(stored, values):
-        nbytes, holders = values[number]
-        assert source in holders and target not in holders
+        nbytes, locations = values[number]
+        assert source in locations and target not in locations
         loads[source] -= nbytes
         loads[target] += nbytes
     return loads
@@ -40,7 +40,7 @@ def test_a_large_value_that_helps_moves() -> None:
     )
 
 
-def test_no_second_copy_goes_to_a_holder() -> None:
+def test_no_second_copy_goes_to_a_location() -> None:
     assert moves({"a": 20, "b": 10}, [(10, ["a", "b"])]) == []
 
 
@@ -68,10 +68,10 @@ def test_elsewhere_stored_values_count_and_stay() -> None:
 )
 def test_it_never_gets_worse(values: list[tuple[int, set[str]]]) -> None:
     stored = dict.fromkeys("abcd", 0)
-    for nbytes, holders in values:
-        for worker in holders:
+    for nbytes, locations in values:
+        for worker in locations:
             stored[worker] += nbytes
-    listed = [(nbytes, sorted(holders)) for nbytes, holders in values]
+    listed = [(nbytes, sorted(locations)) for nbytes, locations in values]
     loads = after(stored, listed)
     assert sum(loads.values()) == sum(stored.values())
     assert max(loads.values()) <= max(stored.values())

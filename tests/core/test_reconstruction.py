@@ -123,8 +123,8 @@ def test_what_was_taken_over_is_made_again_too(seed):
     assert family.client.core.history.again["repeated"] == 0
     for _ in range(2):
         row = family.children[0].row
-        holders = [view.address for view in row.locations] + list(row.addresses)
-        for address in set(holders) & set(family.cluster.workers):
+        addresses = [view.address for view in row.locations] + list(row.addresses)
+        for address in set(addresses) & set(family.cluster.workers):
             family.cluster.add_worker(f"{address}+", 4)
             family.cluster.kill(address)
         family.until(lambda: family.children[0].row.state == STORED)

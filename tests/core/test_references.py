@@ -390,7 +390,7 @@ def test_an_error_that_is_tried_again_lets_go_of_the_futures_in_it(pair):
     assert inner.state == FORGOTTEN and borrowed.contains == ()
 
 
-# ---- holders that do not have it ----
+# ---- locations that do not have it ----
 
 
 def missing(side, task, row):
@@ -447,7 +447,7 @@ def test_a_value_that_is_found_in_between_is_not_lost(pair):
     pair.borrower.release(borrowed)
 
 
-def test_a_value_whose_holders_change_is_not_lost(pair):
+def test_a_value_whose_locations_change_is_not_lost(pair):
     row = pair.owner.row("x")
     borrowed = pair.lent(row)
     pair.owner.answer(row, m.STORED, 1000, None, 1.0)

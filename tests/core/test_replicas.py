@@ -141,7 +141,7 @@ def test_a_target_that_dies_leaves_or_pauses_is_replaced(bench):
     assert going(bench) == ["c"]
 
 
-def test_a_holder_that_was_only_told_to_fetch_it_does_not_count(bench):
+def test_a_location_that_was_only_told_to_fetch_it_does_not_count(bench):
     row = bench.scattered("x", "a")
     user = Row("user", Function(2, b"f", "f"), b"call", (row,), 0, Options(workers=("b",)))
     bench.core.table.adopt(user)

@@ -121,9 +121,9 @@ def a_worker_dies() -> Transcript:
     t.note("a client submits x, whose value is large and stays at its worker")
     x = client.submit("x", Task(5, large=True))
     t.run()
-    [holder] = x.locations
-    t.note(f"{holder.address} dies; the scheduler tells everyone")
-    t.cluster.kill(holder.address)
+    [location] = x.locations
+    t.note(f"{location.address} dies; the scheduler tells everyone")
+    t.cluster.kill(location.address)
     t.run()
     assert t.cluster.outcome(client, x) == 5
     drop(t, client, x)

@@ -355,7 +355,7 @@ class Traveller:
         self.cluster.dirty.add(self.owner)
 
     def look_again(self) -> bool:
-        """Have values made again that none of their holders has, as one who reads them does.
+        """Have values made again that none of their locations has, as one who reads them does.
 
         What a task was to fetch counts as there. When the task ends before it has, nobody says so.
         """

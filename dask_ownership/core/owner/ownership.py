@@ -399,17 +399,17 @@ class OwnerCore:
             except Exception as error:
                 self.broke(row, error, "it could not be submitted")
 
-    def put(self, row: Row, holders: Iterable[WorkerView], nbytes: int) -> None:
-        """End the row of a scattered value, of ``nbytes``, which has holders and no task."""
+    def put(self, row: Row, locations: Iterable[WorkerView], nbytes: int) -> None:
+        """End the row of a scattered value, of ``nbytes``, which has locations and no task."""
         if row.state > STORED:
-            # The row was cancelled or forgotten while the value was on its way to the holders.
-            for view in holders:
+            # The row was cancelled or forgotten while the value was on its way to the workers.
+            for view in locations:
                 if view.alive:
                     view.outbox.append((m.CANCEL, row.key, row.attempt))
             return
         if row.state >= INLINE:
             return
-        took = list(dict.fromkeys(holders))
+        took = list(dict.fromkeys(locations))
         there = tuple([view for view in took if view.alive])
         if not there:
             addresses = ", ".join([view.address for view in took])
@@ -434,15 +434,15 @@ class OwnerCore:
         self.detached.holds = True
 
     def missed(self, row: Row, addresses: Iterable[str]) -> None:
-        """Take in that holders at some addresses do not have a stored value.
+        """Take in that locations at some addresses do not have a stored value.
 
-        A holder may have been told to fetch the value from a worker that died. Without a further
-        holder the value is made again, if it can be.
+        A location may have been told to fetch the value from a worker that died. Without a further
+        location the value is made again, if it can be.
         """
         if isinstance(row, Borrowed):
             self.borrowing.missed(row, addresses)
         elif row.state == STORED:
-            gone = {holder for holder in row.locations if holder.address in addresses}
+            gone = {view for view in row.locations if view.address in addresses}
             if gone:
                 self.lifecycle.drop_locations(row, gone, "does not have it")
 

@@ -1,4 +1,4 @@
-"""Reading values: an owner asks the holders of its rows."""
+"""Reading values: an owner asks the locations of its rows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dask_ownership.runtime.owner.owner import Owner
 from dask_ownership.runtime.serialize import loads_value
 
 ROUNDS = 6
-"""Rounds in which all holders of a value are asked, at most. Between two rounds the owner finds the
-holders anew."""
+"""Rounds in which all locations of a value are asked, at most. Between two rounds the owner finds
+the locations anew."""
 
 GATHER_BATCH = 500
 """Number of values in one request, at most."""
@@ -33,9 +33,9 @@ async def fetch(owner: Owner, rows: Iterable[Row]) -> dict[Row, Any]:
         meanwhile is left out.
     """
     result: dict[Row, Any] = {}
-    # How many holders of a row were asked in this round.
+    # How many locations of a row were asked in this round.
     tried: dict[Row, int] = {}
-    # Holders that have answered, in this round, that they do not have the value.
+    # Locations that have answered, in this round, that they do not have the value.
     absent: dict[Row, set[str]] = {}
     # How many rounds ended with such answers.
     rounds: dict[Row, int] = {}
@@ -55,12 +55,12 @@ async def fetch(owner: Owner, rows: Iterable[Row]) -> dict[Row, Any]:
                 continue
             incarnation = owner.core.table.value_name(row)[0]
             addresses = _addresses(row)
-            # After all holders, the first holder is asked once more.
+            # After all locations, the first location is asked once more.
             if index > len(addresses):
                 tried[row] = 0
                 said = absent.pop(row, None)
                 if said is None:
-                    # No holder answered. Only membership says whether the holders are gone.
+                    # No location answered. Only membership says whether these workers are gone.
                     owner.core.suspensions.unanswered(row)
                     owner.step()
                     again.append(row)
@@ -87,7 +87,7 @@ async def fetch(owner: Owner, rows: Iterable[Row]) -> dict[Row, Any]:
             for place, group in places.items()
             for start in range(0, len(group), GATHER_BATCH)
         ]
-        # Rows without a value so far are tried again, at their next holders.
+        # Rows without a value so far are tried again, at their next locations.
         for missing in await asyncio.gather(*requests):
             todo.extend(missing)
     return result
@@ -99,7 +99,7 @@ def _owner_of(owner: Owner, row: Row) -> str:
 
 
 def _addresses(row: Row) -> list[str]:
-    """Return the addresses of the holders of a stored value."""
+    """Return the addresses of the locations of a stored value."""
     if isinstance(row, Borrowed):
         return list(row.addresses)
     return [view.address for view in row.locations]
@@ -155,7 +155,7 @@ async def _fetch_from(
         row = by_name.pop(name)
         result[row] = value
         if isinstance(row, Borrowed):
-            row.misses = 0  # a holder had the value: misses count in a row only
+            row.misses = 0  # a worker had the value: misses count in a row only
     for name, reason in reasons.items():
         result[by_name.pop(name)] = NotSerializable(
             f"the value of {name[0]!r} is at worker {address} and cannot be sent: {reason}"

@@ -39,8 +39,8 @@ def moves(
     # value, by worker and in ascending order, so that `_nearest` can bisect.
     there: list[set[str]] = []
     at: dict[str, list[tuple[int, int]]] = {worker: [] for worker in loads}
-    for number, (nbytes, holders) in enumerate(values):
-        there.append(set(holders))
+    for number, (nbytes, locations) in enumerate(values):
+        there.append(set(locations))
         for worker in there[number]:
             if worker in at:
                 at[worker].append((nbytes, number))

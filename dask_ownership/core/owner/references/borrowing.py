@@ -354,9 +354,9 @@ class Borrowing(RowListener):
             return
         row.misses += 1
         if row.misses > MISSES:
-            holders = ", ".join(row.addresses)
+            addresses = ", ".join(row.addresses)
             self._lifecycle.losses[LOST_DATA] += 1
-            self._lose(row, "lost-data", f"its holders {holders} do not have it any more")
+            self._lose(row, "lost-data", f"its holders {addresses} do not have it any more")
             return
         self._lifecycle.wait_for_owner(row)
         self.request(row, "missed", tuple(addresses))

@@ -14,8 +14,8 @@ What a state requires
 ``INLINE``
     ``value`` is the pickled value. `Lifecycle.inline_bytes` counts its bytes.
 ``STORED``
-    Holders in ``locations``, at least one, have the value; a worker there may only have been told
-    to fetch the value (`Copies.there`). A borrowed row names the holders in ``addresses`` instead.
+    The workers in ``locations``, at least one, have the value; one may only have been told to fetch
+    the value (`Copies.there`). A borrowed row names the locations in ``addresses`` instead.
 ``ERROR``
     ``value`` says why there is no value. The row keeps what a retry needs: function, payload and
     dependencies.
@@ -337,16 +337,16 @@ class Lifecycle:
         row: Row,
         nbytes: int,
         type_name: bytes | None,
-        holders: tuple[WorkerView, ...],
+        locations: tuple[WorkerView, ...],
         inside: tuple[Row, ...] = (),
     ) -> None:
-        """End a row with a value that is stored at workers, the ``holders``.
+        """End a row with a value that is stored at workers, the ``locations``.
 
         ``inside`` is as in `finish_inline`.
         """
         row.nbytes = nbytes
         row.type_name = type_name
-        row.locations = holders
+        row.locations = locations
         row.roles |= TRACED
         self._finish(row, STORED, inside)
 
@@ -514,7 +514,7 @@ class Lifecycle:
     def drop_locations(self, row: Row, gone: set[WorkerView], reason: str) -> None:
         """Note that the workers ``gone`` do not have a value any more.
 
-        Without a further holder the value is made again, or is lost. A further holder may only have
+        Without a further location the value is made again, or is lost. A further one may only have
         been told to fetch the value: then ``MISSING`` or `OwnerCore.missed` leads here again.
         """
         addresses = ", ".join(sorted(view.address for view in gone))

@@ -52,7 +52,7 @@ class RowListener:
         """Hear that the value of a row is gone and is made again, or an error is tried again."""
 
     def locations_changed(self, row: Row) -> None:
-        """Hear that a stored value has other holders than before."""
+        """Hear that a stored value has other locations than before."""
 
     def instead(self, row: Row, state: int) -> bool:
         """Return True to keep a row from failing when its dependency has ended in ``state``.

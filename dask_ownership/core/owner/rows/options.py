@@ -21,7 +21,7 @@ class Replication(NamedTuple):
     number: int
     #: Addresses, names or hosts of workers: only copies at these workers count.
     workers: tuple[str, ...] | None = None
-    #: How many further copies each holder may give at once.
+    #: How many further copies each location may give at once.
     branching: int = 2
 
 

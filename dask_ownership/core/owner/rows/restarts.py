@@ -61,7 +61,7 @@ RECOVERED = Path("recovered", "recovered", ran=True)
 """The value of the task was lost, and is made again from its lineage."""
 
 REPEATED = Path("repeated", "repeated", ran=True)
-"""A parent runs again for the children that it submitted, or a holder makes a detached object."""
+"""A parent runs again for the children that it submitted, or the holder makes a detached object."""
 
 PATHS = (
     WORKER_DIED,

@@ -242,7 +242,7 @@ class Borrowed(Row):
         #: Earlier borrowings (peer, key and number), each given back when the present owner counts
         #: this process.
         self.returns: list[Any] | None = None
-        #: Addresses of the holders, when the value is `STORED`.
+        #: Addresses of the locations, when the value is `STORED`.
         self.addresses: tuple[str, ...] = ()
         #: The owner counts this process, or there is nothing to count any more.
         self.acknowledged = False
@@ -252,8 +252,8 @@ class Borrowed(Row):
         self.version = 0
         #: The attempt of the owner that made the value, when the value is `STORED`.
         self.made_by = 0
-        #: How often in a row the holders did not have the value: since a task last found the value,
-        #: or since the owner last named other holders.
+        #: How often in a row the locations did not have the value: since a task last found the
+        #: value, or since the owner last named other locations.
         self.misses = 0
         #: Names of owners that died before the object had an end.
         self.survived: tuple[str, ...] = ()

@@ -2,7 +2,7 @@
 
 A task that delegates becomes an alias, and an object that was taken over from another owner is an
 alias of the borrowed object. An alias takes no slot: an inline value is passed on here, and for a
-stored value the alias goes to a holder.
+stored value the alias goes to a location.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Aliases:
             if len(self._ready) == 1:
                 self._pass_on()
             return
-        if row.options.workers is None and (view := self._holder_of(source)) is not None:
-            # No queue: at a holder the alias takes no slot, and no bytes have to be moved.
+        if row.options.workers is None and (view := self._location_of(source)) is not None:
+            # No queue: at a location the alias takes no slot, and no bytes have to be moved.
             self._dispatch.push(row, view, view.heard)
             return
         self._placement.add_ready(row)
@@ -72,8 +72,8 @@ class Aliases:
                 self._broke(row, error, "it could not get the value of another")
         self._ready.clear()
 
-    def _holder_of(self, source: Row) -> WorkerView | None:
-        """Return a holder of a stored value that takes tasks; None when there is none."""
+    def _location_of(self, source: Row) -> WorkerView | None:
+        """Return a location of a stored value that takes tasks; None when there is none."""
         workers = self._placement.workers
         addresses = source.addresses if isinstance(source, Borrowed) else ()
         views = [workers.get(address) for address in addresses] or source.locations

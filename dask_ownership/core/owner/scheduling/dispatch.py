@@ -281,7 +281,7 @@ class Dispatch:
                 addresses = dependency.addresses
                 origin = lifecycle.table.value_name(dependency)
             else:
-                addresses = tuple([holder.address for holder in dependency.locations])
+                addresses = tuple([other.address for other in dependency.locations])
                 origin = None
             dependency.locations += (view,)
             view.copies[dependency.key] = lifecycle.numbers + 1

@@ -276,10 +276,10 @@ class Placement:
             return best or other
         if best.idle:
             return best
-        # The holder is busy: moving the data may be faster than waiting for the holder. A request
-        # is taken to cost a millisecond.
+        # The location is busy: moving the data may be faster than waiting there. A request is taken
+        # to cost a millisecond.
         nbytes = sum(
-            d.nbytes for d in row.dependencies if d.state == STORED and best in self.holders_of(d)
+            d.nbytes for d in row.dependencies if d.state == STORED and best in self.locations_of(d)
         )
         if other.idle and best.load / best.nthreads > nbytes / BANDWIDTH + 1000.0:
             return other
@@ -308,8 +308,8 @@ class Placement:
         held: dict[WorkerView, int] = {}
         for dependency in row.dependencies:
             if dependency.state == STORED:
-                for holder in self.holders_of(dependency):
-                    held[holder] = held.get(holder, 0) + dependency.nbytes
+                for view in self.locations_of(dependency):
+                    held[view] = held.get(view, 0) + dependency.nbytes
         best = None
         most = 0
         for view, nbytes in held.items():
@@ -318,8 +318,8 @@ class Placement:
                 most = nbytes
         return best
 
-    def holders_of(self, row: Row) -> Iterable[WorkerView]:
-        """Return the holders of a stored value, also of a borrowed value."""
+    def locations_of(self, row: Row) -> Iterable[WorkerView]:
+        """Return the locations of a stored value, also of a borrowed value."""
         if not isinstance(row, Borrowed):
             return row.locations
         there = (self.workers.get(address) for address in row.addresses)

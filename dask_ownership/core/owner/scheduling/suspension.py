@@ -120,15 +120,15 @@ class Suspensions:
         return any(view.accepting for view in self._placement.allowed(row))
 
     def unanswered(self, row: Row) -> None:
-        """Give up the copies of a stored value that no holder sends, if all holders are suspended.
+        """Give up the copies of a stored value that no location sends, if all are suspended.
 
         The value is made again then, which needs a lineage. Otherwise readers wait for the
         suspended workers to wake up or to be removed.
         """
         if row.state != STORED or row.lineage is None:
             return
-        # A holder that answers may only be about to fetch the value from a suspended holder, and
-        # says so when that has failed.
-        holders = set(row.locations)
-        if holders <= self.suspended:
-            self._lifecycle.drop_locations(row, holders, "does not answer")
+        # A location that answers may only be about to fetch the value from a suspended location,
+        # and says so when that has failed.
+        locations = set(row.locations)
+        if locations <= self.suspended:
+            self._lifecycle.drop_locations(row, locations, "does not answer")
