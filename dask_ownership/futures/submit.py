@@ -108,8 +108,8 @@ class Calls:
         if key is not None and (known := find(key, parent_of(entry))) is not None:
             # Other processes look for children that an earlier attempt of the task had submitted:
             # if this key is one of them, the task's owner is told.
-            if executor is not None and entry is not None and entry.sought:
-                executor.made(entry, key)
+            if executor is not None and entry is not None and entry.watched:
+                executor.child_submitted(entry, key)
             return known
         if function.pickled is CALL:
             # A function with state travels with the arguments of each call.
@@ -363,9 +363,9 @@ def submit_child(
     """Submit a row for a task; the row does not run if that task was cancelled."""
     row = (owner.expect if entry.cancelled else submit or owner.submit)(row)
     # As in `Calls.row`: this child may be one that other processes look for.
-    if entry.sought:
+    if entry.watched:
         assert owner.executor is not None
-        owner.executor.made(entry, row.key)
+        owner.executor.child_submitted(entry, row.key)
     # Checked again after the row is in the table: a cancellation that comes now either finds the
     # row among the children, or is seen here.
     if entry.cancelled:

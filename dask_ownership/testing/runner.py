@@ -172,8 +172,8 @@ class Runner:
                 depth=entry.depth + 1, parent=parent, heir=entry.heir, within=entry.identity
             )
             rows.append(self.owner.submit(key, child, (), options))
-            if entry.sought is not None:
-                self.made(entry, key)
+            if entry.watched is not None:
+                self.child_submitted(entry, key)
         made = [VirtualFuture(self.owner, row) for row in rows]
         delegates = task.uses == "delegate" and bool(frame.came or made)
         frame.waited = [] if task.escape or delegates else rows
@@ -207,13 +207,13 @@ class Runner:
                 self.owner.when_done(row, one_done)
         self.wants_step()
 
-    def made(self, entry: Entry, key: Key) -> None:
-        """Name a child of a task to the task's owner, if the owner seeks the child."""
+    def child_submitted(self, entry: Entry, key: Key) -> None:
+        """Name a child of a task to the task's owner, if the owner looks for the child."""
         row = self.owner.core.table.find(key)
         if row is not None:
             future = VirtualFuture(self.owner, row)
             self.owner.core.retention.export(row)
-            self.core.made(entry, key, self.owner.core.table.origin_of(row), [future])
+            self.core.child_submitted(entry, key, self.owner.core.table.origin_of(row), [future])
             self.wants_step()
             self.owner.wants_step()
 

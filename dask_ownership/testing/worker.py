@@ -117,9 +117,9 @@ class VirtualWorker:
             self.later(self.world.network.delay(), lambda e=entry: self._fetch(e, 0))  # type: ignore[misc]
         for name in effects.freed:
             self.store.values.pop(name, None)
-        for entry, keys in effects.sought:
+        for entry, keys in effects.watched:
             for key in keys:
-                self.runner.made(entry, key)
+                self.runner.child_submitted(entry, key)
         for entry in effects.interrupted:
             parent = (entry.session.owner, entry.key, entry.attempt)
             self.owner.core.cancel_children(parent, "its parent was cancelled")

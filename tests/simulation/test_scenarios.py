@@ -130,9 +130,7 @@ def a_worker_dies() -> Transcript:
     return t
 
 
-def children_that_escaped(
-    t: Transcript, large: bool
-) -> tuple[VirtualOwner, Row, list[VirtualFuture]]:
+def exported_children(t: Transcript, large: bool) -> tuple[VirtualOwner, Row, list[VirtualFuture]]:
     """A client, a parent that has ended, and the future of a child that it returned."""
     client = t.cluster.clients[0]
     t.note("a parent returns the future of its child, which it does not wait for")
@@ -147,7 +145,7 @@ def children_that_escaped(
 def an_owner_dies() -> Transcript:
     """A worker dies that owned a child whose future had left it: the parent runs again."""
     t = begin()
-    client, parent, children = children_that_escaped(t, large=True)
+    client, parent, children = exported_children(t, large=True)
     [child] = [child.row for child in children]
     owner = child.owner_ref[1]
     t.note(f"{owner} dies, and with it the owner of the child")
@@ -162,7 +160,7 @@ def an_owner_dies() -> Transcript:
 def an_owner_leaves() -> Transcript:
     """A worker leaves in good order: who submitted the parent takes the child over."""
     t = begin()
-    client, parent, children = children_that_escaped(t, large=False)
+    client, parent, children = exported_children(t, large=False)
     [child] = [child.row for child in children]
     owner = child.owner_ref[1]
     t.note(f"{owner} is retired")

@@ -201,16 +201,18 @@ class Commands:
         # The end of the recall, also when no task went back: the owner may recall again.
         session.outbox.append((m.GIVEN_BACK, None, 0, m.RECALLED, ()))
 
-    def _on_seek(self, session: Session, key: Key, attempt: int, children: tuple[Key, ...]) -> None:
+    def _on_watch_children(
+        self, session: Session, key: Key, attempt: int, children: tuple[Key, ...]
+    ) -> None:
         entry = session.entries.get(key)
         # A task with a value submits no more; its owner hears of the value.
         if entry is not None and entry.attempt == attempt and not entry.has_value:
-            if entry.sought is None:
-                entry.sought = set()
-            entry.sought.update(children)
-            self._effects.sought.append((entry, children))
+            if entry.watched is None:
+                entry.watched = set()
+            entry.watched.update(children)
+            self._effects.watched.append((entry, children))
 
-    def _on_took(self, session: Session, name: Key, attempt: int) -> None:
+    def _on_refs_counted(self, session: Session, name: Key, attempt: int) -> None:
         """Let go of futures that were kept under a name: the owner is counted for them now."""
         entry = session.handed.pop((name, attempt), None)
         if entry is not None:
@@ -239,8 +241,8 @@ HANDLERS: dict[int, Callable[..., None]] = {
     m.GO: Commands._on_go,
     m.CANCEL: Commands._on_cancel,
     m.RECALL: Commands._on_recall,
-    m.WATCH_CHILDREN: Commands._on_seek,
-    m.REFS_COUNTED: Commands._on_took,
+    m.WATCH_CHILDREN: Commands._on_watch_children,
+    m.REFS_COUNTED: Commands._on_refs_counted,
     m.CHECKPOINTED: Commands._on_checkpointed,
     m.POST: Commands._on_post,
 }

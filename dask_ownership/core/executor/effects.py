@@ -24,8 +24,8 @@ class ExecutorEffects:
     #: Posts for the owner in this process, to receive or to carry to another worker.
     posts: list[Message] = field(default_factory=list)
     #: Tasks, with keys of children that their owner looks for. The runtime names the children
-    #: that the task has submitted already (`ExecutorCore.made`).
-    sought: list[tuple[Entry, tuple[Key, ...]]] = field(default_factory=list)
+    #: that the task has submitted already (`ExecutorCore.child_submitted`).
+    watched: list[tuple[Entry, tuple[Key, ...]]] = field(default_factory=list)
     #: Messages that could not be taken in, with their session and the error. Only the task of
     #: such a message fails; the messages behind it are taken in.
     broken: list[tuple[Session, Message, Exception]] = field(default_factory=list)
@@ -40,7 +40,7 @@ class ExecutorEffects:
             or self.freed
             or self.interrupted
             or self.posts
-            or self.sought
+            or self.watched
             or self.broken
         )
 
@@ -50,8 +50,8 @@ class ExecutorEffects:
         if not self:
             return None
         taken = ExecutorEffects(
-            self.fetches, self.freed, self.interrupted, self.posts, self.sought, self.broken
+            self.fetches, self.freed, self.interrupted, self.posts, self.watched, self.broken
         )
         self.fetches, self.freed, self.interrupted = [], [], []
-        self.posts, self.sought, self.broken = [], [], []
+        self.posts, self.watched, self.broken = [], [], []
         return taken

@@ -176,19 +176,19 @@ class ExecutorCore:
             return None
         return entry
 
-    def made(self, entry: Entry, child: Key, origin: Origin, contains: Any) -> None:
+    def child_submitted(self, entry: Entry, child: Key, origin: Origin, contains: Any) -> None:
         """Tell the owner of a task that the task submitted a child, if the owner looks for it.
 
         ``contains`` keeps the child alive until `REFS_COUNTED`.
         """
-        if entry.sought is None or child not in entry.sought:
+        if entry.watched is None or child not in entry.watched:
             return
-        entry.sought.discard(child)
+        entry.watched.discard(child)
         session = entry.session
         if entry.cancelled or session.closed:
             return
         # An entry outside the session's table, only to keep the child under a name of its own.
-        kept = Entry(session, m.made_name(child), entry.attempt)
+        kept = Entry(session, m.child_name(child), entry.attempt)
         kept.contains = contains
         session.handed[kept.key, kept.attempt] = kept
         session.outbox.append((m.CHILD_SUBMITTED, entry.key, entry.attempt, child, origin))

@@ -111,7 +111,7 @@ class Entry:
         The answer of `identity`, from the first call on.
     exported : bool
         Whether futures of the task's children may be in other processes; written by the runtime.
-    sought : set or None
+    watched : set or None
         Keys of children that the owner looks for, see `references.reconstruction`.
     origin : ValueName or None
         The name of a value that the session's owner borrows (`FETCHING`).
@@ -142,11 +142,11 @@ class Entry:
         "parks",
         "payload",
         "session",
-        "sought",
         "state",
         "stored",
         "value",
         "waiters",
+        "watched",
     )
 
     def __init__(self, session: Session, key: Key, attempt: int = 0) -> None:
@@ -178,7 +178,7 @@ class Entry:
         self.named: Heir | None = None
         self.known: bytes | None = None
         self.exported = False
-        self.sought: set[Key] | None = None
+        self.watched: set[Key] | None = None
 
     def __repr__(self) -> str:
         return f"<Entry {self.key!r} {STATE_NAMES[self.state]} attempt={self.attempt}>"

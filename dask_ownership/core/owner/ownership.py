@@ -48,7 +48,7 @@ from dask_ownership.core.owner.rows.row import (
     QUESTION,
     REPLICATED,
     RETAINED,
-    SOUGHT,
+    SEARCHED,
     TRACED,
     TRIED,
     Borrowed,
@@ -230,7 +230,7 @@ class OwnerCore:
             self.lifecycle,
             self.placement,
             functions,
-            seek=lambda row: self.reconstruction.seek(row),
+            watch_children=lambda row: self.reconstruction.watch_children(row),
             limits=limits,
         )
         self.aliases = Aliases(self.lifecycle, self.placement, self.dispatch, self.broke)
@@ -319,7 +319,7 @@ class OwnerCore:
         listen(self.copies, COPY)
         listen(self.replicas, REPLICATED)
         listen(self.retention, EXPORTED)
-        listen(self.reconstruction, QUESTION | SOUGHT)
+        listen(self.reconstruction, QUESTION | SEARCHED)
         listen(self.detached)
         listen(self.attempts, TRIED)
 
@@ -335,9 +335,9 @@ class OwnerCore:
         )
         self.results.ends[m.DELEGATED] = self.delegations.on_delegated
         self.results.running[m.CHECKPOINT] = self.checkpoints.on_checkpoint
-        self.results.running[m.CHILD_SUBMITTED] = self.reconstruction.on_made
+        self.results.running[m.CHILD_SUBMITTED] = self.reconstruction.on_child_submitted
         self.results.late[m.CHECKPOINT] = self.checkpoints.on_checkpoint_late
-        self.results.late[m.CHILD_SUBMITTED] = self.reconstruction.on_made_late
+        self.results.late[m.CHILD_SUBMITTED] = self.reconstruction.on_child_submitted_late
         self.results.of_no_task[m.ACCEPTING] = self.moves.on_accepting
         self.results.of_no_task[m.LEAVING] = self.moves.on_leaving
         self.results.of_no_task[m.POST] = self.peers.on_post

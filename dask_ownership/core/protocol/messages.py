@@ -163,7 +163,7 @@ LEAVING = 18
 CHILD_SUBMITTED = 19
 """``(CHILD_SUBMITTED, key, attempt, child, origin)``: the task submitted a child that the owner
 looks for (`WATCH_CHILDREN`). The worker keeps the child until `REFS_COUNTED` names the child by
-`made_name`."""
+`child_name`."""
 
 CHECKPOINT = 20
 """``(CHECKPOINT, key, attempt, number, name, pickled)``: the owner is to keep a checkpoint of a
@@ -198,7 +198,7 @@ RESCHEDULED = 6
 if there is one."""
 
 
-def made_name(child: Key) -> Key:
+def child_name(child: Key) -> Key:
     """Return the key under which a worker keeps a named child, for `REFS_COUNTED`."""
     return ("made", child)
 

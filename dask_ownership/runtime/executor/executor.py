@@ -349,8 +349,8 @@ class Executor:
         if message and message[0] == m.PUSH:
             self._unsendable(session, message, error)
 
-    def made(self, entry: Entry, child: Any) -> None:
-        """Name a child of a task to the owner of the task, if the owner seeks it. Any thread."""
+    def child_submitted(self, entry: Entry, child: Any) -> None:
+        """Name a child of a task to the task's owner, if the owner looks for it. Any thread."""
         row = self.owner.core.table.find(child)
         if row is None:
             return
@@ -359,10 +359,10 @@ class Executor:
         self.owner.export(row)
         origin = self.owner.core.table.origin_of(row)
         with self.lock:
-            self.core.made(entry, child, origin, local_ref)
+            self.core.child_submitted(entry, child, origin, local_ref)
         self.flushing.soon()
 
-    def say_escaped(self, heir: Origin) -> None:
+    def mark_exported(self, heir: Origin) -> None:
         """Mark a running task: futures of its children may be in other processes. Any thread.
 
         The answer of a marked task leaves only when its owner has heard to keep the task
@@ -378,12 +378,12 @@ class Executor:
             entry.exported = True
 
     def _look_for(self, entry: Entry, children: Iterable[Any]) -> None:
-        """Name sought children to the owner of their parent, as far as they exist here.
+        """Name children to the owner of their parent, as far as they exist here.
 
         A child is found by its key, also when another attempt of the parent submitted the child.
         """
         for child in children:
-            self.made(entry, child)
+            self.child_submitted(entry, child)
 
     # ---- slots ----
 
@@ -484,8 +484,8 @@ class Executor:
         for entry in effects.interrupted:
             _try("a coroutine was not cancelled", self.coroutines.cancel, entry)
             _try("what cancelled tasks submitted goes on", self._cancel_children, entry)
-        for entry, children in effects.sought:
-            _try("what is sought may not be found", self._look_for, entry, children)
+        for entry, children in effects.watched:
+            _try("what is looked for may not be found", self._look_for, entry, children)
         for broken in effects.broken:
             _try("a task was not ended", self._not_taken_in, *broken)
         if effects.posts:

@@ -25,7 +25,7 @@ SPARE_THREADS = 8
 """Idle runner threads that are kept beyond the worker's number of threads."""
 
 LookFor = Callable[[Entry, Iterable[Any]], None]
-"""Names the sought children of a task to its owner, as far as the children exist."""
+"""Names watched children of a task to its owner, as far as the children exist."""
 
 
 class Threads:
@@ -163,8 +163,8 @@ class Threads:
                     observer = self._watch.observer  # read once: the loop may set it to None
                     if observer is not None and outcome is not None:
                         observer.note(work, outcome, thread_state.start_time)
-                    if work.sought:
-                        self._look_for(work, tuple(work.sought))
+                    if work.watched:
+                        self._look_for(work, tuple(work.watched))
                     lock.acquire()
                     # A coroutine task has no outcome yet: its slot has gone to the loop with it.
                     if outcome is not None:
@@ -262,8 +262,8 @@ class Coroutines:
         outcome = await run_on_loop(entry, *call)
         if self._watch.observer is not None:
             self._watch.observer.note(entry, outcome, began)
-        if entry.sought:
-            self._look_for(entry, tuple(entry.sought))
+        if entry.watched:
+            self._look_for(entry, tuple(entry.watched))
         del self._tasks[entry]
         with self._lock:
             # Awaits that the task started and left behind: with such a count of waits they never

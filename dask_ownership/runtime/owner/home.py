@@ -49,11 +49,11 @@ class Home(Protocol):
             Takes each batch of the owner.
         """
 
-    def say_escaped(self, heir: Origin) -> None:
+    def mark_exported(self, heir: Origin) -> None:
         """Note that futures of children of the task ``heir`` may be elsewhere. Any thread."""
 
-    def made(self, entry: Entry, child: Key) -> None:
-        """Report a child to the owner of its parent task, if the owner seeks it. Any thread."""
+    def child_submitted(self, entry: Entry, child: Key) -> None:
+        """Name a child to the owner of its parent task, if the owner looks for it. Any thread."""
 
     def stored(self, name: ValueName) -> Any:
         """Return a value kept at this worker.

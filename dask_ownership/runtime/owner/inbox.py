@@ -287,7 +287,7 @@ class Inbox:
         heir = row.options.heir
         if heir is not None and row not in self.core.retention.exported:
             if self._executor is not None:
-                self._executor.say_escaped(heir)
+                self._executor.mark_exported(heir)
             self.call(self.core.retention.export, row)
 
     def pin(self, row: Row) -> None:

@@ -27,7 +27,7 @@ from dask_ownership.core.owner.references.retention import Retention
 from dask_ownership.core.owner.rows import restarts
 from dask_ownership.core.owner.rows.lifecycle import Lifecycle, why
 from dask_ownership.core.owner.rows.listener import RowListener
-from dask_ownership.core.owner.rows.row import QUESTION, SOUGHT, Borrowed, Function, Row
+from dask_ownership.core.owner.rows.row import QUESTION, SEARCHED, Borrowed, Function, Row
 from dask_ownership.core.owner.rows.worker_view import WorkerView
 from dask_ownership.core.protocol import messages as m
 from dask_ownership.core.protocol.failure import Failure
@@ -47,13 +47,13 @@ NOTHING: tuple[Row | None, tuple[Row, ...], dict[Key, Row]] = (None, (), {})
 
 
 class Search:
-    """The sought children of one task, while the task runs or waits to run.
+    """The children of one task that are looked for, while the task runs or waits to run.
 
     Attributes
     ----------
     questions : dict of Key to list of Row
         By key of a child: the questions that wait for the child.
-    made : dict of Key to Row
+    submitted : dict of Key to Row
         Children that the task has submitted. They are kept until the task ends.
     late : set of Key
         Children that were asked for when the task was at a worker already. The worker may hear of
@@ -62,11 +62,11 @@ class Search:
         The row whose task runs again; None when the task runs for its own value.
     """
 
-    __slots__ = ("late", "made", "questions", "repeats")
+    __slots__ = ("late", "questions", "repeats", "submitted")
 
     def __init__(self, repeats: Row | None) -> None:
         self.questions: dict[Key, list[Row]] = {}
-        self.made: dict[Key, Row] = {}
+        self.submitted: dict[Key, Row] = {}
         self.late: set[Key] = set()
         self.repeats = repeats
 
@@ -108,7 +108,7 @@ class Reconstruction(RowListener):
     lineages : Lineages
         Says why a task cannot run again.
     retention : Retention
-        Keeps tasks while children of theirs are sought.
+        Keeps tasks while children of theirs are looked for.
     borrowing : Borrowing
         Borrows the children that are found at other processes.
     lending : Lending
@@ -126,7 +126,7 @@ class Reconstruction(RowListener):
     Attributes
     ----------
     searches : dict of Row to Search
-        By task that runs or will run: the children that are sought.
+        By task that runs or will run: the children that are looked for.
     questions : dict of Row to Question
         By row that borrowers wait for: the question.
     repeats : dict of Row to Row
@@ -331,12 +331,12 @@ class Reconstruction(RowListener):
         search = self.searches.get(task)
         if search is None:
             search = self._search(task)
-        made = search.made.get(path[1])
+        made = search.submitted.get(path[1])
         if made is not None:
             if self._lives(made):
                 self._found(row, question, made)
                 return
-            del search.made[path[1]]  # the worker that owned the child has died since
+            del search.submitted[path[1]]  # the worker that owned the child has died since
             self._lifecycle.release_task_refs((made,))
         asked = search.questions.setdefault(path[1], [])
         asked.append(row)
@@ -346,7 +346,7 @@ class Reconstruction(RowListener):
         elif len(asked) == 1 and task.state == PUSHED:
             # The task runs: a child submitted before may be gone when the worker hears of this.
             search.late.add(path[1])
-            self.seek(task, (path[1],))
+            self.watch_children(task, (path[1],))
 
     def _look_again(self, row: Row, question: Question) -> None:
         """Forget where the object of a question was found, and look for it anew."""
@@ -430,10 +430,10 @@ class Reconstruction(RowListener):
         lifecycle.log(task, "repeated", f"for {wanted!r}, whose owner is gone")
         return repeat
 
-    def seek(self, task: Row, keys: tuple[Key, ...] | None = None) -> None:
+    def watch_children(self, task: Row, keys: tuple[Key, ...] | None = None) -> None:
         """Have the worker that runs a task look out for children of the task (`WATCH_CHILDREN`).
 
-        ``keys`` are the keys of the children; None stands for all that are sought.
+        ``keys`` are the keys of the children; None stands for all that are looked for.
         """
         if task.state == PUSHED:
             if keys is None:
@@ -441,34 +441,36 @@ class Reconstruction(RowListener):
             if keys:
                 task.worker.outbox.append((m.WATCH_CHILDREN, task.key, task.attempt, keys))
 
-    def on_made(self, view: WorkerView, task: Row, child: Key, origin: Origin) -> None:
-        """Handle CHILD_SUBMITTED: borrow a sought child from its new owner.
+    def on_child_submitted(self, view: WorkerView, task: Row, child: Key, origin: Origin) -> None:
+        """Handle CHILD_SUBMITTED: borrow a child that is looked for from its new owner.
 
         The questions that wait for the child are answered.
         """
-        took = counted(view, m.made_name(child), task.attempt)
+        tell = counted(view, m.child_name(child), task.attempt)
         search = self.searches.get(task)
-        if search is None or child in search.made:
-            took()  # the child is not sought any more, or was named before
+        if search is None or child in search.submitted:
+            tell()  # the child is not looked for any more, or was named before
             return
         rows = self._borrowing.rows_of((origin,))
         for row in rows:
             # A row may still be borrowed from the dead owner, or from an heir.
             if isinstance(row, Borrowed) and row.state < INLINE:
                 self._borrowing.borrow_at(row, origin[:4])
-        self._borrowing.when_acknowledged(rows, took)
+        self._borrowing.when_acknowledged(rows, tell)
         if not rows:
             return
-        search.made[child] = rows[0]
+        search.submitted[child] = rows[0]
         for row in search.questions.pop(child, ()):
             question = self.questions.get(row)
             if question is not None:
                 self._found(row, question, rows[0])
 
     @staticmethod
-    def on_made_late(view: WorkerView, key: Key, attempt: int, child: Key, origin: Origin) -> None:
+    def on_child_submitted_late(
+        view: WorkerView, key: Key, attempt: int, child: Key, origin: Origin
+    ) -> None:
         """Handle CHILD_SUBMITTED of an attempt that is over: the worker may release the child."""
-        view.outbox.append((m.REFS_COUNTED, m.made_name(child), attempt))
+        view.outbox.append((m.REFS_COUNTED, m.child_name(child), attempt))
 
     def submits_no_more(self, task: Row) -> None:
         """End the search for children of a task that has ended or has delegated.
@@ -506,7 +508,7 @@ class Reconstruction(RowListener):
             # No future has a repeat: its one local reference becomes that of the search.
             self._table.local_to_task_refs((task,))
             self.repeats[repeats] = task
-        task.roles |= SOUGHT
+        task.roles |= SEARCHED
         # A task that is kept does not lose its lineage when it ends: another search may follow.
         self._retention.keep(repeats or task)
         search = self.searches[task] = Search(repeats)
@@ -515,7 +517,7 @@ class Reconstruction(RowListener):
     def _end_search(self, task: Row) -> Search:
         """Remove the search for children of a task and return it; `_leave` comes next."""
         search = self.searches.pop(task)
-        task.roles &= ~SOUGHT
+        task.roles &= ~SEARCHED
         if search.repeats is not None:
             del self.repeats[search.repeats]
         return search
@@ -523,4 +525,4 @@ class Reconstruction(RowListener):
     def _leave(self, task: Row, search: Search) -> None:
         """Release a task and the children it has submitted, so that a repeat is forgotten."""
         self._retention.let_go(search.repeats or task)
-        self._lifecycle.release_task_refs((*search.made.values(), task))
+        self._lifecycle.release_task_refs((*search.submitted.values(), task))

@@ -36,8 +36,8 @@ DESIRED = 64
 """Role: the row is kept until its task ends."""
 REPLICATED = 256
 """Role: several copies of the value are kept."""
-SOUGHT = 512
-"""Role: children of the row's task are sought, see `references.reconstruction`."""
+SEARCHED = 512
+"""Role: children of the row's task are looked for, see `references.reconstruction`."""
 QUESTION = 1024
 """Role: the row stands for an object of a dead owner, which is looked for."""
 TRIED = 2048

@@ -13,7 +13,7 @@ from dask_ownership.core.owner.rows.attempts import UNTRIED
 from dask_ownership.core.owner.rows.lifecycle import Lifecycle
 from dask_ownership.core.owner.rows.limits import Limits
 from dask_ownership.core.owner.rows.options import NO_OPTIONS
-from dask_ownership.core.owner.rows.row import SOUGHT, TRIED, Borrowed, Row, version_of
+from dask_ownership.core.owner.rows.row import SEARCHED, TRIED, Borrowed, Row, version_of
 from dask_ownership.core.owner.rows.worker_view import WINDOW, WorkerView
 from dask_ownership.core.owner.scheduling.builtin import BuiltinFunctions
 from dask_ownership.core.owner.scheduling.placement import SHORTEST, UNKNOWN_DURATION, Placement
@@ -41,8 +41,8 @@ class Dispatch:
     lifecycle : Lifecycle
     placement : Placement
     functions : BuiltinFunctions
-    seek : callable
-        Has the worker of a task that was just pushed watch for sought children of the task.
+    watch_children : callable
+        Has the worker of a task that was just pushed watch for children of the task.
     limits : Limits
     """
 
@@ -51,13 +51,13 @@ class Dispatch:
         lifecycle: Lifecycle,
         placement: Placement,
         functions: BuiltinFunctions,
-        seek: Callable[[Row], None],
+        watch_children: Callable[[Row], None],
         limits: Limits,
     ) -> None:
         self._lifecycle = lifecycle
         self._placement = placement
         self._alias = functions.identity
-        self._seek = seek
+        self._watch_children = watch_children
         self._limits = limits
 
     def push(self, row: Row, view: WorkerView, now: float) -> None:
@@ -128,8 +128,8 @@ class Dispatch:
                     extra,
                 )
             )
-            if row.roles & SOUGHT:
-                self._seek(row)
+            if row.roles & SEARCHED:
+                self._watch_children(row)
             if row.dependents is not None and len(row.dependents) <= CHAIN_WIDTH:
                 for dependent in row.dependents:
                     if dependent not in stack and self._chainable(dependent, view):
