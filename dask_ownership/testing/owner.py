@@ -398,7 +398,7 @@ class VirtualOwner(VirtualProcess):
         """The futures inside the value of a row, as `Future.result` gives them."""
         data = self.world.observer.copies(self, row)[0] if row.state == STORED else row.value
         _, futures = travel.loads(self, data)
-        self.core.borrowing.hold_until_counted(row, [f.row for f in futures])
+        self.core.borrowing.hold_until_acknowledged(row, [f.row for f in futures])
         return futures
 
     def look_again(self, row: Row) -> None:

@@ -358,7 +358,7 @@ class Runner:
                 # RETAIN_PARENT leaves before the answer, see `Endings`.
                 self.owner.core.posting.flush()
                 self.owner.carry_posts(self.core)
-                self.owner.core.retention.when_kept(entry.session.owner, entry.task, call)
+                self.owner.core.retention.when_retained(entry.session.owner, entry.task, call)
                 self.wants_step()
                 self.owner.wants_step()
 

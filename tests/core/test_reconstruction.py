@@ -89,7 +89,7 @@ def test_the_future_of_the_parent_may_be_gone(seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_another_client_climbs(seed):
+def test_another_client_asks_the_heirs(seed):
     family = Family(seed, clients=2)
     other = family.cluster.clients[1]
     data, found = travel.dumps((0, (family.children[0],)))

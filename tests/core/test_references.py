@@ -257,7 +257,7 @@ def test_a_value_is_kept_until_the_futures_inside_are_counted(pair):
     assert borrowed.task_refs == 1
     pair.borrower.release(borrowed)
     assert borrowed.state == INLINE, "its owner must keep y until y's owner counts this one"
-    pair.borrower.core.borrowing._counted(mine)
+    pair.borrower.core.borrowing._acknowledged(mine)
     assert borrowed.state == FORGOTTEN and mine.state == FORGOTTEN
     pair.carry()
     assert counts(row) == (1, 0, 0) and kept.task_refs == 1
@@ -270,7 +270,7 @@ def test_a_worker_is_told_once_what_it_handed_over_is_counted(pair):
     pair.owner.view.outbox.clear()
     pair.owner.done(row, inside=[origin])
     assert not [o for o in pair.owner.view.outbox if o[0] == m.REFS_COUNTED]
-    pair.owner.core.borrowing._counted(row.contains[0])
+    pair.owner.core.borrowing._acknowledged(row.contains[0])
     assert [o for o in pair.owner.view.outbox if o[0] == m.REFS_COUNTED] == [
         (m.REFS_COUNTED, "x", 1)
     ]
@@ -385,7 +385,7 @@ def test_an_error_that_is_tried_again_lets_go_of_the_futures_in_it(pair):
     pair.owner.failed(row, inside=[third.core.table.origin_of(third.row("y"))])
     borrowed = pair.lent(row)
     (inner,) = borrowed.contains
-    pair.borrower.core.borrowing._counted(inner)
+    pair.borrower.core.borrowing._acknowledged(inner)
     pair.borrower.core.retry([borrowed])
     assert inner.state == FORGOTTEN and borrowed.contains == ()
 
@@ -601,7 +601,7 @@ def test_what_was_inside_a_value_that_is_gone_is_kept_for_who_took_it_out(pair, 
     pair.owner.release(inner)
     borrowed = pair.lent(outer)
     taken = pair.borrower.borrow(pair.owner.core.table.origin_of(inner))
-    pair.borrower.core.borrowing.hold_until_counted(borrowed, [taken])
+    pair.borrower.core.borrowing.hold_until_acknowledged(borrowed, [taken])
     pair.borrower.release(borrowed)
     if how == "lost":
         pair.owner.core.remove_worker(pair.owner.view)

@@ -190,7 +190,7 @@ def test_nothing_else_in_the_core_starts_a_task_again():
         "departures.remove: try_again",
         "ownership.__init__: retry",  # a borrower asked
         "retries.revive: retry",  # the user asked
-        "borrowing._climb: wait_for_owner",  # borrowed: runs nothing here
+        "borrowing._ask_heir: wait_for_owner",  # borrowed: runs nothing here
         "borrowing._take_in: wait_for_owner",
         "borrowing._told: wait_for_owner",
         "borrowing.missed: wait_for_owner",

@@ -104,7 +104,7 @@ class Endings:
             # RETAIN_PARENT leaves before the answer. An owner at another worker gets the two by
             # different links: so the answer waits until that owner has acknowledged.
             self._owner.post_now()
-            self._owner.core.retention.when_kept(
+            self._owner.core.retention.when_retained(
                 entry.session.owner, entry.task, lambda: self._say(entry, outcome)
             )
         else:

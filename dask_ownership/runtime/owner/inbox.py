@@ -380,7 +380,7 @@ class Inbox:
             # A pair of `open`: what was dropped before is released before, and the rest later.
             self.core.release(rows)
             rows = []
-            self.core.borrowing.hold_until_counted(*item)
+            self.core.borrowing.hold_until_acknowledged(*item)
         if rows:
             self.core.release(rows)
         if gate is not None:

@@ -63,7 +63,7 @@ class _Handover:
         self.left = left
         self.call = call
 
-    def one_counted(self) -> None:
+    def one_acknowledged(self) -> None:
         self.left -= 1
         if self.left == 0:
             self.call()
@@ -78,9 +78,9 @@ class _Both:
         self.one = one
         self.other = other
 
-    def one_counted(self) -> None:
-        self.one.one_counted()
-        self.other.one_counted()
+    def one_acknowledged(self) -> None:
+        self.one.one_acknowledged()
+        self.other.one_acknowledged()
 
 
 class Borrowing(RowListener):
@@ -113,8 +113,8 @@ class Borrowing(RowListener):
         self._hold_inside = hold_inside
         self._limits = limits
         handlers = peers.handlers
-        handlers[BORROW_ACK] = self._on_lent
-        handlers[VALUE_UPDATE] = self._on_outcome
+        handlers[BORROW_ACK] = self._on_borrow_ack
+        handlers[VALUE_UPDATE] = self._on_value_update
         handlers[MOVED] = self._on_moved
         peers.when_gone.append(self._on_gone)
 
@@ -210,7 +210,7 @@ class Borrowing(RowListener):
         place = row.owner_ref
         peer = self._peers.known.get(place[0]) or self._peers.peer(place[:3])
         if peer.gone:
-            self._climb(row)
+            self._ask_heir(row)
             return
         # The same as `_borrow_from` and `Peers.say`, without the calls: one value may contain very
         # many futures.
@@ -262,7 +262,8 @@ class Borrowing(RowListener):
             peer.borrowed.pop(row.attempt, None)
             if row.attempt:
                 self._peers.say(peer, (BORROW_RELEASE, key, row.attempt))
-        self._counted(row)  # an acknowledgement does not come any more: nothing has to wait for it
+        # An acknowledgement does not come any more: nothing has to wait for it.
+        self._acknowledged(row)
 
     # ---- acknowledged borrowings ----
 
@@ -287,7 +288,7 @@ class Borrowing(RowListener):
             before = row.handovers
             row.handovers = handover if before is None else _Both(before, handover)
 
-    def hold_until_counted(self, outer: Row, rows: Iterable[Row]) -> None:
+    def hold_until_acknowledged(self, outer: Row, rows: Iterable[Row]) -> None:
         """Keep ``outer``, whose value contained ``rows``, until their owners count this process.
 
         The futures inside a value are kept as long as a process has the value.
@@ -306,14 +307,14 @@ class Borrowing(RowListener):
         them (`REFS_COUNTED`).
         """
         inner = self.rows_of(inside)
-        self.when_acknowledged(inner, counted(view, row.key, row.attempt))
+        self.when_acknowledged(inner, refs_counted(view, row.key, row.attempt))
         # A row that contains its own future would never be freed.
         if row in inner:
             self._lifecycle.release_task_refs([r for r in inner if r is row])
             inner = tuple([r for r in inner if r is not row])
         return inner
 
-    def _counted(self, row: Borrowed) -> None:
+    def _acknowledged(self, row: Borrowed) -> None:
         """Mark a row as acknowledged: release the borrowings before, and call what waits."""
         row.acknowledged = True
         if row.returns is not None:
@@ -322,7 +323,7 @@ class Borrowing(RowListener):
                 self._peers.say(peer, (BORROW_RELEASE, key, number))
         if row.handovers is not None:
             handovers, row.handovers = row.handovers, None
-            handovers.one_counted()
+            handovers.one_acknowledged()
 
     # ---- requests to owners ----
 
@@ -363,13 +364,13 @@ class Borrowing(RowListener):
 
     # ---- messages of owners ----
 
-    def _on_lent(self, peer: Peer, key: Key, number: int, outcome: Outcome | None) -> None:
+    def _on_borrow_ack(self, peer: Peer, key: Key, number: int, outcome: Outcome | None) -> None:
         """Handle BORROW_ACK: the owner counts this process, and tells the outcome."""
         row = peer.borrowed.get(number)
         if row is not None and row.owner_ref[3] == key:
             self._told(peer, row, outcome, True)
 
-    def _on_outcome(self, peer: Peer, key: Key, number: int, outcome: Outcome | None) -> None:
+    def _on_value_update(self, peer: Peer, key: Key, number: int, outcome: Outcome | None) -> None:
         """Handle VALUE_UPDATE: the outcome of a borrowed row changed."""
         row = peer.borrowed.get(number)
         if row is not None and row.owner_ref[3] == key:
@@ -389,26 +390,26 @@ class Borrowing(RowListener):
         if row is not None:
             self._moved(peer, row, place, outcome, path)
 
-    def _told(self, peer: Peer, row: Borrowed, outcome: Outcome | None, lent: bool) -> None:
+    def _told(self, peer: Peer, row: Borrowed, outcome: Outcome | None, counts: bool) -> None:
         """Take in an outcome from the owner of a borrowed row; None while there is no value.
 
-        ``lent`` says that the owner counts this process from now on (`BORROW_ACK`).
+        ``counts`` says that the owner counts this process from now on (`BORROW_ACK`).
         """
         if outcome is not None:
             # The second item of a failure is its kind.
             if outcome[1] == FREED and self._freed(peer, row, outcome[3]):
                 return
-            if row.state == ERROR and not lent:
+            if row.state == ERROR and not counts:
                 self._waits_again(row)  # the owner tried the task again, or cancelled it
             self._take_in(row, outcome)
         elif row.state == STORED:
             # The value was lost, and is made again.
             self._lifecycle.wait_for_owner(row)
             row.addresses = ()
-        elif row.state == ERROR and not lent:
+        elif row.state == ERROR and not counts:
             self._waits_again(row)
-        if lent and (row.returns or not row.acknowledged):
-            self._counted(row)
+        if counts and (row.returns or not row.acknowledged):
+            self._acknowledged(row)
 
     def _take_in(self, row: Borrowed, outcome: Outcome) -> None:
         """Bring a row to the state of an outcome (see `Lending.outcome_of`), if that is later."""
@@ -479,7 +480,7 @@ class Borrowing(RowListener):
             inner = held
             borrowed = tuple(source for one in held for source in one.dependencies)
         if borrowed:
-            self.hold_until_counted(row, borrowed)
+            self.hold_until_acknowledged(row, borrowed)
         return inner
 
     def _moved(
@@ -490,7 +491,7 @@ class Borrowing(RowListener):
         Without a path the new owner has the object already.
         """
         del peer.borrowed[row.attempt]
-        # The old owner goes on counting this process, until the new owner does (`_counted`).
+        # The old owner goes on counting this process, until the new owner does (`_acknowledged`).
         row.returns = [*(row.returns or ()), (peer, row.owner_ref[3], row.attempt)]
         row.owner_ref = place
         row.path = path
@@ -521,9 +522,9 @@ class Borrowing(RowListener):
             self._lifecycle.losses[OWNERS_GONE] += 1
         peer.borrowed.clear()
         for row in borrowed:
-            self._climb(row)
+            self._ask_heir(row)
 
-    def _climb(self, row: Borrowed) -> None:
+    def _ask_heir(self, row: Borrowed) -> None:
         """Borrow a row from the nearest living heir, because the owner is gone.
 
         Without an heir the row ends as ``owner-lost``, unless the row has a final outcome.
@@ -538,14 +539,14 @@ class Borrowing(RowListener):
             if len(row.survived) > 4 * (self._limits.allowed_failures + 1):
                 names = ", ".join(row.survived)
                 self._lose(row, "owner-lost", f"those who owned it died before it ended: {names}")
-                self._counted(row)
+                self._acknowledged(row)
                 return
         if row.state < INLINE or row.state == STORED:
             level = heir_of(row.origin, lambda process: self._peers.peer(process).gone)
         if level is None:
             # A row with an inline value or an error keeps it (`_take_in`).
             self._lose(row, "owner-lost", "no process lives that led to it")
-            self._counted(row)
+            self._acknowledged(row)
             return
         gone = row.owner_ref[0]
         heir = level[:3]
@@ -579,7 +580,7 @@ class Borrowing(RowListener):
             return False
         del peer.borrowed[row.attempt]
         row.freed = Failure("lost-data", row.origin[3], detail)
-        self._climb(row)
+        self._ask_heir(row)
         return True
 
     def _lose(self, row: Borrowed, kind: str, reason: str) -> None:
@@ -588,7 +589,7 @@ class Borrowing(RowListener):
         self._take_in(row, (LOST, kind, row.origin[3], detail, ()))
 
 
-def counted(view: WorkerView, name: Key, attempt: int) -> Callable[[], None]:
+def refs_counted(view: WorkerView, name: Key, attempt: int) -> Callable[[], None]:
     """Return a function that tells a worker that the futures kept under a name are counted."""
 
     def tell() -> None:

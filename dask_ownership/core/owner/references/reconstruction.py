@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 from dask_ownership.core.owner.recovery.lineage import Lineages
-from dask_ownership.core.owner.references.borrowing import Borrowing, counted
+from dask_ownership.core.owner.references.borrowing import Borrowing, refs_counted
 from dask_ownership.core.owner.references.lending import Lending
 from dask_ownership.core.owner.references.peers import Peer, Peers
 from dask_ownership.core.owner.references.retention import Retention
@@ -446,7 +446,7 @@ class Reconstruction(RowListener):
 
         The questions that wait for the child are answered.
         """
-        tell = counted(view, m.child_name(child), task.attempt)
+        tell = refs_counted(view, m.child_name(child), task.attempt)
         search = self.searches.get(task)
         if search is None or child in search.submitted:
             tell()  # the child is not looked for any more, or was named before

@@ -99,10 +99,10 @@ class Retention(RowListener):
         self.kept: dict[Key, Row] = {}
         self.untold: dict[tuple[str, Key], list[Callable[[], None]]] = {}
         self.orphans: dict[str, list[Row]] = {}
-        peers.handlers[RETAIN_PARENT] = self._on_keep
-        peers.handlers[RELEASE_PARENT] = self._on_let_go
-        peers.handlers[PARENT_RETAINED] = self._on_kept
-        peers.last_words[RETAIN_PARENT] = self._on_last_keep
+        peers.handlers[RETAIN_PARENT] = self._on_retain_parent
+        peers.handlers[RELEASE_PARENT] = self._on_release_parent
+        peers.handlers[PARENT_RETAINED] = self._on_parent_retained
+        peers.last_words[RETAIN_PARENT] = self._on_late_retain_parent
         peers.when_gone.append(self._on_gone)
 
     # ---- the process in which parents ran ----
@@ -139,10 +139,10 @@ class Retention(RowListener):
             self._go_above(heir)
         else:
             self._say(RETAIN_PARENT, heir)
-            if heir[1]:  # the owner is at a worker, see `when_kept`
+            if heir[1]:  # the owner is at a worker, see `when_retained`
                 self.untold.setdefault(task, [])
 
-    def when_kept(self, owner: str, key: Key, call: Callable[[], None]) -> None:
+    def when_retained(self, owner: str, key: Key, call: Callable[[], None]) -> None:
         """Call ``call`` when the owner of a parent that ended here has heard to keep the parent.
 
         The owner forgets how to run a task when the answer of the task arrives, so the
@@ -231,10 +231,10 @@ class Retention(RowListener):
         keepers = self.keepers.get(row)
         return keepers == row.lineage_refs and row.local_refs <= 0 and row.task_refs <= 0
 
-    def _on_keep(self, peer: Peer, key: Key) -> None:
+    def _on_retain_parent(self, peer: Peer, key: Key) -> None:
         """Handle RETAIN_PARENT: keep a task of this process, because a peer exported a child."""
         peers = self._peers
-        if peers.process[1]:  # an owner at a worker acknowledges, see `when_kept`
+        if peers.process[1]:  # an owner at a worker acknowledges, see `when_retained`
             peers.say(peer, (PARENT_RETAINED, key))
         row = self._table.rows.get(key)
         # The same message may arrive twice.
@@ -242,13 +242,13 @@ class Retention(RowListener):
             peer.kept[key] = row
             self.keep(row)
 
-    def _on_let_go(self, peer: Peer, key: Key) -> None:
+    def _on_release_parent(self, peer: Peer, key: Key) -> None:
         """Handle RELEASE_PARENT: no exported child of the task is left at a peer."""
         row = peer.kept.pop(key, None)
         if row is not None:
             self.let_go(row)
 
-    def _on_kept(self, peer: Peer, key: Key) -> None:
+    def _on_parent_retained(self, peer: Peer, key: Key) -> None:
         """Handle PARENT_RETAINED: the owner of a parent has got the RETAIN_PARENT."""
         self.told(peer.process[0], key)
 
@@ -270,12 +270,12 @@ class Retention(RowListener):
             if heir[0] == incarnation and task not in self.above:
                 self._go_above(heir)
 
-    def _on_last_keep(self, peer: Peer, key: Key) -> None:
+    def _on_late_retain_parent(self, peer: Peer, key: Key) -> None:
         """Handle RETAIN_PARENT of a dead peer, which arrives late: keep the task for a while.
 
         Borrowers of the child will ask for it.
         """
-        self._on_keep(peer, key)
+        self._on_retain_parent(peer, key)
         self.orphan(peer.process[0], list(peer.kept.values()))
         peer.kept.clear()
 
