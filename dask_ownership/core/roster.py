@@ -31,7 +31,7 @@ class Roster:
     Parameters
     ----------
     holder : str
-        Incarnation of the detached owner, in the scheduler's process.
+        Incarnation of the holder, in the scheduler's process.
     grace : float
         Seconds for which the owner of a client may be away.
 
@@ -63,7 +63,7 @@ class Roster:
     def clients(self) -> list[str]:
         """Incarnations of all owners that are at no worker and do not count as gone.
 
-        The detached owner of the scheduler's process is one of the owners returned.
+        The holder is one of the owners returned.
         """
         there = dict.fromkeys(one for one, (kind, _) in self.owners.items() if kind == CLIENT)
         # An owner in its grace may come back: to leave the owner out would declare the owner gone.

@@ -11,7 +11,7 @@ from dask_ownership.core.owner.references.detached import NOT_NEEDED, OPTIONS, L
 from dask_ownership.core.owner.rows.options import Options
 from dask_ownership.core.owner.rows.row import HAS_BORROWERS, Row
 from dask_ownership.core.protocol import messages as m
-from dask_ownership.core.protocol.names import adopted_key, held_at, place_held
+from dask_ownership.core.protocol.names import adopted_key, held_at, holder_ref
 from dask_ownership.core.protocol.states import CANCELLED, ERROR, INLINE, PUSHED, STORED, WAITING
 from dask_ownership.testing.invariants import check_empty, check_ownership
 
@@ -42,9 +42,9 @@ class Three:
     def put(self, *rows: Row) -> list[Row]:
         """What of the holder stands for these rows of the giver."""
         functions, tasks, also = self.giver.core.detached.describe(rows)
-        bequest = LineageSpec(("giver", "", "giver"), functions, tasks)
+        spec = LineageSpec(("giver", "", "giver"), functions, tasks)
         origins = [self.giver.core.table.origin_of(row) for row in rows]
-        held = self.holder.core.detached.hold([*origins, *also], bequest)
+        held = self.holder.core.detached.hold([*origins, *also], spec)
         self.carry()
         return held
 
@@ -287,7 +287,7 @@ def test_who_took_it_out_may_put_it_in_again(three):
     functions, tasks, also = three.taker.core.detached.describe([taken])
     assert not functions and not tasks and not also
     origin = three.taker.core.table.origin_of(taken)
-    assert place_held(origin) == ("holder", "", "holder", held.key)
+    assert holder_ref(origin) == ("holder", "", "holder", held.key)
     assert three.holder.core.detached.hold(
         [origin], LineageSpec(("taker", "", "taker"), [], [])
     ) == [held]

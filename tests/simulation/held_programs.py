@@ -114,10 +114,10 @@ class Giver:
         origin = core.table.origin_of(future.row)
         stays = self.random.random() < 0.4
         keeps = [future]
-        bequest = LineageSpec(self.owner.process, shelf.functions(functions), tasks)
+        spec = LineageSpec(self.owner.process, shelf.functions(functions), tasks)
 
         def arrive() -> None:
-            rows = shelf.owner.core.detached.hold([origin, *also], bequest)
+            rows = shelf.owner.core.detached.hold([origin, *also], spec)
             self.cluster.dirty.add(shelf.owner)
             item = Item(held_at(origin, shelf.owner.process), value, rows, stays)
             look(item)

@@ -124,20 +124,20 @@ def is_adopted(key: Key) -> bool:
 
 
 def held_at(origin: Origin, process: Process) -> Origin:
-    """Return the name of an object that a process, the detached owner, holds for the cluster.
+    """Return the name of an object that a process, the holder, has for the cluster.
 
-    The heir in the name is the object's own row at that process (`place_held`).
+    The heir in the name is the object's own row at that process (`holder_ref`).
     """
     return (*origin[:4], (*process, adopted_key(origin), None), origin[5])
 
 
-def place_held(origin: Origin) -> OwnerRef | None:
+def holder_ref(origin: Origin) -> OwnerRef | None:
     """Return where an object is held for the cluster; None unless `held_at` made the name."""
     heir = origin[4]
     # Only an object's own row has this key: the task that submitted the object has another.
     if heir is not None and heir[3] == ("adopted", origin[0], origin[3], origin[5]):
-        place: OwnerRef = tuple(heir[:4])
-        return place
+        owner_ref: OwnerRef = tuple(heir[:4])
+        return owner_ref
     return None
 
 

@@ -44,9 +44,9 @@ ADOPT = 6
 this key; the sender, which leaves, borrows the object there under this number."""
 
 MOVED = 7
-"""``(MOVED, key, number, place, outcome, path)``, from the owner: borrow the object from its new
-owner, at ``place``, and give the old borrowing back then. ``path`` is None, or the path to ask the
-new owner for."""
+"""``(MOVED, key, number, owner_ref, outcome, path)``, from the owner: borrow the object from its
+new owner, at ``owner_ref``, and give the old borrowing back then. ``path`` is None, or the path to
+ask the new owner for."""
 
 RETAIN_PARENT = 8
 """``(RETAIN_PARENT, key)``, to the owner of a task: keep the task, because futures of children that

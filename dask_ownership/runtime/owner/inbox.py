@@ -260,9 +260,9 @@ class Inbox:
         try:
             row, new = self.core.borrowing.arrive(origin)
             # The origin may tell that a known row is held by another process now.
-            place = None if new else self.core.borrowing.held_elsewhere(row, origin)
-            if place is not None:
-                self.call(self.core.borrowing.borrow_at, row, place)
+            owner_ref = None if new else self.core.borrowing.held_elsewhere(row, origin)
+            if owner_ref is not None:
+                self.call(self.core.borrowing.borrow_at, row, owner_ref)
             if row.state == DORMANT:
                 self.call(self.core.lifecycle.wake, row)
             elif new:

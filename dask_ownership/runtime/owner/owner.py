@@ -275,12 +275,12 @@ class Owner:
         self.step()
         return result
 
-    def hold(self, origins: Iterable[Origin], bequest: LineageSpec) -> list[Row]:
+    def hold(self, origins: Iterable[Origin], spec: LineageSpec) -> list[Row]:
         """Hold objects of other owners; return rows with a local reference each. Loop thread.
 
-        The ``bequest`` says how the objects are made.
+        The ``spec`` says how the objects are made.
         """
-        return self.call_now(self.core.detached.hold, origins, bequest)
+        return self.call_now(self.core.detached.hold, origins, spec)
 
     async def held(self, rows: Sequence[Row]) -> None:
         """Wait until the owners of held rows may leave: all there is by now is taken over."""

@@ -25,10 +25,10 @@ from dask_ownership.core.protocol.names import (
     Path,
     adopted_key,
     heir_of,
+    holder_ref,
     is_adopted,
     owners_of,
     path_from,
-    place_held,
 )
 from dask_ownership.core.protocol.peer_messages import (
     ADOPT,
@@ -96,7 +96,7 @@ class Borrowing(RowListener):
     peers : Peers
     hold_inside : callable
         Takes over the objects of futures inside a borrowed value, when this process is the
-        detached owner, and returns their rows; else returns None.
+        holder, and returns their rows; else returns None.
     limits : Limits
     """
 
@@ -138,7 +138,7 @@ class Borrowing(RowListener):
             if row is not None:
                 return row, False
             # Not here, not handed over and not held elsewhere: the object was freed.
-            if key not in self._table.moved and place_held(origin) is None:
+            if key not in self._table.moved and holder_ref(origin) is None:
                 name = self._peers.process[2]
                 if self._peers.left:
                     failure = Failure("closed", key, f"its client {name} is closed, which freed it")
@@ -153,7 +153,7 @@ class Borrowing(RowListener):
     def _borrowed(self, origin: Origin) -> Borrowed:
         """Return a new row for a borrowed object, which may be held or have been handed over."""
         made = Borrowed(origin)
-        held = place_held(origin)
+        held = holder_ref(origin)
         if held is not None:
             made.owner_ref = held
         elif origin[0] == self._peers.process[0]:
@@ -165,7 +165,7 @@ class Borrowing(RowListener):
 
         A row may have been borrowed from the first owner before the object was held.
         """
-        held = place_held(origin)
+        held = holder_ref(origin)
         if held is None or not isinstance(row, Borrowed) or row.owner_ref[:4] == held:
             return None
         return held
@@ -186,7 +186,7 @@ class Borrowing(RowListener):
                     self._lifecycle.wake(row)
                     rows.append(row)
                     continue
-                if origin[3] not in self._table.moved and place_held(origin) is None:
+                if origin[3] not in self._table.moved and holder_ref(origin) is None:
                     continue
             made = self._borrowed(origin)
             if made.owner_ref[0] == self._peers.process[0] and (
@@ -197,9 +197,9 @@ class Borrowing(RowListener):
             adopted = table.adopt_for_task(made)
             if adopted is made:
                 new.append(made)
-            elif (place := self.held_elsewhere(adopted, origin)) is not None:
+            elif (owner_ref := self.held_elsewhere(adopted, origin)) is not None:
                 assert isinstance(adopted, Borrowed)
-                self.borrow_at(adopted, place)
+                self.borrow_at(adopted, owner_ref)
             rows.append(adopted)
         for made in new:
             self.borrow(made)
@@ -207,8 +207,8 @@ class Borrowing(RowListener):
 
     def borrow(self, row: Borrowed) -> None:
         """Have the owner of a new or moved row count this process as a borrower (`BORROW`)."""
-        place = row.owner_ref
-        peer = self._peers.known.get(place[0]) or self._peers.peer(place[:3])
+        owner_ref = row.owner_ref
+        peer = self._peers.known.get(owner_ref[0]) or self._peers.peer(owner_ref[:3])
         if peer.gone:
             self._ask_heir(row)
             return
@@ -220,11 +220,11 @@ class Borrowing(RowListener):
         peer.borrowed[row.attempt] = row
         if row.path is None:
             # A life is a number of the first owner. A new owner does not know the number.
-            life = row.origin[5] if place is row.origin else 0
-            peer.outbox.append((BORROW, place[3], row.attempt, life))
+            life = row.origin[5] if owner_ref is row.origin else 0
+            peer.outbox.append((BORROW, owner_ref[3], row.attempt, life))
         else:
-            peer.outbox.append((BORROW, place[3], row.attempt, 0, row.path, ""))
-        self._peers.talking[place[0]] = peer
+            peer.outbox.append((BORROW, owner_ref[3], row.attempt, 0, row.path, ""))
+        self._peers.talking[owner_ref[0]] = peer
 
     def _borrow_from(self, peer: Peer, row: Borrowed) -> None:
         """Give a row the number of a new borrowing from a peer."""
@@ -238,16 +238,16 @@ class Borrowing(RowListener):
         self._borrow_from(peer, row)
         self._peers.say(peer, (ADOPT, row.owner_ref[3], row.attempt, origin, pinned))
 
-    def borrow_at(self, row: Borrowed, place: OwnerRef) -> None:
-        """Borrow a row from ``place``, where the object is for certain.
+    def borrow_at(self, row: Borrowed, owner_ref: OwnerRef) -> None:
+        """Borrow a row from ``owner_ref``, where the object is for certain.
 
-        The process at ``place`` may have freed the object once, and have it again.
+        The process at ``owner_ref`` may have freed the object once, and have it again.
         """
-        if row.owner_ref[:4] != place:
+        if row.owner_ref[:4] != owner_ref:
             peer = self._peers.peer(row.owner_ref[:3])
             if peer.borrowed.get(row.attempt) is row:
-                row.acknowledged = False  # until the process at ``place`` counts this process
-                self._moved(peer, row, place, None, None)
+                row.acknowledged = False  # until the process at ``owner_ref`` counts this process
+                self._moved(peer, row, owner_ref, None, None)
 
     def forgotten(self, row: Row) -> None:
         """Give back a borrowed row that nothing in this process needs any more."""
@@ -381,14 +381,14 @@ class Borrowing(RowListener):
         peer: Peer,
         key: Key,
         number: int,
-        place: OwnerRef,
+        owner_ref: OwnerRef,
         outcome: Outcome | None,
         path: Path | None,
     ) -> None:
         """Handle MOVED: the object of a borrowed row has another owner."""
         row = peer.borrowed.get(number)
         if row is not None:
-            self._moved(peer, row, place, outcome, path)
+            self._moved(peer, row, owner_ref, outcome, path)
 
     def _told(self, peer: Peer, row: Borrowed, outcome: Outcome | None, counts: bool) -> None:
         """Take in an outcome from the owner of a borrowed row; None while there is no value.
@@ -476,7 +476,7 @@ class Borrowing(RowListener):
         if held is None:
             inner = borrowed = self.rows_of(origins)
         else:
-            # The detached owner has rows of its own, each of which waits for a borrowed row.
+            # The holder has rows of its own, each of which waits for a borrowed row.
             inner = held
             borrowed = tuple(source for one in held for source in one.dependencies)
         if borrowed:
@@ -484,22 +484,22 @@ class Borrowing(RowListener):
         return inner
 
     def _moved(
-        self, peer: Peer, row: Borrowed, place: OwnerRef, outcome: Outcome | None, path: Path | None
+        self, peer: Peer, row: Borrowed, ref: OwnerRef, outcome: Outcome | None, path: Path | None
     ) -> None:
-        """Borrow a row from its new owner at ``place``, which looks for the object along ``path``.
+        """Borrow a row from its new owner at ``ref``, which looks for the object along ``path``.
 
         Without a path the new owner has the object already.
         """
         del peer.borrowed[row.attempt]
         # The old owner goes on counting this process, until the new owner does (`_acknowledged`).
         row.returns = [*(row.returns or ()), (peer, row.owner_ref[3], row.attempt)]
-        row.owner_ref = place
+        row.owner_ref = ref
         row.path = path
         row.freed = None
         if outcome is not None:
             self._take_in(row, outcome)
         self.borrow(row)
-        if place[0] == self._peers.process[0]:
+        if ref[0] == self._peers.process[0]:
             self._is_own_now(row)
 
     def _is_own_now(self, row: Borrowed) -> None:

@@ -1,15 +1,15 @@
 """Detached objects: one process holds objects for the cluster, which outlive their owners.
 
 An object in a queue, a variable or a dataset belongs to the cluster, also when the client that put
-the object there is gone. So one process of the cluster, the *detached owner*, takes the object
-over as an heir does (`references.transfer`): at once, and not when the owner leaves. The detached
-owner also gets a `LineageSpec` from the owner (the *bequest*): the tasks that make the object, and
-what the tasks need. While the owner lives, the detached owner waits for the owner's value and
-takes the value over where it lies. The owner may be gone before, or the last copy may be lost
-later when the owner cannot help: then the detached owner runs the tasks itself.
+the object there is gone. So one process of the cluster, the *holder*, takes the object over as an
+heir does (`references.transfer`): at once, and not when the owner leaves. The holder also gets a
+`LineageSpec` from the owner: the tasks that make the object, and what the tasks need. While the
+owner lives, the holder waits for the owner's value and takes the value over where it lies. The
+owner may be gone before, or the last copy may be lost later when the owner cannot help: then the
+holder runs the tasks itself.
 
 The name of a detached object says where the object is held: the heir in the name is the object's
-own key at the detached owner (`held_at`). A process that meets the name borrows there.
+own key at the holder (`held_at`). A process that meets the name borrows there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dask_ownership.core.owner.rows.options import Options, Replication
 from dask_ownership.core.owner.rows.row import REPLICATED, Function, Row
 from dask_ownership.core.owner.scheduling.builtin import BuiltinFunctions
 from dask_ownership.core.protocol.messages import Key, Origin, Process
-from dask_ownership.core.protocol.names import adopted_key, is_adopted, place_held
+from dask_ownership.core.protocol.names import adopted_key, holder_ref, is_adopted
 from dask_ownership.core.protocol.states import CANCELLED, INLINE, LOST, STORED
 
 Reference: TypeAlias = "int | Origin"
@@ -64,7 +64,7 @@ class LineageSpec:
     Attributes
     ----------
     numbers : dict of Key to int
-        The number of each task, by its key at the detached owner.
+        The number of each task, by its key at the holder.
     """
 
     __slots__ = ("functions", "numbers", "owner", "tasks")
@@ -76,7 +76,7 @@ class LineageSpec:
         self.numbers: dict[Key, int] = {self.key(n): n for n in range(len(tasks))}
 
     def key(self, number: int) -> Key:
-        """Return the key of a task at the detached owner, as `adopted_key` makes it."""
+        """Return the key of a task at the holder, as `adopted_key` makes it."""
         name, life = self.tasks[number][:2]
         return name if is_adopted(name) else ("adopted", self.owner[0], name, life)
 
@@ -86,7 +86,7 @@ NOTHING = LineageSpec(("", "", ""), [], ())
 
 
 class DetachedObjects(RowListener):
-    """Describes how objects of an owner are made, and holds objects in the detached owner.
+    """Describes how objects of an owner are made, and holds objects, in the holder.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ class DetachedObjects(RowListener):
     Attributes
     ----------
     holds : bool
-        Whether this process is the detached owner.
+        Whether this process is the holder.
     """
 
     def __init__(
@@ -137,8 +137,8 @@ class DetachedObjects(RowListener):
         numbers: dict[Row, int] = {}
         also: dict[Row, None] = {}
         seen: set[Row] = set()
-        # The detached owner borrows an inline value at once, so nothing has to make it. Each row is
-        # looked at twice: inputs come between, so that they get lower numbers.
+        # The holder borrows an inline value at once, so nothing has to make it. Each row is looked
+        # at twice: inputs come between, so that they get lower numbers.
         stack = [(row, False) for row in rows if row.state != INLINE]
         while stack:
             row, complete = stack.pop()
@@ -160,7 +160,7 @@ class DetachedObjects(RowListener):
             count = len(source.dependencies)
             parts = tuple(refer[:count]), tuple(refer[count:])
             numbers[row] = len(tasks)
-            # The life is part of the key at the detached owner, see `LineageSpec.key`.
+            # The life is part of the key at the holder, see `LineageSpec.key`.
             life = self._table.named(row)
             if row.state == INLINE:
                 tasks.append((row.key, life, -1, None, 0, *parts, None, row.value))
@@ -189,28 +189,27 @@ class DetachedObjects(RowListener):
         """Return whether a row has a value, or will have one, that no task can make again."""
         return row.state <= STORED and self._source(row) is None
 
-    # ---- the detached owner ----
+    # ---- the holder ----
 
-    def hold(self, origins: Iterable[Origin], bequest: LineageSpec) -> list[Row]:
+    def hold(self, origins: Iterable[Origin], spec: LineageSpec) -> list[Row]:
         """Take objects over for the cluster. Return their rows, with one local reference more each.
 
-        ``bequest`` says how the objects are made. A later bequest for an object replaces an
-        earlier one.
+        ``spec`` says how the objects are made. A later spec for an object replaces an earlier one.
         """
         rows: list[Row] = []
         for origin in origins:
             key = adopted_key(origin)
             known = self._table.find(key)
             if known is not None:
-                if known.options.lineage_spec is not None and key in bequest.numbers:
-                    known.options = replace(known.options, lineage_spec=bequest)
+                if known.options.lineage_spec is not None and key in spec.numbers:
+                    known.options = replace(known.options, lineage_spec=spec)
                 rows.append(known)
                 continue
-            if place_held(origin) is not None:
+            if holder_ref(origin) is not None:
                 # This process held the object once and has let go. Only the first owner is asked.
                 origin = (*origin[:4], None, origin[5])
             taken = self._borrowing.rows_of([origin])
-            options = Options(adopted=origin, lineage_spec=bequest)
+            options = Options(adopted=origin, lineage_spec=spec)
             row = self._functions.alias(key, taken, options)
             self._table.adopt(row)
             self._submit([row])
@@ -222,7 +221,7 @@ class DetachedObjects(RowListener):
         """Take over objects whose futures are inside a value that is taken over, as `hold` does.
 
         Return their rows with one task reference more each; None when this process is not the
-        detached owner.
+        holder.
         """
         if not self.holds:
             return None
@@ -261,33 +260,33 @@ class DetachedObjects(RowListener):
     def instead(self, row: Row, state: int) -> bool:
         """Run the tasks of a held object here, because its owner's object has ended in ``state``.
 
-        Return False when the object is not lost or cancelled, or when the bequest does not say how
+        Return False when the object is not lost or cancelled, or when the spec does not say how
         to make the object.
         """
-        bequest = row.options.lineage_spec
+        spec = row.options.lineage_spec
         taken_over = row.function is self._functions.identity
-        if bequest is None or not taken_over or state not in (LOST, CANCELLED):
+        if spec is None or not taken_over or state not in (LOST, CANCELLED):
             return False
         origin = row.options.adopted
-        number = bequest.numbers.get(adopted_key(origin))
-        # A bequest knows the tasks of one owner only.
-        if number is None or bequest.owner[0] != origin[0]:
+        number = spec.numbers.get(adopted_key(origin))
+        # A spec knows the tasks of one owner only.
+        if number is None or spec.owner[0] != origin[0]:
             return False
         # In ascending order, because tasks refer to tasks with lower numbers.
         made = []
-        for one in sorted(self._needed(bequest, number)):
+        for one in sorted(self._needed(spec, number)):
             if one != number:
-                made.append(self._row(bequest, one))
-        _, _, function, payload, order, dependencies, contains, options, _ = bequest.tasks[number]
+                made.append(self._row(spec, one))
+        _, _, function, payload, order, dependencies, contains, options, _ = spec.tasks[number]
         old = self._lifecycle.become(
             row,
-            bequest.functions[function],
+            spec.functions[function],
             payload,
-            self._rows(bequest, dependencies),
-            self._rows(bequest, contains),
+            self._rows(spec, dependencies),
+            self._rows(spec, contains),
         )
         row.order = order
-        _give_options(row, options, origin, bequest)
+        _give_options(row, options, origin, spec)
         self._submit(made)
         self._lifecycle.release(made)  # the rows that need them have references of their own
         self._lifecycle.release_task_refs(old)
@@ -295,7 +294,7 @@ class DetachedObjects(RowListener):
         self._lifecycle.wait(row)
         return True
 
-    def _needed(self, bequest: LineageSpec, number: int) -> set[int]:
+    def _needed(self, spec: LineageSpec, number: int) -> set[int]:
         """Return the numbers of the tasks that make a value, but for rows that are here already.
 
         ``number`` itself is always among them.
@@ -305,33 +304,31 @@ class DetachedObjects(RowListener):
         stack = [number]
         while stack:
             one = stack.pop()
-            if one in needed or (one != number and bequest.key(one) in rows):
+            if one in needed or (one != number and spec.key(one) in rows):
                 continue
             needed.add(one)
-            _, _, _, _, _, dependencies, contains, _, _ = bequest.tasks[one]
+            _, _, _, _, _, dependencies, contains, _, _ = spec.tasks[one]
             stack.extend(r for r in (*dependencies, *contains) if isinstance(r, int))
         return needed
 
-    def _row(self, bequest: LineageSpec, number: int) -> Row:
-        """Return a new row for a task of a bequest, with one local reference."""
-        _, _, function, payload, order, dependencies, contains, options, value = bequest.tasks[
-            number
-        ]
-        key = bequest.key(number)
-        taken = self._rows(bequest, dependencies)
-        inside = self._rows(bequest, contains)
+    def _row(self, spec: LineageSpec, number: int) -> Row:
+        """Return a new row for a task of a spec, with one local reference."""
+        _, _, function, payload, order, dependencies, contains, options, value = spec.tasks[number]
+        key = spec.key(number)
+        taken = self._rows(spec, dependencies)
+        inside = self._rows(spec, contains)
         if function < 0:
             row = Row.with_value(key, value)
         else:
-            row = Row(key, bequest.functions[function], payload, taken, order)
+            row = Row(key, spec.functions[function], payload, taken, order)
             _give_options(row, options, None, None)
         row.contains = inside
         self._table.adopt(row)
         self._lifecycle.release_task_refs((*taken, *inside))  # the row has its own references
         return row
 
-    def _rows(self, bequest: LineageSpec, references: Iterable[Reference]) -> tuple[Row, ...]:
-        """Return the rows that a task of a bequest refers to, with one task reference more each.
+    def _rows(self, spec: LineageSpec, references: Iterable[Reference]) -> tuple[Row, ...]:
+        """Return the rows that a task of a spec refers to, with one task reference more each.
 
         A name of an object is borrowed, unless this process holds the object.
         """
@@ -339,7 +336,7 @@ class DetachedObjects(RowListener):
         for reference in references:
             if isinstance(reference, int):
                 origin: Any = None
-                key = bequest.key(reference)
+                key = spec.key(reference)
             else:
                 origin = reference
                 key = adopted_key(origin)
@@ -360,10 +357,10 @@ def _options_of(options: Options) -> dict[str, Any]:
     return told
 
 
-def _give_options(row: Row, told: dict[str, Any], adopted: Any, bequest: Any) -> None:
-    """Give a row of the detached owner its options.
+def _give_options(row: Row, told: dict[str, Any], adopted: Any, spec: Any) -> None:
+    """Give a row of the holder its options.
 
-    ``told`` comes from `_options_of`. ``adopted`` and ``bequest`` are those of a held object; None
+    ``told`` comes from `_options_of`. ``adopted`` and ``spec`` are those of a held object; None
     for an input.
     """
     given = dict(told)
@@ -373,4 +370,4 @@ def _give_options(row: Row, told: dict[str, Any], adopted: Any, bequest: Any) ->
         number, workers, branching = given["replicas"]
         given["replicas"] = Replication(number, workers and tuple(workers), branching)
         row.roles |= REPLICATED
-    row.options = Options(adopted=adopted, lineage_spec=bequest, **given)
+    row.options = Options(adopted=adopted, lineage_spec=spec, **given)

@@ -193,15 +193,15 @@ class Lending(RowListener):
         peer: Peer,
         key: Key,
         number: int,
-        place: OwnerRef,
+        owner_ref: OwnerRef,
         outcome: Outcome | None,
         path: Path | None = None,
     ) -> None:
         """Tell a borrower where the object is owned now (`MOVED`).
 
-        ``path`` leads from ``place`` to the object, when the new owner has to look for the object.
+        ``path`` leads from ``owner_ref`` to the object, when the new owner has to look for it.
         """
-        self._peers.say(peer, (MOVED, key, number, place, outcome, path))
+        self._peers.say(peer, (MOVED, key, number, owner_ref, outcome, path))
 
     # ---- borrowers ----
 

@@ -270,8 +270,8 @@ class OwnershipTransfer:
         """
         if not self.leaving:
             return False
-        places = [handover.made.owner_ref for handover in self.under_way.values()]
-        handed_to_it = any(place[0] == sender and place[3] == key for place in places)
+        owner_refs = [handover.made.owner_ref for handover in self.under_way.values()]
+        handed_to_it = any(ref[0] == sender and ref[3] == key for ref in owner_refs)
         return handed_to_it or sender > self._peers.process[0]
 
     def adopt(self, key: Key, origin: Origin, pinned: bool) -> Row | None:
