@@ -56,7 +56,7 @@ def watched(client: Client) -> bool:
     """Whether anybody reports."""
 
     def here(dask_worker: Any) -> bool:
-        return bool(dask_worker.extensions["dask-ownership"].activity.reporter.watching)
+        return bool(dask_worker.extensions["dask-ownership"].reporter.owner_reporter.watching)
 
     return client._reporter.watching or any(client.run(here).values())
 

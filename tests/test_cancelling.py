@@ -53,7 +53,7 @@ def unfinished(dask_worker: Any) -> Any:
         core.queue.queued,
         len(core.queue.crowd),
         len(core.queue.resuming),
-        len(executor.endings.clocks),
+        len(executor.endings.timeouts),
     )
     return left if any(left) or executor.coroutines else None
 

@@ -9,7 +9,7 @@ from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.rows.options import Options
 from dask_ownership.core.owner.rows.row import Function, Row
 from dask_ownership.core.protocol.states import INLINE, STORED, WAITING
-from dask_ownership.monitoring import census as activity
+from dask_ownership.monitoring import census
 from dask_ownership.monitoring.census import Census, Events, Histogram, percentile
 
 
@@ -35,16 +35,16 @@ def name(key: Any) -> str:
 
 def counted(core: OwnerCore, calls: int = 1 << 30) -> dict[str, Any]:
     """A census that stops after each so many shards."""
-    census = Census(core, name)
+    counting = Census(core, name)
     seen = [0]
 
     def over() -> bool:
         seen[0] += 1
         return seen[0] % calls == 0
 
-    while not census.advance(over):
+    while not counting.advance(over):
         pass
-    return census.result()
+    return counting.result()
 
 
 def test_a_census_in_slices_is_one_in_one_go() -> None:
@@ -61,10 +61,10 @@ def test_a_census_in_slices_is_one_in_one_go() -> None:
 
 
 def test_more_names_than_are_told_apart() -> None:
-    core = owner_of([make(f"{n}-x", STORED) for n in range(activity.GROUPS + 50)])
+    core = owner_of([make(f"{n}-x", STORED) for n in range(census.GROUPS + 50)])
     groups = counted(core)["groups"]
-    assert len(groups) == activity.GROUPS + 1
-    assert groups[activity.OTHERS] == {"stored": 50}
+    assert len(groups) == census.GROUPS + 1
+    assert groups[census.OTHERS] == {"stored": 50}
 
 
 def test_events_are_told_once_and_not_too_many() -> None:
@@ -92,7 +92,7 @@ def test_percentiles_of_a_histogram() -> None:
     middle = percentile(histogram.counts, 0.5)
     assert middle is not None and 64 <= middle <= 128
     largest = percentile(histogram.counts, 1.0)
-    assert largest is not None and largest >= 1 << (activity.BUCKETS - 2)
+    assert largest is not None and largest >= 1 << (census.BUCKETS - 2)
 
 
 def test_how_long_a_recovery_took() -> None:

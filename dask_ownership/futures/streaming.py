@@ -19,7 +19,7 @@ from dask_ownership.core.protocol.states import INLINE
 from dask_ownership.errors import ClosedOwner
 from dask_ownership.futures.future import Future, T_co
 from dask_ownership.futures.options import CallOptions, make_options
-from dask_ownership.futures.submit import CROSSING
+from dask_ownership.futures.submit import FOREIGN
 from dask_ownership.runtime.functions import ManyCalls
 
 
@@ -94,7 +94,7 @@ class Stream(Iterator[Future[T_co]], Generic[T_co]):
         self._kwargs = calls.share(kwargs) if kwargs else kwargs
         self._keys = iter(key) if key is not None and not isinstance(key, str) else None
         self._pure = pure
-        self._function = ManyCalls(client.owner.functions, func, CROSSING)
+        self._function = ManyCalls(client.owner.functions, func, FOREIGN)
         self._made_keys = calls.map_keys(func, self._function.record, key, pure, self._kwargs)
         self._call = call
         self._number = 0

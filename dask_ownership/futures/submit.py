@@ -45,7 +45,7 @@ SHARED_ARGUMENT = "100 kB"
 """Size of a keyword argument of `map` above which the argument becomes an object of its own."""
 
 
-CROSSING = (distributed.Future, Actor, BaseActorFuture)
+FOREIGN = (distributed.Future, Actor, BaseActorFuture)
 """Types of arguments that stand for a value elsewhere."""
 
 
@@ -116,11 +116,11 @@ class Calls:
             args = (func, *args)
         name = function.name
         try:
-            payload, dependencies, contains = dumps_call(args, kwargs, name, self.row_of, CROSSING)
+            payload, dependencies, contains = dumps_call(args, kwargs, name, self.row_of, FOREIGN)
         except ForeignInput:
             # Arguments with futures of this owner, which live until the row below needs their rows.
             args, kwargs = self.imported(args, kwargs)
-            payload, dependencies, contains = dumps_call(args, kwargs, name, self.row_of, CROSSING)
+            payload, dependencies, contains = dumps_call(args, kwargs, name, self.row_of, FOREIGN)
         except NotSerializable:
             if function.pickled is CALL:
                 # Raises an error about the function if the function cannot be pickled.
@@ -245,7 +245,7 @@ class Calls:
         items = list(zip(*iterables, strict=False))
         if keys is not None and len(keys) != len(items):
             raise ValueError(f"map got {len(keys)} keys for {len(items)} items")
-        function = ManyCalls(self.owner.functions, func, CROSSING)
+        function = ManyCalls(self.owner.functions, func, FOREIGN)
         made = self.map_keys(func, function.record, key, pure, kwargs)
         for number, args in enumerate(items):
             one = keys[number] if keys is not None else made.of(number, args)

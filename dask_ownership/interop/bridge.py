@@ -1,7 +1,7 @@
-"""Crossings: values between owned tasks and tasks of the central scheduler.
+"""The bridge: values between owned tasks and tasks of the central scheduler.
 
-A crossing is a small task on the side that needs the value. The task reads the value where it runs,
-from the holding workers: neither the client nor the scheduler carries the value.
+A small task on the side that needs a value reads the value where it runs, from the workers with a
+copy: neither the client nor the scheduler carries the value.
 
 *Promotion*: a central task reads an owned value, under a name that no other process uses. The
 process that promoted the object keeps it until the scheduler has forgotten the name. So the
@@ -40,7 +40,7 @@ from dask_ownership.futures.structures import exchanged
 from dask_ownership.futures.submit import submit_child
 from dask_ownership.interop.tasks import bring_central, bring_owned
 from dask_ownership.runtime.comm.scheduler_ops import PROMOTED, WHERE
-from dask_ownership.runtime.dask.client import cross_in_clients, scheduler_id
+from dask_ownership.runtime.dask.client import promote_in_clients, scheduler_id
 from dask_ownership.runtime.owner.owner import LocalRef
 from dask_ownership.runtime.serialize import dumps, dumps_error
 from dask_ownership.runtime.task import current_entry
@@ -253,7 +253,7 @@ def promoted_graph(
 
 def install() -> None:
     """Have all stock clients of this process take owned futures."""
-    cross_in_clients(owned_arguments, owned_inputs)
+    promote_in_clients(owned_arguments, owned_inputs)
 
 
 # ---- central values in owned tasks ----

@@ -1,4 +1,4 @@
-"""Functions of crossings, which bring a value from owned to central tasks or back, at a worker.
+"""Functions of the bridge, which bring a value from owned to central tasks or back, at a worker.
 
 `bring_owned` is a central task, `bring_central` an owned task. Both run as coroutines and give
 their slot up, so that a value that is not there yet blocks no worker.

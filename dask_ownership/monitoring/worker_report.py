@@ -25,7 +25,7 @@ RUNTIME = str(Path(task.__file__).parent)
 """Folder of the code that runs tasks."""
 
 
-class WorkerActivity:
+class WorkerReporter:
     """Answers the scheduler's questions about one worker.
 
     Parameters
@@ -41,14 +41,14 @@ class WorkerActivity:
         The parameters.
     executor : Executor
         The executor of the server.
-    reporter : Reporter
+    owner_reporter : Reporter
         Reports on the owner in this process.
     """
 
     def __init__(self, worker: Any, server: Server, notes: Notes) -> None:
         self.worker = worker
         self.executor = server.executor
-        self.reporter = Reporter(self.executor.owner)
+        self.owner_reporter = Reporter(self.executor.owner)
         self.notes = notes
         self._server = server
 
@@ -59,7 +59,7 @@ class WorkerActivity:
     def close(self) -> None:
         """Answer no more questions, and stop reporting."""
         self.worker.handlers.pop(REPORT, None)
-        self.reporter.close()
+        self.owner_reporter.close()
 
     def report(
         self,
@@ -96,11 +96,11 @@ class WorkerActivity:
             "notes": self.notes.take(watch, note, gap),
         }
         # This also forgets the last report, so that the next one is full.
-        if watch != self.reporter.watching or again:
-            self.reporter.watch(watch)
+        if watch != self.owner_reporter.watching or again:
+            self.owner_reporter.watch(watch)
         if watch:
             answer["executor"] = self._counted()
-            answer["owner"] = self.reporter.report()
+            answer["owner"] = self.owner_reporter.report()
             answer["tallies"] = self.notes.tallied()
             answer["failures"] = [
                 described_failure(*failure)
@@ -133,7 +133,7 @@ class WorkerActivity:
                 "spilled": store.spilled,
             },
             "received": {peer: list(sums) for peer, sums in executor.fetcher.received.items()},
-            "losses": dict(self.reporter.owner.core.losses),
+            "losses": dict(self.owner_reporter.owner.core.losses),
         }
 
 

@@ -19,7 +19,7 @@ from dask_ownership.futures.future import task_clients
 from dask_ownership.interop.bridge import install
 from dask_ownership.monitoring.owner_report import group_of
 from dask_ownership.monitoring.task_stream import Notes
-from dask_ownership.monitoring.worker_report import WorkerActivity
+from dask_ownership.monitoring.worker_report import WorkerReporter
 from dask_ownership.runtime.comm.scheduler_ops import (
     DIAL,
     MEMBERS,
@@ -157,8 +157,8 @@ class WorkerSide:
     server : dask_ownership.runtime.executor.server.Server
     notes : dask_ownership.monitoring.task_stream.Notes
         The notes of ended tasks, for the task stream.
-    activity : dask_ownership.monitoring.worker_report.WorkerActivity
-        Answers the scheduler's questions about activity.
+    reporter : dask_ownership.monitoring.worker_report.WorkerReporter
+        Answers the scheduler's questions of looks.
     connected_client : dask_ownership.Client or None
         The client of tasks, once it is connected.
     """
@@ -179,7 +179,7 @@ class WorkerSide:
         self.owner = self.executor.owner
         self.server = Server(self.executor, secret)
         self.notes = Notes(self.executor.watch, group_of)
-        self.activity = WorkerActivity(worker, self.server, self.notes)
+        self.reporter = WorkerReporter(worker, self.server, self.notes)
         self._asked: set[str] = set()
         self._asking: set[asyncio.Task[None]] = set()
         self._client: Any = None
@@ -197,7 +197,7 @@ class WorkerSide:
         await self.executor.start()
         self.server.start()
         await self.owner.start()
-        self.activity.start()
+        self.reporter.start()
         worker.extensions["dask-ownership"] = self
         task_clients[self.owner.incarnation] = self.executor.task_client
         worker.stream_handlers[MEMBERS] = self.members_changed
@@ -327,7 +327,7 @@ class WorkerSide:
     async def close(self) -> None:
         """End the client, the owner and the executor of this worker."""
         task_clients.pop(self.owner.incarnation, None)
-        self.activity.close()
+        self.reporter.close()
         self.notes.close()
         if self._joining is not None:
             self._joining.cancel()

@@ -693,7 +693,7 @@ def test_a_stored_value_of_another_life_is_freed_when_the_new_one_is_fetched(ben
     assert bench.core.find_value("other", "x", 5) is None
 
 
-def test_what_waits_for_a_fetch_of_another_life_is_returned(bench):
+def test_what_waits_for_a_fetch_of_another_life_is_given_back(bench):
     old = (m.REMOTE, "x", 1, 8, ("there",), None)
     new = (m.REMOTE, "x", 5, 8, ("there",), None)
     bench.tell(push("y", [old], attempt=2), push("z", [new], attempt=6))

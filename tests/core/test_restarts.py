@@ -179,7 +179,7 @@ def test_nothing_else_in_the_core_starts_a_task_again():
     assert found == {
         "delegation.on_delegated: become",  # an alias, which runs nothing
         "results._failed: try_again",  # asks
-        "results._returned: try_again",
+        "results._given_back: try_again",
         "detached.instead: become",  # REPEATED, by `DetachedObjects._source`
         "detached.recover: become",  # an alias
         "detached.recover: withdraw",

@@ -24,7 +24,7 @@ from dask_ownership.core.protocol.states import ERROR, INLINE, PUSHED, READY, ST
 Handler: TypeAlias = Callable[..., None]
 
 # What `story` and the error messages say, after the worker's address.
-RETURN_REASONS = {
+REASONS = {
     m.DROPPED: "it was dropped before it started",
     m.BLOCKED: "a task there that it waited for ended without a value",
     m.UNKNOWN_FUNCTION: "its function was not known there",
@@ -87,7 +87,7 @@ class Results:
             m.DONE: self._done,
             m.STORED: self._stored,
             m.FAILED: self._failed,
-            m.GIVEN_BACK: self._returned,
+            m.GIVEN_BACK: self._given_back,
         }
         self.running: dict[int, Handler] = {m.ALONE: self._alone, m.PARKED: self._parked}
         self.late: dict[int, Handler] = {
@@ -95,7 +95,7 @@ class Results:
             m.DONE: self._inside_late,
             m.FAILED: self._inside_late,
             m.DELEGATED: self._inside_late,
-            m.GIVEN_BACK: self._returned_late,
+            m.GIVEN_BACK: self._given_back_late,
         }
         self.of_no_task: dict[int, Handler] = {m.LINGERS: self._lingers}
 
@@ -229,7 +229,7 @@ class Results:
             # Each row that ended with the error has task references of its own.
             lifecycle.release_task_refs(rows)
 
-    def _returned(
+    def _given_back(
         self,
         view: WorkerView,
         row: Row,
@@ -250,7 +250,7 @@ class Results:
         if reason == m.RECALLED:
             detail = f"from {view.address}, for a worker with nothing to do"
         else:
-            why = RETURN_REASONS.get(reason)
+            why = REASONS.get(reason)
             if why is None:
                 why = f"it did not get {', '.join([repr(key) for key, *_ in keys or ()])}"
             detail = f"by {view.address}: {why}"
@@ -282,7 +282,7 @@ class Results:
                 if gone:
                     self._lifecycle.drop_locations(dependency, gone, "does not have it any more")
                 self._suspensions.unanswered(dependency)
-        path = restarts.OF_RETURN.get(reason, restarts.GIVEN_BACK)
+        path = restarts.OF_REASON.get(reason, restarts.GIVEN_BACK)
         self._lifecycle.try_again(row, path, detail)
         if reason in (m.RECALLED, m.RESCHEDULED) and row.state == READY:
             # Not back to the same worker, if another worker has room.
@@ -347,7 +347,7 @@ class Results:
             view.outbox.append((m.REFS_COUNTED, key, attempt))
 
     @staticmethod
-    def _returned_late(view: WorkerView, key: Key, attempt: int, reason: int, keys: Any) -> None:
+    def _given_back_late(view: WorkerView, key: Key, attempt: int, reason: int, keys: Any) -> None:
         """Take in the end of a recall; a task that came back late has another attempt already."""
         if key is None:  # no task: the recall is over
             view.recalled = False

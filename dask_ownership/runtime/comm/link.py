@@ -165,7 +165,7 @@ class OwnerLink:
         # The worker's answer to the last dial.
         self._greeting: dict[str, Any] = {}
         self._task: asyncio.Task[None] | None = None
-        self._pulse = Heartbeat()
+        self._heartbeat = Heartbeat()
         # Seconds for which a connection may stall: at the beginning, and now.
         self._shortest = self._patience = silence / 2
         self._stalled = 0.0
@@ -223,17 +223,17 @@ class OwnerLink:
             self._patience = self._shortest
         # A worker owes an acknowledgement, or the answer to a dial.
         owes = bool(self.state.unacknowledged) or (made is None and self._task is not None)
-        if self._pulse.look(passed, heard, owes, ask_after):
+        if self._heartbeat.look(passed, heard, owes, ask_after):
             self._write(self._packing.number([], ask=True))
         if made is None or heard or not owes:  # without a connection `_run` limits the dial
             self._stalled = 0.0
-            return self._pulse.owed
+            return self._heartbeat.owed
         self._stalled += passed
         if self._stalled >= self._patience:
             logger.info("%s sent nothing for %.3g s: dialling again", self.address, self._stalled)
             self._disappointed()
             made.abort()  # this ends `listen` in `_run`, which dials again
-        return self._pulse.owed
+        return self._heartbeat.owed
 
     def leave_relay(self, is_relay: Callable[[Comm], bool]) -> None:
         """End the connection and dial again, if the connection is a relay."""

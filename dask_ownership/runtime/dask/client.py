@@ -32,11 +32,11 @@ from dask_ownership.runtime.dask.worker import current_worker
 __all__ = [
     "block_in",
     "complete_by",
-    "cross_in_clients",
     "current_client",
     "find_clients",
     "keep",
     "parse_timeout",
+    "promote_in_clients",
     "scheduler_id",
     "tokenizing",
 ]
@@ -232,7 +232,7 @@ def _let_wait(cls: Any, name: str, without_slot: Any, await_without_slot: Any) -
     setattr(cls, name, waits)
 
 
-def cross_in_clients(
+def promote_in_clients(
     arguments: Callable[[Any, Any, Any], Any],
     graph: Callable[[Any, Any, Any], Any],
 ) -> None:

@@ -14,7 +14,7 @@ from dask_ownership.core.executor.session import Entry
 from dask_ownership.core.protocol import messages as m
 from dask_ownership.errors import TaskTimeout
 from dask_ownership.runtime.executor.flushing import Flushing
-from dask_ownership.runtime.executor.timeouts import Clocks
+from dask_ownership.runtime.executor.timeouts import Timeouts
 from dask_ownership.runtime.owner.owner import Owner
 from dask_ownership.runtime.serialize import dumps_error
 from dask_ownership.runtime.task import Outcome
@@ -41,7 +41,7 @@ class Endings:
 
     Attributes
     ----------
-    clocks : Clocks
+    timeouts : Timeouts
         The timers of tasks with a ``timeout``.
     counts : dict of str to int
         How many tasks ran, were coroutines, failed, and were given back.
@@ -59,7 +59,7 @@ class Endings:
         flushing: Flushing,
         provide: Callable[[], None],
     ) -> None:
-        self.clocks = Clocks(worker.loop.asyncio_loop, self._expired)
+        self.timeouts = Timeouts(worker.loop.asyncio_loop, self._expired)
         self.counts = {"run": 0, "coroutines": 0, "failed": 0, "returned": 0}
         self.failures: deque[tuple[int, Any, float, bytes, str, int]] = deque(maxlen=FAILURES)
         self._worker = worker
@@ -77,7 +77,7 @@ class Endings:
         queue = self._core.queue
         self.counts["run"] += 1
         if entry.options is not None and "timeout" in entry.options:
-            self.clocks.stop(entry)
+            self.timeouts.stop(entry)
         entry.contains = outcome.contains
         ran = outcome.gave_back is None or outcome.gave_back[0] == m.RESCHEDULED
         if (entry.arrived is not None or entry.exported) and ran:

@@ -220,7 +220,7 @@ class Executor:
         for link in self.links.values():
             if link.channel is not None:
                 link.channel.abort()
-        self.endings.clocks.close()
+        self.endings.timeouts.close()
         self.coroutines.close()
         with self.lock:
             for owner in list(self.core.sessions):

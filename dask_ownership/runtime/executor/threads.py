@@ -122,7 +122,7 @@ class Threads:
         # Names for what the loop needs for each task.
         queue = self._core.queue
         lock = self._lock
-        clocks = self._endings.clocks
+        timeouts = self._endings.timeouts
         ended = self._endings.ended
         sleeper = threading.Lock()  # held by this thread while it is awake; `wake` releases it
         sleeper.acquire()
@@ -150,7 +150,7 @@ class Threads:
                 lock.release()
                 if type(work) is Entry:
                     if work.options is not None and "timeout" in work.options:
-                        clocks.start(work, work.options["timeout"])
+                        timeouts.start(work, work.options["timeout"])
                     name = (
                         default if work.options is None else work.options.get("executor", default)
                     )

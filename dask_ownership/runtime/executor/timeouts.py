@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dask_ownership.core.executor.session import Entry
 
 
-class Clocks:
+class Timeouts:
     """One timer for each running task that has a ``timeout``; other tasks cost nothing.
 
     Parameters

@@ -50,7 +50,7 @@ class Members:
     Parameters
     ----------
     core : OwnerCore
-    chronicle : EventLog
+    event_log : EventLog
     ask : Ask
     token : str
         The token of this owner, if known before the owner joins; else empty.
@@ -75,7 +75,7 @@ class Members:
     def __init__(
         self,
         core: OwnerCore,
-        chronicle: EventLog,
+        event_log: EventLog,
         ask: Ask,
         token: str,
         unlink: Callable[[WorkerView], bool],
@@ -86,7 +86,7 @@ class Members:
         self.holder: Process = ("", "", "")
         self.joined = False
         self.cut_off = False
-        self._event_log = chronicle
+        self._event_log = event_log
         self._ask = ask
         self._unlink = unlink
         self._step = step

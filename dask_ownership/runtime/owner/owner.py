@@ -445,10 +445,10 @@ class Owner:
             self.inbox.process()
             # Rows are infeasible only when there is no worker at all, or when they are restricted.
             if not self.core.placement.workers or self.core.placement.any_restricted:
-                self._look_at_unmatched()
+                self._look_at_infeasible()
             self._backlog.look()
 
-    def _look_at_unmatched(self) -> None:
+    def _look_at_infeasible(self) -> None:
         """Warn of rows that no worker may run; end those that waited too long, if so configured."""
         self._event_log.infeasible(perf_counter())
         timeout = dask.config.get("distributed.scheduler.no-workers-timeout", None)

@@ -76,7 +76,7 @@ PATHS = (
     REPEATED,
 )
 
-OF_RETURN = {m.RECALLED: RECALLED, m.RESCHEDULED: RESCHEDULED}
+OF_REASON = {m.RECALLED: RECALLED, m.RESCHEDULED: RESCHEDULED}
 """Reason in a `GIVEN_BACK` message to the path; all other reasons take the path `GIVEN_BACK`."""
 
 
