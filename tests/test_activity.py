@@ -145,7 +145,7 @@ def test_bytes_between_workers(client: Client, workers: Any) -> None:
 
 def exchanged(client: Client, worker: str) -> tuple[int, int]:
     """Bytes that this client sent to a worker and received from it."""
-    traffic = client.owner.core.placement.workers[worker].traffic
+    traffic = client.owner.core.placement.workers[worker].byte_counter
 
     def told() -> Any:
         sent, received = mine(client, settled(client))["traffic"].get(worker, (0, 0))

@@ -78,7 +78,7 @@ def test_pages_show_what_owners_say(client: Client, workers: Any) -> None:
     wait([*small, *large, moved, bad])
     assert client.gather(large) == [blob(seed=n) for n in range(2)]
     owner = mine(client, settled(client))
-    traffic = client.owner.core.placement.workers[workers[0]].traffic
+    traffic = client.owner.core.placement.workers[workers[0]].byte_counter
     until(lambda: mine(client, activity(client))["traffic"][workers[0]][1] == traffic.received)
 
     owners = client.run_on_scheduler(page, "owners")

@@ -247,7 +247,7 @@ class Scattering:
             data = [(row.key, row.attempt, seal(value, view.address)) for row, value in batch]
             try:
                 answer = await request(
-                    owner.pool, view.address, owner.patience, "ownership_put",
+                    owner.pool, view.address, owner.backoff, "ownership_put",
                     owner=owner.incarnation, data=data, token=owner.token,
                 )  # fmt: skip
             except Stalled:
@@ -260,7 +260,7 @@ class Scattering:
                 return False
             if not isinstance(answer, dict) or answer.get("status") != "OK":
                 raise NoWorker(batch[0][0].key, f"{view.address} did not take it: {answer!r}")
-            view.traffic.sent += sum(size_of(sealed.data) for _, _, sealed in data)
+            view.byte_counter.sent += sum(size_of(sealed.data) for _, _, sealed in data)
             sizes = answer["nbytes"]
         for (row, _), nbytes in zip(batch, sizes, strict=True):
             self._placed.setdefault(row, []).append((view, nbytes))

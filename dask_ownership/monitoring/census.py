@@ -69,9 +69,9 @@ def totals(core: OwnerCore) -> dict[str, Any]:
             if view.link is not None
         },
         "traffic": {
-            address: [view.traffic.sent, view.traffic.received]
+            address: [view.byte_counter.sent, view.byte_counter.received]
             for address, view in workers.items()
-            if view.traffic.sent or view.traffic.received
+            if view.byte_counter.sent or view.byte_counter.received
         },
     }
 
@@ -260,7 +260,7 @@ def exchanged(core: OwnerCore) -> int:
     Reading a value changes this number and no item of `signature`.
     """
     views = core.placement.workers.values()
-    return sum([view.traffic.sent + view.traffic.received for view in views])
+    return sum([view.byte_counter.sent + view.byte_counter.received for view in views])
 
 
 class Events:

@@ -326,7 +326,7 @@ def _links(owner: Owner) -> dict[str, dict[str, Any]]:
         link = view.link
         way = owner.reach.way_to(address)
         # All bytes count as relayed while a relay reaches the worker, also earlier direct ones.
-        moved = view.traffic.sent + view.traffic.received
+        moved = view.byte_counter.sent + view.byte_counter.received
         links[address] = {
             "connected": link is not None and link.connected,
             "unacknowledged": len(link.state.unacknowledged) if link is not None else 0,

@@ -70,7 +70,7 @@ def test_what_is_written_arrives_in_order_and_as_tuples(address: str) -> None:
         await here.listen(received)
         if isinstance(here, StreamChannel):
             nbytes = sum(len(msgpack.packb(message)) for message in sent)
-            assert (here.traffic.sent, here.traffic.received) == (nbytes, nbytes)
+            assert (here.byte_counter.sent, here.byte_counter.received) == (nbytes, nbytes)
 
     got = asyncio.run(between(address, talk))
     assert got == sent

@@ -74,7 +74,7 @@ def has_stream(comm: Comm) -> bool:
     return isinstance(getattr(comm, "stream", None), IOStream)
 
 
-def channel(comm: Comm, streams: bool, traffic: ByteCounter | None = None) -> Channel:
+def channel(comm: Comm, streams: bool, byte_counter: ByteCounter | None = None) -> Channel:
     """Return a channel over a comm.
 
     Parameters
@@ -82,10 +82,10 @@ def channel(comm: Comm, streams: bool, traffic: ByteCounter | None = None) -> Ch
     comm : Comm
     streams : bool
         Whether both ends have a stream (`has_stream`).
-    traffic : ByteCounter, optional
+    byte_counter : ByteCounter, optional
         Counts the bytes on a stream; other comms are not counted.
     """
-    return StreamChannel(comm, traffic or ByteCounter()) if streams else CommChannel(comm)
+    return StreamChannel(comm, byte_counter or ByteCounter()) if streams else CommChannel(comm)
 
 
 class StreamChannel:
@@ -94,9 +94,9 @@ class StreamChannel:
     Msgpack says where each batch ends, so the batches need no frames.
     """
 
-    def __init__(self, comm: Comm, traffic: ByteCounter) -> None:
+    def __init__(self, comm: Comm, byte_counter: ByteCounter) -> None:
         self.comm = comm
-        self.traffic = traffic
+        self.byte_counter = byte_counter
         self.arrivals = 0
         self._stream: IOStream = comm.stream
         self._unpacker = unpacker()
@@ -111,7 +111,7 @@ class StreamChannel:
             self._stream.write(frame)
         except (StreamClosedError, OSError) as error:
             raise CommClosedError(f"{self.comm} is closed: {error}") from error
-        self.traffic.sent += len(frame)
+        self.byte_counter.sent += len(frame)
 
     async def listen(self, received: Callable[[Any], bool | None]) -> None:
         read = self._stream.read_bytes
@@ -121,7 +121,7 @@ class StreamChannel:
                 data = await read(CHUNK, partial=True)
                 unpacker.feed(data)
                 self.arrivals += 1  # also for a part of a large batch: the other end is alive
-                self.traffic.received += len(data)
+                self.byte_counter.received += len(data)
                 for message in unpacker:
                     if received(message):
                         return

@@ -115,7 +115,7 @@ class OwnerLink:
     silence : float
         Seconds for which a worker may be silent. A connection that stalls for half of this time is
         dialled again; the time doubles with each such dial until the worker sends something.
-    traffic : ByteCounter, optional
+    byte_counter : ByteCounter, optional
         Counts the bytes sent and received.
     unsendable : callable, optional
         Told of messages that cannot be packed.
@@ -144,7 +144,7 @@ class OwnerLink:
         unreachable: Callable[[str], None],
         reach: float = 30.0,
         silence: float = 5.0,
-        traffic: ByteCounter | None = None,
+        byte_counter: ByteCounter | None = None,
         unsendable: Unsendable = ignore,
         route: Callable[[str], str] = str,
     ) -> None:
@@ -156,7 +156,7 @@ class OwnerLink:
         self.refused = refused
         self.unreachable = unreachable
         self.reach = reach
-        self.traffic = traffic
+        self.byte_counter = byte_counter
         self.state = NumberedStream()
         self.closed = False
         self._packing = Packing(self.state, unsendable)
@@ -167,7 +167,7 @@ class OwnerLink:
         self._task: asyncio.Task[None] | None = None
         self._heartbeat = Heartbeat()
         # Seconds for which a connection may stall: at the beginning, and now.
-        self._shortest = self._patience = silence / 2
+        self._shortest = self._limit = silence / 2
         self._stalled = 0.0
         # The channel, its arrivals and its written bytes at the last look.
         self._seen: tuple[Channel | None, int, int] = (None, 0, 0)
@@ -218,9 +218,9 @@ class OwnerLink:
         # Bytes that leave are a sign of life, too: a large batch takes long on a slow network.
         heard = made is not None and now != self._seen
         self._seen = now
-        # Only bytes that arrive reset the patience: bytes may leave for a while to a frozen worker.
+        # Only bytes that arrive reset the limit: bytes may leave for a while to a frozen worker.
         if made is not None and made is before and made.arrivals != arrivals:
-            self._patience = self._shortest
+            self._limit = self._shortest
         # A worker owes an acknowledgement, or the answer to a dial.
         owes = bool(self.state.unacknowledged) or (made is None and self._task is not None)
         if self._heartbeat.look(passed, heard, owes, ask_after):
@@ -229,7 +229,7 @@ class OwnerLink:
             self._stalled = 0.0
             return self._heartbeat.owed
         self._stalled += passed
-        if self._stalled >= self._patience:
+        if self._stalled >= self._limit:
             logger.info("%s sent nothing for %.3g s: dialling again", self.address, self._stalled)
             self._disappointed()
             made.abort()  # this ends `listen` in `_run`, which dials again
@@ -241,9 +241,9 @@ class OwnerLink:
             self._channel.abort()
 
     def _disappointed(self) -> None:
-        """Double the patience with the worker, after a connection or a dial that stalled."""
+        """Double the limit of the worker, after a connection or a dial that stalled."""
         self._stalled = 0.0
-        self._patience = min(2 * self._patience, max(LONGEST, self._shortest))
+        self._limit = min(2 * self._limit, max(LONGEST, self._shortest))
 
     async def _run(self) -> None:
         """Dial, listen until the connection ends, and dial again, until the link is closed."""
@@ -254,7 +254,7 @@ class OwnerLink:
             comm = None
             try:
                 try:
-                    limit = min(self._patience, LONGEST_DIAL)
+                    limit = min(self._limit, LONGEST_DIAL)
                     comm = await asyncio.wait_for(self._dial(), limit)
                 except (TimeoutError, asyncio.TimeoutError):
                     self._disappointed()
@@ -361,7 +361,7 @@ class OwnerLink:
         """Go on over a new connection, beginning with the batches that the worker has not got."""
         # No await before the caller sets the channel: a batch numbered meanwhile would be neither
         # among the batches to send again nor written to the new channel.
-        made = channel(comm, self._greeting.get("stream", False), self.traffic)
+        made = channel(comm, self._greeting.get("stream", False), self.byte_counter)
         for frame in self._packing.again(self._greeting["received"]):
             made.write(frame)
         return made

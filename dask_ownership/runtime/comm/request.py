@@ -1,7 +1,7 @@
 """Requests to workers, given up when no byte moves for a while.
 
-The caller repeats a request at another worker, or over a new connection. The patience with an
-address doubles with every request given up, so a worker that is only slow answers in the end.
+The caller repeats a request at another worker, or over a new connection. The limit of an address
+doubles with every request given up, so a worker that is only slow answers in the end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dask_ownership.runtime.comm.reach import RoutedPool
 from dask_ownership.runtime.dask.comm import moved_bytes
 
 LONGEST = 60.0
-"""Seconds above which the patience with a worker does not grow."""
+"""Seconds above which the limit of an address does not grow."""
 
 
 def silence() -> float:
@@ -26,18 +26,18 @@ def silence() -> float:
 
 
 class Stalled(OSError):
-    """No byte moved over a connection for as long as the patience with the address."""
+    """No byte moved over a connection for as long as the limit of the address."""
 
 
 class Backoff:
-    """The patience with workers: how long a request may stall, by address.
+    """How long a request to a worker may stall: a limit for each address.
 
-    The patience with an address doubles with each stalled request and starts anew with an answer.
+    The limit of an address doubles with each stalled request and starts anew with an answer.
 
     Parameters
     ----------
     limit : float
-        Seconds of the first patience.
+        Seconds of the first limit.
     """
 
     def __init__(self, limit: float) -> None:
@@ -49,24 +49,22 @@ class Backoff:
         return self._longer.get(address, self.limit)
 
     def stalled(self, address: str) -> None:
-        """Double the patience with an address: a request was given up."""
+        """Double the limit of an address: a request was given up."""
         self._longer[address] = min(2 * self.with_(address), max(LONGEST, self.limit))
 
     def answered(self, address: str) -> None:
-        """Reset the patience with an address: a request was answered."""
+        """Reset the limit of an address: a request was answered."""
         self._longer.pop(address, None)
 
 
-async def request(
-    pool: RoutedPool, address: str, patience: Backoff, op: str, **message: Any
-) -> Any:
+async def request(pool: RoutedPool, address: str, backoff: Backoff, op: str, **message: Any) -> Any:
     """Send a request to a worker over a connection of the pool, and return the answer.
 
     Parameters
     ----------
     pool : RoutedPool
     address : str
-    patience : Backoff
+    backoff : Backoff
     op : str
         The operation.
     message
@@ -77,7 +75,7 @@ async def request(
     OSError
         When the worker cannot be reached; `Stalled` when no byte moved for too long.
     """
-    limit = patience.with_(address)
+    limit = backoff.with_(address)
     try:
         comm = await asyncio.wait_for(pool.connect(address), limit)
         try:
@@ -85,11 +83,11 @@ async def request(
         finally:
             pool.reuse(address, comm)  # the pool drops a connection that was aborted
     except (TimeoutError, asyncio.TimeoutError, Stalled) as error:
-        patience.stalled(address)
+        backoff.stalled(address)
         # Idle connections lead the same way, and may be half-open as well: dial anew next time.
         pool.end_idle(address)
         raise Stalled(f"{address} sent nothing for {limit:.3g} s") from error
-    patience.answered(address)
+    backoff.answered(address)
     return answer
 
 

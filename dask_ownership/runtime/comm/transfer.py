@@ -172,7 +172,7 @@ async def ask(
     *,
     reader: str,
     token: str,
-    patience: Backoff,
+    backoff: Backoff,
 ) -> tuple[dict[Name, Serialized], dict[Name, str]]:
     """Ask one executor for values of one owner.
 
@@ -187,7 +187,7 @@ async def ask(
         Keys, each with the attempt that made the value.
     reader, token : str
         The incarnation of the asking process, and its token.
-    patience : Backoff
+    backoff : Backoff
 
     Returns
     -------
@@ -201,7 +201,7 @@ async def ask(
         When the address does not answer; `Stalled` when no byte moved for too long.
     """
     answer = await request(
-        pool, address, patience, "ownership_get",
+        pool, address, backoff, "ownership_get",
         owner=owner, names=names, reader=reader, token=token,
     )  # fmt: skip
     if not isinstance(answer, dict) or answer.get("status") != "OK":

@@ -51,7 +51,7 @@ class Fetcher:
 
     Attributes
     ----------
-    patience : Backoff
+    backoff : Backoff
         How long a request may stall, by address.
     in_transit : int
         Bytes that have been asked for and have not arrived.
@@ -76,7 +76,7 @@ class Fetcher:
         self.pool = pool
         self.incarnation = incarnation
         self.token = token
-        self.patience = Backoff(silence())
+        self.backoff = Backoff(silence())
         self.here = here
         self.share = share
         self.arrived = arrived
@@ -151,7 +151,7 @@ class Fetcher:
                     began = perf_counter()
                     values, reasons = await ask(
                         self.pool, address, owner, names,
-                        reader=self.incarnation, token=self.token, patience=self.patience,
+                        reader=self.incarnation, token=self.token, backoff=self.backoff,
                     )  # fmt: skip
                     answered = True
                     took = perf_counter() - began

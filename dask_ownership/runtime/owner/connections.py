@@ -109,7 +109,7 @@ class Connections:
             unreachable=lambda reason: self._unreachable(view, reason),
             reach=parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")),
             silence=self._limit,
-            traffic=view.traffic,
+            byte_counter=view.byte_counter,
             unsendable=lambda message, error: self._unsendable(view, message, error),
             route=self._reach.route,
         )

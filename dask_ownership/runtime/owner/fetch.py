@@ -142,7 +142,7 @@ async def _fetch_from(
             list(by_name),
             reader=owner.incarnation,
             token=owner.token,
-            patience=owner.patience,
+            backoff=owner.backoff,
         )
     except OSError:
         # The worker may be gone: membership will say so, and the locations of the rows change then.
@@ -150,7 +150,7 @@ async def _fetch_from(
         return rows
     view = owner.core.placement.workers.get(address)
     if view is not None:
-        view.traffic.received += sum(map(size_of, values.values()))
+        view.byte_counter.received += sum(map(size_of, values.values()))
     for name, value in values.items():
         row = by_name.pop(name)
         result[row] = value

@@ -132,7 +132,7 @@ class Owner:
         The ways to workers: direct connections, and relays.
     pool : RoutedPool
         Connections for requests to workers beside the links; leaves values packed.
-    patience : Backoff
+    backoff : Backoff
         How long such a request may stall.
     members : Members
         The members of the cluster.
@@ -195,7 +195,7 @@ class Owner:
         )
         self.pool = RoutedPool(self.reach, deserialize=False, connection_args=connection_args)
         self._failure_detector = FailureDetector(core, self.step)
-        self.patience = Backoff(self._failure_detector.limit)
+        self.backoff = Backoff(self._failure_detector.limit)
         self._event_log = EventLog(core)
         self.members = Members(
             core,

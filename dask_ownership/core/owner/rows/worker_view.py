@@ -75,7 +75,7 @@ class WorkerView:
         Key and attempt of each cancelled task that keeps a slot, because its function goes on.
     link : object
         The runtime's link to the worker; None while there is none.
-    traffic : ByteCounter
+    byte_counter : ByteCounter
         Bytes to and from the worker.
     """
 
@@ -86,6 +86,7 @@ class WorkerView:
         "alive",
         "alone",
         "arrived",
+        "byte_counter",
         "copies",
         "functions",
         "given",
@@ -106,7 +107,6 @@ class WorkerView:
         "reserved",
         "resources",
         "suspended",
-        "traffic",
         "would_accept",
     )
 
@@ -147,7 +147,7 @@ class WorkerView:
         self.recalled = False
         self.lingering: dict[tuple[Key, int], None] = {}
         self.link: Any = None
-        self.traffic = ByteCounter()
+        self.byte_counter = ByteCounter()
 
     def __repr__(self) -> str:
         return f"<WorkerView {self.address} pushed={len(self.pushed)} load={self.load:.0f}us>"
