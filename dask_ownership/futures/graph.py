@@ -309,7 +309,7 @@ class _Builder:
             order(needed) if len(needed) > 1 else dict.fromkeys(needed, 0)
         )
         in_order = sorted(needed, key=places.__getitem__)
-        base = self.owner.places.graph(len(in_order), parse_timedelta(fifo_timeout))
+        base = self.owner.task_order.graph(len(in_order), parse_timedelta(fifo_timeout))
         for place, key in enumerate(in_order):
             self._add(key, needed[key], base + place)
         found: dict[Any, Future] = {}

@@ -130,7 +130,7 @@ class Targets:
             views.sort(key=lambda view: view.address != home)
             return views
         # Each call begins at another worker, so that many small calls spread over all workers.
-        start = self.owner.places.one() % len(views)
+        start = self.owner.task_order.one() % len(views)
         return views[start:] + views[:start]
 
     def _there(self) -> list[WorkerView]:

@@ -451,7 +451,7 @@ class Imports:
             owner.drop(known)
             name = f"{name}-{uuid4().hex}"
         options = NO_OPTIONS if entry is None else make_options(PLAIN_CALL, entry)
-        row = Import(name, owner.places.one(), options, kept)
+        row = Import(name, owner.task_order.one(), options, kept)
         if entry is None:
             adopted = owner.expect(row)
         else:

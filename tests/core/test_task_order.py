@@ -21,7 +21,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def places(clock: Clock) -> TaskOrder:
+def task_order(clock: Clock) -> TaskOrder:
     return TaskOrder(clock)
 
 
@@ -54,43 +54,45 @@ def test_what_is_no_priority(priority):
         ordered(0, priority)
 
 
-def test_first_come_first_served(places, clock):
-    first = [places.one() for _ in range(3)]
-    graph = places.graph(10, within=60)
+def test_first_come_first_served(task_order, clock):
+    first = [task_order.one() for _ in range(3)]
+    graph = task_order.graph(10, within=60)
     clock.now = 61
-    second = places.graph(5, within=60)
-    later = [places.beside(within=0.1) for _ in range(2)]
+    second = task_order.graph(5, within=60)
+    later = [task_order.beside(within=0.1) for _ in range(2)]
     assert first == [0, 1, 2] and graph == 3 and second == 13
     assert later == [13, 14]
     clock.now += 1
-    assert places.beside(within=0.1) == 18 and not places.shared
-    assert places.one() == 19
+    assert task_order.beside(within=0.1) == 18 and not task_order.shared
+    assert task_order.one() == 19
 
 
-def test_graphs_of_one_generation_begin_at_the_same_place(places, clock):
-    places.one()
-    assert places.graph(100, within=60) == 1
+def test_graphs_of_one_generation_begin_at_the_same_place(task_order, clock):
+    task_order.one()
+    assert task_order.graph(100, within=60) == 1
     clock.now = 59
-    assert places.graph(200, within=60) == 1
+    assert task_order.graph(200, within=60) == 1
     clock.now = 62
-    assert places.graph(5, within=60) == 201, "a generation does not grow older by what joins it"
-    assert places.graph(5, within=0) == 201
+    assert task_order.graph(5, within=60) == 201, (
+        "a generation does not grow older by what joins it"
+    )
+    assert task_order.graph(5, within=0) == 201
     clock.now = 63
-    assert places.graph(5, within=0) == 206
+    assert task_order.graph(5, within=0) == 206
 
 
-def test_what_goes_on_with_recent_work_comes_next(places):
-    old = [at(places.one()) for _ in range(3)]
-    assert places.behind(old, 0) == 2
-    places.grow_old()
-    new = at(places.one())
-    assert places.behind([old[0], new], 0) == 3
-    places.grow_old()
-    assert places.behind(old, 0) is None
-    assert places.behind([new], 0) == 3
-    assert places.behind([at(ordered(3, 1))], 0) is None
+def test_what_goes_on_with_recent_work_comes_next(task_order):
+    old = [at(task_order.one()) for _ in range(3)]
+    assert task_order.behind(old, 0) == 2
+    task_order.grow_old()
+    new = at(task_order.one())
+    assert task_order.behind([old[0], new], 0) == 3
+    task_order.grow_old()
+    assert task_order.behind(old, 0) is None
+    assert task_order.behind([new], 0) == 3
+    assert task_order.behind([at(ordered(3, 1))], 0) is None
     deep = at(ordered(3, 0, 2))
-    assert places.behind([deep], 2) == 3
+    assert task_order.behind([deep], 2) == 3
 
 
 def test_an_executor_takes_what_is_urgent_first_whoever_owns_it():

@@ -51,7 +51,7 @@ class Inbox:
 
     Attributes
     ----------
-    places : TaskOrder
+    task_order : TaskOrder
         Gives each task its place in the order of tasks.
     gone : deque
         A row for each dropped local reference that is not counted off yet. Also pairs of a row and
@@ -68,7 +68,7 @@ class Inbox:
         self.core = core
         self._executor = executor
         self._step = step
-        self.places = TaskOrder(time)
+        self.task_order = TaskOrder(time)
         self.gone: deque[Any] = deque()
         self.closed = False
         self.lost = ""
@@ -117,15 +117,15 @@ class Inbox:
         fifo_timeout : object
             As the option of this name in Dask: a time such as ``"100ms"``.
         """
-        places = self.places
+        order = self.task_order
         # A task that goes on with recent work comes next to it, any other task behind all tasks.
-        place = places.behind(dependencies, depth) if dependencies else None
+        place = order.behind(dependencies, depth) if dependencies else None
         if place is None:
-            if places.shared:  # a graph came just before, and the task may belong beside it
-                place = places.beside(parse_timedelta(fifo_timeout))
-            else:  # `places.one` without a call, or a lock: two threads may get one place
-                place = places.next
-                places.next += 1
+            if order.shared:  # a graph came just before, and the task may belong beside it
+                place = order.beside(parse_timedelta(fifo_timeout))
+            else:  # `order.one` without a call, or a lock: two threads may get one place
+                place = order.next
+                order.next += 1
         return ordered(place, 0, depth) if depth else place
 
     def submit(self, row: Row) -> Row:

@@ -120,7 +120,7 @@ class Owner:
     core : OwnerCore
     inbox : Inbox
         Items of any thread for the core.
-    process, place, places, submit, expect, begin, call, check_open
+    process, place, task_order, submit, expect, begin, call, check_open
         As in `Inbox`, for tasks.
     drop, drop_all, dropped, find, known, arrive, export, pin, open
         As in `Inbox`, for local references and for futures that travel.
@@ -177,7 +177,7 @@ class Owner:
         )
         self.inbox = inbox = Inbox(core, executor, self.step)
         self.process = inbox.process
-        self.place, self.places = inbox.place, inbox.places
+        self.place, self.task_order = inbox.place, inbox.task_order
         self.submit, self.expect, self.begin = inbox.submit, inbox.expect, inbox.begin
         self.drop, self.drop_all, self.dropped = inbox.drop, inbox.drop_all, inbox.dropped
         self.find, self.known = inbox.find, inbox.known
@@ -436,7 +436,7 @@ class Owner:
         """Count off dropped local references, and do the work that no event starts. Loop thread."""
         self._sweeping = False
         if not self.inbox.closed:
-            self.places.grow_old()
+            self.task_order.grow_old()
             self._event_log.look()
             if not self._ticking:
                 # Without ticks, no worker has more tasks than threads. Yet these tasks may queue
