@@ -76,8 +76,9 @@ COPY = 3
 keeps the value until `FREE`."""
 
 FREE = 4
-"""``(FREE, keys, attempt)``: drop the values (and copies) of these keys, but no value that was put
-at the worker with a higher number since: scattered values do not use the link."""
+"""``(FREE, keys, number)``: drop the values (and copies) of these keys, but no value that was put
+at the worker with a higher number since: scattered values do not use the link. ``number`` is the
+last one that the owner gave to an attempt, a borrowing or a copy."""
 
 CANCEL = 5
 """``(CANCEL, key, attempt)``: do not start the task, and drop the value that the task made or is
