@@ -73,8 +73,8 @@ LIMITS = ("timeout", "at_most_once")
 """Options that go to the function if the function takes them."""
 
 
-class Limits(NamedTuple):
-    """Limits of a task; annotations may fill in a limit that is None.
+class CallLimits(NamedTuple):
+    """Limits of the tasks of a call; annotations may fill in a limit that is None.
 
     Attributes
     ----------
@@ -88,18 +88,18 @@ class Limits(NamedTuple):
     at_most_once: bool | None = None
 
 
-NO_LIMITS = Limits()
+NO_LIMITS = CallLimits()
 
 _taken: WeakKeyDictionary[Any, frozenset[str]] = WeakKeyDictionary()
 """Results of `taken_by`, by function."""
 
 
-def take_limits(func: Callable[..., Any], kwargs: dict[str, Any]) -> Limits | None:
+def take_limits(func: Callable[..., Any], kwargs: dict[str, Any]) -> CallLimits | None:
     """Take the limits out of the arguments of a call, unless the function itself takes them.
 
     Returns
     -------
-    Limits or None
+    CallLimits or None
         None when the call has none.
 
     Raises
@@ -114,7 +114,7 @@ def take_limits(func: Callable[..., Any], kwargs: dict[str, Any]) -> Limits | No
     return _checked(mine) if mine else None
 
 
-def annotated(annotations: Mapping[str, Any], limits: Limits | None) -> Limits | None:
+def annotated(annotations: Mapping[str, Any], limits: CallLimits | None) -> CallLimits | None:
     """Return the limits of a call, with annotations for the limits that the call leaves out.
 
     Raises
@@ -128,7 +128,7 @@ def annotated(annotations: Mapping[str, Any], limits: Limits | None) -> Limits |
     outer = _checked(around)
     if limits is None:
         return outer
-    return Limits(
+    return CallLimits(
         outer.timeout if limits.timeout is None else limits.timeout,
         outer.at_most_once if limits.at_most_once is None else limits.at_most_once,
     )
@@ -161,12 +161,12 @@ def taken_by(func: Callable[..., Any]) -> frozenset[str]:
     return found
 
 
-def _checked(given: dict[str, Any]) -> Limits:
+def _checked(given: dict[str, Any]) -> CallLimits:
     """Return the limits after a check of their types."""
     at_most_once = given.get("at_most_once")
     if not isinstance(at_most_once, bool | None):
         raise TypeError(f"at_most_once= must be True or False, not {at_most_once!r}")
-    return Limits(_seconds(given.get("timeout")), at_most_once)
+    return CallLimits(_seconds(given.get("timeout")), at_most_once)
 
 
 def _seconds(timeout: Any) -> float | None:
@@ -199,7 +199,7 @@ class CallOptions(NamedTuple):
     ----------
     workers, resources, retries, priority, allow_other_workers, executor, span : object
         As the user wrote them, unchecked.
-    limits : Limits or None
+    limits : CallLimits or None
     fifo_timeout : float, str or timedelta
         Seconds, or a text such as ``"100 ms"``, after a graph in which the call belongs to the
         generation of the graph.
@@ -212,7 +212,7 @@ class CallOptions(NamedTuple):
     allow_other_workers: Any = False
     executor: Any = None
     span: Any = None
-    limits: Limits | None = None
+    limits: CallLimits | None = None
     fifo_timeout: Any = FIFO_TIMEOUT
 
 
@@ -220,7 +220,7 @@ PLAIN_CALL = CallOptions()
 
 
 def call_of(
-    settings: Mapping[str, Any], limits: Limits | None = None, fifo_timeout: Any = FIFO_TIMEOUT
+    settings: Mapping[str, Any], limits: CallLimits | None = None, fifo_timeout: Any = FIFO_TIMEOUT
 ) -> CallOptions:
     """Return the options of a call from settings by name.
 

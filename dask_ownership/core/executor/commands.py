@@ -109,7 +109,7 @@ class Commands:
         entry.order = order
         entry.options = options
         if options is not None:
-            entry.limited = "resources" in options or "executor" in options
+            entry.takes_resources_or_pool = "resources" in options or "executor" in options
         missing: list[tuple[Key, int, tuple[str, ...]]] = []
         if dependencies:
             resolved: list[Any] = []
@@ -137,7 +137,7 @@ class Commands:
             entry.dependencies = resolved
         if not self._run_queue.accepting:
             self._lifecycle.give_back(entry, m.REFUSED)
-        elif entry.limited and not self._run_queue.resources.possible(options):
+        elif entry.takes_resources_or_pool and not self._run_queue.resources.possible(options):
             self._lifecycle.refuse_resources(entry)
         elif missing:
             self._lifecycle.give_back(entry, m.MISSING, tuple(missing))

@@ -76,7 +76,7 @@ class EntryLifecycle:
         ``message`` is the answer for the owner. A `HELD` value travels, a `KEPT` one is in the
         store. Return False when the task was cancelled or its owner is gone: the value is freed.
         """
-        if entry.limited:
+        if entry.takes_resources_or_pool:
             self._run_queue.release_resources(entry)
         session = entry.session
         if entry.cancelled or session.closed:

@@ -287,7 +287,7 @@ class RunQueue:
         if self._passed_over and not self.queued:
             self._clear_queues()
         # A task that lacks a resource is put aside, and its slot stays free.
-        if entry.limited and not self.resources.acquire(entry):
+        if entry.takes_resources_or_pool and not self.resources.acquire(entry):
             return False
         entry.state = RUNNING
         self.busy += 1
@@ -376,7 +376,11 @@ class RunQueue:
     def release_resources(self, entry: Entry) -> None:
         """Free the resources of a task that ends; put-aside tasks then try again."""
         # Only a running task has taken resources: any other task never began, or is put aside.
-        if entry.limited and entry.state == RUNNING and self.resources.release(entry):
+        if (
+            entry.takes_resources_or_pool
+            and entry.state == RUNNING
+            and self.resources.release(entry)
+        ):
             self.reconsider()
 
     def reconsider(self) -> None:

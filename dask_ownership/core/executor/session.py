@@ -79,7 +79,7 @@ class Entry:
         Live (`HELD`) or pickled (`COPIED`) value.
     options : dict or None
         As in `PUSH`.
-    limited : bool
+    takes_resources_or_pool : bool
         Whether the task takes resources, or a thread of a pool.
     awaited : bool
         Whether a parked task here waits for the task, or for a task that needs it
@@ -130,7 +130,6 @@ class Entry:
         "function",
         "key",
         "known",
-        "limited",
         "missing",
         "named",
         "nbytes",
@@ -144,6 +143,7 @@ class Entry:
         "session",
         "state",
         "stored",
+        "takes_resources_or_pool",
         "value",
         "waiters",
         "watched",
@@ -164,7 +164,7 @@ class Entry:
         self.options: dict[str, Any] | None = None
         self.awaited = False
         self.awaits: Any = ()
-        self.limited = False
+        self.takes_resources_or_pool = False
         self.cancelled = False
         self.addresses: tuple[str, ...] = ()
         self.nbytes = 0
