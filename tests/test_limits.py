@@ -452,7 +452,7 @@ def test_a_worker_that_takes_no_tasks_makes_nothing_uncertain(
             pay_and_sleep, [str(path)] * 6, [f"t{i}" for i in range(6)], at_most_once=True
         )
         assert len(set(client.gather(once))) == 6
-        assert list(client.owner.core.refused) == [first]
+        assert list(client.owner.core.refusals) == [first]
         client.run(refuse_links, False, workers=[first])
     assert sorted(lines(path)) == [f"t{i}" for i in range(6)]
 

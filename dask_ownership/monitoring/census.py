@@ -250,7 +250,7 @@ def signature(core: OwnerCore) -> tuple[Any, ...]:
         # These decide why tasks wait.
         len(core.placement.workers),
         sum([view.accepting for view in core.placement.workers.values()]),
-        len(core.refused),
+        len(core.refusals),
     )
 
 

@@ -264,7 +264,7 @@ def take(owner: Owner, central_calls: int) -> Snapshot:
         borrowed=_borrowed(core),
         lent=_lent(core),
         links=_links(owner),
-        refused=dict(core.refused),
+        refused=dict(core.refusals),
         counts={**core.counts, "attempts": core.lifecycle.numbers, "central_calls": central_calls},
         handed_out_again={
             event.replace("-", "_"): times for event, times in core.history.again.items()

@@ -405,8 +405,8 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         incarnation, owners = self.roster.worker_left(worker)
         state = self._states.pop(worker, None)
         unexpected = str(kwargs.get("stimulus_id", "")).startswith(UNEXPECTED)
-        last_words = how_it_left(state) if unexpected and state is not None else LEFT
-        self._tell_members([], [(worker, incarnation, last_words)])
+        how = how_it_left(state) if unexpected and state is not None else LEFT
+        self._tell_members([], [(worker, incarnation, how)])
         if self.feed is not None:
             self.feed.worker_gone(worker)
         if self.relays is not None:

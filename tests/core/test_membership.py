@@ -78,7 +78,7 @@ def test_a_worker_that_refuses_is_a_member(bench):
     assert members.joined(view("a", "one"))
     members.refuse(members.view_of("one"), "another version", reached=False)
     members.left("one", "died")
-    assert not members.refused and not bench.core.refused
+    assert not members.refused and not bench.core.refusals
     assert not members.refused_no_more(there)
 
 
@@ -93,6 +93,6 @@ def test_a_new_one_that_refuses_too_does_so_when_the_old_one_is_gone(bench):
         members.joined(there)
         members.refuse(there, "another version", reached=False)
     members.left("one", "died")
-    assert bench.core.refused == {"a": "another version"}
+    assert bench.core.refusals == {"a": "another version"}
     members.left("two", "died")
-    assert not bench.core.refused
+    assert not bench.core.refusals

@@ -502,7 +502,7 @@ def test_what_no_worker_may_run_fails_when_it_waited_too_long(bench):
 
 
 def test_what_may_run_only_where_owned_tasks_are_refused_fails_at_once(bench):
-    bench.core.refused["bad"] = "it does not know dask_ownership"
+    bench.core.refusals["bad"] = "it does not know dask_ownership"
     row = bench.row("x", workers=("bad",))
     assert row.state == ERROR and "does not know" in row.value.detail
 
@@ -1310,7 +1310,7 @@ def test_a_row_that_cannot_be_pushed_ends_and_no_other(bench, monkeypatch, optio
 
 def test_a_ready_row_that_goes_with_one_that_no_worker_may_run_is_not_pushed():
     bench = Bench("a")
-    bench.core.refused["nowhere"] = "it refused"
+    bench.core.refusals["nowhere"] = "it refused"
     inside = Row("inside", bench.function, b"call", (), 1, Options(workers=("a",)))
     outer = Row("outer", bench.function, b"call", (), 0, Options(workers=("nowhere",)))
     outer.contains = (inside,)

@@ -49,7 +49,7 @@ class Membership:
     posting : Posting
     refused : dict of str to WorkerView
         Filled here, see Attributes.
-    reasons : dict of str to str
+    refusals : dict of str to str
         Filled here: addresses of the refused members to the reasons.
     add : callable
         Has a worker used.
@@ -76,14 +76,14 @@ class Membership:
         posting: Posting,
         *,
         refused: dict[str, WorkerView],
-        reasons: dict[str, str],
+        refusals: dict[str, str],
         add: Callable[[WorkerView], None],
         remove: Callable[[WorkerView, str, bool], None],
     ) -> None:
         self._placement = placement
         self._peers = peers
         self._posting = posting
-        self._reasons = reasons
+        self._refusals = refusals
         self._add = add
         self._remove = remove
         self.gone: dict[str, None] = {}
@@ -169,7 +169,7 @@ class Membership:
         """
         if view.incarnation not in self.workers_gone:
             self.refused[view.incarnation] = view
-            self._reasons[view.address] = reason
+            self._refusals[view.address] = reason
         self._remove(view, "refused the link", reached)
 
     def refused_no_more(self, view: WorkerView) -> bool:
@@ -183,7 +183,7 @@ class Membership:
         view = self.refused.pop(incarnation, None)
         # Two incarnations may have had one address, and then share the reason.
         if view is not None and all(v.address != view.address for v in self.refused.values()):
-            self._reasons.pop(view.address, None)
+            self._refusals.pop(view.address, None)
         return view is not None
 
     # ---- asking the scheduler ----

@@ -127,7 +127,7 @@ class OwnerCore:
         Ready rows, and the worker for each.
     peers, posting : Peers, Posting
         Other processes, and the ways of posts to them.
-    refused : dict of str to str
+    refusals : dict of str to str
         Addresses of members that do not take a link of this process, each with the reason.
     membership : Membership
         The members of the cluster.
@@ -207,14 +207,14 @@ class OwnerCore:
             effects=self.effects,
         )
         refused: dict[str, WorkerView] = {}
-        self.refused: dict[str, str] = {}
+        self.refusals: dict[str, str] = {}
         self.posting = Posting(self.peers, self.placement, refused, self.effects)
         self.membership = Membership(
             self.placement,
             self.peers,
             self.posting,
             refused=refused,
-            reasons=self.refused,
+            refusals=self.refusals,
             add=self.add_worker,
             remove=self.remove_worker,
         )
@@ -237,7 +237,7 @@ class OwnerCore:
         self.copies = Copies(self.lifecycle, self.placement, functions, self.submit)
         self.replicas = Replicas(self.lifecycle, self.copies)
         self.moves = Moves(self.lifecycle, self.placement, self.copies, self.replicas)
-        self.infeasible = Infeasible(self.placement, self.lifecycle, functions, self.refused)
+        self.infeasible = Infeasible(self.placement, self.lifecycle, functions, self.refusals)
         self.scheduling = Scheduling(self.placement, self.dispatch, self.infeasible, self.broke)
 
         # Rows, checkpoints and tasks that are kept in case they are needed.

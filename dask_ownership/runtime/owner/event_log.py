@@ -95,7 +95,7 @@ class EventLog:
         )
 
     @contextmanager
-    def burying(self, owners: Iterable[str], who: str) -> Iterator[None]:
+    def losing_owners(self, owners: Iterable[str], who: str) -> Iterator[None]:
         """Log the loss of owners, of which the core is told in the body of the ``with``.
 
         Only owners of which this process borrows are logged. The text ``who`` names the owners.

@@ -135,7 +135,7 @@ class Members:
 
     def process_gone(self, owner: str) -> None:
         """Take in that another owner is gone for good. Stream handler."""
-        with self._event_log.burying([owner], owner):
+        with self._event_log.losing_owners([owner], owner):
             self.core.membership.process_gone(owner)
         if not self._closed:
             self._step()
@@ -144,7 +144,7 @@ class Members:
         """Take in that a worker, with the owners there, is gone for good; ``how`` is for people."""
         membership = self.core.membership
         view = membership.view_of(incarnation)
-        with self._event_log.burying(membership.owners_at(incarnation), incarnation):
+        with self._event_log.losing_owners(membership.owners_at(incarnation), incarnation):
             if view is None:  # not in use: refused, or known only as the place of other owners
                 membership.left(incarnation, how)
                 return
@@ -243,9 +243,9 @@ class Members:
     def settle_refused(self) -> None:
         """End the ready rows when all workers of the cluster refuse owned tasks."""
         # While the scheduler is lost, workers refuse links because they are about to close.
-        if not self.core.refused or self.core.placement.workers or self.cut_off:
+        if not self.core.refusals or self.core.placement.workers or self.cut_off:
             return
-        reasons = "; ".join(self.core.refused.values())
+        reasons = "; ".join(self.core.refusals.values())
         detail = f"no worker of the cluster takes owned tasks: {reasons}"
         for row in self.core.table.all():
             if row.state == READY:

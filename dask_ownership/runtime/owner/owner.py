@@ -328,7 +328,7 @@ class Owner:
         # Posts go into the outboxes of workers or into the effects, and both are emptied below.
         if core.peers.talking or core.posting.waiting:
             self._post()
-        if core.refused:
+        if core.refusals:
             self.members.settle_refused()
         self._carry_out_effects()
         # Busy: a worker may have tasks to recall, or has batches here that are to be acknowledged.

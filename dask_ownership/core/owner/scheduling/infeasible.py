@@ -37,7 +37,7 @@ class Infeasible:
     placement : Placement
     lifecycle : Lifecycle
     functions : BuiltinFunctions
-    refused : dict of str to str
+    refusals : dict of str to str
         Addresses of members that do not take part, each with the reason.
     """
 
@@ -46,12 +46,12 @@ class Infeasible:
         placement: Placement,
         lifecycle: Lifecycle,
         functions: BuiltinFunctions,
-        refused: dict[str, str],
+        refusals: dict[str, str],
     ) -> None:
         self._placement = placement
         self._lifecycle = lifecycle
         self._functions = functions
-        self._refused = refused
+        self._refusals = refusals
         self._since: dict[Row, float] = {}
 
     def why(self, row: Row) -> str | None:
@@ -79,8 +79,8 @@ class Infeasible:
                 reason = f"{reason} and is one of workers=[{', '.join(options.workers)}]"
         else:
             reason = "no worker takes it"
-        if self._refused:
-            reason += f"; workers that do not take part: {_listed(list(self._refused.values()))}"
+        if self._refusals:
+            reason += f"; workers that do not take part: {_listed(list(self._refusals.values()))}"
         return reason
 
     def kinds(self) -> list[tuple[Any, Row, int]]:
@@ -104,7 +104,7 @@ class Infeasible:
         if options.repeats is not None:
             return not self._placement.matching(workers)
         # The task names only workers that do not take owned tasks.
-        return all(name in self._refused for name in workers)
+        return all(name in self._refusals for name in workers)
 
     def fail(self, row: Row) -> None:
         """End a ready row, with the error that no worker runs the task."""
