@@ -9,7 +9,9 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FIRST  := tests/core tests/simulation
 TWO    := -n 2 --dist loadfile
 # Of the others, those that say how long a thing may take, or fill the memory, have the machine alone.
-BESIDE := -m 'not (alone or slow or soak)'
+BESIDE := -m 'not (alone or waits or slow or soak)'
+# Those that wait most of the time share the machine among more of them.
+WAITS  := -n 6 --dist load -m 'waits and not (slow or soak)'
 ALONE  := -m 'alone and not (slow or soak)'
 REST   := --maxfail 10 tests $(addprefix --ignore=,$(FIRST))
 # A little of everything, in two minutes.
@@ -30,6 +32,7 @@ demo-compare: $(VENV)/stamp
 test: lint
 	$(if $(ARGS),,$(BIN)/python -m pytest $(TWO) $(FIRST))
 	$(BIN)/python -m pytest $(or $(ARGS),$(TWO) $(BESIDE) $(REST))
+	$(if $(ARGS),,$(BIN)/python -m pytest $(WAITS) $(REST))
 	$(if $(ARGS),,$(BIN)/python -m pytest $(ALONE) $(REST))
 	$(if $(ARGS),,$(BIN)/python ci/conformance/dask_tests.py $(TENTH))
 

@@ -30,7 +30,7 @@ from programs import append_line, lines
 
 from dask_ownership import Client, as_completed, wait
 
-pytestmark = pytest.mark.alone  # it says how long things may take
+pytestmark = pytest.mark.waits  # most of its time nothing runs here
 
 
 @pytest.fixture(scope="module")

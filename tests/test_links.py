@@ -14,6 +14,8 @@ from proxy import Behind, Proxy, workers_behind_proxies
 from dask_ownership import Client, wait
 from dask_ownership.errors import ClosedOwner, NoWorker
 
+pytestmark = pytest.mark.waits  # most of its time nothing runs here
+
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[tuple[str, list[Behind]]]:

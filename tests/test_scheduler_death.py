@@ -22,6 +22,8 @@ from processes import Cluster
 
 from dask_ownership import Client, ClosedOwner, SchedulerGone, as_completed, wait
 
+pytestmark = pytest.mark.waits  # most of its time nothing runs here
+
 SECONDS = 5
 """Within which everything is to end."""
 

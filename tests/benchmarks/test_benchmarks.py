@@ -20,8 +20,6 @@ from dask_ownership.benchmarks.floors import FloorClient
 from dask_ownership.benchmarks.parent import MARK, EngineRun, Options, run_cases
 from dask_ownership.benchmarks.report import as_json, render
 
-pytestmark = pytest.mark.alone  # it says how long things may take
-
 psutil = pytest.importorskip("psutil")
 
 TINY = {
@@ -86,6 +84,7 @@ def test_futures_travel_on_ownership():
         engine.close()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", ["ownership", "distributed"])
 def test_a_worker_dies(name, monkeypatch):
     monkeypatch.setattr(recovery_cases, "DURATIONS", (10,))

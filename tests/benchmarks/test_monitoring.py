@@ -8,8 +8,6 @@ import pytest
 
 from dask_ownership.benchmarks import monitoring
 
-pytestmark = pytest.mark.alone  # it says how long things may take
-
 
 @pytest.mark.skipif(find_spec("bokeh") is None, reason="bokeh is not installed")
 def test_it_is_told_for_each_kind_of_looking(capsys: pytest.CaptureFixture[str]) -> None:
