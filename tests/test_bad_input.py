@@ -16,7 +16,7 @@ import pytest
 from conftest import FAILED, check_nothing_left
 from dask.tokenize import TokenizationError
 from live import blob, boom, inc, slowinc, total, until, wait_for_members, where
-from programs import Box, open_box
+from programs import Box, open_box, wait_for_file
 
 from dask_ownership import Client
 from dask_ownership.errors import (
@@ -585,9 +585,10 @@ def test_futures_of_a_closed_client_as_arguments(client, closed):
         client.submit(inc, futures["inline"], key="takes-a-closed-one")
 
 
-def test_closing_twice_and_waiting_while_closing(cluster, client):
+def test_closing_twice_and_waiting_while_closing(cluster, client, tmp_path):
     other = Client(cluster, set_as_default=False)
-    future = other.submit(slowinc, 1, 5, key="interrupted")
+    go = tmp_path / "go"
+    future = other.submit(wait_for_file, str(go), key="interrupted")
     caught: list[BaseException] = []
 
     def wait() -> None:
@@ -605,6 +606,7 @@ def test_closing_twice_and_waiting_while_closing(cluster, client):
     assert not thread.is_alive()
     assert isinstance(caught[0], ClosedOwner)
     assert "'interrupted'" in str(caught[0])
+    go.touch()
     for address in wait_for_members(client, 2):
         assert client.submit(where, workers=address, pure=False)
 

@@ -35,6 +35,11 @@ PROGRAM = "python -m dask_ownership.benchmarks.monitoring"
 
 PAGES = ("ownership", "status", "tasks")
 
+CLOSED_PAGES = (
+    "DASK_DISTRIBUTED__SCHEDULER__DASHBOARD__BOKEH_APPLICATION__UNUSED_SESSION_LIFETIME_MILLISECONDS"
+)
+"""For how long Bokeh keeps a closed page up to date: 15 s, unless told otherwise."""
+
 KINDS = ("closed", "reports", "open")
 """Kinds of phases."""
 
@@ -251,7 +256,7 @@ class Cluster:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE if name == "client" else subprocess.DEVNULL,
             stderr=None if name == "client" else subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", CLOSED_PAGES: "1000"},
             text=True,
         )
 
