@@ -8,7 +8,9 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Pure tests come first: they fail within seconds, before any cluster starts.
 FIRST  := tests/core tests/simulation
 TWO    := -n 2 --dist loadfile
-# Of the others, those that say how long a thing may take, or fill the memory, have the machine alone.
+# Tests of clusters wait a little now and then: three at a time keep two processors busy.
+THREE  := -n 3 --dist loadfile
+# Of these, those that say how long a thing may take, or fill the memory, have the machine alone.
 BESIDE := -m 'not (alone or waits or slow or soak)'
 # Those that wait most of the time share the machine among more of them.
 WAITS  := -n 6 --dist load -m 'waits and not (slow or soak)'
@@ -31,7 +33,7 @@ demo-compare: $(VENV)/stamp
 
 test: lint
 	$(if $(ARGS),,$(BIN)/python -m pytest $(TWO) $(FIRST))
-	$(BIN)/python -m pytest $(or $(ARGS),$(TWO) $(BESIDE) $(REST))
+	$(BIN)/python -m pytest $(or $(ARGS),$(THREE) $(BESIDE) $(REST))
 	$(if $(ARGS),,$(BIN)/python -m pytest $(WAITS) $(REST))
 	$(if $(ARGS),,$(BIN)/python -m pytest $(ALONE) $(REST))
 	$(if $(ARGS),,$(BIN)/python ci/conformance/dask_tests.py $(TENTH))

@@ -35,9 +35,9 @@ PROGRAM = "python -m dask_ownership.benchmarks.monitoring"
 
 PAGES = ("ownership", "status", "tasks")
 
-CLOSED_PAGES = (
-    "DASK_DISTRIBUTED__SCHEDULER__DASHBOARD__BOKEH_APPLICATION__UNUSED_SESSION_LIFETIME_MILLISECONDS"
-)
+BOKEH = "DASK_DISTRIBUTED__SCHEDULER__DASHBOARD__BOKEH_APPLICATION"
+
+CLOSED_PAGES = f"{BOKEH}__UNUSED_SESSION_LIFETIME_MILLISECONDS"
 """For how long Bokeh keeps a closed page up to date: 15 s, unless told otherwise."""
 
 KINDS = ("closed", "reports", "open")
