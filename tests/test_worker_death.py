@@ -162,6 +162,8 @@ def test_task_that_kills_its_worker_each_time(client):
     assert "memory when last heard of" in str(info.value)
     assert "allowed-failures" in str(info.value)
     assert isinstance(info.value, distributed.KilledWorker)
+    # The nanny of the last one may not have said so yet.
+    assert str(info.value).count("and its process exited with status 1") >= 2
     assert client.gather(innocent) == client.gather(more) == list(range(1, 41))
 
 

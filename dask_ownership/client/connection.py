@@ -26,6 +26,7 @@ from dask_ownership.monitoring.owner_report import Reporter
 from dask_ownership.runtime.comm.scheduler_ops import (
     BACKLOG,
     DIAL,
+    EXITED,
     MEMBERS,
     OWNER_GONE,
     PROMOTION_OVER,
@@ -121,6 +122,7 @@ class ClusterConnection(distributed.Client):
                     tell_backlog=self._tell_backlog,
                 )
                 self._stream_handlers[MEMBERS] = self.owner.members.changed
+                self._stream_handlers[EXITED] = self.owner.members.exited
                 self._stream_handlers[OWNER_GONE] = self.owner.members.process_gone
                 self._stream_handlers[DIAL] = self.owner.connections.dial
                 self._stream_handlers[PROMOTION_OVER] = self.owner.promotion_over

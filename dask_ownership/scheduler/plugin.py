@@ -25,6 +25,7 @@ from dask_ownership.runtime.comm.operations import Refusals, operation, refusal
 from dask_ownership.runtime.comm.scheduler_ops import (
     BACKLOG,
     DIAL,
+    EXITED,
     JOIN,
     LEFT,
     MEMBERS,
@@ -41,6 +42,7 @@ from dask_ownership.runtime.comm.scheduler_ops import (
     incarnation_of,
 )
 from dask_ownership.runtime.comm.secret import SCHEDULER, proof, proves
+from dask_ownership.runtime.dask.nanny import exit_of
 from dask_ownership.runtime.dask.scheduler import (
     Sender,
     before_retirement,
@@ -123,6 +125,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         self._refusals = Refusals()
         self._awake = False
         self._watch: PeriodicCallback | None = None
+        self._asking: set[asyncio.Task[None]] = set()
         self.feed: Feed | None = None
         self.relays: Relays | None = None
 
@@ -207,10 +210,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             logger.info("the client %s is gone, and what it owned with it", client or owner)
             self._words.pop(client, None)
             self._owners_gone([owner])
-            message = {"op": OWNER_GONE, "owner": owner}
-            for address in list(self.scheduler.stream_comms):
-                self.scheduler.worker_send(address, message)
-            self._tell_clients(message)
+            self._tell_all({"op": OWNER_GONE, "owner": owner})
 
     def _read_grace(self) -> None:
         """Take ``ownership.grace`` from the configuration, which may change while this runs."""
@@ -407,11 +407,22 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         unexpected = str(kwargs.get("stimulus_id", "")).startswith(UNEXPECTED)
         how = how_it_left(state) if unexpected and state is not None else LEFT
         self._tell_members([], [(worker, incarnation, how)])
+        if unexpected and state is not None and state.nanny:
+            asking = asyncio.ensure_future(self._ask_nanny(state, incarnation))
+            self._asking.add(asking)
+            asking.add_done_callback(self._asking.discard)
         if self.feed is not None:
             self.feed.worker_gone(worker)
         if self.relays is not None:
             self.relays.worker_gone(worker)
         self._owners_gone(owners)
+
+    async def _ask_nanny(self, state: Any, incarnation: str) -> None:
+        """Tell owners what ended the process of a worker, if the worker's nanny knows."""
+        how = await exit_of(self.scheduler, state.nanny, state.pid)
+        if how is not None:
+            self.holding.owner.members.exited(incarnation, how)
+            self._tell_all({"op": EXITED, "incarnation": incarnation, "how": how})
 
     def remove_client(self, scheduler: Any, client: str) -> None:
         """Take in that the connection of a client ended, from which its grace begins.
@@ -433,6 +444,8 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         """Stop looking, and close the holder, before the scheduler closes."""
         if self._watch is not None:
             self._watch.stop()
+        for asking in self._asking:
+            asking.cancel()
         if self.feed is not None:
             self.feed.close()
         if self.relays is not None:
@@ -451,7 +464,10 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
     def _tell_members(self, added: list[Member], removed: list[Removed]) -> None:
         """Tell the holder, all workers and all clients of members that came and went."""
         self.holding.owner.members.changed(added, removed)
-        message = {"op": MEMBERS, "added": added, "removed": removed}
+        self._tell_all({"op": MEMBERS, "added": added, "removed": removed})
+
+    def _tell_all(self, message: dict[str, Any]) -> None:
+        """Send a message to all workers, and to all clients with an owner that joined."""
         for address in list(self.scheduler.stream_comms):
             self.scheduler.worker_send(address, message)
         self._tell_clients(message)

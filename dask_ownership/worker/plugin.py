@@ -22,6 +22,7 @@ from dask_ownership.monitoring.task_stream import Notes
 from dask_ownership.monitoring.worker_report import WorkerReporter
 from dask_ownership.runtime.comm.scheduler_ops import (
     DIAL,
+    EXITED,
     MEMBERS,
     OWNER_GONE,
     PROMOTION_OVER,
@@ -201,6 +202,7 @@ class WorkerSide:
         worker.extensions["dask-ownership"] = self
         task_clients[self.owner.incarnation] = self.executor.task_client
         worker.stream_handlers[MEMBERS] = self.members_changed
+        worker.stream_handlers[EXITED] = self.owner.members.exited
         worker.stream_handlers[OWNER_GONE] = self.owner_gone
         worker.stream_handlers[DIAL] = self.owner.connections.dial
         worker.stream_handlers[PROMOTION_OVER] = self.owner.promotion_over

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dask_ownership.core.owner.references.posting import Posting
 from dask_ownership.core.owner.rows import restarts
+from dask_ownership.core.owner.rows.attempts import Death
 from dask_ownership.core.owner.rows.failure_counts import KILLED_WORKER, WORKERS_DIED
 from dask_ownership.core.owner.rows.lifecycle import Lifecycle
 from dask_ownership.core.owner.rows.limits import Limits
@@ -20,6 +21,9 @@ from dask_ownership.core.owner.scheduling.suspension import Suspensions
 from dask_ownership.core.protocol import messages as m
 from dask_ownership.core.protocol.failure import Failure
 from dask_ownership.core.protocol.states import ERROR, PUSHED
+
+REMEMBERED = 1000
+"""Number of dead workers of which an owner remembers what ended their processes."""
 
 
 class Departures:
@@ -32,6 +36,11 @@ class Departures:
     suspensions : Suspensions
     posting : Posting
     limits : Limits
+
+    Attributes
+    ----------
+    exits : dict of str to str
+        Incarnation of a dead worker to what ended its process, as far as its nanny knows.
     """
 
     def __init__(
@@ -47,6 +56,13 @@ class Departures:
         self._suspensions = suspensions
         self._posting = posting
         self._limits = limits
+        self.exits: dict[str, str] = {}
+
+    def exited(self, incarnation: str, how: str) -> None:
+        """Take in what ended the process of a worker, which its nanny says after the departure."""
+        self.exits[incarnation] = how
+        if len(self.exits) > REMEMBERED:
+            del self.exits[next(iter(self.exits))]
 
     def remove(self, view: WorkerView, reason: str, reached: bool) -> None:
         """Remove a worker: its tasks are tried elsewhere, and values it alone had are made again.
@@ -94,7 +110,7 @@ class Departures:
             death = f"{view.address} {reason}"
             path = restarts.NEVER_SENT if row.attempt in unsent else restarts.WORKER_DIED
             suspect = row in suspects and restarts.may(path, row.options)
-            if suspect and self._is_given_up(row, death, row is alone):
+            if suspect and self._is_given_up(row, Death(view.incarnation, death), row is alone):
                 continue
             ran = "it may have run there" if row in suspects else "it waited there"
             ran = "nothing else ran there" if row in suspects and row is alone else ran
@@ -116,14 +132,13 @@ class Departures:
         ]
         return set(could[: max(1, view.nthreads)])
 
-    def _is_given_up(self, row: Row, death: str, alone: bool) -> bool:
+    def _is_given_up(self, row: Row, death: Death, alone: bool) -> bool:
         """Count the death of a worker against a task, and fail the task after too many deaths.
 
         Parameters
         ----------
         row : Row
-        death : str
-            The worker and what became of it, for people.
+        death : Death
         alone : bool
             Whether the task ran alone at the worker.
 
@@ -141,9 +156,13 @@ class Departures:
         # be to blame. So as many deaths as are allowed have to come while the task ran alone.
         if record.deaths < max(1, allowed) or times <= allowed:
             return False
+        deaths = "; ".join(
+            f"{what}, and its process {exited}" if (exited := self.exits.get(worker)) else what
+            for worker, what in record.died
+        )
         detail = (
             f"{times} workers died while it ran there, {record.deaths} of them while nothing "
-            f"else of any owner ran there: {', '.join(record.died)}. The logs of these workers, "
+            f"else of any owner ran there: {deaths}. The logs of these workers, "
             "and of their nannies for exit codes, say what ended them: code of the task that "
             "crashes, or too little memory. distributed.scheduler.allowed-failures, where the task "
             f"was submitted, is how many such deaths are allowed ({allowed})"

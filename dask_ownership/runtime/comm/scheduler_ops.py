@@ -54,6 +54,10 @@ MEMBERS = "ownership-members"
 """Stream operation: the scheduler tells owners of changes, with the members added, and a `Removed`
 for each worker gone."""
 
+EXITED = "ownership-exited"
+"""Stream operation: the scheduler tells owners what ended the process of a worker that is gone, by
+its incarnation, when the nanny of the worker has said so."""
+
 OWNER_GONE = "ownership-owner-gone"
 """Stream operation: the scheduler tells workers and clients that an owner is gone."""
 

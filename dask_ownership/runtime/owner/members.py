@@ -133,6 +133,10 @@ class Members:
         self._event_log.joined(joined)
         self._step()
 
+    def exited(self, incarnation: str, how: str) -> None:
+        """Take in what ended the process of a worker that is gone. Stream handler."""
+        self.core.departures.exited(incarnation, how)
+
     def process_gone(self, owner: str) -> None:
         """Take in that another owner is gone for good. Stream handler."""
         with self._event_log.losing_owners([owner], owner):

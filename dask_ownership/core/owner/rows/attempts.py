@@ -7,6 +7,7 @@ rows; a row with a record has the role `TRIED`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dask_ownership.core.owner.rows.listener import RowListener
 from dask_ownership.core.owner.rows.row import TRIED, Row
@@ -22,15 +23,24 @@ LENGTHENED = 6
 """How often a suspect's time alone grows at most."""
 
 
+class Death(NamedTuple):
+    """The death of a worker under which a task may have been running."""
+
+    #: Incarnation of the worker.
+    worker: str
+    #: The address of the worker, and what became of the worker, for people.
+    what: str
+
+
 @dataclass(slots=True)
 class Attempts:
     """Record of what became of the attempts of one task so far."""
 
     #: How many retries were used up; `Options.retries` has how many the user allows.
     failures: int = 0
-    #: Addresses of workers that died while the task may have been running there, each with the
-    #: reason. A task with any is a suspect, see `executor.exclusion`.
-    died: tuple[str, ...] = ()
+    #: The workers that died while the task may have been running there. A task with any is a
+    #: suspect, see `executor.exclusion`.
+    died: tuple[Death, ...] = ()
     #: How many of the workers in ``died`` died while the task ran there alone.
     deaths: int = 0
     #: Number of the last attempt that the worker let run beside other tasks though the task is a
