@@ -114,10 +114,10 @@ class KilledWorker(OwnershipError, _StockKilledWorker):
     More than ``distributed.scheduler.allowed-failures`` workers died, all but the first of them
     while nothing else ran there.
 
-    What to do: find out what ends the process: the message has exit codes and memory as far as
-    nannies and the scheduler know, and memory is the usual reason. Give the worker more memory or the task less data, and keep code that may
-    crash in a process of its own. Where workers are killed for other reasons, raise
-    ``distributed.scheduler.allowed-failures``.
+    What to do: find out what ends the process. The message has exit codes and memory as far as
+    nannies and the scheduler know, and memory is the usual reason. Give the worker more memory or
+    the task less data, and keep code that may crash in a process of its own. Where workers are
+    killed for other reasons, raise ``distributed.scheduler.allowed-failures``.
 
     Attributes
     ----------
