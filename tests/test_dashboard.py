@@ -149,7 +149,7 @@ def test_one_owner_when_it_is_clicked_on(client: Client) -> None:
         return shown.title.text, list(shown.groups_source.data["group"]), linked
 
     assert client.run_on_scheduler(click, client.owner.incarnation) == (
-        f"Objects and links of {client.id}",
+        f"Objects, links and streams of {client.id}",
         ["inc"],
         {client.id},
     )
@@ -281,12 +281,12 @@ def test_in_a_browser_each_page_shows_a_running_program(client: Client, workers:
             await browser.js("document.querySelector('a[href=ownership]').click()")
             await browser.until("location.pathname.endsWith('/ownership')")
             await browser.until(DRAWN)
-            await browser.until(f"({SHOWN}).includes('links of all owners')")
+            await browser.until(f"({SHOWN}).includes('streams of all owners')")
             await browser.until(f"({WRITTEN}).includes('{client.id}')")
             before = json.dumps(await browser.js(WRITTEN))
             await browser.until(f"({WRITTEN}) != {before}")
             await browser.click(client.id)
-            await browser.until(f"({SHOWN}).includes('links of {client.id}')")
+            await browser.until(f"({SHOWN}).includes('streams of {client.id}')")
             # A worker in a table leads to its logs.
             await browser.click("Links")
             link = await browser.until(f"({LINKS})[0]")

@@ -183,6 +183,27 @@ def test_one_range_of_times_and_no_line_over_a_gap(client: Client) -> None:
     assert any(map(isnan, owners))
 
 
+def test_streams_of_an_owner(client: Client) -> None:
+    stream = client.map(inc, iter(range(10)), buffer_size=3, pure=False)
+
+    def told() -> Any:
+        activity(client)
+        rows = opened(client, "owners", lambda page: lines(page.streams_source))
+        return [
+            (r["name"], r["submitted"], r["waiting"], r["buffer_size"], r["state"]) for r in rows
+        ]
+
+    until(lambda: told() == [("inc", 0, 0, 3, "open")])
+    assert next(stream).result() == 1
+    taken = next(stream)
+    wait([taken])
+    until(lambda: told()[0][1] > 2)
+    assert [future.result() for future in stream][-1] == 10
+    until(lambda: told() == [("inc", 10, 0, 3, "at its end")])
+    del stream
+    until(lambda: told() == [])
+
+
 def test_tasks_say_why_they_wait(client: Client, workers: Any) -> None:
     gate = "open-tasks-page"
     held = client.map(wait_for_event, [gate] * 2, key=["held-0", "held-1"], pure=False)

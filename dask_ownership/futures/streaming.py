@@ -14,6 +14,8 @@ from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from queue import Queue
 from typing import Any, Generic
 
+from dask.utils import funcname
+
 from dask_ownership.core.protocol.order import ordered
 from dask_ownership.core.protocol.states import INLINE
 from dask_ownership.errors import ClosedOwner
@@ -101,6 +103,8 @@ class Stream(Iterator[Future[T_co]], Generic[T_co]):
         self._window: deque[Future | Exception] = deque()
         self._failure: Exception | None = None
         self._exhausted = not sources
+        with client.owner.lock:
+            client.owner.streams.add(self)
 
     # ---- consuming ----
 
@@ -196,6 +200,16 @@ class Stream(Iterator[Future[T_co]], Generic[T_co]):
             f"<Stream: {state}, {self._number} submitted, {len(self._window)} of "
             f"{self.buffer_size} not handed out>"
         )
+
+    def told(self) -> dict[str, Any]:
+        """Return what the dashboard shows of this stream, as plain data. Any thread."""
+        return {
+            "name": funcname(self._func),
+            "open": not self._exhausted,
+            "submitted": self._number,
+            "waiting": len(self._window),
+            "buffer_size": self.buffer_size,
+        }
 
     # ---- inside ----
 

@@ -355,6 +355,10 @@ class Feed:
                 - ``latency``: ``waited``, ``ran``, ``took``: sampled tasks since the
                   watching began, by powers of two of microseconds, see
                   `dask_ownership.monitoring.census.Histogram`
+                - ``streams``: of each stream that `Client.map` with ``buffer_size`` returned:
+                  ``name`` of the function, ``open`` (whether more may be submitted),
+                  ``submitted``, ``waiting`` (futures that the consumer has not taken) and
+                  ``buffer_size``
                 - ``recoveries``: when lost values were there again, and after how many seconds
                 - ``complete``: False while a large table is still being counted; then the numbers
                   of states and groups are those of the last count

@@ -222,11 +222,10 @@ class Reporter:
         # While the table is being counted the report has new totals and the last census. Such a
         # report sets `_sent` to None, so that another report follows.
         complete = self._census is None
-        seen = (
-            (self._seen, sum(self._latencies.took.counts), exchanged(self.owner.core))
-            if complete
-            else None
-        )
+        with self.owner.lock:
+            streams = [stream.told() for stream in self.owner.streams]
+        sampled = sum(self._latencies.took.counts)
+        seen = (self._seen, sampled, exchanged(self.owner.core), streams) if complete else None
         if complete and seen == self._sent:
             return None
         self._sent = seen
@@ -241,6 +240,7 @@ class Reporter:
                 "ran": list(latencies.ran.counts),
                 "took": list(latencies.took.counts),
             },
+            "streams": streams,
             "submitters": list(latencies.parents),
             "events": self._events.new(),
         }

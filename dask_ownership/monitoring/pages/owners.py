@@ -47,8 +47,16 @@ def tree(owners: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
     return found
 
 
+def _state(stream: dict[str, Any]) -> str:
+    """Return what a stream does now, in words."""
+    if not stream["open"]:
+        return "at its end"
+    full = stream["waiting"] >= stream["buffer_size"]
+    return "waits for its consumer" if full else "open"
+
+
 class Owners(Page):
-    """A line for each owner; a click on a line shows the owner's tasks by name and its links."""
+    """A line for each owner; a click on a line shows its tasks by name, links and streams."""
 
     def __init__(self, scheduler: Any, **kwargs: Any) -> None:
         from bokeh.layouts import column
@@ -93,6 +101,16 @@ class Owners(Page):
                 "received": ("Received", 80, BYTES),
             }
         )
+        self.streams_source, streams = table(
+            {
+                "owner": ("Owner", 200, PROCESS),
+                "name": ("Tasks called", 200, CODE),
+                "submitted": ("Submitted", 80, WHOLE),
+                "waiting": ("Not taken yet", 90, WHOLE),
+                "buffer_size": ("Buffer", 70, WHOLE),
+                "state": ("State", 200, None),
+            }
+        )
         self.title = words(**{"font-weight": "bold"})
         self.history_source = ColumnDataSource({"time": [], "rate": []})
         rates = over_time(
@@ -109,7 +127,7 @@ class Owners(Page):
             rates,
             shown,
             self.title,
-            tabs({"Objects by name of the task": groups, "Links": links}),
+            tabs({"Objects by name of the task": groups, "Links": links, "Streams": streams}),
             sizing_mode="stretch_both",
         )
 
@@ -143,9 +161,9 @@ class Owners(Page):
         owners = self._told["owners"]
         chosen = [owner for owner in owners if owner["id"] == self.chosen]
         self.title.text = (
-            f"Objects and links of {chosen[0]['name']}"
+            f"Objects, links and streams of {chosen[0]['name']}"
             if chosen
-            else "Objects and links of all owners (click on one for its own)"
+            else "Objects, links and streams of all owners (click on one for its own)"
         )
         sums: dict[str, dict[str, int]] = {}
         for owner in chosen or owners:
@@ -169,3 +187,9 @@ class Owners(Page):
             for sent, received in (owner["traffic"].get(address, (0, 0)),)
         ]
         put(self.links_source, links)
+        streams = [
+            {**stream, "owner": owner["name"], "state": _state(stream)}
+            for owner in chosen or owners
+            for stream in owner["streams"]
+        ]
+        put(self.streams_source, streams)

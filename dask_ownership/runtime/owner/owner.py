@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter, time
 from typing import Any, TypeVar
 from uuid import uuid4
+from weakref import WeakSet
 
 import dask
 from dask.utils import parse_timedelta
@@ -140,6 +141,8 @@ class Owner:
         The links to workers.
     promoted : dict of str to LocalRef
         Objects that the central scheduler may read, by their names there.
+    streams : WeakSet of Stream
+        Streams of tasks that have not been dropped, for those who look; changed under ``lock``.
     """
 
     def __init__(
@@ -218,6 +221,7 @@ class Owner:
             unreachable=self.members.unreachable,
         )
         self.promoted: dict[str, LocalRef] = {}
+        self.streams: WeakSet[Any] = WeakSet()
         # `_ticking` and `_sweeping` say whether a timer is running already.
         self._backlog = Backlog(core.placement, tell_backlog)
         self._ticking = False
