@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +20,22 @@ _DEFAULTS = Path(__file__).parent / "ownership.yaml"
 
 REACHES = ("auto", "direct", "relay")
 """Values of ``ownership.reach``."""
+
+
+class LastResort(logging.Handler):
+    """Writes warnings in Dask's format, for programs that do not set up logging.
+
+    Python's own last resort writes the bare text, with no time, level or name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.setFormatter(logging.Formatter(dask.config.get("distributed.admin.log-format")))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, unless the root logger has a handler, which writes the record."""
+        if not logging.getLogger().handlers:
+            print(self.format(record), file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -174,6 +192,9 @@ def client_closed() -> None:
 
 def install() -> None:
     """Add the defaults to Dask's configuration; settings of the user stay."""
+    logger = logging.getLogger("dask_ownership")
+    if not logger.handlers:
+        logger.addHandler(LastResort())
     with _DEFAULTS.open() as file:
         defaults = yaml.safe_load(file)
     dask.config.update_defaults(defaults)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import threading
 import warnings
+from multiprocessing import current_process
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,6 +15,13 @@ import distributed
 from distributed.worker import get_worker
 
 from dask_ownership.client.client import Client
+from dask_ownership.runtime.serialize import note_on
+
+UNGUARDED = (
+    "scheduler='ownership' without a client starts worker processes, which import the script that "
+    "computes: in a script, put the code that computes below `if __name__ == '__main__':`"
+)
+"""What is said when the embedded cluster does not start."""
 
 _lock = threading.Lock()
 _attached: WeakKeyDictionary[Any, Client] = WeakKeyDictionary()
@@ -69,7 +77,14 @@ def _embedded_client() -> Client:
     global _embedded
     with _lock:
         if _embedded is None or _embedded.status != "running":
-            _embedded = Client(dashboard_address=":0", set_as_default=False)
+            # A worker process that imports the script would start a cluster of its own there.
+            if getattr(current_process(), "_inheriting", False):
+                raise RuntimeError(UNGUARDED)
+            try:
+                _embedded = Client(dashboard_address=":0", set_as_default=False)
+            except RuntimeError as error:
+                note_on(error, UNGUARDED)
+                raise
             atexit.register(_close, _embedded)
         return _embedded
 

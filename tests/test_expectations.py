@@ -9,6 +9,7 @@ from concurrent.futures import CancelledError
 from typing import Any
 
 import dask
+import dask.array as da
 import programs
 import pytest
 from dask import delayed
@@ -182,3 +183,6 @@ def test_what_is_large_is_warned_of(client: Client) -> None:
         assert delayed(len)(b"0" * 11_000_000).compute() == 11_000_000
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"}):
         assert client.submit(len, b"1" * 11_000_000).result() == 11_000_000
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1MB"}):
+        # Two megabytes of calls, in none of which there is any data.
+        assert da.ones((60, 60), chunks=(2, 2)).sum().compute() == 3600

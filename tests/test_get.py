@@ -121,6 +121,30 @@ def test_embedded_cluster(tmp_path: Path) -> None:
     assert ran.stderr == ""
 
 
+@pytest.mark.parametrize("indent", ["", "    "])
+def test_a_script_whose_workers_would_compute_too(tmp_path: Path, indent: str) -> None:
+    """Worker processes import the script: without a guard it says so, and what to do."""
+    program = tmp_path / "program.py"
+    guard = "if __name__ == '__main__':\n" if indent else ""
+    lines = (
+        "import dask, dask_ownership",
+        "dask.config.set(scheduler='ownership')",
+        f"{guard}{indent}print(dask.delayed(sum)([1, 2]).compute())",
+    )
+    program.write_text("\n".join(lines))
+    ran = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=50, cwd=tmp_path
+    )
+    if indent:
+        assert (ran.returncode, ran.stdout) == (0, "3\n"), ran.stderr
+    else:
+        assert ran.returncode == 1
+        assert "RuntimeError: scheduler='ownership' without a client starts worker" in ran.stderr
+        assert "put the code that computes below `if __name__ ==" in ran.stderr
+        if sys.version_info >= (3, 11):
+            assert ran.stderr.rstrip().endswith("`if __name__ == '__main__':`")
+
+
 def test_repr_and_pickle() -> None:
     import pickle
 

@@ -65,7 +65,7 @@ def test_what_waits_for_such_a_task(client: Client, gate: str) -> None:
 def test_tasks_that_run_and_tasks_behind_them(client: Client, gate: str) -> None:
     futures = [client.submit(wait_for_file, gate, pure=False) for _ in range(6)]
     until_handed_out(client)
-    with pytest.raises(TimeoutError, match=r"was handed to tcp:.* ago \(attempt \d+\), and "):
+    with pytest.raises(TimeoutError, match=r"was handed to tcp:.* ago \(attempt 1\), and "):
         futures[0].result(timeout=0.01)
     with pytest.raises(TimeoutError, match=r"free slot: .* \(2, with 2 threads\) have \d tasks"):
         futures[-1].result(timeout=0.01)
@@ -125,7 +125,9 @@ def test_warning_once_for_each_reason(
         until(lambda: len(lines()) == 2)
         client.gather(client.map(inc, range(200, 220)))
     first, second = lines()
-    assert "has 3 tasks" in first or "has 1 task" in first or "has 2 tasks" in first
+    assert any(
+        f"no worker can run {n}, which wait" in first for n in ("3 tasks", "2 tasks", "1 task")
+    )
     assert "workers=[nowhere] names no worker" in first and several[0].key in first
     assert "no worker has resources={'GPU': 2}" in second and other.key in second
 
@@ -139,4 +141,4 @@ def test_no_worker_at_all(
         futures = client.map(inc, range(5))
         with pytest.raises(TimeoutError, match=r"5 of 5 futures .* there is no worker"):
             dask_ownership.wait(futures, timeout=0.2)
-        until(lambda: "has 5 tasks that no worker can run" in caplog.text)
+        until(lambda: "no worker can run 5 tasks, which wait; one of them is" in caplog.text)

@@ -126,6 +126,26 @@ def test_a_worker_that_is_retired_is_no_warning(caplog: Any) -> None:
         assert len(kept.result()) == 300_000
 
 
+@pytest.mark.parametrize("set_up", [False, True])
+def test_lines_of_programs_that_set_up_no_logging(set_up: bool) -> None:
+    """They look as Dask's; a program that sets logging up has each line once, in its format."""
+    program = (
+        "import logging, dask_ownership\n"
+        f"if {set_up}: logging.basicConfig(format='mine: %(message)s')\n"
+        "logging.getLogger('dask_ownership.owner').warning('a worker is gone')\n"
+        "logging.getLogger('dask_ownership.owner').info('a worker came')"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=50
+    )
+    line = (
+        r"mine: a worker is gone"
+        if set_up
+        else (r"[-0-9]+ [:,0-9]+ - dask_ownership\.owner - WARNING - a worker is gone")
+    )
+    assert re.fullmatch(line + "\n", ran.stderr)
+
+
 def test_strangers_are_logged_once(caplog: Any) -> None:
     async def knock(address: str) -> Any:
         comm = await connect(address)

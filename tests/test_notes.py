@@ -7,11 +7,12 @@ import pickle
 import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
-from live import boom
-from programs import slowly
+from live import boom, inc
+from programs import fails_at_first, slowly
 
 from dask_ownership import Client, TaskTimeout, get_client
 from dask_ownership.runtime.serialize import note_on
@@ -49,13 +50,22 @@ def test_key_worker_and_attempt(client: Client) -> None:
             future.result()
         [note] = notes_of(raised.value)
         assert re.fullmatch(
-            f"raised by the task {future.key!r} at worker tcp://[0-9.:]+ \\(attempt [0-9]+\\)", note
+            f"raised by the task {future.key!r} at worker tcp://[0-9.:]+ \\(attempt 1\\)", note
         )
         assert raised.value.args == ("once",) and str(raised.value) == "once"
         again = pickle.loads(pickle.dumps(raised.value))
         assert type(again) is ZeroDivisionError and notes_of(again) == [note]
         note_on(raised.value, note)
         assert notes_of(raised.value) == [note]
+
+
+@notes
+def test_an_attempt_after_others_is_counted(client: Client, tmp_path: Path) -> None:
+    """As people count: other tasks of the owner do not matter."""
+    client.gather(client.map(inc, range(50), pure=False))
+    future = client.submit(fails_at_first, str(tmp_path / "tries"), 9, retries=2)
+    [note] = notes_of(future.exception())
+    assert note.endswith("(attempt 3)")
 
 
 @notes

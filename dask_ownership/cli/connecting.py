@@ -7,7 +7,6 @@ import contextlib
 import logging
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
-from socket import gaierror
 from typing import Any, TypeVar
 
 import click
@@ -15,7 +14,13 @@ from distributed import Security
 from distributed.comm import Comm, CommClosedError, connect, get_address_host_port
 from distributed.core import send_recv
 
-from dask_ownership.runtime.comm.web import WEB_SERVER, speaks_http, web_page
+from dask_ownership.runtime.comm.wrong_address import (
+    WEB_SERVER,
+    innermost,
+    nobody_there,
+    speaks_http,
+    web_page,
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Result = TypeVar("Result")
@@ -151,14 +156,9 @@ async def no_listener(address: str, seconds: float) -> str:
 
 def reason(error: BaseException, seconds: float) -> str:
     """Return the meaning of a connection's error for a user, in one line."""
-    # Dask wraps errors of connections, several times: the innermost one tells what happened.
-    deepest = error
-    while (cause := deepest.__cause__) is not None and isinstance(cause, Exception):
-        deepest = cause
-    if isinstance(deepest, ConnectionRefusedError):
-        return "nothing listens there (the connection was refused)"
-    if isinstance(deepest, gaierror):
-        return "there is no host of this name"
+    if told := nobody_there(error):
+        return told
+    deepest = innermost(error)
     if "convert to SSL" in str(deepest) or "WRONG_VERSION_NUMBER" in str(deepest):
         return "it does not speak TLS (tcp://)"
     if isinstance(deepest, ssl.SSLError):

@@ -34,7 +34,7 @@ from dask_ownership.runtime.comm.scheduler_ops import (
     WATCH,
 )
 from dask_ownership.runtime.comm.secret import Joining
-from dask_ownership.runtime.comm.web import unless_web, web_page
+from dask_ownership.runtime.comm.wrong_address import connect_to, web_page
 from dask_ownership.runtime.owner.members import NotJoined
 from dask_ownership.runtime.owner.owner import Owner
 from dask_ownership.runtime.parking import await_without_slot, await_without_slot_if_long
@@ -175,7 +175,7 @@ class ClusterConnection(distributed.Client):
         # Without a task that reads reports this is the first connection.
         if self._handle_report_task is None or self.scheduler is None:
             connecting = super()._ensure_connected(timeout)
-            await unless_web(connecting, self._start_arg)
+            await connect_to(connecting, self._start_arg)
         else:
             self.owner.members.connected(False)
             await self._connect_again(timeout)

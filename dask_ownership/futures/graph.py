@@ -63,6 +63,10 @@ from dask_ownership.runtime.task import current_entry
 SEQUENCES: dict[type, type] = {List: list, Tuple: tuple, Set: set}
 """Dask's nodes for sequences, with the types of the sequences."""
 
+ORDINARY = 8192
+"""Bytes of the payload of a task without data: many such tasks make a large graph, of which nothing
+can be scattered."""
+
 _UUID = "[0-9a-f]{8}-?[0-9a-f]{4}-?4[0-9a-f]{3}-?[89ab][0-9a-f]{3}-?[0-9a-f]{12}"
 RANDOM = re.compile(f"-{_UUID}$")
 """Keys with a random UUID at the end, as Dask gives to computed and delayed objects.
@@ -268,7 +272,7 @@ class _Builder:
     kept : list of Row
         One item for each local reference that this object has, until `let_go`.
     nbytes : int
-        Bytes of all payloads and literals.
+        Bytes of all payloads and literals with data in them: of those above `ORDINARY`.
     functions : dict of int to ManyCalls
         Functions of the graph's tasks by their ``id``.
     nodes_by_prefix : dict of str to Function
@@ -413,7 +417,8 @@ class _Builder:
                 raise NotSerializable(
                     f"could not pickle the task {key!r} to serialize it for a worker: {error!r}"
                 ) from error
-            self.nbytes += len(payload)
+            if len(payload) > ORDINARY:
+                self.nbytes += len(payload)
             rows = {self.calls.row_of(future, True) for future in pickling.found}
         finally:
             pickling.found = outer

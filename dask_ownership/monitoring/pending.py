@@ -146,7 +146,8 @@ def _handed(core: OwnerCore, row: Row, view: WorkerView) -> str:
     """Return what is known of a row that was handed to a worker."""
     since = core.attempt_times.since(row.attempt)
     ago = "" if since is None else f" {max(0.0, core.attempt_times.clock() - since):.0f} s ago"
-    text = f"it was handed to {view.address}{ago} (attempt {row.attempt}), and "
+    attempt = core.attempts.of(row).ordinal
+    text = f"it was handed to {view.address}{ago} (attempt {attempt}), and "
     if view.suspended:
         return f"{text}this worker does not answer: it is frozen, cut off or very busy"
     if view.link is not None and not view.link.connected:

@@ -60,7 +60,7 @@ class ErrorLog:
             "Exception: %s\nTraceback: %s",
             entry.key,
             getattr(function, "name", None) or key_split(entry.key),
-            entry.attempt,
+            entry.ordinal,
             entry.session.owner,
             # As text: the worker keeps log records, and an exception object would keep the local
             # variables of its frames alive.

@@ -365,7 +365,7 @@ def keep_error(entry: Entry, error: BaseException, started: float) -> Outcome:
     microseconds = (perf_counter() - started - entry.parked_for) * 1e6
     address = entry.session.runtime.worker.address
     with finding() as found:
-        pickled = dumps_error(error, entry.key, f"worker {address} (attempt {entry.attempt})")
+        pickled = dumps_error(error, entry.key, f"worker {address} (attempt {entry.ordinal})")
     message = (m.FAILED, entry.key, entry.attempt, pickled, microseconds)
     if found:
         return Outcome((*message, origins(found)), ex.GONE, contains=found)

@@ -11,8 +11,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
+from weakref import WeakSet
 
 import pytest
 
@@ -246,6 +248,8 @@ class Streamer:
     def __init__(self, cluster: VirtualCluster, client: VirtualOwner) -> None:
         self.calls = self.owner = self
         self.functions = Functions()
+        self.lock = nullcontext()
+        self.streams: WeakSet[Stream] = WeakSet()
         self._cluster = cluster
         self._client = client
 

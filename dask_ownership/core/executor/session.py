@@ -189,6 +189,11 @@ class Entry:
         return self.options["depth"] if self.options else 0
 
     @property
+    def ordinal(self) -> int:
+        """Which attempt of the task this is, as people count."""
+        return self.options.get("ordinal", 1) if self.options else 1
+
+    @property
     def task(self) -> Key:
         """The key under which the task runs: that of the first run, when the task repeats one."""
         return self.options.get("repeats", self.key) if self.options else self.key

@@ -57,6 +57,8 @@ order of the task (`protocol.order`), lower first. ``dependencies`` has one `VAL
 - ``repeats``: the key of the task that this task runs again for the sake of the children; the
   children are named as children of that task
 - ``resources``: abstract resources that the task takes
+- ``ordinal``: which attempt this is, as people count, after attempts that failed or whose worker
+  died (`Attempts.ordinal`)
 - ``moved``: the task was recalled once, and is not recalled again
 - ``inline``: bytes above which a pickled result stays at the worker: 0 for a value that belongs
   there, less than usual when the owner is full

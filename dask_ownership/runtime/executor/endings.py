@@ -141,7 +141,7 @@ class Endings:
         try:
             raise TaskTimeout(entry.key, address, seconds)
         except TaskTimeout as error:
-            where = f"worker {address} (attempt {entry.attempt})"
+            where = f"worker {address} (attempt {entry.ordinal})"
             pickled = dumps_error(error, entry.key, where)
         with self._lock:
             message = (m.FAILED, entry.key, entry.attempt, pickled, seconds * 1e6)

@@ -132,9 +132,11 @@ class EventLog:
                 self._warned.add(kind)
                 row, count = kinds[kind]
                 logger.warning(
-                    "%s has %s that no worker can run, and so wait; one of them is %r: %s",
+                    "%s: no worker can run %s, which %s; %s %r: %s",
                     self.core.name,
                     counted(count, "task"),
+                    "waits" if count == 1 else "wait",
+                    "it is" if count == 1 else "one of them is",
                     row.key,
                     self.core.infeasible.why(row),
                 )

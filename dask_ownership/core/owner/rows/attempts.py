@@ -55,6 +55,14 @@ class Attempts:
     checkpoints: dict[str, tuple[int, int, bytes]] | None = None
 
     @property
+    def ordinal(self) -> int:
+        """Which attempt runs, or is next, as people count: the first, or one after some failed.
+
+        Attempts that were given back, recalled or moved do not count, because they did not run.
+        """
+        return 1 + self.failures + len(self.died)
+
+    @property
     def seconds_alone(self) -> float:
         """How many seconds the next attempt of a suspect runs alone at most."""
         # Deaths beside other tasks: each may be the fault of another task. A suspect that kills

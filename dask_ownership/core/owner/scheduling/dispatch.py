@@ -190,10 +190,9 @@ class Dispatch:
         again = options.repeats is not None
         kept = tried.checkpoints
         named = options.executor or options.span
-        plain = not (
-            options.depth or options.resources or tried.recalled or options.stays or tried.died
-        )
-        if plain and not (again or timed or kept or named):
+        ordinal = tried.ordinal
+        plain = not (options.depth or options.resources or tried.recalled or options.stays)
+        if plain and not (again or timed or kept or named or ordinal > 1):
             return None
         extra: dict[str, Any] = {"depth": options.depth}
         if options.heir is not None:
@@ -209,6 +208,8 @@ class Dispatch:
             extra["timeout"] = options.timeout
         if options.stays:
             extra["inline"] = 0
+        if ordinal > 1:
+            extra["ordinal"] = ordinal
         if tried.died:
             extra["alone"] = tried.seconds_alone
         if options.executor:

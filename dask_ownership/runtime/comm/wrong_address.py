@@ -1,13 +1,16 @@
-"""Addresses that are those of web servers: a dashboard's in place of its scheduler's."""
+"""What is wrong with an address at which no scheduler answers."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import Coroutine
+from socket import gaierror
 from typing import Any
 
 from distributed.comm import get_address_host_port
+
+from dask_ownership.runtime.serialize import note_on
 
 PATIENCE = 3.0
 """Seconds after which it is asked why a connection is not there yet."""
@@ -33,7 +36,24 @@ def web_page(address: object) -> str:
     )
 
 
-async def unless_web(connecting: Coroutine[Any, Any, None], address: object) -> None:
+def innermost(error: BaseException) -> BaseException:
+    """Return the error that tells what happened: Dask wraps those of connections several times."""
+    while isinstance(cause := error.__cause__, Exception):
+        error = cause
+    return error
+
+
+def nobody_there(error: BaseException) -> str:
+    """Return what an error says of an address at which nobody answers, or ""."""
+    cause = innermost(error)
+    if isinstance(cause, ConnectionRefusedError):
+        return "nothing listens there (the connection was refused)"
+    if isinstance(cause, gaierror):
+        return "there is no host of this name"
+    return ""
+
+
+async def connect_to(connecting: Coroutine[Any, Any, None], address: object) -> None:
     """Connect to an address, unless a web server answers there.
 
     Dask's attempt to connect may go on for ever then. A scheduler that answers is asked nothing.
@@ -41,6 +61,7 @@ async def unless_web(connecting: Coroutine[Any, Any, None], address: object) -> 
     Raises
     ------
     OSError
+        With a note that says what is wrong with the address, as far as that is known.
     """
     if not isinstance(address, str):
         await connecting
@@ -52,6 +73,10 @@ async def unless_web(connecting: Coroutine[Any, Any, None], address: object) -> 
         if (failed or not task.done()) and await speaks_http(address):
             raise OSError(f"cannot connect to {address}: {WEB_SERVER}")
         await task
+    except OSError as error:
+        if told := nobody_there(error):
+            note_on(error, f"{address}: {told}. The log of the scheduler has its address")
+        raise
     finally:
         if not task.done():
             task.cancel()
