@@ -53,18 +53,23 @@ def connect(engine: str, cluster: LocalCluster) -> Client:
 
 def run(videos: list[Video], args: argparse.Namespace) -> dict[int, Sink]:
     """Stabilise all videos at the same time, and return what the sink knows in the end."""
-    # Dask names the workers by numbers: the sink, then the owners, then those that compute.
-    sink, owners = 0, list(range(1, 1 + args.owners))
-    compute = list(range(1 + args.owners, 1 + args.owners + args.workers))
     with (
         LocalCluster(
             n_workers=1 + args.owners + args.workers, threads_per_worker=1, dashboard_address=":0"
         ) as cluster,
         connect(args.engine, cluster) as client,
     ):
+        # Dask names the workers by numbers: the sink, then the owners, then those that compute.
+        places: list[int | str] = list(range(1 + args.owners + args.workers))
+        if args.engine == "distributed":
+            # It refuses the name of a worker that is dead, and takes its address.
+            there = client.scheduler_info(n_workers=-1)["workers"]
+            at = {worker["name"]: address for address, worker in there.items()}
+            places = [at[name] for name in places]
+        sink, *others = places
+        owners, compute = others[: args.owners], others[args.owners :]
         ready = {
-            name: client.submit(warm_up, videos, workers=[name], pure=False)
-            for name in (sink, *owners, *compute)
+            place: client.submit(warm_up, videos, workers=[place], pure=False) for place in places
         }
         pids = client.gather(ready)
         start = time.time() + 1

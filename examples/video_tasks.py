@@ -52,11 +52,11 @@ class Video(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What all owners of videos are told. Workers are given by their names."""
+    """What all owners of videos are told. Workers are given by names or addresses."""
 
     start: float  # when frame 0 is there, in seconds since 1970
-    compute: list[int]
-    sink: int
+    compute: list[int | str]
+    sink: int | str
     checkpoint: int  # frames between checkpoints; 0 for none
     output: str | None  # the folder for stabilised videos
 

@@ -15,7 +15,7 @@ from dask_ownership.runtime.error_log import ErrorLog
 
 def entry_of(key: str, **attributes: Any) -> Any:
     session = SimpleNamespace(owner="me", functions={})
-    known = {"state": ex.RUNNING, "cancelled": False, "attempt": 1, "function": 1}
+    known = {"state": ex.RUNNING, "cancelled": False, "ordinal": 1, "function": 1}
     return SimpleNamespace(key=key, session=session, **{**known, **attributes})
 
 
