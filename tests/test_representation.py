@@ -120,6 +120,10 @@ def test_future_html_says_where_it_is(client: Client, workers: list[str]) -> Non
     )
     until(lambda: "owned here, waits for 2 of its inputs" in Page(after._repr_html_()).text)
     assert after.result() == 5
+    nowhere = client.submit(inc, 1, key="nowhere-1", workers=["10.0.0.9:1"])
+    until(
+        lambda: "because: workers=[10.0.0.9:1] names no worker" in Page(nowhere._repr_html_()).text
+    )
     borrowed = client.submit(submits, pure=False).result()
     assert "borrowed from tcp://" in Page(borrowed._repr_html_()).text
 

@@ -149,6 +149,19 @@ def test_the_time_of_all_tasks_is_told_where_a_sample_is_noted() -> None:
     assert 2000 > len(notes.take(watch=False, note=False, gap=0.0)) >= 10
 
 
+def test_tasks_of_one_thread_do_not_overlap_when_the_delay_of_its_clock_is_measured_anew() -> None:
+    buffer: list[Any] = []
+    plugin = SimpleNamespace(buffer=buffer, index=0)
+    stream = task_stream.TaskStream(
+        SimpleNamespace(plugins={"task-stream": plugin}, handlers={}), lambda: None
+    )
+    for number, delay in enumerate((-0.001, 0.05, -0.05, 7.0)):
+        step = ("compute", number, number + 1.0, None)
+        note = (f"x-{number}", 1, True, 0, b"", "", (step,))
+        stream.took(["w"], [{"delay": delay, "notes": [note]}])
+    assert [one["startstops"][0]["start"] for one in buffer] == [-0.001, 0.999, 1.999, 10.0]
+
+
 def name_of_type(value: Any) -> str:
     return type(value).__name__
 

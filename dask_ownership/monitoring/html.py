@@ -82,7 +82,7 @@ def worded(values: dict[str, Any] | None) -> list[tuple[str, ...]]:
         (name.replace("_", " "), value if isinstance(value, str) else repr(value))
         for name, value in (values or {}).items()
         # False equals 0, and is left out as well.
-        if value not in (None, 0, (), [], {})
+        if value not in (None, 0, "", (), [], {})
     ]
 
 

@@ -157,4 +157,5 @@ def _handed(core: OwnerCore, row: Row, view: WorkerView) -> str:
     others = view.active - 1
     if others < view.nthreads:
         return f"{text}should be running there"
-    return f"{text}runs or waits its turn there, with {others:,d} other tasks of this process"
+    tasks = "1 other task" if others == 1 else f"{others:,d} other tasks"
+    return f"{text}runs or waits its turn there, with {tasks} of this process"

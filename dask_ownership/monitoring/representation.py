@@ -15,6 +15,7 @@ from dask_ownership.core.owner.rows.row import Borrowed, Row
 from dask_ownership.core.protocol.states import ERROR, INLINE, PUSHED, READY, STORED, WAITING
 from dask_ownership.monitoring.html import Section
 from dask_ownership.monitoring.lookup import locations_of
+from dask_ownership.monitoring.pending import infeasible
 from dask_ownership.runtime.owner.owner import Owner
 
 GREY = "color: var(--jp-ui-font-color2, gray)"
@@ -101,11 +102,13 @@ def whereabouts(row: Row) -> str:
 def future_html(future: Any) -> str:
     """Return the HTML of a future: one line with status, type, key and whereabouts."""
     status, kind = future.status, future.type
+    why = infeasible(future._owner.core, future._row) if status == "pending" else None
     words = {
         "status": (status, RED if status in ("error", "lost") else ""),
         "type": (typename(kind) if kind is not None else "", ""),
         "key": (str(future.key), ""),
         "where": ("" if status in ("cancelled", "lost") else whereabouts(future._row), ""),
+        "because": (why or "", ""),
     }
     parts = [
         f'<span style="{GREY}">{name}:</span> <span style="{style}">{escape(text)}</span>'

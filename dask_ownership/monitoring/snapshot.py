@@ -275,7 +275,6 @@ class ObjectSnapshot(Shown):
     def _sections(self) -> list[Section]:
         now = {
             "state": self.state,
-            "attempt": self.attempt,
             "function": self.function,
             "pushed to": self.worker,
             "waits for": self.waiting,

@@ -41,6 +41,9 @@ logger = logging.getLogger(__name__)
 KEPT = 20_000
 """Notes that a worker keeps between two rounds."""
 
+CLOCK_SET = 0.2
+"""Seconds by which the delay of a worker's clock changes at least when the clock was set."""
+
 REMEMBERED = 1000
 """Transfers, and tasks with long steps, that a worker remembers.
 
@@ -296,6 +299,7 @@ class TaskStream:
         self.scheduler = scheduler
         self._fetch = fetch
         self._read = False
+        self._delays: dict[str, float] = {}
         for name in READERS:
             if name in scheduler.handlers:
                 scheduler.handlers[name] = self._reader(scheduler.handlers[name])
@@ -351,7 +355,7 @@ class TaskStream:
         if plugin is None:
             return
         records = [
-            self._record(worker, answer["delay"], note)
+            self._record(worker, self._delay_of(worker, answer["delay"]), note)
             for worker, answer in zip(workers, answers, strict=True)
             if answer is not None
             for note in answer["notes"]
@@ -361,6 +365,16 @@ class TaskStream:
         plugin.buffer.extend(records)
         # Clients remember the index up to which they have read the stream.
         plugin.index += len(records)
+
+    def _delay_of(self, worker: str, measured: float) -> float:
+        """Return how far the clock of a worker is behind; small changes are errors of measuring.
+
+        With another delay in each answer, tasks of one thread would overlap.
+        """
+        known = self._delays.get(worker)
+        if known is None or abs(measured - known) >= CLOCK_SET:
+            known = self._delays[worker] = measured
+        return known
 
     @staticmethod
     def _record(worker: str, delay: float, note: Note) -> dict[str, Any]:

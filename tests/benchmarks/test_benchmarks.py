@@ -33,13 +33,16 @@ TINY = {
 OWN_PROCESS = {"memory", "scheduler messages", "recovery", "recovery large"}
 
 
-def run_all(engine_name):
+OWN_CLUSTER = {"relay", "direct"}
+
+
+def run_all(engine_name, cases=CASES):
     """Run every case that an engine can run, once, and return what was measured."""
     engine = make_engine(engine_name)
     measured = {}
     try:
         engine.start()
-        for case in CASES:
+        for case in cases:
             if supports(engine, case) and case.name not in OWN_PROCESS:
                 size = TINY.get(case.name, 5)
                 cold = dataclasses.replace(case, warm_up=0)
@@ -61,11 +64,13 @@ def no_process_left():
     assert not marked
 
 
-def test_every_task_and_collection_case_runs_on_distributed():
-    measured = run_all("distributed")
-    wanted = {case.name for case in CASES if case.needs != "travel"} - OWN_PROCESS
+@pytest.mark.parametrize("own_cluster", [False, True])
+def test_every_task_and_collection_case_runs_on_distributed(own_cluster):
+    cases = [case for case in CASES if (case.name in OWN_CLUSTER) == own_cluster]
+    measured = run_all("distributed", cases)
+    wanted = {case.name for case in cases if case.needs != "travel"} - OWN_PROCESS
     assert set(measured) == wanted
-    for case in CASES:
+    for case in cases:
         if case.name in measured:
             assert set(measured[case.name]) == {metric.name for metric in case.metrics}
             assert all(value > 0 for values in measured[case.name].values() for value in values)

@@ -53,6 +53,20 @@ def nobody_there(error: BaseException) -> str:
     return ""
 
 
+async def tried_once(address: str) -> str:
+    """Try to connect to an address, and return what `nobody_there` says of the error, or ""."""
+    writer = None
+    try:
+        opening = asyncio.open_connection(*get_address_host_port(address))
+        _, writer = await asyncio.wait_for(opening, SOON)
+    except Exception as error:
+        return nobody_there(error)
+    finally:
+        if writer is not None:
+            writer.close()
+    return ""
+
+
 async def connect_to(connecting: Coroutine[Any, Any, None], address: object) -> None:
     """Connect to an address, unless a web server answers there.
 
@@ -74,7 +88,8 @@ async def connect_to(connecting: Coroutine[Any, Any, None], address: object) -> 
             raise OSError(f"cannot connect to {address}: {WEB_SERVER}")
         await task
     except OSError as error:
-        if told := nobody_there(error):
+        # The last try of Dask may have had no time left, and so tell nothing.
+        if told := nobody_there(error) or await tried_once(address):
             note_on(error, f"{address}: {told}. The log of the scheduler has its address")
         raise
     finally:
