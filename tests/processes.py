@@ -29,20 +29,20 @@ class Cluster:
     def scheduler(self) -> subprocess.Popen[bytes]:
         return self.started[0]
 
-    def start(self, *words: str) -> subprocess.Popen[bytes]:
+    def start(self, *words: str, stderr: Any = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [sys.executable, "-m", "dask", *words],
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=stderr,
             cwd=self.directory,
         )
         self.started.append(process)
         return process
 
-    def start_worker(self, *options: str) -> subprocess.Popen[bytes]:
+    def start_worker(self, *options: str, **more: Any) -> subprocess.Popen[bytes]:
         """A worker of two threads, which has the process for itself: there is no nanny."""
         common = ("--scheduler-file", self.file, "--no-nanny", "--no-dashboard")
-        return self.start("worker", "--nthreads", "2", *common, *options)
+        return self.start("worker", "--nthreads", "2", *common, *options, **more)
 
     def connect(self, **options: Any) -> Client:
         until(lambda: os.path.exists(self.file), 20)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import socket
 import threading
 
 import dask
@@ -22,6 +24,7 @@ from live import (
     wait_for_members,
     where,
 )
+from processes import Cluster
 from programs import fib
 
 from dask_ownership import Client, wait
@@ -280,14 +283,14 @@ def test_a_worker_that_hears_of_the_plugin_after_its_owners_heard_of_it():
             assert late.submit(where, pure=False).result(timeout=10) == only
 
 
-def test_a_worker_that_closes_refuses_its_owners_in_words(caplog):
-    """Another owner dials again when its link ends, and may not know yet that the worker closes."""
+def test_a_worker_without_the_plugin_refuses_its_owners_in_words(caplog):
+    """An owner dials again when its link ends, and may not know yet that the worker closes."""
     with small_cluster(processes=False, n_workers=1) as cluster, Client(cluster) as client:
         only = wait_for_members(client, 1)[0]
         client.run(lambda dask_worker: dask_worker.extensions["dask-ownership"].server.close())
         token = client.owner.token
         answer = ask_plainly(only, {**OPERATIONS[0], "protocol": PROTOCOL, "token": token})
-        assert answer["status"] == "refused" and "is closing" in answer["reason"]
+        assert answer["status"] == "refused" and "the plugin was taken away" in answer["reason"]
     assert "No handler" not in caplog.text
 
 
@@ -320,3 +323,48 @@ def test_a_scheduler_without_extensions() -> None:
     ):
         assert client.submit(inc, 1).result() == 2
         assert client.submit(fib, 5).result() == 5
+
+
+@pytest.mark.parametrize(
+    ("preload", "reason"),
+    [
+        (
+            "import sys; sys.modules['dask_ownership'] = None",
+            "cannot import dask_ownership .*: ins",
+        ),
+        ("import dask; dask.config.set({'ownership.reach': 'relais'})", "not be set up .*'relais'"),
+    ],
+)
+def test_workers_where_the_plugin_cannot_be_set_up(tmp_path, preload, reason):
+    """They run the scheduler's tasks as before, and owned tasks go to the others."""
+    bare = tmp_path / "bare.py"
+    bare.write_text(preload)
+    port = unused_port()
+    address = f"tcp://127.0.0.1:{port}"
+    cluster = Cluster(tmp_path)
+    try:
+        until(lambda: os.path.exists(cluster.file), 20)
+        start = ("--preload", str(bare), "--host", "127.0.0.1", "--worker-port")
+        log = tmp_path / "log"
+        with log.open("w") as file:
+            cluster.start_worker(*start, str(port), stderr=file)
+            with distributed.Client(scheduler_file=cluster.file, set_as_default=False) as stock:
+                stock.wait_for_workers(3, timeout=20)
+                with Client(scheduler_file=cluster.file, set_as_default=False) as client:
+                    assert client.gather(client.map(inc, range(50))) == list(range(1, 51))
+                    pinned = client.submit(where, workers=address, pure=False)
+                    with pytest.raises(NoWorker, match=reason):
+                        pinned.result(timeout=20)
+                    # Also one that comes when the plugin is there already.
+                    cluster.start_worker(*start, str(unused_port()))
+                    stock.wait_for_workers(4, timeout=20)
+                    assert stock.submit(sum, [1, 2], workers=address).result(20) == 3
+        assert re.search(reason, log.read_text())
+        assert "No handler" not in log.read_text() and "KeyError" not in log.read_text()
+    finally:
+        cluster.end()
+
+
+def unused_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])

@@ -27,6 +27,7 @@ from dask_ownership.cli.connecting import (
     security_of,
 )
 from dask_ownership.cli.terminal import console
+from dask_ownership.config import value_of
 from dask_ownership.runtime.comm.link import PROTOCOL, LinkRefused, OwnerLink
 from dask_ownership.runtime.comm.reach import Reach
 from dask_ownership.runtime.comm.scheduler_ops import JOIN
@@ -334,10 +335,15 @@ def reachable(reached: list[Reached]) -> Finding:
         if not relayed:
             return Finding(True, "reachable", f"all {len(reached):,d} workers from here{trip}")
         direct = len(there) - len(relayed)
+        how = (
+            "The configuration here says ownership.reach: relay, so that none is dialled"
+            if value_of("ownership.reach") == "relay"
+            else "For the full rate give these an address that can be dialled from here "
+            "(--contact-address)"
+        )
         text = (
             f"{direct:,d} workers from here, and {len(relayed):,d} by way of the "
-            f"scheduler, which relays to them ({named(r.address for r in relayed)}){trip}. For the "
-            "full rate give these an address that can be dialled from here (--contact-address)"
+            f"scheduler, which relays to them ({named(r.address for r in relayed)}){trip}. {how}"
         )
         return Finding(True, "reachable", text)
     return Finding(

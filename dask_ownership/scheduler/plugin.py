@@ -54,7 +54,7 @@ from dask_ownership.runtime.dask.scheduler import (
 )
 from dask_ownership.scheduler.detached import Holding
 from dask_ownership.scheduler.relay import Relays
-from dask_ownership.worker.plugin import OwnershipWorkerPlugin
+from dask_ownership.worker.plugin import installer
 
 logger = logging.getLogger("dask_ownership.scheduler")
 
@@ -141,7 +141,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         self.started = asyncio.get_running_loop().create_future()
         self.secret = uuid4().hex
         self.scheduler = scheduler
-        plugin = OwnershipWorkerPlugin(self.secret, self._client_for_worker)
+        plugin = installer(self.secret, self._client_for_worker)
         try:
             await scheduler.register_worker_plugin(
                 None, bytes(dumps(plugin)), name=plugin.name, idempotent=True

@@ -12,6 +12,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from distributed.diagnostics.plugin import WorkerPlugin
+from distributed.protocol.pickle import dumps
 from distributed.utils import sync
 
 from dask_ownership.core.protocol.names import NEXT
@@ -45,6 +46,9 @@ time until `LAST_ASKED`."""
 
 LAST_ASKED = 5.0
 
+STREAMED = (MEMBERS, EXITED, OWNER_GONE, DIAL, PROMOTION_OVER)
+"""Stream operations that the scheduler plugin sends to all workers."""
+
 
 class OwnershipWorkerPlugin(WorkerPlugin):
     """Sets up the executor and the owner of one worker.
@@ -64,7 +68,7 @@ class OwnershipWorkerPlugin(WorkerPlugin):
         self.client_for_worker = client_for_worker
 
     async def setup(self, worker: Any) -> None:
-        """Attach to a worker. Dask swallows errors of this method, which therefore logs them."""
+        """Attach to a worker, and log errors of that."""
         try:
             await WorkerSide(worker, self.secret, self.client_for_worker).start()
             logger.info("dask_ownership is installed at %s", worker.address)
@@ -77,6 +81,50 @@ class OwnershipWorkerPlugin(WorkerPlugin):
         side = worker.extensions.pop("dask-ownership", None)
         if side is not None:
             await side.close()
+
+
+def installer(secret: str, client_for_worker: Callable[..., Any]) -> WorkerPlugin:
+    """Return the plugin to send to workers, which sets `OwnershipWorkerPlugin` up there.
+
+    A worker that cannot import this package, or has a wrong configuration, takes the installer all
+    the same: the worker runs the scheduler's tasks as before, and refuses owners with the reason.
+    Otherwise the worker would not start, or end with the first message of the scheduler plugin.
+    """
+    pickled = bytes(dumps(OwnershipWorkerPlugin(secret, client_for_worker)))
+    streamed = STREAMED
+
+    # A class within a function is pickled by value, and so needs nothing of this package.
+    class Installer(WorkerPlugin):
+        name = OwnershipWorkerPlugin.name
+        plugin: Any = None
+
+        async def setup(self, worker: Any) -> None:
+            import logging
+            import pickle
+
+            try:
+                plugin = pickle.loads(pickled)
+                await plugin.setup(worker)
+                self.plugin = plugin
+            except Exception as error:
+                what = f"dask_ownership could not be set up there: {error!r}"
+                if isinstance(error, ImportError):
+                    what = (
+                        f"it cannot import dask_ownership ({error}): install the package there, "
+                        "and start the worker again"
+                    )
+                reason = f"the worker {worker.address} takes no owned tasks: {what}"
+                logging.getLogger("distributed.worker").warning(reason)
+                refusal = {"status": "refused", "reason": reason}
+                worker.handlers["ownership_link"] = lambda **message: refusal
+                for operation in streamed:
+                    worker.stream_handlers[operation] = lambda **message: None
+
+        async def teardown(self, worker: Any) -> None:
+            if self.plugin is not None:
+                await self.plugin.teardown(worker)
+
+    return Installer()
 
 
 def ignore_interrupts(worker: Any) -> None:

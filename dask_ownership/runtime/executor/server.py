@@ -68,7 +68,9 @@ class Server:
             self.worker.handlers[name] = self._refuse_all
 
     def _refuse_all(self, **message: Any) -> dict[str, Any]:
-        return refusal(f"the worker {self.worker.address} is closing")
+        closes = self.worker.status in (Status.closing, Status.closing_gracefully, Status.closed)
+        what = "is closing" if closes else "takes no owned tasks: the plugin was taken away there"
+        return refusal(f"the worker {self.worker.address} {what}")
 
     # ---- who may ask ----
 
