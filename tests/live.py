@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import re
 import signal
 import threading
 import time
@@ -29,6 +30,13 @@ def until(condition: Callable[[], Any], seconds: float = 10, what: str = "") -> 
         if time.monotonic() > end:
             raise AssertionError(f"not so after {seconds} s: {what or condition}")
         time.sleep(0.01)
+
+
+def without_last_heartbeats(lines: str) -> str:
+    """What a program wrote, without what Dask says of a worker in a heartbeat when all ends."""
+    lines = re.sub(r"\S+ \S+ - .* during heartbeat\.\n(?!\d{4}-)(.*\n)*?(?=\d{4}-|\Z)", "", lines)
+    said = "Received heartbeat from unregistered worker|Scheduler was unaware of this worker"
+    return re.sub(rf".*({said}).*\n", "", lines)
 
 
 def small_cluster(**options: Any) -> distributed.LocalCluster:

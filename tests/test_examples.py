@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from live import without_last_heartbeats
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -29,8 +29,5 @@ def test_example(program: list[str], expected: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=50)
     assert done.returncode == 0, done.stderr
     assert expected in done.stdout
-    # A worker of Dask's that is in the middle of a heartbeat when all ends says so.
-    others = re.sub(
-        r"\S+ \S+ - .* during heartbeat\.\n(?!\d{4}-)(.*\n)*?(?=\d{4}-|\Z)", "", done.stderr
-    )
+    others = without_last_heartbeats(done.stderr)
     assert "Traceback" not in others, others
