@@ -355,6 +355,8 @@ def test_workers_where_the_plugin_cannot_be_set_up(tmp_path, preload, reason):
                     pinned = client.submit(where, workers=address, pure=False)
                     with pytest.raises(NoWorker, match=reason):
                         pinned.result(timeout=20)
+                    told = client.sync(client.scheduler.ownership_activity)
+                    assert address not in [worker["address"] for worker in told["workers"]]
                     # Also one that comes when the plugin is there already.
                     cluster.start_worker(*start, str(unused_port()))
                     stock.wait_for_workers(4, timeout=20)

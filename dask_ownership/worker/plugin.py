@@ -27,6 +27,7 @@ from dask_ownership.runtime.comm.scheduler_ops import (
     MEMBERS,
     OWNER_GONE,
     PROMOTION_OVER,
+    REPORT,
     Member,
     Removed,
     incarnation_of,
@@ -35,7 +36,7 @@ from dask_ownership.runtime.comm.secret import join
 from dask_ownership.runtime.dask.client import find_clients
 from dask_ownership.runtime.dask.worker import scheduler_gone
 from dask_ownership.runtime.executor.executor import Executor
-from dask_ownership.runtime.executor.server import Server
+from dask_ownership.runtime.executor.server import OPERATIONS, Server
 from dask_ownership.runtime.task import coroutine_entry, current_entry
 
 logger = logging.getLogger("dask_ownership.worker")
@@ -91,7 +92,7 @@ def installer(secret: str, client_for_worker: Callable[..., Any]) -> WorkerPlugi
     Otherwise the worker would not start, or end with the first message of the scheduler plugin.
     """
     pickled = bytes(dumps(OwnershipWorkerPlugin(secret, client_for_worker)))
-    streamed = STREAMED
+    refused, unanswered, streamed = OPERATIONS, REPORT, STREAMED
 
     # A class within a function is pickled by value, and so needs nothing of this package.
     class Installer(WorkerPlugin):
@@ -116,7 +117,9 @@ def installer(secret: str, client_for_worker: Callable[..., Any]) -> WorkerPlugi
                 reason = f"the worker {worker.address} takes no owned tasks: {what}"
                 logging.getLogger("distributed.worker").warning(reason)
                 refusal = {"status": "refused", "reason": reason}
-                worker.handlers["ownership_link"] = lambda **message: refusal
+                for operation in refused:
+                    worker.handlers[operation] = lambda **message: refusal
+                worker.handlers[unanswered] = lambda **message: None  # there is nothing to report
                 for operation in streamed:
                     worker.stream_handlers[operation] = lambda **message: None
 

@@ -37,7 +37,7 @@ async def exit_of(scheduler: Any, nanny: str, pid: int) -> str | None:
         await asyncio.sleep(pause)
         try:
             log = await asyncio.wait_for(scheduler.rpc(nanny).get_logs(), ANSWER)
-        except (OSError, asyncio.TimeoutError):
+        except Exception:  # of the connection, or any of the nanny's own: then nobody knows
             return None
         for _, text in log:
             if found := line.search(text):
