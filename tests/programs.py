@@ -392,6 +392,17 @@ def wait_event(name: str) -> bool:
     return bool(Event(name).wait(timeout=5))
 
 
+class SlowToArrive:
+    """A value so large that it is unpickled beside the loop, which takes a second."""
+
+    def __init__(self) -> None:
+        self.content = bytes(2_000_000)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        time.sleep(1)
+        self.__dict__.update(state)
+
+
 class Counter:
     """An actor."""
 
@@ -503,7 +514,12 @@ def leftovers(owner: str, dask_worker: Any) -> dict[str, Any]:
         if entries and name in (owner, side.owner.incarnation):
             left["entries"] = entries[:5]
     if side.executor.store.sizes:
-        left["store"] = list(side.executor.store.sizes)[:5]
+        of = {
+            entry.stored: f"{entry} of {name}"
+            for name, session in core.sessions.items()
+            for entry in session.entries.values()
+        }
+        left["store"] = [(name, of.get(name)) for name in side.executor.store.sizes][:5]
     if core.queue.queued or core.queue.busy or len(core.queue.crowd) or core.queue.resuming:
         left["slots"] = (
             core.queue.queued,

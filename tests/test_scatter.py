@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
+import time
 
+import distributed
 import numpy as np
 import pytest
 from dask.dataframe import from_pandas
 from distributed import LocalCluster
-from programs import inc, where
+from programs import SlowToArrive, inc, leftovers, where
 
 from dask_ownership import Client, Future, get_client, get_worker
 
@@ -150,6 +153,25 @@ def scatter_first() -> int:
     client = get_client()
     (future,) = client.scatter([b"x" * 1000])
     return int(client.submit(len, future, workers=[get_worker().address]).result(timeout=10))
+
+
+def test_a_client_that_closes_while_it_scatters_leaves_nothing(cluster: LocalCluster) -> None:
+    """The value is being unpickled at the worker when the worker hears that the client closes."""
+    with distributed.Client(cluster.scheduler_address, set_as_default=False) as stock:
+        with Client(cluster) as client:
+            address, *_ = stock.scheduler_info(n_workers=-1)["workers"]
+            client.submit(inc, 1, workers=address, pure=False).result()  # the client has a link
+            owner = client.owner.incarnation
+            scattering = client.loop.asyncio_loop
+            future = asyncio.run_coroutine_threadsafe(
+                client.scatter(SlowToArrive(), workers=address, hash=False, asynchronous=True),
+                scattering,
+            )
+            time.sleep(0.3)
+            assert not future.done()
+        time.sleep(2)  # the value has arrived
+        left = stock.run(leftovers, owner)
+    assert not any(left.values()), left
 
 
 def test_a_task_scatters_before_it_submits() -> None:

@@ -295,8 +295,6 @@ class Server:
         """
         if self._closing:
             return refusal(f"the worker {self.worker.address} is closing")
-        if owner in self.executor.dropped:  # else nothing would ever free what it scatters
-            return refusal(f"the worker {self.worker.address} was told that this owner is gone")
         if self.executor.leaving:
             return {"status": "leaving"}
         mine = self.executor.owner
@@ -306,8 +304,12 @@ class Server:
             sealed = value.data if isinstance(value, Serialize) else value  # within a process
             packed = Serialized(sealed.header, sealed.frames)
             value, rows = await unpack_off_loop(packed, self.executor.task_client)
-            arrived.extend(rows)
             local_refs = [LocalRef(mine, row) for row in rows]
+            # The check follows each wait, because the owner may close meanwhile: nothing would
+            # ever free a value that is kept for the owner afterwards.
+            if owner in self.executor.dropped:
+                return refusal(f"the worker {self.worker.address} was told that this owner is gone")
+            arrived.extend(rows)
             sizes.append(self.executor.hold(owner, key, number, value, local_refs))
         if arrived:
             # With the answer the owner may let go of the futures inside the values.
