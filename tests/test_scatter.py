@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from dask.dataframe import from_pandas
 from distributed import LocalCluster
+from live import until
 from programs import SlowToArrive, inc, leftovers, where
 
 from dask_ownership import Client, Future, get_client, get_worker
@@ -153,6 +154,16 @@ def scatter_first() -> int:
     client = get_client()
     (future,) = client.scatter([b"x" * 1000])
     return int(client.submit(len, future, workers=[get_worker().address]).result(timeout=10))
+
+
+def test_what_a_client_scattered_goes_when_the_client_closes(cluster: LocalCluster) -> None:
+    """A client that submits nothing has no link by which its workers hear that it closes."""
+    with distributed.Client(cluster.scheduler_address, set_as_default=False) as stock:
+        with Client(cluster) as client:
+            client.scatter(np.ones(1000), broadcast=True)
+            owner = client.owner.incarnation
+            assert all(stock.run(leftovers, owner).values())
+        until(lambda: not any(stock.run(leftovers, owner).values()), 3)
 
 
 def test_a_client_that_closes_while_it_scatters_leaves_nothing(cluster: LocalCluster) -> None:

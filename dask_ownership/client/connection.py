@@ -25,6 +25,7 @@ from dask_ownership.interop.bridge import Imports, install
 from dask_ownership.monitoring.owner_report import Reporter
 from dask_ownership.runtime.comm.scheduler_ops import (
     BACKLOG,
+    CLOSES,
     DIAL,
     EXITED,
     MEMBERS,
@@ -325,6 +326,9 @@ class ClusterConnection(distributed.Client):
             if self._reporter is not None:
                 self._reporter.close()
             await self.owner.close(self._lost)
+            # For workers without a link of this owner: there are values that it only scattered.
+            if self.status in ("running", "closing"):
+                self._send_to_scheduler({"op": CLOSES})
         if self._counted_open:
             self._counted_open = False
             config.client_closed()

@@ -19,6 +19,10 @@ REMEMBERED = 10_000
 CLIENT = "client"
 WORKER = "worker"
 
+FAREWELL = 0.5
+"""Seconds until the owner of a client that closed counts as gone. The last messages of the owner,
+which say that it closed, arrive within this time, before the scheduler says that it is gone."""
+
 LONGEST = 100
 """Characters of an incarnation, at most."""
 
@@ -146,11 +150,14 @@ class Roster:
             del self.owners[owner]
         return incarnation, owners
 
-    def client_away(self, client: str, now: float) -> bool:
-        """Start the grace of a client that lost its connection; return whether an owner joined."""
+    def client_away(self, client: str, now: float, closed: bool = False) -> bool:
+        """Start the grace of a client without a connection; return whether an owner joined.
+
+        ``closed`` says that the client closed by itself: only its last messages get time then.
+        """
         owners = [owner for owner, who in self.owners.items() if who == (CLIENT, client)]
         for owner in owners:
-            self.absent[owner] = now + self.grace
+            self.absent[owner] = now + (min(FAREWELL, self.grace) if closed else self.grace)
         return bool(owners)
 
     def look(self, now: float, connected: Iterable[str]) -> list[tuple[str, str]]:

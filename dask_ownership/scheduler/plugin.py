@@ -24,6 +24,7 @@ from dask_ownership.runtime.comm.link import other_protocol
 from dask_ownership.runtime.comm.operations import Refusals, operation, refusal
 from dask_ownership.runtime.comm.scheduler_ops import (
     BACKLOG,
+    CLOSES,
     DIAL,
     EXITED,
     JOIN,
@@ -119,6 +120,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         self.backlogs: dict[str, int] = {}
         self._states: dict[str, Any] = {}  # of a worker that left the scheduler has no state
         self._words: dict[str, str] = {}
+        self._closing: set[str] = set()  # ids of clients that said so
         self.holding: Any = None
         self.scheduler: Any = None
         self.started: Any = None
@@ -171,8 +173,9 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             self._refusals,
         )
         scheduler.handlers[RELAY] = self.relays.relay
-        name_senders(scheduler, (WORD, BACKLOG, REPORT))
+        name_senders(scheduler, (WORD, CLOSES, BACKLOG, REPORT))
         scheduler.stream_handlers[WORD] = self.word
+        scheduler.stream_handlers[CLOSES] = self.closes
         token = proof(self.secret, SCHEDULER)  # shown to workers, whose handlers check it
         self.feed = Feed(
             scheduler,
@@ -246,6 +249,11 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         """
         if type(sender) is Sender and type(word) is str and len(word) <= LONGEST:
             self._words.setdefault(str(sender), word)
+
+    def closes(self, sender: Any = None, **kwargs: Any) -> None:
+        """Stream handler of `CLOSES`: remember that a client closes, until its connection ends."""
+        if type(sender) is Sender:
+            self._closing.add(str(sender))
 
     def _proven(self, owner: str, kind: str, who: str, secret: str) -> bool:
         """Whether an owner that wants to join is in the client or worker named in its request."""
@@ -427,13 +435,16 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
     def remove_client(self, scheduler: Any, client: str) -> None:
         """Take in that the connection of a client ended, from which its grace begins.
 
-        The client may connect again meanwhile. `_look` drops its owner when the grace is over.
+        The client may connect again meanwhile, unless the client said that it closes. `_look` drops
+        its owner when the grace is over.
         """
         self.backlogs.pop(client, None)
         if self.feed is not None:
             self.feed.client_away(client)
         self._read_grace()
-        if not self.roster.client_away(client, time()):
+        closed = client in self._closing
+        self._closing.discard(client)
+        if not self.roster.client_away(client, time(), closed):
             self._words.pop(client, None)
 
     def restart(self, scheduler: Any) -> None:

@@ -104,18 +104,22 @@ class VirtualScheduler:
         self.roster.join(owner.name, CLIENT, owner.name, (), 0.0)
 
     def client_left(self, owner: OwnerProcess) -> None:
-        """Take in that a client has no connection any more, from which its grace begins."""
-        self.roster.client_away(owner.name, self.clock.seconds)
+        """Take in that a client closed and has no connection any more.
+
+        Its last messages may still be on their way, or come later than the word that it is gone.
+        """
+        self.roster.client_away(owner.name, self.clock.seconds, closed=True)
         self._look()
 
     def _look(self) -> None:
-        """Tell all owners of clients that were away for longer than `GRACE`."""
+        """Tell all owners of clients that were away for too long; look again at the next."""
         connected = [client.name for client in self.clients]
         for incarnation, _ in self.roster.look(self.clock.seconds, connected):
             for owner in self.owners:
                 self._tell(owner, partial(owner.hears_of_client, incarnation))
         if self.roster.absent:
-            self.clock.later(GRACE * SECOND, self._look)
+            wait = min(self.roster.absent.values()) - self.clock.seconds
+            self.clock.later(max(wait, 0.001) * SECOND, self._look)
 
     # ---- questions ----
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dask_ownership.core import roster as roster_module
-from dask_ownership.core.roster import CLIENT, LONGEST, WORKER, Roster
+from dask_ownership.core.roster import CLIENT, FAREWELL, LONGEST, WORKER, Roster
 
 
 def roster() -> Roster:
@@ -45,6 +45,14 @@ def test_a_client_is_gone_when_it_was_away_for_its_grace():
     assert made.look(30.0, {}) == []
     assert "one" not in made.clients
     assert not made.expects("one", 31.0)
+
+
+def test_a_client_that_closed_is_gone_soon():
+    made = roster()
+    made.join("one", CLIENT, "c1", (), 0.0)
+    assert made.client_away("c1", 5.0, closed=True)
+    assert made.look(5.0, {}) == []  # its last messages come first
+    assert made.look(5.0 + FAREWELL, {}) == [("one", "c1")]
 
 
 def test_a_client_that_is_connected_again_is_about_to_join():

@@ -58,6 +58,9 @@ EXITED = "ownership-exited"
 """Stream operation: the scheduler tells owners what ended the process of a worker that is gone, by
 its incarnation, when the nanny of the worker has said so."""
 
+CLOSES = "ownership-closes"
+"""Stream operation: a client tells the scheduler that it closes, and so will not come back."""
+
 OWNER_GONE = "ownership-owner-gone"
 """Stream operation: the scheduler tells workers and clients that an owner is gone."""
 
