@@ -54,6 +54,20 @@ def test_a_normal_run_says_nothing(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+def test_a_process_that_counts_as_gone_warns_of_nothing(caplog: Any) -> None:
+    """As at the end of a cluster, whose workers hear that one is gone while it still links."""
+
+    def drop(owner: str, dask_worker: Any) -> None:
+        dask_worker.extensions["dask-ownership"].executor.drop_owner(owner)
+
+    with small_cluster(n_workers=1) as cluster, Client(cluster, set_as_default=False) as client:
+        assert client.submit(inc, 1).result() == 2
+        with caplog.at_level(logging.INFO, "dask_ownership"):
+            client.run(drop, client.owner.incarnation)
+            until(lambda: "was told that this owner is gone" in caplog.text)
+        assert not lines(caplog, logging.WARNING)
+
+
 def lines(caplog: Any, level: int = logging.INFO) -> list[str]:
     """What this project logged here, with addresses and times taken out."""
     return [

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dask_ownership.benchmarks.cli import main
-from dask_ownership.benchmarks.paper import prediction
+from dask_ownership.benchmarks.paper import leases, prediction
 from dask_ownership.benchmarks.paper.experiments import System
 
 
@@ -32,6 +32,23 @@ def test_measured_points_are_kept_and_printed_again(
 
     assert main(["paper", "latency", "--redraw", "--json", str(file)]) == 0
     assert capsys.readouterr().out == printed
+
+
+def test_a_lease_that_is_over_before_a_worker_goes_on_has_its_task_run_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A pause of a worker holds its task up; with a shorter lease the task runs elsewhere."""
+    for name, value in (("TIMEOUTS", (0, 0.3)), ("PAUSE", 1.0), ("BEFORE", 0.5), ("AFTER", 0.5)):
+        monkeypatch.setattr(leases, name, value)
+    monkeypatch.setattr(leases, "LENGTH", 0.2)  # so long that one task runs at any time
+    monkeypatch.setattr(leases, "EVERY", 0.12)
+    points = list(leases.leases(System("ownership", "ownership"), 1))
+    found = {(point["event"], point["lease_s"]): point for point in points}
+    assert len(found) == 4
+    assert all(len(point["all_ms"]) == point["tasks"] for point in points)
+    assert found["pause", 0]["again"] == 0
+    assert max(found["pause", 0]["all_ms"]) > 900
+    assert all(found[case]["again"] for case in (("death", 0), ("death", 0.3), ("pause", 0.3)))
 
 
 @pytest.mark.parametrize(

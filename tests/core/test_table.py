@@ -88,6 +88,22 @@ def test_all_rows_are_listed_while_another_thread_adds_some():
         thread.join()
 
 
+def test_rows_may_change_while_they_are_read():
+    """As they do when another thread reads them: each read sees rows, and raises nothing."""
+    table = Table(nullcontext(), ("me", "", "me"))
+    made = [table.adopt(make(number)) for number in range(2_000)]
+    for read in (table.rows.values, table.rows.items, lambda: table.rows):
+        for row in made:
+            table.rows.remove(row)
+            table.adopt(row)
+        seen = 0
+        for _ in read():
+            if made[seen].key in table.rows:
+                table.rows.remove(made[seen])
+            seen += 1
+        assert seen
+
+
 def test_states_from_inline_on_are_final():
     row = make("x")
     done = []

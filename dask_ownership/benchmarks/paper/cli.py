@@ -15,20 +15,22 @@ import dask_ownership
 from dask_ownership.benchmarks.engines import Unavailable
 from dask_ownership.benchmarks.machine import describe
 from dask_ownership.benchmarks.paper.experiments import MICRO, Experiment, Point, System
+from dask_ownership.benchmarks.paper.leases import LEASES
 from dask_ownership.benchmarks.paper.plots import draw
 from dask_ownership.benchmarks.paper.prediction import PREDICTION
 from dask_ownership.benchmarks.paper.programs import PROGRAMS
 
 __all__ = ["main"]
 
-EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (*MICRO, *PROGRAMS, PREDICTION)}
+EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (*MICRO, LEASES, *PROGRAMS, PREDICTION)}
 
 SYSTEMS: dict[str, System] = {
     system.name: system
     for system in (
         System("ownership", "ownership", calls=20_000),
         # The ablation of the paper: this project, with one word to a central process per call.
-        System("synchronous", "ownership", told=True, calls=2_000),
+        System("synchronous", "ownership", told="asked", calls=2_000),
+        System("asynchronous", "ownership", told="sent", calls=10_000),
         System("distributed", "distributed"),
         System("ray", "ray", calls=2_000),
     )
@@ -43,7 +45,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
         prog=f"{program} paper",
         description="Run the experiments of the paper on this machine.",
         epilog="Systems: ownership; synchronous, which is ownership with a question to the "
-        "scheduler, and a wait for its answer, before each submit; distributed; ray.",
+        "scheduler, and a wait for its answer, before each submit; asynchronous, with a message "
+        "to the scheduler in place of the question; distributed; ray.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(EXPERIMENTS))
     parser.add_argument("--engines", metavar="A,B", help=f"only these, of {', '.join(SYSTEMS)}")

@@ -14,6 +14,7 @@ from typing import Any
 from dask_ownership.benchmarks import recovery_cases, travel_cases
 from dask_ownership.benchmarks.engines import Engine, make_engine
 from dask_ownership.benchmarks.paper import tasks
+from dask_ownership.benchmarks.paper.tasks import Told
 
 __all__ = ["MICRO", "Experiment", "Point", "System", "borrow", "latency", "recovery", "scalability"]
 
@@ -39,14 +40,14 @@ class System:
     engine
         The engine of `dask_ownership.benchmarks.engines`.
     told
-        The scheduler is asked, and its answer waited for, before each submit.
+        What the scheduler hears before each submit, see `tasks.word`.
     calls
         How many calls a second the system makes, roughly: how much work to give it.
     """
 
     name: str
     engine: str
-    told: bool = False
+    told: Told = None
     calls: int = 500
 
 
@@ -136,8 +137,7 @@ def latency(system: System, part: float) -> Iterator[Point]:
                     continue  # for a value of the client all workers are alike
 
                 def call(value: Any = value, address: Any = address) -> Any:
-                    if system.told:
-                        tasks.word(client)
+                    tasks.word(client, system.told)
                     return client.submit(tasks.first, value, pure=False, workers=[address])
 
                 n = max(10, int(part * (200 if passed == "reference" else 50)))
@@ -183,7 +183,9 @@ def recovery(system: System, part: float) -> Iterator[Point]:
 
 
 MICRO = (
-    Experiment("scalability", scalability, ("ownership", "synchronous", "distributed")),
+    Experiment(
+        "scalability", scalability, ("ownership", "asynchronous", "synchronous", "distributed")
+    ),
     Experiment("latency", latency, ("ownership", "synchronous", "distributed")),
     Experiment("borrow", borrow, ("ownership", "distributed", "ray")),
     Experiment("recovery", recovery, ("ownership", "distributed", "ray")),

@@ -12,6 +12,7 @@ __all__ = ["draw"]
 COLOURS = {
     "ownership": "#0072b2",
     "synchronous": "#56b4e9",
+    "asynchronous": "#cc79a7",
     "distributed": "#d55e00",
     "ray": "#009e73",
 }
@@ -172,6 +173,22 @@ def _later(axes: Any, values: list[float], label: str, **style: Any) -> None:
     axes.step(ordered, [(n - i) / n * 100 for i in range(n)], label=label, where="pre", **style)
 
 
+def _leases(pyplot: Any, points: Points) -> Any:
+    figure, row = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
+    shades = {0: COLOURS["ownership"], 1: "#fdae61", 5: "#d55e00", 10: "#7f2704"}
+    for axes, event in zip(row, ("death", "pause"), strict=True):
+        for point in _select(points, event=event):
+            lease = point["lease_s"]
+            label = f"lease of {lease} s" if lease else "no lease"
+            label += f", {point['again']} run again"
+            _later(axes, point["all_ms"], label, color=shades.get(lease))
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        title = "a worker dies" if event == "death" else "a worker pauses for 3 s"
+        _finish(axes, "from submit to end (ms)", "tasks that take longer (%)", title)
+    return figure
+
+
 def _video(pyplot: Any, points: Points) -> Any:
     figure, row = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
     dashes = {"none": "-", "worker": "--", "owner": ":", "owner, checkpoints": "-."}
@@ -209,7 +226,9 @@ def _serving(pyplot: Any, points: Points) -> Any:
 
 
 def _prediction(pyplot: Any, points: Points) -> Any:
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, (axes, right) = pyplot.subplots(
+        1, 2, figsize=(12, 5), layout="constrained", width_ratios=(2, 1)
+    )
     shades = ("#9ecae1", "#6baed6", "#2171b5", "#08306b")
     ours = _select(points, system="ownership", length=0.0)
     for colour, owners in zip(shades, sorted(set(_values(ours, "owners"))), strict=False):
@@ -220,13 +239,21 @@ def _prediction(pyplot: Any, points: Points) -> Any:
         _line(
             axes, bound, "workers", "rate", "", color=colour, linestyle=":", marker="",
         )  # fmt: skip
+    nested = _select(ours, kind="nested")
+    label = "ownership, a nested owner at each worker"
+    _line(axes, nested, "workers", "rate", label, color="#31a354", linestyle="--")
+    colour = COLOURS["asynchronous"]
+    words = _select(points, system="asynchronous", length=0.0, owners=1)
+    label = "and a message to the scheduler for each, 1 owner"
+    _line(axes, _select(words, kind="predicted"), "workers", "rate", label, color=colour)
     stock = _select(points, system="distributed", length=0.0)
     colour = COLOURS["distributed"]
     _line(
         axes, _select(stock, kind="bound"), "workers", "rate", "stock Dask, bound by its scheduler",
         color=colour, linestyle=":", marker="",
     )  # fmt: skip
-    for system, chosen in (("ownership", ours), ("distributed", stock)):
+    found = (("ownership", ours), ("asynchronous", words), ("distributed", stock))
+    for system, chosen in found:
         measured = _select(chosen, kind="measured")
         axes.plot(
             _values(measured, "workers"), [point["rate"] for point in measured], "x",
@@ -237,6 +264,13 @@ def _prediction(pyplot: Any, points: Points) -> Any:
     axes.set_xscale("log")
     axes.set_yscale("log")
     _finish(axes, "workers", "no-op tasks per second", "dots: simulated; dotted lines: bounds")
+    deaths = _select(points, kind="recovery")
+    colour = COLOURS["ownership"]
+    _line(right, deaths, "workers", "with_s", "a worker dies after 80 %", color=colour)
+    _line(right, deaths, "workers", "without_s", "nobody dies", color=colour, linestyle=":")
+    right.set_xscale("log")
+    right.set_ylim(bottom=0)
+    _finish(right, "workers", "time of the program (s)", "100 tasks of 10 ms for each worker")
     return figure
 
 
@@ -245,6 +279,7 @@ DRAWN: dict[str, Callable[[Any, Points], Any]] = {
     "latency": _latency,
     "borrow": _borrow,
     "recovery": _recovery,
+    "leases": _leases,
     "video": _video,
     "serving": _serving,
     "prediction": _prediction,

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from dask_ownership.benchmarks import functions
+from dask_ownership.benchmarks.paper import tasks
 from dask_ownership.benchmarks.paper.experiments import Experiment, Point, System, started
 from dask_ownership.testing.prediction import Plan, predict
 
@@ -25,6 +27,18 @@ PAIRS = 2_000
 MEASURED = (1, 2, 4)
 """Numbers of workers for which the prediction is compared with a measurement."""
 
+NESTED = (1, 2, 4, 10, 40)
+"""Numbers of workers that tasks run on which submit others: each worker links to each other."""
+
+CHILDREN = 200
+"""Tasks that each such task submits."""
+
+RECOVERY = (2, 4, 10, 40, 100)
+"""Numbers of workers of which one dies."""
+
+TASK = 0.01
+"""Seconds of the tasks whose values are lost with a worker."""
+
 LENGTHS = (0.0, 0.005)
 """Seconds of the tasks that are compared: no-ops, and tasks that sleep."""
 
@@ -38,11 +52,49 @@ def measure(system: System, workers: int, length: float, n: int) -> float:
         for share in (n // 5, n):
             start = time.perf_counter()
             if length:
-                client.gather(client.map(functions.sleep, [length] * share, pure=False))
+                futures = client.map(functions.sleep, [length] * share, pure=False)
+            elif system.told:
+                futures = []
+                for i in range(share):
+                    tasks.word(client, system.told)
+                    futures.append(client.submit(functions.noop, i, pure=False))
             else:
-                client.gather(client.map(functions.noop, range(share), pure=False))
+                futures = client.map(functions.noop, range(share), pure=False)
+            client.gather(futures)
             rate = share / (time.perf_counter() - start)
         return rate
+
+
+def nested(cost: float, part: float) -> Iterator[Point]:
+    """Predict the rate of tasks that submit tasks: each is the owner of what it submits."""
+    for workers in NESTED:
+        plan = Plan(
+            workers=workers, tasks=2 * workers, length=0.0, depth=1,
+            fan_out=max(10, int(CHILDREN * part)), owner_cost=cost, worker_cost=cost,
+        )  # fmt: skip
+        found = predict(plan)
+        point = {"kind": "nested", "owners": workers, "workers": workers, "length": 0.0}
+        yield {**point, "tasks": plan.total, "rate": found.throughput}
+
+
+def recovery(cost: float, part: float) -> Iterator[Point]:
+    """Predict what the death of a worker costs: its tasks and its values are made again."""
+    for workers in RECOVERY:
+        each = max(20, int(100 * part))  # tasks for each worker
+        plan = Plan(
+            workers=workers, tasks=each * workers, length=TASK, stored=True,
+            kill_every=0.8 * each * TASK, restart_after=0.1, owner_cost=cost, worker_cost=cost,
+        )  # fmt: skip
+        without, found = predict(replace(plan, kill_every=None)), predict(plan)
+        point = {"kind": "recovery", "owners": 1, "workers": workers, "length": TASK}
+        yield {
+            **point,
+            "tasks": plan.total,
+            "without_s": without.makespan,
+            "with_s": found.makespan,
+            "deaths": len(found.kills),
+            "again": found.again,
+        }
 
 
 def prediction(system: System, part: float) -> Iterator[Point]:
@@ -62,12 +114,16 @@ def prediction(system: System, part: float) -> Iterator[Point]:
             point = {"kind": "bound", "owners": 1, "workers": workers, "length": 0.0}
             yield {**point, "rate": 1 / cost}
         return
-    plan = Plan(owner_cost=cost, worker_cost=cost)
+    if system.told:
+        # The message to the scheduler costs the owner only, and the workers what they cost before.
+        worker_cost = 1 / max(measure(replace(system, told=None), n, 0.0, 4_000) for n in MEASURED)
+    else:
+        worker_cost = cost
     for owners in OWNERS:
         for workers in WORKERS:
             for length in LENGTHS if owners == 1 and workers in MEASURED else (0.0,):
                 point = {"owners": owners, "workers": workers, "length": length}
-                bound = min(owners, workers) / cost
+                bound = min(owners / cost, workers / worker_cost)
                 if length:
                     bound = min(bound, workers / length)
                 yield {**point, "kind": "bound", "rate": bound}
@@ -77,11 +133,14 @@ def prediction(system: System, part: float) -> Iterator[Point]:
                 outcome = predict(
                     Plan(
                         workers=workers, owners=owners, tasks=n, length=length,
-                        owner_cost=plan.owner_cost, worker_cost=plan.worker_cost,
+                        owner_cost=cost, worker_cost=worker_cost,
                     )
                 )  # fmt: skip
                 yield {**point, "kind": "predicted", "tasks": n, "rate": outcome.throughput}
+    if not system.told:
+        yield from nested(cost, part)
+        yield from recovery(cost, part)
 
 
-PREDICTION = Experiment("prediction", prediction, ("ownership", "distributed"))
+PREDICTION = Experiment("prediction", prediction, ("ownership", "asynchronous", "distributed"))
 """The experiment of this module."""

@@ -71,7 +71,17 @@ def other_protocol(who: str, protocol: Any) -> str | None:
 
 
 class LinkRefused(Exception):
-    """The worker answered, and refuses the link."""
+    """The worker answered, and refuses the link.
+
+    Attributes
+    ----------
+    ending : bool
+        Whether the worker is closing, or was told that the owner is gone: then nothing is wrong.
+    """
+
+    def __init__(self, reason: str, ending: bool = False) -> None:
+        super().__init__(reason)
+        self.ending = ending
 
 
 class NotSetUp(LinkRefused):
@@ -105,8 +115,8 @@ class OwnerLink:
     received : callable
         ``received(messages)`` is called on the event loop with each batch.
     refused : callable
-        ``refused(reason)`` is called once, when the worker refuses the link. The link is closed
-        then.
+        ``refused(error)`` is called once, with a `LinkRefused`, when the worker refuses the link.
+        The link is closed then.
     unreachable : callable
         ``unreachable(reason)`` is called once, when no dial has reached the worker within ``reach``
         seconds. The link is closed then.
@@ -140,7 +150,7 @@ class OwnerLink:
         connection_args: dict[str, Any],
         *,
         received: Callable[[Any], None],
-        refused: Callable[[str], None],
+        refused: Callable[[LinkRefused], None],
         unreachable: Callable[[str], None],
         reach: float = 30.0,
         silence: float = 5.0,
@@ -273,7 +283,7 @@ class OwnerLink:
                     pause = max(pause, SET_UP / 10)  # the worker logs each dial that it refuses
                 else:
                     self.closed = True
-                    self.refused(str(error))
+                    self.refused(error)
             except Exception as error:
                 if comm is not None and not self.closed:
                     lost_at = perf_counter()
@@ -353,7 +363,8 @@ class OwnerLink:
         if answer.get("status") == "another":
             raise AnotherWorker(f"another worker answers at {self.address} now")
         if answer.get("status") != "OK":
-            raise LinkRefused(answer.get("reason") or f"the worker answered {answer!r}")
+            reason = answer.get("reason") or f"the worker answered {answer!r}"
+            raise LinkRefused(reason, answer.get("status") == "ending")
         self.reached = True
         self._greeting = answer
 

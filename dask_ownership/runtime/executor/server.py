@@ -155,11 +155,11 @@ class Server:
         """
         reason = self._refuse(owner, token, protocol, (received, name, address))
         if reason is not None:
-            gone = type(owner) is str and owner in self.executor.dropped
             # An owner that is gone, or dials a closing worker, is no stranger: nothing to log.
-            if not self._closing and not gone:
-                where = comm.peer_address.rpartition(":")[0]
-                self._refusals.say(f"an owner at {where}", reason)
+            if self._closing or (type(owner) is str and owner in self.executor.dropped):
+                return {**refusal(reason), "status": "ending"}
+            where = comm.peer_address.rpartition(":")[0]
+            self._refusals.say(f"an owner at {where}", reason)
             return refusal(reason)
         if to != worker_of(self.executor.incarnation):
             return {"status": "another"}

@@ -18,7 +18,10 @@ from dask_ownership.runtime.comm.reach import Reach, RoutedPool
 from dask_ownership.runtime.owner.home import Home
 
 Lost = Callable[[WorkerView, str], None]
-"""Told of a worker that takes no link, and of the reason."""
+"""Told of a worker that no dial reaches, and of the reason."""
+
+Refused = Callable[[WorkerView, str, bool], None]
+"""Told of a worker that refuses the link, of the reason, and whether one of the two is ending."""
 
 
 class Connections:
@@ -59,7 +62,7 @@ class Connections:
         token: Callable[[], str],
         received: Callable[[WorkerView, Any], None],
         call: Callable[..., None],
-        refused: Lost,
+        refused: Refused,
         unreachable: Lost,
     ) -> None:
         self.core = core
@@ -105,7 +108,7 @@ class Connections:
             },
             self._pool.connection_args,
             received=lambda messages: self._received(view, messages),
-            refused=lambda reason: self._refused(view, reason),
+            refused=lambda error: self._refused(view, str(error), error.ending),
             unreachable=lambda reason: self._unreachable(view, reason),
             reach=parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")),
             silence=self._limit,

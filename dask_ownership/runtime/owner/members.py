@@ -216,10 +216,14 @@ class Members:
 
     # ---- workers that cannot be used ----
 
-    def refused(self, view: WorkerView, reason: str) -> None:
-        """Go on without a worker that refuses the link, and log the reason."""
+    def refused(self, view: WorkerView, reason: str, ending: bool = False) -> None:
+        """Go on without a worker that refuses the link, and log the reason.
+
+        With ``ending`` the worker is closing or this owner counts as gone, which is no trouble.
+        """
         if not self.cut_off:
-            logger.warning("tasks are not sent to %s: %s", view.address, reason)
+            log = logger.info if ending else logger.warning
+            log("tasks are not sent to %s: %s", view.address, reason)
         # The link has closed itself. Tasks may have begun there if an earlier dial has succeeded.
         link, view.link = view.link, None
         self.core.membership.refuse(view, reason, link is not None and link.reached)

@@ -35,7 +35,7 @@ class Rows(Mapping[Key, Row]):
     """Rows by key, in many small dicts (``shards``).
 
     A single dict of a million rows takes a tenth of a second each time the dict grows, which
-    happens in the middle of some `submit`.
+    happens in the middle of some `submit`. Any thread may iterate: each dict is copied at once.
     """
 
     __slots__ = ("shards",)
@@ -66,7 +66,15 @@ class Rows(Mapping[Key, Row]):
 
     def __iter__(self) -> Iterator[Key]:
         for shard in self.shards:
-            yield from shard
+            yield from list(shard)
+
+    def values(self) -> Any:
+        """Return the rows in a new list."""
+        return [row for shard in self.shards for row in list(shard.values())]
+
+    def items(self) -> Any:
+        """Return pairs of key and row in a new list."""
+        return [pair for shard in self.shards for pair in list(shard.items())]
 
 
 class Table:
