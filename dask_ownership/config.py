@@ -129,18 +129,25 @@ def check() -> None:
     section = dask.config.get("ownership")
     if not isinstance(section, Mapping):
         raise ValueError(f"ownership in Dask's configuration is a section, not {section!r}")
-    for name, _ in _options_in(section, "ownership"):
+    for text in unknown_options():
+        warnings.warn(text, stacklevel=3)
+    for name in OPTIONS:
+        value_of(name)
+
+
+def unknown_options() -> list[str]:
+    """Return a sentence for each name below ``ownership`` that is no option."""
+    section = dask.config.get("ownership", {})
+    found = []
+    for name, _ in _options_in(section if isinstance(section, Mapping) else {}, "ownership"):
         if name not in OPTIONS:
             near = get_close_matches(name, OPTIONS, 1, 0.7)
             last = {option.rpartition(".")[2]: option for option in OPTIONS}
             near = near or [last[n] for n in get_close_matches(name.rpartition(".")[2], last, 1)]
             meant = f": is {near[0]} meant?" if near else ""
-            warnings.warn(
-                f"{name} in Dask's configuration is no option, and changes nothing{meant}",
-                stacklevel=3,
-            )
-    for name in OPTIONS:
-        value_of(name)
+            text = f"{name} in Dask's configuration is no option, and changes nothing{meant}"
+            found.append(text)
+    return found
 
 
 def _options_in(section: Mapping[Any, Any], above: str) -> Iterator[tuple[str, Any]]:

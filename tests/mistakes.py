@@ -239,9 +239,8 @@ MISTAKES = (
     Mistake(
         "A large argument of each call",
         "client.submit(len, bytes(11_000_000))",
-        "UserWarning: Sending large graph of size 10.49 MiB, a call of 'len': it travels with "
-        "each task that needs it. Have the workers load the data, or scatter it and pass "
-        "its future",
+        "UserWarning: Sending large call of 'len' of size 10.49 MiB: it travels with each task "
+        "that needs it. Have the workers load the data, or scatter it and pass its future",
         "Scatter it once, and pass the future.",
     ),
     # ---- how tasks end ----

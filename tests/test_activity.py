@@ -366,7 +366,7 @@ def test_a_worker_that_is_killed_is_counted_with_what_it_cost() -> None:
         if find_spec("bokeh") is not None:
             bars, table = on_page(client)
             assert bars == {
-                "workers died": 1,
+                "losses of workers": 1,
                 "tasks: uncertain": 1,
                 "values lost": 1,
             }

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -115,3 +118,24 @@ def test_a_snapshot_shows_no_zeros_and_no_label_twice(client: Client) -> None:
     labels = [line[2:].split("  ")[0].strip() for line in text.splitlines()[1:]]
     labels = [label for label in labels if label]
     assert len(labels) == len(set(labels))
+
+
+def test_a_worker_logs_an_unknown_option(tmp_path: Path) -> None:
+    """The client does not see the configuration of a worker, and cannot warn of it."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import dask\n"
+        "from dask_ownership import Client, LocalCluster\n"
+        "if __name__ == '__main__':\n"
+        "    with dask.config.set({'ownership.silense': '9s'}):\n"
+        "        cluster = LocalCluster(n_workers=1, dashboard_address=':0')\n"
+        "    with cluster, Client(cluster) as client:\n"
+        "        print(client.submit(abs, -1).result())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "1\n"
+    assert done.stderr.count("ownership.silense") == 1
+    assert "changes nothing: is ownership.silence meant?" in done.stderr

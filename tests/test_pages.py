@@ -8,13 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from itertools import pairwise
 from math import isnan
+from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import dask
 import distributed
 import pytest
-from live import blob, boom, inc, slowinc, until
+from live import blob, boom, inc, slowinc, until, until_there
+from programs import wait_for_file
 from test_activity import activity, mine
 
 from dask_ownership import Client, wait
@@ -60,7 +62,7 @@ def test_a_color_means_the_same_on_all_pages(client: Client) -> None:
     shown = dict(zip(costs["kind"], costs["color"], strict=True))
     # Red are only errors: a worker that died may have cost nothing.
     assert shown["tasks: KilledWorker"] == shown["values lost"] == look.ERROR
-    assert shown["workers died"] == shown["owners gone"] == look.AGAIN
+    assert shown["losses of workers"] == shown["owners gone"] == look.AGAIN
 
 
 def lines(source: Any) -> list[dict[str, Any]]:
@@ -245,6 +247,18 @@ def test_tasks_say_why_they_wait(client: Client, workers: Any) -> None:
 
 def wait_for_event(name: str) -> None:
     distributed.Event(name).wait(20)
+
+
+def test_cancelled_functions_that_go_on_are_told(client: Client, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    held = client.submit(wait_for_file, str(gate), pure=False)
+    until_there(client, "running", held)
+    where = client.ownership(held).worker
+    held.cancel()
+    told = f"1 cancelled function goes on and keeps its slot, at {where}."
+    until(lambda: activity(client) and opened(client, "tasks", lambda p: p.lingering.text) == told)
+    gate.touch()
+    until(lambda: activity(client) and not opened(client, "tasks", lambda p: p.lingering.text))
 
 
 def test_memory_by_name_and_what_is_kept_for_the_cluster(client: Client, workers: Any) -> None:

@@ -47,14 +47,14 @@ class Column:
         From an entry to the text of its cell.
     wide : bool
         Whether only wide terminals have the column.
-    bad : bool
-        Whether any other number than 0 is worth a look.
+    colour : str
+        Of any other number than 0: red for errors, yellow for what was made good or goes on.
     """
 
     title: str
     text: Callable[[Entry], str]
     wide: bool = False
-    bad: bool = False
+    colour: str = ""
     """Whether anything but 0 is worth a look."""
 
 
@@ -105,8 +105,8 @@ OWNERS = (
     Column("pending", lambda o: number(o["pending"])),
     Column("handed", lambda o: number(o["running"])),
     Column("done", lambda o: number(o["done"])),
-    Column("failed", lambda o: number(o["failed"]), bad=True),
-    Column("again", lambda o: number(again(o)), bad=True),
+    Column("failed", lambda o: number(o["failed"]), colour="red"),
+    Column("again", lambda o: number(again(o)), colour="yellow"),
     Column("inline", lambda o: amount(o["inline_nbytes"]), wide=True),
     Column("lineage", lambda o: amount(o["lineage_nbytes"]), wide=True),
     Column("borrowed", lambda o: number(o["borrowed"]), wide=True),
@@ -119,10 +119,10 @@ WORKERS = (
     Column("queued", lambda w: number(w["queued"])),
     Column("running", lambda w: f"{w['running']}/{w['threads']}"),
     Column("done", lambda w: number(w["done"])),
-    Column("failed", lambda w: number(w["failed"]), bad=True),
+    Column("failed", lambda w: number(w["failed"]), colour="red"),
     Column("stored", lambda w: amount(w["stored"]["nbytes"])),
     Column("waiting", lambda w: number(w["parked"]), wide=True),
-    Column("lingers", lambda w: number(w["lingering"]), wide=True, bad=True),
+    Column("lingers", lambda w: number(w["lingering"]), wide=True, colour="yellow"),
     Column("spilled", lambda w: amount(w["stored"]["spilled"]), wide=True),
     Column("cpu", lambda w: percent(w.get("cpu")), wide=True),
     Column("memory", lambda w: amount(w.get("memory")), wide=True),
@@ -171,19 +171,23 @@ def head(told: Entry, address: str, width: int) -> list[Text]:
     if took[0] is not None:
         now.append(f"  took {duration(took[0])}, 99 % {duration(took[2])}", "dim")
     failures = Text(no_wrap=True)
-    for count, what in (
-        (sum(o["failed"] for o in owners), "failed"),
-        (sum(o["recovered"] for o in owners), "recovered"),
-        (sum(w["lingering"] for w in workers), "cancelled but still running"),
-        (told["workers_gone"], "worker gone" if told["workers_gone"] == 1 else "workers gone"),
+    for count, what, colour in (
+        (sum(o["failed"] for o in owners), "failed", "red"),
+        (sum(o["recovered"] for o in owners), "recovered", "yellow"),
+        (sum(w["lingering"] for w in workers), "cancelled but still running", "yellow"),
+        (
+            told["workers_gone"],
+            "worker gone" if told["workers_gone"] == 1 else "workers gone",
+            "yellow",
+        ),
     ):
-        failures.append(f"{number(count)} {what}  ", "red" if count else "")
+        failures.append(f"{number(count)} {what}  ", colour if count else "")
     reasons: Counter[str] = Counter()
     for owner in owners:
         reasons.update({r: c for r, c in owner["again"].items() if c and r != "recalled"})
     if reasons:
         text = ", ".join(f"{reason} {number(count)}" for reason, count in reasons.most_common())
-        failures.append(f"handed out again: {text}", "red")
+        failures.append(f"handed out again: {text}", "yellow")
     rates = [round_["rate"] for round_ in history]
     line = Text("rate ", no_wrap=True)
     line.append(spark(rates, width - 5), "cyan")
@@ -217,7 +221,7 @@ def table(
         cells = []
         for column in those_columns:
             text = column.text(entry)
-            cells.append(Text(text, "red" if column.bad and text != "0" else ""))
+            cells.append(Text(text, column.colour if text != "0" else ""))
         made.add_row(Text(short(str(entry[name]))), *cells)
     if len(shown) < len(those):
         made.add_row(Text(f"... and {len(those) - len(shown):,d} more", "dim"))

@@ -128,7 +128,7 @@ class Calls:
             raise
         if len(payload) + len(function.pickled) > MAYBE_LARGE:
             nbytes = len(payload) + len(function.pickled)
-            warn_if_large(nbytes, f", a call of {name!r}")
+            warn_if_large(nbytes, f"call of {name!r}")
         if key is None and entry is None:
             key = f"{name}-{self._unique}{next(self._numbers):x}"
         elif key is None:
@@ -298,16 +298,16 @@ class Calls:
         return self.owner.submit(Row.with_value(key, pickled, given_in(current_entry())))
 
 
-def warn_if_large(nbytes: int, what: str = "") -> None:
+def warn_if_large(nbytes: int, what: str = "graph") -> None:
     """Warn of a call or graph that is larger than ``admin.large-graph-warning-threshold``.
 
-    ``what`` names the call. The text begins as in Dask, for filters of warnings.
+    The text about a graph begins as in Dask, for filters of warnings.
     """
     threshold = dask.config.get("distributed.admin.large-graph-warning-threshold", "10MB")
     if nbytes > parse_bytes(threshold):
         warnings.warn(
-            f"Sending large graph of size {format_bytes(nbytes)}{what}: it travels with each task "
-            "that needs it. Have the workers load the data, or scatter it and pass its future",
+            f"Sending large {what} of size {format_bytes(nbytes)}: it travels with each task that "
+            "needs it. Have the workers load the data, or scatter it and pass its future",
             stacklevel=4,
         )
 

@@ -21,7 +21,7 @@ from dask_ownership.core.protocol.states import (
     STORED,
     WAITING,
 )
-from dask_ownership.monitoring.pending import name_of
+from dask_ownership.monitoring.pending import attempt_of, name_of
 from dask_ownership.monitoring.unfinished import Unfinished
 
 GROUPS = 100
@@ -219,7 +219,7 @@ class Census:
             "key": str(name_of(row)),
             "state": STATE_NAMES[row.state],
             "nbytes": row.nbytes,
-            "attempt": row.attempt,
+            "attempt": attempt_of(self.core, row),
             "since": self.core.attempt_times.since(row.attempt),
             "workers": [view.address for view in row.locations],
             "handles": row.local_refs,

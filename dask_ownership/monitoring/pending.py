@@ -142,11 +142,16 @@ def _no_slot(views: list[WorkerView]) -> str:
     )
 
 
+def attempt_of(core: OwnerCore, row: Row) -> int:
+    """Return which attempt of a task runs or ran last, as people count; 0 before the first."""
+    return core.attempts.of(row).ordinal if row.attempt else 0
+
+
 def _handed(core: OwnerCore, row: Row, view: WorkerView) -> str:
     """Return what is known of a row that was handed to a worker."""
     since = core.attempt_times.since(row.attempt)
     ago = "" if since is None else f" {max(0.0, core.attempt_times.clock() - since):.0f} s ago"
-    attempt = core.attempts.of(row).ordinal
+    attempt = attempt_of(core, row)
     text = f"it was handed to {view.address}{ago} (attempt {attempt}), and "
     if view.suspended:
         return f"{text}this worker does not answer: it is frozen, cut off or very busy"

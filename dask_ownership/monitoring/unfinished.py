@@ -7,7 +7,7 @@ from typing import Any
 from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.core.protocol.states import INLINE, PUSHED, READY, STATE_NAMES, WAITING
-from dask_ownership.monitoring.pending import name_of, why
+from dask_ownership.monitoring.pending import attempt_of, name_of, why
 
 EXAMPLES = 3
 """Tasks of one name and state that are described: the first in the order of the owner."""
@@ -55,7 +55,7 @@ class Unfinished:
                 "key": str(name_of(row)),
                 "name": name,
                 "state": STATE_NAMES[row.state],
-                "attempt": row.attempt,
+                "attempt": attempt_of(core, row),
                 "since": core.attempt_times.since(row.attempt) if row.state == PUSHED else None,
                 "worker": row.worker.address if row.state == PUSHED else "",
                 "stuck": core.infeasible.why(row) is not None,

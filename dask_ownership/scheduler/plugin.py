@@ -16,7 +16,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.protocol.pickle import dumps
 from tornado.ioloop import PeriodicCallback
 
-from dask_ownership.config import value_of
+from dask_ownership.config import unknown_options, value_of
 from dask_ownership.core.roster import CLIENT, LONGEST, WORKER, Roster
 from dask_ownership.monitoring import pages
 from dask_ownership.monitoring.feed import Feed
@@ -196,6 +196,8 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         self._watch = PeriodicCallback(self._look, WATCH_INTERVAL)
         self._watch.start()
         self.started.set_result(True)
+        for text in unknown_options():
+            logger.warning("%s", text)
         logger.info(
             "dask_ownership is installed here, and at %d workers: owners may join",
             len(scheduler.workers),

@@ -15,6 +15,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.protocol.pickle import dumps
 from distributed.utils import sync
 
+from dask_ownership.config import unknown_options
 from dask_ownership.core.protocol.names import NEXT
 from dask_ownership.futures.future import task_clients
 from dask_ownership.interop.bridge import install
@@ -263,6 +264,8 @@ class WorkerSide:
         worker.metrics["owned_nbytes"] = lambda worker: self.executor.store.nbytes
         self._stock_client = worker._get_client
         worker._get_client = self.get_client
+        for text in unknown_options():
+            logger.warning("%s", text)
 
     def members_changed(self, added: list[Member], removed: list[Removed]) -> None:
         """Stream handler of `MEMBERS`: take in workers that came and went."""

@@ -162,10 +162,11 @@ class Departures:
         )
         detail = (
             f"{times} workers died while it ran there, {record.deaths} of them while nothing "
-            f"else of any owner ran there: {deaths}. The logs of these workers, "
-            "and of their nannies for exit codes, say what ended them: code of the task that "
-            "crashes, or too little memory. distributed.scheduler.allowed-failures, where the task "
-            f"was submitted, is how many such deaths are allowed ({allowed})"
+            f"else of any owner ran there: {deaths}. Code of the task that crashes ends a worker, "
+            "and so does too little memory: the logs of these workers and of their nannies say "
+            "more. Have the task take less memory at once, give the workers more, or run code that "
+            "may crash in a process of its own. distributed.scheduler.allowed-failures, where the "
+            f"task was submitted, is how many such deaths are allowed ({allowed})"
         )
         self._lifecycle.losses[KILLED_WORKER] += 1
         self._lifecycle.fail(row, ERROR, Failure("killed-worker", row.key, detail))

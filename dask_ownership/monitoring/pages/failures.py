@@ -24,6 +24,7 @@ from dask_ownership.monitoring.pages.cells import CLOCK, CODE, FRAMES, PROCESS, 
 from dask_ownership.monitoring.pages.page import (
     Page,
     hover,
+    last_minutes,
     matching,
     milliseconds,
     plot,
@@ -47,7 +48,7 @@ MEANING = {
 """Reasons for handing a task out again, as the page words them, from the top."""
 
 COSTS = {
-    WORKERS_DIED: "workers died",
+    WORKERS_DIED: "losses of workers",
     KILLED_WORKER: "tasks: KilledWorker",
     UNCERTAIN: "tasks: uncertain",
     LOST_DATA: "values lost",
@@ -175,6 +176,7 @@ class Failures(Page):
             "time of day (UTC)",
             "seconds until it was there again",
             x_axis_type="datetime",
+            x_range=last_minutes(),
         )
         recoveries.line("time", "zero", source=self.time_source, line_alpha=0)
         recoveries.scatter(

@@ -94,12 +94,13 @@ def over_time(
 
     ``lines`` maps names of columns to the names in the legend and the colors.
     """
-    from bokeh.models import LogTicker
+    from bokeh.models import FixedTicker
 
     fig = plot(title, "time of day (UTC)", y, x_axis_type="datetime", **options)
     if options.get("y_axis_type") == "log":
-        # Bokeh's own ticks, up to nine for each power of ten, are written over each other.
-        fig.yaxis.ticker = LogTicker(mantissas=[1, 2, 5], desired_num_ticks=4)
+        # Bokeh's own ticks are written over each other, or are at one end of the axis only.
+        ticks = [m * 10.0**power for power in range(-6, 4) for m in (1, 3)]
+        fig.yaxis.ticker = FixedTicker(ticks=ticks)
     for column, (name, color) in lines.items():
         fig.line("time", column, source=source, color=color, line_width=2, legend_label=name)
     with_legend(fig)

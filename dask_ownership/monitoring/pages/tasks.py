@@ -63,15 +63,18 @@ class Tasks(Page):
             f"stream has, and all tasks of the next {RECORDED:g} seconds. It is a Chrome trace, "
             "for ui.perfetto.dev or chrome://tracing."
         )
+        self.lingering = words()
         self.root = column(
             row(self.filter, self.timeline),
+            self.lingering,
             tabs({"By name and owner": groups, "Unfinished, the first of each name": single}),
             sizing_mode="stretch_both",
         )
 
     def show(self, told: dict[str, Any]) -> None:
-        """Bring both tables up to date."""
+        """Bring both tables, and the line about cancelled functions, up to date."""
         self._told = told
+        self.lingering.text = _lingering(told["workers"])
         self._fill()
 
     def _fill(self) -> None:
@@ -90,6 +93,17 @@ class Tasks(Page):
         ]
         single.sort(key=lambda task: (not task["stuck"], task["state"] != "ready"))
         put(self.source, matching(single, text))
+
+
+def _lingering(workers: list[dict[str, Any]]) -> str:
+    """Return a line about cancelled tasks whose functions go on; none when there are none."""
+    slots = sum(worker["lingering"] for worker in workers)
+    if not slots:
+        return ""
+    where = ", ".join(worker["address"] for worker in workers if worker["lingering"])
+    functions, keep = ("function", "keeps its slot") if slots == 1 else ("functions", "keep slots")
+    go = "goes" if slots == 1 else "go"
+    return f"{slots:,d} cancelled {functions} {go} on and {keep}, at {where}."
 
 
 def _groups(owners: list[dict[str, Any]]) -> list[dict[str, Any]]:
