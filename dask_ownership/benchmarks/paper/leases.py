@@ -2,21 +2,22 @@
 
 With leases a worker that was silent for as long as its lease is taken for dead, whether it died or
 only paused. Wang et al. compare with this design (*Ownership*, NSDI 2021, section 2). No system
-here has leases, so they are emulated at real workers: a worker falls silent by SIGSTOP, and when
-its lease is over SIGKILL ends its process, upon which everybody hears of the death at once.
-Without a lease a death is SIGKILL at once, and a pause ends by SIGCONT, however long it took.
+here has leases, so they are emulated at real workers: the process of a worker is suspended, and
+killed when its lease is over, upon which everybody hears of the death at once. Without a lease the
+process is killed at once, or suspended and resumed, however long that took.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from dask_ownership.benchmarks.engines import Engine
 from dask_ownership.benchmarks.paper import tasks
@@ -55,11 +56,11 @@ def leases(system: System, part: float) -> Iterator[Point]:
 def _one_run(engine: Engine, event: str, lease: float) -> Point:
     """Submit tasks at a fixed rate while a worker falls silent; return what became of them."""
     client = engine.client
-    victim = client.run(os.getpid)[engine.workers()[0]]
+    victim = psutil.Process(client.run(os.getpid)[engine.workers()[0]])
     survives = event == "pause" and (not lease or lease > PAUSE)
     silent = PAUSE if survives else lease
-    end = threading.Timer(BEFORE + silent, _signal, (victim, survives))
-    pause = threading.Timer(BEFORE, os.kill, (victim, signal.SIGSTOP))
+    end = threading.Timer(BEFORE + silent, victim.resume if survives else victim.kill)
+    pause = threading.Timer(BEFORE, victim.suspend)
     with tempfile.TemporaryDirectory(prefix="dask-benchmark-") as folder:
         path = os.path.join(folder, "runs")
         client.gather([client.submit(tasks.noted, path, 0.0, pure=False) for _ in range(20)])
@@ -87,11 +88,6 @@ def _one_run(engine: Engine, event: str, lease: float) -> Point:
     # From the moment at which each task was to be submitted, also when the submit came late.
     late = [(ended[i] - first - i * EVERY) * 1000 for i in range(n)]
     return {"tasks": n, "again": runs - n, "all_ms": [round(ms, 2) for ms in late]}
-
-
-def _signal(process: int, survives: bool) -> None:
-    """End the silence of a worker: it goes on, or its process ends."""
-    os.kill(process, signal.SIGCONT if survives else signal.SIGKILL)
 
 
 LEASES = Experiment("leases", leases, ("ownership",))
