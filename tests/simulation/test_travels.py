@@ -69,6 +69,16 @@ def test_leaving_dying_and_cancelling_together_leave_nothing_behind(**shape):
 
 
 REGRESSIONS = {
+    "a future was taken out of a value, whose worker died before a cut off owner could answer": (
+        {"seed": 446724554, "workers": 1, "slots": 3, "clients": 3, "length": 110, "kills": 3},
+        {
+            "freezes": True,
+            "partitions": True,
+            "leaves": True,
+            "retires": 3,
+            "faults": Faults(0.2, 0.0, 2_000.0, unanswered=0.1),
+        },
+    ),
     "what was taken over was being copied when its last copy went": (
         {"seed": 2544714687, "workers": 1, "slots": 2, "clients": 3, "length": 101},
         {"kills": 1, "cancels": True, "retires": 3, "faults": Faults(0.2, 0.1)},

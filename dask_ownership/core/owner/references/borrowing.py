@@ -573,10 +573,11 @@ class Borrowing(RowListener):
         """Handle FREED: the owner dropped the object before the BORROW of this process arrived.
 
         Return True if an heir is asked instead. This happens only when the process that passed
-        the future on was frozen, so that its value was made again elsewhere: any other process
-        keeps the object until the owner counts the borrower.
+        the future on died or was frozen, so that its value was made again elsewhere: any other
+        process keeps the object until the owner counts the borrower. The owner may be a later one,
+        which took the object over; it has said so itself, and no heir was asked (``path``).
         """
-        if row.acknowledged or row.owner_ref is not row.origin or row.origin[4] is None:
+        if row.acknowledged or row.path is not None or row.origin[4] is None:
             return False
         del peer.borrowed[row.attempt]
         row.freed = Failure("lost-data", row.origin[3], detail)

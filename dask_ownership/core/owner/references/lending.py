@@ -274,13 +274,14 @@ class Lending(RowListener):
         for event, detail in () if another else self._history.of(key):
             if event == "cancelled":
                 return (CANCELLED, "cancelled", key, detail, ())
-        if not is_adopted(key):
+        if is_adopted(key):
+            detail = (
+                f"{name}, which owns the task that submitted it, has not taken it over, or has "
+                "freed it"
+            )
+        else:
             detail = f"{name} freed it: nobody held it when this process asked for it"
-            return (LOST, FREED, key, detail, ())
-        detail = (
-            f"{name}, which owns the task that submitted it, has not taken it over, or has freed it"
-        )
-        return (LOST, "lost-data", key, detail, ())
+        return (LOST, FREED, key, detail, ())
 
     def _on_return(self, peer: Peer, key: Key, number: int) -> None:
         """Handle BORROW_RELEASE: end one borrowing of a peer.
