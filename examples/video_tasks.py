@@ -34,6 +34,7 @@ HEIGHT, WIDTH = 240, 320  # of a rendered clip
 PAN = 40  # how far the rendered camera moves on purpose, in pixels
 SHAKE = 3.0  # standard deviation of how far it shakes, in pixels
 PATCH = 128  # side of the square in the middle whose shift numpy finds
+LATE = 0.2  # seconds; what is later than this is caught up on, after the frames that come in
 STILL = np.zeros(3)  # no movement: to the right, down, and turned
 
 
@@ -85,11 +86,12 @@ def camera(video: Video) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Reader:
-    """Reads the frames of a file in their order; another order means to begin again."""
+    """Reads the frames of a file in their order; to go far back means to begin again."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.next = 0
+        self.last: dict[int, np.ndarray] = {}  # the frames that were read last, by number
         self.frames = self._frames()
 
     def _frames(self) -> Any:
@@ -103,13 +105,15 @@ class Reader:
             yield cv2.cvtColor(read[1], cv2.COLOR_BGR2GRAY)
 
     def read(self, number: int) -> np.ndarray:
+        if number in self.last:
+            return self.last[number]
         if number < self.next:
             self.next, self.frames = 0, self._frames()
-        while True:
-            frame = next(self.frames)
+        while self.next <= number:
+            self.last[self.next] = next(self.frames)
+            self.last.pop(self.next - 64, None)
             self.next += 1
-            if self.next > number:
-                return frame
+        return self.last[number]
 
 
 READERS: dict[int, Reader] = {}  # of this process, by the video's number
@@ -290,14 +294,16 @@ def stabilize(video: Video, plan: Plan) -> int:
     }
     frames: dict[int, Future] = {}
     positions: dict[int, Future] = {}
-    sent: deque[Future] = deque()
+    sent: deque[tuple[int, Future]] = deque()
     with worker_client() as client:
-        submit = partial(client.submit, pure=False)
-        compute = partial(submit, workers=plan.compute)
-        to_sink = partial(submit, workers=[plan.sink])
         begin, following = max(0, first - radius), first
         for i in range(begin, video.frames):
             time.sleep(max(0.0, plan.start + i / video.fps - time.time()))
+            # After a death, frames that come in go before those that are caught up on.
+            late = time.time() > plan.start + i / video.fps + LATE
+            submit = partial(client.submit, pure=False, priority=-1 if late else 0)
+            compute = partial(submit, workers=plan.compute)
+            to_sink = partial(submit, workers=[plan.sink])
             frames[i] = submit(decode, video, i, **decoder)
             if i == begin:
                 positions[i] = compute(cumsum, position, STILL)
@@ -311,15 +317,16 @@ def stabilize(video: Video, plan: Plan) -> int:
                 correction = compute(smooth, positions[following], around)
                 picture = compute(steady, frames[following], correction) if plan.output else None
                 due = plan.start + until / video.fps
-                before = sent[-1] if sent else None
-                sent.append(
-                    to_sink(
-                        deliver, before, video, following, due, correction, picture, plan.output
-                    )
+                before = sent[-1][1] if sent else None
+                delivered = to_sink(
+                    deliver, before, video, following, due, correction, picture, plan.output
                 )
+                sent.append((following, delivered))
                 following += 1
-            while sent and (sent[0].done() or i == last):
-                number = sent.popleft().result()
+            while sent and (sent[0][1].done() or i == last):
+                number, delivered = sent.popleft()
+                if i == last or delivered.status != "finished":
+                    delivered.result()
                 if plan.checkpoint and number % plan.checkpoint == 0:
                     again = max(0, number + 1 - radius)  # the first frame around the next
                     checkpoint("video", (number + 1, positions[again].result()))

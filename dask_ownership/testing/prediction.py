@@ -196,7 +196,12 @@ class _Timed(VirtualCluster, Watcher):
         self.network.watchers.append(self)
 
     def worker_took_in(self, worker: WorkerProcess, messages: Sequence[Any]) -> None:
-        """Have the process of a worker be busy with the tasks that were pushed to it."""
+        """Have the process of a worker be busy with the tasks that were pushed to it.
+
+        With one thread the cost of each task is a part of its time: answers leave one by one.
+        """
+        if self.plan.threads == 1:
+            return
         pushed = sum(1 for message in messages if message[0] == m.PUSH)
         self.charge(worker.owner, pushed * self.plan.worker_cost)
 
@@ -267,7 +272,8 @@ def predict(plan: Plan, progress: Callable[[int], None] | None = None) -> Predic
     Prediction
     """
     cluster = _Timed(plan)
-    task = Task(1, plan.length * SECOND, large=plan.stored)
+    cost = plan.worker_cost if plan.threads == 1 else 0.0
+    task = Task(1, (plan.length + cost) * SECOND, large=plan.stored)
     for _ in range(plan.depth):
         task = replace(task, children=(task,) * plan.fan_out)
     shares = [len(range(i, plan.tasks, plan.owners)) for i in range(plan.owners)]

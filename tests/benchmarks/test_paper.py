@@ -71,7 +71,10 @@ def test_wrong_arguments_are_named(
 def test_predictions_stay_below_their_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prediction, "WORKERS", (1, 4))
     monkeypatch.setattr(prediction, "OWNERS", (1, 10))
-    monkeypatch.setattr(prediction, "measure", lambda system, workers, length, n: 50_000.0)
+    monkeypatch.setattr(prediction, "NESTED", (1, 2))
+    monkeypatch.setattr(prediction, "RECOVERY", (2,))
+    measured = prediction.Measured(50_000.0, 2e-5, 2e-5)
+    monkeypatch.setattr(prediction, "measure", lambda system, workers, length, n: measured)
     points = list(prediction.prediction(System("ownership", "ownership", calls=100), 0.1))
     bounds = {
         (p["owners"], p["workers"], p["length"]): p["rate"] for p in points if p["kind"] == "bound"
@@ -81,3 +84,30 @@ def test_predictions_stay_below_their_bounds(monkeypatch: pytest.MonkeyPatch) ->
     for point in predicted:
         bound = bounds[point["owners"], point["workers"], point["length"]]
         assert 0.2 * bound < point["rate"] <= bound * 1.001
+    assert [p["deaths"] for p in points if p["kind"] == "recovery"] == [1]
+    assert {p["workers"] for p in points if p["kind"] == "nested"} == {1, 2}
+    assert {p["workers"] for p in predicted if "error" in p} == {1, 4}
+
+
+def test_bars_are_told_with_both_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "measured.json"
+    video = [
+        {"system": system, "failure": "none", "videos": n, "sustained": n <= most, "all_ms": late}
+        for system, most, late in (
+            ("ownership", 8, [20.0, 40.0]),
+            ("distributed", 1, [90.0, 400.0]),
+        )
+        for n in (1, 2, 8)
+    ]
+    record = {"experiments": {"video": {"points": video, "machine": "here"}}}
+    file.write_text(json.dumps(record))
+    assert main(["paper", "video", "--redraw", "--json", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    assert lines == [
+        "reached: videos sustained, times stock Dask's: 8x, wanted at least 5x",
+        "reached: p99 of 1 videos, stock Dask's highest load, stock over ours: 10x, wanted at "
+        "least 5x",
+        "reached: most late of 8 videos, our highest load: 40 ms, wanted at most 250 ms",
+    ]

@@ -19,6 +19,7 @@ from dask_ownership.benchmarks.paper.leases import LEASES
 from dask_ownership.benchmarks.paper.plots import draw
 from dask_ownership.benchmarks.paper.prediction import PREDICTION
 from dask_ownership.benchmarks.paper.programs import PROGRAMS
+from dask_ownership.benchmarks.paper.verdict import verdict
 
 __all__ = ["main"]
 
@@ -102,6 +103,9 @@ def main(argv: list[str], program: str) -> int:
     for name in names:
         for point in record["experiments"].get(name, {"points": []})["points"]:
             print(name, _spell(point))
+    found = record["experiments"]
+    for line in verdict({name: found[name]["points"] for name in names if name in found}):
+        print(line)
     if options.plot:
         try:
             print(*draw(record, options.plot), sep="\n")
@@ -134,12 +138,13 @@ def _spell(point: Point) -> str:
     """Return a point in one line; of many values some percentiles."""
     texts = []
     for name, value in point.items():
-        if name == "all_ms":
+        if name in ("all_ms", "whole_ms"):
             ordered = sorted(value)
+            prefix = "" if name == "all_ms" else "whole "
             for percent in PERCENTILES:
                 at = ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
-                texts.append(f"p{percent:g}={at:.4g} ms")
-            texts.append(f"max={ordered[-1]:.4g} ms")
+                texts.append(f"{prefix}p{percent:g}={at:.4g} ms")
+            texts.append(f"{prefix}max={ordered[-1]:.4g} ms")
         else:
             texts.append(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}")
     return "  ".join(texts)

@@ -191,6 +191,8 @@ def _leases(pyplot: Any, points: Points) -> Any:
 
 def _video(pyplot: Any, points: Points) -> Any:
     figure, row = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
+    failing = [point for point in points if point["failure"] != "none"]
+    loads = {(point["system"], point["videos"]) for point in failing}
     dashes = {"none": "-", "worker": "--", "owner": ":", "owner, checkpoints": "-."}
     for point in points:
         system, failure, n = point["system"], point["failure"], point["videos"]
@@ -199,10 +201,10 @@ def _video(pyplot: Any, points: Points) -> Any:
             strong = 0.25 + 0.75 * n / max(_values(points, "videos"))
             label = f"{system}, {n} video{'s' * (n > 1)}"
             _later(row[0], point["all_ms"], label, color=colour, alpha=strong)
-        if failure != "none" or n == 2:
-            label = f"{system}, {'no death' if failure == 'none' else failure}"
+        if failure != "none" or (system, n) in loads:
+            label = f"{system}, {n}, {'no death' if failure == 'none' else failure}"
             _later(row[1], point["all_ms"], label, color=colour, linestyle=dashes[failure])
-    for axes, title in zip(row, ("nobody dies", "2 videos, a process dies"), strict=True):
+    for axes, title in zip(row, ("nobody dies", "videos, and which process dies"), strict=True):
         axes.set_xscale("log")
         axes.set_yscale("log")
         _finish(axes, "late at the sink (ms)", "frames that are later (%)", title)
@@ -221,7 +223,7 @@ def _serving(pyplot: Any, points: Points) -> Any:
         )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
-    _finish(axes, "from question to answer (ms)", "answers that take longer (%)")
+    _finish(axes, "from full batch to answer (ms)", "answers that take longer (%)")
     return figure
 
 

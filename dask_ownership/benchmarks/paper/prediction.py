@@ -7,9 +7,13 @@ with a centralized master, the master are always busy.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
+
+import psutil
 
 from dask_ownership.benchmarks import functions
 from dask_ownership.benchmarks.paper import tasks
@@ -43,13 +47,35 @@ LENGTHS = (0.0, 0.005)
 """Seconds of the tasks that are compared: no-ops, and tasks that sleep."""
 
 
-def measure(system: System, workers: int, length: float, n: int) -> float:
-    """Return tasks per second of one client."""
+class Measured(NamedTuple):
+    """Tasks per second of one client, and the processor time of a task in the processes.
+
+    Both in seconds: in the process of the client, which is that of the scheduler too, and in that
+    of a worker.
+    """
+
+    rate: float
+    owner: float
+    worker: float
+
+
+def measure(system: System, workers: int, length: float, n: int) -> Measured:
+    """Run tasks of one client, and return what they cost."""
     with started(system, workers) as engine:
         client = engine.client
-        rate = 0.0
+        here = psutil.Process()
+        there = [psutil.Process(pid) for pid in client.run(os.getpid).values()]
+
+        def spent() -> tuple[float, float]:
+            own, theirs = (
+                sum(sum(process.cpu_times()[:2]) for process in processes)
+                for processes in ([here], there)
+            )
+            return own, theirs
+
         # The first round warms up.
         for share in (n // 5, n):
+            before = spent()
             start = time.perf_counter()
             if length:
                 futures = client.map(functions.sleep, [length] * share, pure=False)
@@ -61,29 +87,31 @@ def measure(system: System, workers: int, length: float, n: int) -> float:
             else:
                 futures = client.map(functions.noop, range(share), pure=False)
             client.gather(futures)
-            rate = share / (time.perf_counter() - start)
-        return rate
+            seconds = time.perf_counter() - start
+        own, theirs = (now - then for now, then in zip(spent(), before, strict=True))
+        return Measured(share / seconds, own / share, theirs / share)
 
 
-def nested(cost: float, part: float) -> Iterator[Point]:
+def nested(cost: float, worker_cost: float, part: float) -> Iterator[Point]:
     """Predict the rate of tasks that submit tasks: each is the owner of what it submits."""
     for workers in NESTED:
         plan = Plan(
             workers=workers, tasks=2 * workers, length=0.0, depth=1,
-            fan_out=max(10, int(CHILDREN * part)), owner_cost=cost, worker_cost=cost,
+            fan_out=max(10, int(CHILDREN * part)), owner_cost=cost, worker_cost=worker_cost,
         )  # fmt: skip
         found = predict(plan)
         point = {"kind": "nested", "owners": workers, "workers": workers, "length": 0.0}
         yield {**point, "tasks": plan.total, "rate": found.throughput}
 
 
-def recovery(cost: float, part: float) -> Iterator[Point]:
+def recovery(cost: float, worker_cost: float) -> Iterator[Point]:
     """Predict what the death of a worker costs: its tasks and its values are made again."""
     for workers in RECOVERY:
-        each = max(20, int(100 * part))  # tasks for each worker
+        each = 100  # tasks for each worker
         plan = Plan(
             workers=workers, tasks=each * workers, length=TASK, stored=True,
-            kill_every=0.8 * each * TASK, restart_after=0.1, owner_cost=cost, worker_cost=cost,
+            kill_every=0.8 * each * TASK, restart_after=0.1, owner_cost=cost,
+            worker_cost=worker_cost,
         )  # fmt: skip
         without, found = predict(replace(plan, kill_every=None)), predict(plan)
         point = {"kind": "recovery", "owners": 1, "workers": workers, "length": TASK}
@@ -99,26 +127,27 @@ def recovery(cost: float, part: float) -> Iterator[Point]:
 
 def prediction(system: System, part: float) -> Iterator[Point]:
     """Measure 1, 2 and 4 workers, take the costs from there, and predict larger clusters."""
-    found: dict[tuple[float, int], float] = {}
+    found: dict[tuple[float, int], Measured] = {}
     for length in LENGTHS:
         for workers in MEASURED:
             n = max(50, int(part * (workers / length if length else 4 * system.calls)))
-            rate = found[length, workers] = measure(system, workers, length, n)
+            one = found[length, workers] = measure(system, workers, length, n)
             point = {"kind": "measured", "owners": 1, "workers": workers, "length": length}
-            yield {**point, "rate": rate}
-    # One owner with the least competition for cores: what a no-op costs its process.
-    cost = 1 / max(found[0.0, workers] for workers in MEASURED)
+            yield {
+                **point,
+                "rate": one.rate,
+                "owner_us": 1e6 * one.owner,
+                "worker_us": 1e6 * one.worker,
+            }
+    # One worker, with the least competition for cores.
+    _, cost, worker_cost = found[0.0, 1]
     if system.engine != "ownership":
         # All owners' tasks pass the one scheduler, whose rate this is.
+        most = max(found[0.0, workers].rate for workers in MEASURED)
         for workers in WORKERS:
             point = {"kind": "bound", "owners": 1, "workers": workers, "length": 0.0}
-            yield {**point, "rate": 1 / cost}
+            yield {**point, "rate": most}
         return
-    if system.told:
-        # The message to the scheduler costs the owner only, and the workers what they cost before.
-        worker_cost = 1 / max(measure(replace(system, told=None), n, 0.0, 4_000) for n in MEASURED)
-    else:
-        worker_cost = cost
     for owners in OWNERS:
         for workers in WORKERS:
             for length in LENGTHS if owners == 1 and workers in MEASURED else (0.0,):
@@ -129,17 +158,22 @@ def prediction(system: System, part: float) -> Iterator[Point]:
                 yield {**point, "kind": "bound", "rate": bound}
                 if owners * workers > PAIRS:
                     continue
-                n = int(part * max(2_000, 20 * max(workers, owners)))
+                n = max(int(part * 2_000), 50 * max(workers, owners))
+                if length:
+                    n = int(200 * workers)
                 outcome = predict(
                     Plan(
                         workers=workers, owners=owners, tasks=n, length=length,
                         owner_cost=cost, worker_cost=worker_cost,
                     )
                 )  # fmt: skip
-                yield {**point, "kind": "predicted", "tasks": n, "rate": outcome.throughput}
+                predicted = {**point, "kind": "predicted", "tasks": n, "rate": outcome.throughput}
+                if owners == 1 and (length, workers) in found:
+                    predicted["error"] = outcome.throughput / found[length, workers].rate - 1
+                yield predicted
     if not system.told:
-        yield from nested(cost, part)
-        yield from recovery(cost, part)
+        yield from nested(cost, worker_cost, part)
+        yield from recovery(cost, worker_cost)
 
 
 PREDICTION = Experiment("prediction", prediction, ("ownership", "asynchronous", "distributed"))
