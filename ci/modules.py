@@ -1,4 +1,4 @@
-"""Writes the lists of modules into ``docs/architecture.md``, from their first lines.
+"""Writes the lists of modules and states into ``docs/architecture.md``, from the code.
 
 ``python ci/modules.py`` writes them; a test checks that they are as this gives them.
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+
+from dask_ownership.core.owner.rows.lifecycle import TRANSITIONS
+from dask_ownership.core.protocol.states import STATE_NAMES
 
 TOP = Path(__file__).parent.parent
 PACKAGE = TOP / "dask_ownership"
@@ -44,10 +47,31 @@ def core() -> str:
     return "\n".join(rows) + "\n"
 
 
+def states() -> str:
+    """The table of the states of a row, with the states that may follow."""
+    rows = ["| from | what the state means | to |", "|---|---|---|"]
+    for state in sorted({pair[0] for pair in TRANSITIONS}):
+        following = ", ".join(STATE_NAMES[to] for of, to in sorted(TRANSITIONS) if of == state)
+        rows.append(f"| `{STATE_NAMES[state]}` | {_meaning(STATE_NAMES[state])} | {following} |")
+    return "\n".join(rows) + "\n"
+
+
+def _meaning(name: str) -> str:
+    """The text below a state in the module of the states."""
+    text = (PACKAGE / "core" / "protocol" / "states.py").read_text(encoding="utf-8")
+    found = re.search(rf'^{name.upper()} = -?\d+\n"""(.*?)"""', text, re.S | re.M)
+    return " ".join(found.group(1).split()) if found else ""
+
+
 def written(page: str) -> str:
     """The page with the lists as they are to be."""
-    for name, made in (("package", package()), ("core", core())):
-        begin, end = (f"<!-- modules of the {name}: {which} -->" for which in ("begin", "end"))
+    lists = {
+        "modules of the package": package(),
+        "modules of the core": core(),
+        "states of a row": states(),
+    }
+    for name, made in lists.items():
+        begin, end = (f"<!-- {name}: {which} -->" for which in ("begin", "end"))
         whole = f"{begin}\n\n{made}\n{end}"
         page = re.sub(f"{begin}.*?{end}", lambda _, whole=whole: whole, page, flags=re.S)
     return page

@@ -62,7 +62,8 @@ class Client(Inspection, Queries, Data, Requests):
     """A `distributed.Client` whose tasks are owned by this process.
 
     Takes the arguments of `distributed.Client`, and works on any Dask cluster where dask_ownership
-    is installed: the first client installs the plugins.
+    is installed: the first client installs the plugins. Most of the many methods are those of
+    `distributed.Client`.
 
     Attributes
     ----------

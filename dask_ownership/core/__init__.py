@@ -6,7 +6,7 @@ the same code runs on a real cluster (`dask_ownership.runtime`) and in the
 virtual one (`dask_ownership.testing`).
 
 Only the event loop of a process calls the core of its owner, with these exceptions for other
-threads: `Table`, which takes its lock itself, but for ``release``, ``release_uses`` and
+threads: `Table`, which takes its lock itself, but for ``release``, ``release_task_refs`` and
 ``unneeded``; so also ``hold``, ``rows``, ``row``, ``origin_of`` and ``value_name`` of `OwnerCore`;
 `Borrowing.arrive`; `TaskOrder`; and `Infeasible.why`, which only looks. The core of an executor is
 called by any thread, which holds the lock of the executor then; only the number of leased slots

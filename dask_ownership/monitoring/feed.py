@@ -108,6 +108,8 @@ class Watchers:
 class Feed:
     """Collects the reports of owners and workers at the scheduler, and combines them.
 
+    There is a store for each kind of report: hence the many attributes.
+
     Parameters
     ----------
     scheduler : distributed.Scheduler

@@ -84,6 +84,9 @@ def how_it_left(state: Any) -> str:
 class OwnershipSchedulerPlugin(SchedulerPlugin):
     """Lets owners join, and tells owners and workers who joins, leaves and dies.
 
+    Dask calls a plugin by methods with given names, and owners call the handlers: hence the many
+    methods. Most attributes are the parts that are made in `start`; there are as many attributes.
+
     Parameters
     ----------
     client_for_worker : callable

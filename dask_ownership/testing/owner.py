@@ -283,8 +283,7 @@ class VirtualOwner(VirtualProcess):
     def carry_posts(self, executor: ExecutorCore) -> None:
         """Have the executor in this process pass on the posts of this owner."""
         posts, self.posts = self.posts, []
-        posts += self.core.effects.posts
-        self.core.effects.posts = []
+        posts += self.core.effects.take_posts()
         for message in posts:
             executor.posts.deliver(message)
 

@@ -34,6 +34,8 @@ __all__ = ["Faults", "Task", "VirtualCluster", "VirtualOwner", "VirtualWorker"]
 class VirtualCluster:
     """Owners and workers over a seeded network and clock.
 
+    Tests reach all parts of a cluster by one object: hence the many attributes.
+
     Parameters
     ----------
     seed : int

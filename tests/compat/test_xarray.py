@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import dask
@@ -64,3 +66,13 @@ def test_files(client: Client, dataset: xr.Dataset, tmp_path: Path) -> None:
     names = sorted(str(path) for path in tmp_path.glob("*.nc"))
     with xr.open_mfdataset(names, engine="scipy", chunks={"time": 10}) as opened:
         xr.testing.assert_allclose(opened.mean().compute(), dataset.mean())
+
+
+def test_arrays_as_expressions() -> None:
+    pytest.importorskip("dask_array")
+    program = Path(__file__).parent / "xarray_expressions.py"
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=55
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "all is as without chunks\n"

@@ -10,6 +10,7 @@ import ast
 import importlib.util
 import re
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -173,24 +174,89 @@ def test_what_is_private_to_distributed_is_imported_in_one_place():
     assert found and all(name.startswith("runtime.dask.") for name in found), found
 
 
-WRITES = re.compile(
-    r"""\b(?!self\b|entry\b|alone\b|there\b)\w+\.(
-        (state|value)\s=\s
-        | (local_refs|task_refs|lineage_refs)\s[-+]?=\s
-    )""",
-    re.VERBOSE,
-)
-"""An assignment to a row's state, value or counts; those of entries of an executor are others."""
+WRITERS = {"core.owner.rows.lifecycle", "core.owner.rows.row", "core.owner.rows.table"}
+"""Modules that write a row's state, value and counts; counts are the table's."""
+
+OF_ROWS = {"state", "value", "local_refs", "task_refs", "lineage_refs"}
+
+
+def written(node: ast.AST) -> Iterator[ast.Attribute]:
+    """Yield the attributes of other objects than ``self`` to which a statement assigns."""
+    if isinstance(node, ast.Assign):
+        targets = node.targets
+    elif isinstance(node, ast.AugAssign | ast.AnnAssign):
+        targets = [node.target]
+    else:
+        return
+    for target in targets:
+        for part in ast.walk(target):
+            own = isinstance(getattr(part, "value", None), ast.Name) and part.value.id == "self"
+            if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store) and not own:
+                yield part
 
 
 def test_one_module_writes_the_state_of_a_row_and_one_its_counts():
+    """Executors have entries with a state and a value of their own; pages write to their plots."""
     found = {
         name
         for name, path in modules().items()
-        if WRITES.search(path.read_text(encoding="utf-8"))
-        and not name.startswith(("core.executor.", "monitoring.pages."))
+        if not name.startswith(("core.executor.", "runtime.executor.", "monitoring.pages."))
+        for node in ast.walk(tree_of(path))
+        for attribute in written(node)
+        if attribute.attr in OF_ROWS
     }
-    assert found == {f"core.owner.rows.{name}" for name in ("lifecycle", "row", "table")}
+    assert found == WRITERS
+
+
+def in_words(kind: str) -> re.Pattern[str]:
+    return re.compile(rf"\b(many|more|number of)\b[\w ,]*\b{kind}\b")
+
+
+def test_a_large_class_says_why():
+    """More than 25 methods or 15 attributes need a reason in the docstring."""
+    silent = []
+    for name, path in modules().items():
+        for cls in ast.walk(tree_of(path)):
+            if not isinstance(cls, ast.ClassDef):
+                continue
+            methods = [f for f in cls.body if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef)]
+            attributes = {
+                node.attr
+                for method in methods
+                for node in ast.walk(method)
+                if isinstance(node, ast.Attribute)
+                and isinstance(node.ctx, ast.Store)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "self"
+            } | {
+                node.target.id
+                for node in cls.body
+                if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+            }
+            told = " ".join((ast.get_docstring(cls) or "").split())
+            for kind, number, most in (
+                ("methods", len(methods), 25),
+                ("attributes", len(attributes), 15),
+            ):
+                if number > most and not in_words(kind).search(told):
+                    silent.append(f"{name}.{cls.name} has {number} {kind}")
+    assert silent == []
+
+
+AS_IN_DASK = {"_graph_to_futures", "get", "persist", "scatter", "_scatter"}
+"""Functions with the parameters of those of Dask that they stand for."""
+
+
+def test_no_function_has_many_positional_parameters():
+    many = [
+        f"{name}.{node.name}"
+        for name, path in modules().items()
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.name not in AS_IN_DASK
+        and sum(a.arg not in ("self", "cls") for a in node.args.posonlyargs + node.args.args) > 6
+    ]
+    assert many == []
 
 
 def test_who_uses_an_owner_sees_its_face():

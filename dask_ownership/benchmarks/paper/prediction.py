@@ -92,6 +92,20 @@ def measure(system: System, workers: int, length: float, n: int) -> Measured:
         return Measured(share / seconds, own / share, theirs / share)
 
 
+def fitted(one: Measured) -> tuple[float, float]:
+    """Return what a no-op costs an owner and a worker, so that one worker is predicted rightly.
+
+    The processor time does not have the waits for each other and for the system. Measurements
+    with more workers then tell how good the prediction is.
+    """
+    cost, worker_cost = one.owner, one.worker
+    for _ in range(3):
+        plan = Plan(workers=1, tasks=4_000, length=0.0, owner_cost=cost, worker_cost=worker_cost)
+        factor = predict(plan).throughput / one.rate
+        cost, worker_cost = cost * factor, worker_cost * factor
+    return cost, worker_cost
+
+
 def nested(cost: float, worker_cost: float, part: float) -> Iterator[Point]:
     """Predict the rate of tasks that submit tasks: each is the owner of what it submits."""
     for workers in NESTED:
@@ -139,8 +153,6 @@ def prediction(system: System, part: float) -> Iterator[Point]:
                 "owner_us": 1e6 * one.owner,
                 "worker_us": 1e6 * one.worker,
             }
-    # One worker, with the least competition for cores.
-    _, cost, worker_cost = found[0.0, 1]
     if system.engine != "ownership":
         # All owners' tasks pass the one scheduler, whose rate this is.
         most = max(found[0.0, workers].rate for workers in MEASURED)
@@ -148,6 +160,7 @@ def prediction(system: System, part: float) -> Iterator[Point]:
             point = {"kind": "bound", "owners": 1, "workers": workers, "length": 0.0}
             yield {**point, "rate": most}
         return
+    cost, worker_cost = fitted(found[0.0, 1])
     for owners in OWNERS:
         for workers in WORKERS:
             for length in LENGTHS if owners == 1 and workers in MEASURED else (0.0,):

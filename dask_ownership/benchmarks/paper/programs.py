@@ -91,7 +91,7 @@ def serving(system: System, part: float) -> Iterator[Point]:
     The time from question to answer is given beside the time from the moment at which the batch
     of the question can be full. A rate is sustained when answers take no longer and longer.
     """
-    seconds = max(8.0, 10 * part)
+    seconds = max(8.0, 20 * part)
     for by_value in (False, True) if system.engine == "ownership" else (True,):
         for rate in RATES:
             more = ("--by-value",) if by_value else ()

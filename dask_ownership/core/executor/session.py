@@ -49,7 +49,8 @@ STATE_NAMES = (
 class Entry:
     """A task or a value of one owner at this worker.
 
-    One entry lives through both: a task becomes the value that the task made.
+    One entry lives through both: a task becomes the value that the task made. There may be very
+    many entries, each of which is one object: hence the many attributes.
 
     Attributes
     ----------

@@ -83,7 +83,7 @@ class OwnerCore:
     Each part below decides one thing, and gets what it needs when it is made here. A part is told
     of rows by `Lifecycle.listen`, and of messages by a table of handlers. A part that needs a part
     made later gets a function that finds the later part. The class makes all parts and passes
-    events on to each, and so has more attributes than other classes.
+    events on to each, and so has more attributes and methods than other classes.
 
     Parameters
     ----------
@@ -384,8 +384,8 @@ class OwnerCore:
             try:
                 for row in todo:
                     if row.state != WAITING:
-                        if row.state == INLINE:  # a literal
-                            self.lifecycle.inline_bytes += row.nbytes
+                        if row.state == INLINE:
+                            self.lifecycle.count_literal(row)
                         continue  # a literal, or cancelled or forgotten in the inbox
                     if row.borrowed:
                         assert isinstance(row, Borrowed)

@@ -103,6 +103,8 @@ class AnotherWorker(Exception):
 class OwnerLink:
     """The owner's end of a link to a worker in another process.
 
+    A link outlives its connections, and has the state of both: hence the many attributes.
+
     Parameters
     ----------
     address : str

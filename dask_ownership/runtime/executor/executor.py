@@ -63,7 +63,8 @@ WATCH_INTERVAL = 100
 class Executor:
     """Runs owned tasks at one worker, and has an owner for the tasks that these submit.
 
-    All parts of an executor meet here, hence the number of attributes.
+    All parts of an executor meet here, hence the number of attributes and
+    of methods.
 
     Parameters
     ----------

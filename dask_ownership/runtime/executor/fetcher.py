@@ -28,7 +28,8 @@ class Fetcher:
     """Fetches the missing dependencies of the tasks of one executor.
 
     All entries of one owner that wait for one address share a request, and the next request there
-    leaves when the answer has come: entries that join meanwhile travel together.
+    leaves when the answer has come: entries that join meanwhile travel together. What is under way
+    is kept by entry, by address and by owner: hence the many attributes.
 
     Parameters
     ----------

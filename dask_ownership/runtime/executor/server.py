@@ -118,6 +118,7 @@ class Server:
     async def link(
         self,
         comm: Comm,
+        *,
         owner: Any = "",
         protocol: Any = None,
         token: Any = None,

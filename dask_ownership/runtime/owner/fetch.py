@@ -72,7 +72,7 @@ async def fetch(owner: Owner, rows: Iterable[Row]) -> dict[Row, Any]:
                     again.append(row)
                     continue
                 detail = (
-                    f"none of its holders gave it, which were looked up {found_anew} times, last "
+                    f"none of its locations gave it, which were looked up {found_anew} times, last "
                     f"{', '.join(addresses)}; it was owned by {_owner_of(owner, row)}"
                 )
                 result[row] = LostData(row.key, detail)

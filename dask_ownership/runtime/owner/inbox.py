@@ -41,6 +41,8 @@ FIND_TIMEOUT = 5.0
 class Inbox:
     """The inbox of one owner, between any thread and the loop that drives the core.
 
+    Each method is one thing that a thread may ask of the owner: hence the number of methods.
+
     Parameters
     ----------
     core : OwnerCore

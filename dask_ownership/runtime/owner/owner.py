@@ -88,7 +88,8 @@ class Owner:
 
     The methods for any thread are methods of `inbox` and `waiting`, bound here under the same
     names. One more call in between would cost as much as a good part of the work of `submit` or
-    `drop`: hence the many attributes.
+    `drop`: hence the many attributes and
+    methods.
 
     Parameters
     ----------
@@ -391,10 +392,8 @@ class Owner:
         """Send the messages for other owners."""
         posting = self.core.posting
         posting.flush(acknowledge)
-        effects = self.core.effects
         # Posts by way of the executor leave before later answers of the executor, see `post_now`.
-        if effects.posts:
-            posts, effects.posts = effects.posts, []
+        if posts := self.core.effects.take_posts():
             self._deliver(posts)
         if posting.waiting:  # posts for a worker that no message of the scheduler has named yet
             self.members.ask_soon()

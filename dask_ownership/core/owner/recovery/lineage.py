@@ -31,6 +31,8 @@ RECOVERIES = 50
 class Lineages(RowListener):
     """Keeps all lineage of one owner, and makes lost values again.
 
+    The counts that people see are kept here as well: hence the many attributes.
+
     Parameters
     ----------
     table : Table

@@ -357,7 +357,7 @@ class Borrowing(RowListener):
         if row.misses > MISSES:
             addresses = ", ".join(row.addresses)
             self._lifecycle.losses[LOST_DATA] += 1
-            self._lose(row, "lost-data", f"its holders {addresses} do not have it any more")
+            self._lose(row, "lost-data", f"its locations {addresses} do not have it any more")
             return
         self._lifecycle.wait_for_owner(row)
         self.request(row, "missed", tuple(addresses))

@@ -99,6 +99,8 @@ class Question:
 class Reconstruction(RowListener):
     """Finds or remakes objects of dead owners, for the borrowers that ask this process.
 
+    It meets nearly all parts of an owner, which are given to it: hence the many attributes.
+
     Parameters
     ----------
     lifecycle : Lifecycle

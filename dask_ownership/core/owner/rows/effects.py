@@ -33,6 +33,11 @@ class OwnerEffects:
         """Have a function called after ``seconds``, unless the owner is closed by then."""
         self.timers.append((seconds, function, args))
 
+    def take_posts(self) -> list[Message]:
+        """Return the posts collected so far, in their order: they leave before other effects."""
+        taken, self.posts = self.posts, []
+        return taken
+
     def take(self) -> OwnerEffects | None:
         """Return the effects collected since the last call, and start anew; None without any."""
         if not (self.completed or self.posts or self.timers or self.broken):

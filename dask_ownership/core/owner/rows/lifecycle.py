@@ -123,6 +123,7 @@ class Lifecycle:
 
     All transitions are here and nowhere else, one method for each cause, so that a reader finds the
     whole life of a row in one place: hence the number of methods.
+    The many attributes are what these methods count and tell.
 
     Parameters
     ----------
@@ -196,6 +197,10 @@ class Lifecycle:
         self._listeners.add(listener, roles)
 
     # ---- on the way to a value ----
+
+    def count_literal(self, row: Row) -> None:
+        """Count the bytes of a row that was made with its value."""
+        self.inline_bytes += row.nbytes
 
     def begin(self, row: Row) -> None:
         """Have a new row wait for its dependencies, or be ready without any."""

@@ -27,7 +27,10 @@ class Replication(NamedTuple):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Options:
-    """Options of one task or of many. Few tasks have any, so options are kept off the row."""
+    """Options of one task or of many. Few tasks have any, so options are kept off the row.
+
+    There are as many attributes as options of a task and its places among other tasks.
+    """
 
     #: Addresses, names or hosts where the task may run.
     workers: tuple[str, ...] | None = None

@@ -102,7 +102,10 @@ class Lineage:
 
 @dataclass(slots=True, eq=False, repr=False)
 class Row:
-    """One object and the task that makes the object, in the table of the owner."""
+    """One object and the task that makes the object, in the table of the owner.
+
+    An owner may have millions of rows, each of which is one object: hence the many attributes.
+    """
 
     #: Whether another process owns the object.
     borrowed: ClassVar[bool] = False

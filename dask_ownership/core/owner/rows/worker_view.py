@@ -16,6 +16,8 @@ WINDOW = 10_000.0
 class WorkerView:
     """What one owner knows of one worker.
 
+    All that placement reads of a worker is in one object: hence the many attributes.
+
     Attributes
     ----------
     address : str
