@@ -8,6 +8,7 @@ and a published object. Chromium takes the pictures, in its light and in its dar
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import sys
@@ -74,6 +75,18 @@ def train(model: bytearray, epochs: int) -> int:
     return len(model) * epochs
 
 
+def watch(seconds: float) -> None:
+    """A task that goes on when it is cancelled, as one that does not ask does."""
+    time.sleep(seconds)
+
+
+def stream(client: Client, stop: threading.Event) -> None:
+    """Consume a stream, more slowly than it comes."""
+    for _ in client.map(score, itertools.count(), buffer_size=8, pure=False):
+        if stop.wait(0.3):
+            return
+
+
 def program(client: Client, stop: threading.Event) -> None:
     """Keep a cluster busy until it is told to stop."""
     workers = list(client.scheduler_info(n_workers=-1)["workers"])
@@ -83,6 +96,7 @@ def program(client: Client, stop: threading.Event) -> None:
     pinned = client.submit(score, 1, workers=["10.0.0.9:4000"], key="score-7")
     stuck = [trained, pinned, client.submit(join, trained, model, key="report-7")]
     kept: list[Any] = []
+    lingering = client.submit(watch, 45, key="watch-1", workers=workers[3])
     turn = 0
     while not stop.is_set():
         turn += 1
@@ -95,6 +109,8 @@ def program(client: Client, stop: threading.Event) -> None:
         merged = client.submit(join, *blocks, key=f"join-{turn}")
         searches = [client.submit(search, 20, pure=False) for _ in range(2)]
         kept = [*kept, *blocks, merged][-14:]
+        if turn == 3:
+            lingering.cancel()
         if turn % 4 == 0:
             kept.append(client.submit(parse, "12,5", key=f"parse-{turn}"))
         if turn % 7 == 0:
@@ -148,6 +164,7 @@ def main(folder: Path) -> None:
     ):
         threads = [
             threading.Thread(target=program, args=(client, stop)),
+            threading.Thread(target=stream, args=(client, stop)),
             threading.Thread(target=behind_relays, args=(cluster.scheduler_address, stop)),
         ]
         for thread in threads:
