@@ -80,6 +80,14 @@ def _finish(axes: Any, x: str, y: str, title: str = "", legend: bool = True) -> 
         axes.legend(fontsize="small", frameon=False)
 
 
+def _legend_below(axes: Any, columns: int) -> None:
+    """Write a legend below a picture, where it covers no line."""
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, fontsize="small",
+        frameon=False,
+    )  # fmt: skip
+
+
 def _share_legend(figure: Any, axes: Any) -> None:
     """Write one legend for pictures with the same lines, above all of them."""
     handles, labels = axes.get_legend_handles_labels()
@@ -190,7 +198,7 @@ def _leases(pyplot: Any, points: Points) -> Any:
 
 
 def _video(pyplot: Any, points: Points) -> Any:
-    figure, row = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
+    figure, row = pyplot.subplots(1, 2, figsize=(11, 5.5), layout="constrained", sharey=True)
     failing = [point for point in points if point["failure"] != "none"]
     loads = {(point["system"], point["videos"]) for point in failing}
     dashes = {"none": "-", "worker": "--", "owner": ":", "owner, checkpoints": "-."}
@@ -207,12 +215,13 @@ def _video(pyplot: Any, points: Points) -> Any:
     for axes, title in zip(row, ("nobody dies", "videos, and which process dies"), strict=True):
         axes.set_xscale("log")
         axes.set_yscale("log")
-        _finish(axes, "late at the sink (ms)", "frames that are later (%)", title)
+        _finish(axes, "late at the sink (ms)", "frames that are later (%)", title, legend=False)
+        _legend_below(axes, 2)
     return figure
 
 
 def _serving(pyplot: Any, points: Points) -> Any:
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
     for point in points:
         strong = 0.3 + 0.7 * point["rate"] / max(_values(points, "rate"))
         _later(
@@ -223,18 +232,21 @@ def _serving(pyplot: Any, points: Points) -> Any:
         )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
-    _finish(axes, "from full batch to answer (ms)", "answers that take longer (%)")
+    x = "from full batch to answer (ms)"
+    _finish(axes, x, "answers that take longer (%)", legend=False)
+    _legend_below(axes, 3)
     return figure
 
 
 def _prediction(pyplot: Any, points: Points) -> Any:
     figure, (axes, right) = pyplot.subplots(
-        1, 2, figsize=(12, 5), layout="constrained", width_ratios=(2, 1)
+        1, 2, figsize=(12, 6.5), layout="constrained", width_ratios=(2, 1)
     )
     shades = ("#9ecae1", "#6baed6", "#2171b5", "#08306b")
     ours = _select(points, system="ownership", length=0.0)
-    for colour, owners in zip(shades, sorted(set(_values(ours, "owners"))), strict=False):
-        few = _select(ours, owners=owners)
+    owned = [point for point in ours if point["kind"] in ("predicted", "bound")]
+    for colour, owners in zip(shades, sorted(set(_values(owned, "owners"))), strict=True):
+        few = _select(owned, owners=owners)
         label = f"ownership, {owners} owner{'s' * (owners > 1)}"
         _line(axes, _select(few, kind="predicted"), "workers", "rate", label, color=colour)
         bound = _select(few, kind="bound")
@@ -265,7 +277,9 @@ def _prediction(pyplot: Any, points: Points) -> Any:
     axes.text(1, 1.1e6, "one million tasks per second", fontsize=8)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    _finish(axes, "workers", "no-op tasks per second", "dots: simulated; dotted lines: bounds")
+    title = "dots: simulated; dotted lines: bounds"
+    _finish(axes, "workers", "no-op tasks per second", title, legend=False)
+    _legend_below(axes, 2)
     deaths = _select(points, kind="recovery")
     colour = COLOURS["ownership"]
     _line(right, deaths, "workers", "with_s", "a worker dies after 80 %", color=colour)
