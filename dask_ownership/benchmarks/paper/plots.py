@@ -167,9 +167,9 @@ def _recovery(pyplot: Any, points: Points) -> Any:
                 linestyle=":",
             )  # fmt: skip
         axes.set_xscale("log")
-        axes.set_ylim(bottom=0)
         x = "length of each task of the chain (ms)"
         _finish(axes, x, "time of the chain (s)", f"{size} values", legend=False)
+    axes.set_ylim(bottom=0)  # of both pictures, now that all lines are there
     _share_legend(figure, axes)
     return figure
 
