@@ -103,7 +103,13 @@ def test_bars_are_told_with_both_numbers(
     ]
     record = {"experiments": {"video": {"points": video, "machine": "here"}}}
     file.write_text(json.dumps(record))
-    assert main(["paper", "video", "--redraw", "--json", str(file)]) == 0
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- video: begin -->\nold\n<!-- video: end -->\nafter\n")
+    arguments = ["--redraw", "--json", str(file), "--page", str(page)]
+    assert main(["paper", "video", *arguments]) == 0
+    written = page.read_text().splitlines()
+    assert written[0] == "before" and written[-1] == "after" and "old" not in written
+    assert "| distributed, 2 videos | 400 | 400 | 400 |" in written
     lines = capsys.readouterr().out.splitlines()[-3:]
     assert lines == [
         "reached: videos sustained, times stock Dask's: 8x, wanted at least 5x",

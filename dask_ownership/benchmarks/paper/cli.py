@@ -19,6 +19,7 @@ from dask_ownership.benchmarks.paper.leases import LEASES
 from dask_ownership.benchmarks.paper.plots import draw
 from dask_ownership.benchmarks.paper.prediction import PREDICTION
 from dask_ownership.benchmarks.paper.programs import PROGRAMS
+from dask_ownership.benchmarks.paper.tables import write_tables
 from dask_ownership.benchmarks.paper.verdict import verdict
 
 __all__ = ["main"]
@@ -57,6 +58,9 @@ def _parser(program: str) -> argparse.ArgumentParser:
         "--json",
         metavar="FILE",
         help="write what was measured; what the file has of other experiments and systems stays",
+    )
+    parser.add_argument(
+        "--page", metavar="FILE", help="write the tables of what was measured into this page"
     )
     parser.add_argument(
         "--redraw", action="store_true", help="run nothing: draw and print what --json has"
@@ -104,6 +108,10 @@ def main(argv: list[str], program: str) -> int:
         for point in record["experiments"].get(name, {"points": []})["points"]:
             print(name, _spell(point))
     found = record["experiments"]
+    if options.page:
+        page = Path(options.page)
+        tables = {name: found[name]["points"] for name in names if name in found}
+        page.write_text(write_tables(page.read_text("utf-8"), tables), encoding="utf-8")
     for line in verdict({name: found[name]["points"] for name in names if name in found}):
         print(line)
     if options.plot:
