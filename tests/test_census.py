@@ -57,7 +57,7 @@ def test_a_census_in_slices_is_one_in_one_go() -> None:
     assert whole["groups"] == {"a": {"inline": 300}, "b": {"waiting": 200}}
     assert whole["parents"] == {"other": 200}
     assert [one["nbytes"] for one in whole["largest"]] == list(range(299, 287, -1))
-    assert [one["attempt"] for one in whole["oldest"]] == list(range(1, 13))
+    assert [one["key"] for one in whole["oldest"]] == [f"a-{n}" for n in range(1, 13)]
 
 
 def test_more_names_than_are_told_apart() -> None:

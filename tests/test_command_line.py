@@ -94,6 +94,25 @@ def sessions_here(dask_worker: Any) -> list[str]:
     return sorted(dask_worker.extensions["dask-ownership"].executor.core.sessions)
 
 
+def test_check_while_others_come_and_go(cluster: LocalCluster) -> None:
+    """The scheduler tells all owners who is gone, that of the check as well."""
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            with Client(cluster, set_as_default=False) as other:
+                other.scatter(1)
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        checks = all_at_once(*[("check", cluster.scheduler_address)] * 6)
+    finally:
+        stop.set()
+        thread.join()
+    assert {(done.returncode, done.stderr) for done in checks} == {(0, "")}
+
+
 def test_check_of_a_cluster_without_the_plugin(bare: LocalCluster) -> None:
     """That is no problem: the first client installs it. `check` leaves the cluster without."""
     for _ in range(2):

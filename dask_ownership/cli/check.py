@@ -30,7 +30,7 @@ from dask_ownership.cli.terminal import console
 from dask_ownership.config import value_of
 from dask_ownership.runtime.comm.link import PROTOCOL, LinkRefused, OwnerLink
 from dask_ownership.runtime.comm.reach import Reach
-from dask_ownership.runtime.comm.scheduler_ops import JOIN
+from dask_ownership.runtime.comm.scheduler_ops import JOIN, TOLD
 from dask_ownership.runtime.comm.secret import Joining
 
 COMPARED = ("dask_ownership", "dask", "distributed", "cloudpickle", "python")
@@ -209,6 +209,9 @@ async def token_of(ask: Asking) -> AsyncIterator[Joined]:
     except Exception as error:
         raise Unreachable(f"{ask.address} takes no client: {reason(error, ask.seconds)}") from None
     try:
+        # What the scheduler tells of other processes meanwhile is nothing to this owner.
+        ignore: Callable[..., None] = lambda **message: None  # noqa: E731
+        client._stream_handlers.update(dict.fromkeys(TOLD, ignore))
         joining = Joining(client._send_to_scheduler)
         joined = joining(client.scheduler, owner=owner, client=client.id)
         answer = await asyncio.wait_for(joined, ask.seconds)

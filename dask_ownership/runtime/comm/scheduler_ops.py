@@ -98,6 +98,9 @@ WATCH = "ownership-watch"
 """Stream operation: the scheduler tells clients to begin with reports of what they own (a dashboard
 page or another observer looks), or to end them."""
 
+TOLD = (MEMBERS, EXITED, OWNER_GONE, DIAL, PROMOTION_OVER, WATCH)
+"""Stream operations by which the scheduler tells a client with an owner that joined."""
+
 REPORT = "ownership_report"
 """Stream operation: a client reports to the scheduler what it owns, between two `WATCH`. Also the
 operation of a worker by which the scheduler asks for the same, and for the tasks that ran there."""
