@@ -41,6 +41,24 @@ def trained(client: Client, workers: int) -> int:
     return sum(client.gather(futures))
 
 
+def plot(progress: list[tuple[float, int]], whole: int, path: str) -> None:
+    """Draw how many models were trained when."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("--plot needs matplotlib: pip install matplotlib")
+        return
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([when for when, _ in progress], [count for _, count in progress], marker=".")
+    axes.axhline(whole, linestyle=":", color="grey", label="the whole tree")
+    axes.set_xlabel("seconds")
+    axes.set_ylabel("models trained")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -49,6 +67,7 @@ def main() -> int:
     parser.add_argument("--keep", type=int, default=1, help="quarters that go on; default: 1")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--engine", choices=("ownership", "distributed"), default="ownership")
+    parser.add_argument("--plot", metavar="FILE", help="draw how many models were trained when")
     args = parser.parse_args()
     if args.depth < 1 or not 1 <= args.keep <= 4 or args.workers < 1:
         parser.error("--depth and --workers are at least 1, --keep is from 1 to 4")
@@ -56,9 +75,11 @@ def main() -> int:
     with connect(args.engine, args.workers) as client:
         start = time.perf_counter()
         search = client.submit(search_tasks.search, PLANE, args.depth, args.keep)
+        progress = [(0.0, 0)]
         while not search.done():
             time.sleep(0.2)
-            print(f"{trained(client, args.workers)} models trained", flush=True)
+            progress.append((time.perf_counter() - start, trained(client, args.workers)))
+            print(f"{progress[-1][1]} models trained", flush=True)
         best = search.result()
         seconds = time.perf_counter() - start
         after = trained(client, args.workers)
@@ -68,6 +89,8 @@ def main() -> int:
     print(f", with C = {10**best.box.c:.3g} and gamma = {10**best.box.gamma:.3g}")
     print(f"{after} models trained, of {whole} in the whole tree.")
     print(f"{later} more were trained in the second after the end.")
+    if args.plot:
+        plot([*progress, (seconds, after)], whole, args.plot)
     return 0
 
 

@@ -120,8 +120,8 @@ def peak(dask_worker: object = None) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def run(engine: str, args: argparse.Namespace) -> bool:
-    """Sort with one engine, print what came of it, and return whether the rows are right."""
+def run(engine: str, args: argparse.Namespace) -> tuple[bool, float]:
+    """Sort with one engine, print what came of it; whether the rows are right, and the seconds."""
     if engine == "ownership":
         from dask_ownership import Client as Engine
     else:
@@ -147,7 +147,23 @@ def run(engine: str, args: argparse.Namespace) -> bool:
         f"{format_bytes(args.memory)}, of which the largest got {format_bytes(most)}"
     )
     print(error or "All rows are there, and in order.")
-    return not error
+    return not error, seconds
+
+
+def plot(seconds: dict[str, float], args: argparse.Namespace) -> None:
+    """Draw how long each engine took."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("--plot needs matplotlib: pip install matplotlib")
+        return
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.bar_label(axes.bar(list(seconds), list(seconds.values())), fmt="%.1f s")
+    axes.set_ylabel("seconds")
+    memory = format_bytes(args.memory)
+    axes.set_title(f"{format_bytes(args.size)} sorted on {args.workers} workers of {memory}")
+    figure.savefig(args.plot, dpi=120)
 
 
 def main() -> int:
@@ -160,10 +176,13 @@ def main() -> int:
     parser.add_argument("--parts", type=int, default=32, help="inputs, and outputs")
     parser.add_argument("--engine", choices=("ownership", "distributed"), default="ownership")
     parser.add_argument("--compare", action="store_true", help="both engines, one after the other")
+    parser.add_argument("--plot", metavar="FILE", help="draw how long each engine took")
     args = parser.parse_args()
     engines = ("ownership", "distributed") if args.compare else (args.engine,)
-    right = [run(engine, args) for engine in engines]
-    return 0 if all(right) else 1
+    found = {engine: run(engine, args) for engine in engines}
+    if args.plot:
+        plot({engine: seconds for engine, (_, seconds) in found.items()}, args)
+    return 0 if all(right for right, _ in found.values()) else 1
 
 
 if __name__ == "__main__":  # worker processes import this file
