@@ -69,6 +69,11 @@ def test_leaving_dying_and_cancelling_together_leave_nothing_behind(**shape):
 
 
 REGRESSIONS = {
+    # Its heir and the owner of the task that had led to it sent those who asked to each other.
+    "a worker that was taken for dead ran a task again and returned children of the first run": (
+        {"seed": 888001723, "workers": 4, "slots": 2, "clients": 3, "length": 113, "kills": 1},
+        {"cancels": True, "retires": 3, "faults": Faults(0.2, 0.1, 2_000.0, unanswered=0.1)},
+    ),
     "a future was taken out of a value, whose worker died before a cut off owner could answer": (
         {"seed": 446724554, "workers": 1, "slots": 3, "clients": 3, "length": 110, "kills": 3},
         {

@@ -383,6 +383,10 @@ class Reconstruction(RowListener):
         """Return whether a child's owner lives and has the child, as far as this process knows."""
         if not isinstance(row, Borrowed):
             return row.state != FORGOTTEN
+        # An heir looks for the child, along a path that may well lead through the task here. If the
+        # answer were to ask that heir, each of the two would send the borrowers to the other.
+        if row.path is not None and (row.state < INLINE or row.state == LOST):
+            return False
         owner: Process = row.owner_ref[:3]
         if owner[0] == self._peers.process[0] or owner[0] in self.doubted:
             return False
