@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from distributed.comm import connect
+from distributed.core import Status
 from live import blob, inc, kill, slowinc, small_cluster, until, wait_for_members
 
 from dask_ownership import Client, wait
@@ -66,6 +67,25 @@ def test_a_process_that_counts_as_gone_warns_of_nothing(caplog: Any) -> None:
             client.run(drop, client.owner.incarnation)
             until(lambda: "was told that this owner is gone" in caplog.text)
         assert not lines(caplog, logging.WARNING)
+
+
+def test_a_worker_that_closes_is_no_warning_to_owners_that_dial_it(caplog: Any) -> None:
+    """Its operations are refused already, and the scheduler has not told of its end yet."""
+
+    def close(dask_worker: Any) -> None:
+        plugin = dask_worker.extensions["dask-ownership"]
+        plugin.server.close()
+        dask_worker.status = Status.closing
+        for link in plugin.executor.links.values():
+            link.channel.abort()
+
+    with small_cluster(n_workers=1) as cluster, Client(cluster, set_as_default=False) as client:
+        assert client.submit(inc, 1).result() == 2
+        with caplog.at_level(logging.INFO, "dask_ownership"):
+            client.run(close)
+            until(lambda: "is closing" in caplog.text)
+        assert not lines(caplog, logging.WARNING)
+        kill(client, *client.scheduler_info()["workers"])  # it would not end by itself
 
 
 def lines(caplog: Any, level: int = logging.INFO) -> list[str]:

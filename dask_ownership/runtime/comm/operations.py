@@ -28,9 +28,12 @@ STRANGERS = 100
 """Refusals that one server logs; further refusals are only answered."""
 
 
-def refusal(reason: str) -> dict[str, Any]:
-    """Return the answer to a refused call."""
-    return {"status": "refused", "reason": reason[:LONGEST_REASON]}
+def refusal(reason: str, ending: bool = False) -> dict[str, Any]:
+    """Return the answer to a refused call.
+
+    ``ending`` says that this process, or the caller, is about to end: no fault of either.
+    """
+    return {"status": "ending" if ending else "refused", "reason": reason[:LONGEST_REASON]}
 
 
 class Refusals:

@@ -70,7 +70,7 @@ class Server:
     def _refuse_all(self, **message: Any) -> dict[str, Any]:
         closes = self.worker.status in (Status.closing, Status.closing_gracefully, Status.closed)
         what = "is closing" if closes else "takes no owned tasks: the plugin was taken away there"
-        return refusal(f"the worker {self.worker.address} {what}")
+        return refusal(f"the worker {self.worker.address} {what}", ending=closes)
 
     # ---- who may ask ----
 
@@ -158,7 +158,7 @@ class Server:
         if reason is not None:
             # An owner that is gone, or dials a closing worker, is no stranger: nothing to log.
             if self._closing or (type(owner) is str and owner in self.executor.dropped):
-                return {**refusal(reason), "status": "ending"}
+                return refusal(reason, ending=True)
             where = comm.peer_address.rpartition(":")[0]
             self._refusals.say(f"an owner at {where}", reason)
             return refusal(reason)
