@@ -17,6 +17,7 @@ from distributed import Client as StockClient
 from distributed.recreate_tasks import ReplayTaskClient
 
 from dask_ownership.core.owner.rows.row import Borrowed, Row
+from dask_ownership.core.protocol.names import KEY, NAME
 from dask_ownership.core.protocol.states import INLINE
 from dask_ownership.errors import NotHere
 from dask_ownership.monitoring.lookup import error_cause, find
@@ -211,8 +212,8 @@ def local_task(client: Any, row: Row) -> LocalTask:
     """
     if isinstance(row, Borrowed):
         raise NotHere(
-            f"the task of {row.origin[3]!r} is with its owner {row.owner_ref[2]}, and can be run "
-            "locally only there"
+            f"the task of {row.origin[KEY]!r} is with its owner {row.owner_ref[NAME]}, and can be "
+            "run locally only there"
         )
     made = row if row.function is not None else row.lineage
     if made is None or made.function is None or made.payload is None:

@@ -18,7 +18,7 @@ from dask.utils import shorten_traceback, typename
 from dask_ownership.core.owner.rows.row import Borrowed, Row
 from dask_ownership.core.protocol.failure import Failure
 from dask_ownership.core.protocol.messages import Origin
-from dask_ownership.core.protocol.names import held_at
+from dask_ownership.core.protocol.names import HEIR, INCARNATION, KEY, LIFE, NAME, held_at
 from dask_ownership.core.protocol.states import CANCELLED, ERROR, INLINE, LOST, STORED
 from dask_ownership.errors import FutureCancelledError, NotHere, from_failure
 from dask_ownership.monitoring.pending import late, lingers_at
@@ -82,7 +82,7 @@ class Future(distributed.Future, Generic[T_co]):
 
     def __init__(self, client: Any, row: Row) -> None:
         # A slot of the base class.
-        self.key = row.origin[3] if row.borrowed else row.key  # type: ignore[misc, attr-defined]
+        self.key = row.origin[KEY] if row.borrowed else row.key  # type: ignore[misc, attr-defined]
         self._client = client
         self._owner = client.owner
         self._row = row
@@ -157,7 +157,7 @@ class Future(distributed.Future, Generic[T_co]):
         value = row.value
         if isinstance(value, Failure):
             return from_failure(
-                self.key, value, row.owner_ref[2] if isinstance(row, Borrowed) else ""
+                self.key, value, row.owner_ref[NAME] if isinstance(row, Borrowed) else ""
             )
         if isinstance(value, bytes):
             # An error may hold futures. Opening it by way of the owner keeps the row until those
@@ -359,12 +359,12 @@ class Future(distributed.Future, Generic[T_co]):
 
     def __dask_tokenize__(self) -> Any:
         origin = self._owner.core.origin_of(self._row)
-        heir = origin[4]
+        heir = origin[HEIR]
         if heir is not None:
             # The heir's key stays the same when the submitting task runs again elsewhere; the owner
             # does not.
-            return type(self).__name__, self.key, heir[3]
-        return type(self).__name__, self.key, origin[0], origin[5]
+            return type(self).__name__, self.key, heir[KEY]
+        return type(self).__name__, self.key, origin[INCARNATION], origin[LIFE]
 
     # Identity, as for any object, and at the speed of C: sets of very many futures are usual.
     __hash__ = object.__hash__
@@ -392,7 +392,7 @@ class TravelledFuture(distributed.Future):
     """
 
     def __init__(self, origin: Origin) -> None:
-        self.key = origin[3]
+        self.key = origin[KEY]
         self._origin = origin
         self._client = None
         self._cleared = True
@@ -406,8 +406,8 @@ class TravelledFuture(distributed.Future):
     def _refuse(self) -> NotHere:
         """Return the error that names the owner and says what to do."""
         return NotHere(
-            f"the future {self.key!r} is owned by {self._origin[2]} and was unpickled where there "
-            "is no dask_ownership.Client: make one of the same cluster first"
+            f"the future {self.key!r} is owned by {self._origin[NAME]} and was unpickled where "
+            "there is no dask_ownership.Client: make one of the same cluster first"
         )
 
     def _verify_initialized(self) -> None:
@@ -439,16 +439,16 @@ class TravelledFuture(distributed.Future):
         return come_home, self._origin
 
     def __dask_tokenize__(self) -> Any:
-        return "Future", self.key, self._origin[0], self._origin[5]
+        return "Future", self.key, self._origin[INCARNATION], self._origin[LIFE]
 
     def __hash__(self) -> int:
-        return hash((self._origin[0], self.key, self._origin[5]))
+        return hash((self._origin[INCARNATION], self.key, self._origin[LIFE]))
 
     def __eq__(self, other: object) -> bool:
         return self is other
 
     def __repr__(self) -> str:
-        return f"<Future: owned by {self._origin[2]}, key: {self.key}>"
+        return f"<Future: owned by {self._origin[NAME]}, key: {self.key}>"
 
     __str__ = __repr__
 

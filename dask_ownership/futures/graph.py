@@ -39,6 +39,7 @@ from distributed.actor import Actor
 from dask_ownership.core.owner.rows.options import NO_OPTIONS, Options
 from dask_ownership.core.owner.rows.row import Function, Row
 from dask_ownership.core.protocol.failure import Failure
+from dask_ownership.core.protocol.names import KEY
 from dask_ownership.core.protocol.order import ordered
 from dask_ownership.core.protocol.states import CANCELLED
 from dask_ownership.errors import NotSerializable
@@ -373,7 +374,7 @@ class _Builder:
     @cached_property
     def borrowed(self) -> dict[Any, Row]:
         """Borrowed rows by their owners' keys: Dask lowers futures in a collection to keys."""
-        return {row.origin[3]: row for row in self.owner.core.rows() if row.borrowed}
+        return {row.origin[KEY]: row for row in self.owner.core.rows() if row.borrowed}
 
     def _add(self, key: Any, node: GraphNode, place: int) -> None:
         """Make the row of one node, unless the node is only another name of a row."""

@@ -15,6 +15,7 @@ from distributed.utils import offload
 from distributed.utils_comm import gather_from_workers
 
 from dask_ownership.core.protocol.messages import Key, Origin
+from dask_ownership.core.protocol.names import KEY, NAME
 from dask_ownership.core.protocol.states import STORED
 from dask_ownership.errors import FutureCancelledError, NotHere
 from dask_ownership.futures.future import Future
@@ -44,7 +45,7 @@ async def bring_owned(name: Key, origin: Origin) -> Any:
     if side is None:
         raise NotHere(
             f"the worker {worker.address} has no dask_ownership plugin and cannot read "
-            f"{origin[3]!r}, which {origin[2]} owns"
+            f"{origin[KEY]!r}, which {origin[NAME]} owns"
         )
     client = side.executor.task_client
     owner = client.owner

@@ -164,10 +164,9 @@ class Census:
                     name = OTHERS
                 group = groups.setdefault(name, [0] * len(states))
             group[state] += 1
-            # ``parent`` is the owner, key and attempt of the submitting task. What a client submits
-            # has none.
+            # What a client submits has no parent.
             if row.options.parent is not None:
-                submitter = row.options.parent[0]
+                submitter, _key, _attempt = row.options.parent
                 self.parents[submitter] = self.parents.get(submitter, 0) + 1
             if state == STORED:
                 for view in row.locations:

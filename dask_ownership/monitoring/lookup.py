@@ -15,6 +15,7 @@ from dask_ownership.core.owner.rows.attempts import Attempts
 from dask_ownership.core.owner.rows.options import Options
 from dask_ownership.core.owner.rows.row import Borrowed, Lineage, Row
 from dask_ownership.core.protocol.failure import Failure
+from dask_ownership.core.protocol.names import KEY, NAME
 from dask_ownership.core.protocol.states import (
     CANCELLED,
     ERROR,
@@ -43,7 +44,7 @@ def find(owner: Owner, key: Hashable) -> Row | None:
         # fourth item of its origin.
         peers = list(owner.core.peers.known.values())
         borrowed = (row for peer in peers for row in list(peer.borrowed.values()))
-        row = next((row for row in borrowed if row.origin[3] == key), None)
+        row = next((row for row in borrowed if row.origin[KEY] == key), None)
     return row
 
 
@@ -85,11 +86,11 @@ def look(owner: Owner, row: Row) -> ObjectSnapshot:
         kind, nbytes = "exception", len(row.value)
     # Rows do not know every row that refers to them, so this is one pass over the table.
     dependents, lineage_of = _needing(core, row)
-    borrowers = dict.fromkeys(peer.process[2] for peer, _ in core.lending.borrowers_of(row))
+    borrowers = dict.fromkeys(peer.process[NAME] for peer, _ in core.lending.borrowers_of(row))
     return ObjectSnapshot(
         key=key,
         time=core.history.clock(),
-        owner=row.owner_ref[2] if isinstance(row, Borrowed) else core.peers.process[2],
+        owner=row.owner_ref[NAME] if isinstance(row, Borrowed) else core.peers.process[NAME],
         borrowed=isinstance(row, Borrowed),
         state=STATE_NAMES[row.state],
         attempt=row.attempt,
@@ -219,7 +220,7 @@ def present(owner: Owner, row: Row) -> Event:
     if row.state in KINDS:
         words.append(f"{row.nbytes} bytes")
     if isinstance(row, Borrowed):
-        words.append(f"borrowed from {row.owner_ref[2]}")
+        words.append(f"borrowed from {row.owner_ref[NAME]}")
     return name_of(row.key), STATE_NAMES[row.state], ", ".join(words), owner.core.history.clock()
 
 
@@ -302,7 +303,7 @@ def _borrowed(core: OwnerCore) -> dict[str, dict[str, int]]:
     for row in core.table.all():
         if isinstance(row, Borrowed):
             new = {"objects": 0, "pending": 0, "nbytes": 0}
-            counts = owners.setdefault(row.owner_ref[2], new)
+            counts = owners.setdefault(row.owner_ref[NAME], new)
             counts["objects"] += 1
             counts["pending"] += not row.done
             counts["nbytes"] += row.nbytes if row.state in KINDS else 0
@@ -314,7 +315,7 @@ def _lent(core: OwnerCore) -> dict[str, int]:
     borrowers: dict[str, int] = {}
     for peer in core.peers.known.values():
         if peer.lent:
-            name = peer.process[2]
+            name = peer.process[NAME]
             borrowers[name] = borrowers.get(name, 0) + len(peer.lent)
     return borrowers
 

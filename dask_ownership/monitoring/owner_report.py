@@ -131,7 +131,8 @@ class Latencies:
         # The rows of one batch mostly have the same submitter, so the first row stands for all.
         options = rows[0].options
         if options is not NO_OPTIONS and options.parent is not None:
-            self.parents[options.parent[0]] = None
+            owner, _key, _attempt = options.parent
+            self.parents[owner] = None
         many = len(rows)
         for _ in range(min(many, SAMPLED, SAMPLES - self._under_way)):
             # Two samples may fall on one row, which then counts twice.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.rows.row import Borrowed, Row
 from dask_ownership.core.owner.rows.worker_view import WorkerView
-from dask_ownership.core.protocol.names import is_adopted
+from dask_ownership.core.protocol.names import KEY, NAME, is_adopted
 from dask_ownership.core.protocol.states import INLINE, PUSHED, READY, STATE_NAMES, STORED, WAITING
 
 LOOKED_AT = 100
@@ -52,7 +52,7 @@ def late(core: OwnerCore, rows: Sequence[Row], seconds: float | None) -> str:
 
 def name_of(row: Row) -> object:
     """Return the key of a row that users know."""
-    key = row.origin[3] if isinstance(row, Borrowed) else row.key
+    key = row.origin[KEY] if isinstance(row, Borrowed) else row.key
     # The third item of the key of an object that its owner took over is the key at its first owner.
     return key[2] if isinstance(key, tuple) and is_adopted(key) else key
 
@@ -110,7 +110,7 @@ def _reason(core: OwnerCore, row: Row) -> str:
     if state >= INLINE:
         return f"it has ended meanwhile ({STATE_NAMES[state]})"
     if isinstance(row, Borrowed):
-        owner = row.owner_ref[2]
+        owner = row.owner_ref[NAME]
         return f"its owner {owner} has not said that it ended; there client.ownership says why"
     if state == READY:
         return core.infeasible.why(row) or _no_slot(core.placement.allowed(row))

@@ -12,6 +12,7 @@ from typing import Any
 from dask.utils import format_bytes, key_split, typename
 
 from dask_ownership.core.owner.rows.row import Borrowed, Row
+from dask_ownership.core.protocol.names import NAME
 from dask_ownership.core.protocol.states import ERROR, INLINE, PUSHED, READY, STORED, WAITING
 from dask_ownership.monitoring.html import Section
 from dask_ownership.monitoring.lookup import locations_of
@@ -79,7 +80,7 @@ def whereabouts(row: Row) -> str:
     """Return a text on the owner of a row, and where its task or value is."""
     state = row.state
     if isinstance(row, Borrowed):
-        whose = f"borrowed from {row.owner_ref[2]}"
+        whose = f"borrowed from {row.owner_ref[NAME]}"
         if state < INLINE:
             return whose
     else:

@@ -264,20 +264,22 @@ def _start(step: Step) -> float:
 def _described(outcome: Outcome) -> tuple[bool, int, bytes, str]:
     """Return whether a task succeeded, the size of its value, and the value's type as in `Note`."""
     message = outcome.message
-    if message[0] == m.STORED:
+    if message[m.KIND] == m.STORED:
+        _, _, _, nbytes, pickled_type, _ = message
         try:
-            kind = pickle.loads(message[4])
+            kind = pickle.loads(pickled_type)
         except Exception:
             # Some types can be pickled and not unpickled: the type of a lock, for example.
-            return True, message[3] or 0, b"", ""
-        return True, message[3] or 0, message[4], kind if type(kind) is str else typename(kind)
-    if message[0] == m.DONE:
+            return True, nbytes or 0, b"", ""
+        return True, nbytes or 0, pickled_type, kind if type(kind) is str else typename(kind)
+    if message[m.KIND] == m.DONE:
+        _, _, _, pickled, *_ = message
         name = typename(type(outcome.value))
         try:
-            return True, len(message[3]), dumps(type(outcome.value)), name
+            return True, len(pickled), dumps(type(outcome.value)), name
         except Exception:
-            return True, len(message[3]), dumps(name), name
-    return message[0] != m.FAILED, 0, b"", ""
+            return True, len(pickled), dumps(name), name
+    return message[m.KIND] != m.FAILED, 0, b"", ""
 
 
 class TaskStream:

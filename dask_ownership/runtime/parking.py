@@ -20,6 +20,7 @@ from dask_ownership.core.executor.executor import ExecutorCore
 from dask_ownership.core.executor.session import Entry
 from dask_ownership.core.owner.rows.row import Borrowed, Row
 from dask_ownership.core.protocol.messages import Key
+from dask_ownership.core.protocol.names import INCARNATION, KEY
 from dask_ownership.core.protocol.states import INLINE
 from dask_ownership.runtime.dask.worker import without_slot
 from dask_ownership.runtime.task import coroutine_entry, here
@@ -225,7 +226,7 @@ class Parking:
                 # Executors know a task by the key at its owner, which is not the key of the row in
                 # the table of a borrower.
                 if isinstance(row, Borrowed):
-                    yield row.owner_ref[0], row.owner_ref[3]
+                    yield row.owner_ref[INCARNATION], row.owner_ref[KEY]
                 else:
                     yield self.core.home, row.key
 

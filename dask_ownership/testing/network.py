@@ -14,6 +14,7 @@ from dask_ownership.core.owner.references.peers import Peer
 from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.core.protocol import messages as m
 from dask_ownership.core.protocol import peer_messages as r
+from dask_ownership.core.protocol.names import INCARNATION, NAME
 from dask_ownership.core.protocol.states import STATE_NAMES as ROW_STATES
 from dask_ownership.testing.clock import Clock
 from dask_ownership.testing.pipe import OwnerProcess, Pipe, WorkerProcess
@@ -24,8 +25,10 @@ def packable(messages: list[Any], cannot: list[Any]) -> list[Any]:
     """Return the messages that can be packed, and append all other messages to ``cannot``."""
     good = []
     for message in messages:
-        if (message[0] == m.PUSH and ARGUMENTS.encode() in message[4]) or (
-            message[0] == m.DONE and VALUE.encode() in message[3]
+        pickled = [item for item in message if isinstance(item, bytes)]
+        kind = message[m.KIND]
+        if (kind == m.PUSH and any(ARGUMENTS.encode() in item for item in pickled)) or (
+            kind == m.DONE and any(VALUE.encode() in item for item in pickled)
         ):
             cannot.append(message)
         else:
@@ -223,62 +226,67 @@ class Network:
 
     def _count_entry(self, session: Session, message: Any) -> None:
         """Count what a message of an owner is about to meet at a worker."""
-        kind = m.NAMES[message[0]]
+        kind = m.NAMES[message[m.KIND]]
         if kind in ("PUSH", "COPY", "CANCEL", "FREE"):
-            for key in message[1] if kind == "FREE" else (message[1],):
+            subject = message[m.SUBJECT]
+            for key in subject if kind == "FREE" else (subject,):
                 entry = session.entries.get(key)
                 state = ENTRY_STATES[entry.state] if entry is not None else "none"
                 self.met["entry", state, kind] += 1
         elif kind == "REFS_COUNTED":
-            handed = (message[1], message[2]) in session.handed
+            handed = (message[m.SUBJECT], message[m.ATTEMPT]) in session.handed
             self.met["entry", "handed" if handed else "none", kind] += 1
 
     def _count_row(self, pipe: Pipe, message: Any) -> None:
         """Count what a message of a worker is about to meet at an owner."""
-        kind = m.NAMES[message[0]]
+        kind = m.NAMES[message[m.KIND]]
         if kind == "POST":
             self.count_post(pipe.owner, message)
             return
-        if kind in ("ACCEPTING", "LEAVING") or message[1] is None:
+        if kind in ("ACCEPTING", "LEAVING") or message[m.SUBJECT] is None:
             return
         if kind == "GIVEN_BACK":
-            kind = f"GIVEN_BACK {message[3]}"
-        row = pipe.owner.core.table.rows.get(message[1])
+            _, _, _, reason, _ = message
+            kind = f"GIVEN_BACK {reason}"
+        row = pipe.owner.core.table.rows.get(message[m.SUBJECT])
         if row is None:
             state = "none"
         else:
             state = ROW_STATES[row.state]
-            if row.attempt != message[2]:
+            if row.attempt != message[m.ATTEMPT]:
                 state = f"late {state}"
         self.met["row", state, kind] += 1
 
     def count_post(self, owner: OwnerProcess, message: Any) -> None:
         """Count what a post of another process is about to meet, and tell watchers of it."""
         _, to, sender, batch = message
-        if to[0] != owner.name or batch is None:
+        if to[INCARNATION] != owner.name or batch is None:
             return
-        peer = owner.core.peers.known.get(sender[0])
+        peer = owner.core.peers.known.get(sender[INCARNATION])
         if peer is None:
             peer = Peer(sender)
-        if peer.gone or batch[0] != peer.stream.received + 1:
+        numbered, _, messages = batch
+        if peer.gone or numbered != peer.stream.received + 1:
             return  # it came before, or only acknowledges, or its sender is gone
-        for said in batch[2]:
-            kind = r.NAMES[said[0]]
+        for said in messages:
+            kind = r.NAMES[said[m.KIND]]
+            key, number = r.of_borrowing(said)
             for watcher in self.watchers:
-                watcher.heard_post(sender[2], owner.name, said)
+                watcher.heard_post(sender[NAME], owner.name, said)
             row: Row | None
             if kind == "LEAVE":
                 self.met["lent", "any", kind] += 1
                 continue
             if kind in ("BORROW_ACK", "VALUE_UPDATE", "MOVED"):
-                where, row = "borrowed", peer.borrowed.get(said[2])
+                where, row = "borrowed", peer.borrowed.get(number)
             elif kind == "BORROW_RELEASE":
-                where, row = "lent", peer.lent.get((said[1], said[2]))
+                where, row = "lent", peer.lent.get((key, number))
             elif kind == "REQUEST":
-                where, kind = "lent", f"REQUEST:{said[1]}"
-                row = owner.core.table.rows.get(said[2])
+                _, what, *_ = said
+                where, kind = "lent", f"REQUEST:{what}"
+                row = owner.core.table.rows.get(key)
             else:
-                where, row = "lent", owner.core.table.rows.get(said[1])
+                where, row = "lent", owner.core.table.rows.get(key)
             self.met[where, "none" if row is None else ROW_STATES[row.state], kind] += 1
 
     def _disconnect(self, pipe: Pipe, epoch: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from dask_ownership.core.executor.session import Entry
 from dask_ownership.core.owner.rows.row import Borrowed, Row, version_of
 from dask_ownership.core.protocol.failure import Failure
+from dask_ownership.core.protocol.names import owner_ref_of
 from dask_ownership.core.protocol.states import (
     CANCELLED,
     ERROR,
@@ -112,7 +113,7 @@ class Observer:
 
         The borrower does not know it yet: the update of the owner is on its way.
         """
-        incarnation, _, _, key = row.owner_ref[:4]  # type: ignore[attr-defined]
+        incarnation, _, _, key = owner_ref_of(row.owner_ref)  # type: ignore[attr-defined]
         if (incarnation, key) in self.record.lost or (incarnation, key) in self.record.remade:
             return True  # the owner finds out when a reader misses the value
         for owner in self.scheduler.owners:

@@ -9,6 +9,7 @@ from dask_ownership.core.executor.executor import ExecutorCore
 from dask_ownership.core.executor.session import Entry
 from dask_ownership.core.owner.rows.row import Borrowed, Row
 from dask_ownership.core.protocol.messages import Key
+from dask_ownership.core.protocol.names import INCARNATION, KEY
 from dask_ownership.testing.clock import SECOND
 from dask_ownership.testing.locks import Locks
 from dask_ownership.testing.owner import WINDOW, VirtualOwner
@@ -25,7 +26,9 @@ LONG = 10_000.0
 def names_of(home: str, rows: Iterable[Row]) -> list[tuple[str, Key]]:
     """Owners and keys of the objects of rows, for the rows that have not ended."""
     return [
-        (row.owner_ref[0], row.owner_ref[3]) if isinstance(row, Borrowed) else (home, row.key)
+        (row.owner_ref[INCARNATION], row.owner_ref[KEY])
+        if isinstance(row, Borrowed)
+        else (home, row.key)
         for row in rows
         if not row.done
     ]

@@ -202,7 +202,7 @@ class _Timed(VirtualCluster, Watcher):
         """
         if self.plan.threads == 1:
             return
-        pushed = sum(1 for message in messages if message[0] == m.PUSH)
+        pushed = sum(1 for message in messages if message[m.KIND] == m.PUSH)
         self.charge(worker.owner, pushed * self.plan.worker_cost)
 
     def owner_took_in(self, owner: OwnerProcess, messages: Sequence[Any]) -> None:
@@ -210,7 +210,7 @@ class _Timed(VirtualCluster, Watcher):
 
         The other half is due when the tasks are submitted.
         """
-        ended = sum(1 for message in messages if message[0] in ENDS)
+        ended = sum(1 for message in messages if message[m.KIND] in ENDS)
         self.charge(owner, ended * self.plan.owner_cost / 2)
 
     def charge(self, owner: OwnerProcess, seconds: float) -> None:

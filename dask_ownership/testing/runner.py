@@ -17,7 +17,7 @@ from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.core.protocol import messages as m
 from dask_ownership.core.protocol.failure import Failure
 from dask_ownership.core.protocol.messages import Key
-from dask_ownership.core.protocol.names import child_key
+from dask_ownership.core.protocol.names import ADDRESS, child_key
 from dask_ownership.core.protocol.states import STORED
 from dask_ownership.testing import travel
 from dask_ownership.testing.owner import VirtualOwner
@@ -104,7 +104,7 @@ class Runner:
 
         def run() -> None:
             if self.owner.alive and task.kills:
-                self.world.replace(self.owner.process[1])
+                self.world.replace(self.owner.process[ADDRESS])
             elif self.owner.alive:
                 if plain:
                     self._finish(entry, task, inputs)
@@ -125,7 +125,7 @@ class Runner:
         """Take one step of a task of many steps, and save a checkpoint after it."""
         task = frame.task
         if step == task.steps and task.kills:
-            self.world.replace(self.owner.process[1])
+            self.world.replace(self.owner.process[ADDRESS])
             return
         if step == task.steps:
             # After the last step the task is one without steps, which adds their sum.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dask_ownership.core.owner.rows.row import Row
+from dask_ownership.core.protocol.names import KEY
 from dask_ownership.testing.travel import VirtualFuture
 
 ARGUMENTS = "arguments that no message can hold"
@@ -86,7 +87,7 @@ def fingerprint(task: Task) -> bytes:
     """Pickle a task without the owners of its futures, which other owners may have by now."""
     origins = [future.owner.core.table.origin_of(future.row) for future in task.carries]
     # One object for each name: a pickle of two equal objects differs from that of one object.
-    names = [sys.intern(origin[3]) for origin in origins]
+    names = [sys.intern(origin[KEY]) for origin in origins]
     return pickle.dumps((replace(task, carries=()), names))
 
 

@@ -7,6 +7,8 @@ from typing import Any
 from dask_ownership.core.owner.rows.row import Borrowed, Row
 from dask_ownership.core.protocol import messages as m
 from dask_ownership.core.protocol import peer_messages as pm
+from dask_ownership.core.protocol.names import INCARNATION, KEY, NAME
+from dask_ownership.core.protocol.outcomes import read_outcome
 from dask_ownership.core.protocol.states import STATE_NAMES
 from dask_ownership.testing.invariants import rows_of
 from dask_ownership.testing.network import Watcher
@@ -55,7 +57,7 @@ class Transcript(Watcher):
 
     def heard(self, pipe: Pipe, message: Any, to_worker: bool) -> None:
         """Write down a message of a link."""
-        kind = message[0]
+        kind = message[m.KIND]
         # A post is written down by `heard_post`, message by message.
         if kind in UNSAID or kind == m.POST:
             return
@@ -65,31 +67,38 @@ class Transcript(Watcher):
 
     def heard_post(self, sender: str, receiver: str, said: Any) -> None:
         """Write down a message about references between two processes."""
-        kind = pm.NAMES[said[0]]
-        keys = [self.key(said[2 if said[0] == pm.REQUEST else 1])] if len(said) > 1 else []
-        if said[0] == pm.REQUEST:
-            keys.insert(0, said[1])
-        if said[0] in (pm.BORROW_ACK, pm.VALUE_UPDATE):
-            outcome = said[3]
-            keys.append("no value yet" if outcome is None else STATE_NAMES[outcome[0]])
-        if said[0] == pm.MOVED:
-            keys.append(f"to {said[3][0]}")
-        self._say(sender, receiver, kind, " ".join(keys))
+        kind = said[m.KIND]
+        key, _ = pm.of_borrowing(said)
+        words = [self.key(key)] if key is not None else []
+        if kind == pm.REQUEST:
+            _, what, *_ = said
+            words.insert(0, what)
+        if kind in (pm.BORROW_ACK, pm.VALUE_UPDATE):
+            _, _, _, sent = said
+            words.append("no value yet" if sent is None else STATE_NAMES[read_outcome(sent).state])
+        if kind == pm.MOVED:
+            _, _, _, owner_ref, _, _ = said
+            words.append(f"to {owner_ref[INCARNATION]}")
+        self._say(sender, receiver, pm.NAMES[kind], " ".join(words))
 
     def _about(self, kind: int, message: Any) -> str:
         """Keys and numbers of a message, as far as they help a reader."""
-        if kind == m.FREE:
-            return " ".join(map(self.key, message[1]))
         if kind in (m.RECALL, m.LEAVING):
             return ""
+        _, subject, *items = message
+        if kind == m.FREE:
+            return " ".join(map(self.key, subject))
+        about = self.key(subject)
         if kind == m.WATCH_CHILDREN:
-            return f"{self.key(message[1])}: {' '.join(map(self.key, message[3]))}"
+            _attempt, children = items
+            return f"{about}: {' '.join(map(self.key, children))}"
         if kind == m.LINGERS:
-            return f"{self.key(message[1])} {'goes on' if message[3] else 'has ended'}"
+            _attempt, yes = items
+            return f"{about} {'goes on' if yes else 'has ended'}"
         if kind == m.CHILD_SUBMITTED:
-            return f"{self.key(message[1])}: {self.key(message[3])}"
-        attempt = f" attempt {message[2]}" if kind in (m.PUSH, m.CANCEL) else ""
-        return f"{self.key(message[1])}{attempt}"
+            _attempt, child, _origin = items
+            return f"{about}: {self.key(child)}"
+        return f"{about} attempt {items[0]}" if kind in (m.PUSH, m.CANCEL) else about
 
     def _say(self, sender: str, receiver: str, kind: str, about: str) -> None:
         """Write down changes of rows so far, then a message."""
@@ -124,7 +133,7 @@ class Transcript(Watcher):
             state += f" at {', '.join(addresses)}"
         borrowers = owner.core.lending.borrowers_of(row)
         if borrowers:
-            state += f", borrowed by {', '.join(peer.process[2] for peer, _ in borrowers)}"
+            state += f", borrowed by {', '.join(peer.process[NAME] for peer, _ in borrowers)}"
         if row.lineage_refs:
             state += ", kept for what came of it"
         return state
@@ -132,7 +141,7 @@ class Transcript(Watcher):
     def row(self, row: Row) -> str:
         """Name a row by its key, and a borrowed row by its owner as well."""
         if isinstance(row, Borrowed):
-            return f"{self.key(row.origin[3])} of {row.origin[2]}"
+            return f"{self.key(row.origin[KEY])} of {row.origin[NAME]}"
         return self.key(row.key)
 
     def key(self, key: Any) -> str:

@@ -282,6 +282,33 @@ def test_options_are_not_written_to():
     assert found == set()
 
 
+READ_BY_NAME = {
+    "message", "messages", "said", "sent", "outcome", "process", "sender", "receiver", "origin",
+    "_origin", "heir", "level", "owner_ref", "ref", "adopted",
+}  # fmt: skip
+"""What messages, outcomes and the names of processes and objects are called."""
+
+
+def indexed(name: str) -> list[str]:
+    """Items of messages and names that a module takes by a number, as text."""
+    found = []
+    for node in ast.walk(tree_of(modules()[name])):
+        if not isinstance(node, ast.Subscript):
+            continue
+        of = getattr(node.value, "attr", getattr(node.value, "id", ""))
+        numbers = [part for part in ast.walk(node.slice) if isinstance(part, ast.Constant)]
+        if of in READ_BY_NAME and any(isinstance(part.value, int) for part in numbers):
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_items_of_messages_and_names_are_read_by_name():
+    """A number tells a reader nothing, and is wrong once an item comes in between."""
+    apart = ("core.protocol.", "benchmarks.", "monitoring.failed_tasks")  # whose message is a text
+    readers = (name for name in modules() if not name.startswith(apart))
+    assert {name: found for name in readers if (found := indexed(name))} == {}
+
+
 def test_no_module_is_too_large():
     sizes = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
     assert {name: -(-size // 100) for name, size in sizes.items() if size > 600} == LARGE

@@ -8,6 +8,7 @@ from dask_ownership.core.executor.session import RUNNING, Entry, Session
 from dask_ownership.core.protocol import messages as m
 from dask_ownership.core.protocol.failure import Failure
 from dask_ownership.core.protocol.messages import Key
+from dask_ownership.core.protocol.names import NAME
 
 
 def restored(entry: Entry) -> dict[str, bytes]:
@@ -132,6 +133,6 @@ def _unwanted(entry: Entry) -> Failure:
 
 
 def _closed(entry: Entry) -> Failure:
-    name = entry.session.process[2]
+    name = entry.session.process[NAME]
     detail = f"its checkpoint is kept nowhere: its owner {name} is gone, or this worker closes"
     return Failure("closed", entry.key, detail)

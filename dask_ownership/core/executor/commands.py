@@ -73,11 +73,11 @@ class Commands:
         message: Message = ()
         try:
             for message in messages:
-                kind = message[0]
+                kind = message[m.KIND]
                 if kind == m.PUSH:  # most messages are pushes
                     self._on_push(session, message)
                 elif (handler := HANDLERS.get(kind)) is not None:
-                    handler(self, session, *message[1:])
+                    handler(self, session, *message[m.AFTER_KIND])
         except Exception as error:
             self._effects.broken.append((session, message, error))
             return False

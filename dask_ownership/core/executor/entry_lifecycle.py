@@ -142,9 +142,10 @@ class EntryLifecycle:
 
     def unsendable(self, session: Session, message: Message, error: bytes) -> None:
         """Fail the task of an answer that cannot be packed, or of a push that was not taken in."""
-        if len(message) < 3 or message[0] not in (m.PUSH, m.DONE, m.STORED, m.FAILED, m.DELEGATED):
+        of_a_task = (m.PUSH, m.DONE, m.STORED, m.FAILED, m.DELEGATED)
+        if len(message) <= m.ATTEMPT or message[m.KIND] not in of_a_task:
             return
-        _, key, attempt = message[:3]
+        key, attempt = message[m.SUBJECT], message[m.ATTEMPT]
         session.handed.pop((key, attempt), None)
         entry = session.entries.get(key)
         if entry is not None and entry.attempt == attempt:

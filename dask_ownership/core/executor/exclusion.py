@@ -29,6 +29,7 @@ from collections.abc import Callable
 from dask_ownership.core.executor.session import QUEUED, RUNNING, Entry, Session
 from dask_ownership.core.protocol import messages as m
 from dask_ownership.core.protocol.messages import Key
+from dask_ownership.core.protocol.names import INCARNATION, KEY
 
 IDLE = 0.1
 """Part of its time for which a suspect is alone while parked, with no task of its family running
@@ -138,7 +139,7 @@ class Exclusion:
     def _is_of(self, entry: Entry) -> bool:
         """Return whether a task was submitted by the family of the suspect that is alone."""
         heir = entry.options.get("heir") if entry.options is not None else None
-        return heir is not None and (heir[0], heir[3]) in self._family
+        return heir is not None and (heir[INCARNATION], heir[KEY]) in self._family
 
     def next_work(self) -> tuple[Entry | None, bool]:
         """Return a task that begins now, if any, and whether all other tasks have to wait.

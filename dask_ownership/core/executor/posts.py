@@ -34,7 +34,7 @@ class Posts:
 
     def deliver(self, message: Message) -> None:
         """Pass a post on: to the owner in this process, or over the link of another owner."""
-        to, address, _ = message[1]
+        _, (to, address, _), _, _ = message
         if to == self._home:
             self._effects.posts.append(message)
             return
@@ -51,7 +51,7 @@ class Posts:
     def undeliverable(self, to: str) -> None:
         """Tell the senders of waiting posts that the receiver is gone for good."""
         for message in self.undelivered.pop(to, ()):
-            sender = message[2]
+            _, _, sender, batch = message
             # A post without a batch is such an answer itself: then both ends are gone.
-            if message[3] is not None:
+            if batch is not None:
                 self.deliver((m.POST, sender, (to, "", "?"), None))

@@ -86,11 +86,12 @@ class Departures:
         pushed = list(view.pushed.values())
         # Pushes that never left, or never arrived: their tasks cannot have run there.
         if reached:
-            unsent = {message[2] for message in view.outbox if message[0] == m.PUSH}
+            unsent = {message[m.ATTEMPT] for message in view.outbox if message[m.KIND] == m.PUSH}
         else:
             unsent = {row.attempt for row in pushed}
         # A suspect begins alone only after the worker has received `GO`.
-        may_not_begin = any(message[0] == m.GO and message[3] for message in view.outbox)
+        goes = [message for message in view.outbox if message[m.KIND] == m.GO]
+        may_not_begin = any(yes for _, _, _, yes in goes)
         view.pushed.clear()
         view.outbox.clear()
         self._posting.way_is_gone(view)

@@ -18,7 +18,7 @@ from dask_ownership.core.owner.references.peers import Peers
 from dask_ownership.core.owner.references.posting import Posting
 from dask_ownership.core.owner.rows.worker_view import WorkerView
 from dask_ownership.core.owner.scheduling.placement import Placement
-from dask_ownership.core.protocol.names import worker_of
+from dask_ownership.core.protocol.names import ADDRESS, INCARNATION, worker_of
 
 REMEMBERED = 100_000
 """Number of gone processes that are remembered: so many that no message of a process that was
@@ -195,8 +195,8 @@ class Membership:
         workers.discard("")  # posts that wait for any worker
         peers = self._peers.known.values()
         # A process without an address is a client.
-        clients = {peer.process[0] for peer in peers if not peer.process[1]}
-        clients.discard(self._peers.process[0])
+        clients = {peer.process[INCARNATION] for peer in peers if not peer.process[ADDRESS]}
+        clients.discard(self._peers.process[INCARNATION])
         return Asked(frozenset(workers), frozenset(clients))
 
 

@@ -66,6 +66,7 @@ from dask_ownership.core.owner.scheduling.suspension import Suspensions
 from dask_ownership.core.protocol import messages as m
 from dask_ownership.core.protocol.failure import Failure
 from dask_ownership.core.protocol.messages import Key, Message, Process
+from dask_ownership.core.protocol.names import NAME
 from dask_ownership.core.protocol.states import (
     CANCELLED,
     ERROR,
@@ -187,7 +188,7 @@ class OwnerCore:
         self.placement = Placement(home)
         self.lifecycle = Lifecycle(
             self.table,
-            process[2],
+            process[NAME],
             log=self.history.log,
             queue=self.placement.add_ready,
             place=self._place,

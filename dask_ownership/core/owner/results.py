@@ -18,7 +18,18 @@ from dask_ownership.core.owner.scheduling.dispatch import Dispatch
 from dask_ownership.core.owner.scheduling.placement import Placement
 from dask_ownership.core.owner.scheduling.suspension import Suspensions
 from dask_ownership.core.protocol import messages as m
-from dask_ownership.core.protocol.messages import DONE, DONE_ALONE, Key, Message, Origin
+from dask_ownership.core.protocol.messages import (
+    AFTER_ATTEMPT,
+    AFTER_KIND,
+    ATTEMPT,
+    DONE,
+    DONE_ALONE,
+    KIND,
+    SUBJECT,
+    Key,
+    Message,
+    Origin,
+)
 from dask_ownership.core.protocol.states import ERROR, INLINE, PUSHED, READY, STORED
 
 Handler: TypeAlias = Callable[..., None]
@@ -135,14 +146,14 @@ class Results:
         message: Message = ()
         try:
             for message in messages:
-                kind = message[0]
+                kind = message[KIND]
                 if kind in of_no_task:
-                    of_no_task[kind](view, *message[1:])
+                    of_no_task[kind](view, *message[AFTER_KIND])
                     continue
-                row = pushed.get(message[1])
-                if row is None or row.attempt != message[2]:
+                row = pushed.get(message[SUBJECT])
+                if row is None or row.attempt != message[ATTEMPT]:
                     if kind in self.late:
-                        self.late[kind](view, *message[1:])
+                        self.late[kind](view, *message[AFTER_KIND])
                 elif kind == DONE and len(message) == DONE_ALONE:
                     # Nearly all answers are of this form: as `_done`, without further calls.
                     _, _, _, value, microseconds = message
@@ -151,9 +162,9 @@ class Results:
                     finish_inline(row, value)
                 elif (end := self.ends.get(kind)) is not None:
                     view.ended(row)
-                    end(view, row, *message[3:])
+                    end(view, row, *message[AFTER_ATTEMPT])
                 elif kind in self.running:
-                    self.running[kind](view, row, *message[3:])
+                    self.running[kind](view, row, *message[AFTER_ATTEMPT])
         except Exception as error:
             return message, error
         return None
@@ -161,11 +172,11 @@ class Results:
     def _broke(self, view: WorkerView, message: Message, error: Exception) -> None:
         """End the task of a message that could not be taken in, and no other task."""
         row = None
-        name = m.NAMES.get(message[0], message[0]) if message else "?"
-        if len(message) > 2:
-            rows = self._lifecycle.table.rows
-            found = view.pushed.get(message[1]) or rows.get(message[1])
-            row = found if found is not None and found.attempt == message[2] else None
+        name = m.NAMES.get(message[KIND], message[KIND]) if message else "?"
+        if len(message) > ATTEMPT:
+            key, rows = message[SUBJECT], self._lifecycle.table.rows
+            found = view.pushed.get(key) or rows.get(key)
+            row = found if found is not None and found.attempt == message[ATTEMPT] else None
         self._could_not(row, error, f"{name} of {view.address} could not be taken in")
 
     # ---- the attempt has ended ----

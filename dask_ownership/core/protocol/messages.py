@@ -15,7 +15,7 @@ workers still have the old value, and a value that is made again may differ from
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 Key: TypeAlias = Hashable
 Message: TypeAlias = tuple[Any, ...]
@@ -40,6 +40,26 @@ OwnerRef: TypeAlias = tuple[str, str, str, Key]
 ValueName: TypeAlias = tuple[str, Key, int]
 """The name of a value at workers: the incarnation of the value's owner, and there the key and the
 attempt that made the value."""
+
+# ---- the parts of a message, as in ``message[KIND]`` ----
+
+KIND: Final = 0
+"""Which of the messages below it is."""
+
+SUBJECT: Final = 1
+"""The key of the task or object, in all messages that are about one."""
+
+ATTEMPT: Final = 2
+"""The attempt of the task, in all messages that are about one."""
+
+IDENTITY: Final = slice(0, 3)
+"""What tells a message of a task from all others: kind, key and attempt."""
+
+AFTER_KIND: Final = slice(1, None)
+"""All items for the handler of a kind."""
+
+AFTER_ATTEMPT: Final = slice(3, None)
+"""All items for a handler that knows the task already."""
 
 # ---- owner to executor ----
 

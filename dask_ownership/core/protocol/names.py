@@ -4,9 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from hashlib import blake2b
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from dask_ownership.core.protocol.messages import Heir, Key, Origin, OwnerRef, Process
+
+# ---- the parts of a `Process`, `OwnerRef`, `Heir` or `Origin`, as in ``origin[KEY]`` ----
+# Names arrive in messages as plain tuples and are kept as such: an object per name would cost more
+# time than all that is done with most of them.
+
+INCARNATION: Final = 0
+"""The process that owns, or owned first: its incarnation."""
+
+ADDRESS: Final = 1
+"""The address of that process; empty for a client."""
+
+NAME: Final = 2
+"""The name of that process for people."""
+
+KEY: Final = 3
+"""The key of the object or task at that process."""
+
+HEIR: Final = 4
+"""The submitting task, as an `Heir`; None for a task that a client submitted."""
+
+LIFE: Final = 5
+"""The life of the key, see `Origin`."""
+
+
+def process_of(name: Origin | Heir | OwnerRef) -> Process:
+    """Return the process in the name of an object or task."""
+    return name[:3]
+
+
+def owner_ref_of(name: Origin | Heir | OwnerRef) -> OwnerRef:
+    """Return the process and the key in the name of an object or task."""
+    return name[:4]
 
 
 def task_identity(owner: str, key: Key, within: bytes | None) -> bytes:
@@ -78,13 +110,13 @@ def task_origin(process: Process, key: Key, heir: Heir | None) -> Heir:
     # Nearest level first: the submitting task, then the task that submitted the submitting task.
     levels = []
     while heir is not None:
-        levels.append(heir[:4])
-        heir = heir[4]
+        levels.append(owner_ref_of(heir))
+        heir = heir[HEIR]
     if len(levels) >= HEIRS - 1:
         # Only the nearest level is new: all levels above were judged when it got its name.
-        names = [level[0] for level in levels]
+        names = [level[INCARNATION] for level in levels]
         head = names[0]
-        if head == process[0] or (process[0] in names and head in names[1:]):
+        if head == process[INCARNATION] or (process[INCARNATION] in names and head in names[1:]):
             del levels[0]
     made: Any = None
     for level in reversed(levels[: HEIRS - 1]):
@@ -114,8 +146,8 @@ def adopted_key(origin: Origin) -> Key:
     The key is the same in all tables, however often the object is taken over.
     """
     # An object that is taken over from an heir keeps the key of the first time.
-    key = origin[3]
-    return key if is_adopted(key) else ("adopted", origin[0], key, origin[5])
+    key = origin[KEY]
+    return key if is_adopted(key) else ("adopted", origin[INCARNATION], key, origin[LIFE])
 
 
 def is_adopted(key: Key) -> bool:
@@ -128,17 +160,15 @@ def held_at(origin: Origin, process: Process) -> Origin:
 
     The heir in the name is the object's own row at that process (`holder_ref`).
     """
-    return (*origin[:4], (*process, adopted_key(origin), None), origin[5])
+    return (*owner_ref_of(origin), (*process, adopted_key(origin), None), origin[LIFE])
 
 
 def holder_ref(origin: Origin) -> OwnerRef | None:
     """Return where an object is held for the cluster; None unless `held_at` made the name."""
-    heir = origin[4]
+    heir = origin[HEIR]
     # Only an object's own row has this key: the task that submitted the object has another.
-    if heir is not None and heir[3] == ("adopted", origin[0], origin[3], origin[5]):
-        owner_ref: OwnerRef = tuple(heir[:4])
-        return owner_ref
-    return None
+    own = ("adopted", origin[INCARNATION], origin[KEY], origin[LIFE])
+    return owner_ref_of(heir) if heir is not None and heir[KEY] == own else None
 
 
 def heir_of(origin: Origin | Heir, gone: Callable[[Process], bool]) -> Heir | None:
@@ -160,14 +190,14 @@ def heir_of(origin: Origin | Heir, gone: Callable[[Process], bool]) -> Heir | No
         None when no process lives that can be asked.
     """
     levels: list[Heir] = []
-    heir = origin[4]
+    heir = origin[HEIR]
     while heir is not None:
         levels.append(heir)
-        heir = heir[4]
+        heir = heir[HEIR]
     nearest = None
     # From the client's task downwards, up to the first process that is gone.
     for level in reversed(levels):
-        if gone(level[:3]):
+        if gone(process_of(level)):
             break
         nearest = level
     return nearest
@@ -178,11 +208,11 @@ def path_from(origin: Origin, heir: Origin | Heir) -> Path:
 
     The heir has to be the very tuple in the origin, as `heir_of` returns.
     """
-    keys = [origin[3]]
+    keys = [origin[KEY]]
     level: Any = origin
     while level is not heir:
-        level = level[4]
-        keys.append(level[3])
+        level = level[HEIR]
+        keys.append(level[KEY])
     # The levels lead upwards, the path leads downwards.
     return tuple(reversed(keys))
 
@@ -193,10 +223,10 @@ def same_task(one: Any, other: Any) -> bool:
     A parent that runs again at another worker submits the same keys there. So two names are of
     one task when their keys agree from the task upwards to a level of one process.
     """
-    while one is not None and other is not None and one[3] == other[3]:
-        if one[0] == other[0]:
+    while one is not None and other is not None and one[KEY] == other[KEY]:
+        if one[INCARNATION] == other[INCARNATION]:
             return True
-        one, other = one[4], other[4]
+        one, other = one[HEIR], other[HEIR]
     return False
 
 
@@ -208,8 +238,8 @@ def owners_of(origin: Origin | Heir) -> tuple[str, ...]:
     names = []
     level: Any = origin
     while level is not None:
-        names.append(level[2])
-        level = level[4]
+        names.append(level[NAME])
+        level = level[HEIR]
     return tuple(names)
 
 

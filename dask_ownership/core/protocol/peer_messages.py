@@ -8,7 +8,8 @@ gives the object back. ``number`` tells one borrowing of a process from its othe
 
 from __future__ import annotations
 
-from dask_ownership.core.protocol.messages import Message
+from dask_ownership.core.protocol.messages import KIND, Key, Message
+from dask_ownership.core.protocol.outcomes import NoValue
 from dask_ownership.core.protocol.states import LOST
 
 BORROW = 0
@@ -20,7 +21,7 @@ died."""
 
 BORROW_ACK = 1
 """``(BORROW_ACK, key, number, outcome)``, from the owner: the borrower is counted. The outcome is
-None until the row has ended; see `Lending.outcome_of`."""
+None until the row has ended; see `protocol.outcomes`."""
 
 VALUE_UPDATE = 2
 """``(VALUE_UPDATE, key, number, outcome)``, from the owner: the row has ended, or its locations
@@ -97,9 +98,23 @@ def instead_of(message: Message, why: str) -> Message | None:
         None when nothing is sent in its place.
     """
     # The borrower must hear an outcome, or would wait for ever.
-    if message[0] in (BORROW_ACK, VALUE_UPDATE):
-        return (*message[:3], (LOST, "lost-data", message[1], why, ()))
+    if message[KIND] in (BORROW_ACK, VALUE_UPDATE):
+        kind, key, number, _outcome = message
+        return (kind, key, number, NoValue(LOST, "lost-data", key, why, ()))
     # Without the outcome the borrower asks the new owner for the value.
-    if message[0] == MOVED:
-        return (*message[:4], None, message[5])
+    if message[KIND] == MOVED:
+        kind, key, number, owner_ref, _outcome, path = message
+        return (kind, key, number, owner_ref, None, path)
     return None
+
+
+def of_borrowing(message: Message) -> tuple[Key, int]:
+    """Return the key and the number of the borrowing that a message is about.
+
+    A message that is about no single borrowing has a key or a number of its own meaning there, or
+    has neither: then the key is None and the number 0.
+    """
+    items = message[2:] if message[KIND] == REQUEST else message[1:]
+    key = items[0] if items else None
+    number = items[1] if len(items) > 1 else 0
+    return key, number

@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 import msgpack
 from dask.utils import format_bytes
 
-from dask_ownership.core.protocol.messages import POST, Message
+from dask_ownership.core.protocol.messages import ATTEMPT, IDENTITY, KIND, POST, SUBJECT, Message
+from dask_ownership.core.protocol.names import NAME
 from dask_ownership.core.protocol.peer_messages import instead_of
 from dask_ownership.core.protocol.stream import Batch, NumberedStream
 from dask_ownership.errors import NotSerializable
@@ -99,7 +100,8 @@ class Packing:
             body = self._pack(messages)
         except Exception as error:
             if len(messages) == 1:
-                return self._alone(messages[0], error)
+                [message] = messages
+                return self._alone(message, error)
         else:
             if len(body) <= FRAME or len(messages) == 1:
                 return [(messages, body)]
@@ -109,7 +111,7 @@ class Packing:
 
     def _alone(self, message: Message, error: Exception) -> list[tuple[list[Message], bytes]]:
         """Deal with a message that cannot be packed: repair it, or report it and leave it out."""
-        if message[0] == POST:
+        if message[KIND] == POST:
             cleaned = self._clean_post(message)
             return [([cleaned], self._pack([cleaned]))]
         clean = self._clean(message)
@@ -123,11 +125,11 @@ class Packing:
         try:
             cleaned: Message = packable(message)
             # A changed key or attempt would name another task.
-            if cleaned[:3] == tuple(message[:3]):
+            if cleaned[IDENTITY] == tuple(message[IDENTITY]):
                 self._pack(cleaned)
                 return cleaned
         except Exception as error:
-            logger.debug("%r cannot be packed: %r", message[:2], error)
+            logger.debug("%r cannot be packed: %r", message[IDENTITY], error)
         return None
 
     def _clean_post(self, message: Message) -> Message:
@@ -143,7 +145,7 @@ class Packing:
             # The other owner has to hear of the loss, where a message can say so.
             if clean is None:
                 clean = instead_of(one, "it cannot be sent to another process in one message")
-                logger.error("%r of %s cannot be packed", one[:2], sender[2])
+                logger.error("%r of %s cannot be packed", one[IDENTITY], sender[NAME])
             if clean is not None:
                 sayable.append(clean)
         return kind, to, sender, (number, acknowledged, sayable)
@@ -160,7 +162,7 @@ def not_sendable(message: Message, where: str, error: Exception) -> bytes:
     error : Exception
         The error of packing the message.
     """
-    key = message[1] if len(message) > 2 else None
+    key = message[SUBJECT] if len(message) > ATTEMPT else None
     size = max((len(part) for part in message if type(part) is bytes), default=0)
     if size >= MOST:
         why = (

@@ -12,6 +12,7 @@ from dask_ownership.core.executor import session as ex
 from dask_ownership.core.executor.executor import ExecutorCore
 from dask_ownership.core.executor.session import Entry
 from dask_ownership.core.protocol import messages as m
+from dask_ownership.core.protocol.names import NAME
 from dask_ownership.errors import TaskTimeout
 from dask_ownership.runtime.executor.flushing import Flushing
 from dask_ownership.runtime.executor.timeouts import Timeouts
@@ -124,10 +125,11 @@ class Endings:
             self.counts["returned"] += 1
             self._core.lifecycle.could_not_start(entry, *outcome.gave_back)
         elif outcome.state == ex.GONE:
-            if outcome.message[0] == m.FAILED:
+            if outcome.message[m.KIND] == m.FAILED:
                 self.counts["failed"] += 1
-                number, error = self.counts["failed"], outcome.message[3]
-                who = entry.session.process[2]
+                _, _, _, error, *_ = outcome.message
+                number = self.counts["failed"]
+                who = entry.session.process[NAME]
                 self.failures.append((number, entry.key, time(), error, who, entry.attempt))
             self._core.lifecycle.failed(entry, outcome.message)
         else:

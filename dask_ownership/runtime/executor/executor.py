@@ -25,7 +25,7 @@ from dask_ownership.core.executor.session import Entry
 from dask_ownership.core.owner.rows.failure_counts import ORPHANED
 from dask_ownership.core.protocol import messages as m
 from dask_ownership.core.protocol.messages import Origin, Process, ValueName
-from dask_ownership.core.protocol.names import worker_of
+from dask_ownership.core.protocol.names import INCARNATION, KEY, NAME, owner_ref_of, worker_of
 from dask_ownership.runtime.comm.link import BYE, UNSAID_BATCHES, ExecutorLink
 from dask_ownership.runtime.comm.packing import not_sendable
 from dask_ownership.runtime.comm.reach import RoutedPool
@@ -267,7 +267,7 @@ class Executor:
 
         ``deliver`` takes batches for the owner; the returned function takes batches of the owner.
         """
-        owner = process[0]
+        owner = process[INCARNATION]
         link = self.link_of(owner, process)
         link.local = deliver
         # The owner may have scattered values here before it linked, which opened its session:
@@ -339,15 +339,15 @@ class Executor:
 
     def _unsendable(self, session: ex.Session, message: m.Message, error: Exception) -> None:
         """Fail the task of an answer that cannot be packed. Loop thread."""
-        where = f"its owner {session.process[2]} from {self.worker.address}"
+        where = f"its owner {session.process[NAME]} from {self.worker.address}"
         with self.lock:
             self.core.lifecycle.unsendable(session, message, not_sendable(message, where, error))
         self.flushing.soon()
 
     def _not_taken_in(self, session: ex.Session, message: m.Message, error: Exception) -> None:
         """Log a message that could not be taken in, and fail the task of a push. Loop thread."""
-        logger.error("a message of %s was not taken in", session.process[2], exc_info=error)
-        if message and message[0] == m.PUSH:
+        logger.error("a message of %s was not taken in", session.process[NAME], exc_info=error)
+        if message and message[m.KIND] == m.PUSH:
             self._unsendable(session, message, error)
 
     def child_submitted(self, entry: Entry, child: Any) -> None:
@@ -372,9 +372,9 @@ class Executor:
         entry = current_entry()
         # The caller usually is the task itself. Otherwise the entry is found by its key. Without
         # the lock: an entry that is replaced meanwhile was not running.
-        if entry is None or entry.heir[:4] != heir[:4]:
-            session = self.core.sessions.get(heir[0])
-            entry = session.entries.get(heir[3]) if session is not None else None
+        if entry is None or owner_ref_of(entry.heir) != owner_ref_of(heir):
+            session = self.core.sessions.get(heir[INCARNATION])
+            entry = session.entries.get(heir[KEY]) if session is not None else None
         if entry is not None:
             entry.exported = True
 
@@ -430,7 +430,7 @@ class Executor:
                     # An owner that never linked here has to be asked to link, or never hears of a
                     # post or of the departure. All else can wait until the owner links by itself.
                     if link.waits_for_first and any(
-                        message[0] in (m.POST, m.LEAVING) for message in session.outbox
+                        message[m.KIND] in (m.POST, m.LEAVING) for message in session.outbox
                     ):
                         unlinked.append(session.owner)
                     outgoing.append((link, session.outbox, session.fresh))
@@ -461,7 +461,7 @@ class Executor:
                         core.packed(link.session, last, fresh)
             except Exception:
                 # Answers for other owners still leave, and the steps below still happen.
-                logger.exception("answers for %s were not sent", link.session.process[2])
+                logger.exception("answers for %s were not sent", link.session.process[NAME])
         if surplus > 0 or (
             self.slots.reserved and not core.queue.queued and not core.queue.resuming
         ):
@@ -573,7 +573,7 @@ class Executor:
         """
         entry = self.core.find_value(*name)
         if entry is None:
-            raise KeyError(name[1])
+            raise KeyError(name)
         return self.store.get(entry)
 
     def hold(self, owner: str, key: Any, number: int, value: Any, contains: Any = None) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable
 from typing import Any
 
 from dask_ownership.core.owner.rows.row import Borrowed, Row
+from dask_ownership.core.protocol.names import NAME
 from dask_ownership.core.protocol.states import INLINE, STORED
 from dask_ownership.errors import LostData, NotSerializable, OwnershipError
 from dask_ownership.runtime.comm.transfer import ask, size_of, unpack
@@ -95,7 +96,7 @@ async def fetch(owner: Owner, rows: Iterable[Row]) -> dict[Row, Any]:
 
 def _owner_of(owner: Owner, row: Row) -> str:
     """Return the name of the owner of a row, for error messages."""
-    return row.owner_ref[2] if isinstance(row, Borrowed) else owner.name
+    return row.owner_ref[NAME] if isinstance(row, Borrowed) else owner.name
 
 
 def _addresses(row: Row) -> list[str]:
@@ -157,8 +158,9 @@ async def _fetch_from(
         if isinstance(row, Borrowed):
             row.misses = 0  # a worker had the value: misses count in a row only
     for name, reason in reasons.items():
+        key, _attempt = name
         result[by_name.pop(name)] = NotSerializable(
-            f"the value of {name[0]!r} is at worker {address} and cannot be sent: {reason}"
+            f"the value of {key!r} is at worker {address} and cannot be sent: {reason}"
         )
     for row in by_name.values():
         absent.setdefault(row, set()).add(address)

@@ -22,6 +22,7 @@ from dask_ownership.core.owner.rows.limits import Limits
 from dask_ownership.core.owner.rows.listener import RowListener
 from dask_ownership.core.owner.rows.row import RETAINED, TRACED, Lineage, Row
 from dask_ownership.core.owner.rows.table import Table
+from dask_ownership.core.protocol.names import NAME
 from dask_ownership.core.protocol.states import DORMANT, ERROR, INLINE, STORED, WAITING
 
 RECOVERIES = 50
@@ -222,7 +223,9 @@ class Lineages(RowListener):
                 f"({self.limits.lineage_bytes:,d}) of it was kept"
             )
         if row.options.adopted is not None:
-            return f"it was taken over from {row.options.adopted[2]}, which left, without lineage"
+            return (
+                f"it was taken over from {row.options.adopted[NAME]}, which left, without lineage"
+            )
         if not restarts.may(restarts.RECOVERED, row.options):
             return "its task runs at most once and is not run again to make it"
         return "it has no lineage: it was scattered, not computed"

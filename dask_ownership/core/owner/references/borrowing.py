@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dask_ownership.core.owner.references.lending import Outcome
+from dask_ownership.core.owner.references.handovers import Both, Handover
 from dask_ownership.core.owner.references.peers import Peer, Peers
 from dask_ownership.core.owner.rows.failure_counts import LOST_DATA, OWNER_LOST, OWNERS_GONE
 from dask_ownership.core.owner.rows.lifecycle import Lifecycle
@@ -22,13 +22,29 @@ from dask_ownership.core.protocol import messages as m
 from dask_ownership.core.protocol.failure import Failure
 from dask_ownership.core.protocol.messages import Key, Origin, OwnerRef, Process
 from dask_ownership.core.protocol.names import (
+    HEIR,
+    INCARNATION,
+    KEY,
+    LIFE,
+    NAME,
     Path,
     adopted_key,
     heir_of,
     holder_ref,
     is_adopted,
+    owner_ref_of,
     owners_of,
     path_from,
+    process_of,
+)
+from dask_ownership.core.protocol.outcomes import (
+    InlineValue,
+    NoValue,
+    Outcome,
+    Sent,
+    StoredValue,
+    TaskError,
+    read_outcome,
 )
 from dask_ownership.core.protocol.peer_messages import (
     ADOPT,
@@ -52,35 +68,6 @@ from dask_ownership.core.protocol.states import (
 
 MISSES = 20
 """How often in succession all locations of a borrowed value may fail, before the value is lost."""
-
-
-class _Handover:
-    """Calls ``call`` when the owners of all ``left`` rows have acknowledged the borrowings."""
-
-    __slots__ = ("call", "left")
-
-    def __init__(self, left: int, call: Callable[[], None]) -> None:
-        self.left = left
-        self.call = call
-
-    def one_acknowledged(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            self.call()
-
-
-class _Both:
-    """Two handovers that wait for one row: ``one``, which may be a pair itself, and ``other``."""
-
-    __slots__ = ("one", "other")
-
-    def __init__(self, one: _Handover | _Both, other: _Handover) -> None:
-        self.one = one
-        self.other = other
-
-    def one_acknowledged(self) -> None:
-        self.one.one_acknowledged()
-        self.other.one_acknowledged()
 
 
 class Borrowing(RowListener):
@@ -131,15 +118,15 @@ class Borrowing(RowListener):
         Row, bool
             The second says whether the row is new: then the caller submits the row.
         """
-        key = origin[3]
+        key = origin[KEY]
         table = self._table
-        if origin[0] == self._peers.process[0]:
-            row = table.find(key, life=origin[5])
+        if origin[INCARNATION] == self._peers.process[INCARNATION]:
+            row = table.find(key, life=origin[LIFE])
             if row is not None:
                 return row, False
             # Not here, not handed over and not held elsewhere: the object was freed.
             if key not in self._table.moved and holder_ref(origin) is None:
-                name = self._peers.process[2]
+                name = self._peers.process[NAME]
                 if self._peers.left:
                     failure = Failure("closed", key, f"its client {name} is closed, which freed it")
                 else:
@@ -156,8 +143,8 @@ class Borrowing(RowListener):
         held = holder_ref(origin)
         if held is not None:
             made.owner_ref = held
-        elif origin[0] == self._peers.process[0]:
-            made.owner_ref = self._table.moved[origin[3]]
+        elif origin[INCARNATION] == self._peers.process[INCARNATION]:
+            made.owner_ref = self._table.moved[origin[KEY]]
         return made
 
     def held_elsewhere(self, row: Row, origin: Origin) -> OwnerRef | None:
@@ -166,7 +153,7 @@ class Borrowing(RowListener):
         A row may have been borrowed from the first owner before the object was held.
         """
         held = holder_ref(origin)
-        if held is None or not isinstance(row, Borrowed) or row.owner_ref[:4] == held:
+        if held is None or not isinstance(row, Borrowed) or owner_ref_of(row.owner_ref) == held:
             return None
         return held
 
@@ -179,18 +166,18 @@ class Borrowing(RowListener):
         rows: list[Row] = []
         new: list[Borrowed] = []
         for origin in origins:
-            if origin[0] == self._peers.process[0]:
-                row = table.find_for_task(origin[3], origin[5])
+            if origin[INCARNATION] == self._peers.process[INCARNATION]:
+                row = table.find_for_task(origin[KEY], origin[LIFE])
                 if row is not None:
                     row.shared_with(None)  # cancelling the parent does not cancel the row any more
                     self._lifecycle.wake(row)
                     rows.append(row)
                     continue
-                if origin[3] not in self._table.moved and holder_ref(origin) is None:
+                if origin[KEY] not in self._table.moved and holder_ref(origin) is None:
                     continue
             made = self._borrowed(origin)
-            if made.owner_ref[0] == self._peers.process[0] and (
-                row := table.find_for_task(made.owner_ref[3])
+            if made.owner_ref[INCARNATION] == self._peers.process[INCARNATION] and (
+                row := table.find_for_task(made.owner_ref[KEY])
             ):
                 rows.append(row)  # this process holds the object, as a row of its own
                 continue
@@ -208,7 +195,9 @@ class Borrowing(RowListener):
     def borrow(self, row: Borrowed) -> None:
         """Have the owner of a new or moved row count this process as a borrower (`BORROW`)."""
         owner_ref = row.owner_ref
-        peer = self._peers.known.get(owner_ref[0]) or self._peers.peer(owner_ref[:3])
+        peer = self._peers.known.get(owner_ref[INCARNATION]) or self._peers.peer(
+            process_of(owner_ref)
+        )
         if peer.gone:
             self._ask_heir(row)
             return
@@ -220,11 +209,11 @@ class Borrowing(RowListener):
         peer.borrowed[row.attempt] = row
         if row.path is None:
             # A life is a number of the first owner. A new owner does not know the number.
-            life = row.origin[5] if owner_ref is row.origin else 0
-            peer.outbox.append((BORROW, owner_ref[3], row.attempt, life))
+            life = row.origin[LIFE] if owner_ref is row.origin else 0
+            peer.outbox.append((BORROW, owner_ref[KEY], row.attempt, life))
         else:
-            peer.outbox.append((BORROW, owner_ref[3], row.attempt, 0, row.path, ""))
-        self._peers.talking[owner_ref[0]] = peer
+            peer.outbox.append((BORROW, owner_ref[KEY], row.attempt, 0, row.path, ""))
+        self._peers.talking[owner_ref[INCARNATION]] = peer
 
     def _borrow_from(self, peer: Peer, row: Borrowed) -> None:
         """Give a row the number of a new borrowing from a peer."""
@@ -234,17 +223,17 @@ class Borrowing(RowListener):
 
     def adopt_at_heir(self, row: Borrowed, origin: Origin, pinned: bool) -> None:
         """Ask an heir to take ``origin`` over (`ADOPT`); ``row`` borrows the heir's object."""
-        peer = self._peers.peer(row.owner_ref[:3])
+        peer = self._peers.peer(process_of(row.owner_ref))
         self._borrow_from(peer, row)
-        self._peers.say(peer, (ADOPT, row.owner_ref[3], row.attempt, origin, pinned))
+        self._peers.say(peer, (ADOPT, row.owner_ref[KEY], row.attempt, origin, pinned))
 
     def borrow_at(self, row: Borrowed, owner_ref: OwnerRef) -> None:
         """Borrow a row from ``owner_ref``, where the object is for certain.
 
         The process at ``owner_ref`` may have freed the object once, and have it again.
         """
-        if row.owner_ref[:4] != owner_ref:
-            peer = self._peers.peer(row.owner_ref[:3])
+        if owner_ref_of(row.owner_ref) != owner_ref:
+            peer = self._peers.peer(process_of(row.owner_ref))
             if peer.borrowed.get(row.attempt) is row:
                 row.acknowledged = False  # until the process at ``owner_ref`` counts this process
                 self._moved(peer, row, owner_ref, None, None)
@@ -256,8 +245,8 @@ class Borrowing(RowListener):
 
     def give_back(self, row: Borrowed) -> None:
         """Tell the owner of a row that the borrowing has ended (`BORROW_RELEASE`)."""
-        peer = self._peers.known.get(row.owner_ref[0])
-        key = row.owner_ref[3]
+        peer = self._peers.known.get(row.owner_ref[INCARNATION])
+        key = row.owner_ref[KEY]
         if peer is not None:
             peer.borrowed.pop(row.attempt, None)
             if row.attempt:
@@ -281,12 +270,12 @@ class Borrowing(RowListener):
         if not waiting:
             call()
             return
-        handover = _Handover(len(waiting), call)
+        handover = Handover(len(waiting), call)
         for row in waiting:
             # There may be very many rows, each with hardly ever more than one handover. So there is
             # no list per row.
             before = row.handovers
-            row.handovers = handover if before is None else _Both(before, handover)
+            row.handovers = handover if before is None else Both(before, handover)
 
     def hold_until_acknowledged(self, outer: Row, rows: Iterable[Row]) -> None:
         """Keep ``outer``, whose value contained ``rows``, until their owners count this process.
@@ -333,14 +322,14 @@ class Borrowing(RowListener):
         if not row.attempt and row.state == WAITING:
             self.borrow(row)  # the row is not submitted yet, and owners listen to borrowers only
         self._peers.say(
-            self._peers.peer(row.owner_ref[:3]),
-            (REQUEST, what, row.owner_ref[3], row.attempt, detail),
+            self._peers.peer(process_of(row.owner_ref)),
+            (REQUEST, what, row.owner_ref[KEY], row.attempt, detail),
         )
 
     def retry(self, row: Borrowed) -> None:
         """Ask the owner of a failed row to try the task again, and have the row wait here."""
         self.request(row, "retry", "")
-        if row.state == ERROR and not self._peers.peer(row.owner_ref[:3]).gone:
+        if row.state == ERROR and not self._peers.peer(process_of(row.owner_ref)).gone:
             self._waits_again(row)
 
     def _waits_again(self, row: Borrowed) -> None:
@@ -364,17 +353,17 @@ class Borrowing(RowListener):
 
     # ---- messages of owners ----
 
-    def _on_borrow_ack(self, peer: Peer, key: Key, number: int, outcome: Outcome | None) -> None:
+    def _on_borrow_ack(self, peer: Peer, key: Key, number: int, sent: Sent | None) -> None:
         """Handle BORROW_ACK: the owner counts this process, and tells the outcome."""
         row = peer.borrowed.get(number)
-        if row is not None and row.owner_ref[3] == key:
-            self._told(peer, row, outcome, True)
+        if row is not None and row.owner_ref[KEY] == key:
+            self._told(peer, row, sent, True)
 
-    def _on_value_update(self, peer: Peer, key: Key, number: int, outcome: Outcome | None) -> None:
+    def _on_value_update(self, peer: Peer, key: Key, number: int, sent: Sent | None) -> None:
         """Handle VALUE_UPDATE: the outcome of a borrowed row changed."""
         row = peer.borrowed.get(number)
-        if row is not None and row.owner_ref[3] == key:
-            self._told(peer, row, outcome, False)
+        if row is not None and row.owner_ref[KEY] == key:
+            self._told(peer, row, sent, False)
 
     def _on_moved(
         self,
@@ -382,22 +371,26 @@ class Borrowing(RowListener):
         key: Key,
         number: int,
         owner_ref: OwnerRef,
-        outcome: Outcome | None,
+        sent: Sent | None,
         path: Path | None,
     ) -> None:
         """Handle MOVED: the object of a borrowed row has another owner."""
         row = peer.borrowed.get(number)
         if row is not None:
-            self._moved(peer, row, owner_ref, outcome, path)
+            self._moved(peer, row, owner_ref, sent, path)
 
-    def _told(self, peer: Peer, row: Borrowed, outcome: Outcome | None, counts: bool) -> None:
+    def _told(self, peer: Peer, row: Borrowed, sent: Sent | None, counts: bool) -> None:
         """Take in an outcome from the owner of a borrowed row; None while there is no value.
 
         ``counts`` says that the owner counts this process from now on (`BORROW_ACK`).
         """
-        if outcome is not None:
-            # The second item of a failure is its kind.
-            if outcome[1] == FREED and self._freed(peer, row, outcome[3]):
+        if sent is not None:
+            outcome = read_outcome(sent)
+            if (
+                isinstance(outcome, NoValue)
+                and outcome.kind == FREED
+                and self._asks_heir_instead(peer, row, outcome.detail)
+            ):
                 return
             if row.state == ERROR and not counts:
                 self._waits_again(row)  # the owner tried the task again, or cancelled it
@@ -412,55 +405,61 @@ class Borrowing(RowListener):
             self._acknowledged(row)
 
     def _take_in(self, row: Borrowed, outcome: Outcome) -> None:
-        """Bring a row to the state of an outcome (see `Lending.outcome_of`), if that is later."""
+        """Bring a row to the state of an outcome, if that is later than the state of the row."""
         lifecycle = self._lifecycle
-        state = outcome[0]
-        if state == STORED and row.state == STORED and row.made_by == outcome[4]:
-            row.addresses = tuple(outcome[3])  # the same value, at other locations
-            return
-        if state == STORED and row.state == STORED:
+        if isinstance(outcome, StoredValue) and row.state == STORED:
+            if row.made_by == outcome.made_by:
+                row.addresses = tuple(outcome.addresses)  # the same value, at other locations
+                return
             lifecycle.wait_for_owner(row)  # the value was made again, and may be another value
         # An end stays, but for a stored value that is lost, and an inline value that is cancelled.
-        had = row.state
+        had, state = row.state, outcome.state
         ends = (had == STORED and state > STORED) or (had == INLINE and state == CANCELLED)
         if had >= INLINE and not ends:
             return
-        if state == INLINE:
+        if isinstance(outcome, InlineValue):
             row.version = self._next_version()
             row.freed = None
-            row.contains = self._came_with(row, outcome[2])
-            lifecycle.finish_borrowed(row, INLINE, outcome[1], len(outcome[1]))
-        elif state == STORED:
-            if outcome[4] != row.made_by or tuple(outcome[3]) != row.addresses:
+            row.contains = self._came_with(row, outcome.inside)
+            lifecycle.finish_borrowed(row, INLINE, outcome.pickled, len(outcome.pickled))
+        elif isinstance(outcome, StoredValue):
+            addresses = tuple(outcome.addresses)
+            if outcome.made_by != row.made_by or addresses != row.addresses:
                 row.misses = 0  # the owner found the value elsewhere, or made it again
             row.survived = ()
             row.freed = None
-            row.type_name = outcome[2]
-            row.addresses = tuple(outcome[3])
-            row.made_by = outcome[4]
+            row.type_name = outcome.type_name
+            row.addresses = addresses
+            row.made_by = outcome.made_by
             row.version = self._next_version()
-            lifecycle.finish_borrowed(row, STORED, None, outcome[1])
-        elif state == ERROR and isinstance(outcome[1], bytes):
-            row.contains = self._came_with(row, outcome[2])
-            lifecycle.end_with_dependents(row, ERROR, outcome[1])
+            lifecycle.finish_borrowed(row, STORED, None, outcome.nbytes)
+        elif isinstance(outcome, TaskError):
+            row.contains = self._came_with(row, outcome.inside)
+            lifecycle.end_with_dependents(row, ERROR, outcome.pickled)
         else:
-            _, kind, name, detail, chain = outcome
-            if row.freed is not None:
-                # The heirs could not make the object again: the row ends for the first reason.
-                lifecycle.end_with_dependents(row, state, row.freed)
-                return
-            kind = "lost-data" if kind == FREED else kind
-            if is_adopted(name):
-                # The key at the heir means nothing to people, and the first key does.
-                name, detail = row.origin[3], f"its owner {row.origin[2]} is gone; {detail}"
-            if kind == "owner-lost":
-                lifecycle.losses[OWNER_LOST] += 1
-                if not chain:
-                    chain = owners_of(row.origin)
-                    if row.owner_ref[0] != row.origin[0]:
-                        detail = f"{row.owner_ref[2]} says: {detail}"
-            failure = Failure(kind, name, detail, chain=tuple(chain))
-            lifecycle.end_with_dependents(row, state, failure)
+            self._take_in_failure(row, outcome)
+
+    def _take_in_failure(self, row: Borrowed, outcome: NoValue) -> None:
+        """End a row for the reason of its owner, in words that mean something here."""
+        lifecycle = self._lifecycle
+        if row.freed is not None:
+            # The heirs could not make the object again: the row ends for the first reason.
+            lifecycle.end_with_dependents(row, outcome.state, row.freed)
+            return
+        state, kind, name, detail, chain = outcome
+        kind = "lost-data" if kind == FREED else kind
+        if is_adopted(name):
+            # The key at the heir means nothing to people, and the first key does.
+            name = row.origin[KEY]
+            detail = f"its owner {row.origin[NAME]} is gone; {detail}"
+        if kind == "owner-lost":
+            lifecycle.losses[OWNER_LOST] += 1
+            if not chain:
+                chain = owners_of(row.origin)
+                if row.owner_ref[INCARNATION] != row.origin[INCARNATION]:
+                    detail = f"{row.owner_ref[NAME]} says: {detail}"
+        failure = Failure(kind, name, detail, chain=tuple(chain))
+        lifecycle.end_with_dependents(row, state, failure)
 
     def _next_version(self) -> int:
         """Return a number by which workers of this process tell a new value from older ones."""
@@ -484,7 +483,7 @@ class Borrowing(RowListener):
         return inner
 
     def _moved(
-        self, peer: Peer, row: Borrowed, ref: OwnerRef, outcome: Outcome | None, path: Path | None
+        self, peer: Peer, row: Borrowed, ref: OwnerRef, sent: Sent | None, path: Path | None
     ) -> None:
         """Borrow a row from its new owner at ``ref``, which looks for the object along ``path``.
 
@@ -492,14 +491,14 @@ class Borrowing(RowListener):
         """
         del peer.borrowed[row.attempt]
         # The old owner goes on counting this process, until the new owner does (`_acknowledged`).
-        row.returns = [*(row.returns or ()), (peer, row.owner_ref[3], row.attempt)]
+        row.returns = [*(row.returns or ()), (peer, row.owner_ref[KEY], row.attempt)]
         row.owner_ref = ref
         row.path = path
         row.freed = None
-        if outcome is not None:
-            self._take_in(row, outcome)
+        if sent is not None:
+            self._take_in(row, read_outcome(sent))
         self.borrow(row)
-        if ref[0] == self._peers.process[0]:
+        if ref[INCARNATION] == self._peers.process[INCARNATION]:
             self._is_own_now(row)
 
     def _is_own_now(self, row: Borrowed) -> None:
@@ -507,7 +506,7 @@ class Borrowing(RowListener):
 
         The failed task is not here: a retry of the own row, an alias, would wait for itself.
         """
-        own = self._table.rows.get(row.owner_ref[3])
+        own = self._table.rows.get(row.owner_ref[KEY])
         if own is None or own.options.adopted is None:
             return
         if own.state == ERROR and own.function is not None:
@@ -533,7 +532,7 @@ class Borrowing(RowListener):
         if row.state < INLINE:
             # The same owner may come twice: a process that has not heard of the death named the
             # dead owner once more.
-            row.survived += (row.owner_ref[2],)
+            row.survived += (row.owner_ref[NAME],)
             # The task that makes the object may be the cause of the deaths. No process can tell, as
             # with a task that is never alone when its worker dies: four times as many may die.
             if len(row.survived) > 4 * (self._limits.allowed_failures + 1):
@@ -548,8 +547,8 @@ class Borrowing(RowListener):
             self._lose(row, "owner-lost", "no process lives that led to it")
             self._acknowledged(row)
             return
-        gone = row.owner_ref[0]
-        heir = level[:3]
+        gone = row.owner_ref[INCARNATION]
+        heir = process_of(level)
         key = adopted_key(row.origin)
         if self._is_made_of(row, heir):
             # Under another key, or the own object and this row would wait for each other.
@@ -564,12 +563,12 @@ class Borrowing(RowListener):
 
     def _is_made_of(self, row: Borrowed, heir: Process) -> bool:
         """Return whether this process is the heir, and its own row still waits for ``row``."""
-        if heir[0] != self._peers.process[0]:
+        if heir[INCARNATION] != self._peers.process[INCARNATION]:
             return False
         own = self._table.rows.get(adopted_key(row.origin))
         return own is not None and own.state < INLINE
 
-    def _freed(self, peer: Peer, row: Borrowed, detail: str) -> bool:
+    def _asks_heir_instead(self, peer: Peer, row: Borrowed, detail: str) -> bool:
         """Handle FREED: the owner dropped the object before the BORROW of this process arrived.
 
         Return True if an heir is asked instead. This happens only when the process that passed
@@ -577,17 +576,17 @@ class Borrowing(RowListener):
         process keeps the object until the owner counts the borrower. The owner may be a later one,
         which took the object over; it has said so itself, and no heir was asked (``path``).
         """
-        if row.acknowledged or row.path is not None or row.origin[4] is None:
+        if row.acknowledged or row.path is not None or row.origin[HEIR] is None:
             return False
         del peer.borrowed[row.attempt]
-        row.freed = Failure("lost-data", row.origin[3], detail)
+        row.freed = Failure("lost-data", row.origin[KEY], detail)
         self._ask_heir(row)
         return True
 
     def _lose(self, row: Borrowed, kind: str, reason: str) -> None:
         """End a row as lost, for a reason that this process has found itself."""
-        detail = f"{reason}; it was borrowed from {row.origin[2]}"
-        self._take_in(row, (LOST, kind, row.origin[3], detail, ()))
+        detail = f"{reason}; it was borrowed from {row.origin[NAME]}"
+        self._take_in(row, NoValue(LOST, kind, row.origin[KEY], detail, ()))
 
 
 def refs_counted(view: WorkerView, name: Key, attempt: int) -> Callable[[], None]:

@@ -23,6 +23,7 @@ from dask_ownership.core.owner.rows.worker_view import WorkerView
 from dask_ownership.core.owner.scheduling.builtin import BuiltinFunctions
 from dask_ownership.core.protocol.failure import Failure
 from dask_ownership.core.protocol.messages import Key, Origin
+from dask_ownership.core.protocol.names import INCARNATION
 from dask_ownership.core.protocol.states import ERROR, INLINE
 
 Delegation = tuple[str, Key, int]
@@ -120,7 +121,7 @@ class Delegations:
         """
         if row.dependents is None and not row.roles & HAS_BORROWERS:
             return False  # nothing waits for the row, so no cycle leads through it
-        begun = (self._table.process[0], row.key, row.attempt)
+        begun = (self._table.process[INCARNATION], row.key, row.attempt)
         if not self._leads_back(row.dependencies, begun):
             return False
         self._end(row)
@@ -150,7 +151,7 @@ class Delegations:
         Owners of borrowed rows on the way are asked to go on with the search.
         """
         owner, key, attempt = begun
-        mine = owner == self._table.process[0]
+        mine = owner == self._table.process[INCARNATION]
         stack = list(rows)
         seen: set[Row] = set()
         while stack:

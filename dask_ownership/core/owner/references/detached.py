@@ -26,7 +26,15 @@ from dask_ownership.core.owner.rows.options import Options, Replication
 from dask_ownership.core.owner.rows.row import REPLICATED, Function, Row
 from dask_ownership.core.owner.scheduling.builtin import BuiltinFunctions
 from dask_ownership.core.protocol.messages import Key, Origin, Process
-from dask_ownership.core.protocol.names import adopted_key, holder_ref, is_adopted
+from dask_ownership.core.protocol.names import (
+    INCARNATION,
+    LIFE,
+    NAME,
+    adopted_key,
+    holder_ref,
+    is_adopted,
+    owner_ref_of,
+)
 from dask_ownership.core.protocol.states import CANCELLED, INLINE, LOST, STORED
 
 Reference: TypeAlias = "int | Origin"
@@ -78,7 +86,7 @@ class LineageSpec:
     def key(self, number: int) -> Key:
         """Return the key of a task at the holder, as `adopted_key` makes it."""
         name, life = self.tasks[number][:2]
-        return name if is_adopted(name) else ("adopted", self.owner[0], name, life)
+        return name if is_adopted(name) else ("adopted", self.owner[INCARNATION], name, life)
 
 
 NOTHING = LineageSpec(("", "", ""), [], ())
@@ -207,7 +215,7 @@ class DetachedObjects(RowListener):
                 continue
             if holder_ref(origin) is not None:
                 # This process held the object once and has let go. Only the first owner is asked.
-                origin = (*origin[:4], None, origin[5])
+                origin = (*owner_ref_of(origin), None, origin[LIFE])
             taken = self._borrowing.rows_of([origin])
             options = Options(adopted=origin, lineage_spec=spec)
             row = self._functions.alias(key, taken, options)
@@ -252,7 +260,7 @@ class DetachedObjects(RowListener):
         source = self._borrowing.rows_of([row.options.adopted])
         functions = self._functions
         self._lifecycle.become(row, functions.identity, functions.payload, source, row.contains)
-        had = row.options.adopted[2]
+        had = row.options.adopted[NAME]
         self._lifecycle.log(row, "recovered", f"it is asked for at {had}, which had it")
         self._lifecycle.wait(row)
         return True
@@ -270,7 +278,7 @@ class DetachedObjects(RowListener):
         origin = row.options.adopted
         number = spec.numbers.get(adopted_key(origin))
         # A spec knows the tasks of one owner only.
-        if number is None or spec.owner[0] != origin[0]:
+        if number is None or spec.owner[INCARNATION] != origin[INCARNATION]:
             return False
         # In ascending order, because tasks refer to tasks with lower numbers.
         made = []
@@ -290,7 +298,7 @@ class DetachedObjects(RowListener):
         self._submit(made)
         self._lifecycle.release(made)  # the rows that need them have references of their own
         self._lifecycle.release_task_refs(old)
-        self._lifecycle.log(row, "repeated", f"{origin[2]}, which owned it, is gone or freed it")
+        self._lifecycle.log(row, "repeated", f"{origin[NAME]}, which owned it, is gone or freed it")
         self._lifecycle.wait(row)
         return True
 

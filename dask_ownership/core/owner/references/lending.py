@@ -9,7 +9,7 @@ the receiver (`Borrowing.when_acknowledged`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from typing import Any
 
 from dask_ownership.core.owner.references.peers import Peer, Peers
 from dask_ownership.core.owner.rows.history import History
@@ -17,8 +17,15 @@ from dask_ownership.core.owner.rows.lifecycle import Lifecycle
 from dask_ownership.core.owner.rows.listener import RowListener
 from dask_ownership.core.owner.rows.row import HAS_BORROWERS, QUESTION, Borrowed, Function, Row
 from dask_ownership.core.protocol.failure import Failure
-from dask_ownership.core.protocol.messages import Key, OwnerRef
-from dask_ownership.core.protocol.names import Path, is_adopted
+from dask_ownership.core.protocol.messages import KIND, Key, Origin, OwnerRef
+from dask_ownership.core.protocol.names import INCARNATION, NAME, Path, is_adopted
+from dask_ownership.core.protocol.outcomes import (
+    InlineValue,
+    NoValue,
+    Outcome,
+    StoredValue,
+    TaskError,
+)
 from dask_ownership.core.protocol.peer_messages import (
     BORROW,
     BORROW_ACK,
@@ -27,6 +34,7 @@ from dask_ownership.core.protocol.peer_messages import (
     MOVED,
     REQUEST,
     VALUE_UPDATE,
+    of_borrowing,
 )
 from dask_ownership.core.protocol.states import (
     CANCELLED,
@@ -45,9 +53,6 @@ row more than once."""
 
 NOBODY: dict[str, int] = {}
 """The borrowers of a row without borrowers. Never written to."""
-
-Outcome: TypeAlias = tuple[Any, ...]
-"""A final state, and the items that belong to the state: see `Lending.outcome_of`."""
 
 
 class Lending(RowListener):
@@ -145,18 +150,13 @@ class Lending(RowListener):
 
         Returns
         -------
-        tuple or None
-            One of ``(INLINE, value, origins)``, ``(STORED, nbytes, type_name, addresses,
-            made_by)``, ``(ERROR, pickled_error, origins)`` and ``(state, kind, key, detail,
-            chain)``. ``origins`` name the futures inside the value or the error; ``made_by`` is
-            the attempt of the owner that made the value; the items after the last ``state`` are
-            of a `Failure`.
+        Outcome or None
         """
         state = row.state
         if state < INLINE:
             return None
         if state == INLINE:
-            return (INLINE, row.value, tuple([self._table.origin_of(r) for r in row.contains]))
+            return InlineValue(INLINE, row.value, self._inside(row))
         if state == STORED:
             if row.borrowed:
                 # The heir's object, as this process sees it during an ownership transfer.
@@ -165,13 +165,17 @@ class Lending(RowListener):
             else:
                 addresses = tuple([view.address for view in row.locations])
                 made_by = row.attempt
-            return (STORED, row.nbytes, row.type_name, addresses, made_by)
+            return StoredValue(STORED, row.nbytes, row.type_name, addresses, made_by)
         value = row.value
         if isinstance(value, bytes):
-            return (ERROR, value, tuple([self._table.origin_of(r) for r in row.contains]))
+            return TaskError(ERROR, value, self._inside(row))
         if isinstance(value, Failure):
-            return (state, value.kind, value.key, value.detail, value.chain)
-        return (LOST, "lost-data", row.key, "it was freed", ())
+            return NoValue(state, value.kind, value.key, value.detail, value.chain)
+        return NoValue(LOST, "lost-data", row.key, "it was freed", ())
+
+    def _inside(self, row: Row) -> tuple[Origin, ...]:
+        """Return the names of the futures inside the value or the error of a row."""
+        return tuple([self._table.origin_of(inner) for inner in row.contains])
 
     def borrowers_of(self, row: Row) -> list[tuple[Peer, int]]:
         """Return the borrowers of a row, each with the number of its borrowing."""
@@ -240,7 +244,7 @@ class Lending(RowListener):
             row.roles |= HAS_BORROWERS
         # The same BORROW may arrive twice.
         if (key, number) not in peer.lent:
-            name = peer.process[0]
+            name = peer.process[INCARNATION]
             if name in borrowers:
                 name = f"{name}{SECOND}{number}"
             borrowers[name] = number
@@ -250,7 +254,7 @@ class Lending(RowListener):
             self._lifecycle.wake(row)
         peer.lent[key, number] = row
         if row.state == INLINE and not row.contains:
-            outcome: Outcome | None = (INLINE, row.value, ())
+            outcome: Outcome | None = InlineValue(INLINE, row.value, ())
         else:
             outcome = self.outcome_of(row)
         self._peers.say(peer, (BORROW_ACK, key, number, outcome))
@@ -268,12 +272,12 @@ class Lending(RowListener):
 
         ``life`` tells the object from other objects that had its key; 0 stands for any life.
         """
-        name = self._peers.process[2]
+        name = self._peers.process[NAME]
         # The history knows keys and no lives: an event may be about another life of the key.
         another = life and (key, life) not in self._lifecycle.cancelled_lives
         for event, detail in () if another else self._history.of(key):
             if event == "cancelled":
-                return (CANCELLED, "cancelled", key, detail, ())
+                return NoValue(CANCELLED, "cancelled", key, detail, ())
         if is_adopted(key):
             detail = (
                 f"{name}, which owns the task that submitted it, has not taken it over, or has "
@@ -281,7 +285,7 @@ class Lending(RowListener):
             )
         else:
             detail = f"{name} freed it: nobody held it when this process asked for it"
-        return (LOST, FREED, key, detail, ())
+        return NoValue(LOST, FREED, key, detail, ())
 
     def _on_return(self, peer: Peer, key: Key, number: int) -> None:
         """Handle BORROW_RELEASE: end one borrowing of a peer.
@@ -293,7 +297,7 @@ class Lending(RowListener):
         if row is None or borrowers is None:
             return
         # A second borrowing of one process has a longer name, see `SECOND`.
-        name = peer.process[0]
+        name = peer.process[INCARNATION]
         if borrowers.get(name) != number:
             name = f"{name}{SECOND}{number}"
         if borrowers.pop(name, None) is not None and not borrowers:
@@ -332,7 +336,8 @@ class Lending(RowListener):
         # before, and asks again when the answer arrives.
         unheard = [message for _, batch in peer.stream.unacknowledged for message in batch]
         for message in (*unheard, *peer.outbox):
-            if message[0] in (BORROW_ACK, VALUE_UPDATE) and message[1:3] == (key, number):
+            answers = message[KIND] in (BORROW_ACK, VALUE_UPDATE)
+            if answers and of_borrowing(message) == (key, number):
                 return
         self._missed(row, addresses)
         if row.done:

@@ -15,7 +15,8 @@ from dask_ownership.core.owner.rows.effects import OwnerEffects
 from dask_ownership.core.owner.rows.row import Borrowed, Row
 from dask_ownership.core.owner.rows.worker_view import WorkerView
 from dask_ownership.core.protocol import messages as m
-from dask_ownership.core.protocol.messages import Key, Message, Process
+from dask_ownership.core.protocol.messages import AFTER_KIND, KIND, Key, Message, Process
+from dask_ownership.core.protocol.names import INCARNATION, NAME
 from dask_ownership.core.protocol.peer_messages import LEAVE, NAMES
 from dask_ownership.core.protocol.stream import NumberedStream
 
@@ -64,7 +65,7 @@ class Peer:
         self.turn = 0
 
     def __repr__(self) -> str:
-        return f"<Peer {self.process[2]} borrowed={len(self.borrowed)} lent={len(self.lent)}>"
+        return f"<Peer {self.process[NAME]} borrowed={len(self.borrowed)} lent={len(self.lent)}>"
 
 
 Handler: TypeAlias = Callable[..., None]
@@ -127,17 +128,17 @@ class Peers:
 
     def peer(self, process: Process) -> Peer:
         """Return the peer of a process; a new peer is added."""
-        peer = self.known.get(process[0])
+        peer = self.known.get(process[INCARNATION])
         if peer is None:
-            peer = self.known[process[0]] = Peer(process)
-            peer.gone = self._is_gone(process[0])
+            peer = self.known[process[INCARNATION]] = Peer(process)
+            peer.gone = self._is_gone(process[INCARNATION])
         return peer
 
     def say(self, peer: Peer, message: Message) -> None:
         """Queue a message to a peer, unless the peer is gone."""
         if not peer.gone:
             peer.outbox.append(message)
-            self.talking[peer.process[0]] = peer
+            self.talking[peer.process[INCARNATION]] = peer
 
     def receive(self, sender: Process, batch: Any) -> None:
         """Take in a batch of another process.
@@ -147,10 +148,10 @@ class Peers:
         other messages alone.
         """
         if batch is None:
-            self._process_gone(sender[0])
+            self._process_gone(sender[INCARNATION])
             return
-        mourned = self.mourned.get(sender[0])
-        if mourned is None and self._is_gone(sender[0]):
+        mourned = self.mourned.get(sender[INCARNATION])
+        if mourned is None and self._is_gone(sender[INCARNATION]):
             return  # too late: the process does not count any more
         peer = mourned or self.peer(sender)
         before = peer.stream.received
@@ -161,23 +162,25 @@ class Peers:
         if mourned is not None:
             # The batch left before the process died, and was slow on its way.
             for message in messages:
-                if message and message[0] in self.last_words:
-                    self.last_words[message[0]](mourned, *message[1:])
+                if message and message[KIND] in self.last_words:
+                    self.last_words[message[KIND]](mourned, *message[AFTER_KIND])
             return
         if batch[0] and batch[0] <= before:
             # A peer repeats a batch until the acknowledgement arrives, so send that once more.
             peer.stream.unsaid += 1
             self._unheard(peer)
         if peer.stream.unsaid:
-            self.talking[sender[0]] = peer
+            self.talking[sender[INCARNATION]] = peer
         for message in messages:
             try:
-                handler = self.handlers.get(message[0])
+                handler = self.handlers.get(message[KIND])
                 if handler is not None:
-                    handler(peer, *message[1:])
+                    handler(peer, *message[AFTER_KIND])
             except Exception as error:
-                said = NAMES[message[0]] if message and message[0] in range(len(NAMES)) else "?"
-                where = f"{said} of {sender[2]} could not be taken in"
+                said = (
+                    NAMES[message[KIND]] if message and message[KIND] in range(len(NAMES)) else "?"
+                )
+                where = f"{said} of {sender[NAME]} could not be taken in"
                 self._effects.broken.append((where, error))
 
     def on_post(self, view: WorkerView, receiver: Process, sender: Process, batch: Any) -> None:
@@ -185,7 +188,7 @@ class Peers:
 
         A batch for an earlier process at this address is ignored.
         """
-        if receiver[0] == self.process[0]:
+        if receiver[INCARNATION] == self.process[INCARNATION]:
             self.receive(sender, batch)
 
     def say_to_itself(self) -> None:
@@ -194,7 +197,7 @@ class Peers:
         A process is its own peer when it borrows from itself: after an ownership transfer, or
         when a task of its own has to run again (`references.reconstruction`).
         """
-        myself = self.process[0]
+        myself = self.process[INCARNATION]
         while myself in self.talking:
             peer = self.talking.pop(myself)
             if peer.outbox:
@@ -228,7 +231,7 @@ class Peers:
 
     def _on_leave(self, peer: Peer) -> None:
         """Handle LEAVE: a peer ends by itself."""
-        self._process_gone(peer.process[0])
+        self._process_gone(peer.process[INCARNATION])
 
     def process_gone(self, incarnation: str) -> None:
         """Take note that a process is gone for good, as `Membership` says.

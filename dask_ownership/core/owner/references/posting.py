@@ -16,7 +16,7 @@ from dask_ownership.core.owner.rows.effects import OwnerEffects
 from dask_ownership.core.owner.rows.worker_view import WorkerView
 from dask_ownership.core.owner.scheduling.placement import Placement
 from dask_ownership.core.protocol.messages import Message, Process
-from dask_ownership.core.protocol.names import worker_of
+from dask_ownership.core.protocol.names import ADDRESS, INCARNATION, worker_of
 
 CARRIED = 2.0
 """Seconds within which the first carrier of a post has to deliver; each next carrier has twice as
@@ -88,12 +88,13 @@ class Posting:
             for before in self._peers.unacknowledged(peer):
                 self._put(way, before)
             # A numbered post is one of these. A post with number 0 only acknowledges.
-            if message[3][0]:
+            _, _, _, (number, _, _) = message
+            if number:
                 message = ()
         if message:
             self._put(way, message)
         # The link to the peer's own worker repeats lost batches itself, so no timer is needed.
-        if way != peer.process[1] and peer not in self._watched:
+        if way != peer.process[ADDRESS] and peer not in self._watched:
             self._watched.add(peer)
             self._look_later(peer)
 
@@ -160,7 +161,7 @@ class Posting:
         ``oldest`` is the number of the oldest unacknowledged batch at the last look.
         """
         batches = peer.stream.unacknowledged
-        if peer.gone or not batches or peer.way == peer.process[1]:
+        if peer.gone or not batches or peer.way == peer.process[ADDRESS]:
             self._watched.discard(peer)
             return
         if batches[0][0] == oldest:
@@ -173,7 +174,7 @@ class Posting:
 
         The acknowledgement may have been lost with the carrier.
         """
-        if peer.way and peer.way != peer.process[1]:
+        if peer.way and peer.way != peer.process[ADDRESS]:
             peer.turn += 1
             peer.way = ""
 
@@ -196,7 +197,7 @@ class Posting:
         """
         for peer in list(self._peers.known.values()):
             # Posts to the owner at a suspended worker wait for the worker itself.
-            silent = view.alive and peer.process[1] == view.address
+            silent = view.alive and peer.process[ADDRESS] == view.address
             if peer.way == view.address and not peer.gone and not silent:
                 self._again(peer)
 
@@ -205,11 +206,12 @@ class Posting:
     def receive(self, posts: Iterable[Message]) -> None:
         """Take in posts for this process, and pass on posts that it is to carry to a worker."""
         for message in posts:
-            to: Process = message[1]
-            if to[0] == self._peers.process[0]:
-                self._peers.receive(message[2], message[3])
+            to: Process
+            _, to, sender, batch = message
+            if to[INCARNATION] == self._peers.process[INCARNATION]:
+                self._peers.receive(sender, batch)
                 continue
-            view = self._placement.workers.get(to[1])
+            view = self._placement.workers.get(to[ADDRESS])
             # Without the worker the post is lost, and its sender chooses another carrier.
-            if view is not None and view.incarnation == worker_of(to[0]):
+            if view is not None and view.incarnation == worker_of(to[INCARNATION]):
                 view.outbox.append(message)

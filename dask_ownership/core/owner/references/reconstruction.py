@@ -31,8 +31,17 @@ from dask_ownership.core.owner.rows.row import QUESTION, SEARCHED, Borrowed, Fun
 from dask_ownership.core.owner.rows.worker_view import WorkerView
 from dask_ownership.core.protocol import messages as m
 from dask_ownership.core.protocol.failure import Failure
-from dask_ownership.core.protocol.messages import Key, Origin, OwnerRef, Process
-from dask_ownership.core.protocol.names import Path, path_from, same_task
+from dask_ownership.core.protocol.messages import Key, Origin, OwnerRef
+from dask_ownership.core.protocol.names import (
+    HEIR,
+    INCARNATION,
+    KEY,
+    Path,
+    owner_ref_of,
+    path_from,
+    process_of,
+    same_task,
+)
 from dask_ownership.core.protocol.states import (
     DORMANT,
     FORGOTTEN,
@@ -186,10 +195,10 @@ class Reconstruction(RowListener):
 
     def _on_gone(self, peer: Peer) -> None:
         """Look again for all objects that were found at a dead peer."""
-        incarnation = peer.process[0]
+        incarnation = peer.process[INCARNATION]
         self.doubted.discard(incarnation)
         for row, question in list(self.questions.items()):
-            if question.owner_ref is not None and question.owner_ref[0] == incarnation:
+            if question.owner_ref is not None and question.owner_ref[INCARNATION] == incarnation:
                 self._look_again(row, question)
 
     # ---- asking ----
@@ -219,8 +228,8 @@ class Reconstruction(RowListener):
         origin: Origin | None = row.options.adopted
         # The levels of an origin are the tasks that led to the object, the nearest first.
         level = origin
-        while level is not None and level[0] != self._peers.process[0]:
-            level = level[4]
+        while level is not None and level[INCARNATION] != self._peers.process[INCARNATION]:
+            level = level[HEIR]
         # A row in ``questions`` is looked for already.
         if origin is None or level is None or row in self.questions:
             return False
@@ -241,7 +250,7 @@ class Reconstruction(RowListener):
         question = self.questions[row]
         if question.owner_ref is None:
             return
-        if question.owner_ref[0] == gone:
+        if question.owner_ref[INCARNATION] == gone:
             self._look_again(row, question)
         else:
             self._answer_one(peer, row, number, question)
@@ -259,12 +268,12 @@ class Reconstruction(RowListener):
         # The path is (task, child, ...): the keys below the child are still to be found.
         below = question.path[2:]
         if isinstance(child, Borrowed):
-            question.owner_ref = child.owner_ref[:4]
+            question.owner_ref = owner_ref_of(child.owner_ref)
             question.rest = child.path
             if below:
                 # The child's owner has to look for the rest, as a question under the same key.
-                question.rest = (*(child.path or (child.owner_ref[3],)), *below)
-                question.owner_ref = (*child.owner_ref[:3], row.key)
+                question.rest = (*(child.path or (child.owner_ref[KEY],)), *below)
+                question.owner_ref = (*process_of(child.owner_ref), row.key)
         elif below:
             question.path = (child.key, *below)
             self._look(row, question)
@@ -371,10 +380,10 @@ class Reconstruction(RowListener):
             children = {}
             for row in rows:
                 origin = self._table.origin_of(row)
-                heir = origin[4]
+                heir = origin[HEIR]
                 # A future of another task's child may have the same key.
                 if same_task(heir, name):
-                    children[origin[3]] = row
+                    children[origin[KEY]] = row
             self._children = (task, rows, children)
         child = self._children[2].get(key)
         return child if child is not None and self._lives(child) else None
@@ -387,10 +396,10 @@ class Reconstruction(RowListener):
         # answer were to ask that heir, each of the two would send the borrowers to the other.
         if row.path is not None and (row.state < INLINE or row.state == LOST):
             return False
-        owner: Process = row.owner_ref[:3]
-        if owner[0] == self._peers.process[0] or owner[0] in self.doubted:
+        owner = row.owner_ref[INCARNATION]
+        if owner == self._peers.process[INCARNATION] or owner in self.doubted:
             return False
-        return not self._peers.peer(owner).gone
+        return not self._peers.peer(process_of(row.owner_ref)).gone
 
     # ---- repeating ----
 
@@ -461,7 +470,7 @@ class Reconstruction(RowListener):
         for row in rows:
             # A row may still be borrowed from the dead owner, or from an heir.
             if isinstance(row, Borrowed) and row.state < INLINE:
-                self._borrowing.borrow_at(row, origin[:4])
+                self._borrowing.borrow_at(row, owner_ref_of(origin))
         self._borrowing.when_acknowledged(rows, tell)
         if not rows:
             return

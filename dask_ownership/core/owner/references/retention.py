@@ -25,7 +25,7 @@ from dask_ownership.core.owner.rows.listener import RowListener
 from dask_ownership.core.owner.rows.row import EXPORTED, RETAINED, Function, Row
 from dask_ownership.core.owner.rows.table import Table
 from dask_ownership.core.protocol.messages import Heir, Key
-from dask_ownership.core.protocol.names import heir_of
+from dask_ownership.core.protocol.names import ADDRESS, INCARNATION, KEY, heir_of, process_of
 from dask_ownership.core.protocol.peer_messages import (
     PARENT_RETAINED,
     RELEASE_PARENT,
@@ -124,22 +124,22 @@ class Retention(RowListener):
 
         When the owner is gone, the nearest living parent above is kept in its place.
         """
-        task = (heir[0], heir[3])
+        task = (heir[INCARNATION], heir[KEY])
         count = self.children[task] = self.children.get(task, 0) + 1
         if count > 1:
             return
         self.heirs[task] = heir
-        if heir[0] == self._peers.process[0]:
-            parent = self._table.rows.get(heir[3])
+        if heir[INCARNATION] == self._peers.process[INCARNATION]:
+            parent = self._table.rows.get(heir[KEY])
             # A parent that cannot run again is of no use to its children.
             if parent is not None and self.can_keep(parent):
-                self.kept[heir[3]] = parent
+                self.kept[heir[KEY]] = parent
                 self.keep(parent)
-        elif self._peers.peer(heir[:3]).gone:
+        elif self._peers.peer(process_of(heir)).gone:
             self._go_above(heir)
         else:
             self._say(RETAIN_PARENT, heir)
-            if heir[1]:  # the owner is at a worker, see `when_retained`
+            if heir[ADDRESS]:  # the owner is at a worker, see `when_retained`
                 self.untold.setdefault(task, [])
 
     def when_retained(self, owner: str, key: Key, call: Callable[[], None]) -> None:
@@ -163,7 +163,7 @@ class Retention(RowListener):
     def _go_above(self, heir: Heir) -> None:
         """Have the nearest living parent above kept, in place of a parent whose owner is gone."""
         above = heir_of(heir, lambda process: self._peers.peer(process).gone)
-        self.above[heir[0], heir[3]] = above
+        self.above[heir[INCARNATION], heir[KEY]] = above
         if above is not None:
             self._led_to(above)
 
@@ -175,7 +175,7 @@ class Retention(RowListener):
 
     def _led_to_less(self, heir: Heir) -> None:
         """Count one child less of a parent; with the last, release the parent."""
-        task = (heir[0], heir[3])
+        task = (heir[INCARNATION], heir[KEY])
         count = self.children.pop(task) - 1
         if count:
             self.children[task] = count
@@ -186,15 +186,15 @@ class Retention(RowListener):
             above = self.above.pop(task)
             if above is not None:
                 self._led_to_less(above)
-        elif heir[0] != self._peers.process[0]:
+        elif heir[INCARNATION] != self._peers.process[INCARNATION]:
             self._say(RELEASE_PARENT, heir)
-        elif (parent := self.kept.pop(heir[3], None)) is not None:
+        elif (parent := self.kept.pop(heir[KEY], None)) is not None:
             self.let_go(parent)
 
     def _say(self, kind: int, heir: Heir) -> None:
         """Send RETAIN_PARENT or RELEASE_PARENT to the owner of a parent."""
         peers = self._peers
-        peers.say(peers.peer(heir[:3]), (kind, heir[3]))
+        peers.say(peers.peer(process_of(heir)), (kind, heir[KEY]))
 
     # ---- the heir ----
 
@@ -234,7 +234,7 @@ class Retention(RowListener):
     def _on_retain_parent(self, peer: Peer, key: Key) -> None:
         """Handle RETAIN_PARENT: keep a task of this process, because a peer exported a child."""
         peers = self._peers
-        if peers.process[1]:  # an owner at a worker acknowledges, see `when_retained`
+        if peers.process[ADDRESS]:  # an owner at a worker acknowledges, see `when_retained`
             peers.say(peer, (PARENT_RETAINED, key))
         row = self._table.rows.get(key)
         # The same message may arrive twice.
@@ -250,7 +250,7 @@ class Retention(RowListener):
 
     def _on_parent_retained(self, peer: Peer, key: Key) -> None:
         """Handle PARENT_RETAINED: the owner of a parent has got the RETAIN_PARENT."""
-        self.told(peer.process[0], key)
+        self.told(peer.process[INCARNATION], key)
 
     # ---- a process that is gone ----
 
@@ -260,14 +260,15 @@ class Retention(RowListener):
         What the peer had kept here stays for a while, for borrowers that ask for its objects. What
         the peer kept for this process is kept by owners above.
         """
-        incarnation = peer.process[0]
+        incarnation = peer.process[INCARNATION]
         kept = list(peer.kept.values())
         peer.kept.clear()
         self.orphan(incarnation, kept)
-        for task in [task for task in self.untold if task[0] == incarnation]:
-            self.told(*task)
+        for owner, key in list(self.untold):
+            if owner == incarnation:
+                self.told(owner, key)
         for task, heir in list(self.heirs.items()):
-            if heir[0] == incarnation and task not in self.above:
+            if heir[INCARNATION] == incarnation and task not in self.above:
                 self._go_above(heir)
 
     def _on_late_retain_parent(self, peer: Peer, key: Key) -> None:
@@ -276,7 +277,7 @@ class Retention(RowListener):
         Borrowers of the child will ask for it.
         """
         self._on_retain_parent(peer, key)
-        self.orphan(peer.process[0], list(peer.kept.values()))
+        self.orphan(peer.process[INCARNATION], list(peer.kept.values()))
         peer.kept.clear()
 
     def orphan(self, incarnation: str, kept: list[Row]) -> None:

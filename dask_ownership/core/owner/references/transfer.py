@@ -35,7 +35,16 @@ from dask_ownership.core.owner.rows.row import HAS_BORROWERS, Borrowed, Row
 from dask_ownership.core.owner.scheduling.builtin import BuiltinFunctions
 from dask_ownership.core.protocol.failure import Failure
 from dask_ownership.core.protocol.messages import Key, Origin, Process
-from dask_ownership.core.protocol.names import adopted_key, heir_of
+from dask_ownership.core.protocol.names import (
+    HEIR,
+    INCARNATION,
+    KEY,
+    NAME,
+    adopted_key,
+    heir_of,
+    process_of,
+)
+from dask_ownership.core.protocol.outcomes import NoValue
 from dask_ownership.core.protocol.peer_messages import ADOPT, BORROW_ACK, LEAVES
 from dask_ownership.core.protocol.states import ERROR, INLINE, LOST, STORED
 
@@ -158,7 +167,7 @@ class OwnershipTransfer:
             elif (heir := self._heir_of(row)) is not None:
                 waits = True
                 self._offer(row, heir)
-            elif any(peer.process[0] in self.refused for peer in self._borrowers_of(row)):
+            elif any(peer.process[INCARNATION] in self.refused for peer in self._borrowers_of(row)):
                 waits = True  # until the borrowers that leave, too, give the object back
         for row in list(self.under_way):
             # Meanwhile no other process needs the object any more, or a user cancelled the task.
@@ -187,16 +196,16 @@ class OwnershipTransfer:
         First comes the nearest living owner of the tasks that led to the row, then any borrower.
         Processes that refused are passed over.
         """
-        passed_over = {self._peers.process[0], *self.refused}
+        passed_over = {self._peers.process[INCARNATION], *self.refused}
         heir = heir_of(
             self._table.origin_of(row),
-            lambda process: process[0] in passed_over or self._peers.peer(process).gone,
+            lambda process: process[INCARNATION] in passed_over or self._peers.peer(process).gone,
         )
         if heir is not None:
-            return heir[:3]
+            return process_of(heir)
         for peer in self._borrowers_of(row):
             process: Process = peer.process
-            if process[0] not in passed_over:
+            if process[INCARNATION] not in passed_over:
                 return process
         return None
 
@@ -213,15 +222,15 @@ class OwnershipTransfer:
         # Else this process borrows the heir's object already.
         if known is made:
             self._borrowing.adopt_at_heir(made, origin, row in self._table.pinned)
-        self._lifecycle.log(row, "handed-over", f"to {heir[2]}, because this process leaves")
+        self._lifecycle.log(row, "handed-over", f"to {heir[NAME]}, because this process leaves")
 
     def _has_no_heir(self, handover: Handover) -> bool:
         """Return whether the heir is gone, or refuses the object because it leaves, too."""
         made = handover.made
         if isinstance(made.value, Failure) and made.value.kind == LEAVES:
-            self.refused.add(made.owner_ref[0])
+            self.refused.add(made.owner_ref[INCARNATION])
             return True
-        return self._peers.peer(made.owner_ref[:3]).gone
+        return self._peers.peer(process_of(made.owner_ref)).gone
 
     def _tell(self, row: Row, handover: Handover) -> None:
         """Send the borrowers of a row to the heir, when the heir's object has ended."""
@@ -253,8 +262,8 @@ class OwnershipTransfer:
         The peer borrows the new object as ``number``.
         """
         peers = self._peers
-        if self.refuses(peer.process[0], key):
-            refusal = (LOST, LEAVES, key, f"{peers.process[2]} leaves, too", ())
+        if self.refuses(peer.process[INCARNATION], key):
+            refusal = NoValue(LOST, LEAVES, key, f"{peers.process[NAME]} leaves, too", ())
             peers.say(peer, (BORROW_ACK, key, number, refusal))
             return
         row = self.adopt(key, origin, pinned)
@@ -271,8 +280,8 @@ class OwnershipTransfer:
         if not self.leaving:
             return False
         owner_refs = [handover.made.owner_ref for handover in self.under_way.values()]
-        handed_to_it = any(ref[0] == sender and ref[3] == key for ref in owner_refs)
-        return handed_to_it or sender > self._peers.process[0]
+        handed_to_it = any(ref[INCARNATION] == sender and ref[KEY] == key for ref in owner_refs)
+        return handed_to_it or sender > self._peers.process[INCARNATION]
 
     def adopt(self, key: Key, origin: Origin, pinned: bool) -> Row | None:
         """Take an object over: make an alias of it under ``key``.
@@ -286,7 +295,7 @@ class OwnershipTransfer:
         taken = self._borrowing.rows_of([origin])
         if not taken:
             return None
-        options = Options(heir=origin[4], adopted=origin)
+        options = Options(heir=origin[HEIR], adopted=origin)
         row = self._functions.alias(key, taken, options)
         self._table.adopt(row)
         self._submit([row])
@@ -294,5 +303,5 @@ class OwnershipTransfer:
         if pinned:
             self._table.pin(row)
         self._retention.export(row)
-        self._lifecycle.log(row, "adopted", f"from {origin[2]}, which leaves")
+        self._lifecycle.log(row, "adopted", f"from {origin[NAME]}, which leaves")
         return row

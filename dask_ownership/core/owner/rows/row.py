@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from dask_ownership.core.owner.rows.options import NO_OPTIONS, Options
 from dask_ownership.core.protocol.failure import Failure
 from dask_ownership.core.protocol.messages import Key, Origin
+from dask_ownership.core.protocol.names import INCARNATION, KEY, LIFE
 from dask_ownership.core.protocol.states import INLINE, STATE_NAMES, WAITING
 
 OVERHEAD = 600
@@ -290,4 +291,4 @@ def version_of(row: Row) -> int:
 
 def borrowed_key(origin: Origin) -> Key:
     """Return the key of a borrowed object in the borrower's table and sessions."""
-    return ("borrowed", origin[0], origin[3], origin[5])
+    return ("borrowed", origin[INCARNATION], origin[KEY], origin[LIFE])

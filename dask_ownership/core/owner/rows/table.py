@@ -24,7 +24,7 @@ from typing import Any
 
 from dask_ownership.core.owner.rows.row import Borrowed, Row
 from dask_ownership.core.protocol.messages import Key, Origin, OwnerRef, Process, ValueName
-from dask_ownership.core.protocol.names import held_at
+from dask_ownership.core.protocol.names import INCARNATION, KEY, held_at
 from dask_ownership.core.protocol.states import FORGOTTEN
 
 SHARDS = 256
@@ -305,5 +305,5 @@ class Table:
     def value_name(self, row: Row) -> ValueName:
         """Return the name of a row's value at the owner's workers: owner, key and attempt."""
         if isinstance(row, Borrowed):
-            return row.owner_ref[0], row.owner_ref[3], row.made_by
-        return self.process[0], row.key, row.attempt
+            return row.owner_ref[INCARNATION], row.owner_ref[KEY], row.made_by
+        return self.process[INCARNATION], row.key, row.attempt

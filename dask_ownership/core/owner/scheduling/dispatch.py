@@ -146,10 +146,10 @@ class Dispatch:
         error : bytes
             The pickled error with which the tasks fail.
         """
-        kind, name = message[:2]
+        kind, name = message[m.KIND], message[m.SUBJECT]
         if kind == m.PUSH:
             row = view.pushed.get(name)
-            failed = [row] if row is not None and row.attempt == message[2] else []
+            failed = [row] if row is not None and row.attempt == message[m.ATTEMPT] else []
         elif kind == m.FUNCTION:
             view.functions.discard(name)
             failed = [
