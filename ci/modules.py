@@ -9,6 +9,8 @@ import ast
 import re
 from pathlib import Path
 
+from marks import filled
+
 from dask_ownership.core.owner.rows.lifecycle import TRANSITIONS
 from dask_ownership.core.protocol.states import STATE_NAMES
 
@@ -70,11 +72,7 @@ def written(page: str) -> str:
         "modules of the core": core(),
         "states of a row": states(),
     }
-    for name, made in lists.items():
-        begin, end = (f"<!-- {name}: {which} -->" for which in ("begin", "end"))
-        whole = f"{begin}\n\n{made}\n{end}"
-        page = re.sub(f"{begin}.*?{end}", lambda _, whole=whole: whole, page, flags=re.S)
-    return page
+    return filled(page, lists)
 
 
 def _paths_in(folder: Path) -> list[Path]:

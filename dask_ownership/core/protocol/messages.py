@@ -69,7 +69,7 @@ PUSH = 1
 The executor is to run a task. ``payload`` is the pickled ``(args, kwargs)``. ``order`` is the
 order of the task (`protocol.order`), lower first. ``dependencies`` has one `VALUE`, `LOCAL` or
 `REMOTE` entry for each slot of the payload, or is ``()``. ``options`` is None or a dict with
-``depth`` and any of the others:
+``depth`` and any of the other options:
 
 - ``depth``: levels of nesting
 - ``heir``: the task that submitted the task, as an `Heir`

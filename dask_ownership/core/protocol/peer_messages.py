@@ -37,8 +37,8 @@ or ``follow`` the chain of tasks that the row waits for. ``missed`` says that th
 addresses in ``detail`` do not have the value: the owner is to say where the value is now."""
 
 LEAVE = 5
-"""``(LEAVE,)``: the sender ends. The sender borrows nothing any more, and all objects that the
-sender owns are gone."""
+"""``(LEAVE,)``, to all peers: the sender ends. The sender borrows nothing any more, and all objects
+that the sender owns are gone."""
 
 ADOPT = 6
 """``(ADOPT, key, number, origin, pinned)``, to an heir: take the object of this origin over under

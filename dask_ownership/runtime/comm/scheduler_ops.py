@@ -1,6 +1,8 @@
 """Names of the operations between the scheduler plugin, clients and workers, and what they carry.
 
-By these operations owners learn from the scheduler plugin who is in the cluster.
+By these operations owners learn from the scheduler plugin who is in the cluster. The text below
+each name has the name and the arguments of the message. Arguments travel by their names, and with
+the ``token`` of the caller where the handler checks who calls.
 """
 
 from __future__ import annotations
@@ -43,70 +45,81 @@ def incarnation_of(server_id: str) -> str:
     return server_id.replace("-", "")
 
 
+# ---- owner to scheduler, with an answer ----
+
 JOIN = "ownership_join"
-"""Operation of the scheduler: an owner proves who it is, and asks for its token and the members."""
-
-WORD = "ownership-word"
-"""Stream operation: a client says its word to the scheduler, over the connection registered for the
-client. So only the client itself can join as this client, see `comm.secret`."""
-
-MEMBERS = "ownership-members"
-"""Stream operation: the scheduler tells owners of changes, with the members added, and a `Removed`
-for each worker gone."""
-
-EXITED = "ownership-exited"
-"""Stream operation: the scheduler tells owners what ended the process of a worker that is gone, by
-its incarnation, when the nanny of the worker has said so."""
-
-CLOSES = "ownership-closes"
-"""Stream operation: a client tells the scheduler that it closes, and so will not come back."""
-
-OWNER_GONE = "ownership-owner-gone"
-"""Stream operation: the scheduler tells workers and clients that an owner is gone."""
-
-BACKLOG = "ownership-backlog"
-"""Stream operation: a client tells the scheduler about how many of its tasks wait for a worker, for
-adaptive scaling."""
+"""``(JOIN, owner, client, worker, protocol, secret, known)``: an owner proves who it is, and asks
+for its token and the members."""
 
 HOLD = "ownership_hold"
-"""Operation of the scheduler: a client asks the holder to hold objects."""
-
-RELEASE_HOLD = "ownership-let-go"
-"""Stream operation: a client tells the scheduler that it does not need a hold any more."""
+"""``(HOLD, hold, asker, owner, origins, functions, tasks)``: a client asks the holder to hold
+objects."""
 
 DIAL = "ownership_dial"
-"""Operation of the scheduler: a worker with a message for a client asks that the client link to the
-worker. Also the stream operation by which the scheduler tells the client."""
+"""``(DIAL, owner, dialler)``: a worker with a message for a client asks that the client link to the
+worker. The scheduler tells the client by the stream operation ``(DIAL, address)``."""
 
 RELAY = "ownership_relay"
-"""Operation of the scheduler: an owner asks the scheduler to take the connection over and to splice
-it to a connection to a worker, see `scheduler.relay`."""
+"""``(RELAY, target, asker, token)``: an owner asks the scheduler to take the connection over and to
+splice it to a connection to a worker, see `scheduler.relay`."""
 
 WHERE = "ownership_where"
-"""Operation of the scheduler: a process asks where the values of the scheduler's keys are."""
+"""``(WHERE, keys, asker)``: a process asks where the values of the scheduler's keys are."""
 
-PROMOTED = "promoted-"
-"""Prefix of the names of owned objects at the scheduler. The incarnation of the process that keeps
-the object for the scheduler follows."""
+ACTIVITY = "ownership_activity"
+"""``(ACTIVITY, history)``: a process asks for the activity of all owners and workers."""
+
+# ---- client to scheduler, on the stream ----
+
+WORD = "ownership-word"
+"""``(WORD, word)``: a client says its word to the scheduler, over the connection registered for the
+client. So only the client itself can join as this client, see `comm.secret`."""
+
+CLOSES = "ownership-closes"
+"""``(CLOSES,)``: a client tells the scheduler that it closes, and so will not come back."""
+
+BACKLOG = "ownership-backlog"
+"""``(BACKLOG, tasks)``: a client tells the scheduler about how many of its tasks wait for a worker,
+for adaptive scaling."""
+
+RELEASE_HOLD = "ownership-let-go"
+"""``(RELEASE_HOLD, hold, owner, taken)``: a client tells the scheduler that it does not need a hold
+any more."""
+
+REPORT = "ownership_report"
+"""``(REPORT, owner, report)``: a client reports to the scheduler what it owns, between two `WATCH`.
+By the operation ``(REPORT, watch, note, again, gap, failed)`` of a worker the scheduler asks for
+the same, and for the tasks that ran there."""
+
+# ---- scheduler to owners, on the stream ----
+
+MEMBERS = "ownership-members"
+"""``(MEMBERS, added, removed)``: the scheduler tells owners of changes, with the members added, and
+a `Removed` for each worker gone."""
+
+EXITED = "ownership-exited"
+"""``(EXITED, incarnation, how)``: the scheduler tells owners what ended the process of a worker
+that is gone, by its incarnation, when the nanny of the worker has said so."""
+
+OWNER_GONE = "ownership-owner-gone"
+"""``(OWNER_GONE, owner)``: the scheduler tells workers and clients that an owner is gone."""
 
 PROMOTION_OVER = "ownership-promotion-over"
-"""Stream operation: the scheduler tells the process that keeps a promoted object that the name is
-forgotten."""
-
+"""``(PROMOTION_OVER, names)``: the scheduler tells the process that keeps a promoted object that
+the name is forgotten."""
 
 WATCH = "ownership-watch"
-"""Stream operation: the scheduler tells clients to begin with reports of what they own (a dashboard
+"""``(WATCH, on)``: the scheduler tells clients to begin with reports of what they own (a dashboard
 page or another observer looks), or to end them."""
 
 TOLD = (MEMBERS, EXITED, OWNER_GONE, DIAL, PROMOTION_OVER, WATCH)
 """Stream operations by which the scheduler tells a client with an owner that joined."""
 
-REPORT = "ownership_report"
-"""Stream operation: a client reports to the scheduler what it owns, between two `WATCH`. Also the
-operation of a worker by which the scheduler asks for the same, and for the tasks that ran there."""
+# ---- values ----
 
-ACTIVITY = "ownership_activity"
-"""Operation of the scheduler: a process asks for the activity of all owners and workers."""
+PROMOTED = "promoted-"
+"""Prefix of the names of owned objects at the scheduler. The incarnation of the process that keeps
+the object for the scheduler follows."""
 
 
 class Found(TypedDict, total=False):
