@@ -1,4 +1,4 @@
-"""Writes what is made from the source into the pages about options, errors and the API.
+"""Writes what is made from the source into the pages about options, errors, the API and metrics.
 
 ``python ci/reference.py`` writes it between the comments that say *begin* and *end*; a test checks
 that the pages are as this gives them. They are plain Markdown, for a forge as for the site.
@@ -19,6 +19,7 @@ import distributed
 import yaml
 
 from dask_ownership import errors
+from dask_ownership.monitoring.metrics import METRICS
 
 TOP = Path(__file__).parent.parent
 DOCS = TOP / "docs"
@@ -191,12 +192,29 @@ def _members(kind: Any) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+# ---- metrics ----
+
+
+def metrics_section() -> str:
+    """All metrics for Prometheus, in the order of the answer."""
+    rows = [
+        f"| `{metric.full_name}` | {metric.kind} | {_code(metric.label)} | {metric.text} |\n"
+        for metric in METRICS
+    ]
+    return "| metric | type | label | what it counts |\n|---|---|---|---|\n" + "".join(rows)
+
+
+def _code(name: str) -> str:
+    return f"`{name}`" if name else ""
+
+
 # ---- pages ----
 
 PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": options_section,
     "errors.md": errors_section,
     "api.md": api_section,
+    "monitoring.md": metrics_section,
 }
 """The pages with a made part, and what makes it."""
 

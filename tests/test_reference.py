@@ -1,4 +1,4 @@
-"""The pages about options, errors and the API say what the source says."""
+"""The pages about options, errors, the API and metrics say what the source says."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import yaml
 
 import dask_ownership
 from dask_ownership import errors
+from dask_ownership.monitoring.metrics import METRICS, Collector
 
 TOP = Path(__file__).parent.parent
 sys.path.append(str(TOP / "ci"))
@@ -71,6 +72,42 @@ def test_each_error_has_a_cause_and_a_cure() -> None:
     page = (reference.DOCS / "errors.md").read_text(encoding="utf-8")
     named = {name for name in errors.__all__ if name != "OwnershipError"}
     assert {name for name in named if f"## `{name}`" in page} == named
+
+
+def test_the_collector_gives_the_metrics_of_the_table() -> None:
+    pytest.importorskip("prometheus_client")
+    owner = dict.fromkeys(
+        ("submitted", "done", "failed", "inline_nbytes", "lineage_nbytes", "borrowed"), 1
+    )
+    owner |= {"states": {"ready": 1}, "again": {"died": 1}, "traffic": {"tcp://w": (1, 1)}}
+    worker = dict.fromkeys(("running", "queued", "parked"), 1)
+    worker |= {"stored": {"nbytes": 1, "spilled": 1}, "received": {"tcp://v": 1}}
+    told = {
+        "owners": [owner],
+        "workers": [worker],
+        "losses": {"client": {"lost": 1}},
+        "workers_gone": 1,
+        "relays": {"nbytes": 1, "open": 1},
+    }
+
+    class Feed:
+        def looked(self, seconds: float) -> None:
+            pass
+
+        def now(self, history: bool) -> dict[str, Any]:
+            return told
+
+    collector = Collector()
+    collector.feeds.append(Feed())
+    samples = [
+        (sample.name, family.type, family.documentation, *sample.labels)
+        for family in collector.collect()
+        for sample in family.samples
+    ]
+    assert samples == [
+        (metric.full_name, metric.kind, metric.text, *filter(None, [metric.label]))
+        for metric in METRICS
+    ]
 
 
 def test_each_public_name_is_on_a_page() -> None:
