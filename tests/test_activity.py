@@ -92,7 +92,7 @@ def test_at_rest_the_numbers_are_those_of_the_owner(client: Client, workers: Any
     assert owner["stored_nbytes"] == own.stored_nbytes
     assert {k.replace("-", "_"): n for k, n in owner["again"].items()} == own.handed_out_again
     assert {one["key"] for one in owner["largest"][:3]} == {"blob-0", "blob-1", "blob-2"}
-    assert owner["largest"][0]["handles"] == 1
+    assert owner["largest"][0]["local_refs"] == 1
     assert list(owner["largest"][0]["workers"]) == [workers[0]]
     there = {one["address"]: one for one in told["workers"]}
     assert there.keys() == set(workers)

@@ -104,7 +104,7 @@ def test_pages_show_what_owners_say(client: Client, workers: Any) -> None:
     at = largest["key"].index("blob-0")
     assert {"blob-0", "blob-1"} <= set(largest["key"])
     assert largest["nbytes"][at] >= 200_000 and largest["state"][at] == "stored"
-    assert [largest[why][at] for why in ("handles", "uses", "borrowers")] == [1, 0, 0]
+    assert [largest[why][at] for why in ("local_refs", "task_refs", "borrowers")] == [1, 0, 0]
     assert objects["oldest_source"]["key"] and set(objects["oldest_source"]["age"]) <= {
         f"0:00:{seconds:02d}" for seconds in range(10)
     }

@@ -112,7 +112,7 @@ def test_a_death_is_told_of_in_exactly_these_lines(caplog: Any) -> None:
         large = [client.submit(blob, 200_000 + i, workers=first, pure=False,
                                allow_other_workers=True) for i in range(3)]  # fmt: skip
         wait(large)
-        there = sum(client.ownership(future).holders == [first] for future in large)
+        there = sum(client.ownership(future).locations == [first] for future in large)
         running = client.submit(
             slowinc, 1, delay=1, workers=first, allow_other_workers=True, pure=False
         )

@@ -20,7 +20,7 @@ from live import blob, boom, inc, kill, small_cluster, until
 from dask_ownership import Client, fire_and_forget, get_client
 from dask_ownership.core.owner.rows.history import REMEMBERED
 from dask_ownership.errors import ClosedOwner, FutureCancelledError, LostData
-from dask_ownership.monitoring.snapshot import ObjectSnapshot, Snapshot
+from dask_ownership.monitoring.snapshot import FORMER, ObjectSnapshot, Snapshot
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_objects_and_bytes_by_where_they_are(client, workers):
     assert 0 < seen.inline_nbytes < 100
     assert set(seen.stored_nbytes) == set(workers)
     assert all(nbytes >= 100_000 for nbytes in seen.stored_nbytes.values())
-    assert seen.references["handles"] == 6
+    assert seen.references["local_refs"] == 6
     assert seen.lineage["kept"] == 2
     assert 0 < seen.lineage["nbytes"] < seen.lineage["max_bytes"]
     assert seen.counts["submitted"] == 6 and seen.counts["failed"] == 1
@@ -138,12 +138,12 @@ def test_tasks_that_run_and_wait(client, workers):
     link = seen.links[workers[0]]
     assert link["pushed"] and link["accepting"] and link["nthreads"] == 1
     assert seen.objects["pushed"] >= 1
-    assert seen.references["uses"] == 1
+    assert seen.references["task_refs"] == 1
     one, two = client.ownership(first), client.ownership(second)
     assert one.state == "pushed" and one.worker == workers[0] and one.attempt > 0
     assert one.function == "hold" and one.kind is None
     assert one.options["workers"] == (workers[0],)
-    assert one.dependents == [second.key] and one.uses == 1
+    assert one.dependents == [second.key] and one.task_refs == 1
     assert two.dependencies == [first.key] and two.waiting == 1
     event.set()
     assert second.result(timeout=10) == 2
@@ -159,9 +159,9 @@ def test_what_keeps_objects_by_kind(client, workers):
     wait([base, top])
     until(lambda: client.ownership(forgotten).fire_and_forget)
     seen = client.ownership().references
-    assert seen["handles"] == 3 and seen["fire_and_forget"] == 1
-    assert seen["descendants"] == 1 and seen["pinned"] == 0
-    assert client.ownership(base).descendants == 1
+    assert seen["local_refs"] == 3 and seen["fire_and_forget"] == 1
+    assert seen["lineage_refs"] == 1 and seen["pinned"] == 0
+    assert client.ownership(base).lineage_refs == 1
     assert client.ownership(base).lineage_of == [top.key]
     key = base.key
     del base
@@ -176,7 +176,7 @@ def test_futures_pickled_by_hand_are_pinned(cluster):
         future = client.submit(inc, 1)
         pickle.dumps(future)
         seen = client.ownership().references
-        assert seen["pinned"] == 1 and seen["handles"] == 1
+        assert seen["pinned"] == 1 and seen["local_refs"] == 1
         assert client.ownership(future).pinned
         assert "pinned True" in repr(client.ownership(future))
 
@@ -259,7 +259,7 @@ def test_while_threads_submit(client):
     while thread.is_alive():
         seen = client.ownership()
         assert sum(seen.objects.values()) <= 200
-        assert seen.references["handles"] <= 200
+        assert seen.references["local_refs"] <= 200
     thread.join()
 
 
@@ -304,6 +304,24 @@ def test_plain_values(client):
     assert seen.objects["stored"] == 1
 
 
+def test_former_names_work_with_a_warning(client):
+    future = client.submit(blob, 100_000)
+    wait(future)
+    seen, one = client.ownership(), client.ownership(future)
+    for former, now in FORMER.items():
+        with pytest.warns(DeprecationWarning, match=f"'{former}' is '{now}' now") as warned:
+            assert getattr(one, former) == getattr(one, now)
+        assert warned[0].filename == __file__
+    again = pickle.loads(pickle.dumps(seen))
+    with pytest.warns(DeprecationWarning, match="'handles' is 'local_refs' now") as warned:
+        assert again.references["handles"] == seen.references["local_refs"] == 1
+    assert warned[0].filename == __file__
+    for unknown in ("holders", "nothing"):
+        with pytest.raises(KeyError, match=unknown):
+            seen.references[unknown]
+    assert not FORMER.keys() & {*seen.references, *one.to_dict()}
+
+
 def test_a_snapshot_keeps_nothing(client):
     future = client.submit(blob, 100_000)
     wait(future)
@@ -323,7 +341,7 @@ def test_a_stored_value_and_how_it_is_made_again(client, workers):
     seen = client.ownership(big)
     assert client.ownership(big.key).key == seen.key == big.key
     assert seen.state == seen.kind == "stored" and seen.nbytes >= 200_000
-    assert seen.holders == [workers[0]]
+    assert seen.locations == [workers[0]]
     assert seen.lineage is not None
     assert seen.lineage["function"] == "__mul__" and seen.lineage["inputs"] == ["a"]
     assert seen.lineage["payload_nbytes"] > 100_000
@@ -423,7 +441,7 @@ def test_a_task_that_just_runs_has_no_story(client):
 def test_a_killed_worker_is_in_the_story(mortal):
     value = mortal.submit(blob, 300_000, pure=False)
     wait(value)
-    there, first = mortal.ownership(value).holders[0], mortal.ownership(value).attempt
+    there, first = mortal.ownership(value).locations[0], mortal.ownership(value).attempt
     kill(mortal, there)
     assert len(value.result(timeout=30)) == 300_000
     story = mortal.story(value)
@@ -467,7 +485,7 @@ def test_inputs_that_are_made_again_with_it(mortal):
     wait(top)
     del base
     until(lambda: mortal.ownership("base").state == "dormant")
-    kill(mortal, mortal.ownership(top).holders[0])
+    kill(mortal, mortal.ownership(top).locations[0])
     assert len(top.result(timeout=30)) == 100_001
     recovered = [e for e in mortal.story("base", "top") if e[1] == "recovered"]
     assert [e[0] for e in recovered] == ["top", "base"]
@@ -487,7 +505,7 @@ def test_evicted_lineage_is_in_the_story(cluster):
 
 def test_a_scattered_value_that_is_lost(mortal):
     value = mortal.scatter(b"x" * 100_000)
-    kill(mortal, mortal.ownership(value).holders[0])
+    kill(mortal, mortal.ownership(value).locations[0])
     until(value.done)
     until(lambda: value.status == "lost", 10)
     story = mortal.story(value)
@@ -592,7 +610,7 @@ def test_cancelled_futures_say_whose_they_were_and_where(client, workers):
 
 def test_lost_values_say_whose_they_were_and_what_was_tried(mortal):
     value = mortal.scatter(b"x" * 100_000)
-    there = mortal.ownership(value).holders[0]
+    there = mortal.ownership(value).locations[0]
     kill(mortal, there)
     until(lambda: value.status == "lost", 10)
     with pytest.raises(LostData) as caught:

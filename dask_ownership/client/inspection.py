@@ -62,7 +62,7 @@ class Inspection(ClusterConnection):
         --------
         >>> client.ownership().objects["inline"]  # doctest: +SKIP
         3
-        >>> client.ownership(future).holders  # doctest: +SKIP
+        >>> client.ownership(future).locations  # doctest: +SKIP
         ['tcp://127.0.0.1:40331']
         """
         self._check_open()

@@ -221,10 +221,10 @@ class Census:
             "attempt": attempt_of(self.core, row),
             "since": self.core.attempt_times.since(row.attempt),
             "workers": [view.address for view in row.locations],
-            "handles": row.local_refs,
-            "uses": row.task_refs,
+            "local_refs": row.local_refs,
+            "task_refs": row.task_refs,
             "borrowers": len(self.core.lending.borrowers.get(row, ())),
-            "descendants": row.lineage_refs,
+            "lineage_refs": row.lineage_refs,
             "pinned": row in self.core.table.pinned,
         }
 

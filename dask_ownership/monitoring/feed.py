@@ -349,7 +349,7 @@ class Feed:
                 - ``largest``, ``oldest``: lists of ``key``, ``state``, ``nbytes``, ``attempt``,
                   ``since`` (when the task was handed out last, within a second or a tenth of its
                   age; None for a literal), ``workers``, and the counts that keep the object:
-                  ``handles``, ``uses``, ``borrowers``, ``descendants``, ``pinned``
+                  ``local_refs``, ``task_refs``, ``borrowers``, ``lineage_refs``, ``pinned``
                 - ``unfinished``: some of the tasks that have not ended, of each name and state the
                   first: ``key``, ``name`` (of the group), ``state``, ``attempt``, ``since`` (when
                   it was handed out, or None), ``worker``, ``stuck`` (whether no present worker may

@@ -27,7 +27,7 @@ from dask_ownership.core.protocol.states import (
     STORED,
 )
 from dask_ownership.monitoring.pending import lingers_at, why
-from dask_ownership.monitoring.snapshot import Event, ObjectSnapshot, Snapshot
+from dask_ownership.monitoring.snapshot import Event, ObjectSnapshot, References, Snapshot
 from dask_ownership.runtime.owner.owner import Owner
 
 KINDS = {INLINE: "inline", STORED: "stored"}
@@ -97,13 +97,13 @@ def look(owner: Owner, row: Row) -> ObjectSnapshot:
         function=None if row.function is None else row.function.name,
         kind=kind,
         nbytes=nbytes,
-        handles=row.local_refs,
-        uses=row.task_refs,
-        descendants=row.lineage_refs,
+        local_refs=row.local_refs,
+        task_refs=row.task_refs,
+        lineage_refs=row.lineage_refs,
         pinned=row in core.table.pinned,
         fire_and_forget=row in core.desired.rows,
         borrowers=list(borrowers),
-        holders=locations_of(row),
+        locations=locations_of(row),
         # In other states `worker` is where the value was made.
         worker=row.worker.address if row.state == PUSHED else None,
         dependencies=named(row.dependencies),
@@ -281,17 +281,17 @@ def take(owner: Owner, central_calls: int) -> Snapshot:
 
 def _references(core: OwnerCore) -> dict[str, int]:
     """Return how many references of each kind keep objects, owned and borrowed ones."""
-    kinds = ("handles", "uses", "borrowers", "descendants", "pinned", "fire_and_forget")
-    counts = dict.fromkeys(kinds, 0)
+    kinds = ("local_refs", "task_refs", "borrowers", "lineage_refs", "pinned", "fire_and_forget")
+    counts = References(dict.fromkeys(kinds, 0))
     borrowers = core.lending.borrowers
     for row in core.table.all():
         pinned, desired = row in core.table.pinned, row in core.desired.rows
         # A pin and a `fire_and_forget` each are one local reference, which is counted below under
         # its own name.
-        counts["handles"] += row.local_refs - pinned - desired
-        counts["uses"] += row.task_refs
+        counts["local_refs"] += row.local_refs - pinned - desired
+        counts["task_refs"] += row.task_refs
         counts["borrowers"] += len(borrowers.get(row, ()))
-        counts["descendants"] += row.lineage_refs
+        counts["lineage_refs"] += row.lineage_refs
         counts["pinned"] += pinned
         counts["fire_and_forget"] += desired
     return counts

@@ -6,6 +6,7 @@ Snapshots are plain data: a snapshot holds no row and keeps no value alive. The 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,43 @@ from dask_ownership.monitoring.html import SHOWN, Section, Shown, clock, counted
 
 Event = tuple[Hashable, str, str, float]
 """Key, event, detail, and time."""
+
+FORMER = {
+    "handles": "local_refs",
+    "uses": "task_refs",
+    "descendants": "lineage_refs",
+    "holders": "locations",
+}
+"""Former names in snapshots, which work for one release, with the names of today."""
+
+
+def _warn(former: str) -> None:
+    """Warn of a former name. The caller of the caller is the program that used the name."""
+    warnings.warn(f"{former!r} is {FORMER[former]!r} now", DeprecationWarning, stacklevel=3)
+
+
+def _former(name: str) -> Any:
+    """Return a property that reads the attribute of today by a former name.
+
+    The property has no docstring, so that the page about the API does not list the former name.
+    """
+
+    def value(snapshot: Any) -> Any:
+        _warn(name)
+        return getattr(snapshot, FORMER[name])
+
+    return property(value)
+
+
+class References(dict[str, int]):
+    """Numbers of references by kind; a former name of a kind gives its number with a warning."""
+
+    def __missing__(self, kind: str) -> int:
+        """Return the number of a kind that was asked for by its former name."""
+        if kind not in FORMER or FORMER[kind] not in self:
+            raise KeyError(kind)
+        _warn(kind)
+        return self[FORMER[kind]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,11 +77,11 @@ class Snapshot(Shown):
     stored_nbytes : dict of str to int
         Bytes of stored values by the address of the holding worker; a copy counts at each worker.
     references : dict of str to int
-        References that keep objects, owned and borrowed, by kind: ``handles`` (futures in this
-        process), ``uses`` (see `dask_ownership.core.owner.rows.row`), ``borrowers`` (processes, for
-        each object), ``descendants`` (lineage with the object as an input), ``pinned`` (objects
-        whose future was pickled by hand) and ``fire_and_forget``. All borrowers of an object
-        together are also one of its uses.
+        References that keep objects, owned and borrowed, by kind: ``local_refs`` (futures in this
+        process), ``task_refs`` (see `dask_ownership.core.owner.rows.row`), ``borrowers``
+        (processes, for each object), ``lineage_refs`` (lineage with the object as an input),
+        ``pinned`` (objects whose future was pickled by hand) and ``fire_and_forget``. All borrowers
+        of an object together are also one of its task references.
     lineage : dict of str to int
         ``kept`` (tasks), ``nbytes``, ``max_bytes``, ``pinned`` (inline values that only lineage
         needs, whose bytes are part of ``nbytes``), ``evicted`` and ``recovered`` (both since the
@@ -196,14 +234,14 @@ class ObjectSnapshot(Shown):
         Kind of the value: ``inline``, ``stored``, ``exception`` or ``failure``; None without one.
     nbytes : int
         Size of the value, or of the pickled exception.
-    handles, uses, descendants : int
+    local_refs, task_refs, lineage_refs : int
         Counts that keep the object, see `dask_ownership.core.owner.rows.row`.
     pinned, fire_and_forget : bool
         Whether the object is kept because its future was pickled by hand, or until the task ends.
-        Each is also part of ``handles``.
+        Each is also part of ``local_refs``.
     borrowers : list of str
         Names of the processes that borrow the object.
-    holders : list of str
+    locations : list of str
         Workers that have a copy, or are being given one.
     worker : str or None
         Worker to which the task is pushed.
@@ -247,13 +285,13 @@ class ObjectSnapshot(Shown):
     function: str | None
     kind: str | None
     nbytes: int
-    handles: int
-    uses: int
-    descendants: int
+    local_refs: int
+    task_refs: int
+    lineage_refs: int
     pinned: bool
     fire_and_forget: bool
     borrowers: list[str]
-    holders: list[str]
+    locations: list[str]
     worker: str | None
     dependencies: list[Hashable]
     contains: list[Hashable]
@@ -268,6 +306,11 @@ class ObjectSnapshot(Shown):
     lineage: dict[str, Any] | None
     failure: dict[str, Any] | None
     history: list[Event]
+
+    handles = _former("handles")
+    uses = _former("uses")
+    descendants = _former("descendants")
+    holders = _former("holders")
 
     def _head(self) -> tuple[str, str]:
         return "Object", repr(self.key)
@@ -286,14 +329,14 @@ class ObjectSnapshot(Shown):
             "bytes": format_bytes(self.nbytes) if self.nbytes else None,
         }
         references = {
-            "handles": self.handles,
-            "uses": self.uses,
-            "descendants": self.descendants,
+            "local_refs": self.local_refs,
+            "task_refs": self.task_refs,
+            "lineage_refs": self.lineage_refs,
             "pinned": self.pinned,
             "fire_and_forget": self.fire_and_forget,
         }
         lists: dict[str, list[Any]] = {
-            "Holders": self.holders,
+            "Locations": self.locations,
             "Borrowers": self.borrowers,
             "Dependencies": self.dependencies,
             "Contains": self.contains,

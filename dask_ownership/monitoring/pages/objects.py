@@ -39,10 +39,10 @@ COLUMNS: dict[str, tuple[str, int, Any]] = {
     "at": ("At", 150, CODE),
     "age": ("Age", 70, None),
     "attempt": ("Attempt", 60, WHOLE),
-    "handles": ("Futures", 60, WHOLE),
-    "uses": ("Uses", 50, WHOLE),
+    "local_refs": ("Local refs", 70, WHOLE),
+    "task_refs": ("Task refs", 70, WHOLE),
     "borrowers": ("Borrowers", 70, WHOLE),
-    "descendants": ("Lineage of", 70, WHOLE),
+    "lineage_refs": ("Lineage refs", 80, WHOLE),
     "pinned": ("Pinned", 60, None),
 }
 
