@@ -30,7 +30,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "protocol.md"
 HEADING = re.compile(r"^# ---- (.*) ----$")
 FORM = re.compile(r"``\(\w+,\s*(?P<fields>[^`]*)\)``(?:, (?P<way>[^:]*))?:?\s+(?P<text>.*)", re.S)
 OPTION = re.compile(r"\n- ``(\w+)``: ")
-HANDLER = re.compile(r"Handler of ``(?P<name>\w+)``: (?P<text>.*)", re.S)
+HANDLER = re.compile(r"Handle ``(?P<name>\w+)``: (?P<text>.*)", re.S)
 
 ADDED = ("self", "comm", "sender")
 """Parameters of handlers that do not travel: Dask's servers add the connection and the sender."""

@@ -58,7 +58,7 @@ class CentralGraph(LLGExpr):
     _parameters: ClassVar = ["dsk", "annotations"]
 
     def __dask_annotations__(self) -> dict[str, dict[Key, Any]]:
-        """Annotations by name, each from key to value, as dask collects them from a graph."""
+        """Return annotations by name, each from key to value, as dask collects those of a graph."""
         annotations: dict[str, dict[Key, Any]] = self.operand("annotations")
         return annotations
 
@@ -151,7 +151,7 @@ def _check_promotable(client: Any, future: Any) -> None:
 
 
 def _addresses(row: Row) -> list[str]:
-    """Addresses of the locations of a stored value."""
+    """Return addresses of the locations of a stored value."""
     if isinstance(row, Borrowed):
         return list(row.addresses)
     return [view.address for view in row.locations]
@@ -314,7 +314,7 @@ class Imports:
         self._asking: asyncio.Task[None] | None = None
 
     def future(self, value: Any) -> Future:
-        """An owned future for a future of the scheduler, an actor, or a result of an actor.
+        """Return an owned future for a future of the scheduler, an actor, or a result of an actor.
 
         A future of another client in this process is borrowed.
 
@@ -328,7 +328,7 @@ class Imports:
         return Future(self.client, self.row(value))
 
     def row(self, value: Any) -> Row:
-        """The row of an argument of `future`, with one local reference more."""
+        """Return the row of an argument of `future`, with one local reference more."""
         if isinstance(value, Future):
             return self._borrowed(value)
         if isinstance(value, BaseActorFuture):
@@ -349,7 +349,7 @@ class Imports:
         return row
 
     def _row_of_key(self, future: Any) -> Row:
-        """The row of a central future, which runs when its key has a value."""
+        """Return the row of a central future, which runs when its key has a value."""
         client = future.client
         if client is None:  # the future was unpickled where no client was current
             client = self.client
@@ -413,14 +413,14 @@ class Imports:
             self._asking = None
 
     def _row_of_actor(self, actor: Actor) -> Row:
-        """The row whose value is a handle on an actor."""
+        """Return the row whose value is a handle on an actor."""
         row, new = self._adopt("actor", actor.key, actor)
         if new:
             self._begin(row, bring_central, actor.key)
         return row
 
     def _row_of_result(self, result: BaseActorFuture[Any]) -> Row:
-        """The row of a result of an actor, which this process awaits and sends on."""
+        """Return the row of a result of an actor, which this process awaits and sends on."""
         row, new = self._adopt("actor-result", uuid4().hex, None)
         assert new
 
@@ -436,7 +436,7 @@ class Imports:
         return row
 
     def _adopt(self, what: str, key: Key, kept: Any) -> tuple[Any, bool]:
-        """The row that imports a key, and whether the row is new.
+        """Return the row that imports a key, and whether the row is new.
 
         ``what`` is the kind of the import, which is a part of the row's name.
         """

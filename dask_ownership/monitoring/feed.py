@@ -218,7 +218,7 @@ class Feed:
     # ---- reports ----
 
     def reported(self, sender: Any = None, owner: str = "", report: Any = None, **kw: Any) -> None:
-        """Stream handler of `REPORT`: take in the report of a client's owner."""
+        """Handle the stream message `REPORT`: take in the report of a client's owner."""
         # Only the connection of the client that owns this incarnation may report for the owner.
         known = type(sender) is Sender and self.members.get(owner) == ("client", sender)
         if known and isinstance(report, dict):
@@ -307,7 +307,7 @@ class Feed:
     # ---- answers ----
 
     async def activity(self, history: bool = True) -> dict[str, Any]:
-        """Handler of `ACTIVITY`: return what all owners and workers do, at most a second old.
+        """Handle `ACTIVITY`: return what all owners and workers do, at most a second old.
 
         The first answer may take a second. The cluster stays watched for ten seconds, so that a
         caller that asks again within that time gets newer reports at once. The answer is made of

@@ -69,7 +69,7 @@ class WorkerReporter:
         gap: float = 0.0,
         failed: int = 0,
     ) -> Any:
-        """Handler of `REPORT`.
+        """Handle `REPORT`: return what the worker and its owner do.
 
         Parameters
         ----------

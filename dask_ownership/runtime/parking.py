@@ -27,7 +27,7 @@ from dask_ownership.runtime.task import coroutine_entry, here
 
 
 def _in_pool(entry: Entry) -> bool:
-    """Whether a task runs in a thread of a named executor (a pool).
+    """Return whether a task runs in a thread of a named executor (a pool).
 
     Such a task goes on without waiting for a slot: the tasks in all the slots may wait for the very
     thread of the pool that this task has.

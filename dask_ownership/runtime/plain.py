@@ -70,7 +70,7 @@ def name_of(value: Any) -> Name | None:
 
 
 def is_at(name: Name, value: Any) -> bool:
-    """Whether the name leads to this very object now."""
+    """Return whether the name leads to this very object now."""
     found: Any = sys.modules.get(name.module)
     for attribute in name.path:
         found = getattr(found, attribute, None)
@@ -78,7 +78,7 @@ def is_at(name: Name, value: Any) -> bool:
 
 
 def is_by_value(module: str) -> bool:
-    """Whether the user has registered a module with cloudpickle for pickling by value."""
+    """Return whether the user has registered a module with cloudpickle for pickling by value."""
     registered = cloudpickle.list_registry_pickle_by_value()
     return bool(registered) and any(
         module == name or module.startswith(f"{name}.") for name in registered
@@ -86,13 +86,13 @@ def is_by_value(module: str) -> bool:
 
 
 def is_constant(value: Any) -> bool:
-    """Whether neither an object nor any object inside can change."""
+    """Return whether neither an object nor any object inside can change."""
     kind = type(value)
     return kind in CONSTANTS or (kind in (tuple, frozenset) and all(map(is_constant, value)))
 
 
 def _is_annotation(value: Any) -> bool:
-    """Whether an annotation is of a kind that is never changed in place."""
+    """Return whether an annotation is of a kind that is never changed in place."""
     kind = type(value)
     return (
         kind in (NoneType, str, GenericAlias, UnionType)
@@ -220,7 +220,7 @@ def _part_of(
 
 
 def _is_module(value: ModuleType) -> bool:
-    """Whether a module object is the module that is imported under its name now."""
+    """Return whether a module object is the module that is imported under its name now."""
     return sys.modules.get(value.__name__) is value
 
 
@@ -234,7 +234,7 @@ def global_names(code: CodeType) -> set[str]:
 
 
 def unchanged(parts: list[Part], function: FunctionType) -> bool:
-    """Whether a function, and all it refers to, is as it was when `parts_of` took it apart."""
+    """Return whether a function, and all it refers to, is as when `parts_of` took it apart."""
     functions: list[Any] = [None] * len(parts)
     functions[0] = function
     todo = [0]
@@ -278,7 +278,7 @@ def unchanged(parts: list[Part], function: FunctionType) -> bool:
 
 
 def _same_items(now: dict[str, Any] | None, before: tuple[tuple[str, Any], ...]) -> bool:
-    """Whether a dict has the very same values under the same names as before, in any order."""
+    """Return whether a dict has the very same values by the same names, in any order."""
     if not now:
         return not before
     return len(now) == len(before) and all(
@@ -335,7 +335,7 @@ class Template:
         )
 
     def _is_bare(self, part: Part) -> bool:
-        """Whether one call of ``FunctionType`` makes a complete copy of a part."""
+        """Return whether one call of ``FunctionType`` makes a complete copy of a part."""
         made = FunctionType(part.code, dict(self._spaces[0]), part.name, part.defaults)
         return (
             made.__qualname__ == part.qualname

@@ -300,7 +300,7 @@ FIXED = (str, bytes, tuple, frozenset, type, BuiltinFunctionType, ModuleType)
 
 
 def _is_fixed(value: Any) -> bool:
-    """Whether sharing an object between a function and its arguments makes no difference."""
+    """Return whether sharing an object between a function and its arguments makes no difference."""
     if isinstance(value, FIXED) or type(value).__name__.endswith("DType"):  # the latter of NumPy
         return True
     try:

@@ -80,7 +80,7 @@ def current_entry() -> Entry | None:
 
 
 def cancelled() -> bool:
-    """Whether the owned task of the caller was cancelled: its outcome is not wanted any more.
+    """Return whether the owned task of the caller was cancelled, so that its outcome is unwanted.
 
     The reason may be that the future of the task was cancelled or dropped, that the parent task
     was cancelled, that the owner is gone, that the ``timeout=`` of the task is up, or that the task
@@ -226,7 +226,7 @@ def load_call(entry: Entry) -> tuple[Callable[..., Any], Any, dict[str, Any], bo
 
 
 def imports_nothing(entry: Entry) -> bool:
-    """Whether loading the call of a task looks up no name in a pickle, by a quick test.
+    """Return whether loading the call of a task looks up no name in a pickle, by a quick test.
 
     When the answer is False the load may import a module, and needs `importing.unpickle`.
     """
@@ -341,7 +341,7 @@ def origins(futures: list[Any]) -> list[Origin]:
 
 
 def may_contain_futures(entry: Entry) -> bool:
-    """Whether the result of a task may contain futures.
+    """Return whether the result of a task may contain futures.
 
     A task can have futures from its arguments, from its inputs, and by submitting tasks. For any
     other task the result need not be searched.

@@ -150,7 +150,7 @@ class Holding:
         functions: Sequence[Any] = (),
         tasks: Sequence[Any] = (),
     ) -> bool:
-        """Handler of `HOLD`: hold objects under an id, in addition to objects that it has.
+        """Handle `HOLD`: hold objects under an id, in addition to objects that it has.
 
         Parameters
         ----------
@@ -209,7 +209,7 @@ class Holding:
                 self.owner.drop(row)
 
     def release(self, hold: str, owner: str, taken: bool) -> None:
-        """Stream handler of `RELEASE_HOLD`: let go of a hold that an owner does not need any more.
+        """Handle the stream message `RELEASE_HOLD`: let go of a hold that an owner needs no more.
 
         Parameters
         ----------
@@ -379,7 +379,7 @@ class Holding:
 
 
 def _hold_of(record: Any) -> str | None:
-    """The id of the hold of an item, or None; a client may have put any record there."""
+    """Return the id of the hold of an item, or None; a client may have put any record there."""
     value = record.get("value") if isinstance(record, dict) else None
     hold = value.get(MARK) if isinstance(value, dict) else None
     return hold if isinstance(hold, str) else None

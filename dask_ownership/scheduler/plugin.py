@@ -227,7 +227,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
     # ---- who may take part ----
 
     def _other_protocol(self, message: dict[str, Any]) -> str | None:
-        """Why a caller of `JOIN` is refused for its version, or None.
+        """Return why a caller of `JOIN` is refused for its version, or None.
 
         Asked before the arguments are looked at: another version may have other arguments.
         """
@@ -242,13 +242,13 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         return operation(handler, check, self._refusals)
 
     def _stranger(self, owner: Any, token: Any) -> str | None:
-        """Why a caller is no owner of this cluster, or None; arguments may be of any type."""
+        """Return why a caller is no owner of this cluster, or None; arguments are of any type."""
         if proves(self.secret, owner, token):
             return None
         return "the scheduler does not know this owner's token: has it joined?"
 
     def word(self, sender: Any = None, word: Any = None, **kwargs: Any) -> None:
-        """Stream handler of `WORD`: remember the word of a client until the client is gone.
+        """Handle the stream message `WORD`: remember the word of a client until the client is gone.
 
         Only the first word counts, so that no later message can replace it.
         """
@@ -256,12 +256,12 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             self._words.setdefault(str(sender), word)
 
     def closes(self, sender: Any = None, **kwargs: Any) -> None:
-        """Stream handler of `CLOSES`: remember that a client closes, until its connection ends."""
+        """Handle the stream message `CLOSES`: note that a client closes, for `remove_client`."""
         if type(sender) is Sender:
             self._closing.add(str(sender))
 
     def _proven(self, owner: str, kind: str, who: str, secret: str) -> bool:
-        """Whether an owner that wants to join is in the client or worker named in its request."""
+        """Return whether an owner that wants to join is in the process that its request names."""
         if kind == WORKER:
             return proves(self.secret, owner, secret)
         word = self._words.get(who, "")
@@ -277,7 +277,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         secret: str = "",
         known: Sequence[Any] = (),
     ) -> dict[str, Any]:
-        """Handler of `JOIN`: let an owner in.
+        """Handle `JOIN`: let an owner in.
 
         Parameters
         ----------
@@ -315,7 +315,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         return {**self._who_is_there(), "token": proof(self.secret, owner)}
 
     def _who_is_there(self) -> dict[str, Any]:
-        """The members, the owners of clients, and the holder."""
+        """Return the members, the owners of clients, and the holder."""
         return {
             "status": "OK",
             "members": [self._member(state) for state in self.scheduler.workers.values()],
@@ -326,7 +326,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
     # ---- what owners ask ----
 
     def dial(self, owner: str, dialler: str) -> bool:
-        """Handler of `DIAL`: tell an owner to link to the worker ``dialler``.
+        """Handle `DIAL`: tell an owner to link to the worker ``dialler``.
 
         Returns
         -------
@@ -343,12 +343,12 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
         )
 
     def where(self, keys: Sequence[Any], asker: str) -> list[Found]:
-        """Handler of `WHERE`: which workers have the values of central keys, or why none has."""
+        """Handle `WHERE`: tell which workers have the values of central keys, or why none has."""
         return [self._where(self.scheduler.tasks.get(key)) for key in keys]
 
     @staticmethod
     def _where(state: Any) -> Found:
-        """The answer for one key, from the state of its task at the scheduler or None."""
+        """Return the answer for one key, from the state of its task at the scheduler or None."""
         if state is None:
             return {"state": "unknown", "who_has": []}
         found: Found = {
@@ -371,7 +371,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
             self._tell(owner, {"op": PROMOTION_OVER, "names": [key]})
 
     def backlog(self, sender: Any = None, tasks: Any = 0, **kwargs: Any) -> None:
-        """Stream handler of `BACKLOG`: record how many tasks of a client wait for a worker."""
+        """Handle the stream message `BACKLOG`: note how many tasks of a client wait for workers."""
         if type(sender) is Sender and type(tasks) is int:
             self.backlogs.pop(str(sender), None)
             if tasks > 0:
@@ -504,7 +504,7 @@ class OwnershipSchedulerPlugin(SchedulerPlugin):
                 self.relays.owner_gone(owner)
 
     def _member(self, state: Any) -> Member:
-        """A worker as owners hear of it, from its state at the scheduler."""
+        """Return a worker as owners hear of it, from its state at the scheduler."""
         return Member(
             address=state.address,
             incarnation=self.roster.workers[state.address],

@@ -44,7 +44,7 @@ OPENS = 5.0
 
 
 def file_descriptors() -> int:
-    """How many files and connections this process may have open."""
+    """Return how many files and connections this process may have open."""
     rlimit = getattr(psutil.Process(), "rlimit", None)  # of Linux only
     if rlimit is None:
         return 1024
@@ -162,7 +162,7 @@ class Relays:
     async def relay(
         self, comm: Comm, /, target: Any = "", asker: Any = "", token: Any = None, **other: Any
     ) -> Any:
-        """Handler of `RELAY`: splice a connection with a new one to a worker, until either ends.
+        """Handle `RELAY`: splice a connection with a new one to a worker, until either ends.
 
         All arguments are of any type, as a caller sent them.
 
@@ -213,7 +213,7 @@ class Relays:
         return Status.dont_reply
 
     def _refuse(self, target: Any, asker: str, other: Mapping[str, Any]) -> str | None:
-        """Why a relay to this worker is refused, or None."""
+        """Return why a relay to this worker is refused, or None."""
         if other or type(target) is not str:
             return "the arguments of a relay are not as expected"
         if not self._enabled:
@@ -279,7 +279,7 @@ class Relays:
         await self._bandwidth.take(nbytes)
 
     def told(self) -> dict[str, Any]:
-        """Numbers of open and of opened relays and of bytes that have passed, and each open relay.
+        """Return the numbers of open and opened relays and of bytes passed, and each open relay.
 
         A relay is told as the incarnation of the owner, the address of the worker, and bytes.
         """

@@ -16,7 +16,7 @@ from dask_ownership.core.protocol.states import DORMANT, FORGOTTEN, INLINE, PUSH
 
 
 def rows_of(owner: OwnerCore) -> list[Row]:
-    """All rows of an owner, as `Table.all` gives them, but quickly where most shards are empty."""
+    """Return all rows of an owner as `Table.all` does, but quickly where most shards are empty."""
     return [row for shard in filter(None, owner.table.rows.shards) for row in shard.values()]
 
 

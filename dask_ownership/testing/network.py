@@ -65,16 +65,16 @@ class Watcher:
     """Is told of all that arrives in a network. The methods do nothing, unless a subclass does."""
 
     def heard(self, pipe: Pipe, message: Any, to_worker: bool) -> None:
-        """A message is about to be received over a link."""
+        """Hear that a message is about to be received over a link."""
 
     def heard_post(self, sender: str, receiver: str, said: Any) -> None:
-        """A message of one process to another is about to be received."""
+        """Hear that a message of one process to another is about to be received."""
 
     def worker_took_in(self, worker: WorkerProcess, messages: Sequence[Any]) -> None:
-        """A worker has received a batch."""
+        """Hear that a worker has received a batch."""
 
     def owner_took_in(self, owner: OwnerProcess, messages: Sequence[Any]) -> None:
-        """An owner has received a batch."""
+        """Hear that an owner has received a batch."""
 
 
 class Network:
@@ -142,7 +142,7 @@ class Network:
         return bool(self._cut)
 
     def parted(self, one: str, other: str) -> bool:
-        """Whether batches between these two processes are held back now."""
+        """Return whether batches between these two processes are held back now."""
         return frozenset((one, other)) in self._cut
 
     def send(self, pipe: Pipe, batch: Any, to_worker: bool) -> None:
@@ -171,12 +171,12 @@ class Network:
         return (pipe.owner.name, pipe.worker.address) in self.relayed
 
     def break_relays(self) -> None:
-        """All relayed connections end, as when the scheduler is started again."""
+        """End all relayed connections, as when the scheduler is started again."""
         for pipe in [pipe for pipe in self.pipes if self._is_relayed(pipe)]:
             self._disconnect(pipe, pipe.epoch)
 
     def stall_relays(self, microseconds: float) -> None:
-        """The scheduler passes nothing on for a while; connections stay open."""
+        """Have the scheduler pass nothing on for a while; connections stay open."""
         for pipe in [pipe for pipe in self.pipes if self._is_relayed(pipe)]:
             self.partition(pipe.owner.name, pipe.worker.owner.name, microseconds)
 

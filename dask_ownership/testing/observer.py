@@ -64,7 +64,7 @@ class Observer:
     # ---- values ----
 
     def read(self, owner: OwnerProcess, row: Row) -> int:
-        """The value of a row that has one, as a number; read from a location when it is stored."""
+        """Return the value of a row that has one, as a number; of a stored row from a location."""
         if row.state == INLINE:
             assert isinstance(row.value, bytes)
             return travel.number(travel.loads(owner, row.value)[0])
@@ -73,7 +73,7 @@ class Observer:
         return travel.number(travel.loads(owner, copies[0])[0])
 
     def copies(self, owner: OwnerProcess, row: Row) -> list[bytes]:
-        """The pickled copies of a stored row at the living workers that its row names."""
+        """Return the pickled copies of a stored row at the living workers that its row names."""
         found = []
         places = [(view.address, (owner.name, row.key, version_of(row))) for view in row.locations]
         if isinstance(row, Borrowed):
@@ -87,7 +87,7 @@ class Observer:
         return found
 
     def outcome(self, owner: OwnerProcess, row: Row) -> Any:
-        """The value of a row, or ``"error"``, ``"cancelled"``, ``"lost"`` or another failure."""
+        """Return the value of a row, or ``"error"``, ``"cancelled"``, ``"lost"`` or the like."""
         if row.state == STORED and not self.copies(owner, row):
             return "lost"  # the owner has not heard of the death of the last location yet
         if row.state in (INLINE, STORED):
@@ -109,7 +109,7 @@ class Observer:
             (self.record.lost if scattered else self.record.remade).add((owner.name, row.key))
 
     def has_moved(self, row: Row) -> bool:
-        """Whether the owner of a borrowed row has another copy, or is making one.
+        """Return whether the owner of a borrowed row has another copy, or is making one.
 
         The borrower does not know it yet: the update of the owner is on its way.
         """
@@ -128,7 +128,7 @@ class Observer:
     # ---- tasks ----
 
     def _row_of(self, entry: Entry) -> Row | None:
-        """The row of a running task, if this is its current attempt."""
+        """Return the row of a running task, if this is its current attempt."""
         for owner in self.scheduler.owners:
             if owner.name == entry.session.owner:
                 row: Row | None = owner.core.table.rows.get(entry.key)
@@ -153,7 +153,7 @@ class Observer:
             assert step >= kept, f"{row} starts at step {step}, and {kept} were kept"
 
     def wants(self, entry: Entry) -> bool:
-        """Whether the owner of a task waits for this attempt of it."""
+        """Return whether the owner of a task waits for this attempt of it."""
         row = self._row_of(entry)
         return row is not None and row.state == PUSHED
 

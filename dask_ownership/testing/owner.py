@@ -172,7 +172,7 @@ class VirtualOwner(VirtualProcess):
             self.later(LOOK, self._look)
 
     def _expects(self) -> bool:
-        """Whether any worker owes a sign of life."""
+        """Return whether any worker owes a sign of life."""
         return any(
             p.view.pushed or p.here.unacknowledged or p.view.suspended for p in self.pipes.values()
         )
@@ -394,7 +394,7 @@ class VirtualOwner(VirtualProcess):
             self.wants_step()
 
     def open(self, row: Row) -> list[VirtualFuture]:
-        """The futures inside the value of a row, as `Future.result` gives them."""
+        """Return the futures inside the value of a row, as `Future.result` gives them."""
         data = self.world.observer.copies(self, row)[0] if row.state == STORED else row.value
         _, futures = travel.loads(self, data)
         self.core.borrowing.hold_until_acknowledged(row, [f.row for f in futures])

@@ -24,7 +24,7 @@ LONG = 10_000.0
 
 
 def names_of(home: str, rows: Iterable[Row]) -> list[tuple[str, Key]]:
-    """Owners and keys of the objects of rows, for the rows that have not ended."""
+    """Return owners and keys of the objects of rows, for the rows that have not ended."""
     return [
         (row.owner_ref[INCARNATION], row.owner_ref[KEY])
         if isinstance(row, Borrowed)

@@ -169,7 +169,7 @@ class Prediction:
         return busy / (self.makespan * self.plan.slots) if self.makespan else 0.0
 
     def rates(self, parts: int) -> list[float]:
-        """Ends of tasks per second, in so many equal parts of the makespan."""
+        """Return ends of tasks per second, in so many equal parts of the makespan."""
         width = self.makespan / parts or 1.0
         counts = [0] * parts
         for when in self.ended:

@@ -223,7 +223,7 @@ class Runner:
             self.parking.want_slot(entry, partial(self._ascend, entry, frame))
 
     def _settled(self, row: Row) -> bool:
-        """Whether a row has a value that can be read, or has ended without a value."""
+        """Return whether a row has a value that can be read, or has ended without a value."""
         if row.state == STORED:
             return bool(self.world.observer.copies(self.owner, row))
         return row.done

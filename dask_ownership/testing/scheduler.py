@@ -59,7 +59,7 @@ class VirtualScheduler:
         return [*self.clients, *(w.owner for w in self.workers.values())]
 
     def is_there(self, view: WorkerView) -> bool:
-        """Whether a worker is still a member, and not another worker at the same address."""
+        """Return whether a worker is still a member, and not another worker at the same address."""
         return self.roster.workers.get(view.address) == view.incarnation
 
     def _tell(self, owner: OwnerProcess, call: Callable[[], None]) -> None:
@@ -124,7 +124,7 @@ class VirtualScheduler:
     # ---- questions ----
 
     def expects(self, owner: str) -> bool:
-        """Whether an owner is there, or may come back."""
+        """Return whether an owner is there, or may come back."""
         return self.roster.expects(owner, self.clock.seconds)
 
     def ask(self, owner: OwnerProcess, asked: Asked) -> None:

@@ -37,6 +37,6 @@ class Store:
         self.values[entry.stored] = value
 
     def find(self, name: ValueName) -> bytes | None:
-        """The pickled value of this name, or None when it is not here."""
+        """Return the pickled value of this name, or None when it is not here."""
         entry = self.core.find_value(*name)
         return self.values[entry.stored] if entry is not None else None

@@ -78,7 +78,7 @@ class Task:
     unpackable: str = ""
 
     def value(self, inputs: Sequence[int]) -> int:
-        """The value that a sequential program would get."""
+        """Return the value that a sequential program would get."""
         added = sum(range(self.steps)) + sum(c.value(()) for c in self.children)
         return self.constant + sum(inputs) + added
 

@@ -50,7 +50,7 @@ class Transcript(Watcher):
         self._look()
 
     def text(self) -> str:
-        """The whole transcript."""
+        """Return the whole transcript."""
         return "\n".join(self.lines).strip() + "\n"
 
     # ---- messages ----
@@ -82,7 +82,7 @@ class Transcript(Watcher):
         self._say(sender, receiver, pm.NAMES[kind], " ".join(words))
 
     def _about(self, kind: int, message: Any) -> str:
-        """Keys and numbers of a message, as far as they help a reader."""
+        """Return keys and numbers of a message, as far as they help a reader."""
         if kind in (m.RECALL, m.LEAVING):
             return ""
         _, subject, *items = message
@@ -122,7 +122,7 @@ class Transcript(Watcher):
         self._before = now
 
     def _state(self, owner: VirtualOwner, row: Row) -> str:
-        """The state of a row in words: with its worker, locations and borrowers."""
+        """Return the state of a row in words: with its worker, locations and borrowers."""
         state = STATE_NAMES[row.state]
         if row.worker is not None and state == "pushed":
             state += f" to {row.worker.address}"

@@ -79,7 +79,7 @@ def loads(owner: FutureOwner, data: bytes, wanted: bool = True) -> tuple[Any, li
 
 
 def inside(value: Any) -> list[VirtualFuture]:
-    """The futures in a value or a task, each as often as it is inside."""
+    """Return the futures in a value or a task, each as often as it is inside."""
     futures = value[1] if isinstance(value, tuple) else getattr(value, "carries", ())
     return list(futures)
 
@@ -91,5 +91,5 @@ def _come_home(origin: Origin) -> VirtualFuture:
 
 
 def number(value: Any) -> int:
-    """The number in a value, with or without futures beside it."""
+    """Return the number in a value, with or without futures beside it."""
     return int(value[0]) if isinstance(value, tuple) else int(value)

@@ -77,7 +77,7 @@ class Waits:
             self._look()
 
     def _excused(self) -> bool:
-        """Whether rows may have to wait now, so that this time does not count."""
+        """Return whether rows may have to wait now, so that this time does not count."""
         if self.network.is_parted or any(owner.frozen for owner in self.scheduler.owners):
             return True
         # Without a free slot rows wait for tasks, which end by themselves.
@@ -105,7 +105,7 @@ class Waits:
 
 
 def _set_aside(worker: WorkerProcess) -> bool:
-    """Whether a worker is reserved for a suspect under which several workers have died.
+    """Return whether a worker is reserved for a suspect under which several workers have died.
 
     Such a suspect may run alone for longer than other tasks may wait.
     """

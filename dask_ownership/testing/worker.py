@@ -191,7 +191,7 @@ class VirtualWorker:
         self.wants_step()
 
     def has_left(self) -> bool:
-        """Whether this worker can go without a loss; goes on handing over objects of its owner."""
+        """Hand objects of the owner over; return whether this worker can go without a loss."""
         core = self.core
         # An answer that no owner has acknowledged would be lost with this worker.
         unheard = any(p.there.unacknowledged or p.session.outbox for p in self.pipes.values())

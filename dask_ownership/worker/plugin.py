@@ -170,7 +170,7 @@ class TaskClient:
         return self._side.owner
 
     def made_client(self) -> Any:
-        """The client itself, made and connected at the first call."""
+        """Return the client itself, made and connected at the first call."""
         return self._side.owned_client()
 
     @property
@@ -184,7 +184,7 @@ class TaskClient:
 
 
 def client_of_threads() -> Any:
-    """The client for threads that tasks started, of any worker in this process; or None."""
+    """Return the client for threads that tasks started, of any worker in this process; or None."""
     for stand_in in list(task_clients.values()):
         if (client := stand_in.client_of_threads) is not None:
             return client
@@ -268,7 +268,7 @@ class WorkerSide:
             logger.warning("%s", text)
 
     def members_changed(self, added: list[Member], removed: list[Removed]) -> None:
-        """Stream handler of `MEMBERS`: take in workers that came and went."""
+        """Handle the stream message `MEMBERS`: take in workers that came and went."""
         self.executor.fetcher.members_changed(
             [member["address"] for member in added], [address for address, *_ in removed]
         )
@@ -277,7 +277,7 @@ class WorkerSide:
         self.owner.members.changed(added, removed)
 
     def owner_gone(self, owner: str) -> None:
-        """Stream handler of `OWNER_GONE`: drop an owner that is gone for good."""
+        """Handle the stream message `OWNER_GONE`: drop an owner that is gone for good."""
         self.executor.drop_owner(owner)
 
     def _ask_to_dial(self, owners: list[str]) -> None:

@@ -243,6 +243,24 @@ def test_a_large_class_says_why():
     assert silent == []
 
 
+NO_VERBS = {"a", "all", "an", "handler", "how", "the", "what", "whether", "which", "why"}
+"""Words with which no docstring of a function begins."""
+
+
+def test_the_docstring_of_a_function_begins_with_what_the_function_does():
+    """In the imperative, as most do. A word with an ``s`` at its end is a noun, or "Returns"."""
+    found = [
+        f"{name}:{node.lineno} {node.name}: {text.splitlines()[0]}"
+        for name, path in modules().items()
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and not any(ast.unparse(one).endswith("property") for one in node.decorator_list)
+        and (text := ast.get_docstring(node))
+        and ((word := text.split()[0].lower()) in NO_VERBS or re.search("[^s]s$", word))
+    ]
+    assert found == []
+
+
 AS_IN_DASK = {"_graph_to_futures", "get", "persist", "scatter", "_scatter"}
 """Functions with the parameters of those of Dask that they stand for."""
 

@@ -33,7 +33,7 @@ class ExecutorEffects:
     passed_on: bool = False
 
     def __bool__(self) -> bool:
-        """Whether the runtime has any work to do."""
+        """Return whether the runtime has any work to do."""
         # Not for `passed_on`, which only says that some other outbox is to be sent.
         return bool(
             self.fetches

@@ -132,7 +132,7 @@ class Owners(Page):
         )
 
     def _clicked(self, attribute: str, old: list[int], new: list[int]) -> None:
-        """Callback of a click on a line of the table: show that owner's tasks and links."""
+        """Show the tasks and links of the owner whose line of the table was clicked."""
         ids = list(self.source.data["id"])
         # The number of rows may have changed since the click.
         self.chosen = ids[new[0]] if new and new[0] < len(ids) else ""

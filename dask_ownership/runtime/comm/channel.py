@@ -70,7 +70,7 @@ class Channel(Protocol):
 
 
 def has_stream(comm: Comm) -> bool:
-    """Whether a `StreamChannel` is possible at this end of a connection."""
+    """Return whether a `StreamChannel` is possible at this end of a connection."""
     return isinstance(getattr(comm, "stream", None), IOStream)
 
 

@@ -98,7 +98,7 @@ def operation(handler: Callable[..., Any], check: Check, refusals: Refusals) -> 
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type; items inside of containers are not checked."""
+    """Return whether a value is of a type; items inside of containers are not checked."""
     if hint is Any:
         return True
     origin = get_origin(hint)

@@ -144,7 +144,7 @@ class Reach:
         return "relayed" if address in self.relayed else "direct"
 
     def is_relay(self, comm: Comm) -> bool:
-        """Whether a connection that this object opened is a relay."""
+        """Return whether a connection that this object opened is a relay."""
         return comm in self._relays
 
     async def open(self, address: str, deserialize: bool, arguments: dict[str, Any]) -> Comm:
@@ -339,7 +339,7 @@ class Reach:
 
 
 def _succeeded(opening: asyncio.Future[Comm]) -> bool:
-    """Whether a connection is there."""
+    """Return whether a connection is there."""
     return opening.done() and not opening.cancelled() and opening.exception() is None
 
 

@@ -36,7 +36,7 @@ def proof(secret: str, name: str) -> str:
 
 
 def proves(secret: str, name: Any, token: Any) -> bool:
-    """Whether a token is the proof of a name. A message may bring values of any type for both."""
+    """Return whether a token is the proof of a name. In a message both may be of any type."""
     if type(name) is not str or type(token) is not str or not secret or not token:
         return False
     # The comparison takes the same time for any token, so the time tells a stranger nothing.

@@ -75,7 +75,7 @@ class CurrentClient:
     name = _current_client.name
 
     def get(self, *default: Any) -> Any:
-        """The current client, connected at the first call in a task."""
+        """Return the current client, connected at the first call in a task."""
         found = _current_client.get(*default)
         made = getattr(found, "made_client", None)
         return found if made is None else made()
@@ -112,12 +112,12 @@ def find_clients(of_threads: Callable[[], Any]) -> None:
 
 
 def scheduler_id(client: Any) -> Any:
-    """The id of the scheduler of a client; None while the client is not connected."""
+    """Return the id of the scheduler of a client; None while the client is not connected."""
     return client._scheduler_identity.get("id")
 
 
 def tokenizing() -> bool:
-    """Whether this thread pickles to make a token: no process ever loads such a pickle."""
+    """Return whether this thread pickles to make a token: no process ever loads such a pickle."""
     return bool(tokenize_lock._is_owned())
 
 

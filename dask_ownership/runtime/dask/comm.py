@@ -6,7 +6,7 @@ from typing import Any
 
 
 def moved_bytes(comm: Any) -> tuple[int, int] | None:
-    """Numbers that change whenever bytes move over a connection; None when it has no counters.
+    """Return numbers that change whenever bytes move over a connection; None without counters.
 
     Returns
     -------

@@ -89,5 +89,5 @@ def _let_follow(cls: Any, split: Any, listen: Any) -> None:
 
 
 def _silent(cls: Any) -> Any:
-    """A subclass of a bar that is never drawn."""
+    """Return a subclass of a bar that is never drawn."""
     return type(f"Silent{cls.__name__}", (cls,), {"_draw_bar": lambda self, **response: None})

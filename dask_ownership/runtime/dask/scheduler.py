@@ -29,7 +29,7 @@ TOLD = 0.02
 
 
 def pages_open(scheduler: Any) -> bool:
-    """Whether a page of the dashboard is open in any browser."""
+    """Return whether a page of the dashboard is open in any browser."""
     application = getattr(scheduler, "http_application", None)
     return any(
         session.connection_count

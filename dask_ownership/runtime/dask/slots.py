@@ -150,7 +150,7 @@ class _Totals(dict[str, float]):
     leased: dict[str, float]
 
     def copy(self) -> dict[str, float]:
-        """The resources that are not leased.
+        """Return the resources that are not leased.
 
         The state machine compares a copy with the free resources and those of its own tasks.
         """

@@ -164,7 +164,7 @@ def without_slot(worker: Any) -> Iterator[None]:
 
 
 def runs_here(worker: Any, key: Any) -> bool:
-    """Whether a worker runs the ordinary Dask task of this key, with or without a slot."""
+    """Return whether a worker runs the ordinary Dask task of this key, with or without a slot."""
     task = worker.state.tasks.get(key)
     return task is not None and task.state in ("executing", "long-running")
 
@@ -179,5 +179,5 @@ def secede_coroutine(worker: Any, key: Any) -> None:
 
 
 def scheduler_gone(worker: Any) -> bool:
-    """Whether the stream of a closing worker to the scheduler is broken, and so the reason."""
+    """Return whether a closing worker closes because its stream to the scheduler is broken."""
     return bool(worker.batched_stream is not None and worker.batched_stream.closed())

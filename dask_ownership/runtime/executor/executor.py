@@ -237,7 +237,7 @@ class Executor:
         await self.pool.close()
 
     def _runs(self, key: Any) -> bool:
-        """Whether an owned task of this key runs here, of any owner: ``secede()`` names none."""
+        """Return whether a task with this key runs here, of any owner: ``secede()`` names none."""
         return any(
             (entry := session.entries.get(key)) is not None and entry.state == ex.RUNNING
             for session in list(self.core.sessions.values())
@@ -246,7 +246,7 @@ class Executor:
     # ---- links ----
 
     def link_of(self, owner: str, process: Process | None = None) -> ExecutorLink:
-        """The link from an owner, made with the session of the owner when it is new.
+        """Return the link from an owner, made with the session of the owner when it is new.
 
         ``process`` is None for an owner that scatters values before it links.
         """
@@ -544,7 +544,7 @@ class Executor:
         self.owner.core.transfer.stay()
 
     def can_leave(self, move: bool, wait: bool) -> bool:
-        """Whether this worker can leave without a loss. Loop thread.
+        """Return whether this worker can leave without a loss. Loop thread.
 
         Each call has the owner in this process go on with handing its objects over. With ``wait``
         no wanted task may run, with ``move`` no value may be left, and connected owners must have
@@ -564,7 +564,7 @@ class Executor:
     # ---- values ----
 
     def stored(self, name: ValueName) -> Any:
-        """The value of this name, which is kept here for an owner.
+        """Return the value of this name, which is kept here for an owner.
 
         Raises
         ------

@@ -23,12 +23,12 @@ DEFAULT = "default"
 
 
 def custom_default(worker: Any) -> str | None:
-    """The name of the default executor when the user gave the worker one, else None."""
+    """Return the name of the default executor when the user gave the worker one, else None."""
     return DEFAULT if type(worker.executors[DEFAULT]) is not DefaultPool else None
 
 
 def threads_of(worker: Any, name: str) -> int:
-    """How many tasks the executor of this name runs at once; without limit when it does not say."""
+    """Return how many tasks the executor of this name runs at once; without limit if unknown."""
     return int(getattr(worker.executors.get(name), "_max_workers", 1 << 30))
 
 

@@ -75,7 +75,7 @@ class Server:
     # ---- who may ask ----
 
     def stranger(self, name: Any, token: Any) -> str | None:
-        """Why a caller is no process of this cluster, or None for a process that is.
+        """Return why a caller is no process of this cluster, or None for a process that is.
 
         ``name`` and ``token`` are as the caller sent them, and so of any type.
         """
@@ -97,7 +97,7 @@ class Server:
         return operation(handler, check, self._refusals)
 
     def _refuse(self, owner: Any, token: Any, protocol: Any, greeting: Any) -> str | None:
-        """Why a link is refused, or None. All arguments are of any type."""
+        """Return why a link is refused, or None. All arguments are of any type."""
         address = self.worker.address
         # First, because an owner of another version may send all other arguments differently.
         reason = other_protocol(f"the worker {address}", protocol) or self.stranger(owner, token)
@@ -129,7 +129,7 @@ class Server:
         to: Any = "",
         **hello: Any,
     ) -> Any:
-        """Handler of ``ownership_link``: take a connection over for good, for a link of an owner.
+        """Handle ``ownership_link``: take a connection over for good, for a link of an owner.
 
         Parameters
         ----------
@@ -204,7 +204,7 @@ class Server:
     # ---- leaving ----
 
     async def leave(self, timeout: float, move: bool = True, wait: bool = True) -> bool:
-        """Handler of ``ownership_leave``: get ready to be retired or restarted.
+        """Handle ``ownership_leave``: get ready to be retired or restarted.
 
         The worker starts no more tasks, has owners move their values away, and hands the objects
         of its own owner over that other processes borrow. A worker that is not retired after all
@@ -237,7 +237,7 @@ class Server:
     # ---- values ----
 
     async def get(self, owner: str, names: Sequence[Any], reader: str) -> dict[str, Any]:
-        """Handler of ``ownership_get``: give values of one owner, as far as they are here.
+        """Handle ``ownership_get``: give values of one owner, as far as they are here.
 
         Parameters
         ----------
@@ -279,7 +279,7 @@ class Server:
         return answer
 
     async def put(self, owner: str, data: Sequence[Any]) -> dict[str, Any]:
-        """Handler of ``ownership_put``: keep values that an owner scatters here.
+        """Handle ``ownership_put``: keep values that an owner scatters here.
 
         Parameters
         ----------

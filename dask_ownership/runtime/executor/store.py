@@ -137,7 +137,7 @@ class Store:
         return nbytes
 
     def get(self, entry: Entry) -> Any:
-        """The value of an entry, read back from disk when it was spilled.
+        """Return the value of an entry, read back from disk when it was spilled.
 
         Raises
         ------

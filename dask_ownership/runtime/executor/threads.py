@@ -83,7 +83,7 @@ class Threads:
         self._closed = False
 
     def __len__(self) -> int:
-        """The number of runner threads, asleep or not."""
+        """Return the number of runner threads, asleep or not."""
         return len(self._threads)
 
     def wake(self) -> None:
@@ -229,7 +229,7 @@ class Coroutines:
         self._tasks: dict[Entry, asyncio.Task[None]] = {}
 
     def __len__(self) -> int:
-        """The number of coroutine tasks that have begun and not ended."""
+        """Return the number of coroutine tasks that have begun and not ended."""
         return len(self._tasks)
 
     def run(self, *call: Any) -> None:

@@ -55,7 +55,7 @@ class Checkpoints(RowListener):
     def on_checkpoint_late(
         self, view: WorkerView, key: Key, attempt: int, number: int, name: str, pickled: bytes
     ) -> None:
-        """An attempt that is not the current one wants something kept: nothing changes."""
+        """Ignore a checkpoint of an attempt that is not the current one: nothing changes."""
         row = self._table.rows.get(key)
         if row is None:
             why = "it was cancelled, or nobody has its future any more"
