@@ -137,7 +137,7 @@ GROUPS = {
     "Futures": ("Future", "wait", "as_completed", "futures.streaming.Stream"),
     "Inside tasks": ("delegate", "checkpoint", "restore", "cancelled"),
     "Dask collections": ("get",),
-    "What is known of objects": (
+    "Snapshots of objects": (
         "monitoring.snapshot.Snapshot",
         "monitoring.snapshot.ObjectSnapshot",
     ),

@@ -369,10 +369,10 @@ MISTAKES = (
 def written() -> str:
     """Return the page."""
     lines = [
-        "# Mistakes, and what is said then",
+        "# Mistakes and their messages",
         "",
         "The table in `tests/mistakes.py` makes this page (`python tests/mistakes.py`), and a test",
-        "makes each mistake and compares what is said. Addresses, keys and attempts differ each",
+        "makes each mistake and compares the messages. Addresses, keys and attempts differ each",
         "time. Exceptions of tasks end with a note from Python 3.11 on. Each program has a",
         "`client`, and begins with",
         "",

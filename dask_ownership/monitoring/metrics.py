@@ -55,7 +55,7 @@ METRICS = (
     ),
     Metric("inline_nbytes", GAUGE, "Bytes of values that are with their owners"),
     Metric("lineage_nbytes", GAUGE, "Bytes that owners keep to make values again"),
-    Metric("borrowed", GAUGE, "Objects of others that owners borrow"),
+    Metric("borrowed", GAUGE, "Objects that owners borrow"),
     Metric(
         "owner_bytes_to_workers",
         COUNTER,
@@ -66,7 +66,9 @@ METRICS = (
         COUNTER,
         "Bytes that owners that are there exchanged with workers: from workers",
     ),
-    Metric("losses", COUNTER, "What deaths of other processes cost those that are there", "kind"),
+    Metric(
+        "losses", COUNTER, "Losses at the processes that are there, by deaths elsewhere", "kind"
+    ),
     Metric("worker_tasks_running", GAUGE, "Owned tasks running at workers"),
     Metric("worker_tasks_queued", GAUGE, "Owned tasks queued at workers"),
     Metric("worker_tasks_parked", GAUGE, "Owned tasks parked at workers"),
