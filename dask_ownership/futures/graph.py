@@ -11,7 +11,6 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -557,7 +556,7 @@ class _Builder:
         """Return priority and options of a task; the value of a persisted key stays at a worker."""
         priority, options = self.settings.of(key)
         if self.persists and key in self.keys:
-            options = replace(options, stays=True)
+            options = options._replace(stays=True)
         return priority, options
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from hashlib import blake2b
 from itertools import count
 from typing import Any, ClassVar
@@ -407,7 +406,7 @@ class Imports:
                     places = [()] * len(ended)  # the tasks run anywhere, and ask again
                 for (row, key), addresses in zip(ended, places, strict=True):
                     if addresses:
-                        row.options = replace(row.options, workers=addresses, loose=True)
+                        row.options = row.options._replace(workers=addresses, loose=True)
                     self._begin(row, bring_central, key)
         finally:
             self._asking = None

@@ -591,7 +591,7 @@ def test_a_dead_worker_takes_its_values_and_gives_its_tasks_back():
     b = bench.views["b"]
     bench.core.add_worker(b)
     assert len(bench.core.placement.workers) == 2
-    y.options.workers = None
+    y.options = y.options._replace(workers=None)
     for _ in range(2):
         bench.core.remove_worker(b)
         bench.step()
@@ -601,7 +601,7 @@ def test_a_dead_worker_takes_its_values_and_gives_its_tasks_back():
     old = y.attempt
     bench.core.receive(b, [(m.DONE, "y", old - 1, b"late", 1.0)], 0.0)
     assert y.state == PUSHED
-    x.options.workers = None
+    x.lineage.options = x.lineage.options._replace(workers=None)
     bench.core.remove_worker(bench.views["a"])
     assert (x.state, y.state) == (READY, WAITING)
     bench.core.add_worker(WorkerView("c"))

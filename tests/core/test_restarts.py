@@ -144,7 +144,7 @@ SCENARIOS = {
 def test_a_task_runs_once_where_it_may_have_run(path):
     bench = Bench(once=True)
     if path is restarts.FAILED:
-        bench.options.retries = 1  # which `submit` refuses for such a task
+        bench.options = bench.options._replace(retries=1)  # which `submit` refuses for such a task
     SCENARIOS[path](bench)
     assert bench.pushes == (1 if path.ran else 2)
 

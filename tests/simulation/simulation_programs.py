@@ -95,12 +95,12 @@ class Program:
         # What fails and what has no worker depends on what is alive: said below.
         where = r.random()
         if where < 0.1:
-            options.workers = (r.choice(sorted(self.cluster.workers)),)
-            options.loose = r.random() < 0.5
+            workers = (r.choice(sorted(self.cluster.workers)),)
+            options = options._replace(workers=workers, loose=r.random() < 0.5)
         elif where < 0.2 and any(
             w.core.queue.resources.totals for w in self.cluster.workers.values()
         ):
-            options.resources = {"gpu": 1.0}
+            options = options._replace(resources={"gpu": 1.0})
         self.add(self.key(), task, chosen, options=options)
         call = self.calls[-1]
         if options.workers and not options.loose:

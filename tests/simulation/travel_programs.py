@@ -169,7 +169,7 @@ class Traveller:
         task = self.task(tuple(h.future for h in carried))
         options = Options()
         if self.random.random() < 0.2:
-            options.retries = 1
+            options = options._replace(retries=1)
             task = replace(task, fails=self.random.randint(0, 1))
         elif self.random.random() < 0.05:
             what = ARGUMENTS if task.large or self.random.random() < 0.5 else VALUE

@@ -9,7 +9,6 @@ missing copies. A new copy counts only when the task that makes the copy has end
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TypeAlias
 
 from dask_ownership.core.owner.recovery.copying import Copies
@@ -56,10 +55,10 @@ class Replicas(RowListener):
         is the pickled error when the value cannot be copied, else None.
         """
         with self._lifecycle.table.lock:  # another thread may be about to replace the options, too
-            row.options = replace(row.options, replicas=wanted)
+            row.options = row.options._replace(replicas=wanted)
             if row.lineage is not None:
                 # The lineage brings its options back when the value is made again.
-                row.lineage.options = replace(row.lineage.options, replicas=wanted)
+                row.lineage.options = row.lineage.options._replace(replicas=wanted)
         self.used = True
         row.roles |= REPLICATED
         if settled is not None:

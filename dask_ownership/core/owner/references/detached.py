@@ -15,7 +15,6 @@ own key at the holder (`held_at`). A process that meets the name borrows there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any, TypeAlias
 
 from dask_ownership.core.owner.references.borrowing import Borrowing
@@ -210,7 +209,7 @@ class DetachedObjects(RowListener):
             known = self._table.find(key)
             if known is not None:
                 if known.options.lineage_spec is not None and key in spec.numbers:
-                    known.options = replace(known.options, lineage_spec=spec)
+                    known.options = known.options._replace(lineage_spec=spec)
                 rows.append(known)
                 continue
             if holder_ref(origin) is not None:

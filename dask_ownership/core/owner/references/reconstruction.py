@@ -16,7 +16,6 @@ Repeating
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
 
 from dask_ownership.core.owner.recovery.lineage import Lineages
@@ -424,8 +423,7 @@ class Reconstruction(RowListener):
             )
             self._fail(row, f"the task {task.key!r} that led to it cannot run again: {why}")
             return None
-        options = replace(
-            source.options,
+        options = source.options._replace(
             repeats=task.key,
             parent=None,
             retries=0,

@@ -3,14 +3,13 @@
 A new option is a field below; ``CONTRIBUTING.md`` lists the other places (*The path of a first
 change*).
 
-An `Options` object is shared by rows and never written to; a row with other options gets another
-object, by `dataclasses.replace`. What becomes of the attempts of a row is no option, see
+An `Options` object is shared by rows and cannot be written to; a row with other options gets
+another object, by `Options._replace`. What becomes of the attempts of a row is no option, see
 `rows.attempts`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 
@@ -25,11 +24,12 @@ class Replication(NamedTuple):
     branching: int = 2
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Options:
+class Options(NamedTuple):
     """Options of one task or of many. Few tasks have any, so options are kept off the row.
 
-    There are as many attributes as options of a task and its places among other tasks.
+    There are as many attributes as options of a task and its places among other tasks. A named
+    tuple cannot be written to, and is made as fast as an object with slots: a frozen dataclass
+    takes three times as long, and each task that a task submits has options of its own.
     """
 
     #: Addresses, names or hosts where the task may run.

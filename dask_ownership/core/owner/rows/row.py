@@ -7,7 +7,7 @@ submitted yet belongs to the thread that made it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from dask_ownership.core.owner.rows.options import NO_OPTIONS, Options
@@ -194,9 +194,9 @@ class Row:
         """
         mine = self.options.parent
         if mine is not None and mine != parent:
-            self.options = replace(self.options, parent=None)
+            self.options = self.options._replace(parent=None)
             if self.lineage is not None:  # which brings its options back when it makes the value
-                self.lineage.options = replace(self.lineage.options, parent=None)
+                self.lineage.options = self.lineage.options._replace(parent=None)
 
     @property
     def done(self) -> bool:
