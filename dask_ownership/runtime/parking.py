@@ -12,6 +12,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from time import perf_counter
 from typing import Any
@@ -107,25 +108,16 @@ class EventToken:
         self._event.set()
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class _Wait:
-    """A wait of a task that still has its slot, see `Parking.without_slot_if_long`.
+    """A wait of a task that still has its slot, see `Parking.without_slot_if_long`."""
 
-    Attributes
-    ----------
-    entry : Entry
-        The waiting task.
-    over : bool
-        Whether the wait has ended.
-    parked : bool
-        Whether the task has given its slot up in the meantime.
-    """
-
-    __slots__ = ("entry", "over", "parked")
-
-    def __init__(self, entry: Entry) -> None:
-        self.entry = entry
-        self.over = False
-        self.parked = False
+    #: The waiting task.
+    entry: Entry
+    #: Whether the wait has ended.
+    over: bool = field(default=False, init=False)
+    #: Whether the task has given its slot up in the meantime.
+    parked: bool = field(default=False, init=False)
 
 
 class Parking:

@@ -12,6 +12,7 @@ import pickle
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from inspect import iscoroutinefunction
 from threading import get_ident
 from time import perf_counter, time
@@ -237,38 +238,20 @@ def imports_nothing(entry: Entry) -> bool:
     )
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Outcome:
-    """The outcome of one run of a task: a message for the owner, and how to keep the value.
+    """The outcome of one run of a task: a message for the owner, and how to keep the value."""
 
-    Attributes
-    ----------
-    message : Message or None
-        The answer for the owner; None when the task is given back.
-    state : int
-        The new state of the entry, see `executor.session`.
-    value : object
-        The value to keep in the entry, when the state is `HELD`.
-    gave_back : tuple or None
-        The reason and the keys for giving the task back to its owner.
-    contains : list or None
-        The futures inside the value or the error, to be kept.
-    """
-
-    __slots__ = ("contains", "gave_back", "message", "state", "value")
-
-    def __init__(
-        self,
-        message: Any,
-        state: int,
-        value: Any = None,
-        gave_back: Any = None,
-        contains: Any = None,
-    ) -> None:
-        self.message = message
-        self.state = state
-        self.value = value
-        self.gave_back = gave_back
-        self.contains = contains
+    #: The answer for the owner; None when the task is given back.
+    message: Any
+    #: The new state of the entry, see `executor.session`.
+    state: int
+    #: The value to keep in the entry, when the state is `HELD`.
+    value: Any = None
+    #: The reason and the keys for giving the task back to its owner.
+    gave_back: Any = None
+    #: The futures inside the value or the error, to be kept.
+    contains: Any = None
 
 
 def keep_result(entry: Entry, result: Any, started: float) -> Outcome:

@@ -14,6 +14,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
@@ -35,24 +36,16 @@ SETTLING = 5.0
 """Seconds for which the answer to `HOLD` waits until the holder has taken values over."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Hold:
-    """Rows that the holder keeps for one item.
+    """Rows that the holder keeps for one item."""
 
-    Attributes
-    ----------
-    putter : str
-        Incarnation of the owner that puts the item somewhere.
-    rows : list of Row
-    count : int
-        One for the place of the item, and one for each owner that is taking the item out.
-    """
-
-    __slots__ = ("count", "putter", "rows")
-
-    def __init__(self, putter: str) -> None:
-        self.putter = putter
-        self.rows: list[Row] = []
-        self.count = 1
+    #: Incarnation of the owner that puts the item somewhere.
+    putter: str
+    #: Rows of the objects inside the item.
+    rows: list[Row] = field(default_factory=list, init=False)
+    #: One for the place of the item, and one for each owner that is taking the item out.
+    count: int = field(default=1, init=False)
 
 
 class Holding:

@@ -15,6 +15,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Container, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
@@ -52,29 +53,20 @@ def file_descriptors() -> int:
     return int(soft) if soft > 0 else 1 << 20
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Relay:
-    """One pair of spliced connections.
+    """One pair of spliced connections."""
 
-    Attributes
-    ----------
-    asker : str
-        The incarnation of the owner that asked for the relay.
-    target : str
-        The address of the worker.
-    one, other : Comm
-        The connection from the owner's process, and that to the worker.
-    nbytes : int
-        Bytes that have passed, both ways together.
-    """
-
-    __slots__ = ("asker", "nbytes", "one", "other", "target")
-
-    def __init__(self, asker: str, target: str, one: Comm, other: Comm) -> None:
-        self.asker = asker
-        self.target = target
-        self.one = one
-        self.other = other
-        self.nbytes = 0
+    #: The incarnation of the owner that asked for the relay.
+    asker: str
+    #: The address of the worker.
+    target: str
+    #: The connection from the owner's process.
+    one: Comm
+    #: The connection to the worker.
+    other: Comm
+    #: Bytes that have passed, both ways together.
+    nbytes: int = field(default=0, init=False)
 
     def abort(self) -> None:
         """End both connections."""

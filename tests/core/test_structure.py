@@ -291,6 +291,53 @@ def test_who_uses_an_owner_sees_its_face():
     assert found == set()
 
 
+HAND_WRITTEN = {
+    "core.owner.rows.row.Function",  # weakly referred to; `weakref_slot` came with Python 3.11
+}
+"""Records that are no dataclasses."""
+
+
+def classes() -> Iterator[tuple[str, str, ast.ClassDef]]:
+    """Yield each class of the package: the name of its module, its own full name, and its code."""
+    for name, path in modules().items():
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.ClassDef):
+                yield name, f"{name}.{node.name}", node
+
+
+def test_records_are_dataclasses():
+    """A record is a class with slots, no base, and no methods but those that dataclasses have."""
+    found = set()
+    for _, full, cls in classes():
+        methods = {f.name for f in cls.body if isinstance(f, ast.FunctionDef)}
+        slots = any(
+            isinstance(target, ast.Name) and target.id == "__slots__"
+            for node in cls.body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+        )
+        if slots and not cls.bases and methods <= {"__init__", "__repr__"}:
+            found.add(full)
+    assert found == HAND_WRITTEN
+
+
+def test_each_field_of_a_record_of_the_core_has_a_comment():
+    silent = []
+    for name, full, cls in classes():
+        decorators = {ast.unparse(one).partition("(")[0] for one in cls.decorator_list}
+        record = "dataclass" in decorators or "NamedTuple" in map(ast.unparse, cls.bases)
+        if not record or not name.startswith("core."):
+            continue
+        lines = modules()[name].read_text(encoding="utf-8").splitlines()
+        silent += [
+            f"{full}.{ast.unparse(node.target)}"
+            for node in cls.body
+            if isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation) != "KW_ONLY"
+            if not lines[node.lineno - 2].lstrip().startswith("#:")
+        ]
+    assert silent == []
+
+
 def test_options_cannot_be_written_to():
     """Because rows share them."""
     for name in Options._fields:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from dask_ownership.core.executor.session import RUNNING, Entry, Session
 from dask_ownership.core.protocol import messages as m
@@ -21,28 +22,18 @@ def restored(entry: Entry) -> dict[str, bytes]:
     return found
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Saving:
-    """A checkpoint on its way to the owner.
+    """A checkpoint on its way to the owner."""
 
-    Attributes
-    ----------
-    entry : Entry
-        The running task.
-    name : str
-    pickled : bytes
-    answered : callable
-        Called once: with None when the owner keeps the checkpoint, else with a `Failure`.
-    """
-
-    __slots__ = ("answered", "entry", "name", "pickled")
-
-    def __init__(
-        self, entry: Entry, name: str, pickled: bytes, answered: Callable[[Failure | None], None]
-    ) -> None:
-        self.entry = entry
-        self.name = name
-        self.pickled = pickled
-        self.answered = answered
+    #: The running task.
+    entry: Entry
+    #: The name of the checkpoint within the task.
+    name: str
+    #: The pickled value.
+    pickled: bytes
+    #: Called once: with None when the owner keeps the checkpoint, else with a `Failure`.
+    answered: Callable[[Failure | None], None]
 
 
 class Savings:

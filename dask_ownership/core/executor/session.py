@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass, field
 from typing import Any
 
 from dask_ownership.core.protocol.messages import Heir, Key, Message, Process, ValueName
@@ -46,140 +47,108 @@ STATE_NAMES = (
 )
 
 
+@dataclass(slots=True, eq=False, repr=False, init=False)
 class Entry:
     """A task or a value of one owner at this worker.
 
     One entry lives through both: a task becomes the value that the task made. There may be very
-    many entries, each of which is one object: hence the many attributes.
-
-    Attributes
-    ----------
-    session : Session
-        Of the owner.
-    key : hashable
-        The key at the owner.
-    attempt : int
-        The number of the task's attempt; of a value made elsewhere, the number that the owner
-        gave to the value.
-    function : int
-        Id of the function within the session.
-    payload : bytes
-        The pickled arguments, with slots for the dependencies; empty when the task has ended.
-    order : int
-        Of the task, lower first (`protocol.order`).
-    dependencies : list
-        For each slot an `Entry` of a task or value here, or the bytes of a value that came with
-        the push.
-    missing : int
-        How many of the dependencies have no value yet.
-    waiters : list of Entry or None
-        Tasks here that wait for the value of this entry.
-    state : int
-        One of the states above.
-    value : object
-        Live (`HELD`) or pickled (`COPIED`) value.
-    options : dict or None
-        As in `PUSH`.
-    takes_resources_or_pool : bool
-        Whether the task takes resources, or a thread of a pool.
-    awaited : bool
-        Whether a parked task here waits for the task, or for a task that needs it
-        (`executor.crowd`).
-    awaits : iterable
-        The rows that the parked task waits for, as far as the runtime knows.
-    cancelled : bool
-        Whether the outcome of the running task is not wanted any more.
-    addresses : tuple of str
-        Workers from which to fetch the value (`FETCHING`).
-    nbytes : int
-        Size of the value, as the owner says (`FETCHING`).
-    stored : object
-        The name of the value in the store, written by the runtime. No other value ever has the
-        name, because several attempts of one key may be here at once.
-    parks : int
-        How many waits of a coroutine task go on without a slot.
-    parked_for : float
-        Seconds that the task spent without a slot; written by the runtime.
-    occurrences : dict or None
-        How often the task made each call, for the keys of its children.
-    contains : object
-        The futures inside the value, or local references by which the runtime keeps these.
-    arrived : list of Row or None
-        Rows of the futures that came in the arguments; written by the runtime.
-    named : Heir or None
-        The answer of `heir`, from the first call on.
-    known : bytes or None
-        The answer of `identity`, from the first call on.
-    exported : bool
-        Whether futures of the task's children may be in other processes; written by the runtime.
-    watched : set or None
-        Keys of children that the owner looks for, see `references.reconstruction`.
-    origin : ValueName or None
-        The name of a value that the session's owner borrows (`FETCHING`).
+    many entries, each of which is one object: hence the many attributes. Each task has an entry
+    made: the constructor is written out because a generated one takes a seventh longer.
     """
 
-    __slots__ = (
-        "addresses",
-        "arrived",
-        "attempt",
-        "awaited",
-        "awaits",
-        "cancelled",
-        "contains",
-        "dependencies",
-        "exported",
-        "function",
-        "key",
-        "known",
-        "missing",
-        "named",
-        "nbytes",
-        "occurrences",
-        "options",
-        "order",
-        "origin",
-        "parked_for",
-        "parks",
-        "payload",
-        "session",
-        "state",
-        "stored",
-        "takes_resources_or_pool",
-        "value",
-        "waiters",
-        "watched",
-    )
+    #: Session of the owner.
+    session: Session
+    #: The key at the owner.
+    key: Key
+    #: The number of the task's attempt; of a value made elsewhere, the number that the owner gave
+    #: to the value.
+    attempt: int
+    #: Id of the function within the session.
+    function: int
+    #: The pickled arguments, with slots for the dependencies; empty when the task has ended.
+    payload: bytes
+    #: Place of the task among all tasks, lower first (`protocol.order`).
+    order: int
+    #: For each slot an `Entry` of a task or value here, or the bytes of a value that came with the
+    #: push.
+    dependencies: list[Any] | tuple[()]
+    #: How many of the dependencies have no value yet.
+    missing: int
+    #: Tasks here that wait for the value of this entry.
+    waiters: list[Entry] | None
+    #: One of the states above.
+    state: int
+    #: Live (`HELD`) or pickled (`COPIED`) value.
+    value: Any
+    #: As in `PUSH`.
+    options: dict[str, Any] | None
+    #: Whether a parked task here waits for the task, or for a task that needs the task
+    #: (`executor.crowd`).
+    awaited: bool
+    #: The rows that the parked task waits for, as far as the runtime knows.
+    awaits: Any
+    #: Whether the task takes resources, or a thread of a pool.
+    takes_resources_or_pool: bool
+    #: Whether the outcome of the running task is not wanted any more.
+    cancelled: bool
+    #: Workers from which to fetch the value (`FETCHING`).
+    addresses: tuple[str, ...]
+    #: Size of the value, as the owner says (`FETCHING`).
+    nbytes: int
+    #: The name of the value in the store, written by the runtime. No other value ever has the name,
+    #: because several attempts of one key may be here at once.
+    stored: Any
+    #: How many waits of a coroutine task go on without a slot.
+    parks: int
+    #: Seconds that the task spent without a slot; written by the runtime.
+    parked_for: float
+    #: How often the task made each call, for the keys of its children.
+    occurrences: dict[bytes, int] | None
+    #: The futures inside the value, or local references by which the runtime keeps these futures.
+    contains: Any
+    #: Rows of the futures that came in the arguments; written by the runtime.
+    arrived: Any
+    #: The name of a value that the session's owner borrows (`FETCHING`).
+    origin: ValueName | None
+    #: The answer of `heir`, from the first call on.
+    named: Heir | None
+    #: The answer of `identity`, from the first call on.
+    known: bytes | None
+    #: Whether futures of the task's children may be in other processes; written by the runtime.
+    exported: bool
+    #: Keys of children that the owner looks for, see `references.reconstruction`.
+    watched: set[Key] | None
 
     def __init__(self, session: Session, key: Key, attempt: int = 0) -> None:
         self.session = session
         self.key = key
         self.attempt = attempt
         self.function = 0
-        self.payload: bytes = b""
+        self.payload = b""
         self.order = 0
-        self.dependencies: list[Any] | tuple[()] = ()
+        self.dependencies = ()
         self.missing = 0
-        self.waiters: list[Entry] | None = None
+        self.waiters = None
         self.state = BLOCKED
-        self.value: Any = None
-        self.options: dict[str, Any] | None = None
+        self.value = None
+        self.options = None
         self.awaited = False
-        self.awaits: Any = ()
+        self.awaits = ()
         self.takes_resources_or_pool = False
         self.cancelled = False
-        self.addresses: tuple[str, ...] = ()
+        self.addresses = ()
         self.nbytes = 0
-        self.stored: Any = None
+        self.stored = None
         self.parks = 0
         self.parked_for = 0.0
-        self.occurrences: dict[bytes, int] | None = None
-        self.contains: Any = None
-        self.arrived: Any = None
-        self.origin: ValueName | None = None
-        self.named: Heir | None = None
-        self.known: bytes | None = None
+        self.occurrences = None
+        self.contains = None
+        self.arrived = None
+        self.origin = None
+        self.named = None
+        self.known = None
         self.exported = False
-        self.watched: set[Key] | None = None
+        self.watched = None
 
     def __repr__(self) -> str:
         return f"<Entry {self.key!r} {STATE_NAMES[self.state]} attempt={self.attempt}>"
@@ -228,73 +197,43 @@ class Entry:
         return HELD <= self.state <= KEPT
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Session:
-    """The tasks, values and functions of one owner at an executor.
+    """The tasks, values and functions of one owner at an executor."""
 
-    Attributes
-    ----------
-    owner : str
-        The owner's incarnation.
-    process : Process
-        The owner's process; the address and the name come with the link.
-    entries : dict
-        Key to the current entry of the key. An older attempt may still run.
-    functions : dict
-        Id to the pickled function, or to what the runtime makes of the pickle, oldest first.
-    function_sizes : dict
-        Id to the bytes of the pickle.
-    function_bytes : int
-        Sum of the sizes.
-    outbox : list of tuple
-        Messages for the owner that have not left yet.
-    fresh : list of Entry
-        `HELD` entries whose answers are in the outbox.
-    unacknowledged : deque
-        ``(batch, entries)``: `HELD` entries whose answers left up to that batch. Until the owner
-        acknowledges the batch, pushes that name the entries as `LOCAL` may be on their way.
-    handed : dict
-        ``(key, attempt)`` to entry: results, errors and named children with futures inside,
-        until the owner says `REFS_COUNTED`.
-    queues : dict
-        Level of the run queue to the owner's queued tasks of that level.
-    closed : bool
-        Whether the owner is gone; then no answer leaves any more.
-    link, runtime : object
-        The executor's end of the link, and the runtime's executor; written by the runtime.
-    """
+    #: The owner's incarnation.
+    owner: str
+    #: The owner's process; the address and the name come with the link.
+    process: Process = field(init=False)
+    #: Key to the current entry of the key. An older attempt may still run.
+    entries: dict[Key, Entry] = field(default_factory=dict, init=False)
+    #: Id to the pickled function, or to what the runtime makes of the pickle, oldest first.
+    functions: dict[int, Any] = field(default_factory=dict, init=False)
+    #: Id to the bytes of the pickle.
+    function_sizes: dict[int, int] = field(default_factory=dict, init=False)
+    #: Sum of the sizes.
+    function_bytes: int = field(default=0, init=False)
+    #: Messages for the owner that have not left yet.
+    outbox: list[Message] = field(default_factory=list, init=False)
+    #: `HELD` entries whose answers are in the outbox.
+    fresh: list[Entry] = field(default_factory=list, init=False)
+    #: ``(batch, entries)``: `HELD` entries whose answers left up to that batch. Until the owner
+    #: acknowledges the batch, pushes that name the entries as `LOCAL` may be on their way.
+    unacknowledged: deque[tuple[int, list[Entry]]] = field(default_factory=deque, init=False)
+    #: ``(key, attempt)`` to entry: results, errors and named children with futures inside, until
+    #: the owner says `REFS_COUNTED`.
+    handed: dict[tuple[Key, int], Entry] = field(default_factory=dict, init=False)
+    #: Level of the run queue to the owner's queued tasks of that level.
+    queues: dict[int, OrderedQueue[Entry]] = field(default_factory=dict, init=False)
+    #: Whether the owner is gone; then no answer leaves any more.
+    closed: bool = field(default=False, init=False)
+    #: The executor's end of the link; written by the runtime.
+    link: Any = field(default=None, init=False)
+    #: The runtime's executor; written by the runtime.
+    runtime: Any = field(default=None, init=False)
 
-    __slots__ = (
-        "closed",
-        "entries",
-        "fresh",
-        "function_bytes",
-        "function_sizes",
-        "functions",
-        "handed",
-        "link",
-        "outbox",
-        "owner",
-        "process",
-        "queues",
-        "runtime",
-        "unacknowledged",
-    )
-
-    def __init__(self, owner: str) -> None:
-        self.owner = owner
-        self.process: Process = (owner, "", owner)
-        self.entries: dict[Key, Entry] = {}
-        self.functions: dict[int, Any] = {}
-        self.function_sizes: dict[int, int] = {}
-        self.function_bytes = 0
-        self.outbox: list[Message] = []
-        self.fresh: list[Entry] = []
-        self.unacknowledged: deque[tuple[int, list[Entry]]] = deque()
-        self.handed: dict[tuple[Key, int], Entry] = {}
-        self.queues: dict[int, OrderedQueue[Entry]] = {}
-        self.closed = False
-        self.link: Any = None
-        self.runtime: Any = None
+    def __post_init__(self) -> None:
+        self.process = (self.owner, "", self.owner)
 
     def add_function(self, number: int, pickled: bytes) -> None:
         """Keep a pickled function that the owner sent, in place of an older one of that number."""

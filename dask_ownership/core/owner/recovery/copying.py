@@ -8,6 +8,7 @@ nothing; when the task has ended, the worker certainly has the value. `recovery.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 
 from dask_ownership.core.owner.rows.lifecycle import Lifecycle
 from dask_ownership.core.owner.rows.listener import RowListener
@@ -21,27 +22,16 @@ from dask_ownership.core.protocol.order import FIRST
 from dask_ownership.core.protocol.states import CANCELLED, STORED
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Copy:
-    """One copy on its way to a worker.
+    """One copy on its way to a worker."""
 
-    Attributes
-    ----------
-    row : Row
-        The row of the copied value.
-    target : WorkerView
-        The worker that gets the copy.
-    ended : callable or None
-        Called with the task and whether the copy was made, when the task has ended.
-    """
-
-    __slots__ = ("ended", "row", "target")
-
-    def __init__(
-        self, row: Row, target: WorkerView, ended: Callable[[Row, bool], None] | None
-    ) -> None:
-        self.row = row
-        self.target = target
-        self.ended = ended
+    #: The row of the copied value.
+    row: Row
+    #: The worker that gets the copy.
+    target: WorkerView
+    #: Called with the task and whether the copy was made, when the task has ended.
+    ended: Callable[[Row, bool], None] | None
 
 
 class Copies(RowListener):

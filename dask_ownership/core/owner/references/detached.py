@@ -15,6 +15,7 @@ own key at the holder (`held_at`). A process that meets the name borrows there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from dask_ownership.core.owner.references.borrowing import Borrowing
@@ -56,31 +57,21 @@ NOT_NEEDED = ("at_most_once", "parent", "heir", "repeats", "adopted", "lineage_s
 process submitted the task, or is about objects that change their owner."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class LineageSpec:
-    """How to make some objects of one owner: their tasks, and the tasks' inputs.
+    """How to make some objects of one owner: their tasks, and the tasks' inputs."""
 
-    Parameters
-    ----------
-    owner : Process
-        The owner of the tasks.
-    functions : list of Function
-        The functions that the tasks call.
-    tasks : sequence of Task
-        Each task comes after the tasks that it refers to by number.
+    #: The owner of the tasks.
+    owner: Process
+    #: The functions that the tasks call.
+    functions: list[Function]
+    #: Each task comes after the tasks that it refers to by number.
+    tasks: Sequence[Task]
+    #: The number of each task, by its key at the holder.
+    numbers: dict[Key, int] = field(init=False)
 
-    Attributes
-    ----------
-    numbers : dict of Key to int
-        The number of each task, by its key at the holder.
-    """
-
-    __slots__ = ("functions", "numbers", "owner", "tasks")
-
-    def __init__(self, owner: Process, functions: list[Function], tasks: Sequence[Task]) -> None:
-        self.owner = owner
-        self.functions = functions
-        self.tasks = tasks
-        self.numbers: dict[Key, int] = {self.key(n): n for n in range(len(tasks))}
+    def __post_init__(self) -> None:
+        self.numbers = {self.key(number): number for number in range(len(self.tasks))}
 
     def key(self, number: int) -> Key:
         """Return the key of a task at the holder, as `adopted_key` makes it."""

@@ -9,6 +9,7 @@ handler for its kinds of messages, and a function for the death of a process.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from dask_ownership.core.owner.rows.effects import OwnerEffects
@@ -25,44 +26,29 @@ HANDED_ON = 0.5
 futures may be about to borrow the objects themselves."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Peer:
-    """What one process knows of another process with which it exchanges references.
+    """What one process knows of another process with which it exchanges references."""
 
-    Attributes
-    ----------
-    process : Process
-        Incarnation, address and name of the peer.
-    stream : NumberedStream
-        Numbers the batches of both directions.
-    outbox : list of Message
-        Messages to the peer that have not left yet.
-    borrowed : dict of int to Borrowed
-        Objects that this process borrows from the peer, by the number of the borrowing.
-    lent : dict
-        Objects that the peer borrows from this process: ``(key, number)`` to row.
-    kept : dict of Key to Row
-        Tasks of this process that are kept at the peer's request, see `references.retention`.
-    gone : bool
-        Whether the peer has left or died.
-    way : str
-        The address of the worker whose link carries posts to the peer, see `references.posting`;
-        ``""`` when no worker was chosen.
-    turn : int
-        How often the carrier was changed, because posts or acknowledgements may not have arrived.
-    """
-
-    __slots__ = ("borrowed", "gone", "kept", "lent", "outbox", "process", "stream", "turn", "way")
-
-    def __init__(self, process: Process) -> None:
-        self.process = process
-        self.stream = NumberedStream()
-        self.outbox: list[Message] = []
-        self.borrowed: dict[int, Borrowed] = {}
-        self.lent: dict[tuple[Key, int], Row] = {}
-        self.kept: dict[Key, Row] = {}
-        self.gone = False
-        self.way = ""
-        self.turn = 0
+    #: Incarnation, address and name of the peer.
+    process: Process
+    #: Numbers the batches of both directions.
+    stream: NumberedStream = field(default_factory=NumberedStream, init=False)
+    #: Messages to the peer that have not left yet.
+    outbox: list[Message] = field(default_factory=list, init=False)
+    #: Objects that this process borrows from the peer, by the number of the borrowing.
+    borrowed: dict[int, Borrowed] = field(default_factory=dict, init=False)
+    #: Objects that the peer borrows from this process: ``(key, number)`` to row.
+    lent: dict[tuple[Key, int], Row] = field(default_factory=dict, init=False)
+    #: Tasks of this process that are kept at the peer's request, see `references.retention`.
+    kept: dict[Key, Row] = field(default_factory=dict, init=False)
+    #: Whether the peer has left or died.
+    gone: bool = field(default=False, init=False)
+    #: The address of the worker whose link carries posts to the peer, see `references.posting`;
+    #: ``""`` when no worker was chosen.
+    way: str = field(default="", init=False)
+    #: How often the carrier was changed, because posts or acknowledgements may not have arrived.
+    turn: int = field(default=0, init=False)
 
     def __repr__(self) -> str:
         return f"<Peer {self.process[NAME]} borrowed={len(self.borrowed)} lent={len(self.lent)}>"

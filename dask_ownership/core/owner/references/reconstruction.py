@@ -16,6 +16,7 @@ Repeating
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from dask_ownership.core.owner.recovery.lineage import Lineages
@@ -54,54 +55,34 @@ from dask_ownership.core.protocol.states import (
 NOTHING: tuple[Row | None, tuple[Row, ...], dict[Key, Row]] = (None, (), {})
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Search:
-    """The children of one task that are looked for, while the task runs or waits to run.
+    """The children of one task that are looked for, while the task runs or waits to run."""
 
-    Attributes
-    ----------
-    questions : dict of Key to list of Row
-        By key of a child: the questions that wait for the child.
-    submitted : dict of Key to Row
-        Children that the task has submitted. They are kept until the task ends.
-    late : set of Key
-        Children that were asked for when the task was at a worker already. The worker may hear of
-        them after the task has submitted them.
-    repeats : Row or None
-        The row whose task runs again; None when the task runs for its own value.
-    """
-
-    __slots__ = ("late", "questions", "repeats", "submitted")
-
-    def __init__(self, repeats: Row | None) -> None:
-        self.questions: dict[Key, list[Row]] = {}
-        self.submitted: dict[Key, Row] = {}
-        self.late: set[Key] = set()
-        self.repeats = repeats
+    #: The row whose task runs again; None when the task runs for its own value.
+    repeats: Row | None
+    #: By key of a child: the questions that wait for the child.
+    questions: dict[Key, list[Row]] = field(default_factory=dict, init=False)
+    #: Children that the task has submitted. They are kept until the task ends.
+    submitted: dict[Key, Row] = field(default_factory=dict, init=False)
+    #: Children that were asked for when the task was at a worker already. The worker may hear of
+    #: them after the task has submitted them.
+    late: set[Key] = field(default_factory=set, init=False)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Question:
-    """One object that borrowers ask for, and how far the search for it has come.
+    """One object that borrowers ask for, and how far the search for it has come."""
 
-    Attributes
-    ----------
-    owner_ref : OwnerRef or None
-        Where the object is owned now, or where to ask for the rest of the path; None until a
-        child is found.
-    path : Path
-        The keys from a task of this process to the object.
-    rest : Path or None
-        The path to ask for at ``owner_ref``; None when ``owner_ref`` is the object itself.
-    task : Row or None
-        The row whose task runs, or will run, and is to submit the child.
-    """
-
-    __slots__ = ("owner_ref", "path", "rest", "task")
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.owner_ref: OwnerRef | None = None
-        self.rest: Path | None = None
-        self.task: Row | None = None
+    #: The keys from a task of this process to the object.
+    path: Path
+    #: Where the object is owned now, or where to ask for the rest of the path; None until a child
+    #: is found.
+    owner_ref: OwnerRef | None = field(default=None, init=False)
+    #: The path to ask for at ``owner_ref``; None when ``owner_ref`` is the object itself.
+    rest: Path | None = field(default=None, init=False)
+    #: The row whose task runs, or will run, and is to submit the child.
+    task: Row | None = field(default=None, init=False)
 
 
 class Reconstruction(RowListener):

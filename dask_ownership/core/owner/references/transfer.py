@@ -24,6 +24,7 @@ named in the object's origin (`references.borrowing`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 from dask_ownership.core.owner.references.borrowing import Borrowing
 from dask_ownership.core.owner.references.lending import Lending
@@ -49,22 +50,14 @@ from dask_ownership.core.protocol.peer_messages import ADOPT, BORROW_ACK, LEAVES
 from dask_ownership.core.protocol.states import ERROR, INLINE, LOST, STORED
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Handover:
-    """One object on its way from this process to an heir.
+    """One object on its way from this process to an heir."""
 
-    Attributes
-    ----------
-    made : Borrowed
-        The heir's object, which this process borrows.
-    told : set of tuple
-        Borrowers, each with the number of its borrowing, that were told to borrow from the heir.
-    """
-
-    __slots__ = ("made", "told")
-
-    def __init__(self, made: Borrowed) -> None:
-        self.made = made
-        self.told: set[tuple[Peer, int]] = set()
+    #: The heir's object, which this process borrows.
+    made: Borrowed
+    #: Borrowers, each with the number of its borrowing, that were told to borrow from the heir.
+    told: set[tuple[Peer, int]] = field(default_factory=set, init=False)
 
 
 class OwnershipTransfer:

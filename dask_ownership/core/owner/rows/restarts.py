@@ -14,20 +14,13 @@ from dask_ownership.core.protocol import messages as m
 
 
 class Path(NamedTuple):
-    """One way to a further start of a task.
+    """One way to a further start of a task."""
 
-    Attributes
-    ----------
-    name : str
-        Names the path in tests.
-    event : str
-        Name under which a restart is counted and remembered, see `History.log`.
-    ran : bool
-        Whether the attempt before may have begun to run.
-    """
-
+    #: Names the path in tests.
     name: str
+    #: Name under which a restart is counted and remembered, see `History.log`.
     event: str
+    #: Whether the attempt before may have begun to run.
     ran: bool
 
 

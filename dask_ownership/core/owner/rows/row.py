@@ -76,20 +76,22 @@ class Function:
         self.named = False
 
 
+@dataclass(slots=True, eq=False, repr=False, init=False)
 class Lineage:
-    """Lineage of a row: the task that made the value, and can make the value again.
+    """Lineage of a row: the task that made the value, and can make the value again."""
 
-    Attributes
-    ----------
-    function, payload, dependencies, options
-        As in `Row`.
-    contains : tuple of Row
-        Rows of the futures inside the payload.
-    nbytes : int
-        Bytes that count towards `Limits.lineage_bytes`: the pickled arguments and `OVERHEAD`.
-    """
-
-    __slots__ = ("contains", "dependencies", "function", "nbytes", "options", "payload")
+    #: As in `Row`.
+    options: Options
+    #: As in `Row`.
+    function: Function
+    #: As in `Row`.
+    payload: bytes | None
+    #: As in `Row`.
+    dependencies: tuple[Row, ...]
+    #: Rows of the futures inside the payload.
+    contains: tuple[Row, ...]
+    #: Bytes that count towards `Limits.lineage_bytes`: the pickled arguments and `OVERHEAD`.
+    nbytes: int
 
     def __init__(self, row: Row, arguments: tuple[Row, ...]) -> None:
         assert row.function is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from dask_ownership.core.owner.rows.row import Row
@@ -13,143 +14,77 @@ WINDOW = 10_000.0
 """Microseconds of queued work per slot."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class WorkerView:
     """What one owner knows of one worker.
 
     All that placement reads of a worker is in one object: hence the many attributes.
-
-    Attributes
-    ----------
-    address : str
-        Where the worker is found.
-    incarnation : str
-        Names the worker: a restarted worker may have the same address. The address when no
-        incarnation is given.
-    nthreads : int
-        Number of the worker's slots.
-    name : object
-        Name that the worker has in Dask.
-    host : str
-        Host of the worker, as ``workers=`` may name it.
-    resources : dict of str to float
-        Amounts of the worker's abstract resources.
-    accepting : bool
-        The worker takes new tasks.
-    alive : bool
-        The worker was not removed.
-    leaving : bool
-        The worker is about to leave; its values are moved.
-    suspended : bool
-        The worker does not answer, see `scheduling.suspension`.
-    would_accept : bool
-        While the worker is suspended: what ``accepting`` was before.
-    reserved : bool
-        Nothing more is pushed: the next free slot is for a task that runs at most once.
-    alone : Row or None
-        The suspect that has the worker for itself, see `executor.exclusion`.
-    pushed : dict
-        Key to row, oldest first: tasks that the worker was given and has not answered.
-    active : int
-        How many rows in ``pushed`` take room: parked tasks, and tasks behind them, do not.
-    load : float
-        Microseconds of the worker's window that are taken.
-    low : int
-        Order of the least urgent task with a priority below the usual that was pushed since the
-        worker had nothing to do; 0 when there was none.
-    outbox : list
-        Messages to the worker that have not left yet.
-    functions : set of int
-        Functions that were sent to the worker.
-    copies : dict
-        Key of each value of which the worker was given a copy, or was told to fetch one, to an
-        attempt number: answers about attempts with a lower number say nothing of the copy.
-    arrived : set
-        Keys among ``copies`` whose values are at the worker for certain.
-    given : int
-        Bytes of values that were copied to the worker for safety.
-    handed : int
-        How many tasks the worker was given since it joined.
-    heard : float
-        When the worker last answered, or was given work after having none, in microseconds.
-    recalled : bool
-        A recall is under way.
-    lingering : dict
-        Key and attempt of each cancelled task that keeps a slot, because its function goes on.
-    link : object
-        The runtime's link to the worker; None while there is none.
-    byte_counter : ByteCounter
-        Bytes to and from the worker.
     """
 
-    __slots__ = (
-        "accepting",
-        "active",
-        "address",
-        "alive",
-        "alone",
-        "arrived",
-        "byte_counter",
-        "copies",
-        "functions",
-        "given",
-        "handed",
-        "heard",
-        "host",
-        "incarnation",
-        "leaving",
-        "lingering",
-        "link",
-        "load",
-        "low",
-        "name",
-        "nthreads",
-        "outbox",
-        "pushed",
-        "recalled",
-        "reserved",
-        "resources",
-        "suspended",
-        "would_accept",
-    )
+    #: Where the worker is found.
+    address: str
+    _: KW_ONLY
+    #: Names the worker: a restarted worker may have the same address. The address when no
+    #: incarnation is given.
+    incarnation: str = ""
+    #: Number of the worker's slots.
+    nthreads: int = 1
+    #: Name that the worker has in Dask.
+    name: Any = None
+    #: Host of the worker, as ``workers=`` may name it.
+    host: str = ""
+    #: Amounts of the worker's abstract resources.
+    resources: dict[str, float] = field(default_factory=dict)
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        incarnation: str = "",
-        nthreads: int = 1,
-        name: Any = None,
-        host: str = "",
-        resources: dict[str, float] | None = None,
-    ) -> None:
-        self.address = address
-        self.incarnation = incarnation or address
-        self.nthreads = nthreads
-        self.name = name
-        self.host = host
-        self.resources = resources or {}
-        self.accepting = True
-        self.alive = True
-        self.leaving = False
-        self.suspended = False
-        self.would_accept = True
-        self.reserved = False
-        self.alone: Row | None = None
-        self.arrived: set[Any] = set()
-        self.given = 0
-        self.handed = 0
-        self.pushed: dict[Any, Row] = {}
-        self.active = 0
-        self.load = 0.0
-        self.low = 0
-        self.outbox: list[Message] = []
-        self.functions: set[int] = set()
-        self.copies: dict[Any, int] = {}
-        self.heard = 0.0
-        self.recalled = False
-        self.lingering: dict[tuple[Key, int], None] = {}
-        self.link: Any = None
-        self.byte_counter = ByteCounter()
+    #: The worker takes new tasks.
+    accepting: bool = field(default=True, init=False)
+    #: The worker was not removed.
+    alive: bool = field(default=True, init=False)
+    #: The worker is about to leave; its values are moved.
+    leaving: bool = field(default=False, init=False)
+    #: The worker does not answer, see `scheduling.suspension`.
+    suspended: bool = field(default=False, init=False)
+    #: While the worker is suspended: what ``accepting`` was before.
+    would_accept: bool = field(default=True, init=False)
+    #: Nothing more is pushed: the next free slot is for a task that runs at most once.
+    reserved: bool = field(default=False, init=False)
+    #: The suspect that has the worker for itself, see `executor.exclusion`.
+    alone: Row | None = field(default=None, init=False)
+    #: Key to row, oldest first: tasks that the worker was given and has not answered.
+    pushed: dict[Any, Row] = field(default_factory=dict, init=False)
+    #: How many rows in ``pushed`` take room: parked tasks, and tasks behind them, do not.
+    active: int = field(default=0, init=False)
+    #: Microseconds of the worker's window that are taken.
+    load: float = field(default=0.0, init=False)
+    #: Order of the least urgent task with a priority below the usual that was pushed since the
+    #: worker had nothing to do; 0 when there was none.
+    low: int = field(default=0, init=False)
+    #: Messages to the worker that have not left yet.
+    outbox: list[Message] = field(default_factory=list, init=False)
+    #: Functions that were sent to the worker.
+    functions: set[int] = field(default_factory=set, init=False)
+    #: Key of each value of which the worker was given a copy, or was told to fetch one, to an
+    #: attempt number: answers about attempts with a lower number say nothing of the copy.
+    copies: dict[Any, int] = field(default_factory=dict, init=False)
+    #: Keys among ``copies`` whose values are at the worker for certain.
+    arrived: set[Any] = field(default_factory=set, init=False)
+    #: Bytes of values that were copied to the worker for safety.
+    given: int = field(default=0, init=False)
+    #: How many tasks the worker was given since it joined.
+    handed: int = field(default=0, init=False)
+    #: When the worker last answered, or was given work after having none, in microseconds.
+    heard: float = field(default=0.0, init=False)
+    #: A recall is under way.
+    recalled: bool = field(default=False, init=False)
+    #: Key and attempt of each cancelled task that keeps a slot, because its function goes on.
+    lingering: dict[tuple[Key, int], None] = field(default_factory=dict, init=False)
+    #: The runtime's link to the worker; None while there is none.
+    link: Any = field(default=None, init=False)
+    #: Bytes to and from the worker.
+    byte_counter: ByteCounter = field(default_factory=ByteCounter, init=False)
+
+    def __post_init__(self) -> None:
+        self.incarnation = self.incarnation or self.address
 
     def __repr__(self) -> str:
         return f"<WorkerView {self.address} pushed={len(self.pushed)} load={self.load:.0f}us>"

@@ -14,19 +14,13 @@ class BuiltinFunctions(NamedTuple):
     """Built-in functions of an owner, each called with one dependency.
 
     The runtime pickles the built-in functions like functions of users.
-
-    Attributes
-    ----------
-    identity : Function
-        Returns the dependency: a task with this function is an *alias* of the dependency.
-    nothing : Function
-        Returns nothing: the worker has a copy of the dependency afterwards.
-    payload : bytes
-        The pickled arguments of either function, with a slot for the dependency.
     """
 
+    #: Returns the dependency: a task with this function is an *alias* of the dependency.
     identity: Function = Function(-1, b"", "identity")
+    #: Returns nothing: the worker has a copy of the dependency afterwards.
     nothing: Function = Function(-2, b"", "nothing")
+    #: The pickled arguments of either function, with a slot for the dependency.
     payload: bytes = b""
 
     def alias(self, key: Key, source: tuple[Row, ...], options: Options) -> Row:
