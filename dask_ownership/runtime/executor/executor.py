@@ -63,8 +63,7 @@ WATCH_INTERVAL = 100
 class Executor:
     """Runs owned tasks at one worker, and has an owner for the tasks that these submit.
 
-    All parts of an executor meet here, hence the number of attributes and
-    of methods.
+    All parts of an executor meet here: hence the many attributes and methods.
 
     Parameters
     ----------

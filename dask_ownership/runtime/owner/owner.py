@@ -88,8 +88,7 @@ class Owner:
 
     The methods for any thread are methods of `inbox` and `waiting`, bound here under the same
     names. One more call in between would cost as much as a good part of the work of `submit` or
-    `drop`: hence the many attributes and
-    methods.
+    `drop`: hence the many attributes and methods.
 
     Parameters
     ----------
