@@ -18,6 +18,7 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -35,21 +36,16 @@ class ImportNeeded(BaseException):
     """
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Attempt:
-    """One attempt to unpickle, which begins without the lock.
+    """One attempt to unpickle, which begins without the lock."""
 
-    Attributes
-    ----------
-    took : bool
-        Whether the attempt took the lock, at its first import.
-    stopped : bool
-        Whether the finder stopped the attempt, also when the loaded code caught `ImportNeeded`.
-    may_take : bool
-        Whether the attempt may take the lock; if not, any import of a missing module is a stop.
-    """
-
-    took = stopped = False
-    may_take = True
+    #: Whether the attempt may take the lock; if not, any import of a missing module is a stop.
+    may_take: bool = True
+    #: Whether the attempt took the lock, at its first import.
+    took: bool = field(default=False, init=False)
+    #: Whether the finder stopped the attempt, also when the loaded code caught `ImportNeeded`.
+    stopped: bool = field(default=False, init=False)
 
 
 class _Here(threading.local):
@@ -144,8 +140,7 @@ def without_imports(load: Callable[..., T], *args: Any) -> T:
         When ``load`` needs a module that is not imported yet.
     """
     before = here.attempt
-    attempt = here.attempt = Attempt()
-    attempt.may_take = False
+    attempt = here.attempt = Attempt(may_take=False)
     value: T | None = None
     try:
         value = load(*args)

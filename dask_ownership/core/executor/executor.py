@@ -18,6 +18,7 @@ from dask_ownership.core.executor.commands import Commands
 from dask_ownership.core.executor.effects import ExecutorEffects
 from dask_ownership.core.executor.entry_lifecycle import EntryLifecycle
 from dask_ownership.core.executor.posts import Posts
+from dask_ownership.core.executor.resources import Resources
 from dask_ownership.core.executor.run_queue import RunQueue
 from dask_ownership.core.executor.session import (
     ASIDE,
@@ -30,6 +31,7 @@ from dask_ownership.core.executor.session import (
     Session,
 )
 from dask_ownership.core.protocol import messages as m
+from dask_ownership.core.protocol.amounts import Amounts
 from dask_ownership.core.protocol.failure import Failure
 from dask_ownership.core.protocol.messages import Key, Origin
 
@@ -43,11 +45,16 @@ class ExecutorCore:
     Parameters
     ----------
     nthreads : int
-        Threads of the worker, and at first the slots that tasks may use.
+        Threads of the worker.
     resources : dict, optional
         Abstract resources of the worker and how much of each, see `executor.resources`.
     home : str
         Incarnation of the owner in this process; also an attribute.
+    leases : bool
+        Whether the runtime leases slots and resources, which other tasks of the worker use as
+        well: then owned tasks may use none of them at first. By default owned tasks may use all.
+    pool_threads : callable, optional
+        Returns the number of threads of a pool, by the pool's name; by default one.
 
     Attributes
     ----------
@@ -70,10 +77,21 @@ class ExecutorCore:
     """
 
     def __init__(
-        self, nthreads: int, resources: dict[str, float] | None = None, home: str = ""
+        self,
+        nthreads: int,
+        resources: Amounts | None = None,
+        home: str = "",
+        *,
+        leases: bool = False,
+        pool_threads: Callable[[str], int] = lambda name: 1,
     ) -> None:
         self.sessions: dict[str, Session] = {}
-        self.queue = RunQueue(nthreads, {} if resources is None else resources, self.sessions)
+        self.queue = RunQueue(
+            nthreads,
+            0 if leases else nthreads,
+            Resources({} if resources is None else resources, leases, pool_threads),
+            self.sessions,
+        )
         self.leaving = False
         self.effects = ExecutorEffects()
         self.savings = Savings()

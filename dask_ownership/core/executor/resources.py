@@ -23,28 +23,30 @@ class Resources:
     ----------
     totals : dict
         How much of each resource the worker has. The runtime, which gives the dict, may change
-        it, and calls `ExecutorCore.resources_changed` then.
+        the dict, and calls `ExecutorCore.resources_changed` then.
+    leases : bool
+        Whether the runtime leases resources, as `ExecutorCore` has it.
+    threads : callable
+        Returns the number of threads of a pool, by the pool's name.
 
     Attributes
     ----------
-    totals
+    totals, threads
         As above.
     available : dict
-        How much of each resource owned tasks may take now. At first all; the runtime sets it to
-        nothing and adds what it leases.
+        How much of each resource owned tasks may take now: at first all, or nothing when the
+        runtime leases resources.
     yielding : set of str
         Resources of which owned tasks take no more, because ordinary tasks have waited for long.
-    threads : callable
-        Returns the number of threads of a pool, by the pool's name; set by the runtime.
     aside : list of Entry
         Tasks that lack nothing but resources, in the order in which they get resources.
     """
 
-    def __init__(self, totals: Amounts) -> None:
+    def __init__(self, totals: Amounts, leases: bool, threads: Callable[[str], int]) -> None:
         self.totals = totals
-        self.available = dict(totals)
+        self.available = {} if leases else dict(totals)
         self.yielding: Set[str] = frozenset()
-        self.threads: Callable[[str], int] = lambda name: 1
+        self.threads = threads
         self.aside: list[Entry] = []
         # Resources and pools that a put-aside task waits for: no later task takes any of these.
         self._claimed: set[Any] = set()

@@ -47,9 +47,11 @@ class RunQueue:
     Parameters
     ----------
     nthreads : int
-        Threads of the worker, and at first the slots that tasks may use.
-    resources : dict
-        Abstract resources of the worker and how much of each.
+        Threads of the worker.
+    slots : int
+        The slots that tasks may use at first.
+    resources : Resources
+        The resources that tasks may take.
     sessions : dict
         The sessions of the executor, by owner.
 
@@ -76,16 +78,16 @@ class RunQueue:
     """
 
     def __init__(
-        self, nthreads: int, resources: dict[str, float], sessions: Mapping[str, Session]
+        self, nthreads: int, slots: int, resources: Resources, sessions: Mapping[str, Session]
     ) -> None:
         self.nthreads = nthreads
-        self.slots = nthreads
+        self.slots = slots
         self.busy = 0
         self.queued = 0
         self.accepting = True
         self.crowd = Crowd(nthreads)
         self.exclusion = Exclusion(lambda: self.busy, self.begin, self.queue_beside)
-        self.resources = Resources(resources)
+        self.resources = resources
         self.resuming: deque[tuple[Any, Entry]] = deque()
         self._sessions = sessions
         # Level to the sessions with queued tasks there, the next one first.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from time import time
 from typing import Any
 
@@ -145,16 +145,25 @@ class SlotLease:
 
 
 class _Totals(dict[str, float]):
-    """A worker's resources, of which the state machine does not count the leased part."""
+    """A worker's resources, of which the state machine does not count the leased part.
 
-    leased: dict[str, float]
+    Parameters
+    ----------
+    amounts : dict
+    leased : dict
+        The leased part of the amounts; the giver changes the dict.
+    """
+
+    def __init__(self, amounts: Mapping[str, float], leased: Mapping[str, float]) -> None:
+        super().__init__(amounts)
+        self._leased = leased
 
     def copy(self) -> dict[str, float]:
         """Return the resources that are not leased.
 
         The state machine compares a copy with the free resources and those of its own tasks.
         """
-        return {name: amount - self.leased.get(name, 0.0) for name, amount in self.items()}
+        return {name: amount - self._leased.get(name, 0.0) for name, amount in self.items()}
 
 
 class ResourceLease:
@@ -176,8 +185,7 @@ class ResourceLease:
         self._reserved: dict[str, float] = {}
         self._taken_at = 0.0
         state = worker.state
-        state.total_resources = _Totals(state.total_resources)
-        state.total_resources.leased = self.leased
+        state.total_resources = _Totals(state.total_resources, self.leased)
 
     @property
     def totals(self) -> dict[str, float]:

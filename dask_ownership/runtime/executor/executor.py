@@ -126,11 +126,10 @@ class Executor:
         self.lock = threading.Lock()
         self.slots = SlotLease(worker)
         self.resources = ResourceLease(worker)
-        self.core = ExecutorCore(self.slots.nthreads, self.resources.totals, incarnation)
-        # The state machine has all slots and resources at first: owned tasks use leased ones only.
-        self.core.queue.slots = 0
-        self.core.queue.resources.available = {}
-        self.core.queue.resources.threads = partial(threads_of, worker)
+        totals, pools = self.resources.totals, partial(threads_of, worker)
+        self.core = ExecutorCore(
+            self.slots.nthreads, totals, incarnation, leases=True, pool_threads=pools
+        )
         self.store = Store(worker)
         self.inline_limit: int = value_of("ownership.inline.limit")
         self.links: dict[str, ExecutorLink] = {}

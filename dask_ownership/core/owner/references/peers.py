@@ -32,6 +32,8 @@ class Peer:
 
     #: Incarnation, address and name of the peer.
     process: Process
+    #: Whether the peer has left or died.
+    gone: bool = False
     #: Numbers the batches of both directions.
     stream: NumberedStream = field(default_factory=NumberedStream, init=False)
     #: Messages to the peer that have not left yet.
@@ -42,8 +44,6 @@ class Peer:
     lent: dict[tuple[Key, int], Row] = field(default_factory=dict, init=False)
     #: Tasks of this process that are kept at the peer's request, see `references.retention`.
     kept: dict[Key, Row] = field(default_factory=dict, init=False)
-    #: Whether the peer has left or died.
-    gone: bool = field(default=False, init=False)
     #: The address of the worker whose link carries posts to the peer, see `references.posting`;
     #: ``""`` when no worker was chosen.
     way: str = field(default="", init=False)
@@ -116,8 +116,8 @@ class Peers:
         """Return the peer of a process; a new peer is added."""
         peer = self.known.get(process[INCARNATION])
         if peer is None:
-            peer = self.known[process[INCARNATION]] = Peer(process)
-            peer.gone = self._is_gone(process[INCARNATION])
+            incarnation = process[INCARNATION]
+            peer = self.known[incarnation] = Peer(process, self._is_gone(incarnation))
         return peer
 
     def say(self, peer: Peer, message: Message) -> None:
