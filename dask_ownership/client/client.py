@@ -7,7 +7,6 @@ owned (actors, queues, variables, datasets, cluster administration) go to the sc
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterable, Callable, Coroutine, Generator, Iterable, Iterator
 from functools import partial
 from numbers import Number
@@ -23,10 +22,9 @@ from dask_ownership.client.data import Data
 from dask_ownership.client.inspection import Inspection
 from dask_ownership.client.queries import Queries
 from dask_ownership.client.requests import Requests
-from dask_ownership.core.protocol.states import STORED
 from dask_ownership.errors import NotHere, OwnershipError
 from dask_ownership.futures.future import Future
-from dask_ownership.futures.gather import Gathered, Gathering
+from dask_ownership.futures.gather import Gathered, Gathering, values_of
 from dask_ownership.futures.graph import Graph, graph_futures, persisting
 from dask_ownership.futures.options import (
     FIFO_TIMEOUT,
@@ -39,8 +37,7 @@ from dask_ownership.futures.replicate import wanted_copies
 from dask_ownership.futures.streaming import Stream
 from dask_ownership.futures.structures import SKIPPED, collect, repack
 from dask_ownership.interop.bridge import promoted_graph
-from dask_ownership.monitoring.pending import late
-from dask_ownership.runtime.dask.client import keep, parse_timeout
+from dask_ownership.runtime.dask.client import keep
 from dask_ownership.runtime.owner.fetch import fetch
 from dask_ownership.scheduler.plugin import OwnershipSchedulerPlugin
 
@@ -522,7 +519,7 @@ class Client(Inspection, Queries, Data, Requests):
             return await super()._gather(futures, errors, direct, local_worker)
         mine = self._as_mine(owned, errors)
         with shorten_traceback():
-            got = await self._values(list(mine.values()), errors)
+            got = await values_of(self, list(mine.values()), errors)
         values = {future: got[mine[future]] if future in mine else SKIPPED for future in owned}
         for future in central:
             # One by one: with ``errors="skip"`` Dask leaves failed futures out of the list of
@@ -530,32 +527,6 @@ class Client(Inspection, Queries, Data, Requests):
             one = await super()._gather([future], errors, direct, local_worker)
             values[future] = one[0] if one else SKIPPED
         return repack(futures, values, errors)
-
-    async def _values(self, futures: list[Any], errors: str = "raise") -> dict[Any, Any]:
-        """Wait for owned futures, and return their values by future."""
-        gathering = Gathering(self, futures, errors)
-        await self.owner.wait_async(gathering.rows, stop_at_error=errors == "raise")
-        remaining = gathering.read_here()
-        if remaining:
-            fetched = await fetch(self.owner, [f._row for f in remaining])
-            gathering.read_fetched(remaining, fetched)
-        return gathering.values
-
-    def _value_of(self, future: Any, timeout: Any) -> Any:
-        """Return the value of an owned future that ended, for `Future.result`."""
-        error = future._error()
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error  # its traceback holds this frame, and so the future
-        seconds = parse_timeout(timeout)
-        try:
-            return sync(self.loop, self._values, [future], callback_timeout=seconds)[future]
-        except (TimeoutError, asyncio.TimeoutError):
-            if future._row.state > STORED:
-                raise  # the value was lost meanwhile, and the task raised the error
-            raise asyncio.TimeoutError(late(self.owner.core, [future._row], seconds)) from None
 
     def _as_mine(self, futures: Iterable[Any], errors: str) -> dict[Any, Any]:
         """Return owned futures with the futures of this client that stand for them.

@@ -36,6 +36,7 @@ from dask_ownership.runtime.comm.scheduler_ops import (
 )
 from dask_ownership.runtime.comm.secret import Joining
 from dask_ownership.runtime.comm.wrong_address import connect_to, web_page
+from dask_ownership.runtime.dask.client import scheduler_address
 from dask_ownership.runtime.owner.members import NotJoined
 from dask_ownership.runtime.owner.owner import Owner
 from dask_ownership.runtime.parking import await_without_slot, await_without_slot_if_long
@@ -202,7 +203,7 @@ class ClusterConnection(distributed.Client):
         """
         limit = config.value_of("ownership.scheduler-timeout")
         connecting = super()._ensure_connected(timeout)
-        if await connected(connecting, self._rpc_address(), self.connection_args, limit):
+        if await connected(connecting, scheduler_address(self), self.connection_args, limit):
             return
         self._lose(f"its connection broke, and nothing listens there any more (for {limit:g} s)")
         await self._close()
@@ -210,8 +211,8 @@ class ClusterConnection(distributed.Client):
     def _lose(self, why: str) -> None:
         """Keep the reason for which this client closes by itself."""
         self._lost = (
-            f"the scheduler {self._rpc_address()} of {self.id} is gone: {why}. What was here by "
-            "then can still be read; for all else make a new client"
+            f"the scheduler {scheduler_address(self)} of {self.id} is gone: {why}. What was here "
+            "by then can still be read; for all else make a new client"
         )
 
     async def _join(self) -> None:
@@ -252,10 +253,10 @@ class ClusterConnection(distributed.Client):
         reason = answer.get("reason") if isinstance(answer, dict) else repr(problem)
         if isinstance(answer, dict) and answer.get("status") == "refused":
             raise PluginMissing(
-                f"the scheduler {self._rpc_address()} refuses this client: {reason}"
+                f"the scheduler {scheduler_address(self)} refuses this client: {reason}"
             )
         raise PluginMissing(
-            f"the scheduler {self._rpc_address()} does not take owners, and this client may "
+            f"the scheduler {scheduler_address(self)} does not take owners, and this client may "
             f"not install the plugin there ({reason}). Start the scheduler with "
             "`--preload dask_ownership.preload`, with dask_ownership installed on the "
             "scheduler and the workers"
@@ -310,10 +311,6 @@ class ClusterConnection(distributed.Client):
         if not isawaitable(answer):
             return answer
         return await_without_slot(answer) if at_once else await_without_slot_if_long(answer)
-
-    def _rpc_address(self) -> str:
-        """Return the address of the scheduler, for messages."""
-        return str(getattr(self.scheduler, "address", "of this client"))
 
     async def _close(self, fast: bool = False) -> None:
         """Close the owner, then the client."""

@@ -21,6 +21,7 @@ from dask_ownership.core.protocol.messages import Origin
 from dask_ownership.core.protocol.names import HEIR, INCARNATION, KEY, LIFE, NAME, held_at
 from dask_ownership.core.protocol.states import CANCELLED, ERROR, INLINE, LOST, STORED
 from dask_ownership.errors import FutureCancelledError, NotHere, from_failure
+from dask_ownership.futures.gather import value_of, values_of
 from dask_ownership.monitoring.pending import late, lingers_at
 from dask_ownership.monitoring.representation import future_html
 from dask_ownership.runtime.dask.client import parse_timeout, tokenizing
@@ -197,7 +198,7 @@ class Future(distributed.Future, Generic[T_co]):
                 return self._owner.open(client, row, lambda: loads_value(self.key, row.value))
             return loads_value(self.key, row.value)
         with shorten_traceback():
-            return client._value_of(self, timeout)
+            return value_of(client, self, timeout)
 
     def _wait(self, timeout: Any) -> None:
         """Block until the row ends; a released future does not wait."""
@@ -224,7 +225,7 @@ class Future(distributed.Future, Generic[T_co]):
         error = self._error()
         if error is None:
             with shorten_traceback():
-                return (await self._client._values([self]))[self]
+                return (await values_of(self._client, [self]))[self]
         if raiseit:
             try:
                 raise error
@@ -381,7 +382,7 @@ class Future(distributed.Future, Generic[T_co]):
         return repr(self)
 
     def _repr_html_(self) -> str:
-        return future_html(self)
+        return future_html(self, self._owner, self._row)
 
 
 class TravelledFuture(distributed.Future):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Generator, Iterable
 from functools import partial
 from typing import Any, TypeVar
+
+from distributed.utils import sync
 
 from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.core.protocol.states import INLINE, STORED
 from dask_ownership.errors import NotHere, NotSerializable
 from dask_ownership.futures.structures import SKIPPED
-from dask_ownership.runtime.owner.fetch import unpacked
+from dask_ownership.monitoring.pending import late
+from dask_ownership.runtime.dask.client import parse_timeout
+from dask_ownership.runtime.owner.fetch import fetch, unpacked
 from dask_ownership.runtime.owner.owner import Owner
 from dask_ownership.runtime.serialize import loads_value
 
@@ -133,3 +138,42 @@ class Gathering:
             raise error if error is not None else NotHere(f"{future.key!r} has no value")
         finally:
             del error, future  # the traceback holds this frame
+
+
+async def values_of(client: Any, futures: Iterable[Any], errors: str = "raise") -> dict[Any, Any]:
+    """Wait for futures of a client, and return their values by future.
+
+    ``errors`` is as in `Gathering`.
+    """
+    owner = client.owner
+    gathering = Gathering(client, futures, errors)
+    await owner.wait_async(gathering.rows, stop_at_error=errors == "raise")
+    remaining = gathering.read_here()
+    if remaining:
+        fetched = await fetch(owner, [future._row for future in remaining])
+        gathering.read_fetched(remaining, fetched)
+    return gathering.values
+
+
+def value_of(client: Any, future: Any, timeout: Any) -> Any:
+    """Return the value of a future of a client that has ended, for `Future.result`.
+
+    Raises
+    ------
+    TimeoutError
+    Exception
+        The reason why there is no value.
+    """
+    error = future._error()
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error  # the traceback holds this frame, and so the future
+    seconds = parse_timeout(timeout)
+    try:
+        return sync(client.loop, values_of, client, [future], callback_timeout=seconds)[future]
+    except (TimeoutError, asyncio.TimeoutError):
+        if future._row.state > STORED:
+            raise  # the value was lost meanwhile, and the task raised the error
+        raise asyncio.TimeoutError(late(client.owner.core, [future._row], seconds)) from None

@@ -25,6 +25,7 @@ from dask_ownership.core.protocol.states import INLINE, STORED
 from dask_ownership.errors import FutureCancelledError, from_failure
 from dask_ownership.futures.future import Future, owned_clients
 from dask_ownership.monitoring.lookup import find, name_of
+from dask_ownership.runtime.dask.client import scheduler_address
 from dask_ownership.runtime.dask.progress import let_bars_follow
 from dask_ownership.runtime.owner.waiting import Waiter, hang, unhang
 from dask_ownership.runtime.parking import caller_without_slot
@@ -51,7 +52,7 @@ class Part:
 
     def __init__(self, client: Any) -> None:
         self.owner = client.owner
-        self.scheduler = client._rpc_address()
+        self.scheduler = scheduler_address(client)
         self.rows: list[Row] = []
         self.futures: list[Future] = []
 
@@ -192,7 +193,7 @@ def parts_of(keys: list[Any], scheduler: str | None) -> tuple[list[Part], list[A
 def _known(key: Any, scheduler: str | None) -> tuple[Any, Row | None]:
     """Return the client with a row for a key, and the row; or None twice."""
     for client in list(owned_clients.values()):
-        if scheduler in (None, client._rpc_address()):
+        if scheduler in (None, scheduler_address(client)):
             row = find(client.owner, key)
             if row is not None:
                 return client, row

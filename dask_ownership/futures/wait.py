@@ -58,7 +58,7 @@ def wait(fs: Any, timeout: Any = None, return_when: str = ALL_COMPLETED) -> Any:
     # Futures of several owners, or of the scheduler as well, are left to the stock function.
     if not futures or any(type(f) is not Future for f in futures):
         return distributed.wait(fs, timeout=timeout, return_when=return_when)
-    client = futures[0]._client
+    client = futures[0].client
     owner = client.owner
     if any(f._owner is not owner for f in futures):
         return distributed.wait(fs, timeout=timeout, return_when=return_when)
@@ -201,7 +201,7 @@ class as_completed(distributed.as_completed):
                     "distributed.as_completed"
                 )
             if self._owner is None:
-                self._client = future._client
+                self._client = future.client
                 self._owner = future._owner
             group = added[future._row]
             if not group:

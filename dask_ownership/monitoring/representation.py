@@ -100,15 +100,24 @@ def whereabouts(row: Row) -> str:
     return whose
 
 
-def future_html(future: Any) -> str:
-    """Return the HTML of a future: one line with status, type, key and whereabouts."""
+def future_html(future: Any, owner: Owner, row: Row) -> str:
+    """Return the HTML of a future: one line with status, type, key and whereabouts.
+
+    Parameters
+    ----------
+    future : Future
+    owner : Owner
+        The owner of the future's client.
+    row : Row
+        The row of the future.
+    """
     status, kind = future.status, future.type
-    why = infeasible(future._owner.core, future._row) if status == "pending" else None
+    why = infeasible(owner.core, row) if status == "pending" else None
     words = {
         "status": (status, RED if status in ("error", "lost") else ""),
         "type": (typename(kind) if kind is not None else "", ""),
         "key": (str(future.key), ""),
-        "where": ("" if status in ("cancelled", "lost") else whereabouts(future._row), ""),
+        "where": ("" if status in ("cancelled", "lost") else whereabouts(row), ""),
         "because": (why or "", ""),
     }
     parts = [

@@ -99,9 +99,9 @@ def check_executor(executor: ExecutorCore) -> None:
     """Check that the slots, queues and entries of one executor agree with each other."""
     assert executor.queue.busy >= 0, executor.queue.busy
     crowd = executor.queue.crowd
-    assert crowd._count == sum(crowd.waiting.values()), crowd.waiting
+    assert crowd.counting == sum(crowd.waiting.values()), crowd.waiting
     depths = Counter(entry.depth for entry, counts in crowd.waiting.items() if counts)
-    assert crowd._depths == depths, (crowd._depths, depths)
+    assert crowd.depths == depths, (crowd.depths, depths)
     queued = 0
     for session in executor.sessions.values():
         for key, entry in session.entries.items():
@@ -122,7 +122,7 @@ def check_empty(owner: OwnerCore) -> None:
     assert not owner.table.rows, list(owner.table.rows.values())[:5]
     assert not owner.desired.rows
     assert not owner.lending.borrowers, owner.lending.borrowers
-    assert not owner.copies.under_way and not owner.copies._going, owner.copies.under_way
+    assert not owner.copies.under_way and not owner.copies.latest, owner.copies.under_way
     assert not owner.moves.under_way and not owner.replicas.waiting, owner.replicas.waiting
     assert owner.lineages.nbytes == 0 and not owner.lineages.pinned, owner.lineages.nbytes
     assert not owner.transfer.under_way, owner.transfer.under_way

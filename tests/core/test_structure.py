@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
+import distributed
 import pytest
 from test_imports import ROOT
 
@@ -139,10 +141,15 @@ CORE_LAYERS = (
 """Layers inside of ``core``, as `LAYERS` of ``ci/modules.py`` has them of the whole package."""
 
 
+def is_in(name: str, part: str) -> bool:
+    """Whether a module is this one, or in this folder."""
+    return name == part or name.startswith(f"{part}.")
+
+
 def level(name: str, layers: tuple[tuple[str, ...], ...]) -> int:
     """Which layer a module belongs to."""
     for number, parts in enumerate(layers):
-        if any(name == part or name.startswith(f"{part}.") for part in parts):
+        if any(is_in(name, part) for part in parts):
             return number
     raise AssertionError(f"{name} is in no layer")
 
@@ -170,6 +177,101 @@ def test_what_is_private_to_distributed_is_imported_in_one_place():
         and any(alias.name.startswith("_") for alias in node.names)
     }
     assert found and all(name.startswith("runtime.dask.") for name in found), found
+
+
+FRIENDS = (
+    ("futures", "Future", "_row _owner _cleared _error _refuse",
+     "the operations on futures work on the rows of the futures"),
+    ("interop", "Future", "_row _owner _cleared _error _refuse",
+     "futures go from one plane to the other by their rows"),
+    ("client", "Future", "_row _owner",
+     "the methods of a client take futures, and work on the rows of the futures"),
+    ("runtime.task", "Future", "_row _owner",
+     "names the futures inside results, which the module knows only as what a pickle contains"),
+    ("client.recreate", "Client", "_owned",
+     "a part of the client in an object of its own, because Dask has one there"),
+)  # fmt: skip
+"""Who uses the private names of another module: module or folder, whose, names, and why.
+
+``docs/architecture.md`` has the same under *Private names across modules*.
+"""
+
+OF_DASK = (distributed.Client, distributed.Future, distributed.as_completed)
+"""Classes from which this package derives: their private names are not this package's."""
+
+NAMESAKES = {
+    ("client.recreate", "_state"),  # of a future, as Dask's own futures have it
+    ("interop.bridge", "_state"),  # the same
+    ("interop.tasks", "_future"),  # of an actor of Dask
+    ("scheduler.detached", "_queue"),  # of a queue of asyncio
+}
+"""Uses of private names of other projects' objects, which classes of this package have as well."""
+
+
+def of_self(node: ast.Attribute) -> bool:
+    return isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+
+
+def own_names(tree: ast.Module) -> set[str]:
+    """Private names that the classes of a module define: methods, attributes, slots, fields."""
+    found = set()
+    for cls in ast.walk(tree):
+        for node in ast.walk(cls) if isinstance(cls, ast.ClassDef) else ():
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+            elif (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.ctx, ast.Store)
+                and of_self(node)
+            ):
+                found.add(node.attr)
+        for node in cls.body if isinstance(cls, ast.ClassDef) else ():
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__slots__":
+                found |= {c.value for c in ast.walk(node.value) if isinstance(c, ast.Constant)}
+    return {name for name in found if name.startswith("_") and not name.startswith("__")}
+
+
+def strange_names() -> dict[tuple[str, str], str]:
+    """Uses ``x._name`` of names that only other modules of the package define.
+
+    Returns
+    -------
+    dict
+        Module and name to one such use. A name that the module defines as well is taken for the
+        module's own. *Exceptions to the layout* of the page is about the names of Dask.
+    """
+    own = {name: own_names(tree_of(path)) for name, path in modules().items()}
+    everybodys = set().union(*own.values()) - {*dir(NamedTuple("T", []))}
+    ours = {name for name in everybodys if not any(hasattr(cls, name) for cls in OF_DASK)}
+    strange = {name: ours - own[name] for name in own}
+    return {
+        (name, node.attr): ast.unparse(node)
+        for name, path in modules().items()
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Attribute) and node.attr in strange[name]
+        if not of_self(node)
+    }
+
+
+def test_private_names_are_used_by_friends_only():
+    """Each friend uses each of its names, and the page about the architecture has all friends."""
+    found = strange_names()
+    assert found.keys() >= NAMESAKES
+    friends = {(who, name) for who, _, names, _ in FRIENDS for name in names.split()}
+    used = {
+        use: {(who, name) for who, name in friends if name == use[1] and is_in(use[0], who)}
+        for use in found.keys() - NAMESAKES
+    }
+    assert {found[use] for use, by in used.items() if not by} == set()
+    assert friends - set().union(*used.values()) == set()
+    page = LISTS.PAGE.read_text(encoding="utf-8")
+    told = [
+        f"{', '.join(f'`{name}`' for name in names.split())} | {why} |"
+        for *_, names, why in FRIENDS
+    ]
+    assert [row for row in told if row not in page] == []
 
 
 WRITERS = {"core.owner.rows.lifecycle", "core.owner.rows.row", "core.owner.rows.table"}

@@ -45,6 +45,10 @@ class Crowd:
     ----------
     waiting : dict
         Each parked task to whether the task counts.
+    counting : int
+        How many parked tasks count.
+    depths : dict
+        Nesting to how many parked tasks of that nesting count.
     limit : int
         How many parked tasks that count make the worker full.
     awaited : deque of Entry
@@ -57,9 +61,8 @@ class Crowd:
         self.limit_for(nthreads)
         self.waiting: dict[Entry, bool] = {}
         self.awaited: deque[Entry] = deque()
-        # The parked tasks that count: how many, and how many of each nesting.
-        self._count = 0
-        self._depths: dict[int, int] = {}
+        self.counting = 0
+        self.depths: dict[int, int] = {}
         self.one_more = False
         self._next_relief = FIRST_RELIEF
 
@@ -73,12 +76,12 @@ class Crowd:
     @property
     def full(self) -> bool:
         """Whether only tasks that the parked tasks need may begin."""
-        return self._count >= self.limit and not self.one_more
+        return self.counting >= self.limit and not self.one_more
 
     @property
     def deepest(self) -> int:
         """The deepest nesting of a parked task that counts. There has to be one."""
-        return max(self._depths)
+        return max(self.depths)
 
     def add(self, entry: Entry, counts: bool = True) -> None:
         """Count a running task that has given its slot up; ``counts`` is False after a secede."""
@@ -86,9 +89,9 @@ class Crowd:
         counts = counts and not entry.cancelled
         self.waiting[entry] = counts
         if counts:
-            self._count += 1
+            self.counting += 1
             depth = entry.depth
-            self._depths[depth] = self._depths.get(depth, 0) + 1
+            self.depths[depth] = self.depths.get(depth, 0) + 1
 
     def remove(self, entry: Entry) -> None:
         """Take out a parked task that goes on, or ended without a slot."""
@@ -105,13 +108,13 @@ class Crowd:
             self._count_less(entry)
 
     def _count_less(self, entry: Entry) -> None:
-        self._count -= 1
+        self.counting -= 1
         depth = entry.depth
-        left = self._depths[depth] - 1
+        left = self.depths[depth] - 1
         if left:
-            self._depths[depth] = left
+            self.depths[depth] = left
         else:
-            del self._depths[depth]
+            del self.depths[depth]
 
     # ---- tasks that may begin at a full worker ----
 
@@ -149,7 +152,7 @@ class Crowd:
             self._next_relief = FIRST_RELIEF
         elif standstill >= self._next_relief:
             self._next_relief += min(self._next_relief, LONGEST_RELIEF)
-            self.one_more = self._count >= self.limit
+            self.one_more = self.counting >= self.limit
 
     def began(self) -> None:
         """Note that a task took a slot, which uses up the relief."""

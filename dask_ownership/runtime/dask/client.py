@@ -111,6 +111,11 @@ def find_clients(of_threads: Callable[[], Any]) -> None:
     client_module._get_global_client = _get_global_client
 
 
+def scheduler_address(client: Any) -> str:
+    """The address of the scheduler of a client, for people when the client is not connected."""
+    return str(getattr(client.scheduler, "address", "of this client"))
+
+
 def scheduler_id(client: Any) -> Any:
     """Return the id of the scheduler of a client; None while the client is not connected."""
     return client._scheduler_identity.get("id")

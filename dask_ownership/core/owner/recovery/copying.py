@@ -54,6 +54,8 @@ class Copies(RowListener):
         Whether the owner has ended: then nothing is copied any more.
     under_way : dict of Row to Copy
         The task of each copy on its way, and the copy.
+    latest : dict
+        Row to target to the task of the latest copy on its way there.
     when_copied : list of callable
         Each is called with a row and the task that copied the row, when the task has ended.
     """
@@ -72,8 +74,7 @@ class Copies(RowListener):
         self.closed = False
         self.when_copied: list[Callable[[Row, Row], None]] = []
         self.under_way: dict[Row, Copy] = {}
-        # By row and target: the task of the latest copy on its way there.
-        self._going: dict[Row, dict[WorkerView, Row]] = {}
+        self.latest: dict[Row, dict[WorkerView, Row]] = {}
 
     def places(self) -> list[WorkerView]:
         """Return the workers that accept copies: they accept tasks and do not leave."""
@@ -84,7 +85,7 @@ class Copies(RowListener):
 
     def going(self, row: Row) -> Collection[WorkerView]:
         """Return the workers to which a copy of the row's value is on its way."""
-        return self._going.get(row, ())
+        return self.latest.get(row, ())
 
     @staticmethod
     def there(row: Row) -> list[WorkerView]:
@@ -123,7 +124,7 @@ class Copies(RowListener):
         task.roles |= COPY
         self._lifecycle.table.adopt(task)
         self.under_way[task] = Copy(row, target, ended)
-        self._going.setdefault(row, {})[target] = task
+        self.latest.setdefault(row, {})[target] = task
         target.given += row.nbytes
         self._submit([task])
 
@@ -141,11 +142,11 @@ class Copies(RowListener):
         """Forget a copy whose task has ended, and call what waits for the copy."""
         copy = self.under_way.pop(task)
         row, target = copy.row, copy.target
-        going = self._going.get(row, {})
+        going = self.latest.get(row, {})
         if going.get(target) is task:  # else a later copy is on its way there
             del going[target]
         if not going:
-            self._going.pop(row, None)
+            self.latest.pop(row, None)
         # Meanwhile the value may have been freed, or the target may have lost its copy.
         if made and row.state == STORED and target in row.locations:
             target.arrived.add(row.key)
@@ -160,7 +161,7 @@ class Copies(RowListener):
 
         The value is not made here again, so the tasks that copy the row would wait for ever.
         """
-        for task in list(self._going.get(row, {}).values()):
+        for task in list(self.latest.get(row, {}).values()):
             detail = f"{row.key!r} is looked for at other processes"
             self._lifecycle.fail(task, CANCELLED, Failure("cancelled", task.key, detail))
 
