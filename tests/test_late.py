@@ -1,16 +1,29 @@
-"""What is said when a wait runs out of time, and of tasks that no worker can run."""
+"""What is said when a wait runs out of time, and of tasks that cannot go on."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import dask
 import distributed
 import pytest
-from live import small_cluster, until, until_handed_out, until_there
+from live import (
+    pid_of,
+    small_cluster,
+    until,
+    until_handed_out,
+    until_there,
+    wait_for_members,
+)
 from programs import inc, wait_for_file
+from test_activity import activity, mine
 
 import dask_ownership
 from dask_ownership import Client, get_client
@@ -109,12 +122,15 @@ def test_errors_of_tasks_stay_what_they_are(client: Client) -> None:
     assert str(told.value) == "of the task"
 
 
-def test_warning_once_for_each_reason(
-    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log warns at once of tasks that cannot go on."""
     monkeypatch.setattr(event_log, "PATIENCE", 0.05)
     monkeypatch.setattr(event_log, "LOOK", 0.01)
 
+
+@pytest.mark.usefixtures("soon")
+def test_warning_once_for_each_reason(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     def lines() -> list[str]:
         return [r.getMessage() for r in caplog.records if "no worker can run" in r.getMessage()]
 
@@ -132,13 +148,78 @@ def test_warning_once_for_each_reason(
     assert "no worker has resources={'GPU': 2}" in second and other.key in second
 
 
-def test_no_worker_at_all(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(event_log, "PATIENCE", 0.05)
-    monkeypatch.setattr(event_log, "LOOK", 0.01)
+@pytest.mark.usefixtures("soon")
+def test_no_worker_at_all(caplog: pytest.LogCaptureFixture) -> None:
     with small_cluster(n_workers=0) as cluster, Client(cluster) as client:
         futures = client.map(inc, range(5))
         with pytest.raises(TimeoutError, match=r"5 of 5 futures .* there is no worker"):
             dask_ownership.wait(futures, timeout=0.2)
         until(lambda: "no worker can run 5 tasks, which wait; one of them is" in caplog.text)
+
+
+def pause(yes: bool, dask_worker: Any) -> None:
+    """Have a worker find that its memory is too full, or not."""
+    dask_worker.memory_manager.memory_pause_fraction = 1e-9 if yes else 0.99
+
+
+def takes_tasks(dask_worker: Any) -> bool:
+    return bool(dask_worker.extensions["dask-ownership"].executor.core.queue.accepting)
+
+
+def stuck_on_the_page(client: Client) -> dict[str, str]:
+    """The tasks that the dashboard shows first, each with the reason."""
+    unfinished = mine(client, activity(client))["unfinished"]
+    return {task["key"]: task["why"] for task in unfinished if task["stuck"]}
+
+
+@pytest.mark.usefixtures("soon")
+def test_all_workers_are_paused(caplog: pytest.LogCaptureFixture) -> None:
+    with small_cluster() as cluster, Client(cluster) as client:
+        wait_for_members(client, 2)
+        client.run(pause, True)
+        until(lambda: not any(client.run(takes_tasks).values()))
+        futures = client.map(inc, range(3), key=["a", "b", "c"])
+        after = client.submit(inc, futures[0], key="after")
+        until(lambda: "no worker can run 3 tasks, which wait; one of them is 'a': " in caplog.text)
+        reason = client.ownership(futures[0]).why
+        assert reason.startswith("the workers that may run it take no new tasks, because their")
+        assert reason in caplog.text
+        assert reason in futures[0]._repr_html_()
+        with pytest.raises(TimeoutError) as told:
+            futures[0].result(timeout=0.01)
+        assert str(told.value) == f"'a' did not end within 0.01 s: {reason}"
+        shown = stuck_on_the_page(client)
+        assert shown["a"] == reason
+        assert shown["after"] == f"it waits for its input 'a': {reason}"
+        client.run(pause, False)
+        assert client.gather([*futures, after]) == [1, 2, 3, 2]
+        assert caplog.text.count("no worker can run") == 1
+
+
+@pytest.mark.usefixtures("soon")
+def test_the_only_worker_does_not_answer(caplog: pytest.LogCaptureFixture, gate: str) -> None:
+    quick = {"ownership.silence": "500ms"}
+    with dask.config.set(quick), small_cluster(n_workers=1) as cluster, Client(cluster) as client:
+        [worker] = wait_for_members(client, 1)
+        pid = pid_of(client, worker)
+        running = client.submit(wait_for_file, gate, key="running")
+        until_there(client, "running", running)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            until(lambda: "1 task waits for a worker that does not answer" in caplog.text)
+            later = client.submit(inc, 1, key="later")
+            until(lambda: "no worker can run 1 task, which waits" in caplog.text)
+            because = "this worker does not answer: it is frozen, cut off or very busy"
+            handed = rf"it is 'running': it was handed to {worker} \d s ago \(attempt 1\), and "
+            assert re.search(handed + because, caplog.text)
+            reason = f"the only workers that may run it do not answer: {worker}"
+            assert f"it is 'later': {reason}" in caplog.text
+            shown = stuck_on_the_page(client)
+            assert shown["running"].endswith(because)
+            assert shown["later"] == reason
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        Path(gate).touch()
+        assert running.result(timeout=20) == gate
+        assert later.result(timeout=20) == 2
+        until(lambda: not stuck_on_the_page(client))

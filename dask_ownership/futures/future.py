@@ -22,11 +22,11 @@ from dask_ownership.core.protocol.names import HEIR, INCARNATION, KEY, LIFE, NAM
 from dask_ownership.core.protocol.states import CANCELLED, ERROR, INLINE, LOST, STORED
 from dask_ownership.errors import FutureCancelledError, NotHere, from_failure
 from dask_ownership.futures.gather import value_of, values_of
-from dask_ownership.monitoring.pending import late, lingers_at
 from dask_ownership.monitoring.representation import future_html
 from dask_ownership.runtime.dask.client import parse_timeout, tokenizing
 from dask_ownership.runtime.importing import loads
 from dask_ownership.runtime.owner.gc import untrack
+from dask_ownership.runtime.owner.pending import late, lingers_at
 from dask_ownership.runtime.owner.waiting import Callback, hang
 from dask_ownership.runtime.serialize import (
     arriving,

@@ -13,10 +13,10 @@ from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.core.protocol.states import INLINE, STORED
 from dask_ownership.errors import NotHere, NotSerializable
 from dask_ownership.futures.structures import SKIPPED
-from dask_ownership.monitoring.pending import late
 from dask_ownership.runtime.dask.client import parse_timeout
 from dask_ownership.runtime.owner.fetch import fetch, unpacked
 from dask_ownership.runtime.owner.owner import Owner
+from dask_ownership.runtime.owner.pending import late
 from dask_ownership.runtime.serialize import loads_value
 
 T = TypeVar("T")

@@ -22,8 +22,8 @@ from distributed.utils import Deadline
 from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.core.protocol.states import INLINE, STORED
 from dask_ownership.futures.future import Future
-from dask_ownership.monitoring.pending import late
 from dask_ownership.runtime.dask.client import complete_by, parse_timeout
+from dask_ownership.runtime.owner.pending import late
 from dask_ownership.runtime.owner.waiting import Callback, Gate, hang
 from dask_ownership.runtime.parking import await_without_slot
 

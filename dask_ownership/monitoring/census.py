@@ -21,8 +21,8 @@ from dask_ownership.core.protocol.states import (
     STORED,
     WAITING,
 )
-from dask_ownership.monitoring.pending import attempt_of, name_of
 from dask_ownership.monitoring.unfinished import Unfinished
+from dask_ownership.runtime.owner.pending import attempt_of, name_of
 
 GROUPS = 100
 """Names of tasks that a census tells apart; tasks of further names are counted as `OTHERS`."""

@@ -352,8 +352,8 @@ class Feed:
                   ``local_refs``, ``task_refs``, ``borrowers``, ``lineage_refs``, ``pinned``
                 - ``unfinished``: some of the tasks that have not ended, of each name and state the
                   first: ``key``, ``name`` (of the group), ``state``, ``attempt``, ``since`` (when
-                  it was handed out, or None), ``worker``, ``stuck`` (whether no present worker may
-                  run it), and ``why`` it waits
+                  it was handed out, or None), ``worker``, ``stuck`` (whether it cannot go
+                  on until a worker changes), and ``why`` it waits
                 - ``latency``: ``waited``, ``ran``, ``took``: sampled tasks since the
                   watching began, by powers of two of microseconds, see
                   `dask_ownership.monitoring.census.Histogram`

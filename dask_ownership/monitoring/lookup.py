@@ -26,9 +26,9 @@ from dask_ownership.core.protocol.states import (
     STATE_NAMES,
     STORED,
 )
-from dask_ownership.monitoring.pending import lingers_at, why
 from dask_ownership.monitoring.snapshot import Event, ObjectSnapshot, References, Snapshot
 from dask_ownership.runtime.owner.owner import Owner
+from dask_ownership.runtime.owner.pending import lingers_at, why
 
 KINDS = {INLINE: "inline", STORED: "stored"}
 """How values are kept, by the states of rows with a value."""

@@ -16,8 +16,8 @@ from dask_ownership.core.protocol.names import NAME
 from dask_ownership.core.protocol.states import ERROR, INLINE, PUSHED, READY, STORED, WAITING
 from dask_ownership.monitoring.html import Section
 from dask_ownership.monitoring.lookup import locations_of
-from dask_ownership.monitoring.pending import infeasible
 from dask_ownership.runtime.owner.owner import Owner
+from dask_ownership.runtime.owner.pending import stuck
 
 GREY = "color: var(--jp-ui-font-color2, gray)"
 RED = "color: var(--jp-error-color0, red)"
@@ -112,7 +112,7 @@ def future_html(future: Any, owner: Owner, row: Row) -> str:
         The row of the future.
     """
     status, kind = future.status, future.type
-    why = infeasible(owner.core, row) if status == "pending" else None
+    why = stuck(owner.core, row) if status == "pending" else None
     words = {
         "status": (status, RED if status in ("error", "lost") else ""),
         "type": (typename(kind) if kind is not None else "", ""),

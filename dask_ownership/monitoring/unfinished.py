@@ -7,7 +7,7 @@ from typing import Any
 from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.rows.row import Row
 from dask_ownership.core.protocol.states import INLINE, PUSHED, READY, STATE_NAMES, WAITING
-from dask_ownership.monitoring.pending import attempt_of, name_of, why
+from dask_ownership.runtime.owner.pending import attempt_of, name_of, stuck, why
 
 EXAMPLES = 3
 """Tasks of one name and state that are described: the first in the order of the owner."""
@@ -58,7 +58,7 @@ class Unfinished:
                 "attempt": attempt_of(core, row),
                 "since": core.attempt_times.since(row.attempt) if row.state == PUSHED else None,
                 "worker": row.worker.address if row.state == PUSHED else "",
-                "stuck": core.infeasible.why(row) is not None,
+                "stuck": stuck(core, row) is not None,
                 "why": why(core, row),
             }
             for name, row in rows[:DESCRIBED]

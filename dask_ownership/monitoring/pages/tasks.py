@@ -109,7 +109,8 @@ def _lingering(workers: list[dict[str, Any]]) -> str:
 def _groups(owners: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a line for each owner and name of tasks.
 
-    Those that no worker may run come first, then those with most unfinished tasks.
+    Names with tasks that cannot go on until a worker changes come first, then those with most
+    unfinished tasks.
     """
     lines = []
     for owner in owners:

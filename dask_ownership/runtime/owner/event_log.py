@@ -14,7 +14,8 @@ from typing import Any
 
 from dask_ownership.core.owner.ownership import OwnerCore
 from dask_ownership.core.owner.rows.worker_view import WorkerView
-from dask_ownership.core.protocol.states import LOST
+from dask_ownership.core.protocol.states import LOST, READY
+from dask_ownership.runtime.owner.pending import name_of, why
 
 logger = logging.getLogger("dask_ownership.owner")
 
@@ -22,7 +23,7 @@ NAMED = 3
 """Number of workers that one line names."""
 
 PATIENCE = 5.0
-"""Seconds for which tasks that no worker may run wait before a line warns of them."""
+"""Seconds for which tasks wait that cannot go on, before a line warns of them."""
 
 LOOK = 1.0
 """Seconds between two looks for such tasks."""
@@ -51,8 +52,8 @@ class EventLog:
         self.core = core
         # The time of the last loss of values that are being made again; 0 when there are none.
         self._lost_at = 0.0
-        # Since when no worker may run the tasks of a kind, and the kinds that were warned of.
-        self._infeasible: dict[Any, float] = {}
+        # Since when the tasks of a kind cannot go on, and the kinds that were warned of.
+        self._stuck: dict[Any, float] = {}
         self._warned: set[Any] = set()
         self._looked = 0.0
 
@@ -113,8 +114,10 @@ class EventLog:
                 who,
             )
 
-    def infeasible(self, now: float) -> None:
-        """Warn of tasks that wait because no worker may run them, once for each kind of task.
+    def stuck(self, now: float) -> None:
+        """Warn of tasks that cannot go on until a worker changes, once for each kind of task.
+
+        The tasks that were handed to one silent worker are a kind.
 
         Parameters
         ----------
@@ -124,21 +127,30 @@ class EventLog:
         if now - self._looked < LOOK:
             return
         self._looked = now
-        kinds = {kind: (row, count) for kind, row, count in self.core.infeasible.kinds()}
-        self._infeasible = {kind: self._infeasible.get(kind, now) for kind in kinds}
+        placement = self.core.placement
+        kinds = {kind: (row, count) for kind, row, count in placement.untaken_kinds()}
+        for view in placement.workers.values():
+            if view.suspended and view.pushed:
+                kinds[view] = (next(iter(view.pushed.values())), len(view.pushed))
+        self._stuck = {kind: self._stuck.get(kind, now) for kind in kinds}
         self._warned &= kinds.keys()
-        for kind, since in self._infeasible.items():
+        for kind, since in self._stuck.items():
             if now - since >= PATIENCE and kind not in self._warned:
                 self._warned.add(kind)
                 row, count = kinds[kind]
+                tasks = counted(count, "task")
+                waits = "waits" if count == 1 else "wait"
+                if row.state == READY:
+                    what = f"no worker can run {tasks}, which {waits}"
+                else:
+                    what = f"{tasks} {waits} for a worker that does not answer"
                 logger.warning(
-                    "%s: no worker can run %s, which %s; %s %r: %s",
+                    "%s: %s; %s %r: %s",
                     self.core.name,
-                    counted(count, "task"),
-                    "waits" if count == 1 else "wait",
+                    what,
                     "it is" if count == 1 else "one of them is",
-                    row.key,
-                    self.core.infeasible.why(row),
+                    name_of(row),
+                    why(self.core, row),
                 )
 
     def look(self) -> None:

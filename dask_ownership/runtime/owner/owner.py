@@ -445,14 +445,14 @@ class Owner:
                 # behind tasks of other owners, and are recalled for idle workers then.
                 self.core.tick(perf_counter() * 1e6)
             self.inbox.process()
+            self._event_log.stuck(perf_counter())
             # Rows are infeasible only when there is no worker at all, or when they are restricted.
             if not self.core.placement.workers or self.core.placement.any_restricted:
-                self._look_at_infeasible()
+                self._expire_infeasible()
             self._backlog.look()
 
-    def _look_at_infeasible(self) -> None:
-        """Warn of rows that no worker may run; end those that waited too long, if so configured."""
-        self._event_log.infeasible(perf_counter())
+    def _expire_infeasible(self) -> None:
+        """End rows that no worker may run and that waited too long, if so configured."""
         timeout = dask.config.get("distributed.scheduler.no-workers-timeout", None)
         if timeout is not None:
             self.core.infeasible.expire(perf_counter(), parse_timedelta(timeout))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from dask_ownership.core.owner.rows.lifecycle import Lifecycle
 from dask_ownership.core.owner.rows.row import Row
@@ -82,13 +81,6 @@ class Infeasible:
         if self._refusals:
             reason += f"; workers that do not take part: {_listed(list(self._refusals.values()))}"
         return reason
-
-    def kinds(self) -> list[tuple[Any, Row, int]]:
-        """Return each kind of infeasible rows, with a row of the kind and about how many there are.
-
-        The cost is that of the kinds, and not of the rows.
-        """
-        return self._placement.infeasible_kinds()
 
     def hopeless(self, row: Row) -> bool:
         """Return whether an infeasible row should fail now, because waiting serves no purpose."""

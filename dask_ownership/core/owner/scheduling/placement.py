@@ -183,18 +183,19 @@ class Placement:
             if row.state == READY
         ]
 
-    def infeasible_kinds(self) -> list[tuple[Any, Row, int]]:
-        """Return the kinds of ready rows that no member may run.
+    def untaken_kinds(self) -> list[tuple[Any, Row, int]]:
+        """Return the kinds of ready rows that no member takes at present, or ever.
 
         Each kind comes with its first row, and with the number of queued rows, rows that are not
-        ready any more included. Without members all unrestricted rows are a kind, None.
+        ready any more included. All unrestricted rows are a kind, None. The cost is that of the
+        kinds, and not of the rows.
         """
         found: list[tuple[Any, Row, int]] = [
             (row.options.restriction(), row, len(self._restricted[row.options.restriction()]))
             for row, views in self.restricted()
-            if not views
+            if not any(view.accepting for view in views)
         ]
-        if not self.workers and self.any_ready:
+        if self.any_ready and not any(view.accepting for view in self.workers.values()):
             found.append((None, self._free.peek(), len(self._free)))
         return found
 

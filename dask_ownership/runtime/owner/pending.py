@@ -42,9 +42,9 @@ def late(core: OwnerCore, rows: Sequence[Row], seconds: float | None) -> str:
         return f"the futures did not end {within}, though they have by now"
     if len(rows) == 1:
         return f"{name_of(rows[0])!r} did not end {within}: {why(core, rows[0])}"
-    # Tasks that no worker may run say more than tasks that need some more time.
+    # Tasks that cannot go on say more than tasks that need some more time.
     first = pending[:LOOKED_AT]
-    reasons = {reason: row for row in reversed(first) if (reason := infeasible(core, row))}
+    reasons = {reason: row for row in reversed(first) if (reason := stuck(core, row))}
     told = list(reasons.items())[-TOLD:][::-1] or [(why(core, first[0]), first[0])]
     texts = "; ".join(f"{name_of(row)!r}: {reason}" for reason, row in told)
     return f"{len(pending):,d} of {len(rows):,d} futures did not end {within}. {texts}"
@@ -86,9 +86,21 @@ def why(core: OwnerCore, row: Row) -> str:
     return f"{many}{inputs} {name_of(root)!r}: {reason}"
 
 
-def infeasible(core: OwnerCore, row: Row) -> str | None:
-    """Return why a row, or an input that the row waits for, can run at no worker; else None."""
-    return core.infeasible.why(_root(row)[0])
+def stuck(core: OwnerCore, row: Row) -> str | None:
+    """Return why a row cannot go on until a worker changes; None when the row only needs time.
+
+    No worker may run such a row, or the workers that may take no new tasks, or the worker that has
+    the row does not answer. A row that waits for such an input cannot go on, too, and has the
+    reason of the input.
+    """
+    root, _ = _root(row)
+    view = root.worker
+    if root.state == READY:
+        views = core.placement.allowed(root)
+        waits = not any(view.accepting for view in views)
+    else:
+        waits = root.state == PUSHED and isinstance(view, WorkerView) and view.suspended
+    return _reason(core, root) if waits else None
 
 
 def _root(row: Row) -> tuple[Row, int]:
