@@ -6,9 +6,11 @@ Write ``from dask_ownership import Client`` in place of ``from distributed impor
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+import distributed as _distributed
 from distributed import fire_and_forget, get_worker, worker_client
 
 from dask_ownership import config as _config
@@ -51,6 +53,20 @@ if TYPE_CHECKING:
 
 else:
     from distributed import get_client
+
+    def __getattr__(name: str) -> Any:
+        """Say of a name that stays with `distributed` where to import it from."""
+        if name not in _distributed.__all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+        text = (
+            f"dask_ownership has no {name!r} of its own, and works with Dask's: "
+            f"from distributed import {name}"
+        )
+        # A ``from`` import keeps the text of an ImportError, and not that of an AttributeError.
+        if sys._getframe(1).f_code.co_name == "_handle_fromlist":
+            raise ImportError(text, name=__name__)
+        raise AttributeError(text, name=name)
+
 
 try:
     __version__ = version("dask-ownership")

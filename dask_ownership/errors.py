@@ -339,10 +339,11 @@ CLOSED = (
 class SchedulerGone(ClosedOwner, FutureCancelledError):
     """The scheduler, or the connection to it, is gone for good, and so the client closed.
 
-    Stock Dask closes the workers with the scheduler. Values that were here by then can still be
-    read.
+    Stock Dask closes the workers with the scheduler. Small results and errors are with the client
+    by then and can still be read, also after the client has closed: the message says how many.
 
-    What to do: read the values that are here, make a new client of a scheduler that runs, and
+    What to do: read what is here, with ``future.result()`` or for all futures at once with
+    ``client.gather(futures, errors="skip")``; make a new client of a scheduler that runs, and
     submit the rest again.
 
     Attributes

@@ -212,6 +212,13 @@ MISTAKES = (
         'or nobody here holds its future any more"',
         "Ask with a future, in the process that has it.",
     ),
+    Mistake(
+        "A name that stays with Dask",
+        "from dask_ownership import Lock",
+        "ImportError: dask_ownership has no 'Lock' of its own, and works with Dask's: "
+        "from distributed import Lock",
+        "Import it from `distributed`.",
+    ),
     # ---- what cannot travel ----
     Mistake(
         "An argument that cannot be pickled",

@@ -117,8 +117,10 @@ def test_every_wait_ends_and_what_is_here_can_be_read(cluster, tmp_path):
         with pytest.raises(ZeroDivisionError):
             failed.result()
         assert there.status == "cancelled"
-        with pytest.raises(SchedulerGone, match=r"'there'.*is gone"):
+        with pytest.raises(SchedulerGone, match=r"'there'.*is gone") as told:
             there.result()
+        assert "1 value and 1 error are here, and can still be read, with future" in str(told.value)
+        assert client.gather([here, failed, there, running], errors="skip") == [2]
         with pytest.raises(SchedulerGone, match="is gone"):
             client.submit(inc, 2)
         with pytest.raises(SchedulerGone):

@@ -210,9 +210,23 @@ class ClusterConnection(distributed.Client):
 
     def _lose(self, why: str) -> None:
         """Keep the reason for which this client closes by itself."""
-        self._lost = (
-            f"the scheduler {scheduler_address(self)} of {self.id} is gone: {why}. What was here "
-            "by then can still be read; for all else make a new client"
+        self._lost = f"the scheduler {scheduler_address(self)} of {self.id} is gone: {why}"
+
+    def _outlives(self) -> str:
+        """Return what can still be read when the scheduler is gone, and how, for people."""
+        values, errors = self.owner.core.readable()
+        if not values and not errors:
+            return "No value is here that could still be read: make a new client, and submit again"
+        parts = [
+            f"{count:,d} {what}{'' if count == 1 else 's'}"
+            for count, what in ((values, "value"), (errors, "error"))
+            if count
+        ]
+        can = "is here, and can" if values + errors == 1 else "are here, and can"
+        return (
+            f"{' and '.join(parts)} {can} still be read, with future.result() or for all "
+            "futures at once with client.gather(futures, errors='skip'); for all else make a new "
+            "client, and submit it again"
         )
 
     async def _join(self) -> None:
@@ -322,7 +336,7 @@ class ClusterConnection(distributed.Client):
                 self._lose(f"it did not answer again within {self._timeout:g} s")
             if self._reporter is not None:
                 self._reporter.close()
-            await self.owner.close(self._lost)
+            await self.owner.close(f"{self._lost}. {self._outlives()}" if self._lost else "")
             # For workers without a link of this owner: there are values that it only scattered.
             if self.status in ("running", "closing"):
                 self._send_to_scheduler({"op": CLOSES})

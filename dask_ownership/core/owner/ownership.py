@@ -521,6 +521,11 @@ class OwnerCore:
             if row.state not in (INLINE, ERROR, FORGOTTEN):
                 self.lifecycle.end(row, CANCELLED, Failure("scheduler-gone", row.key, detail))
 
+    def readable(self) -> tuple[int, int]:
+        """Return how many values and how many errors of futures `abandon` would keep."""
+        states = [row.state for row in self.table.all() if row.local_refs]
+        return states.count(INLINE), states.count(ERROR)
+
     # ---- members ----
 
     def _takes_copies(self) -> None:
