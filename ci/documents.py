@@ -5,7 +5,8 @@ test checks that the notebook is as this gives it.
 
 A block of Python is an example that runs when it is pasted below the blocks before it on its page.
 What it prints is in a block with the language ``text`` right below it; ``...`` there stands for any
-text. A block that is no example has a comment right above it, ``<!-- fragment: why -->``.
+text. A block that is no example has a comment right above it, ``<!-- fragment: why -->``. Command
+lines are in blocks with the language ``sh``, and what they print is right below, too.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def blocks(text: str) -> Iterator[Block]:
         if at in outputs:
             continue
         output, end = None, fence.end()
-        if fence["language"] == "python" and at + 1 < len(found):
+        if fence["language"] in ("python", "sh") and at + 1 < len(found):
             below = found[at + 1]
             if below["language"] == "text" and not text[fence.end() : below.start()].strip():
                 output, end = below["code"], below.end()

@@ -6,20 +6,16 @@ import contextlib
 import os
 import platform
 import re
-import shlex
 import signal
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
-import click
 import dask
 import distributed
 import pytest
-from click.testing import CliRunner
 from distributed import LocalCluster
 from live import blob, boom, inc, small_cluster, until
 from proxy import workers_behind_proxies
@@ -27,8 +23,6 @@ from terminals import Terminal, all_at_once, ownership
 
 import dask_ownership
 from dask_ownership import Client
-from dask_ownership.benchmarks import cli
-from dask_ownership.cli import main
 from dask_ownership.runtime.comm.link import PROTOCOL
 
 
@@ -352,46 +346,3 @@ def test_bench_has_the_options_of_the_benchmarks() -> None:
     assert "--engines" in told.stdout and "--address" in told.stdout
     assert wrong.returncode == 2
     assert "--address is not for ray" in wrong.stderr
-
-
-# ---- what the documents say ----
-
-DOCUMENTS = ("README.md", "docs/command-line.md")
-
-
-def documented() -> list[list[str]]:
-    """The commands in code blocks."""
-    found = []
-    for name in DOCUMENTS:
-        text = (Path(__file__).parent.parent / name).read_text(encoding="utf-8")
-        for block in re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-            lines = [line.partition(" #")[0] for line in block.splitlines()]
-            # The title of `top` has two spaces.
-            commands = [line for line in lines if re.match(r"dask ownership \S+( \S+)* *$", line)]
-            found += [shlex.split(line)[2:] for line in commands]
-    return found
-
-
-def test_documented_commands_are_understood() -> None:
-    names = set()
-    for name, *arguments in documented():
-        names.add(name)
-        command = main.get_command(click.Context(main), name)
-        assert command is not None
-        context = command.make_context(name, list(arguments))
-        if name == "bench":
-            cli._choose(cli._parser("bench").parse_args(context.params["options"]))
-    assert names == {"bench", "check", "simulate", "top"}
-    assert names < set(main.list_commands(click.Context(main)))
-
-
-def test_the_documented_prediction_is_what_it_says() -> None:
-    """The same seed gives the numbers in the document."""
-    [arguments] = [rest for name, *rest in documented() if name == "simulate" and "--seed" in rest]
-    text = (Path(__file__).parent.parent / DOCUMENTS[1]).read_text(encoding="utf-8")
-    done = CliRunner().invoke(main, ["simulate", *arguments])
-    assert done.exit_code == 0, done.output
-    told = re.search(r"^makespan .*?^tasks failed +\d+$", text, re.MULTILINE | re.DOTALL)
-    assert told is not None
-    lines = [line.rstrip() for line in done.output.splitlines()]
-    assert all(line in lines for line in told[0].splitlines())

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import distributed
@@ -27,6 +30,7 @@ import documents  # noqa: E402
 import reference  # noqa: E402
 
 README = TOP / "README.md"
+SERVICES = TOP / "docs" / "services.md"
 
 
 def examples(path: Path) -> list[documents.Block]:
@@ -46,16 +50,41 @@ IN_TURN = [path for path in documents.pages() if path not in ELSEWHERE and examp
 
 @pytest.fixture
 def shared(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where an example starts a cluster for its client, the client is one of this cluster."""
+    """Where an example starts a cluster for its client, or names one, it gets this cluster."""
 
     def client(address: Any = None, **options: Any) -> Client:
-        if address is None:
+        if address in (None, "tcp://scheduler:8786"):
             for name in ("n_workers", "threads_per_worker"):
                 options.pop(name, None)
             address = cluster.scheduler_address
         return Client(address, **options)
 
     monkeypatch.setattr(dask_ownership, "Client", client)
+
+
+class FastAPI:
+    """As much of FastAPI as an example has."""
+
+    def __init__(self, lifespan: Any) -> None:
+        self.lifespan = lifespan
+        self.state = SimpleNamespace()
+        self.routes: list[SimpleNamespace] = []
+
+    def get(self, path: str) -> Callable[[Any], Any]:
+        def add(endpoint: Any) -> Any:
+            self.routes.append(SimpleNamespace(path=path, endpoint=endpoint))
+            return endpoint
+
+        return add
+
+
+@pytest.fixture
+def fastapi(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FastAPI itself, or a stand-in where it is not installed."""
+    if find_spec("fastapi") is None:
+        module = ModuleType("fastapi")
+        vars(module).update(FastAPI=FastAPI, Request=SimpleNamespace)
+        monkeypatch.setitem(sys.modules, "fastapi", module)
 
 
 @pytest.fixture
@@ -69,7 +98,7 @@ def names() -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("path", IN_TURN, ids=name_of)
-@pytest.mark.usefixtures("shared")
+@pytest.mark.usefixtures("shared", "fastapi")
 @pytest.mark.filterwarnings("ignore:Port 8787 is already in use")
 def test_the_examples_of_a_page(path: Path, names: dict[str, Any]) -> None:
     for block in examples(path):
@@ -81,6 +110,43 @@ def test_the_examples_of_a_page(path: Path, names: dict[str, Any]) -> None:
             f"{name_of(path)}:{block.line} says that it prints\n{said}\n"
             f"and it prints\n{printed.getvalue()}"
         )
+
+
+@pytest.mark.usefixtures("shared", "fastapi")
+def test_the_service_answers() -> None:
+    """A web server enters what lives as long as the service, and calls the endpoint."""
+    [block] = [block for block in examples(SERVICES) if "FastAPI" in block.code]
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(block.code, names)
+    app = names["app"]
+    [score] = [route.endpoint for route in app.routes if route.path == "/score/{item}"]
+
+    async def serve() -> list[Any]:
+        async with names["lifespan"](app):
+            request = SimpleNamespace(app=app)
+            return await asyncio.gather(*(score(item, request) for item in range(3)))
+
+    assert asyncio.run(serve()) == [{"score": 0.0}, {"score": 0.5}, {"score": 1.0}]
+
+
+def test_what_cannot_run_is_python() -> None:
+    left_out = [
+        block
+        for path in documents.pages()
+        for block in documents.blocks(path.read_text(encoding="utf-8"))
+        if block.fragment is not None
+    ]
+    assert left_out
+    for block in left_out:
+        compile(block.code, block.fragment, "exec")
+
+
+def test_each_block_says_what_it_is() -> None:
+    """Only Python, command lines, configuration, and what is shown; diagrams have no language."""
+    for path in documents.pages():
+        languages = {block.language for block in documents.blocks(path.read_text(encoding="utf-8"))}
+        drawn = {""} if path.name == "architecture.md" else set()
+        assert languages <= {"python", "sh", "yaml", "text"} | drawn, path
 
 
 def test_the_program_of_the_readme(tmp_path: Path) -> None:
