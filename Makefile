@@ -23,7 +23,7 @@ TENTH  := --tenth --modes ours --fresh --jobs 2
 CODE   := $(wildcard dask_ownership tests examples ci)
 
 .PHONY: demo demo-compare test test-fast lint test-slow test-compat soak simulate replay bench conformance
-.PHONY: conformance-dask clean coverage mutation test-downstream packages docs
+.PHONY: conformance-dask clean coverage mutation test-downstream test-types packages docs
 
 demo: $(VENV)/stamp
 	$(BIN)/python examples/stdlib_index.py $(ARGS)
@@ -51,6 +51,10 @@ test-slow: $(VENV)/stamp
 
 test-compat: $(VENV)/stamp-boosting
 	$(BIN)/python -m pytest -m 'slow or not slow' $(or $(ARGS),tests/compat)
+
+# What pyright sees in users' programs; mypy's view is part of `make test`. The package brings node.
+test-types: $(VENV)/stamp-types
+	$(BIN)/basedpyright --pythonpath $(BIN)/python --level error $(or $(ARGS),tests/typing_cases.py)
 
 replay: $(VENV)/stamp
 	$(BIN)/python tests/simulation/random_programs.py replay $(SEED)
@@ -114,6 +118,10 @@ $(VENV)/stamp-bench: $(VENV)/stamp
 
 $(VENV)/stamp-docs: $(VENV)/stamp
 	$(PIP) --editable '.[docs]'
+	@touch $@
+
+$(VENV)/stamp-types: $(VENV)/stamp
+	$(PIP) --editable '.[types]'
 	@touch $@
 
 # A quarter of a gigabyte, which no other target needs.
