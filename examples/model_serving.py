@@ -25,20 +25,13 @@ import threading
 import time
 from pathlib import Path
 
+import common
 import numpy as np
 import serving_tasks
-from distributed import Client, LocalCluster
+from distributed import LocalCluster
 from serving_tasks import Answer, Held, Plan
 
 PERCENTILES = (50, 90, 99, 99.9, 100)
-
-
-def connect(engine: str, cluster: LocalCluster) -> Client:
-    if engine == "distributed":
-        return Client(cluster)
-    from dask_ownership import Client as Engine
-
-    return Engine(cluster)
 
 
 def run(args: argparse.Namespace) -> tuple[list[Answer], int]:
@@ -50,7 +43,7 @@ def run(args: argparse.Namespace) -> tuple[list[Answer], int]:
         LocalCluster(
             n_workers=1 + args.clients + args.models, threads_per_worker=1, dashboard_address=":0"
         ) as cluster,
-        connect(args.engine, cluster) as client,
+        common.client_class(args.engine)(cluster) as client,
     ):
         ready = {
             name: client.submit(serving_tasks.warm_up, workers=[name], pure=False)
@@ -121,12 +114,7 @@ def report(answers: list[Answer], arrived: int, args: argparse.Namespace) -> int
 
 def plot(answers: list[Answer], args: argparse.Namespace) -> None:
     """Draw the share of requests that were answered within so long."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("--plot needs matplotlib: pip install matplotlib")
-        return
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = common.new_figure()
     axes = figure.subplots()
     late = np.sort([answer.seconds * 1000 for answer in answers])
     axes.plot(late, np.arange(1, len(late) + 1) / len(late) * 100)
@@ -140,14 +128,9 @@ def plot(answers: list[Answer], args: argparse.Namespace) -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    def seconds(text: str) -> float:
-        return float(text.removesuffix("s"))
-
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__, "draw how long answers took")
     parser.add_argument("--rate", type=float, default=160, help="requests per second; default: 160")
-    parser.add_argument("--seconds", type=seconds, default=10.0, help="default: 10")
+    parser.add_argument("--seconds", type=common.seconds, default=10.0, help="default: 10")
     parser.add_argument("--batch", type=int, default=16, help="requests in one; default: 16")
     parser.add_argument("--clients", type=int, default=1, help="processes that ask; default: 1")
     parser.add_argument("--models", type=int, default=2, help="processes that answer; default: 2")
@@ -159,12 +142,10 @@ def parse_args() -> argparse.Namespace:
         help="that a model takes longer for a batch, as a large one would; default: 35",
     )
     parser.add_argument("--by-value", action="store_true", help="photos go through the router")
-    parser.add_argument("--engine", choices=("ownership", "distributed"), default="ownership")
     parser.add_argument("--fail", choices=("model",), help="kill the worker of a model")
     parser.add_argument(
-        "--at", type=seconds, default=5.0, help="seconds after the start; default: 5"
+        "--at", type=common.seconds, default=5.0, help="seconds after the start; default: 5"
     )
-    parser.add_argument("--plot", metavar="FILE", help="draw how long answers took")
     parser.add_argument("--json", metavar="FILE", help="write how long each answer took, in ms")
     args = parser.parse_args()
     if min(args.rate, args.seconds, args.batch, args.clients, args.models) <= 0:

@@ -13,23 +13,15 @@ early saves most of the time.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 
+import common
 import search_tasks
 from distributed import Client
 from search_tasks import Box
 
 PLANE = Box(c=0, gamma=-3, side=6)
-
-
-def connect(engine: str, workers: int) -> Client:
-    if engine == "distributed":
-        Engine = Client
-    else:
-        from dask_ownership import Client as Engine
-    return Engine(n_workers=workers, threads_per_worker=1, dashboard_address=":0")
 
 
 def trained(client: Client, workers: int) -> int:
@@ -43,12 +35,7 @@ def trained(client: Client, workers: int) -> int:
 
 def plot(progress: list[tuple[float, int]], whole: int, path: str) -> None:
     """Draw how many models were trained when."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("--plot needs matplotlib: pip install matplotlib")
-        return
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = common.new_figure()
     axes = figure.subplots()
     axes.plot([when for when, _ in progress], [count for _, count in progress], marker=".")
     axes.axhline(whole, linestyle=":", color="grey", label="the whole tree")
@@ -60,19 +47,16 @@ def plot(progress: list[tuple[float, int]], whole: int, path: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__, "draw how many models were trained when")
     parser.add_argument("--depth", type=int, default=3, help="levels below the first; default: 3")
     parser.add_argument("--keep", type=int, default=1, help="quarters that go on; default: 1")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--engine", choices=("ownership", "distributed"), default="ownership")
-    parser.add_argument("--plot", metavar="FILE", help="draw how many models were trained when")
     args = parser.parse_args()
     if args.depth < 1 or not 1 <= args.keep <= 4 or args.workers < 1:
         parser.error("--depth and --workers are at least 1, --keep is from 1 to 4")
     whole = sum(4**level for level in range(1, args.depth + 1))
-    with connect(args.engine, args.workers) as client:
+    Engine = common.client_class(args.engine)
+    with Engine(n_workers=args.workers, threads_per_worker=1, dashboard_address=":0") as client:
         start = time.perf_counter()
         search = client.submit(search_tasks.search, PLANE, args.depth, args.keep)
         progress = [(0.0, 0)]

@@ -19,6 +19,7 @@ import time
 from itertools import pairwise
 from typing import NamedTuple
 
+import common
 import dask
 import numpy as np
 import pandas as pd
@@ -122,10 +123,6 @@ def peak(dask_worker: object = None) -> int:
 
 def run(engine: str, args: argparse.Namespace) -> tuple[bool, float]:
     """Sort with one engine, print what came of it; whether the rows are right, and the seconds."""
-    if engine == "ownership":
-        from dask_ownership import Client as Engine
-    else:
-        Engine = Client
     rows = args.size // ROW // args.parts
     with (
         LocalCluster(
@@ -134,7 +131,7 @@ def run(engine: str, args: argparse.Namespace) -> tuple[bool, float]:
             memory_limit=args.memory,
             dashboard_address=":0",
         ) as cluster,
-        Engine(cluster) as client,
+        common.client_class(engine)(cluster) as client,
     ):
         start = time.perf_counter()
         before, after = (sort if engine == "ownership" else sort_p2p)(client, args.parts, rows)
@@ -152,12 +149,7 @@ def run(engine: str, args: argparse.Namespace) -> tuple[bool, float]:
 
 def plot(seconds: dict[str, float], args: argparse.Namespace) -> None:
     """Draw how long each engine took."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("--plot needs matplotlib: pip install matplotlib")
-        return
-    figure = Figure(figsize=(5, 4), layout="constrained")
+    figure = common.new_figure(width=5)
     axes = figure.subplots()
     axes.bar_label(axes.bar(list(seconds), list(seconds.values())), fmt="%.1f s")
     axes.set_ylabel("seconds")
@@ -167,16 +159,12 @@ def plot(seconds: dict[str, float], args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__, "draw how long each engine took")
     parser.add_argument("--size", type=parse_bytes, default="1GB", help="default: 1GB")
     parser.add_argument("--memory", type=parse_bytes, default="400MiB", help="of each worker")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--parts", type=int, default=32, help="inputs, and outputs")
-    parser.add_argument("--engine", choices=("ownership", "distributed"), default="ownership")
     parser.add_argument("--compare", action="store_true", help="both engines, one after the other")
-    parser.add_argument("--plot", metavar="FILE", help="draw how long each engine took")
     args = parser.parse_args()
     engines = ("ownership", "distributed") if args.compare else (args.engine,)
     found = {engine: run(engine, args) for engine in engines}

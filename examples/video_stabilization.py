@@ -26,9 +26,10 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import common
 import numpy as np
 import video_tasks
-from distributed import Client, LocalCluster
+from distributed import LocalCluster
 from video_tasks import Plan, Sink, Video, camera
 
 PERCENTILES = (50, 90, 99, 99.9, 100)
@@ -43,21 +44,13 @@ def warm_up(videos: list[Video]) -> int:
     return os.getpid()
 
 
-def connect(engine: str, cluster: LocalCluster) -> Client:
-    if engine == "distributed":
-        return Client(cluster)
-    from dask_ownership import Client as Engine
-
-    return Engine(cluster)
-
-
 def run(videos: list[Video], args: argparse.Namespace) -> dict[int, Sink]:
     """Stabilise all videos at the same time, and return what the sink knows in the end."""
     with (
         LocalCluster(
             n_workers=1 + args.owners + args.workers, threads_per_worker=1, dashboard_address=":0"
         ) as cluster,
-        connect(args.engine, cluster) as client,
+        common.client_class(args.engine)(cluster) as client,
     ):
         # Dask names the workers by numbers: the sink, then the owners, then those that compute.
         places: list[int | str] = list(range(1 + args.owners + args.workers))
@@ -173,12 +166,7 @@ def report(videos: list[Video], sinks: dict[int, Sink], args: argparse.Namespace
 
 def plot(late: dict[int, np.ndarray], args: argparse.Namespace) -> None:
     """Draw the share of frames that were at most so late."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("--plot needs matplotlib: pip install matplotlib")
-        return
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = common.new_figure()
     axes = figure.subplots()
     values = np.sort(np.concatenate(list(late.values())))
     axes.plot(values, np.arange(1, len(values) + 1) / len(values) * 100)
@@ -220,14 +208,9 @@ def measure(path: str) -> tuple[float, int]:
 
 
 def parse_args() -> argparse.Namespace:
-    def seconds(text: str) -> float:
-        return float(text.removesuffix("s"))
-
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__, "draw how late frames are")
     parser.add_argument("--videos", type=int, default=1, metavar="N", help="at the same time")
-    parser.add_argument("--seconds", type=seconds, default=10.0, help="of each; default: 10")
+    parser.add_argument("--seconds", type=common.seconds, default=10.0, help="of each; default: 10")
     parser.add_argument(
         "--fps", type=float, default=25.0, help="frames a second of a rendered clip; default: 25"
     )
@@ -239,13 +222,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", metavar="FOLDER", help="write the stabilised videos there")
     parser.add_argument("--workers", type=int, default=2, help="processes that compute; default: 2")
     parser.add_argument("--owners", type=int, default=2, help="processes that own; default: 2")
-    parser.add_argument("--engine", choices=("ownership", "distributed"), default="ownership")
     parser.add_argument("--fail", choices=("worker", "owner"), help="kill one, of video 0")
     parser.add_argument(
-        "--at", type=seconds, default=5.0, help="seconds after the start; default: 5"
+        "--at", type=common.seconds, default=5.0, help="seconds after the start; default: 5"
     )
     parser.add_argument("--checkpoint", type=int, default=0, metavar="FRAMES", help="between two")
-    parser.add_argument("--plot", metavar="FILE", help="draw how late frames are")
     parser.add_argument("--json", metavar="FILE", help="write how late each frame is, in ms")
     args = parser.parse_args()
     if args.checkpoint and args.engine == "distributed":
