@@ -13,38 +13,54 @@ from dask_ownership.core.protocol.states import ERROR, INLINE, STORED
 
 
 class InlineValue(NamedTuple):
-    """The value itself, with the names of the futures inside the value."""
+    """The value itself."""
 
+    #: `INLINE`.
     state: int
+    #: The pickled value.
     pickled: bytes
+    #: The names of the futures inside the value.
     inside: tuple[Origin, ...]
 
 
 class StoredValue(NamedTuple):
-    """Where the value is: the addresses of workers, and the attempt that made the value."""
+    """Where the value is."""
 
+    #: `STORED`.
     state: int
+    #: Size of the value in bytes.
     nbytes: int
+    #: The pickled type of the value, or the type's name.
     type_name: bytes | None
+    #: Addresses of the workers that have the value.
     addresses: tuple[str, ...]
+    #: The attempt of the owner that made the value.
     made_by: int
 
 
 class TaskError(NamedTuple):
-    """The error of the task, with the names of the futures inside the error."""
+    """The error of the task."""
 
+    #: `ERROR`.
     state: int
+    #: The pickled error.
     pickled: bytes
+    #: The names of the futures inside the error.
     inside: tuple[Origin, ...]
 
 
 class NoValue(NamedTuple):
     """Why there is no value: the items after the state are those of a `Failure`."""
 
+    #: The state in which the row has ended.
     state: int
+    #: What happened.
     kind: str
+    #: The key of the object that could not be had.
     key: Key
+    #: What happened, for people.
     detail: str
+    #: The owners above the object, for people, when they are gone.
     chain: tuple[str, ...]
 
 

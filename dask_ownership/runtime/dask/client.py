@@ -112,7 +112,7 @@ def find_clients(of_threads: Callable[[], Any]) -> None:
 
 
 def scheduler_address(client: Any) -> str:
-    """The address of the scheduler of a client, for people when the client is not connected."""
+    """Return the address of a client's scheduler, or words for people without a connection."""
     return str(getattr(client.scheduler, "address", "of this client"))
 
 
