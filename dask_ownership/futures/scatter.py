@@ -259,7 +259,8 @@ class Scattering:
             if isinstance(answer, dict) and answer.get("status") == "leaving":
                 return False
             if not isinstance(answer, dict) or answer.get("status") != "OK":
-                raise NoWorker(batch[0][0].key, f"{view.address} did not take it: {answer!r}")
+                [(refused, *_), *_] = batch
+                raise NoWorker(refused.key, f"{view.address} did not take it: {answer!r}")
             view.byte_counter.sent += sum(size_of(sealed.data) for _, _, sealed in data)
             sizes = answer["nbytes"]
         for (row, _), nbytes in zip(batch, sizes, strict=True):

@@ -140,7 +140,8 @@ class VirtualWorker:
                 fresh, session.fresh = session.fresh, []
                 cannot: list[Any] = []
                 batch = pipe.there.pack(packable(messages, cannot))
-                core.packed(session, batch[0], fresh)
+                number, _, _ = batch
+                core.packed(session, number, fresh)
                 self.world.network.send(pipe, batch, to_worker=False)
                 for message in cannot:
                     problem = travel.dumps("it cannot be packed")[0]

@@ -300,6 +300,29 @@ def test_one_module_writes_the_state_of_a_row_and_one_its_counts():
     assert found == WRITERS
 
 
+def unlocked(node: ast.AST, locked: bool = False) -> Iterator[ast.Attribute]:
+    """Yield what is written to outside of a ``with ...lock``."""
+    if isinstance(node, ast.With):
+        locked = locked or any(ast.unparse(i.context_expr).endswith(".lock") for i in node.items)
+    if not locked:
+        yield from written(node)
+    for child in ast.iter_child_nodes(node):
+        yield from unlocked(child, locked)
+
+
+def test_options_of_a_row_are_replaced_under_the_lock():
+    """Any thread may note that a row is shared (`Row.shared_with`): no change gets lost."""
+    found = {
+        name
+        for name, path in modules().items()
+        if name.startswith("core.owner.")
+        for attribute in unlocked(tree_of(path))
+        if attribute.attr == "options" and ast.unparse(attribute) != "lineage.options"
+    }
+    # `shared_with` itself, and rows of which no thread knows yet.
+    assert found == {"core.owner.rows.row", "core.owner.references.detached"}
+
+
 def in_words(kind: str) -> re.Pattern[str]:
     return re.compile(rf"\b(many|more|number of)\b[\w ,]*\b{kind}\b")
 
@@ -441,7 +464,8 @@ def test_options_cannot_be_written_to():
 
 READ_BY_NAME = {
     "message", "messages", "said", "sent", "outcome", "process", "sender", "receiver", "origin",
-    "_origin", "heir", "level", "owner_ref", "ref", "adopted",
+    "_origin", "heir", "level", "owner_ref", "ref", "adopted", "begun", "batch", "batches",
+    "gave_back", "value_name",
 }  # fmt: skip
 """What messages, outcomes and the names of processes and objects are called."""
 

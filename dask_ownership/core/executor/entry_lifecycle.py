@@ -89,8 +89,8 @@ class EntryLifecycle:
         session.outbox.append(message)
         if state == HELD:
             entry.value = value
-            # A DONE with futures inside has one item more, and waits for REFS_COUNTED.
-            if len(message) > 5:
+            # An answer with futures inside waits for REFS_COUNTED.
+            if m.has_futures(message):
                 session.handed[entry.key, entry.attempt] = entry
             else:
                 session.fresh.append(entry)
@@ -118,7 +118,7 @@ class EntryLifecycle:
             self._lingers_no_more(entry)
         self._forget(entry)
         # The entry, `GONE`, keeps the futures inside the answer until REFS_COUNTED.
-        if heard and len(message) > 5:
+        if heard and m.has_futures(message):
             entry.contains = contains
             entry.session.handed[entry.key, entry.attempt] = entry
         self.give_back_waiters(entry)

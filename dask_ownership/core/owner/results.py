@@ -271,7 +271,8 @@ class Results:
             # With ``keys`` the worker lacks resources and takes other tasks. A worker that takes
             # none at all has said so before, with `ACCEPTING`.
             if keys:
-                view.resources = dict(keys[0])
+                [resources] = keys
+                view.resources = dict(resources)
         elif reason == m.RECALLED:
             self._lifecycle.attempts.change(row).recalled = True
         elif reason == m.MISSING:

@@ -221,6 +221,11 @@ RESCHEDULED = 6
 if there is one."""
 
 
+def has_futures(answer: Message) -> bool:
+    """Return whether a `DONE`, `FAILED` or `DELEGATED` names futures inside its value or error."""
+    return len(answer) > DONE_ALONE
+
+
 def child_name(child: Key) -> Key:
     """Return the key under which a worker keeps a named child, for `REFS_COUNTED`."""
     return ("made", child)

@@ -89,7 +89,8 @@ class Packing:
     def _frame(self, batch: Batch, body: bytes) -> bytes:
         """Return the frame of a batch whose messages are packed already, as ``body``."""
         # 0x93 begins an array of three items in msgpack: number, acknowledged, messages.
-        return b"\x93" + self._pack(batch[0]) + self._pack(batch[1]) + body
+        number, acknowledged, _ = batch
+        return b"\x93" + self._pack(number) + self._pack(acknowledged) + body
 
     def _parts(self, messages: list[Message]) -> Iterable[tuple[list[Message], bytes]]:
         """Pack messages into one or more parts, and leave out messages that cannot be packed.

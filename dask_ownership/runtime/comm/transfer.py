@@ -19,6 +19,7 @@ from distributed.protocol.serialize import merge_and_deserialize
 from distributed.utils import offload
 
 from dask_ownership.core.owner.rows.row import Row
+from dask_ownership.core.protocol.messages import ValueName
 from dask_ownership.errors import NotSerializable
 from dask_ownership.runtime import importing
 from dask_ownership.runtime.comm.reach import RoutedPool
@@ -162,6 +163,12 @@ async def unpack_off_loop(packed: Serialized, client: Any) -> tuple[Any, list[Ro
 
 Name: TypeAlias = tuple[Hashable, int]
 """A value of one owner: its key, and the attempt that made it."""
+
+
+def within_owner(name: ValueName) -> Name:
+    """Return the part of a value's name that follows its owner."""
+    _owner, key, attempt = name
+    return key, attempt
 
 
 async def ask(

@@ -80,7 +80,8 @@ class Endings:
         if entry.options is not None and "timeout" in entry.options:
             self.timeouts.stop(entry)
         entry.contains = outcome.contains
-        ran = outcome.gave_back is None or outcome.gave_back[0] == m.RESCHEDULED
+        reason, _keys = outcome.gave_back or (None, ())
+        ran = reason in (None, m.RESCHEDULED)
         if (entry.arrived is not None or entry.exported) and ran:
             # With the answer the owner lets go of the futures in the arguments: so this process
             # has to be counted for them first. The owner also forgets how to run the task then,

@@ -548,15 +548,13 @@ class Executor:
         no wanted task may run, with ``move`` no value may be left, and connected owners must have
         acknowledged every answer.
         """
-        core = self.core
-        return (
-            self.owner.hand_over(move)
-            and not (wait and core.awaits_tasks)
-            and not (move and core.keeps_values)
-            and not any(
-                link.channel is not None and link.state.unacknowledged
-                for link in self.links.values()
-            )
+        if not self.owner.hand_over(move):
+            return False
+        with self.lock:  # runner threads add and remove entries
+            if (wait and self.core.awaits_tasks) or (move and self.core.keeps_values):
+                return False
+        return not any(
+            link.channel is not None and link.state.unacknowledged for link in self.links.values()
         )
 
     # ---- values ----

@@ -12,7 +12,7 @@ from distributed.protocol import Serialized
 from dask_ownership.core.executor.session import Entry
 from dask_ownership.runtime.comm.reach import RoutedPool
 from dask_ownership.runtime.comm.request import Backoff, Stalled, silence
-from dask_ownership.runtime.comm.transfer import Name, ask, size_of
+from dask_ownership.runtime.comm.transfer import Name, ask, size_of, within_owner
 from dask_ownership.runtime.executor.watch import Watch
 
 logger = logging.getLogger("dask_ownership.transfer")
@@ -102,9 +102,10 @@ class Fetcher:
         if index >= len(entry.addresses):
             self.failed(entry, None, self._absent.pop(entry, ()))
             return
-        place = (entry.addresses[index], entry.value_name[0])
+        owner, _, _ = entry.value_name
+        place = (entry.addresses[index], owner)
         # Another owner may have the value at this worker: one copy serves both.
-        if place[0] == self.here:
+        if entry.addresses[index] == self.here:
             if not self.share(entry):
                 self._absent[entry] = (*self._absent.get(entry, ()), self.here)
                 self._ask_at(entry, index + 1)
@@ -148,7 +149,7 @@ class Fetcher:
                 if address in self.gone:
                     break
                 try:
-                    names = [entry.value_name[1:] for entry, _ in batch]
+                    names = [within_owner(entry.value_name) for entry, _ in batch]
                     began = perf_counter()
                     values, reasons = await ask(
                         self.pool, address, owner, names,
@@ -168,7 +169,7 @@ class Fetcher:
                     if attempt + 1 < TRIES:
                         await asyncio.sleep(0.05 * 4**attempt)
             for entry, index in batch:
-                name = entry.value_name[1:]
+                name = within_owner(entry.value_name)
                 if name in values:
                     self._absent.pop(entry, None)
                     if self._watch.observer is not None:

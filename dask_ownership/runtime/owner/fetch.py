@@ -10,7 +10,7 @@ from dask_ownership.core.owner.rows.row import Borrowed, Row
 from dask_ownership.core.protocol.names import NAME
 from dask_ownership.core.protocol.states import INLINE, STORED
 from dask_ownership.errors import LostData, NotSerializable, OwnershipError
-from dask_ownership.runtime.comm.transfer import ask, size_of, unpack
+from dask_ownership.runtime.comm.transfer import ask, size_of, unpack, within_owner
 from dask_ownership.runtime.importing import unpickle
 from dask_ownership.runtime.owner.owner import Owner
 from dask_ownership.runtime.serialize import loads_value
@@ -54,7 +54,7 @@ async def fetch(owner: Owner, rows: Iterable[Row]) -> dict[Row, Any]:
             # Inline values were read above, and rows without a value are left out.
             if row.state != STORED:
                 continue
-            incarnation = owner.core.table.value_name(row)[0]
+            incarnation, _, _ = owner.core.table.value_name(row)
             addresses = _addresses(row)
             # After all locations, the first location is asked once more.
             if index > len(addresses):
@@ -134,7 +134,7 @@ async def _fetch_from(
     """
     address, incarnation = place
     # Workers know a value by the key at its owner and the attempt that made it.
-    by_name = {owner.core.table.value_name(row)[1:]: row for row in rows}
+    by_name = {within_owner(owner.core.table.value_name(row)): row for row in rows}
     try:
         values, reasons = await ask(
             owner.pool,

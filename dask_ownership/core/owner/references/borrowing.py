@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dask_ownership.core.owner.references.handovers import Both, Handover
+from dask_ownership.core.owner.references.acknowledgements import (
+    Acknowledgements,
+    Both,
+)
 from dask_ownership.core.owner.references.peers import Peer, Peers
 from dask_ownership.core.owner.rows.failure_counts import LOST_DATA, OWNER_LOST, OWNERS_GONE
 from dask_ownership.core.owner.rows.lifecycle import Lifecycle
@@ -270,12 +273,12 @@ class Borrowing(RowListener):
         if not waiting:
             call()
             return
-        handover = Handover(len(waiting), call)
+        awaited = Acknowledgements(len(waiting), call)
         for row in waiting:
-            # There may be very many rows, each with hardly ever more than one handover. So there is
+            # There may be very many rows, each with hardly ever more than one call. So there is
             # no list per row.
-            before = row.handovers
-            row.handovers = handover if before is None else Both(before, handover)
+            before = row.when_acknowledged
+            row.when_acknowledged = awaited if before is None else Both(before, awaited)
 
     def hold_until_acknowledged(self, outer: Row, rows: Iterable[Row]) -> None:
         """Keep ``outer``, whose value contained ``rows``, until their owners count this process.
@@ -310,9 +313,9 @@ class Borrowing(RowListener):
             returns, row.returns = row.returns, None
             for peer, key, number in returns:
                 self._peers.say(peer, (BORROW_RELEASE, key, number))
-        if row.handovers is not None:
-            handovers, row.handovers = row.handovers, None
-            handovers.one_acknowledged()
+        if row.when_acknowledged is not None:
+            waiting, row.when_acknowledged = row.when_acknowledged, None
+            waiting.one_acknowledged()
 
     # ---- requests to owners ----
 

@@ -86,14 +86,15 @@ class Delegations:
             self._lineages.keep(row, row.contains)  # before the task becomes an alias
         lifecycle.attempts.forget(row)
         # The alias keeps the options of the object. Options for running the task have no more use.
-        was = row.options
-        row.options = Options(
-            depth=was.depth,
-            parent=was.parent,
-            heir=was.heir,
-            within=was.within,
-            replicas=was.replicas,
-        )
+        with lifecycle.table.lock:
+            was = row.options
+            row.options = Options(
+                depth=was.depth,
+                parent=was.parent,
+                heir=was.heir,
+                within=was.within,
+                replicas=was.replicas,
+            )
         functions = self._functions
         needed = lifecycle.become(row, functions.identity, functions.payload, inner)
         lifecycle.release_task_refs(needed)
@@ -133,7 +134,8 @@ class Delegations:
         ``begun`` is the task that delegated. When the search comes back to this task, the task
         ends.
         """
-        begun = (begun[0], begun[1], begun[2])  # a list when it comes over a link
+        owner, key, attempt = begun
+        begun = (owner, key, attempt)  # a list when it comes over a link
         seen = (begun, row.key, row.attempt)
         if seen in self._followed:
             return
@@ -141,7 +143,7 @@ class Delegations:
         if len(self._followed) > FOLLOWED:
             del self._followed[next(iter(self._followed))]
         if self._leads_back((row,), begun):
-            found = self._table.rows.get(begun[1])
+            found = self._table.rows.get(key)
             if found is not None:
                 self._end(found)
 

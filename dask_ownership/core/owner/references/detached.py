@@ -200,7 +200,8 @@ class DetachedObjects(RowListener):
             known = self._table.find(key)
             if known is not None:
                 if known.options.lineage_spec is not None and key in spec.numbers:
-                    known.options = known.options._replace(lineage_spec=spec)
+                    with self._table.lock:
+                        known.options = known.options._replace(lineage_spec=spec)
                 rows.append(known)
                 continue
             if holder_ref(origin) is not None:

@@ -151,7 +151,8 @@ class Peers:
                 if message and message[KIND] in self.last_words:
                     self.last_words[message[KIND]](mourned, *message[AFTER_KIND])
             return
-        if batch[0] and batch[0] <= before:
+        number, _, _ = batch
+        if number and number <= before:
             # A peer repeats a batch until the acknowledgement arrives, so send that once more.
             peer.stream.unsaid += 1
             self._unheard(peer)

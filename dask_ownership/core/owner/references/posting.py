@@ -151,7 +151,7 @@ class Posting:
     def _look_later(self, peer: Peer) -> None:
         """Set a timer that looks whether a peer has acknowledged its oldest post by then."""
         batches = peer.stream.unacknowledged
-        oldest = batches[0][0] if batches else 0
+        oldest = next((number for number, _ in batches), 0)
         seconds = CARRIED * (1 << min(peer.turn, DOUBLED))
         self._effects.later(seconds, self._look, peer, oldest)
 
@@ -164,7 +164,8 @@ class Posting:
         if peer.gone or not batches or peer.way == peer.process[ADDRESS]:
             self._watched.discard(peer)
             return
-        if batches[0][0] == oldest:
+        first, _ = next(iter(batches))
+        if first == oldest:
             peer.turn += 1
             self._again(peer)
         self._look_later(peer)

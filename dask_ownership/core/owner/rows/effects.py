@@ -1,8 +1,18 @@
 """Effects: what the driver of a core (the runtime or the virtual cluster) has to do for the core.
 
 A core does nothing itself. Its decisions collect here, and in the outbox of each worker (of an
-owner) and each session (of an executor). The driver takes all effects after each event, once, and
-carries them out in any order; a core asks for no effect a second time.
+owner) and each session (of an executor). After each event the driver of an owner does in this
+order, and each of these things may be done once too often without harm:
+
+1. ``peers.say_to_itself``: messages of the process to itself may make rows ready.
+2. ``schedule``: ready rows get workers, and pushes go into outboxes.
+3. ``posting.flush``: messages to other owners become posts, in outboxes and in ``posts``.
+4. ``posts`` leave (`OwnerEffects.take_posts`), before later answers of the executor here.
+5. All other effects are taken, once, and carried out in any order: a core asks for none twice.
+6. The outboxes of the workers are emptied and sent.
+
+The driver of an executor lets tasks begin (``queue.next_work``), empties the outboxes of the
+sessions, takes `ExecutorEffects`, and finds links for ``posts.undelivered``.
 """
 
 from __future__ import annotations

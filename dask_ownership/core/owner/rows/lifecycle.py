@@ -570,7 +570,8 @@ class Lifecycle:
         row.payload = lineage.payload
         row.dependencies = lineage.dependencies
         row.contains = lineage.contains
-        row.options = lineage.options
+        with self.table.lock:
+            row.options = lineage.options
         row.locations = ()
         row.value = None
         row.state = WAITING

@@ -193,6 +193,7 @@ class Row:
         """Note that ``parent`` has the row, too.
 
         Unless ``parent`` is the submitting task, the row is not cancelled with that task any more.
+        Any thread does so; hence whatever else replaces options holds the lock of the table.
         """
         mine = self.options.parent
         if mine is not None and mine != parent:
@@ -224,7 +225,6 @@ class Borrowed(Row):
         "acknowledged",
         "addresses",
         "freed",
-        "handovers",
         "made_by",
         "misses",
         "origin",
@@ -233,6 +233,7 @@ class Borrowed(Row):
         "returns",
         "survived",
         "version",
+        "when_acknowledged",
     )
 
     def __init__(self, origin: Origin) -> None:
@@ -253,7 +254,7 @@ class Borrowed(Row):
         #: The owner counts this process, or there is nothing to count any more.
         self.acknowledged = False
         #: Handovers, which are told when the owner counts this process.
-        self.handovers: Any = None
+        self.when_acknowledged: Any = None
         #: Number of the value that this process heard of last, among the attempts of this process.
         self.version = 0
         #: The attempt of the owner that made the value, when the value is `STORED`.

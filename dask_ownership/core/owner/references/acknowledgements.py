@@ -1,11 +1,11 @@
-"""Handovers: what waits until owners have acknowledged borrowings."""
+"""Calls that wait until owners have acknowledged borrowings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 
-class Handover:
+class Acknowledgements:
     """Calls ``call`` when the owners of all ``left`` rows have acknowledged the borrowings."""
 
     __slots__ = ("call", "left")
@@ -22,11 +22,11 @@ class Handover:
 
 
 class Both:
-    """Two handovers that wait for one row: ``one``, which may be a pair itself, and ``other``."""
+    """Two calls that wait for one row: ``one``, which may be a pair itself, and ``other``."""
 
     __slots__ = ("one", "other")
 
-    def __init__(self, one: Handover | Both, other: Handover) -> None:
+    def __init__(self, one: Acknowledgements | Both, other: Acknowledgements) -> None:
         self.one = one
         self.other = other
 
