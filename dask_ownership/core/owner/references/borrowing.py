@@ -9,10 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dask_ownership.core.owner.references.acknowledgements import (
-    Acknowledgements,
-    Both,
-)
+from dask_ownership.core.owner.references.acknowledgements import Acknowledgements, Both
 from dask_ownership.core.owner.references.peers import Peer, Peers
 from dask_ownership.core.owner.rows.failure_counts import LOST_DATA, OWNER_LOST, OWNERS_GONE
 from dask_ownership.core.owner.rows.lifecycle import Lifecycle
