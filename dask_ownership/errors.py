@@ -79,7 +79,7 @@ class OwnerLost(LostData):
 
     What to do: submit the parent again. A parent that submits the same calls each time it runs has
     its children made again; what depends on the time or on a random number belongs in the
-    arguments. Workers that are retired hand over what they own; those that are killed cannot.
+    arguments. Workers that are retired hand over what they own; killed workers cannot.
 
     Attributes
     ----------
@@ -342,7 +342,7 @@ class SchedulerGone(ClosedOwner, FutureCancelledError):
     Stock Dask closes the workers with the scheduler. Small results and errors are with the client
     by then and can still be read, also after the client has closed: the message says how many.
 
-    What to do: read what is here, with ``future.result()`` or for all futures at once with
+    What to do: read the values here, with ``future.result()`` or for all futures at once with
     ``client.gather(futures, errors="skip")``; make a new client of a scheduler that runs, and
     submit the rest again.
 

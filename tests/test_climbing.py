@@ -63,6 +63,19 @@ def parent(path: str, count: int, seconds: float, size: int = 0) -> tuple[str, B
     return get_worker().address, Box(*made)
 
 
+def inc_when_there(x: int, gate: str) -> int:
+    """``x + 1``, as soon as there is a file of that name."""
+    until(lambda: Path(gate).exists(), 60)
+    return x + 1
+
+
+def parent_of_gated(path: str, count: int, gate: str) -> tuple[str, Box]:
+    """Return as `parent`; what it submits ends when the gate is there, however slow all else is."""
+    note(path, "ran")
+    made = [here().submit(inc_when_there, i, gate) for i in range(count)]
+    return get_worker().address, Box(*made)
+
+
 def opened(future: Any) -> tuple[str, tuple[Any, ...]]:
     """The worker whose process owns the children, and their futures."""
     _, box = future.result(timeout=20)
@@ -113,12 +126,14 @@ def test_another_client_that_has_them_gets_them(client, own_cluster, tmp_path):
 
 
 def test_a_task_elsewhere_that_waits_for_them_goes_on(client, tmp_path):
-    outer = client.submit(parent, str(tmp_path / "ran"), 2, 2.0, pure=False)
+    gate = tmp_path / "gate"
+    outer = client.submit(parent_of_gated, str(tmp_path / "ran"), 2, str(gate), pure=False)
     owner, futures = opened(outer)
     staying = [a for a in client.owner.core.placement.workers if a != owner]
     waits = [client.submit(add, Box(f), workers=staying, pure=False) for f in futures]
     until_there(client, "parked", *waits)
     kill(client, owner)
+    gate.touch()
     assert client.gather(waits) == [1, 2]
 
 

@@ -210,7 +210,7 @@ class Snapshot(Shown):
 
 @dataclass(frozen=True, repr=False)
 class ObjectSnapshot(Shown):
-    """All that one process knew of one object at one moment.
+    """Everything that a process knew of one object at one moment.
 
     Made by ``Client.ownership(key)``. Rows are named by their keys. There are as many attributes as
     facts about a row: they are flat, for people who type their names.

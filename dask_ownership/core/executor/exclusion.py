@@ -11,14 +11,14 @@ away:
 - Tasks that the suspect submits run with the suspect, while the suspect waits for them. The
   suspect is to blame for these tasks, too: their owner is the process that dies.
 - No other task begins before the owner has heard that the suspect is not alone any more. Only
-  another parked task may go on at once. When a parked task went on before, so that the suspect
-  lost its turn, the next parked task waits for the suspect, for as long as parked tasks wait for
-  a slot.
+  another parked task may go on at once, and the suspect loses its turn by that. The next parked
+  task then waits for the suspect, at most as long as parked tasks wait for a slot.
 
-Running and parked tasks may wait for tasks that are held up. So a suspect is alone for a limited
-time, and waits to be alone no longer than that; then the suspect runs beside other tasks, and its
-owner hears so, too. With each death of unknown cause the time is four times as long: a task that
-kills its worker late is alone for long enough at last.
+Running and parked tasks may wait for tasks that are held up. So two limits of equal length apply:
+one on the time for which a suspect waits to be alone, and one on the time for which it is alone.
+Then the suspect runs beside other tasks, and its owner hears so, too. With each death of unknown
+cause the time is four times as long: a task that kills its worker late is alone for long enough at
+last.
 """
 
 from __future__ import annotations

@@ -117,8 +117,8 @@ class Resources:
         bool
             Whether any task can try again.
         """
-        # Copies, from which the tasks in front take what they will have: the real amounts change
-        # when those tasks start.
+        # Copies of the amounts: what each task in front will take is subtracted from them, and the
+        # real amounts change when those tasks start.
         left = dict(self.available)
         in_pools = dict(self._in_pools)
         claimed: set[Any] = set(self.yielding)

@@ -120,8 +120,8 @@ class Departures:
     def _suspects(self, view: WorkerView, pushed: list[Row], unsent: set[int]) -> set[Row]:
         """Return the rows that may have run when a worker died: the oldest, one for each slot."""
         # A row cannot have run when its push was not sent, or when the row waited there for an
-        # input. A suspect of earlier deaths can have run beside other tasks only if the worker
-        # said so, with `ALONE`.
+        # input. A suspect of earlier deaths runs alone: it counts here only if the worker has
+        # said (`ALONE`) that it runs beside other tasks.
         could = [
             row
             for row in pushed

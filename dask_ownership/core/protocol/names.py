@@ -102,9 +102,10 @@ def task_origin(process: Process, key: Key, heir: Heir | None) -> Heir:
     The keys of all levels are the path from an heir down to the object
     (`references.reconstruction`), so no level is left out while there are few. From `HEIRS - 1`
     levels on, a level is left out that can never be asked. A level is asked when its process and
-    all processes above live, and the process below does not. So a level is never asked when one
-    process is both below and above the level; such a level is left out, unless no other level
-    names its own process. In this way a recursion of any depth between the same workers ends in
+    all processes above live, and the process below does not. Suppose that one
+    process is both below and above a level: while it lives the level is not needed, and when it is
+    dead the level may not be asked. Such a level is left out, unless no other level names its own
+    process. In this way a recursion of any depth between the same workers ends in
     `HEIRS` levels, and its client is still named.
     """
     # Nearest level first: the submitting task, then the task that submitted the submitting task.

@@ -573,8 +573,8 @@ class Borrowing(RowListener):
 
         Return True if an heir is asked instead. This happens only when the process that passed
         the future on died or was frozen, so that its value was made again elsewhere: any other
-        process keeps the object until the owner counts the borrower. The owner may be a later one,
-        which took the object over; it has said so itself, and no heir was asked (``path``).
+        process keeps the object until the owner counts the borrower. A later owner, which
+        took the object over, may say FREED too. A row with a ``path`` asks an heir already.
         """
         if row.acknowledged or row.path is not None or row.origin[HEIR] is None:
             return False

@@ -184,7 +184,7 @@ class DetachedObjects(RowListener):
         return row if row.function is not None else row.lineage
 
     def _no_more(self, row: Row) -> bool:
-        """Return whether a row has a value, or will have one, that no task can make again."""
+        """Return whether no task can make a row's value, which is or will be there, again."""
         return row.state <= STORED and self._source(row) is None
 
     # ---- the holder ----

@@ -469,8 +469,9 @@ class Reconstruction(RowListener):
     def submits_no_more(self, task: Row) -> None:
         """End the search for children of a task that has ended or has delegated.
 
-        Questions that wait for a child of a repeat fail, unless the worker may have heard of the
-        child too late; all other questions look again.
+        A question whose task was run again for the child fails: the task did not submit the child.
+        A question looks again if the task ran for its own value, or if the worker may have heard
+        too late that the child is looked for.
         """
         if task not in self.searches:
             return

@@ -81,9 +81,10 @@ class Table:
     """The rows of one owner by key, and their counts.
 
     Any thread looks keys up, takes local references and names rows; only the loop counts down and
-    takes out rows at zero (`release`, `release_task_refs`, `unneeded`). ``lock`` covers both.
-    `Lifecycle._forget` then frees the values of these rows (``FREE`` to workers), and
-    `Lineages.only_lineage_left` decides about a row that lineage still needs.
+    takes out rows at zero (`release`, `release_task_refs`, `unneeded`). ``lock`` is held for each
+    change of a count, and while rows are taken out. `Lifecycle._forget` then frees the values of
+    these rows (``FREE`` to workers), and `Lineages.only_lineage_left` decides about a row that
+    lineage still needs.
 
     Parameters
     ----------

@@ -63,8 +63,8 @@ class WorkerView:
     outbox: list[Message] = field(default_factory=list, init=False)
     #: Functions that were sent to the worker.
     functions: set[int] = field(default_factory=set, init=False)
-    #: Key of each value of which the worker was given a copy, or was told to fetch one, to an
-    #: attempt number: answers about attempts with a lower number say nothing of the copy.
+    #: By key: values that the worker was given, or was told to fetch. The number is that of the
+    #: first attempt whose answer can tell of the copy: earlier answers are older than the copy.
     copies: dict[Any, int] = field(default_factory=dict, init=False)
     #: Keys among ``copies`` whose values are at the worker for certain.
     arrived: set[Any] = field(default_factory=set, init=False)
