@@ -24,6 +24,7 @@ from dask_ownership.core.protocol.messages import is_origin
 from dask_ownership.core.protocol.states import STATE_NAMES
 from dask_ownership.runtime.comm.scheduler_ops import HOLD, RELEASE_HOLD
 from dask_ownership.runtime.owner.owner import Owner
+from dask_ownership.runtime.serialize import identity
 
 logger = logging.getLogger("dask_ownership.scheduler")
 
@@ -171,9 +172,9 @@ class Holding:
             return False
         # The holder has its own record of the identity, which it tells apart by the object.
         mine = self.owner.functions
-        identity = self.owner.core.functions.identity
+        alias = mine.get(identity)
         known = [
-            identity if pickled == identity.pickled else mine.by_value(pickled, name, kind)
+            alias if pickled == alias.pickled else mine.by_value(pickled, name, kind)
             for name, pickled, kind in functions
         ]
         there = self.holds.get(hold)
