@@ -55,6 +55,29 @@ def test_a_normal_run_says_nothing(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+LEFT_OPEN = """
+from dask_ownership import Client
+
+if __name__ == "__main__":
+    client = Client(n_workers=1, threads_per_worker=1, dashboard_address=":0")
+    print(client.submit(abs, -1).result())
+"""
+
+
+def test_a_program_that_leaves_its_client_open_says_nothing(tmp_path: Path) -> None:
+    """Then the cluster closes before the client does."""
+    program = tmp_path / "left_open.py"
+    program.write_text(LEFT_OPEN)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(program)],
+        capture_output=True,
+        text=True,
+        timeout=40,
+        env={**os.environ, "DASK_LOGGING__DISTRIBUTED": "critical"},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+
+
 def test_a_process_that_counts_as_gone_warns_of_nothing(caplog: Any) -> None:
     """As at the end of a cluster, whose workers hear that one is gone while it still links."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import distributed
 from distributed import LocalCluster
+from distributed.comm import CommClosedError
 from distributed.core import PooledRPCCall
 from distributed.utils import sync
 
@@ -338,8 +339,10 @@ class ClusterConnection(distributed.Client):
                 self._reporter.close()
             await self.owner.close(f"{self._lost}. {self._outlives()}" if self._lost else "")
             # For workers without a link of this owner: there are values that it only scattered.
-            if self.status in ("running", "closing"):
-                self._send_to_scheduler({"op": CLOSES})
+            # At the end of a program the scheduler has often closed before.
+            if self.status in ("running", "closing") and self.scheduler_comm is not None:
+                with suppress(CommClosedError):
+                    self.scheduler_comm.send({"op": CLOSES})
         if self._counted_open:
             self._counted_open = False
             config.client_closed()
