@@ -1,4 +1,4 @@
-"""The table of changes of a row's state, which every simulated program is checked against."""
+"""The table of changes of a row's state, which simulated programs are checked against."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dask_ownership.core.protocol.states import LOST, READY, STATE_NAMES
 
 
 def test_states_change_as_they_may(states_change_as_they_may) -> None:
-    for seed in range(40):
+    for seed in range(100):
         random_programs.replay(seed)
     assert states_change_as_they_may.illegal == set()
 
