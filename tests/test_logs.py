@@ -39,22 +39,6 @@ if __name__ == "__main__":
 """
 
 
-def test_a_normal_run_says_nothing(tmp_path: Path) -> None:
-    """Nothing is configured: what is a warning would be on standard error."""
-    program = tmp_path / "normal.py"
-    program.write_text(NORMAL)
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(program)],
-        capture_output=True,
-        text=True,
-        timeout=40,
-        env={**os.environ, "DASK_LOGGING__DISTRIBUTED": "critical"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "5050 210\n3\n"
-    assert done.stderr == ""
-
-
 LEFT_OPEN = """
 from dask_ownership import Client
 
@@ -64,10 +48,16 @@ if __name__ == "__main__":
 """
 
 
-def test_a_program_that_leaves_its_client_open_says_nothing(tmp_path: Path) -> None:
-    """Then the cluster closes before the client does."""
-    program = tmp_path / "left_open.py"
-    program.write_text(LEFT_OPEN)
+@pytest.mark.parametrize(
+    ("text", "output"), [(NORMAL, "5050 210\n3\n"), (LEFT_OPEN, "1\n")], ids=["closed", "left open"]
+)
+def test_a_normal_run_says_nothing(tmp_path: Path, text: str, output: str) -> None:
+    """Nothing is configured: what is a warning would be on standard error.
+
+    At the end of a program that leaves its client open, the cluster closes before the client.
+    """
+    program = tmp_path / "normal.py"
+    program.write_text(text)
     done = subprocess.run(
         [sys.executable, "-W", "error", str(program)],
         capture_output=True,
@@ -75,7 +65,7 @@ def test_a_program_that_leaves_its_client_open_says_nothing(tmp_path: Path) -> N
         timeout=40,
         env={**os.environ, "DASK_LOGGING__DISTRIBUTED": "critical"},
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, output, "")
 
 
 def test_a_process_that_counts_as_gone_warns_of_nothing(caplog: Any) -> None:
